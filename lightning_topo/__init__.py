@@ -1,0 +1,1 @@
+"""Lightning callbacks that watch the topology of a network's neurons while it trains."""

@@ -1,0 +1,30 @@
+"""What a probe returns: named numbers, with the step and the group of neurons they belong to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+GLOBAL = ""
+"""The group of a measurement that belongs to the whole network."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Values of one probe at one step, for one group of neurons or (`group=""`) for the whole network.
+
+    `step` counts the optimizer steps that lie behind the measured weights: 0 is the initial network, k the
+    network after its k-th step, as in the names of Lightning's checkpoints. `values` may hold NaN and
+    infinities; a quantity that has no meaning is left out.
+
+    >>> Measurement(step=3, epoch=0, probe="distortion", group="net.0", values={"critical_ratio": 0.02})
+    Measurement(step=3, epoch=0, probe='distortion', group='net.0', values={'critical_ratio': 0.02})
+    """
+
+    step: int
+    epoch: int
+    probe: str
+    group: str = GLOBAL
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.step < 0 or self.epoch < 0:
+            raise ValueError(f"expected step >= 0 and epoch >= 0, got {self.step} and {self.epoch}")
