@@ -1,0 +1,55 @@
+"""Typed records of what happened, and of what a person can do about it."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lightning_topo.measurement import GLOBAL
+
+
+class Severity(StrEnum):
+    """How loudly an event speaks: from `WARN` up, trackers alert."""
+
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
+
+
+class EventName(StrEnum):
+    """The names of all events."""
+
+    CURVATURE_BOUND_EXCEEDED = "curvature_bound_exceeded"
+    CURVATURE_BOUND_RESTORED = "curvature_bound_restored"
+    EDGE_OF_STABILITY_ENTER = "edge_of_stability_enter"
+    EDGE_OF_STABILITY_EXIT = "edge_of_stability_exit"
+    TOPOLOGY_BREAKDOWN = "topology_breakdown"
+    TOPOLOGY_RESTORED = "topology_restored"
+    GAP = "gap"
+    PROBE_FAILED = "probe_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class TopologyEvent:
+    """One thing that happened at one step, in one group of neurons or (`group=""`) in the whole network.
+
+    `value` is the number that made the event and `threshold` the one it was held against; both are None where
+    there is none. `message` says in a sentence what happened, `remedy` what a person can do.
+
+    >>> event = TopologyEvent("gap", step=3, epoch=0, message="resumed")
+    >>> event.name, event.severity
+    (<EventName.GAP: 'gap'>, <Severity.INFO: 'info'>)
+    """
+
+    name: EventName
+    step: int
+    epoch: int
+    group: str = GLOBAL
+    severity: Severity = Severity.INFO
+    value: float | None = None
+    threshold: float | None = None
+    message: str = ""
+    remedy: str = ""
+
+    def __post_init__(self) -> None:
+        # Events are also read back from text, where names and severities are strings.
+        object.__setattr__(self, "name", EventName(self.name))
+        object.__setattr__(self, "severity", Severity(self.severity))
