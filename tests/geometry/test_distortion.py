@@ -1,0 +1,149 @@
+"""Step distortion against brute force in float64, and the facts it rests on."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_topo.geometry import StepDistortion, step_distortion
+
+
+def brute_force(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, float]:
+    """r, a, b by the definition, pair by pair, in float64."""
+    x, y = before.double(), after.double()
+    r, a, b = 0.0, math.inf, 0.0
+    for i, j in itertools.combinations(range(len(x)), 2):
+        d, d_after = float((x[i] - x[j]).norm()), float((y[i] - y[j]).norm())
+        if d == 0:
+            q, ratio = (math.inf, math.inf) if d_after > 0 else (0.0, 1.0)
+        else:
+            q, ratio = float(((y[i] - x[i]) - (y[j] - x[j])).norm()) / d, d_after / d
+        r, a, b = max(r, q), min(a, ratio), max(b, ratio)
+    return r, a, b
+
+
+def assert_matches(step: StepDistortion, truth: tuple[float, float, float]) -> None:
+    measured = (step.critical_ratio, step.contraction, step.expansion)
+    assert measured == pytest.approx(truth, rel=1e-6, abs=0)
+
+
+def cloud(n: int, d: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@given(
+    n=st.integers(2, 12),
+    d=st.integers(1, 6),
+    seed=st.integers(0, 10**6),
+    size=st.sampled_from([1e-6, 1e-3, 0.3, 3.0]),
+    offset=st.sampled_from([0.0, 100.0]),
+)
+def test_matches_brute_force(n, d, seed, size, offset):
+    before = cloud(n, d, seed) + offset
+    after = before + size * cloud(n, d, seed + 1)
+    assert_matches(step_distortion(before, after), brute_force(before, after))
+
+
+@pytest.mark.parametrize("gap", [1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_near_twins(gap, dtype):
+    before = cloud(40, 30, 0, dtype)
+    before[20:] = before[:20] + gap * cloud(20, 30, 1, dtype)
+    after = before + 1e-3 * cloud(40, 30, 2, dtype)
+    after[20:30] = after[:10] + 2 * (before[20:30] - before[:10])
+    assert_matches(step_distortion(before, after), brute_force(before, after))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened(dtype):
+    before = cloud(20, 9, 3, dtype)
+    after = before + cloud(20, 9, 4, dtype) / 16
+    assert_matches(step_distortion(before, after), brute_force(before, after))
+
+
+@given(n=st.integers(2, 10), seed=st.integers(0, 10**6), size=st.floats(1e-4, 2.0))
+def test_fact_1_ratio_bounds_contraction_and_expansion(n, seed, size):
+    before = cloud(n, 3, seed, torch.float64)
+    step = step_distortion(before, before + size * cloud(n, 3, seed + 1, torch.float64))
+    slack = 1e-9 * (1 + step.critical_ratio)
+    assert 1 - step.critical_ratio <= step.contraction + slack
+    assert step.contraction <= step.expansion <= 1 + step.critical_ratio + slack
+    if step.critical_ratio < 1:
+        assert step.certified
+        assert step.n_merged == 0
+
+
+@given(n=st.integers(2, 8), d=st.integers(1, 4), seed=st.integers(0, 10**6))
+@settings(max_examples=25)
+def test_isometry_and_scale(n, d, seed):
+    before, after = cloud(n, d, seed, torch.float64), cloud(n, d, seed + 1, torch.float64)
+    q, _ = torch.linalg.qr(cloud(d, d, seed + 2, torch.float64))
+    plain = step_distortion(before, after)
+    moved = step_distortion(3 * before @ q + 5, 3 * after @ q + 5)
+    assert moved.critical_ratio == pytest.approx(plain.critical_ratio, rel=1e-9)
+    assert moved.log_distortion == pytest.approx(plain.log_distortion, rel=1e-9, abs=1e-12)
+
+
+def test_pairs_attain_the_values():
+    before, after = cloud(30, 5, 0), cloud(30, 5, 1)
+    step = step_distortion(before, after)
+    for pair, value, moved in [
+        (step.critical_pair, step.critical_ratio, after - before),
+        (step.contraction_pair, step.contraction, after),
+        (step.expansion_pair, step.expansion, after),
+    ]:
+        assert pair is not None
+        i, j = pair
+        ratio = (moved[i] - moved[j]).norm() / (before[i] - before[j]).norm()
+        assert float(ratio) == pytest.approx(value, rel=1e-5)
+
+
+def test_coincident_neurons_that_stay_together():
+    before = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    step = step_distortion(before, 2 * before)
+    assert (step.n_coincident, step.n_split, step.n_merged) == (1, 0, 0)
+    assert (step.critical_ratio, step.contraction, step.expansion) == (1.0, 1.0, 2.0)
+
+
+def test_split_and_merge():
+    before = torch.tensor([[1.0], [1.0], [5.0], [6.0]])
+    after = torch.tensor([[1.0], [2.0], [7.0], [7.0]])
+    step = step_distortion(before, after)
+    assert (step.n_coincident, step.n_split, step.n_merged) == (1, 1, 1)
+    assert step.critical_ratio == step.expansion == step.log_distortion == math.inf
+    assert step.critical_pair == step.expansion_pair == (0, 1)
+    assert (step.contraction, step.contraction_pair) == (0.0, (2, 3))
+    assert not step.certified
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_no_pair_gives_identity_values(n):
+    step = step_distortion(torch.zeros(n, 3), torch.ones(n, 3))
+    assert (step.critical_ratio, step.contraction, step.expansion, step.log_distortion) == (0, 1, 1, 0)
+    assert step.critical_pair is step.contraction_pair is step.expansion_pair is None
+    assert step.certified
+
+
+def test_no_step_is_the_identity():
+    before = cloud(10, 4, 0)
+    step = step_distortion(before, before.clone())
+    assert (step.critical_ratio, step.contraction, step.expansion) == (0.0, 1.0, 1.0)
+
+
+def test_bad_input():
+    good = torch.zeros(4, 2)
+    bad = good.clone()
+    bad[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinity in 1 of 4 rows: 2"):
+        step_distortion(good, bad)
+
+
+def test_inputs_are_left_alone():
+    before = cloud(6, 3, 0).requires_grad_()
+    after = (2 * before.detach()).t().contiguous().t()
+    copy = after.clone()
+    assert step_distortion(before, after).expansion == pytest.approx(2.0)
+    assert torch.equal(after, copy)

@@ -1,0 +1,98 @@
+"""Rips persistence against ripser and closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.cluster.hierarchy import linkage
+
+from lightning_topo.geometry import pairwise_distances
+from lightning_topo.homology import available_engines, persistence
+
+ENGINES = available_engines()
+
+
+def cloud(kind: str, n: int, d: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(n, d, generator=generator)
+    if kind == "tied":
+        points = points.round()
+    elif kind == "duplicated":
+        points[n // 2 :] = points[: n - n // 2]
+    elif kind == "clustered":
+        points = 1e-3 * points + torch.randint(0, 3, (n, 1), generator=generator)
+    return points
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_circle(engine):
+    angles = torch.arange(12) * 2 * math.pi / 12
+    diagram = persistence(torch.stack([angles.cos(), angles.sin()], dim=1), engine=engine)
+    assert diagram[0].deaths[:-1].tolist() == pytest.approx([2 * math.sin(math.pi / 12)] * 11, rel=1e-6)
+    assert diagram[0].deaths[-1] == math.inf
+    assert diagram[1].births.tolist() == pytest.approx([2 * math.sin(math.pi / 12)], rel=1e-6)
+    assert diagram[1].deaths.tolist() == pytest.approx([2 * math.sin(4 * math.pi / 12)], rel=1e-6)
+    assert (diagram.engine, diagram.n_points, diagram.exact, diagram.covering_radius) == (engine, 12, True, 0)
+    assert diagram.diameter == pytest.approx(2)
+
+
+@pytest.mark.parametrize("kind", ["random", "tied", "duplicated", "clustered"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_matches_ripser(kind, engine):
+    ripser = pytest.importorskip("ripser").ripser
+    points = cloud(kind, 24, 3)
+    distances = pairwise_distances(points).numpy()
+    truth = ripser(distances, distance_matrix=True, maxdim=2)["dgms"]
+    diagram = persistence(points, max_dim=2, engine=engine)
+    for k in (1, 2):
+        expected = truth[k][truth[k][:, 1] > truth[k][:, 0]]
+        expected = expected[np.lexsort((expected[:, 1], expected[:, 0]))]
+        measured = torch.stack([diagram[k].births, diagram[k].deaths], dim=1).numpy()
+        np.testing.assert_allclose(measured, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["random", "duplicated", "clustered"])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_h0_is_the_spanning_tree(kind, offset):
+    points = cloud(kind, 40, 5) + offset
+    truth = np.sort(linkage(points.double().numpy(), "single")[:, 2])
+    deaths = persistence(points, max_dim=0)[0].deaths
+    np.testing.assert_allclose(deaths[:-1].double().numpy(), truth, rtol=1e-6)
+    assert deaths[-1] == math.inf
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_small_clouds(n):
+    diagram = persistence(torch.arange(n, dtype=torch.float32)[:, None])
+    assert diagram[0].deaths.tolist() == [1.0] * (n - 1) + [math.inf] * (n > 0)
+    assert len(diagram[1]) == 0
+
+
+def test_all_equal():
+    diagram = persistence(torch.ones(5, 3))
+    assert diagram[0].deaths.tolist() == [0, 0, 0, 0, math.inf]
+    assert diagram.diameter == 0
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_extreme_scales(scale):
+    points = cloud("random", 15, 2).double()
+    plain, scaled = persistence(points), persistence(points * scale)
+    np.testing.assert_allclose(scaled[1].deaths, plain[1].deaths * scale, rtol=1e-6)
+    assert len(plain[1]) > 0
+
+
+def test_landmarks_are_marked():
+    diagram = persistence(cloud("random", 50, 3), max_landmarks=10)
+    assert (diagram.n_points, len(diagram[0]), diagram.exact) == (50, 10, False)
+    assert diagram.covering_radius > 0
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="max_dim >= 0"):
+        persistence(torch.zeros(3, 2), max_dim=-1)
+    with pytest.raises(ValueError, match="expected an engine of giotto-ph"):
+        persistence(torch.zeros(3, 2), engine="dionysus")
+    with pytest.raises(ValueError, match="1 of 2 rows"):
+        persistence(torch.tensor([[0.0], [torch.nan]]))
