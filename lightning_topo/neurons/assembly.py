@@ -1,0 +1,230 @@
+"""From the atoms of a finished trace to named groups of neurons."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+
+from lightning_topo.neurons.coupling import Atom, Axis, axis_size, flat, leaves
+from lightning_topo.neurons.group import Kind, NeuronGroup, ParamSlice, Role, Step, owner
+from lightning_topo.neurons.trace import CouplingTrace, Piece
+
+Cell = list[Atom | None]
+
+_SUFFIX = {"head": "heads", "head_dim": "head_dim", "expert": "experts"}
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """A place where an atom runs along an axis of a refined part of a parameter."""
+
+    param: str
+    steps: tuple[Step, ...]
+    axes: Cell
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What the trace saw of one atom."""
+
+    occurrences: list[Occurrence] = field(default_factory=list)
+    company: set[Atom] | None = None  # atoms present in every tensor that holds this one
+    tags: set[str] = field(default_factory=set)
+    operators: set[str] = field(default_factory=set)
+    roles: defaultdict[str, set[Role]] = field(default_factory=lambda: defaultdict(set))
+    first_use: int = -1
+    first_param: str = ""
+
+
+def assemble(trace: CouplingTrace, trainable: Mapping[str, bool]) -> list[NeuronGroup]:
+    """The groups of a finished trace, in the order in which the model computes them.
+
+    `trainable` says of each parameter whether it is trained; names that it lacks are buffers.
+    """
+    evidence = _collect(trace)
+    blocks = {atom: _blocks(atom, seen) for atom, seen in evidence.items()}
+    block_atoms = {block for found in blocks.values() for block in found}
+    groups: list[tuple[int, NeuronGroup, set[str]]] = []
+    for atom, seen in evidence.items():
+        broken = atom.frozen and atom.reason.startswith("unknown operator")
+        if (
+            (atom.frozen and not broken)
+            or atom.copies
+            or not _is_hidden(atom, seen, atom in block_atoms, broken)
+        ):
+            continue
+        if atom.size == 1 and blocks[atom]:
+            continue
+        kind = _kind(atom, seen, atom in block_atoms, bool(blocks[atom]))
+        group = NeuronGroup(
+            name=_name(kind, seen, atom in block_atoms, bool(blocks[atom])),
+            kind=kind,
+            n=atom.size,
+            block_shape=tuple(block.size for block in blocks[atom]),
+            slices=tuple(_slices(atom, seen, blocks[atom], trainable)),
+        )
+        groups.append((seen.first_use, group.incoming_only(atom.reason) if broken else group, seen.tags))
+    groups.sort(key=lambda item: item[0])
+    return _distinct([group for _, group, _ in groups])
+
+
+def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
+    """Occurrences in parameters, company in all tensors, and the marks that rules left."""
+    evidence: defaultdict[Atom, Evidence] = defaultdict(Evidence)
+    known: set[tuple[int, ...]] = set()
+
+    def meet(axes: Cell) -> None:
+        key = tuple(map(id, axes))
+        if key in known:
+            return
+        known.add(key)
+        together = {atom for atom in axes if atom is not None}
+        for atom in together:
+            company = evidence[atom].company
+            evidence[atom].company = set(together) if company is None else company & together
+
+    for axes in trace.witnesses:
+        for _, cells in cells_of(axes):
+            meet(cells)
+    for name, pieces in trace.pieces.items():
+        for piece in pieces:
+            for steps, cells in cells_of(_with_copies(piece)):
+                meet(cells)
+                for atom in {atom for atom in cells if atom is not None}:
+                    evidence[atom].occurrences.append(Occurrence(name, (*piece.steps, *steps), cells))
+    for order, use in enumerate(trace.uses):
+        for atom in leaves(use.axis):
+            seen = evidence[atom]
+            for name in use.names:
+                seen.roles[name].add(use.role)
+            if use.role == "incoming" and seen.first_use < 0:
+                seen.first_use, seen.first_param = order, min(use.names)
+            if use.operator:
+                seen.operators.add(use.operator)
+    for axis, tag in trace.tags:
+        for atom in leaves(axis):
+            evidence[atom].tags.add(tag)
+    return {atom: seen for atom, seen in evidence.items() if seen.occurrences}
+
+
+def cells_of(axes: list[Axis]) -> Iterator[tuple[tuple[Step, ...], Cell]]:
+    """Refine a tensor until every axis is a single atom: the steps to each part, and its atoms."""
+    for dim, axis in enumerate(axes):
+        atoms = flat(axis)
+        if len(atoms) > 1:
+            atoms = [atom for atom in atoms if atom.size > 1] or atoms[:1]
+        if len(atoms) > 1:
+            step: Step = ("unflatten", dim, tuple(atom.size for atom in atoms))
+            refined = [*axes[:dim], *([atom] for atom in atoms), *axes[dim + 1 :]]
+            for steps, cells in cells_of(refined):
+                yield (step, *steps), cells
+            return
+        if len(atoms) == 1 and atoms[0].summands is not None:
+            offset = 0
+            for part in atoms[0].summands:
+                length = axis_size(part)
+                for steps, cells in cells_of([*axes[:dim], part, *axes[dim + 1 :]]):
+                    yield (("narrow", dim, offset, length), *steps), cells
+                offset += length
+            return
+    yield (), [flat(axis)[0] if axis else None for axis in axes]
+
+
+def _with_copies(piece: Piece) -> list[Axis]:
+    """The axes of a piece, with the copies that belong to its index of a stacked axis."""
+    if not piece.copies:
+        return piece.axes
+    return [[new for atom in axis for new in piece.copies.get(atom.root, [atom])] for axis in piece.axes]
+
+
+def _blocks(atom: Atom, seen: Evidence) -> list[Atom]:
+    """The atoms that accompany this one in every tensor: it permutes separately for each of their indices."""
+    others = (seen.company or set()) - {atom}
+    first = [cell for cell in seen.occurrences[0].axes if cell in others]
+    return [
+        other for other in first if other and all(other in occurrence.axes for occurrence in seen.occurrences)
+    ]
+
+
+def _is_hidden(atom: Atom, seen: Evidence, is_block: bool, broken: bool) -> bool:
+    """Whether something feeds the neurons and something reads them: inputs and outputs are no neurons."""
+    roles = {role for found in seen.roles.values() for role in found}
+    read = "outgoing" in roles or broken or (atom.size > 1 and (is_block or "query_key" in seen.tags))
+    return "incoming" in roles and read
+
+
+def _kind(atom: Atom, seen: Evidence, is_block: bool, has_blocks: bool) -> Kind:
+    if "skip" in seen.tags:
+        return "residual"
+    if any(occurrence.axes.count(atom) > 1 for occurrence in seen.occurrences):
+        return "recurrent"
+    if "convolution" in seen.operators:
+        return "channel"
+    if is_block and any(len(occurrence.axes) > 2 and not occurrence.steps for occurrence in seen.occurrences):
+        return "expert"
+    if "head" in seen.tags:
+        return "head"
+    if has_blocks and seen.tags & {"query_key", "value"}:
+        return "head_dim"
+    return "unit"
+
+
+def _name(kind: Kind, seen: Evidence, is_block: bool, has_blocks: bool) -> str:
+    """The module whose outputs the neurons are; for heads and experts, the module around them."""
+    if kind == "head":
+        return f"{_common_owner(seen)}.{'query_heads' if has_blocks else 'heads'}"
+    if kind == "head_dim":
+        return f"{_common_owner(seen)}.{'query_key' if 'query_key' in seen.tags else 'value'}"
+    if kind == "expert":
+        return f"{_common_owner(seen)}.experts".removeprefix(".")
+    suffix = ".groups" if is_block and "groups" in seen.tags else ""
+    return owner(seen.first_param) + suffix
+
+
+def _common_owner(seen: Evidence) -> str:
+    """The innermost module that holds all parameters of the group."""
+    paths = [owner(occurrence.param).split(".") for occurrence in seen.occurrences]
+    levels = takewhile(lambda level: len(set(level)) == 1, zip(*paths, strict=False))
+    return ".".join(level[0] for level in levels) or owner(seen.first_param)
+
+
+def _slices(
+    atom: Atom, seen: Evidence, blocks: list[Atom], trainable: Mapping[str, bool]
+) -> Iterator[ParamSlice]:
+    for occurrence in seen.occurrences:
+        dims = [dim for dim, cell in enumerate(occurrence.axes) if cell is atom]
+        for position, dim in enumerate(dims):
+            yield ParamSlice(
+                param=occurrence.param,
+                steps=occurrence.steps,
+                dims=(*(occurrence.axes.index(block) for block in blocks), dim),
+                trainable=trainable.get(occurrence.param, False),
+                role=_role(seen.roles.get(occurrence.param, set()), position, occurrence.param in trainable),
+            )
+
+
+def _role(roles: set[Role], position: int, is_parameter: bool) -> Role:
+    """The role of an axis; a weight that both feeds and reads the neurons does so by its axes in order."""
+    if not is_parameter:
+        return "buffer"
+    if len(roles) == 2:
+        return "incoming" if position == 0 else "outgoing"
+    return next(iter(roles)) if roles else "elementwise"
+
+
+def _distinct(groups: list[NeuronGroup]) -> list[NeuronGroup]:
+    """Give groups of one name distinct names, first by their own parameter, then by a number."""
+    for renamed in (
+        lambda g, i: f"{g.name}.{g.slices[0].param.rpartition('.')[2]}",
+        lambda g, i: f"{g.name}.{i}",
+    ):
+        counts, seen = Counter(group.name for group in groups), Counter[str]()
+        result = []
+        for group in groups:
+            if counts[group.name] > 1:
+                index = seen[group.name]
+                seen[group.name] += 1
+                group = replace(group, name=renamed(group, index))
+            result.append(group)
+        groups = result
+    return groups

@@ -1,0 +1,301 @@
+"""The algebra of axis coupling: axes are ordered products of atoms, which operators unify and refine.
+
+An axis of length 12 that is later seen as 3 x 4 is the product of two atoms; one that was joined from
+parts of 5 and 7 is an atom refined into a sum. Two axes that an operator ties together, index by index, are
+*unified*: their atoms become one. An atom whose entries cannot be exchanged (data, classes, positions) is
+*frozen*. What is left unfrozen when a model has run once are the permutation symmetries of its parameters.
+"""
+
+import math
+
+
+class Atom:
+    """A factor of an axis. It stays a leaf until an operator refines it into a product or a sum."""
+
+    __slots__ = (
+        "constant",
+        "copies",
+        "factors",
+        "frozen",
+        "link",
+        "outer",
+        "reason",
+        "size",
+        "summands",
+        "touched",
+    )
+
+    def __init__(self, size: int, *, frozen: bool = False, constant: bool = False) -> None:
+        self.size = size
+        self.frozen = frozen
+        self.reason = ""
+        self.constant = constant  # the tensor has equal entries along this atom
+        self.touched = False
+        self.link: Atom | None = None
+        self.outer: Atom | None = None  # the atom that this one is a factor of
+        self.factors: list[Atom] | None = None
+        self.summands: list[list[Atom]] | None = None
+        self.copies: list[list[Atom]] | None = None  # one per index of a stacked axis, not yet unified
+
+    @property
+    def root(self) -> "Atom":
+        """The atom that stands for all atoms unified with this one."""
+        atom = self
+        while atom.link is not None:
+            atom = atom.link
+        return atom
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether the atom is neither a product nor a sum."""
+        return self.factors is None and self.summands is None
+
+
+Axis = list[Atom]
+
+
+def new_axis(size: int, *, frozen: bool = False, constant: bool = False) -> Axis:
+    """A new axis of one atom; an axis of length 1 has none."""
+    return [] if size == 1 else [Atom(size, frozen=frozen, constant=constant)]
+
+
+def axis_size(axis: Axis) -> int:
+    """The length of an axis."""
+    return math.prod(atom.size for atom in axis)
+
+
+def flat(axis: Axis) -> Axis:
+    """The axis with every product expanded, as roots."""
+    result: Axis = []
+    for atom in axis:
+        root = atom.root
+        result += [root] if root.factors is None else flat(root.factors)
+    return result
+
+
+def summands(axis: Axis) -> list[Axis]:
+    """The axis as a sum of products, nested sums expanded."""
+    axis = flat(axis)
+    if len(axis) == 1 and axis[0].summands is not None:
+        return [term for part in axis[0].summands for term in summands(part)]
+    return [axis]
+
+
+def sum_axis(parts: list[Axis]) -> Axis:
+    """The axis that joins parts end to end."""
+    if len(parts) == 1:
+        return parts[0]
+    atom = Atom(sum(axis_size(part) for part in parts))
+    atom.summands = parts
+    return [atom]
+
+
+def is_constant(atom: Atom) -> bool:
+    """Whether the tensor is known to be constant along the atom."""
+    root = atom.root
+    return root.constant and root.is_leaf and not root.touched
+
+
+def renewed(axis: Axis) -> Axis:
+    """The axis for one more use: what is constant along it couples nothing, so it gets a new atom."""
+    return [Atom(atom.size, constant=True) if is_constant(atom) else atom for atom in flat(axis)]
+
+
+def leaves(axis: Axis) -> list[Atom]:
+    """All leaf atoms below an axis."""
+    found: list[Atom] = []
+    for atom in flat(axis):
+        if atom.summands is None:
+            found.append(atom)
+        else:
+            found += [leaf for part in atom.summands for leaf in leaves(part)]
+    return found
+
+
+def freeze(axis: Axis, reason: str) -> None:
+    """Mark the entries of an axis as not exchangeable."""
+    for atom in flat(axis):
+        merge_copies(atom)
+        if atom.summands is not None:
+            for part in atom.summands:
+                freeze(part, reason)
+        elif not atom.frozen:
+            atom.frozen, atom.touched, atom.reason = True, True, reason
+
+
+def merge_copies(atom: Atom) -> None:
+    """A stacked atom used as a whole: its copies per index must agree."""
+    copies, atom.copies = atom.copies, None
+    for copy in copies or []:
+        unify(copy, [atom])
+
+
+def split_atom(atom: Atom, outer: int) -> Axis | None:
+    """Refine an atom into a product (outer, inner); None where the parts of a sum do not allow it."""
+    atom = atom.root
+    if atom.size % outer:
+        return None
+    inner = atom.size // outer
+    merge_copies(atom)
+    atom = atom.root
+    if atom.factors is not None:
+        return flat([atom])
+    if atom.summands is None:
+        constant = is_constant(atom)
+        factors = [Atom(size, frozen=atom.frozen, constant=constant) for size in (outer, inner)]
+        for factor in factors:
+            factor.outer, factor.reason = atom, atom.reason
+        atom.factors, atom.touched = factors, True
+        return factors
+    blocks: list[Axis] = []  # a sum of equal blocks: one shared inner atom under a frozen outer one
+    current: list[Axis] = []
+    for term in summands([atom]):
+        current.append(term)
+        length = sum(axis_size(part) for part in current)
+        if length == inner:
+            blocks.append(sum_axis(current))
+            current = []
+        elif length > inner:
+            return None
+    shared = Atom(inner)
+    for block in blocks:
+        unify([shared], block)
+    return [Atom(outer, frozen=True), shared]
+
+
+def take(axis: Axis, size: int) -> Axis | None:
+    """Remove and return the leading atoms of total length `size`, refined as needed; None if impossible."""
+    if size == 1:
+        return [axis.pop(0)] if axis and axis[0].root.size == 1 else []
+    taken: Axis = []
+    while size > 1:
+        if not axis:
+            return None
+        atom = axis[0].root
+        if atom.factors is not None:
+            axis[:1] = flat([atom])
+        elif size % atom.size == 0:
+            axis.pop(0)
+            taken += [atom] if atom.size > 1 else []
+            size //= atom.size
+        elif atom.size % size == 0:
+            parts = split_atom(atom, size)
+            if parts is None:
+                return None
+            axis[:1] = parts
+        else:
+            return None
+    return taken
+
+
+def cut(axis: Axis, size: int) -> tuple[Axis, Axis] | None:
+    """Refine an axis that is one product into the sum of its first `size` entries and the rest."""
+    axis = [atom for atom in flat(axis) if atom.size > 1]
+    inner = axis_size(axis[1:])
+    first = axis[0]
+    if size % inner or first.summands is not None:
+        return None
+    merge_copies(first)
+    first = first.root
+    if not first.is_leaf:
+        return None
+    constant = is_constant(first)
+    sizes = (size // inner, first.size - size // inner)
+    head, tail = (Atom(length, frozen=first.frozen, constant=constant) for length in sizes)
+    head.reason = tail.reason = first.reason
+    first.summands, first.touched = [[head], [tail]], True
+    return [head, *axis[1:]], [tail, *axis[1:]]
+
+
+def unify(left: Axis, right: Axis, reason: str = "lengths that do not factor alike") -> None:
+    """Tie two axes of one length together, index by index."""
+    left, right = flat(left), flat(right)
+    if axis_size(left) == axis_size(right) == 1:
+        if left and right:
+            _unify_atoms(left[0], right[0])
+        return
+    left, right = ([atom for atom in side if atom.size > 1] for side in (left, right))
+    while left and right:
+        a, b = left[0].root, right[0].root
+        if a.factors is not None or b.factors is not None:
+            left, right = flat(left), flat(right)
+        elif a.size == b.size:
+            left.pop(0)
+            right.pop(0)
+            _unify_atoms(a, b)
+        else:
+            larger, size = (left, b.size) if a.size > b.size else (right, a.size)
+            parts = take(larger, size)
+            if parts is None:
+                freeze(left + right, reason)
+                return
+            larger[:0] = parts
+
+
+def _unify_atoms(a: Atom, b: Atom) -> None:
+    """Make two atoms of one size the same."""
+    if a is b:
+        return
+    merge_copies(a)
+    merge_copies(b)
+    a, b = a.root, b.root
+    if a is b:
+        return
+    if a.factors is not None or b.factors is not None:
+        unify([a], [b])
+    elif a.summands is not None and b.summands is not None:
+        _unify_sums(a, b)
+    else:
+        if a.summands is not None:
+            a, b = b, a
+        if a.frozen:
+            freeze([b], a.reason)
+        a.link = b
+        a.touched = b.touched = True
+
+
+def _unify_sums(a: Atom, b: Atom) -> None:
+    """Tie two sums together part by part, cutting the longer part."""
+    left, right = summands([a]), summands([b])
+    while left and right:
+        x, y = axis_size(left[0]), axis_size(right[0])
+        if x == y:
+            unify(left.pop(0), right.pop(0))
+        else:
+            longer = left if x > y else right
+            parts = cut(longer[0], min(x, y))
+            if parts is None:
+                freeze([a], "parts that do not match")
+                freeze([b], "parts that do not match")
+                return
+            longer[:1] = list(parts)
+        left = [term for part in left for term in summands(part)]
+        right = [term for part in right for term in summands(part)]
+
+
+def slice_axis(axis: Axis, start: int, stop: int) -> Axis:
+    """Entries start..stop of an axis, which becomes a sum where it has not been one."""
+    if (start, stop) == (0, axis_size(axis)):
+        return axis
+    kept: list[Axis] = []
+    offset = 0
+    for term in summands(axis):
+        length = axis_size(term)
+        low, high = max(start - offset, 0), min(stop - offset, length)
+        offset += length
+        if low >= high:
+            continue
+        if high < length:
+            parts = cut(term, high)
+            if parts is None:
+                freeze(axis, "a slice across its factors")
+                return new_axis(stop - start, frozen=True)
+            term = parts[0]
+        if low > 0:
+            parts = cut(term, low)
+            if parts is None:
+                freeze(axis, "a slice across its factors")
+                return new_axis(stop - start, frozen=True)
+            term = parts[1]
+        kept.append(term)
+    return sum_axis(kept) if kept else new_axis(stop - start, frozen=True)

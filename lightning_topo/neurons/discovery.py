@@ -1,0 +1,129 @@
+"""Find the neurons of a model by running it once."""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
+
+import lightning_topo.neurons.rules  # noqa: F401 - registers the rules
+from lightning_topo.neurons.assembly import assemble
+from lightning_topo.neurons.group import KINDS, Kind, NeuronGroup
+from lightning_topo.neurons.preserve import Run, named_state, run_with, significant, untouched
+from lightning_topo.neurons.trace import CouplingTrace
+from lightning_topo.neurons.verify import verify_groups
+
+log = logging.getLogger(__name__)
+
+DEFAULT_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "residual")
+STATE_BUFFERS = ("running_mean", "running_var", "_u", "_v")
+
+
+def find_neuron_groups(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
+    *,
+    run: Callable[[nn.Module], Any] | None = None,
+    kinds: Collection[str] = DEFAULT_KINDS,
+    verify: bool = True,
+    seed: int = 0,
+) -> list[NeuronGroup]:
+    """The groups of exchangeable hidden neurons of a model, each verified by permuting it.
+
+    The model runs once under a trace that carries which axes of which tensors belong together; what may be
+    reindexed together, without a change of the output, is a group. The units of the model's outputs are not
+    a group, nor are its inputs. The model is left as it was: parameters, buffers, random state, modes, hooks.
+
+    `example_inputs` is a tensor, a tuple (positional arguments) or a mapping (keywords) for `forward`.
+    `run(model)` replaces the forward pass where that is not what is trained:
+    `run=lambda module: module.training_step(batch, 0)`. It may return tensors in any nesting.
+    `kinds` are the kinds wanted (by default all but "residual"). `verify=False` leaves groups "unverified".
+    A model without hidden neurons gives an empty list.
+
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> [group] = find_neuron_groups(model, torch.randn(4, 3))
+    >>> group.name, group.kind, group.n, group.status
+    ('0', 'unit', 8, 'verified')
+    >>> group.gather(dict(model.named_parameters())).shape  # 3 incoming weights, a bias, 2 outgoing weights
+    torch.Size([8, 6])
+    """
+    unknown = set(kinds) - set(KINDS)
+    if unknown:
+        raise ValueError(f"expected kinds among {KINDS}, got {sorted(unknown)}")
+    model = unwrapped(model)
+    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise RuntimeError(
+            f"expected parameters that have shapes, but {lazy[0]!r} is lazy: run one batch through the model "
+            "first, then find its neurons"
+        )
+    run = run or _forward(model, example_inputs)
+    groups, trace = trace_groups(model, run)
+    for operator, count in trace.unknown.items():
+        log.warning(
+            "operator %s (%d calls) has no rule: neurons that pass through it are not found", operator, count
+        )
+    groups = [group for group in groups if group.kind in kinds]
+    return verify_groups(model, groups, run, seed=seed) if verify else groups
+
+
+def trace_groups(model: nn.Module, run: Run) -> tuple[list[NeuronGroup], CouplingTrace]:
+    """The groups that one run shows, unverified, and the trace itself."""
+    parameters, buffers = named_state(model)
+    tensors = {name: t.detach().clone() for name, t in {**parameters, **buffers}.items()}
+    trace = CouplingTrace()
+    for name, tensor in tensors.items():
+        trace.register(name, tensor, frozen=name in buffers and not name.endswith(STATE_BUFFERS))
+    with untouched(model), torch.no_grad(), trace:
+        output = run_with(model, run, tensors)
+    for leaf in significant(output):
+        for axis in trace.axes(leaf):
+            trace.freeze(axis, "an output of the model")
+    return assemble(trace, {name: p.requires_grad for name, p in parameters.items()}), trace
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's module inside DistributedDataParallel and torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, (DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(inner, nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _forward(model: nn.Module, example_inputs: Any) -> Run:
+    """The forward pass on example inputs, given or the model's own."""
+    if example_inputs is None:
+        example_inputs = getattr(model, "example_input_array", None)
+    if example_inputs is None:
+        example_inputs = guessed_inputs(model)
+    if isinstance(example_inputs, Mapping):
+        return lambda module: module(**example_inputs)
+    positional = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    return lambda module: module(*positional)
+
+
+def guessed_inputs(model: nn.Module) -> Tensor:
+    """A small random batch of the shape that the model's first layer takes."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            batch = torch.randn(4, module.in_features, generator=generator)
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            spatial = (32,) * len(module.kernel_size)
+            batch = torch.randn(2, module.in_channels, *spatial, generator=generator)
+        elif isinstance(module, nn.Embedding):
+            return torch.randint(module.num_embeddings, (2, 8), generator=generator).to(module.weight.device)
+        else:
+            continue
+        return batch.to(module.weight)
+    raise ValueError(
+        "expected example_inputs (a tensor, a tuple or a mapping) or run=..., since the model has no "
+        "example_input_array and no layer that tells the shape of its input"
+    )

@@ -1,0 +1,291 @@
+"""Run a model once and learn which axes of its parameters are coupled."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from lightning_topo.neurons.coupling import (
+    Atom,
+    Axis,
+    axis_size,
+    flat,
+    freeze,
+    is_constant,
+    new_axis,
+    renewed,
+)
+from lightning_topo.neurons.coupling import unify as unify_axes
+from lightning_topo.neurons.group import Role, Step
+from lightning_topo.neurons.registry import rule_for
+
+CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor"})
+NOISE_FACTORIES = frozenset({"randn", "rand"})
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorCall:
+    """One call of one operator: its arguments by their names in the schema, and its tensors."""
+
+    name: str
+    overload: str
+    arguments: dict[str, Any]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+    def __getitem__(self, argument: str) -> Any:
+        return self.arguments[argument]
+
+    def get(self, argument: str, default: Any = None) -> Any:
+        """The argument's value, or `default` where this overload has none of that name."""
+        return self.arguments.get(argument, default)
+
+    @property
+    def out(self) -> Tensor:
+        """The (first) output."""
+        return self.outputs[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a parameter whose axes are known: refinement steps, the axes then, and replaced atoms."""
+
+    steps: tuple[Step, ...]
+    axes: list[Axis]
+    copies: dict[Atom, Axis] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """An axis of a weight that an operator gave out ("incoming") or summed over ("outgoing")."""
+
+    names: frozenset[str]
+    axis: Axis
+    role: Role
+    operator: str
+
+
+class CouplingTrace(TorchDispatchMode):
+    """Carries the axes of every tensor through every operator called inside the `with` block.
+
+    Afterwards `pieces` holds the axes of each registered parameter, `witnesses` the axes of every tensor met
+    (also of hidden ones, as attention scores), `uses` how weights were used, `unknown` the operators without
+    a rule, whose inputs were frozen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: dict[str, list[Piece]] = {}
+        self.names: dict[int, str] = {}
+        self.witnesses: list[list[Axis]] = []
+        self.uses: list[Use] = []
+        self.tags: list[tuple[Axis, str]] = []
+        self.unknown: Counter[str] = Counter()
+        self.n_operators = 0
+        self.stacks: dict[
+            Atom, dict[Atom, list[Axis]]
+        ] = {}  # stacked atom -> inner atom -> its copy per index
+        self._axes = WeakTensorKeyDictionary()
+        self._weights = (
+            WeakTensorKeyDictionary()
+        )  # tensors that depend on no data -> the parameters they come from
+        self._nodes = WeakTensorKeyDictionary()
+        self._bases = WeakTensorKeyDictionary()
+        self._parents: list[tuple[int, ...]] = []
+        self._depths: list[int] = []  # contractions on the longest path to each node
+
+    # What rules call
+
+    def register(self, name: str, tensor: Tensor, *, frozen: bool = False) -> None:
+        """Give a parameter or buffer its own atoms."""
+        axes = [[Atom(size, frozen=frozen)] for size in tensor.shape]
+        self.pieces[name] = [Piece((), axes)]
+        self.names[id(tensor)] = name
+        self._axes[tensor] = axes
+        self._weights[tensor] = frozenset({name})
+
+    def axes(self, tensor: Tensor) -> list[Axis]:
+        """The tensor's axes, for one use. A tensor of unknown origin is data: its axes are frozen."""
+        if tensor not in self._axes:
+            self._axes[tensor] = [new_axis(size, frozen=True) for size in tensor.shape]
+        return [renewed(axis) for axis in self._axes[tensor]]
+
+    def assign(self, tensor: Tensor, axes: list[Axis]) -> None:
+        """Say what the axes of an operator's output are."""
+        sizes = [axis_size(axis) for axis in axes]
+        if sizes != list(tensor.shape):
+            raise RuntimeError(f"expected axes of sizes {list(tensor.shape)}, got {sizes}")
+        self._axes[tensor] = axes
+        self.witnesses.append(axes)
+
+    def assign_data(self, tensor: Tensor) -> None:
+        """Say that the axes of an output are not exchangeable."""
+        self._axes[tensor] = [new_axis(size, frozen=True) for size in tensor.shape]
+
+    def assign_constant(self, tensor: Tensor) -> None:
+        """Say that an output is constant, or noise alike, along all its axes."""
+        self._axes[tensor] = [new_axis(size, constant=True) for size in tensor.shape]
+
+    def unify(self, left: Axis, right: Axis) -> None:
+        """Tie two axes together."""
+        unify_axes(left, right)
+
+    def freeze(self, axis: Axis, reason: str) -> None:
+        """Say that the entries along an axis are not exchangeable."""
+        freeze(axis, reason)
+
+    def witness(self, axes: list[Axis]) -> None:
+        """Record a hidden tensor, so that atoms it does not hold together are known to be independent."""
+        self.witnesses.append(axes)
+
+    def tag(self, axis: Axis, tag: str) -> None:
+        """Leave a mark on an axis, by which groups are named later."""
+        self.tags.append((axis, tag))
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether the tensor is computed from parameters alone."""
+        return bool(self._weights.get(tensor))
+
+    def is_activation(self, tensor: Tensor) -> bool:
+        """Whether the tensor depends on data."""
+        return tensor not in self._weights
+
+    def used(self, weight: Tensor, axis: Axis, role: Role, operator: str = "") -> None:
+        """Record that an axis of a weight feeds neurons ("incoming") or reads them ("outgoing")."""
+        names = self._weights.get(weight)
+        if names:
+            self.uses.append(Use(names, axis, role, operator))
+
+    def broadcast(self, out: Tensor, tensors: Iterable[Tensor]) -> None:
+        """The rule of pointwise operators: axes of one position, where not of length 1, are tied."""
+        axes: list[Axis] = [[] for _ in out.shape]
+        for tensor in tensors:
+            offset = out.dim() - tensor.dim()
+            for i, axis in enumerate(self.axes(tensor)):
+                if tensor.shape[i] != out.shape[offset + i] or not axis:
+                    continue
+                if axes[offset + i]:
+                    unify_axes(axes[offset + i], axis)
+                else:
+                    axes[offset + i] = axis
+        for i, size in enumerate(out.shape):
+            if size > 1 and not axes[i]:
+                axes[i] = new_axis(size, constant=True)
+        self.assign(out, axes)
+
+    # The dispatch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        call = _operator_call(func, args, kwargs, result)
+        self.n_operators += 1
+        self._apply_rule(func, call)
+        self._link(func, call)
+        return result
+
+    def _apply_rule(self, func: Any, call: OperatorCall) -> None:
+        """Find the operator's rule and apply it, or freeze what an unknown operator touches."""
+        rule = rule_for(func)
+        if rule is not None:
+            rule(self, call)
+        elif torch.Tag.pointwise in func.tags and len(call.outputs) == 1:
+            self.broadcast(call.out, call.inputs)
+        elif not call.inputs:
+            for out in call.outputs:
+                if call.name in CONSTANT_FACTORIES | NOISE_FACTORIES:
+                    self.assign_constant(out)
+                else:
+                    self.assign_data(out)
+                self._weights[out] = frozenset()
+        elif call.outputs:
+            self.unknown[str(func)] += 1
+            for tensor in call.inputs:
+                for axis in self.axes(tensor):
+                    freeze(axis, f"unknown operator {func}: teach its rule with register_rule")
+            for out in call.outputs:
+                self.assign_data(out)
+
+    def _link(self, func: Any, call: OperatorCall) -> None:
+        """Keep origins, ancestry and view bases, which need no rule."""
+        if not call.inputs:
+            return
+        origins = [self._weights.get(tensor) for tensor in call.inputs]
+        names = [origin for origin in origins if origin is not None]
+        active = [tensor for tensor in call.inputs if self.is_activation(tensor)]
+        if len(active) == 2 and call.name in ("add", "add_") and self._is_skip(*active):
+            for axis in self._axes[call.out]:
+                self.tag(axis, "skip")
+        contracts = call.name in CONTRACTIONS and any(names)
+        parents = tuple(self._nodes[tensor] for tensor in active if tensor in self._nodes)
+        depth = max((self._depths[node] for node in parents), default=0) + contracts
+        aliases = any(
+            out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns
+        )
+        for out in call.outputs:
+            if not any(origin is None for origin in origins):
+                self._weights[out] = frozenset[str]().union(*names)
+            else:
+                self._weights.pop(out, None)
+                self._nodes[out] = len(self._parents)
+                self._parents.append(parents)
+                self._depths.append(depth)
+            if aliases:
+                self._bases[out] = self._bases.get(call.inputs[0], call.inputs[0])
+        if call.name.endswith("_") and call.inputs[0] in self._bases:
+            self._write_through(self._bases[call.inputs[0]], call)
+
+    def _write_through(self, base: Tensor, call: OperatorCall) -> None:
+        """Writing into a view of a constant tensor makes it data."""
+        axes = self._axes.get(base)
+        if axes and any(is_constant(atom) for axis in axes for atom in flat(axis)):
+            for tensor in call.inputs:
+                for axis in self._axes.get(tensor) or []:
+                    freeze(axis, "written through a view")
+            self.assign_data(base)
+        if any(self.is_activation(tensor) for tensor in call.inputs):
+            self._weights.pop(base, None)
+
+    def _is_skip(self, left: Tensor, right: Tensor) -> bool:
+        """Whether one of two added activations was computed from the other by way of a weight."""
+        if left not in self._nodes or right not in self._nodes:
+            return False
+        early, late = sorted((self._nodes[left], self._nodes[right]))
+        if self._depths[late] <= self._depths[early]:
+            return False
+        stack, seen = [late], set()
+        while stack:
+            node = stack.pop()
+            if node == early:
+                return True
+            if node > early and node not in seen:
+                seen.add(node)
+                stack += self._parents[node]
+        return False
+
+
+CONTRACTIONS = frozenset(
+    {"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mv", "_grouped_mm", "convolution", "embedding"}
+)
+
+
+def _operator_call(func: Any, args: Any, kwargs: Any, result: Any) -> OperatorCall:
+    """The call with its arguments named as in the operator's schema, defaults filled in."""
+    schema = func._schema
+    arguments = {}
+    for i, argument in enumerate(schema.arguments):
+        if i < len(args):
+            arguments[argument.name] = args[i]
+        elif argument.name in kwargs:
+            arguments[argument.name] = kwargs[argument.name]
+        elif argument.has_default_value():
+            arguments[argument.name] = argument.default_value
+    inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    return OperatorCall(schema.name.partition("::")[2], func._overloadname, arguments, inputs, outputs)

@@ -1,0 +1,241 @@
+"""Prove groups by permuting their neurons: the output must not change, the gradient only be permuted."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from lightning_topo.neurons.group import NeuronGroup, ParamSlice, block_derangement
+from lightning_topo.neurons.precision import Float64Mode
+from lightning_topo.neurons.preserve import (
+    Run,
+    named_state,
+    run_with,
+    seed_everywhere,
+    significant,
+    untouched,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How small a change must be: a residual against the control, a control against the output.
+
+    `ratio` is the largest residual of a proved group, relative to the change that permuting a single
+    slice makes (the negative control). Where that control is itself below `floor` times the largest output,
+    the group has too little influence to be judged.
+    """
+
+    ratio: float
+    floor: float
+
+
+FLOAT64 = Tolerance(ratio=1e-6, floor=1e-8)
+NATIVE = Tolerance(ratio=2e-3, floor=1e-3)
+
+
+def verify_groups(
+    model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, seed: int = 0
+) -> list[NeuronGroup]:
+    """The groups with their status: `verified`, `inert`, or reduced to `incoming_only` with the reason.
+
+    With P a random permutation of the neurons that leaves none in place, f the output and L the loss (or,
+    where `run` returns no scalar, a fixed random combination of the outputs),
+
+        f(P theta) = f(theta)   and   grad L(P theta) = P grad L(theta)
+
+    are checked in evaluation mode at perturbed float64 copies of the parameters, so that values equal at
+    initialisation (unit norms, zero biases) cannot hide a wrong slice. All groups are permuted together, and
+    one by one only where that leaves a doubt: two gradients, and a forward pass or two a group. Where a model
+    cannot run in float64, its own precision and a coarser tolerance are used. The model is not changed.
+    """
+    with untouched(model):
+        try:
+            bench = Bench(model, run, seed, float64=True)
+            return bench.judge(groups)
+        except RuntimeError as error:
+            log.info("no verification in float64 (%s): the model's own precision is used", error)
+            bench = Bench(model, run, seed, float64=False)
+            return bench.judge(groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What permuting did: the change of the output and the largest error of the gradient, both relative."""
+
+    residual: float
+    gradient_error: float
+
+
+class Bench:
+    """A model at perturbed copies of its parameters, where permutations are tried."""
+
+    def __init__(self, model: nn.Module, run: Run, seed: int, *, float64: bool) -> None:
+        self.model = model
+        self.run = run
+        self.seed = seed
+        self.float64 = float64
+        self.tolerance = FLOAT64 if float64 else NATIVE
+        parameters, buffers = named_state(model)
+        self.trainable = [name for name, p in parameters.items() if p.requires_grad]
+        generator = torch.Generator().manual_seed(seed)
+        self.tensors = {
+            name: perturbed(name, t, generator, float64=float64, parameter=name in parameters)
+            for name, t in {**parameters, **buffers}.items()
+        }
+        self.generator = generator
+        self.reference, self.gradient = self.evaluate(self.tensors)
+        self.scale = float(self.reference.abs().max().clamp_min(1e-30)) if len(self.reference) else 1.0
+        if not bool(torch.isfinite(self.reference).all()):
+            raise RuntimeError("expected finite outputs at perturbed parameters")
+
+    def judge(self, groups: Sequence[NeuronGroup]) -> list[NeuronGroup]:
+        """Each group with its status."""
+        open_cases = [group for group in groups if group.n > 1 and group.status != "incoming_only"]
+        together = self._trial(open_cases)
+        return [
+            self._verdict(group, together)
+            if group in open_cases
+            else group.with_status(
+                "incoming_only" if group.status == "incoming_only" else "verified",
+                group.reason or "a single neuron has nothing to be exchanged with",
+            )
+            for group in groups
+        ]
+
+    def output(self, tensors: Mapping[str, Tensor]) -> Float64[Tensor, " outputs"]:
+        """All significant outputs, flattened."""
+        with torch.no_grad(), self._precision():
+            return self._flatten(self._run(tensors)).detach()
+
+    def evaluate(
+        self, tensors: Mapping[str, Tensor]
+    ) -> tuple[Float64[Tensor, " outputs"], dict[str, Tensor]]:
+        """Outputs, and the gradient of the loss in the trainable parameters."""
+        leaves = {
+            name: t.detach().requires_grad_() if name in self.trainable else t for name, t in tensors.items()
+        }
+        with torch.enable_grad(), self._precision():
+            output = self._flatten(self._run(leaves))
+            if not output.requires_grad:
+                return output.detach(), {}
+            weights = torch.randn(
+                len(output), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64
+            )
+            loss = output.sum() if len(output) == 1 else output @ weights.to(output.device)
+            names = [name for name in self.trainable if leaves[name].requires_grad]
+            gradients = torch.autograd.grad(loss, [leaves[name] for name in names], allow_unused=True)
+        return output.detach(), {
+            name: g.detach() for name, g in zip(names, gradients, strict=True) if g is not None
+        }
+
+    def _run(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        seed_everywhere(self.model, self.seed)
+        return significant(run_with(self.model, self.run, tensors))
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return Float64Mode() if self.float64 else nullcontext()
+
+    def _flatten(self, outputs: Sequence[Tensor]) -> Float64[Tensor, " outputs"]:
+        floating = [t.to(torch.float64).flatten() for t in outputs if t.is_floating_point()]
+        return torch.cat(floating) if floating else torch.zeros(0, dtype=torch.float64)
+
+    def _trial(self, groups: Sequence[NeuronGroup]) -> Trial:
+        """Permute groups at once: the change of the output, and the error of each group's gradient."""
+        tensors, expected = dict(self.tensors), dict(self.gradient)
+        for group in groups:
+            permutation = block_derangement(group, self.generator)
+            tensors = group.permute(tensors, permutation)
+            expected = group.permute(expected, permutation)
+        output, gradient = self.evaluate(tensors)
+        errors = tuple(self._gradient_error(group, gradient, expected) for group in groups)
+        return Trial(self._change(output), max(errors, default=0.0))
+
+    def _verdict(self, group: NeuronGroup, together: Trial) -> NeuronGroup:
+        """The status of one group, which is tried alone only where the joint trial leaves it in doubt."""
+        control = self._control(group)
+        trial = together if self._passes(together, control) else self._trial([group])
+        if self._passes(trial, control):
+            if control > self.tolerance.floor:
+                return group.with_status("verified")
+            return group.with_status("inert", f"the output hardly depends on it (control {control:.1e})")
+        if trial.residual > self.tolerance.ratio * max(control, self.tolerance.floor):
+            return group.incoming_only(
+                f"not complete: permuting its neurons changes the output by {trial.residual:.1e} of its size "
+                f"(a single slice: {control:.1e})"
+            )
+        return group.incoming_only(
+            f"permuting its neurons changes the gradient of the loss by {trial.gradient_error:.1e} of it"
+        )
+
+    def _passes(self, trial: Trial, control: float) -> bool:
+        small = trial.residual <= self.tolerance.ratio * max(control, self.tolerance.floor)
+        return small and trial.gradient_error <= self.tolerance.ratio
+
+    def _control(self, group: NeuronGroup) -> float:
+        """The change made by permuting one slice alone; a second is tried where the first does nothing."""
+        change = 0.0
+        for piece in _strongest(group):
+            permutation = block_derangement(group, self.generator)
+            alone = NeuronGroup(group.name, group.kind, group.n, group.block_shape, (piece,))
+            change = max(change, self._change(self.output(alone.permute(self.tensors, permutation))))
+            if change > self.tolerance.floor:
+                break
+        return change
+
+    def _change(self, output: Float64[Tensor, " outputs"]) -> float:
+        """The largest change of an output, relative to the largest output; infinite where shapes change."""
+        if output.shape != self.reference.shape:
+            return float("inf")
+        if not len(output):
+            return 0.0
+        change = float((output - self.reference).abs().max()) / self.scale
+        return change if change == change else float("inf")
+
+    def _gradient_error(
+        self, group: NeuronGroup, gradient: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+    ) -> float:
+        """The largest error of the permuted gradient in the group's slices, relative to its largest entry."""
+        if not any(name in expected for name in group.params) or not any(
+            name in gradient for name in group.params
+        ):
+            return 0.0
+        found, wanted = group.gather(gradient), group.gather(expected)
+        if found.shape != wanted.shape:
+            return float("inf")
+        largest = max((float(g.abs().max()) for g in expected.values() if g.numel()), default=0.0)
+        return float((found - wanted).abs().max()) / largest if largest > 0 else 0.0
+
+
+def perturbed(
+    name: str,
+    tensor: Float[Tensor, "..."] | Tensor,
+    generator: torch.Generator,
+    *,
+    float64: bool,
+    parameter: bool,
+) -> Tensor:
+    """A copy of a parameter or running statistic, moved off its initialisation; other buffers as they are."""
+    if not tensor.is_floating_point():
+        return tensor.detach().clone()
+    copy = tensor.detach().to(torch.float64 if float64 else tensor.dtype, copy=True)
+    if parameter or name.endswith(("running_mean", "running_var")):
+        spread = float(copy.double().std(correction=0)) if copy.numel() else 0.0
+        spread = max(spread, 0.15) if spread == spread else 0.15
+        copy += spread * torch.randn(copy.shape, generator=generator).to(copy)
+        if name.endswith("running_var"):
+            copy.abs_().add_(0.3)
+    return copy
+
+
+def _strongest(group: NeuronGroup) -> list[ParamSlice]:
+    """The slices most likely to matter alone: the first that feeds and the first that reads the neurons."""
+    chosen = [next((s for s in group.slices if s.role == role), None) for role in ("incoming", "outgoing")]
+    return [piece for piece in chosen if piece is not None] or list(group.slices[:2])
