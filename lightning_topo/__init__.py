@@ -1,1 +1,58 @@
-"""Lightning callbacks that watch the topology of a network's neurons while it trains."""
+"""Lightning callbacks that watch the topology of a network's neurons while it trains.
+
+Names are imported when first used: `import lightning_topo` loads neither torch nor any tracker.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_topo.callbacks import TopologyMonitor
+    from lightning_topo.geometry import StepDistortion, step_distortion
+    from lightning_topo.homology import PersistenceDiagram, persistence
+    from lightning_topo.neurons import NeuronGroup, find_neuron_groups
+    from lightning_topo.phases import Phase, TopologyEvent
+    from lightning_topo.probes import Distortion, Persistence, Sharpness
+    from lightning_topo.record import RunRecord, read_record
+    from lightning_topo.stability import SharpnessEstimate, sharpness
+
+_HOMES = {
+    "callbacks": ("TopologyMonitor",),
+    "geometry": ("StepDistortion", "step_distortion"),
+    "homology": ("PersistenceDiagram", "persistence"),
+    "neurons": ("NeuronGroup", "find_neuron_groups"),
+    "phases": ("Phase", "TopologyEvent"),
+    "probes": ("Distortion", "Persistence", "Sharpness"),
+    "record": ("RunRecord", "read_record"),
+    "stability": ("SharpnessEstimate", "sharpness"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Distortion",
+    "NeuronGroup",
+    "Persistence",
+    "PersistenceDiagram",
+    "Phase",
+    "RunRecord",
+    "Sharpness",
+    "SharpnessEstimate",
+    "StepDistortion",
+    "TopologyEvent",
+    "TopologyMonitor",
+    "find_neuron_groups",
+    "persistence",
+    "read_record",
+    "sharpness",
+    "step_distortion",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
-from typing import Any, Self
+from typing import Any
 
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import messages
@@ -64,7 +64,7 @@ class DetectorState:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> Self:
+    def from_dict(cls, state: Mapping[str, Any]) -> "DetectorState":
         """The inverse of `to_dict`."""
 
         def band(plain: Mapping[str, Any]) -> BandState:
@@ -92,25 +92,26 @@ def observe(
         state, event = _observe_ratio(state, measurement, values["critical_ratio"], rules)
         events += [event] if event else []
     if "eta_lambda" in values:
-        band = _advance(state.curvature, values["eta_lambda"], rules.curvature)
+        band, level = _advance(state.curvature, values["eta_lambda"], rules.curvature)
         if band.inside != state.curvature.inside:
-            events.append(messages.curvature(measurement, band.inside, median(band.recent), rules.curvature))
+            events.append(messages.curvature(measurement, band.inside, level, rules.curvature))
         state = replace(state, curvature=band, measured=True)
     if "sharpness_ratio" in values:
-        band = _advance(state.edge, values["sharpness_ratio"], rules.edge)
+        band, level = _advance(state.edge, values["sharpness_ratio"], rules.edge)
         if band.inside != state.edge.inside:
-            events.append(messages.edge(measurement, band.inside, median(band.recent), rules.edge))
+            events.append(messages.edge(measurement, band.inside, level, rules.edge))
         state = replace(state, edge=band, measured=True)
     return state, tuple(events)
 
 
-def _advance(state: BandState, value: float, band: Band) -> BandState:
+def _advance(state: BandState, value: float, band: Band) -> tuple[BandState, float]:
+    """The next state of a band, and the median that decided it."""
     recent = (*state.recent, value)[-band.memory :]
-    if not state.inside:
-        window = recent[-band.enter_window :]
-        return BandState(len(window) == band.enter_window and median(window) >= band.enter, recent)
-    window = recent[-band.leave_window :]
-    return BandState(not (len(window) == band.leave_window and median(window) < band.leave), recent)
+    size = band.leave_window if state.inside else band.enter_window
+    level = median(recent[-size:])
+    full = len(recent) >= size
+    inside = not (full and level < band.leave) if state.inside else full and level >= band.enter
+    return BandState(inside, recent), level
 
 
 def _observe_ratio(

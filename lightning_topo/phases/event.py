@@ -34,9 +34,9 @@ class TopologyEvent:
     `value` is the number that made the event and `threshold` the one it was held against; both are None where
     there is none. `message` says in a sentence what happened, `remedy` what a person can do.
 
-    >>> event = TopologyEvent("gap", step=3, epoch=0, message="resumed")
-    >>> event.name, event.severity
-    (<EventName.GAP: 'gap'>, <Severity.INFO: 'info'>)
+    >>> event = TopologyEvent(EventName.GAP, step=3, epoch=0, message="resumed")
+    >>> event.name == "gap", event.severity
+    (True, <Severity.INFO: 'info'>)
     """
 
     name: EventName
@@ -48,8 +48,3 @@ class TopologyEvent:
     threshold: float | None = None
     message: str = ""
     remedy: str = ""
-
-    def __post_init__(self) -> None:
-        # Events are also read back from text, where names and severities are strings.
-        object.__setattr__(self, "name", EventName(self.name))
-        object.__setattr__(self, "severity", Severity(self.severity))

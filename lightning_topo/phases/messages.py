@@ -76,9 +76,7 @@ def breakdown(measurement: Measurement, ratio: float, rules: PhaseRules) -> Topo
     )
 
 
-def restored(
-    measurement: Measurement, since: int, peak: float, peak_step: int, rules: PhaseRules
-) -> TopologyEvent:
+def restored(measurement: Measurement, since: int, peak: float, peak_step: int, rules: PhaseRules) -> TopologyEvent:
     """A breakdown is over: no step was critical for as long as the rules ask."""
     return TopologyEvent(
         EventName.TOPOLOGY_RESTORED,

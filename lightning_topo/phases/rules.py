@@ -22,9 +22,7 @@ class Band:
         if not self.leave < self.enter:
             raise ValueError(f"expected leave < enter, got leave={self.leave} and enter={self.enter}")
         if min(self.enter_window, self.leave_window) < 1:
-            raise ValueError(
-                f"expected windows of at least 1 value, got {self.enter_window} and {self.leave_window}"
-            )
+            raise ValueError(f"expected windows of at least 1 value, got {self.enter_window} and {self.leave_window}")
 
     @property
     def memory(self) -> int:

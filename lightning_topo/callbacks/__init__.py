@@ -1,0 +1,5 @@
+"""The callbacks: the only place, beside the demo, that knows Lightning."""
+
+from lightning_topo.callbacks.monitor import TopologyMonitor
+
+__all__ = ["TopologyMonitor"]

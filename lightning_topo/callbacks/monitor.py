@@ -1,0 +1,175 @@
+"""The callback that a researcher adds to a Trainer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_topo.callbacks.publish import LogGroups
+from lightning_topo.callbacks.session import MonitorSettings, Session
+from lightning_topo.callbacks.training_loss import sample_batch
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.phases import TopologyEvent
+from lightning_topo.probes import Distortion, Persistence, Probe, Sharpness
+from lightning_topo.record import REPORT
+
+_STATE_VERSION = 1
+
+
+class TopologyMonitor(Callback):
+    """Watches the topology of the neurons while a network trains, and leaves the training bitwise unchanged.
+
+    Measures how far each step bends the cloud of neurons (r = eta / eta*, critical at 1), the persistence diagrams of
+    every group of neurons, and how close the training is to the edge of stability; detects phases and events; sends
+    values to `trainer.callback_metrics` and to every logger under `topology/...`; keeps a record and a report.
+
+    Args:
+        probes: What to measure; by default `Distortion()`, `Persistence()` and `Sharpness()`.
+        groups: The groups of neurons, or "auto" to find and verify them when training begins.
+        dirpath: The run folder; by default `topology` beside Lightning's checkpoints.
+        log_groups: Which groups' values go to the loggers beside the global ones: per quantity the "worst" group's,
+            "all", or the worst and those whose name fits a pattern. `callback_metrics` and the record hold all.
+        max_overhead: The fraction of wall time that periods set to "auto" may take together; None leaves them dense.
+        report: Whether to write `report.html` into the run folder.
+        on_error: "warn" and go on when a measurement fails, or "raise".
+        seed: Of the monitor's own random choices (probe batch, dropout mask, verification).
+
+    Raises:
+        ValueError: A parameter is out of its range, or two probes have the same name.
+
+    Source: Yang, Poggio, Chuang, Ziyin, *Topological Invariance and Breakdown in Learning*, arXiv:2510.02670.
+
+    >>> TopologyMonitor(max_overhead=2.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: expected max_overhead between 0 and 1, or None, got 2.0
+    """
+
+    def __init__(
+        self,
+        probes: Sequence[Probe] | None = None,
+        *,
+        groups: Literal["auto"] | Sequence[NeuronGroup] = "auto",
+        dirpath: str | Path | None = None,
+        log_groups: LogGroups = "worst",
+        max_overhead: float | None = 0.02,
+        report: bool = True,
+        on_error: Literal["warn", "raise"] = "warn",
+        seed: int = 0,
+    ) -> None:
+        if isinstance(groups, str) and groups != "auto":
+            raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
+        self.settings = MonitorSettings(
+            probes=(Distortion(), Persistence(), Sharpness()) if probes is None else tuple(probes),
+            groups=None if isinstance(groups, str) else tuple(groups),
+            dirpath=None if dirpath is None else Path(dirpath),
+            log_groups=log_groups,
+            max_overhead=max_overhead,
+            report=report,
+            on_error=on_error,
+            seed=seed,
+        )
+        self._session: Session | None = None
+        self._saved: Mapping[str, Any] | None = None
+        self._waits_for_batch = False
+
+    @property
+    def events(self) -> Sequence[TopologyEvent]:
+        """What has happened in the present or last fit, oldest first."""
+        return () if self._session is None else self._session.events
+
+    @property
+    def groups(self) -> Sequence[NeuronGroup]:
+        """The groups of neurons that are measured in the present or last fit."""
+        return () if self._session is None else self._session.groups
+
+    @property
+    def dirpath(self) -> Path | None:
+        """The run folder of the present or last fit; None before it, and where none could be written."""
+        return None if self._session is None else self._session.dirpath
+
+    @property
+    def state_key(self) -> str:
+        """Distinguishes several monitors in one checkpoint."""
+        return self._generate_state_key(
+            dirpath=str(self.settings.dirpath), probes=[probe.name for probe in self.settings.probes]
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._session, self._waits_for_batch = None, True
+        with self._guarded("could not draw a probe batch from the training data; takes the first training batch"):
+            batch = sample_batch(trainer, self.settings.seed)
+            if batch is not None:
+                self._begin(trainer, pl_module, batch)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._waits_for_batch:
+            self._begin(trainer, pl_module, batch)
+        with self._guarded("could not capture the neurons before a step"):
+            if self._session is not None:
+                self._session.before_batch()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        with self._guarded("could not measure a step"):
+            if self._session is not None:
+                self._session.after_batch(outputs)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self._guarded("could not measure an epoch"):
+            if self._session is not None:
+                self._session.after_epoch()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._session is not None:
+            return {"version": _STATE_VERSION, **self._session.state()}
+        return dict(self._saved or {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict.get("version") == _STATE_VERSION:
+            self._saved = state_dict
+        elif state_dict:
+            rank_zero_warn(
+                f"TopologyMonitor expected a checkpoint state of version {_STATE_VERSION}, got "
+                f"{state_dict.get('version')}: it begins a new record."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Neither the live session nor what Lightning attaches (`log`, bound to the module) belongs to a copy.
+        return {"settings": self.settings, "_session": None, "_saved": self._saved, "_waits_for_batch": False}
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        self._waits_for_batch = False
+        saved, self._saved = self._saved, None
+        with self._guarded("could not start, and does not watch this training"):
+            self._session = Session(self.settings, trainer, pl_module, batch, saved)
+
+    def _close(self) -> None:
+        self._waits_for_batch = False
+        with self._guarded("could not finish its record and report"):
+            if self._session is not None and self._session.close() and self.dirpath is not None:
+                what = REPORT if self.settings.report else "record"
+                rank_zero_info(f"Topology {what}: {self.dirpath / REPORT if self.settings.report else self.dirpath}")
+
+    @contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        """Training goes on whatever happens here, unless the user wants to know."""
+        try:
+            yield
+        except Exception as error:
+            if self.settings.on_error == "raise":
+                raise
+            rank_zero_warn(f"TopologyMonitor {what} ({type(error).__name__}: {error}). Training goes on.")

@@ -1,0 +1,359 @@
+"""One fit, as the monitor lives through it: what is captured when, and what is made of it."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_topo.callbacks.discovery import discover
+from lightning_topo.callbacks.journal import Journal
+from lightning_topo.callbacks.lightning_internals import logging_step, run_folder
+from lightning_topo.callbacks.publish import LogGroups, Publisher
+from lightning_topo.callbacks.training_loss import training_loss
+from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.phases import DetectorState, EventName, Severity, TopologyEvent
+from lightning_topo.probes import Capture, Clouds, Pacer, Period, Probe, ProbeResult, ProbeUnavailable
+from lightning_topo.probes.pacing import FULL_STEPS, REPACE_STEPS
+from lightning_topo.record import REPORT, RecordWriter, read_record
+
+REPORT_SECONDS = 60.0
+"""The report is rewritten during training at most this often."""
+
+_GO_ON = (
+    "Everything else goes on. If weights or loss are no longer finite, training has diverged: lower the learning rate."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorSettings:
+    """The parameters of `TopologyMonitor`, checked."""
+
+    probes: tuple[Probe, ...]
+    groups: tuple[NeuronGroup, ...] | None
+    dirpath: Path | None
+    log_groups: LogGroups
+    max_overhead: float | None
+    report: bool
+    on_error: Literal["warn", "raise"]
+    seed: int
+
+    def __post_init__(self) -> None:
+        names = [probe.name for probe in self.probes]
+        if len(set(names)) != len(names):
+            raise ValueError(f"expected probes with different names, got {names}")
+        if self.on_error not in ("warn", "raise"):
+            raise ValueError(f'expected on_error "warn" or "raise", got {self.on_error!r}')
+        _ = self.pacer(), Publisher((), self.log_groups)
+
+    def pacer(self) -> Pacer:
+        """The periods at the start."""
+        default = Period(25, "step", adaptive=True)
+        periods = {probe.name: getattr(probe, "period", default) for probe in self.probes}
+        return Pacer(periods, self.max_overhead)
+
+
+class Session:
+    """From the first step to the last of one `Trainer.fit`.
+
+    `batch` is the probe batch. `saved` is the state of an earlier session of the same run, when it is resumed.
+    """
+
+    def __init__(
+        self,
+        settings: MonitorSettings,
+        trainer: Trainer,
+        module: LightningModule,
+        batch: Any,
+        saved: Mapping[str, Any] | None,
+    ) -> None:
+        self._settings, self._trainer, self._module, self._batch = settings, trainer, module, batch
+        self._began = self._reported = time.perf_counter()
+        self._spent = 0.0
+        self._pace_mark = (self._began, 0.0, 0)
+        self._stepped = False
+        self._before: tuple[int, Clouds] | None = None
+        self._previous: dict[str, ProbeResult] = {}
+        self._failing: set[tuple[str, str]] = set()
+        self._probes = list(settings.probes)
+        self._pacer = settings.pacer()
+        self._every_recorded: dict[str, int] = dict(self._pacer.every)
+        self._handles = [o.register_step_post_hook(self._note_step) for o in trainer.optimizers]
+        self._closed = False
+        try:
+            with self._timed():
+                self._start(saved)
+        except BaseException:
+            self._release()
+            raise
+
+    @property
+    def events(self) -> Sequence[TopologyEvent]:
+        """Everything that has happened, oldest first."""
+        return tuple(self._journal.events)
+
+    @property
+    def dirpath(self) -> Path | None:
+        """The run folder; None where there is none."""
+        return None if self._journal.record is None else self._journal.record.dirpath
+
+    def before_batch(self) -> None:
+        """Capture the neurons before a step that will be measured, unless the last capture stands just there."""
+        with self._timed():
+            step = logging_step(self._trainer) + 1
+            at = None if self._before is None else self._before[0]
+            if at != step - 1 and any(_needs_step(probe) for probe in self._due("step", step)):
+                self._before = (step - 1, self._clouds().gather())
+
+    def after_batch(self, outputs: Any) -> None:
+        """Measure what is due, if the batch has led to a step."""
+        with self._timed():
+            stepped, self._stepped = self._stepped, False
+            if not stepped:
+                return
+            step = logging_step(self._trainer) + 1
+            if due := self._due("step", step):
+                self._note_loss(step, outputs)
+                self._measure(due, step)
+            if step % REPACE_STEPS == 0:
+                self._repace(step)
+            self._publish(log=_divides(self._trainer.log_every_n_steps, step))
+
+    def after_epoch(self) -> None:
+        """Measure what is due at the end of an epoch."""
+        with self._timed():
+            step, epoch = logging_step(self._trainer) + 1, self._trainer.current_epoch
+            due = self._due("epoch", epoch + 1)
+            if due:
+                self._measure(due, step)
+            self._repace(step)
+            self._publish(log=bool(due))
+        if time.perf_counter() - self._reported > REPORT_SECONDS:
+            self.write_report()
+
+    def close(self) -> bool:
+        """Finish: release the optimizers, close the record, write the report. False if that was done already."""
+        if self._closed:
+            return False
+        self._closed = True
+        self._release()
+        self._journal.close()
+        self.write_report()
+        return True
+
+    def _release(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def write_report(self) -> None:
+        """Write the report from the record as it stands."""
+        self._reported = time.perf_counter()
+        if self.dirpath is None or not self._settings.report:
+            return
+        from lightning_topo.report import write_report
+
+        with self._timed():
+            write_report([read_record(self.dirpath)], self.dirpath / REPORT)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
+        record = self._journal.record
+        return {
+            "dirpath": None if record is None else str(record.dirpath),
+            "run_id": None if record is None else record.run_id,
+            "detector": self._journal.detector.to_dict(),
+            "every": dict(self._pacer.every),
+        }
+
+    # --- the start -------------------------------------------------------------------------------------------------
+
+    def _start(self, saved: Mapping[str, Any] | None) -> None:
+        step, epoch = logging_step(self._trainer), self._trainer.current_epoch
+        found, problem = discover(self._settings.groups, self._trainer, self._module, self._batch, self._settings.seed)
+        self.groups = tuple(group for group in found if group.n > 1)
+        detector = DetectorState() if saved is None else DetectorState.from_dict(saved["detector"])
+        publisher = Publisher([group.name for group in self.groups], self._settings.log_groups)
+        self._journal = Journal(publisher, self._open_record(saved), detector)
+        if saved is not None:
+            self._pacer.every |= {name: n for name, n in saved["every"].items() if name in self._pacer.every}
+            self._every_recorded = dict(self._pacer.every)
+        if problem is not None:
+            self._fail("neurons", GLOBAL, problem.message, problem.remedy, step)
+        self._refer(step, epoch, resumed=saved is not None)
+        for probe in self._probes:
+            if not _needs_step(probe):
+                self._measure([probe], step)
+            else:
+                self._publish_identity(probe, step)
+        self._publish(log=self._trainer.log_every_n_steps > 1)
+
+    def _open_record(self, saved: Mapping[str, Any] | None) -> RecordWriter | None:
+        if not self._trainer.is_global_zero:
+            return None
+        wanted = self._settings.dirpath or run_folder(self._trainer) / "topology"
+        try:
+            if saved is not None and saved["run_id"] is not None:
+                return RecordWriter.resume(saved["dirpath"], saved["run_id"])
+            return RecordWriter.create(wanted)
+        except OSError as error:
+            if self._settings.on_error == "raise":
+                raise
+            rank_zero_warn(
+                f"No topology record: {wanted} cannot be written ({error}). Training and measuring go on, and values "
+                "still go to the loggers. Remove what stands there, or give TopologyMonitor another dirpath."
+            )
+            return None
+
+    def _refer(self, step: int, epoch: int, *, resumed: bool) -> None:
+        """Find or take the clouds from which distances since the beginning are measured."""
+        record = self._journal.record
+        kept = record.read_reference() if resumed and record is not None else None
+        now = self._clouds().gather()
+        if kept is not None and {n: c.shape for n, c in kept[1].items()} == {n: c.shape for n, c in now.items()}:
+            self._reference: Mapping[str, Tensor] = kept[1]
+        else:
+            self._reference = now
+            self._journal.began(step, now)
+        if resumed:
+            since = "" if kept is not None else " The clouds of the beginning are lost: totals count from here."
+            self._journal.happened(
+                TopologyEvent(
+                    EventName.GAP,
+                    step,
+                    epoch,
+                    message=f"Resumed from a checkpoint at step {step}; what was measured after it is measured again.{since}",
+                    remedy="Nothing to do.",
+                )
+            )
+
+    def _publish_identity(self, probe: Probe, step: int) -> None:
+        """Before the first step, the values of a step are those of the identity: published, but not recorded."""
+        result = ProbeResult.of(probe.measure(self._capture(probe, step, self._clouds())))
+        for group, values in result.values.items():
+            self._journal.publisher.take(group, values)
+
+    # --- measuring -------------------------------------------------------------------------------------------------
+
+    def _measure(self, probes: Sequence[Probe], step: int) -> None:
+        now = self._clouds()
+        for probe in probes:
+            began = time.perf_counter()
+            try:
+                result = ProbeResult.of(probe.measure(self._capture(probe, step, now)))
+            except ProbeUnavailable as error:
+                self._probes.remove(probe)
+                self._fail(probe.name, GLOBAL, f"{probe.name} is switched off: {error}", error.remedy, step)
+                continue
+            except Exception as error:
+                if self._settings.on_error == "raise":
+                    raise
+                self._fail(probe.name, GLOBAL, f"{probe.name} failed: {error or type(error).__name__}", _GO_ON, step)
+                continue
+            self._pacer.spent(probe.name, time.perf_counter() - began)
+            self._previous[probe.name] = result
+            self._take(probe, step, result)
+        self._before = (step, now) if any(_needs_step(probe) for probe in probes) else None
+
+    def _capture(self, probe: Probe, step: int, now: Clouds) -> Capture:
+        before = self._before[1] if self._before is not None and self._before[0] == step - 1 else None
+        return Capture(
+            step=step,
+            epoch=self._trainer.current_epoch,
+            module=self._module,
+            groups=self.groups,
+            neurons=now,
+            before=before,
+            reference=self._reference,
+            optimizers=self._trainer.optimizers,
+            training_loss=lambda loss_fn: training_loss(
+                self._trainer, self._module, self._batch, loss_fn, self._settings.seed
+            ),
+            previous=self._previous.get(probe.name),
+        )
+
+    def _take(self, probe: Probe, step: int, result: ProbeResult) -> None:
+        epoch = self._trainer.current_epoch
+        for group, values in result.values.items():
+            self._failing.discard((probe.name, group))
+            self._journal.measured(Measurement(step, epoch, probe.name, group, values))
+        for group, message in result.failures.items():
+            self._fail(probe.name, group, f"{probe.name} could not measure {group}: {message}", _GO_ON, step)
+        self._journal.captured(step, result.diagrams)
+
+    def _fail(self, probe: str, group: str, message: str, remedy: str, step: int) -> None:
+        """An event, once until the probe succeeds again."""
+        if (probe, group) in self._failing:
+            return
+        self._failing.add((probe, group))
+        epoch = self._trainer.current_epoch
+        self._journal.happened(
+            TopologyEvent(EventName.PROBE_FAILED, step, epoch, group, Severity.WARN, message=message, remedy=remedy)
+        )
+
+    def _note_loss(self, step: int, outputs: Any) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            # Lightning divides by the number of accumulated batches; the loss is the module's own again.
+            scale = self._trainer.accumulate_grad_batches if self._module.automatic_optimization else 1
+            values = {"loss": float(loss) * scale}
+            self._journal.measured(Measurement(step, self._trainer.current_epoch, "training", GLOBAL, values))
+
+    def _clouds(self) -> Clouds:
+        return Clouds(self.groups, dict(self._module.named_parameters()))
+
+    def _due(self, unit: str, count: int) -> list[Probe]:
+        return [probe for probe in self._probes if self._pacer.due(probe.name, unit, count)]
+
+    def _note_step(self, *_: Any) -> None:
+        self._stepped = True
+
+    # --- publishing and pacing -------------------------------------------------------------------------------------
+
+    def _publish(self, *, log: bool) -> None:
+        overhead = self._spent / max(time.perf_counter() - self._began, 1e-9)
+        self._journal.publisher.take(GLOBAL, {"phase": float(self._journal.detector.phase), "overhead": overhead})
+        self._trainer.callback_metrics.update(self._journal.publisher.metrics())
+        if log and self._trainer.is_global_zero:
+            row = self._journal.publisher.row()
+            for logger in self._trainer.loggers:
+                logger.log_metrics(row, step=logging_step(self._trainer))
+
+    def _repace(self, step: int) -> None:
+        """Fit the adaptive periods to the budget, by rank 0's clock."""
+        now, (then, spent, since) = time.perf_counter(), self._pace_mark
+        if step < FULL_STEPS or step == since:
+            return
+        self._pace_mark = (now, self._spent, step)
+        seconds = max(now - then - (self._spent - spent), 0.0) / (step - since)
+        epochs = self._trainer.current_epoch + 1
+        self._pacer.repace(seconds, steps_per_epoch=step / epochs)
+        every = self._trainer.strategy.broadcast(self._pacer.every)
+        if every != self._every_recorded:
+            self._every_recorded = dict(every)
+            self._journal.measured(
+                Measurement(step, epochs - 1, "schedule", GLOBAL, {f"{k}_every": float(v) for k, v in every.items()})
+            )
+        self._pacer.every = every
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent += time.perf_counter() - began
+
+
+def _needs_step(probe: Probe) -> bool:
+    """Whether the probe measures a step, and not a state."""
+    return getattr(probe, "measures_steps", False)
+
+
+def _divides(period: int, step: int) -> bool:
+    return period > 0 and step % period == 0

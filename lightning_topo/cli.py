@@ -1,0 +1,65 @@
+"""The command `lightning-topo`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status is 0, or 2 where the arguments cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="lightning-topo", description="Watch the topology of a network's neurons while it trains."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train a small network on digits and watch it")
+    demo.add_argument("--lr", type=float, default=0.3, help="learning rate (default: %(default)s)")
+    demo.add_argument("--steps", type=int, default=800, help="optimizer steps (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="of the network's initial weights")
+    demo.add_argument("--save-dir", type=Path, default=Path(), help="where topology_demo/ goes (default: here)")
+    demo.set_defaults(command=_demo)
+
+    report = commands.add_parser("report", help="write a run's report anew, from its record")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder; several are put side by side")
+    report.add_argument("--out", type=Path, help="the page (default: report.html in the first run's folder)")
+    report.set_defaults(command=_report)
+
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"lightning-topo: {error}", file=sys.stderr)
+        return 2
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from lightning_topo.demo import run
+    from lightning_topo.record import REPORT, read_record
+    from lightning_topo.report import verdict
+
+    monitor, _ = run(lr=arguments.lr, steps=arguments.steps, seed=arguments.seed, save_dir=arguments.save_dir)
+    if monitor.dirpath is None:
+        return 1
+    print(f"\n{verdict(read_record(monitor.dirpath))}\n")
+    print(f"Record: {monitor.dirpath}")
+    print(f"Open in a browser: {(monitor.dirpath / REPORT).resolve().as_uri()}")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from lightning_topo.record import REPORT, read_record
+    from lightning_topo.report import verdict, write_report
+
+    records = [read_record(_run_folder(path)) for path in arguments.runs]
+    for record in records:
+        print(f"{record.dirpath}: {verdict(record)}")
+    page = write_report(records, arguments.out or records[0].dirpath / REPORT)
+    print(page.resolve().as_uri())
+    return 0
+
+
+def _run_folder(path: Path) -> Path:
+    """The folder itself, or the one that the monitor made in it."""
+    inner = path / "topology"
+    return inner if inner.is_dir() and not (path / "measurements.jsonl").is_file() else path

@@ -1,0 +1,21 @@
+"""Probes: what is measured of a network, and when. A probe never sees the Trainer."""
+
+from lightning_topo.probes.distortion import Distortion
+from lightning_topo.probes.pacing import Pacer
+from lightning_topo.probes.period import Period
+from lightning_topo.probes.persistence import Persistence
+from lightning_topo.probes.probe import Capture, Clouds, Probe, ProbeResult, ProbeUnavailable
+from lightning_topo.probes.sharpness import Sharpness
+
+__all__ = [
+    "Capture",
+    "Clouds",
+    "Distortion",
+    "Pacer",
+    "Period",
+    "Persistence",
+    "Probe",
+    "ProbeResult",
+    "ProbeUnavailable",
+    "Sharpness",
+]

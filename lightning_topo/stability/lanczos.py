@@ -1,0 +1,74 @@
+"""The extreme eigenvalues of a symmetric operator that is known by its products only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from scipy.linalg import eigh_tridiagonal
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Extremes:
+    """The extreme Ritz pairs of a Krylov space.
+
+    `largest` is a lower bound of the largest eigenvalue, and within `residual` of *some* eigenvalue; `smallest` is
+    an upper bound of the smallest one, without a residual. `vector` is the unit Ritz vector of `largest`.
+    """
+
+    largest: float
+    smallest: float
+    residual: float
+    vector: Float[Tensor, " p"]
+    n_products: int
+    converged: bool
+
+
+def extreme_eigenvalues(
+    operator: Callable[[Tensor], Tensor],
+    start: Float[Tensor, " p"],
+    *,
+    tolerance: float = 0.02,
+    min_products: int = 4,
+    max_products: int = 60,
+) -> Extremes:
+    """Lanczos' method with full reorthogonalisation, from `start`, for the largest algebraic eigenvalue.
+
+    Stops when |A y - theta y| <= tolerance * |theta| for the Ritz pair (theta, y), after `min_products` products at
+    the least (a start near an eigenvector converges at once, to that one) and `max_products` at the most.
+
+    Raises `FloatingPointError` if a product is not finite.
+
+    Source: Golub and Van Loan, *Matrix Computations*, section 10.1.
+
+    >>> matrix = torch.diag(torch.tensor([5.0, 2.0, -1.0]))
+    >>> found = extreme_eigenvalues(lambda v: matrix @ v, torch.ones(3))
+    >>> round(found.largest, 4), round(found.smallest, 4), found.converged
+    (5.0, -1.0, True)
+    """
+    max_products = min(max_products, start.numel())
+    basis = [start / start.norm()]
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
+    while True:
+        image = operator(basis[-1])
+        diagonal.append(float(image @ basis[-1]))
+        krylov = torch.stack(basis)
+        # Twice is enough (Parlett): once leaves rounding errors that grow into copies of eigenvalues.
+        for _ in range(2):
+            image = image - krylov.T @ (krylov @ image)
+        norm = float(image.norm())
+        if not (torch.isfinite(torch.tensor(norm)) and torch.isfinite(torch.tensor(diagonal[-1]))):
+            raise FloatingPointError("expected finite Hessian products, got NaN or infinity")
+        values, vectors = eigh_tridiagonal(diagonal, off_diagonal)
+        largest, residual = float(values[-1]), norm * abs(float(vectors[-1, -1]))
+        # The Krylov space is invariant: what is left of the product is rounding.
+        exhausted = norm <= torch.finfo(image.dtype).eps * max(abs(float(values[-1])), abs(float(values[0])))
+        n = len(diagonal)
+        converged = exhausted or n == start.numel() or residual <= tolerance * abs(largest)
+        if (converged and n >= min(min_products, max_products)) or exhausted or n >= max_products:
+            ritz = krylov.T @ torch.as_tensor(vectors[:, -1], dtype=start.dtype, device=start.device)
+            return Extremes(largest, float(values[0]), residual, ritz / ritz.norm(), n, converged)
+        off_diagonal.append(norm)
+        basis.append(image / norm)

@@ -1,0 +1,239 @@
+"""Sharpness against the dense float64 Hessian, closed forms, and the optimizers themselves."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_topo.stability import (
+    ParameterScaling,
+    extreme_eigenvalues,
+    hessian,
+    parameter_scalings,
+    sharpness,
+    stability,
+)
+
+
+def dense_hessian(loss_fn, params):
+    """H in float64, a row per entry, by differentiating each entry of the gradient."""
+    params = list(params)
+    grads = torch.autograd.grad(loss_fn(), params, create_graph=True)
+    flat = torch.cat([g.reshape(-1) for g in grads])
+    rows = [torch.cat([r.reshape(-1) for r in torch.autograd.grad(entry, params, retain_graph=True)]) for entry in flat]
+    return torch.stack(rows)
+
+
+@pytest.fixture
+def problem():
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x = torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    y = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    return model, lambda: nn.functional.mse_loss(model(x), y)
+
+
+def test_products_are_those_of_the_dense_hessian(problem):
+    model, loss_fn = problem
+    dense = dense_hessian(loss_fn, model.parameters())
+    curvature = hessian(loss_fn, model.parameters())
+    for seed in range(3):
+        v = torch.randn(len(dense), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        torch.testing.assert_close(curvature @ v, dense @ v)
+    assert curvature.loss == pytest.approx(loss_fn().item())
+
+
+def test_value_residual_and_convergence_against_the_spectrum(problem):
+    model, loss_fn = problem
+    spectrum = torch.linalg.eigvalsh(dense_hessian(loss_fn, model.parameters()))
+    found = sharpness(loss_fn, model.parameters())
+    assert found.converged
+    assert found.value <= spectrum[-1] * (1 + 1e-9)
+    assert found.value == pytest.approx(spectrum[-1].item(), rel=0.02)
+    assert float((spectrum - found.value).abs().min()) <= found.residual
+    assert found.smallest >= spectrum[0] * (1 + 1e-9)
+    exact = sharpness(loss_fn, model.parameters(), tolerance=1e-9, max_products=200)
+    assert exact.value == pytest.approx(spectrum[-1].item(), rel=1e-9)
+
+
+def test_a_warm_start_needs_fewer_products_and_finds_the_same(problem):
+    model, loss_fn = problem
+    cold = sharpness(loss_fn, model.parameters())
+    warm = sharpness(loss_fn, model.parameters(), start=cold.vector)
+    assert warm.n_hvp < cold.n_hvp
+    assert warm.value == pytest.approx(cold.value, rel=0.02)
+
+
+def test_a_warm_start_far_from_the_top_is_restarted(problem):
+    model, loss_fn = problem
+    bottom = torch.linalg.eigh(dense_hessian(loss_fn, model.parameters())).eigenvectors[:, 0]
+    found = sharpness(loss_fn, model.parameters(), start=bottom + 1e-12, tolerance=1e-6, max_products=50)
+    truth = torch.linalg.eigvalsh(dense_hessian(loss_fn, model.parameters()))[-1]
+    assert found.value == pytest.approx(truth.item(), rel=1e-4)
+
+
+def test_what_did_not_converge_says_so(problem):
+    model, loss_fn = problem
+    found = sharpness(loss_fn, model.parameters(), max_products=2, tolerance=1e-6)
+    assert not found.converged
+    assert found.residual > 0
+    assert found.n_hvp == 2
+
+
+def test_nothing_is_left_behind(problem):
+    model, loss_fn = problem
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    state = torch.get_rng_state()
+    sharpness(loss_fn, model.parameters())
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(p.grad is None and torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_frozen_and_unused_parameters():
+    w = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    frozen = torch.ones(3, dtype=torch.float64)
+    unused = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    found = sharpness(lambda: (frozen * w**2).sum(), [w, frozen, unused], tolerance=1e-9)
+    assert found.value == pytest.approx(2.0)
+    assert found.vector.shape == (5,)
+
+
+def test_a_linear_loss_has_no_curvature():
+    w = torch.ones(3, requires_grad=True)
+    found = sharpness(lambda: w.sum(), [w])
+    assert found.value == 0.0
+    assert found.converged
+
+
+def test_negative_curvature_everywhere():
+    w = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    found = sharpness(lambda: -(torch.tensor([1.0, 2.0, 3.0]) * w**2).sum(), [w], tolerance=1e-9)
+    assert found.value == pytest.approx(-2.0)
+    assert found.smallest == pytest.approx(-6.0)
+
+
+def test_errors_say_what_is_wrong():
+    w = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match="requires a gradient"):
+        sharpness(lambda: (w**2).sum(), [w.detach()])
+    with pytest.raises(ValueError, match="scalar loss"):
+        sharpness(lambda: w**2, [w])
+    with pytest.raises(FloatingPointError, match="finite loss"):
+        sharpness(lambda: (w * math.nan).sum(), [w])
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 30), st.integers(0, 10**6))
+def test_lanczos_bounds_the_spectrum_of_random_matrices(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    matrix = a + a.T
+    spectrum = torch.linalg.eigvalsh(matrix)
+    start = torch.randn(n, generator=generator, dtype=torch.float64)
+    found = extreme_eigenvalues(lambda v: matrix @ v, start, tolerance=1e-10, max_products=n)
+    assert found.largest == pytest.approx(spectrum[-1].item(), abs=1e-8 * float(spectrum.abs().max()))
+    assert found.smallest == pytest.approx(spectrum[0].item(), abs=1e-8 * float(spectrum.abs().max()))
+    assert float((matrix @ found.vector - found.largest * found.vector).norm()) <= 1e-6 * float(matrix.norm())
+
+
+def sgd(params, **options):
+    return torch.optim.SGD(params, **options)
+
+
+SGDS = [
+    {},
+    {"momentum": 0.9},
+    {"momentum": 0.5, "dampening": 0.3},
+    {"momentum": 0.9, "nesterov": True},
+    {"weight_decay": 0.5},
+    {"momentum": 0.9, "weight_decay": 0.2},
+    {"dampening": 0.5},
+]
+
+
+@pytest.mark.parametrize("options", SGDS)
+@pytest.mark.parametrize("side", [0.98, 1.02])
+def test_the_threshold_is_where_the_optimizer_itself_diverges(options, side):
+    """Simulate the optimizer on a quadratic whose ratio is just below, or just above, 1."""
+    lr, h = 0.1, 4.0
+    theta = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
+    (scaling,) = parameter_scalings([sgd([theta], lr=1.0, **options)], [theta])
+    lr = side / (scaling.stability * (h + scaling.weight_decay))
+    optimizer = sgd([theta], lr=lr, **options)
+    (scaling,) = parameter_scalings([optimizer], [theta])
+    assert scaling.stability * (h + scaling.weight_decay) == pytest.approx(side)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        (0.5 * h * theta**2).sum().backward()
+        optimizer.step()
+    assert (theta.abs().item() < 1e-3) == (side < 1.0)
+
+
+@pytest.mark.parametrize("options", SGDS)
+def test_eta_lambda_is_the_lipschitz_constant_of_the_newest_gradient_in_the_step(options):
+    """Two copies with one history: the difference of their steps over their distance is M (H + wd)."""
+    h, steps = 3.0, []
+    for theta0 in (1.0, 1.001):
+        theta = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
+        optimizer = sgd([theta], lr=0.05, **options)
+        for start in (None, theta0):
+            if start is not None:
+                with torch.no_grad():
+                    theta.fill_(start)
+                (scaling,) = parameter_scalings([optimizer], [theta])
+            optimizer.zero_grad()
+            (0.5 * h * theta**2).sum().backward()
+            before = theta.item()
+            optimizer.step()
+        steps.append(theta.item() - before)
+    assert abs(steps[1] - steps[0]) / 0.001 == pytest.approx(scaling.step * (h + scaling.weight_decay))
+
+
+def test_unknown_optimizers_have_no_threshold():
+    theta = torch.ones(2, requires_grad=True)
+    assert parameter_scalings([torch.optim.Rprop([theta])], [theta]) is None
+    assert parameter_scalings([torch.optim.SGD([theta], lr=0.1, maximize=True)], [theta]) is None
+    found = stability(lambda: (theta**2).sum(), [theta], lambda params: None)
+    assert (found.ratio, found.eta_lambda) == (None, None)
+
+
+def test_plain_sgd_has_eta_lambda_twice_the_ratio(problem):
+    model, loss_fn = problem
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    found = stability(loss_fn, model.parameters(), lambda ps: parameter_scalings([optimizer], ps))
+    assert found.ratio == pytest.approx(0.15 * found.sharpness.value)
+    assert found.eta_lambda == pytest.approx(2 * found.ratio)
+
+
+def test_learning_rates_by_group_against_the_dense_matrix(problem):
+    model, loss_fn = problem
+    first, second = list(model[0].parameters()), list(model[2].parameters())
+    optimizer = torch.optim.SGD([{"params": first, "lr": 0.2, "weight_decay": 0.1}, {"params": second, "lr": 0.05}])
+    found = stability(
+        loss_fn,
+        model.parameters(),
+        lambda ps: parameter_scalings([optimizer], ps),
+        tolerance=1e-9,
+        max_products=200,
+    )
+    dense = dense_hessian(loss_fn, model.parameters())
+    sizes = [sum(p.numel() for p in ps) for ps in (first, second)]
+    s = torch.cat([torch.full((sizes[0],), 0.1), torch.full((sizes[1],), 0.025)]).double()
+    wd = torch.cat([torch.full((sizes[0],), 0.1), torch.zeros(sizes[1])]).double()
+    scaled = s.sqrt()[:, None] * (dense + wd.diag()) * s.sqrt()[None, :]
+    spectrum = torch.linalg.eigvalsh(scaled)
+    assert found.ratio == pytest.approx(spectrum[-1].item(), rel=1e-6)
+    assert found.eta_lambda == pytest.approx(2 * spectrum.abs().max().item(), rel=1e-6)
+
+
+def test_parameters_without_an_optimizer_do_not_move():
+    a, b = (torch.ones(1, requires_grad=True) for _ in range(2))
+    optimizer = torch.optim.SGD([a], lr=0.5)
+    assert parameter_scalings([optimizer], [a, b])[1] == ParameterScaling(0.0, 0.0)
+    found = stability(lambda: (a**2 + 100 * b**2).sum(), [a, b], lambda ps: parameter_scalings([optimizer], ps))
+    assert found.sharpness.value == pytest.approx(200.0, rel=1e-3)
+    assert found.ratio == pytest.approx(0.5, rel=1e-3)
