@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -29,7 +29,7 @@ def discover(
         return groups, None
     try:
         with training_loss(trainer, module, batch, seed=seed):
-            found = find_neuron_groups(module, run=lambda m: run_training_step(m, batch))
+            found = find_neuron_groups(module, run=lambda m: run_training_step(cast(LightningModule, m), batch))
     except ProbeUnavailable as error:
         return (), Problem(f"No neurons found: {error}")
     if not any(group.n > 1 for group in found):

@@ -248,6 +248,9 @@ def test_rows_of_the_loggers_agree_with_the_record(tmp_path):
     assert rows[5]["topology/net_0/contraction"] == pytest.approx(min(ratios[k]["contraction"] for k in (4, 5, 6)))
     assert rows[5]["topology/net_0/total_expansion"] == pytest.approx(ratios[6]["total_expansion"])
     assert "train/loss" in rows[2]
+    assert [m.step for m in lines(monitor, "persistence", "net.0")] == [0, 8, 16, 24]
+    captured = lines(monitor, "persistence", "net.0")[1].values
+    assert rows[7]["topology/net_0/max_persistence_0"] == pytest.approx(captured["max_persistence_0"])
     assert rows[0]["topology/net_0/critical_ratio"] == 0.0
 
 
