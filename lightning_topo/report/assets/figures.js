@@ -1,0 +1,427 @@
+"use strict";
+// Page data -> Plotly figures. Pure: a figure depends only on its arguments. A figure that cannot be drawn is {absent: why}.
+
+const PHASES = [
+  { code: -1, name: "Unknown", colour: "#9aa3af", ink: "#1c2430" },
+  { code: 0, name: "Preserved", colour: "#7db8da", ink: "#10222e" },
+  { code: 1, name: "Unprotected", colour: "#f0de7c", ink: "#2e2806" },
+  { code: 2, name: "Edge of stability", colour: "#ee9b2e", ink: "#2e1b00" },
+  { code: 3, name: "Breakdown", colour: "#8c1740", ink: "#ffffff" },
+];
+// [Plotly symbol, SVG path in a 14 x 14 box, filled]
+const GLYPHS = {
+  curvature_bound_exceeded: ["triangle-up", "M7 1L13 12H1Z", true],
+  curvature_bound_restored: ["triangle-down", "M7 13L13 2H1Z", false],
+  edge_of_stability_enter: ["diamond", "M7 0L14 7L7 14L0 7Z", true],
+  edge_of_stability_exit: ["diamond", "M7 1L13 7L7 13L1 7Z", false],
+  topology_breakdown: ["x", "M3 0L7 4L11 0L14 3L10 7L14 11L11 14L7 10L3 14L0 11L4 7L0 3Z", true],
+  topology_restored: ["circle", "M7 1A6 6 0 1 0 7.01 1Z", false],
+  gap: ["square", "M2 2H12V12H2Z", false],
+  probe_failed: ["square", "M1 1H13V13H1Z", true],
+};
+const OTHER_GLYPH = ["circle", "M7 1A6 6 0 1 0 7.01 1Z", true];
+const LOUDNESS = { error: 2, warn: 1, info: 0 };
+const MAX_EVENT_LINES = 60;
+// Below the critical point, and above it: the two never share a colour.
+const BELOW = ["#08305f", "#1f6cab", "#6eb0d8", "#c3dff0", "#ffffff"];
+const ABOVE = ["#f8b25c", "#dd6a13", "#8a3400", "#4d1a00"];
+const COUNTS = ["#fdf3c4", "#c5d9a4", "#7fbf9f", "#41a0a0", "#2b7a95", "#2d5285", "#2a2b66", "#1a1238"];
+
+const number = (v) => (v === "inf" ? Infinity : v === "-inf" ? -Infinity : v === null || v === undefined ? NaN : v);
+const short = (v) => (Number.isFinite(v) ? String(Number(v.toPrecision(3))) : v > 0 ? "∞" : v < 0 ? "−∞" : "not a number");
+const count = (n) => n.toLocaleString("en");
+// Plotly reads labels as pseudo-HTML: names must come out as they are.
+const plain = (s) => s.replace(/\s+/g, " ").replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const ellipsis = (s, n) => {
+  const letters = Array.from(s);
+  return letters.length <= n ? s : letters.slice(0, Math.ceil((n - 1) / 2)).join("") + "…" + letters.slice(-Math.floor((n - 1) / 2)).join("");
+};
+const wrapped = (s, n = 48) => (Array.from(s).length <= n ? plain(s) : plain(ellipsis(s, 3 * n)).replace(/(.{44}[^&]{0,6})/gu, "$1<br>"));
+
+// {dtype, bdata, shape} -> a flat typed array, little-endian as it was written
+function unpack(packed) {
+  const bytes = Uint8Array.from(atob(packed.bdata), (c) => c.charCodeAt(0));
+  const kind = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array }[packed.dtype];
+  return new kind(bytes.buffer);
+}
+
+function css(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function axis(title, more = {}) {
+  return {
+    title: { text: title, font: { size: 13 }, standoff: 6 }, gridcolor: css("--grid"), linecolor: css("--rule"), zeroline: false,
+    tickfont: { size: 12 }, fixedrange: true, ticks: "outside", ticklen: 4, tickcolor: css("--rule"), ...more,
+  };
+}
+
+function stepAxis(view) {
+  const [low, high] = view.range;
+  const few = high - low <= 12 ? { dtick: 1, tick0: 0 } : { nticks: Math.ceil((view.width - view.left) / (7.5 * count(Math.ceil(high)).length + 18)) };
+  return axis("Optimizer step", { range: [low, high], fixedrange: false, tickformat: ",d", showgrid: false, ...few });
+}
+
+function layout(view, height, yaxis, more = {}) {
+  return {
+    width: view.width, height, showlegend: false, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: css("--ink") },
+    margin: { l: view.left, r: 14, t: 8, b: 46 }, hovermode: "closest",
+    hoverlabel: { font: { size: 12, color: css("--ink") }, bgcolor: css("--card"), bordercolor: css("--muted"), namelength: -1, align: "left" },
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+    xaxis: stepAxis(view), yaxis, ...more,
+  };
+}
+
+function eventLines(run, { group, onMap = false } = {}) {
+  const worst = new Map();
+  for (const event of run.events) {
+    if (group !== undefined && event.group !== "" && event.group !== group) continue;
+    const known = worst.get(event.step);
+    if (known === undefined || LOUDNESS[event.severity] > LOUDNESS[known]) worst.set(event.step, event.severity);
+  }
+  const loudest = [...worst].sort((a, b) => LOUDNESS[b[1]] - LOUDNESS[a[1]]).slice(0, MAX_EVENT_LINES);
+  const vertical = (step, name, line) => ({ type: "line", xref: "x", yref: "paper", x0: step, x1: step, y0: 0, y1: 1, name, line });
+  // On a map a line needs a light border to be seen on any colour.
+  const border = (step) => vertical(step, "border", { color: css("--line-border"), width: 4 });
+  return loudest.flatMap(([step, severity]) => [
+    ...(onMap ? [border(step)] : []),
+    vertical(step, severity, { color: css(`--${severity}-line`), width: 1.5, dash: { error: "solid", warn: "dash", info: "dot" }[severity] }),
+  ]);
+}
+
+function horizontal(y, colour, dash = "solid") {
+  return { type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, line: { color: colour, width: 1.5, dash } };
+}
+
+// Cell borders on the step axis: a value stands from its own step until the next one.
+const cells = (steps, end) => [...steps.map((s) => s - 0.5), Math.max(end, steps[steps.length - 1]) + 0.5];
+
+// The part that all names begin with, up to a dot or slash, where leaving it out helps to read them.
+function commonPrefix(names) {
+  if (names.length < 3) return "";
+  let n = 0;
+  while (names.every((name) => n < name.length && name[n] === names[0][n])) n++;
+  return names[0].slice(0, n).replace(/[^./]*$/, "");
+}
+
+function rowLabels(names, view) {
+  const letters = Math.max(4, Math.floor((view.left - 16) / 7.2));
+  return names.map((name) => plain(ellipsis(name.startsWith(view.prefix) ? name.slice(view.prefix.length) : name, letters)));
+}
+
+function rowAxis(names, view) {
+  return axis("", {
+    tickvals: names.map((_, i) => i), ticktext: rowLabels(names, view), range: [names.length - 0.5, -0.5], showgrid: false, ticks: "",
+  });
+}
+
+const rowsHeight = (n) => 54 + n * (n <= 4 ? 34 : n <= 12 ? 24 : 16);
+
+function ribbonFigure(run, view) {
+  if (!run.ribbon) return { absent: "No phase yet: neither the critical ratio nor the sharpness has been measured." };
+  const names = ["network", ...run.groups];
+  const edges = cells(run.ribbon.steps, view.end);
+  const scale = PHASES.flatMap((p, i) => [[i / PHASES.length, p.colour], [(i + 1) / PHASES.length, p.colour]]);
+  const phase = (code) => PHASES.find((p) => p.code === code);
+  const text = run.ribbon.codes.map((row, i) => row.map((code, j) => code === null ? "" :
+    `<b>${wrapped(names[i])}</b><br>${phase(code).name} from step ${count(run.ribbon.steps[j])}`));
+  const z = run.ribbon.codes;
+  const rowOf = (event) => (event.group === "" ? 0 : run.groups.indexOf(event.group) + 1);
+  const shown = run.events.filter((event) => event.group === "" || run.groups.includes(event.group));
+  const filled = (event) => (GLYPHS[event.name] ?? OTHER_GLYPH)[2];
+  const marks = {
+    type: "scatter", mode: "markers", name: "events", x: shown.map((e) => e.step), y: shown.map(rowOf), cliponaxis: false,
+    text: shown.map((e) => `<b>${e.name}</b> at step ${count(e.step)}<br>${wrapped(e.message, 60)}`), hovertemplate: "%{text}<extra></extra>",
+    marker: {
+      symbol: shown.map((e) => (GLYPHS[e.name] ?? OTHER_GLYPH)[0]), size: names.length > 12 ? 10 : 13,
+      color: shown.map((e) => (filled(e) ? "#10151c" : "#ffffff")), line: { width: shown.map((e) => (filled(e) ? 1 : 2)), color: shown.map((e) => (filled(e) ? "#ffffff" : "#10151c")) },
+    },
+  };
+  const map = {
+    type: "heatmap", name: "phases", x: edges, y: names.map((_, i) => i), z, zmin: -1.5, zmax: 3.5, colorscale: scale, showscale: false, ygap: 2,
+    text, hovertemplate: "%{text}<extra></extra>", hoverongaps: false, zsmooth: false,
+  };
+  return { data: [map, marks], layout: layout(view, rowsHeight(names.length), rowAxis(names, view), { annotations: spanLabels(z, edges, names.length, view, shown.map((e) => [e.step, rowOf(e)])) }) };
+}
+
+// The phase's name inside its span, where there is room for it: colour is never the only sign.
+function spanLabels(codes, edges, nRows, view, marks) {
+  const labels = [];
+  const [low, high] = view.range;
+  const pixels = (view.width - view.left - 14) / (high - low);
+  for (let row = 0; row < Math.min(nRows, nRows <= 12 ? 12 : 1); row++) {
+    for (let start = 0; start < codes[row].length; ) {
+      let end = start;
+      while (end + 1 < codes[row].length && codes[row][end + 1] === codes[row][start]) end++;
+      const phase = PHASES.find((p) => p.code === codes[row][start]);
+      const [left, right] = [Math.max(low, edges[start]), Math.min(high, edges[end + 1])];
+      const [middle, half] = [(left + right) / 2, (phase?.name.length ?? 0) * 3.75 + 12];
+      const covered = marks.some(([step, at]) => at === row && Math.abs(step - middle) * pixels < half);
+      if (phase && (right - left) * pixels > 2 * half + 10 && !covered) {
+        labels.push({ x: middle, y: row, text: phase.name, showarrow: false, font: { size: 12, color: phase.ink } });
+      }
+      start = end + 1;
+    }
+  }
+  return labels;
+}
+
+// Common to all runs, so that a colour means the same in each: decades below 1 and above it.
+function ratioRange(runs) {
+  const logs = runs.flatMap((run) => (run.ratio ? Object.values(run.ratio.columns).flat() : []))
+    .map(number).filter((r) => r > 0 && r < Infinity).map(Math.log10).sort((a, b) => a - b);
+  if (!logs.length) return [-3, 1];
+  const low = Math.floor(logs[Math.floor(logs.length * 0.01)]);
+  return [Math.min(-2, Math.max(-6, low)), Math.min(3, Math.max(1, Math.ceil(logs[logs.length - 1])))];
+}
+
+function ratioColours([low, high]) {
+  const one = -low / (high - low);
+  return [
+    ...BELOW.map((colour, i) => [(one * i) / (BELOW.length - 1), colour]),
+    ...ABOVE.map((colour, i) => [one + 1e-6 + ((1 - one - 1e-6) * i) / (ABOVE.length - 1), colour]),
+  ];
+}
+
+function ratioFigure(run, view) {
+  if (!run.ratio) return { absent: "No critical ratio in this record: the Distortion probe is off, or has not measured yet." };
+  const [low, high] = view.ratioRange;
+  const { steps, columns, merged } = run.ratio;
+  const rows = run.groups.map((_, i) => columns[i].map(number));
+  const until = (j) => (merged > 1 ? `, the largest from step ${count(steps[j])}` : ` at step ${count(steps[j])}`);
+  return {
+    data: [{
+      type: "heatmap", name: "critical ratio", x: cells(steps, view.end), y: run.groups.map((_, i) => i), zmin: low, zmax: high,
+      z: rows.map((row) => row.map((r) => (Number.isNaN(r) ? null : Math.min(high, Math.max(low, r > 0 ? Math.log10(r) : low))))),
+      customdata: rows, text: rows.map((row, i) => row.map((r, j) => `<b>${wrapped(run.groups[i])}</b><br>r = ${short(r)}${until(j)}`)),
+      hovertemplate: "%{text}<extra></extra>", hoverongaps: false, colorscale: ratioColours([low, high]), showscale: false,
+      ygap: run.groups.length > 24 ? 1 : 2, zsmooth: false,
+    }],
+    layout: layout(view, rowsHeight(run.groups.length), rowAxis(run.groups, view), { plot_bgcolor: css("--missing"), shapes: eventLines(run, { onMap: true }) }),
+  };
+}
+
+// The worst group's r as a line: how far below the critical point training stays.
+function worstFigure(run, view) {
+  if (!run.ratio) return { absent: "No critical ratio in this record." };
+  const worstOf = ({ ratio }) => ratio.steps.map((_, j) => Object.values(ratio.columns).map((row) => number(row[j])).reduce((a, b) => (b > a || Number.isNaN(a) ? b : a), NaN));
+  const worst = worstOf(run);
+  const [least, most] = extremes([1, ...view.runs.filter((r) => r.ratio).flatMap(worstOf).filter((r) => r > 0 && r < Infinity)]);
+  const [low, high] = [Math.max(least / 2, 10 ** view.ratioRange[0]), Math.min(most * 2, 10 ** view.ratioRange[1])];
+  const drawn = worst.map((r) => (Number.isNaN(r) || r === 0 ? null : Math.min(high, r)));
+  const data = [line("largest r", run.ratio.steps, drawn, css("--first"), { customdata: worst.map(short), hovertemplate: "largest r %{customdata}<br>step %{x:,d}<extra></extra>" })];
+  const note = worst.includes(Infinity) ? "An infinite r is drawn at the upper edge of the chart." : undefined;
+  return { data, layout: layout(view, 180, logAxis("Largest r (log scale)", low, high), { shapes: [horizontal(1, css("--error")), ...eventLines(run)] }), note };
+}
+
+function line(name, steps, values, colour, more = {}) {
+  return {
+    type: "scatter", mode: steps.length > 60 ? "lines" : "lines+markers", name, x: steps, y: values, line: { color: colour, width: 2 },
+    marker: { size: 5, color: colour }, hovertemplate: `${plain(name)} %{y:.4g}<br>step %{x:,d}<extra></extra>`, ...more,
+  };
+}
+
+// Infinite values have no place on an axis: they break the line.
+const finite = (values) => values.map(number).map((v) => (Number.isFinite(v) ? v : null));
+
+const extremes = (values) => values.reduce(([low, high], v) => [Math.min(low, v), Math.max(high, v)], [Infinity, -Infinity]);
+
+// The finite numbers of one quantity in all runs: their panels share one axis.
+const seenIn = (runs, read) => runs.flatMap((run) => finite(read(run) ?? []).filter((v) => v !== null));
+
+function lossFigure(run, view) {
+  const loss = run.curves.loss;
+  if (!loss) return { absent: "No loss in this record." };
+  const values = finite(loss.columns.loss);
+  if (values.every((v) => v === null)) return { absent: "The loss was never a finite number." };
+  const [least, most] = extremes(seenIn(view.runs, (r) => r.curves.loss?.columns.loss));
+  const pad = 0.05 * (most - Math.min(0, least) || 1);
+  const y = least > 0 && most > 30 * least ? logAxis("Loss (log scale)", least / 1.2, most * 1.2)
+    : axis("Loss", { range: [Math.min(0, least) - pad, most + pad], nticks: 5 });
+  return { data: [line("loss", loss.steps, values, css("--ink"))], layout: layout(view, 210, y, { shapes: eventLines(run) }) };
+}
+
+function sharpnessFigure(run, view) {
+  const named = [["sharpness_ratio", "sharpness ratio", "--second", "solid"], ["eta_lambda", "ηλ", "--first", "dot"]];
+  const data = named.filter(([key]) => run.curves[key]).map(([key, name, colour, dash]) => {
+    const { steps, columns } = run.curves[key];
+    return line(name, steps, finite(columns[key]), css(colour), { line: { color: css(colour), width: 2, dash } });
+  });
+  if (!data.length) return { absent: "No sharpness ratio in this record: the Sharpness probe is off, has not measured yet, or knows no threshold for this optimizer." };
+  const [least, most] = extremes([1, ...named.flatMap(([key]) => seenIn(view.runs, (r) => r.curves[key]?.columns[key]))].filter((v) => v !== 0));
+  const y = most > 30 && least > 0 ? logAxis("Ratio to its limit", least / 1.5, most * 1.5)
+    : axis("Ratio to its limit", { range: [1.08 * Math.min(0, least), Math.max(1.15, 1.08 * most)], nticks: 6 });
+  return { data, layout: layout(view, 240, y, { shapes: [horizontal(1, css("--muted")), ...eventLines(run)] }) };
+}
+
+function crockerFigure(k) {
+  return (run, view) => {
+    const detail = groupOf(run, view);
+    if (detail.absent) return detail;
+    if (!detail.crocker) return { absent: "No persistence diagram of this group: the Persistence probe is off, or has not measured yet." };
+    if (!detail.crocker.betti[k]) return { absent: `The diagrams of this record end below dimension ${k} (max_dim).` };
+    const { steps, scales, betti } = detail.crocker;
+    const flat = unpack(betti[k]);
+    const at = (i, j) => flat[i * scales.length + j];
+    const least = k === 0 ? 1 : 0.5;
+    const top = countTop(view, k);
+    const counts = scales.map((_, j) => steps.map((_, i) => at(i, j)));
+    const ratio = scales.length > 1 ? Math.sqrt(scales[1] / scales[0]) : 1.1;
+    const edges = [...scales.map((s) => s / ratio), scales[scales.length - 1] * ratio];
+    const unit = k === 0 ? "pieces" : "loops";
+    return {
+      data: [{
+        type: "heatmap", name: `b${k}`, x: cells(steps, view.end), y: edges, zmin: Math.log10(least), zmax: Math.log10(top),
+        z: counts.map((row) => row.map((n) => (n > 0 ? Math.log10(n) : null))), customdata: counts,
+        colorscale: COUNTS.map((c, i) => [i / (COUNTS.length - 1), c]), showscale: false, zsmooth: false, hoverongaps: false,
+        text: counts.map((row, j) => row.map((n, i) => `${count(n)} ${unit} at scale ${short(scales[j])}<br>captured at step ${count(steps[i])}`)),
+        hovertemplate: "%{text}<extra></extra>",
+      }],
+      layout: layout(view, 320, logAxis("Scale (distance between neurons)", ...view.scaleRange),
+        { plot_bgcolor: css("--hole"), shapes: eventLines(run, { group: view.group, onMap: true }) }),
+    };
+  };
+}
+
+// The largest Betti number of the chosen group in any run: colours mean the same in each.
+function countTop(view, k) {
+  let top = 2;
+  for (const run of view.runs) {
+    const packed = run.details[run.groups.indexOf(view.group)]?.crocker?.betti[k];
+    if (packed) for (const n of unpack(packed)) top = Math.max(top, n);
+  }
+  return top;
+}
+
+function groupOf(run, view) {
+  const detail = run.details[run.groups.indexOf(view.group)];
+  return detail ?? { absent: view.group === undefined ? "No group of neurons has been measured." : "This run has no group of this name." };
+}
+
+function slideAt(slides, step) {
+  let nearest = 0;
+  slides.steps.forEach((s, i) => { if (Math.abs(s - step) < Math.abs(slides.steps[nearest] - step)) nearest = i; });
+  return nearest;
+}
+
+const DIMENSIONS = [["--first", "circle", "pieces (H0)"], ["--second", "diamond", "loops (H1)"], ["--third", "square", "voids (H2)"]];
+
+function diagramFigure(run, view) {
+  const detail = groupOf(run, view);
+  if (detail.absent) return detail;
+  if (!detail.slides) return { absent: "No persistence diagram of this group: the Persistence probe is off, or has not measured yet." };
+  const { slides } = detail;
+  const index = slideAt(slides, view.capture);
+  const top = view.deathTop;
+  const forever = 1.1 * top;
+  const data = slides.marks.map((marks, k) => {
+    const here = (packed) => Array.from(unpack(packed).subarray(marks.offsets[index], marks.offsets[index + 1]));
+    const deaths = here(marks.deaths).map((q) => (q === 65535 ? forever : q * slides.unit));
+    const births = marks.births ? here(marks.births).map((q) => q * slides.unit) : deaths.map(() => 0);
+    const [colour, symbol, name] = DIMENSIONS[Math.min(k, 2)];
+    return {
+      type: "scatter", mode: "markers", name, x: births, y: deaths, cliponaxis: false, customdata: deaths.map((d) => (d === forever ? "never" : short(d))),
+      marker: { color: css(colour), symbol, size: 7, opacity: 0.75, line: { width: 0.5, color: css("--card") } },
+      hovertemplate: `${name}<br>born at %{x:.4g}, gone at %{customdata}<extra></extra>`,
+    };
+  });
+  const square = { nticks: 6, range: [-0.04 * top, 1.16 * top] };
+  const figure = layout(view, 340, axis("Death (distance)", square), {
+    xaxis: axis("Birth (distance)", square),
+    shapes: [
+      { type: "line", x0: 0, y0: 0, x1: top * 1.16, y1: top * 1.16, line: { color: css("--muted"), width: 1.5, dash: "dot" } },
+      horizontal(forever, css("--rule")),
+    ],
+    annotations: [{ x: 0.5, xref: "paper", xanchor: "center", y: forever, yanchor: "bottom", text: "never gone (∞)", showarrow: false, font: { size: 12, color: css("--muted") } }],
+  });
+  const bars = slides.marks.map((marks, k) => `${count(marks.n_bars[index])} bars in H${k}`).join(", ");
+  return { data, layout: figure, note: `Captured at step ${count(slides.steps[index])}: ${bars}.` };
+}
+
+// A band between two lines on a log axis; what is 0 or infinite is drawn at the edge and said so.
+function bandFigure(prefix, title) {
+  const read = (run, view) => ["contraction", "expansion"].map((name) => groupOf(run, view).band?.columns[prefix + name]?.map(number));
+  return (run, view) => {
+    const detail = groupOf(run, view);
+    if (detail.absent) return detail;
+    const [low, high] = read(run, view);
+    if (!low || !high) return { absent: `${title}: not in this record.` };
+    const [least, most] = extremes([0.999, 1.001, ...view.runs.flatMap((r) => read(r, view).flat()).filter((v) => v > 0 && v < Infinity)]);
+    const pad = (most / least) ** 0.08;
+    const clip = (v) => Math.min(most * pad, Math.max(least / pad, v));
+    const { steps } = detail.band;
+    const edge = (name, values, from, to, more) => line(name, steps.slice(from, to), values.slice(from, to).map(clip), css("--first"), {
+      mode: to - from > 1 ? "lines" : "markers", customdata: values.slice(from, to).map(short), hovertemplate: `${name} %{customdata}<br>step %{x:,d}<extra></extra>`, ...more,
+    });
+    // A fill cannot jump over what was not measured: each measured stretch is a band of its own.
+    const data = [];
+    for (let from = 0; from < steps.length; ) {
+      let to = from;
+      while (to < steps.length && !Number.isNaN(low[to]) && !Number.isNaN(high[to])) to++;
+      if (to > from) data.push(edge("contraction", low, from, to), edge("expansion", high, from, to, { fill: "tonexty", fillcolor: css("--shade") }));
+      from = to + 1;
+    }
+    const off = [...low, ...high].some((v) => v === 0 || v === Infinity);
+    return {
+      data, layout: layout(view, 190, logAxis(title, least / pad, most * pad), { shapes: [horizontal(1, css("--muted"), "dot"), ...eventLines(run, { group: view.group })] }),
+      note: off ? "What is 0 or infinite is drawn at the edge of the chart." : undefined,
+    };
+  };
+}
+
+// Ticks of a log axis from low to high: whole decades, or 1-2-5, or evenly where it spans little. All of one size.
+function logTicks(low, high, most = 6) {
+  const decades = Math.log10(high / low);
+  let values = [];
+  if (decades < 0.7) {
+    const unit = 10 ** Math.floor(Math.log10((high - low) / 3));
+    const width = [1, 2, 5, 10].map((m) => m * unit).find((w) => (high - low) / w <= most);
+    for (let i = Math.ceil(low / width); i * width <= high; i++) values.push(i * width);
+  } else {
+    const every = Math.ceil(decades / most);
+    const digits = decades * 3 <= most + 1 ? [1, 2, 5] : decades * 2 <= most + 1 ? [1, 3] : [1];
+    for (let d = Math.floor(Math.log10(low)); d <= Math.log10(high); d++) if (d % every === 0) for (const m of digits) values.push(m * 10 ** d);
+    values = values.filter((v) => v >= low && v <= high);
+  }
+  values = values.map((v) => Number(v.toPrecision(6)));
+  return { tickvals: values, ticktext: values.map((v) => (v >= 1e5 || v < 1e-4 ? v.toExponential().replace("e+", "e") : String(v))) };
+}
+
+function logAxis(title, low, high) {
+  return axis(title, { type: "log", range: [Math.log10(low), Math.log10(high)], ...logTicks(low, high) });
+}
+
+function bettiFigure(run, view) {
+  const detail = groupOf(run, view);
+  if (detail.absent) return detail;
+  const found = [0, 1].filter((k) => detail.change?.columns[`betti_${k}`]);
+  if (!found.length) return { absent: "No Betti numbers in this record: the Persistence probe is off, or has not measured yet." };
+  const data = found.map((k) => line(`b${k}`, detail.change.steps, finite(detail.change.columns[`betti_${k}`]), css(DIMENSIONS[k][0]), {
+    line: { color: css(DIMENSIONS[k][0]), width: 2, shape: "hv", dash: ["solid", "dash"][k] },
+  }));
+  const most = extremes([1, ...found.flatMap((k) => seenIn(view.runs, (r) => groupOf(r, view).change?.columns[`betti_${k}`]))])[1];
+  const y = axis("Betti number", { range: [-0.04 * most, most * 1.1], tickformat: ",d", ...(most < 6 ? { dtick: 1 } : { nticks: 5 }) });
+  return { data, layout: layout(view, 190, y, { shapes: eventLines(run, { group: view.group }) }) };
+}
+
+function changeFigure(run, view) {
+  const detail = groupOf(run, view);
+  if (detail.absent) return detail;
+  const columns = detail.change?.columns ?? {};
+  const found = [0, 1].filter((k) => columns[`log_bottleneck_${k}`]);
+  if (!found.length) return { absent: "No change between captures yet: it takes two captures." };
+  const { steps } = detail.change;
+  const data = found.map((k) => line(`change of H${k}`, steps, finite(columns[`log_bottleneck_${k}`]), css(DIMENSIONS[k][0]), {
+    line: { color: css(DIMENSIONS[k][0]), width: 2, dash: ["solid", "dash"][k] },
+  }));
+  if (columns.log_bottleneck_bound) {
+    data.unshift(line("explained by distortion", steps, finite(columns.log_bottleneck_bound), css("--info"), {
+      fill: "tozeroy", fillcolor: css("--grey-shade"), mode: "lines", line: { color: css("--info"), width: 1 },
+    }));
+  }
+  const names = [...found.map((k) => `log_bottleneck_${k}`), "log_bottleneck_bound"];
+  const most = extremes([1e-6, ...names.flatMap((name) => seenIn(view.runs, (r) => groupOf(r, view).change?.columns[name]))])[1];
+  const y = axis("Log-bottleneck distance", { range: [0, 1.08 * most], nticks: 5 });
+  return { data, layout: layout(view, 210, y, { shapes: eventLines(run, { group: view.group }) }) };
+}

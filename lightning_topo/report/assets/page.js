@@ -1,0 +1,290 @@
+// The page: what is chosen, which charts are in view, and what they show. Figures come from figures.js.
+
+const page = JSON.parse(document.getElementById("page-data").textContent);
+const $ = (id) => document.getElementById(id);
+const full = [page.first_step - 0.5, page.last_step + 0.5];
+const groups = [...new Set(page.runs.flatMap((run) => run.groups))];
+const chosen = { group: worstGroup(), range: full, capture: Infinity };
+const prefix = commonPrefix(groups);
+const ratios = ratioRange(page.runs);
+const CHARTS = [
+  ["ribbon", "ribbon", ribbonFigure, "Phases by group and step"],
+  ["ratio", "ratio", ratioFigure, "Critical ratio by group and step"],
+  ["ratio", "worst", worstFigure, "Largest critical ratio of all groups by step"],
+  ["curves", "loss", lossFigure, "Loss by step"],
+  ["curves", "sharpness", sharpnessFigure, "Sharpness ratio and eta lambda by step"],
+  ["crocker0", "crocker0", crockerFigure(0), "Connected pieces by scale and step"],
+  ["crocker1", "crocker1", crockerFigure(1), "Loops by scale and step"],
+  ["diagram", "diagram", diagramFigure, "Persistence diagram: births and deaths"],
+  ["band", "total", bandFigure("total_", "Since start (factor)"), "Contraction and expansion since the start, by step"],
+  ["band", "step", bandFigure("", "Per step (factor)"), "Contraction and expansion of each step"],
+  ["change", "betti", bettiFigure, "Betti numbers by step"],
+  ["change", "bottleneck", changeFigure, "Change between captures by step"],
+];
+const GROUP_CHARTS = new Set(["crocker0", "crocker1", "diagram", "total", "step", "betti", "bottleneck"]);
+const PAIRED_CHARTS = new Set(["crocker0", "crocker1", "diagram", "total", "step"]);
+const charts = [];
+
+function worstGroup() {
+  let worst = { value: -1, group: groups[0] };
+  for (const run of page.runs) {
+    const peak = run.outcome.peak_ratio;
+    if (peak && groups.includes(peak.group) && number(peak.value) > worst.value) worst = { value: number(peak.value), group: peak.group };
+  }
+  return worst.group;
+}
+
+function element(tag, text, className) {
+  const node = document.createElement(tag);
+  if (text !== undefined) node.textContent = text;
+  if (className) node.className = className;
+  return node;
+}
+
+function chosenDetails() {
+  return page.runs.map((run) => run.details[run.groups.indexOf(chosen.group)]).filter(Boolean);
+}
+
+// What a figure may depend on besides its run.
+function viewOf(chart) {
+  const width = Math.max(200, chart.plot.clientWidth);
+  const scales = chosenDetails().flatMap((d) => (d.crocker ? [d.crocker.scales[0], d.crocker.scales.at(-1)] : []));
+  const deaths = chosenDetails().filter((d) => d.slides).map((d) => d.slides.unit * 65000);
+  const longest = Math.max(10, ...groups.map((g) => Array.from(g).length - prefix.length));
+  const rows = Math.min(7.2 * longest + 18, width < 480 ? 92 : width < 700 ? 120 : 190);
+  return {
+    runs: page.runs, group: chosen.group, range: chosen.range, capture: chosen.capture, prefix, end: page.last_step, ratioRange: ratios, width,
+    left: PAIRED_CHARTS.has(chart.name) ? 62 : rows,
+    scaleRange: scales.length ? extremes(scales) : undefined,
+    deathTop: Math.max(Number.MIN_VALUE, ...deaths),
+  };
+}
+
+// The room that a chart will take, kept for it from the start so that nothing jumps.
+function heightOf(name, run) {
+  if (name === "ribbon") return rowsHeight(run.groups.length + 1);
+  if (name === "ratio") return rowsHeight(run.groups.length);
+  return { loss: 210, sharpness: 240, worst: 180, crocker0: 320, crocker1: 320, diagram: 340, bottleneck: 210 }[name] ?? 190;
+}
+
+function draw(chart) {
+  const figure = chart.figure(chart.run, viewOf(chart));
+  chart.stale = false;
+  chart.plot.style.minHeight = "";
+  chart.plot.classList.toggle("absent", Boolean(figure.absent));
+  if (figure.absent) {
+    Plotly.purge(chart.plot);
+    chart.plot.textContent = figure.absent;
+    chart.plot.removeAttribute("role");
+    chart.zooms = false;
+  } else {
+    if (!chart.plot.querySelector(".plot-container")) chart.plot.textContent = "";
+    chart.plot.setAttribute("role", "img");
+    Plotly.react(chart.plot, figure.data, figure.layout, { displayModeBar: false, doubleClick: false, showTips: false, responsive: false });
+    if (!chart.zooms && chart.name !== "diagram") listen(chart);
+  }
+  chart.note.textContent = figure.note ?? "";
+  chart.note.hidden = !figure.note;
+  chart.plot.dataset.drawn = "true";
+}
+
+function listen(chart) {
+  chart.zooms = true;
+  chart.plot.on("plotly_relayout", (change) => {
+    if (change["xaxis.range[0]"] !== undefined) setRange(change["xaxis.range[0]"], change["xaxis.range[1]"]);
+  });
+  chart.plot.on("plotly_doubleclick", () => setRange(...full));
+}
+
+// What is in view is drawn at once; the rest waits for the browser to have nothing else to do.
+function refresh(which = () => true) {
+  for (const chart of charts.filter(which)) {
+    chart.stale = true;
+    if (chart.inView) draw(chart);
+  }
+  whenIdle(drawOneStale);
+}
+
+const whenIdle = (task) => (window.requestIdleCallback ? requestIdleCallback(task, { timeout: 1000 }) : setTimeout(task, 50));
+
+function drawOneStale() {
+  const next = charts.find((chart) => chart.stale);
+  if (!next) return;
+  draw(next);
+  if (charts.some((chart) => chart.stale)) whenIdle(drawOneStale);
+  else document.documentElement.dataset.drawn = "true";
+}
+
+const inView = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    const chart = charts.find((c) => c.plot === entry.target);
+    chart.inView = entry.isIntersecting;
+    if (chart.inView && chart.stale) draw(chart);
+  }
+}, { rootMargin: "200px" });
+
+function setRange(low, high) {
+  const [from, to] = [Math.max(full[0], Math.min(low, high)), Math.min(full[1], Math.max(low, high))];
+  chosen.range = to - from < 1 ? [Math.max(full[0], from - 0.5), Math.min(full[1], from + 0.5)] : [from, to];
+  $("from").value = Math.ceil(chosen.range[0]);
+  $("to").value = Math.floor(chosen.range[1]);
+  $("reset").disabled = chosen.range[0] === full[0] && chosen.range[1] === full[1];
+  refresh((chart) => chart.name !== "diagram");
+}
+
+function setGroup(group) {
+  chosen.group = group;
+  for (const node of document.querySelectorAll(".of")) node.textContent = group === undefined ? "" : `· ${ellipsis(group, 80)}`;
+  for (const k of [0, 1]) countLegend(k);
+  setCaptures();
+  refresh((chart) => GROUP_CHARTS.has(chart.name));
+}
+
+// The slider goes over the captures that the page carries of the chosen group, in any run.
+function setCaptures() {
+  const steps = [...new Set(chosenDetails().flatMap((d) => d.slides?.steps ?? []))].sort((a, b) => a - b);
+  const slider = $("capture");
+  slider.parentElement.hidden = steps.length === 0;
+  slider.max = Math.max(0, steps.length - 1);
+  slider.disabled = steps.length < 2;
+  let nearest = 0;
+  steps.forEach((step, i) => { if (Math.abs(step - chosen.capture) <= Math.abs(steps[nearest] - chosen.capture)) nearest = i; });
+  slider.value = chosen.capture === Infinity ? steps.length - 1 : nearest;
+  const show = () => {
+    chosen.capture = steps[Number(slider.value)] ?? 0;
+    $("capture-step").textContent = `step ${count(chosen.capture)}`;
+    slider.setAttribute("aria-valuetext", `step ${chosen.capture}`);
+  };
+  slider.oninput = () => { show(); refresh((chart) => chart.name === "diagram"); };
+  if (steps.length) show();
+}
+
+function swatch(text, colour, className) {
+  const node = element("span");
+  const mark = element("i", undefined, className);
+  mark.style[className ? "borderColor" : "background"] = colour;
+  node.append(mark, document.createTextNode(text));
+  return node;
+}
+
+function glyph([, path, filled]) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("viewBox", "0 0 14 14");
+  svg.setAttribute("width", "12");
+  svg.setAttribute("height", "12");
+  svg.setAttribute("aria-hidden", "true");
+  const shape = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  shape.setAttribute("d", path);
+  shape.setAttribute("fill", filled ? "currentColor" : "var(--card)");
+  shape.setAttribute("stroke", filled ? "none" : "currentColor");
+  shape.setAttribute("stroke-width", "2");
+  svg.append(shape);
+  return svg;
+}
+
+// A colour bar with words under it: stops and ticks are at fractions of its width.
+function ramp(stops, ticks) {
+  const bar = element("div", undefined, "bar");
+  const colours = element("div", undefined, "ramp");
+  colours.style.background = `linear-gradient(to right, ${stops.map(([at, colour]) => `${colour} ${(100 * at).toFixed(3)}%`).join(", ")})`;
+  const labels = element("div", undefined, "ticks");
+  for (const [at, text] of ticks) {
+    const label = element("span", text);
+    label.style.left = `${100 * at}%`;
+    labels.append(label);
+  }
+  bar.append(colours, labels);
+  return bar;
+}
+
+const legendOf = (card) => document.querySelector(`#${card} .legend`);
+
+function legends() {
+  const codes = new Set(page.runs.flatMap((run) => run.ribbon?.codes.flat() ?? []));
+  const names = [...new Set(page.runs.flatMap((run) => run.events.map((event) => event.name)))];
+  legendOf("ribbon").replaceChildren(
+    ...PHASES.filter((p) => codes.has(p.code)).map((p) => swatch(p.name, p.colour)),
+    ...names.map((name) => { const item = element("span"); item.append(glyph(GLYPHS[name] ?? OTHER_GLYPH), document.createTextNode(name)); return item; }),
+  );
+  const [low, high] = ratios;
+  const ticks = Array.from({ length: high - low + 1 }, (_, i) => [i / (high - low), i + low === 0 ? "1 critical" : short(10 ** (i + low))]);
+  legendOf("ratio").replaceChildren(...(page.runs.some((run) => run.ratio) ? [ramp(ratioColours(ratios), ticks), swatch("not measured", css("--missing"))] : []),
+    ...(prefix ? [element("span", `Names are shown without “${ellipsis(prefix, 60)}”.`, "note")] : []));
+  const has = (name) => page.runs.some((run) => run.curves[name]);
+  legendOf("curves").replaceChildren(
+    ...(has("loss") ? [swatch("loss", css("--ink"), "line")] : []),
+    ...(has("sharpness_ratio") ? [swatch("sharpness ratio", css("--second"), "line")] : []),
+    ...(has("eta_lambda") ? [swatch("ηλ", css("--first"), "dash")] : []),
+    ...(has("sharpness_ratio") || has("eta_lambda") ? [swatch("the limit, 1", css("--muted"), "line")] : []),
+  );
+  const dims = Math.max(0, ...page.runs.flatMap((run) => run.details.map((d) => d.slides?.marks.length ?? 0)));
+  legendOf("diagram").replaceChildren(...DIMENSIONS.slice(0, dims).map(([colour, , name]) => swatch(name, css(colour))));
+  const changes = page.runs.some((run) => run.details.some((d) => d.change));
+  legendOf("change").replaceChildren(...(changes ? [
+    swatch("pieces, H0", css("--first"), "line"), swatch("loops, H1", css("--second"), "dash"), swatch("explained by distortion", css("--grey-shade")),
+  ] : []));
+}
+
+function countLegend(k) {
+  const present = chosenDetails().some((d) => d.crocker?.betti[k]);
+  const top = countTop({ runs: page.runs, group: chosen.group }, k);
+  const [low, high] = [Math.log10(k === 0 ? 1 : 0.5), Math.log10(top)];
+  const values = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000].filter((v) => v < 0.8 * top || v === top);
+  const kept = values.filter((v, i) => (values.length < 7 || i % 3 === 0) && v < 0.6 * top);
+  const ticks = [...kept, top].map((v) => [(Math.log10(v) - low) / (high - low), count(v)]);
+  legendOf(`crocker${k}`).replaceChildren(...(present ? [ramp(COUNTS.map((c, i) => [i / (COUNTS.length - 1), c]), ticks)] : []));
+}
+
+function build() {
+  document.body.classList.toggle("several", page.runs.length > 1);
+  const select = $("group");
+  for (const group of groups) {
+    const option = element("option", ellipsis(group, 90));
+    option.value = group;
+    select.append(option);
+  }
+  select.disabled = groups.length < 2;
+  if (!groups.length) select.append(element("option", "none measured"));
+  else select.selectedIndex = groups.indexOf(chosen.group);
+  select.addEventListener("change", () => setGroup(groups[select.selectedIndex]));
+  for (const id of ["from", "to"]) {
+    $(id).min = page.first_step;
+    $(id).max = page.last_step;
+    $(id).addEventListener("change", () => setRange(Number($("from").value) - 0.5, Number($("to").value) + 0.5));
+  }
+  $("reset").addEventListener("click", () => setRange(...full));
+  for (const [card, name, figure, title] of CHARTS) {
+    page.runs.forEach((run, i) => {
+      const panel = element("figure", undefined, "panel");
+      const [plot, note] = [element("div", undefined, "plot"), element("p", undefined, "note")];
+      if (page.runs.length > 1) panel.append(element("figcaption", run.label));
+      plot.dataset.chart = name;
+      plot.dataset.run = i;
+      plot.style.minHeight = `${heightOf(name, run)}px`;
+      plot.setAttribute("aria-label", page.runs.length > 1 ? `${title}, ${run.label}` : title);
+      panel.append(plot, note);
+      document.querySelector(`#${card} .panels`).append(panel);
+      charts.push({ name, figure, run, plot, note, stale: true, inView: false, zooms: false });
+      inView.observe(plot);
+    });
+  }
+  legends();
+  setGroup(chosen.group);
+  setRange(...full);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { legends(); refresh(); });
+  let width = innerWidth;
+  let timer;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return;
+    width = innerWidth;
+    clearTimeout(timer);
+    timer = setTimeout(() => refresh(), 120);
+  });
+}
+
+// After the first paint: plotly.js takes longer to read than all the rest.
+requestAnimationFrame(() => setTimeout(() => {
+  const script = element("script", $("plotly").textContent);
+  document.body.append(script);
+  build();
+}));

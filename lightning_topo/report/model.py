@@ -1,0 +1,264 @@
+"""A record as the data of its page: everything that is counted, thinned or rounded, is so here."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lightning_topo.homology import PersistenceDiagram
+from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.phases import Phase, Replay, TopologyEvent
+from lightning_topo.record import RunRecord
+from lightning_topo.report.crocker import Crocker, DiagramSlides, Pairs, bars, crocker, n_numbers, slides
+from lightning_topo.report.outcome import Outcome, history, series
+from lightning_topo.report.thinning import Series, StepTable, envelope, spread, step_table
+from lightning_topo.report.verdict import sentence
+
+_GLOBAL_CURVES = (("training", "loss"), ("sharpness", "sharpness_ratio"), ("sharpness", "eta_lambda"))
+_BAND = ("contraction", "expansion", "total_contraction", "total_expansion")
+_CHANGE = ("betti_0", "betti_1", "log_bottleneck_0", "log_bottleneck_1", "log_bottleneck_bound")
+MAX_MARKS = 1000
+"""About the most marks of one diagram that are told apart."""
+_BLOCK = re.compile(r"\[\d+\]$")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much of a run a page carries, so that it stays small: limits for each run and each group of it."""
+
+    groups: int
+    events: int
+    curve_points: int
+    ratio_columns: int
+    band_columns: int
+    captures: int
+    scales: int
+    slide_numbers: int
+
+    @classmethod
+    def of(cls, n_groups: int, scale: float = 1.0) -> "Budget":
+        """The limits for a page that shows so many groups, over all its runs; `scale` shrinks them all."""
+
+        def share(total: int, least: int, most: int) -> int:
+            return max(least, round(scale * min(most, total / max(1, n_groups))))
+
+        return cls(
+            groups=64,
+            events=round(200 * scale),
+            curve_points=round(2000 * scale),
+            ratio_columns=share(20_000, 30, 1000),
+            band_columns=share(6_000, 20, 600),
+            captures=share(3_200, 15, 160),
+            scales=share(1_800, 16, 60),
+            slide_numbers=share(150_000, 500, 20_000),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ribbon:
+    """The phase of each row (the network, then the groups) from `steps[i]` to `steps[i + 1]`, as codes."""
+
+    steps: tuple[int, ...]
+    codes: tuple[tuple[int | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """What is shown of the chosen group: None where it was not measured."""
+
+    band: StepTable | None
+    change: StepTable | None
+    crocker: Crocker | None
+    slides: DiagramSlides | None
+    n_captures: int
+    n_neurons: int | None
+    n_distinct: int | None
+    n_landmarks: int | None
+    covering_radius: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """One run as the page shows it: `details[i]`, column "i" of `ratio` and row i + 1 of `ribbon` show `groups[i]`."""
+
+    label: str
+    run_id: str
+    verdict: str
+    outcome: Outcome
+    groups: tuple[str, ...]
+    ribbon: Ribbon | None
+    ratio: StepTable | None
+    curves: Mapping[str, StepTable]
+    events: tuple[TopologyEvent, ...]
+    details: tuple[GroupView, ...]
+    n_measurements: int
+    n_captures: int
+    n_unreadable: int
+
+
+def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
+    """A record as its page shows it, thinned to the budget."""
+    past = history(record)
+    groups = _shown_groups(record, budget.groups)
+    by_group = _by_group(record.measurements)
+    curves = {
+        name: envelope(name, points, budget.curve_points)
+        for probe, name in _GLOBAL_CURVES
+        if (points := series(by_group.get(GLOBAL, ()), probe, name))
+    }
+    return RunView(
+        label=label,
+        run_id=record.run_id,
+        verdict=sentence(past.outcome),
+        outcome=past.outcome,
+        groups=groups,
+        ribbon=_ribbon(past.replay, groups),
+        ratio=_ratio(by_group, groups, budget),
+        curves=curves,
+        events=_loudest(past.events, budget.events),
+        details=_details(record, by_group, groups, budget),
+        n_measurements=len(record.measurements),
+        n_captures=len(record.diagram_steps),
+        n_unreadable=record.n_unreadable,
+    )
+
+
+def _by_group(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    found: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        found.setdefault(measurement.group, []).append(measurement)
+    return found
+
+
+def _shown_groups(record: RunRecord, limit: int) -> tuple[str, ...]:
+    """All groups, or where there are too many those with the largest critical ratios, in the record's order."""
+    groups = record.groups
+    if len(groups) <= limit:
+        return groups
+    peaks = dict.fromkeys(groups, 0.0)
+    for m in record.measurements:
+        if m.group != GLOBAL:
+            ratio = m.values.get("critical_ratio", 0.0)
+            # NaN is never larger.
+            peaks[m.group] = ratio if ratio > peaks[m.group] else peaks[m.group]
+    kept = set(sorted(groups, key=lambda group: -peaks[group])[:limit])
+    return tuple(group for group in groups if group in kept)
+
+
+def _loudest(events: Sequence[TopologyEvent], limit: int) -> tuple[TopologyEvent, ...]:
+    """All events, or where there are too many the most severe, in order."""
+    loudness = {"info": 0, "warn": 1, "error": 2}
+    kept = sorted(range(len(events)), key=lambda i: (-loudness[events[i].severity], i))[:limit]
+    return tuple(events[i] for i in sorted(kept))
+
+
+def _ribbon(seen: Replay, groups: Sequence[str]) -> Ribbon | None:
+    rows = [_row_phases(seen, group) for group in (GLOBAL, *groups)]
+    steps = sorted({step for row in rows for step, _ in row})
+    if not steps:
+        return None
+    return Ribbon(tuple(steps), tuple(_codes(row, steps) for row in rows))
+
+
+def _row_phases(seen: Replay, group: str) -> Sequence[tuple[int, Phase]]:
+    return seen.phases.get(group, ())
+
+
+def _codes(changes: Sequence[tuple[int, Phase]], steps: Sequence[int]) -> tuple[int | None, ...]:
+    at = dict(changes)
+    codes: list[int | None] = []
+    code = None
+    for step in steps:
+        code = int(at[step]) if step in at else code
+        codes.append(code)
+    return tuple(codes)
+
+
+def _ratio(by_group: Mapping[str, Sequence[Measurement]], groups: Sequence[str], budget: Budget) -> StepTable | None:
+    found = {str(i): _values(by_group.get(group, ()), "distortion", "critical_ratio") for i, group in enumerate(groups)}
+    if not any(found.values()):
+        return None
+    return step_table(found, lambda _: max, budget.ratio_columns)
+
+
+def _values(measurements: Sequence[Measurement], probe: str, name: str) -> Series:
+    group = measurements[0].group if measurements else GLOBAL
+    return series(measurements, probe, name, group)
+
+
+def _details(
+    record: RunRecord,
+    by_group: Mapping[str, Sequence[Measurement]],
+    groups: Sequence[str],
+    budget: Budget,
+) -> tuple[GroupView, ...]:
+    captures: dict[str, dict[int, tuple[Pairs, ...]]] = {group: {} for group in groups}
+    latest: dict[str, list[PersistenceDiagram]] = {}
+    n_captures = dict.fromkeys(groups, 0)
+    for step in spread(record.diagram_steps, budget.captures):
+        for group, found in _blocks_of(record, step, groups).items():
+            captures[group][step] = bars(found)
+            latest[group] = found
+    for group in groups:
+        measured = _values(by_group.get(group, ()), "persistence", "betti_0")
+        n_captures[group] = max(len(measured), len(captures[group]))
+    return tuple(
+        _group_view(by_group.get(group, ()), captures[group], latest.get(group, []), n_captures[group], budget)
+        for group in groups
+    )
+
+
+def _blocks_of(record: RunRecord, step: int, groups: Sequence[str]) -> dict[str, list[PersistenceDiagram]]:
+    """The diagrams of a capture by group; a group of several blocks has one diagram each, `group[b]`."""
+    try:
+        found = record.diagrams(step)
+    except (OSError, ValueError, KeyError):
+        return {}
+    blocks: dict[str, list[PersistenceDiagram]] = {}
+    known = set(groups)
+    for name, diagram in found.items():
+        group = name if name in known else _BLOCK.sub("", name)
+        if group in known:
+            blocks.setdefault(group, []).append(diagram)
+    return blocks
+
+
+def _group_view(
+    measurements: Sequence[Measurement],
+    captures: Mapping[int, tuple[Pairs, ...]],
+    latest: Sequence[PersistenceDiagram],
+    n_captures: int,
+    budget: Budget,
+) -> GroupView:
+    # Where all bars are too many, first those of one pixel become one mark, then there are fewer captures.
+    too_many = n_numbers(captures) > budget.slide_numbers
+    numbers_each = min(n_numbers(captures) / max(1, len(captures)), MAX_MARKS)
+    shown = spread(tuple(captures), max(2, int(budget.slide_numbers / max(1.0, numbers_each))))
+    distinct = [int(value) for _, value in _values(measurements, "distortion", "distinct_neurons") if value >= 0.0]
+    return GroupView(
+        band=_table(measurements, "distortion", _BAND, budget),
+        change=_table(measurements, "persistence", _CHANGE, budget),
+        crocker=crocker(captures, budget.scales),
+        slides=slides({step: captures[step] for step in shown}, merge_pixels=too_many),
+        n_captures=n_captures,
+        n_neurons=sum(diagram.n_points for diagram in latest) or max(distinct, default=None),
+        n_distinct=distinct[-1] if distinct else None,
+        n_landmarks=None if all(d.exact for d in latest) else sum(int(np.size(d[0].deaths)) for d in latest),
+        covering_radius=max((diagram.covering_radius for diagram in latest), default=0.0),
+    )
+
+
+def _table(measurements: Sequence[Measurement], probe: str, names: Sequence[str], budget: Budget) -> StepTable | None:
+    found = {name: points for name in names if (points := _values(measurements, probe, name))}
+    if not found:
+        return None
+    return step_table(found, lambda name: min if "contraction" in name else max, budget.band_columns)
+
+
+def page_json(runs: Sequence[RunView]) -> dict[str, Any]:
+    """The data of the page's charts. Groups are told apart by their place, never by a key made of their name."""
+    first = min((r.outcome.first_step for r in runs if r.outcome.first_step is not None), default=0)
+    last = max((r.outcome.last_step for r in runs if r.outcome.last_step is not None), default=0)
+    return {"schema": 1, "first_step": first, "last_step": last, "runs": runs}

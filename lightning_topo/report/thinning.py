@@ -1,0 +1,103 @@
+"""Fit a long run onto a screen: fewer columns than steps, with the extremes kept."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+Series = Sequence[tuple[int, float]]
+"""(step, value) in the order of steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTable:
+    """Columns of numbers over common steps; None where nothing was measured, or where it was NaN.
+
+    The value at `steps[i]` stands for all measured steps from there up to `steps[i + 1]`: at most `merged` of them.
+    """
+
+    steps: tuple[int, ...]
+    columns: Mapping[str, tuple[float | None, ...]]
+    merged: int = 1
+
+    def __post_init__(self) -> None:
+        if any(len(column) != len(self.steps) for column in self.columns.values()):
+            raise ValueError(f"expected columns of {len(self.steps)} values, one a step")
+
+
+def bin_starts(steps: Sequence[int], max_bins: int) -> tuple[int, ...]:
+    """Where each column begins: at every step while there are few, else in equal widths, empty ones left out.
+
+    >>> bin_starts([3, 4, 9], max_bins=5), bin_starts([0, 1, 2, 3, 8, 9], max_bins=5)
+    ((3, 4, 9), (0, 2, 8))
+    """
+    if max_bins < 1:
+        raise ValueError(f"expected max_bins >= 1, got {max_bins}")
+    distinct = sorted(set(steps))
+    if len(distinct) <= max_bins:
+        return tuple(distinct)
+    first = distinct[0]
+    width = math.ceil((distinct[-1] - first + 1) / max_bins)
+    return tuple(sorted({first + (step - first) // width * width for step in distinct}))
+
+
+def step_table(
+    series: Mapping[str, Series], keep: Callable[[str], Callable[[list[float]], float]], max_bins: int
+) -> StepTable:
+    """Lay several series on common steps; of the values that share a column, `keep(name)` chooses one.
+
+    >>> step_table({"r": [(0, 0.1), (1, 0.3), (2, 0.2), (3, 0.1)]}, lambda name: max, max_bins=2)
+    StepTable(steps=(0, 2), columns={'r': (0.3, 0.2)}, merged=2)
+    """
+    measured = sorted({step for points in series.values() for step, _ in points})
+    starts = bin_starts(measured, max_bins)
+    columns = {}
+    for name, points in series.items():
+        bins: list[list[float]] = [[] for _ in starts]
+        for step, value in points:
+            if not math.isnan(value):
+                bins[bisect_right(starts, step) - 1].append(value)
+        columns[name] = tuple(keep(name)(values) if values else None for values in bins)
+    counts = [0] * len(starts)
+    for step in measured:
+        counts[bisect_right(starts, step) - 1] += 1
+    return StepTable(starts, columns, max(counts, default=1))
+
+
+def envelope(name: str, points: Series, max_points: int) -> StepTable:
+    """One series as a line of at most `max_points`, the least and the greatest value of every column kept.
+
+    NaN breaks the line where it stood.
+
+    >>> envelope("loss", [(0, 3.0), (1, 9.0), (2, 1.0), (3, 2.0)], max_points=3)
+    StepTable(steps=(1, 2), columns={'loss': (9.0, 1.0)}, merged=4)
+    """
+    if len(points) <= max_points:
+        values = tuple(None if math.isnan(value) else value for _, value in points)
+        return StepTable(tuple(step for step, _ in points), {name: values})
+    starts = bin_starts([step for step, _ in points], max(1, max_points // 2))
+    bins: list[list[tuple[int, float]]] = [[] for _ in starts]
+    for step, value in points:
+        bins[bisect_right(starts, step) - 1].append((step, value))
+    kept: list[tuple[int, float | None]] = []
+    for column in bins:
+        numbers = [point for point in column if not math.isnan(point[1])]
+        if numbers:
+            kept += sorted({min(numbers, key=lambda p: p[1]), max(numbers, key=lambda p: p[1])})
+        else:
+            kept.append((column[0][0], None))
+    return StepTable(tuple(step for step, _ in kept), {name: tuple(value for _, value in kept)}, max(map(len, bins)))
+
+
+def spread(items: Sequence[int], max_items: int) -> tuple[int, ...]:
+    """At most `max_items` of the items, evenly spread, the first and the last among them.
+
+    >>> spread(range(10), 4), spread([7], 4)
+    ((0, 3, 6, 9), (7,))
+    """
+    if len(items) <= max_items:
+        return tuple(items)
+    if max_items < 2:
+        return tuple(items[-1:])
+    last = len(items) - 1
+    return tuple(items[round(i * last / (max_items - 1))] for i in range(max_items))
