@@ -1,7 +1,7 @@
 """The geometry of a cloud of neurons: distances, the distortion of a step, landmarks."""
 
 from lightning_topo.geometry.coincidence import distinct_neurons
-from lightning_topo.geometry.distances import check_cloud, pairwise_distances
+from lightning_topo.geometry.distances import check_cloud, diameter, pairwise_distances
 from lightning_topo.geometry.distortion import StepDistortion, step_distortion
 from lightning_topo.geometry.landmarks import Landmarks, farthest_point_landmarks
 
@@ -9,6 +9,7 @@ __all__ = [
     "Landmarks",
     "StepDistortion",
     "check_cloud",
+    "diameter",
     "distinct_neurons",
     "farthest_point_landmarks",
     "pairwise_distances",
