@@ -107,11 +107,15 @@ class _Step:
 def search_extreme_pairs(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> Extremes:
     """The extreme ratios over all pairs of n >= 2 points; see `StepDistortion` for the formulas."""
     step, extremes = _Step.of(before, after), Extremes()
-    n, d = before.shape
-    rows = _TILE_ROWS if before.device.type == "cpu" else 8 * _TILE_ROWS
-    for tile in upper_tiles(n, min(rows, max(32, _TILE_ELEMENTS // max(1, d)))):
+    for tile in upper_tiles(len(before), step_tile_rows(before)):
         extremes = _search_tile(step, extremes, *tile)
     return extremes
+
+
+def step_tile_rows(points: Float[Tensor, "n d"]) -> int:
+    """Rows of a tile of pairs: bounded by the memory of its rows in float64, too."""
+    rows = _TILE_ROWS if points.device.type == "cpu" else 8 * _TILE_ROWS
+    return min(rows, max(32, _TILE_ELEMENTS // max(1, points.shape[1])))
 
 
 def _search_tile(step: _Step, extremes: Extremes, rows: slice, columns: slice) -> Extremes:
@@ -223,26 +227,28 @@ def _leaders_in_float64(
     step: _Step, rows: slice, columns: slice
 ) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
     """The extreme pairs of a tile by accurate products: for tiles with many near or nearly tied pairs."""
-    wide, scale = wide_dtype(step.before.device), step.scale
-    tiles = [(points[rows], points[columns]) for points in (step.before, step.after)]
+    critical, ratio = tile_ratios(step.before, step.after, rows, columns, step.scale)
+    low = ratio
+    if rows == columns:
+        below = torch.ones_like(ratio, dtype=torch.bool).tril_()
+        critical, ratio = critical.masked_fill(below, -1), ratio.masked_fill(below, -1)
+        low = low.masked_fill(below, math.inf)
+    index = torch.stack([critical.argmax(), ratio.argmax(), low.argmin()])
+    return rows.start + index // ratio.shape[1], columns.start + index % ratio.shape[1]
+
+
+def tile_ratios(
+    before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], rows: slice, columns: slice, scale: float
+) -> tuple[Float[Tensor, "m k"], Float[Tensor, "m k"]]:
+    """|Δ_i - Δ_j| / d_ij and d'_ij / d_ij over a tile of pairs, to the accuracy of `squared_distances`."""
+    wide = wide_dtype(before.device)
+    tiles = [(points[rows], points[columns]) for points in (before, after)]
     tiles.append(tuple(there.to(wide) - here.to(wide) for here, there in zip(*tiles, strict=True)))
     squares = []
     for a, b in tiles:
         origin = a[0].to(wide)
         squares.append(squared_distances(Rows.around(a, origin, scale), Rows.around(b, origin, scale)))
-    critical, ratio = _ratios(*squares)
-    if rows == columns:
-        below = torch.ones_like(ratio, dtype=torch.bool).tril_()
-        critical.masked_fill_(below, -1)
-        flat = [
-            critical.argmax(),
-            ratio.masked_fill(below, -1).argmax(),
-            ratio.masked_fill_(below, math.inf).argmin(),
-        ]
-    else:
-        flat = [critical.argmax(), ratio.argmax(), ratio.argmin()]
-    index = torch.stack(flat)
-    return rows.start + index // ratio.shape[1], columns.start + index % ratio.shape[1]
+    return _ratios(*squares)
 
 
 def _with_pairs(step: _Step, extremes: Extremes, i: Int[Tensor, " p"], j: Int[Tensor, " p"]) -> Extremes:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_topo.geometry.distances import check_cloud, pairwise_distances
+from lightning_topo.geometry.distances import Rows, check_cloud, squared_distance_matrix
 from lightning_topo.geometry.precision import full_precision, real_dtype
 from lightning_topo.homology.neighbours import NeighbourLists, least_of_each
 
@@ -40,12 +40,14 @@ def h0_deaths(points: Float[Tensor, "n d"], matrix_bytes: int = MATRIX_BYTES) ->
     n = len(points)
     if n < 2:
         return torch.empty(0, dtype=dtype, device=points.device)
-    if n * n * dtype.itemsize <= matrix_bytes:
-        return spanning_weights(pairwise_distances(points))
     with full_precision(points.device):
-        lists = NeighbourLists(points.detach())
-        squares = _boruvka(lists.labels, lists.nearest_outside)
-        return squares.to(dtype).sqrt().div_(lists.scale).sort().values
+        if n * n * dtype.itemsize <= matrix_bytes:
+            rows = Rows.around_mean(points)
+            squares, scale = spanning_weights(squared_distance_matrix(rows, dtype)), rows.scale
+        else:
+            lists = NeighbourLists(points.detach())
+            squares, scale = _boruvka(lists.labels, lists.nearest_outside).sort().values, lists.scale
+        return squares.to(dtype).sqrt_().div_(scale)
 
 
 def spanning_weights(weights: Float[Tensor, "n n"]) -> Float[Tensor, " m"]:
