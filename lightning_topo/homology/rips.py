@@ -55,7 +55,7 @@ def persistence(
         distances = pairwise_distances(points)
         finite, largest = spanning_weights(distances), distances.amax() if len(points) else 0.0
     else:
-        distances, finite, largest = None, h0_deaths(points), diameter(points)
+        distances, finite, largest = None, h0_deaths(points, MATRIX_BYTES), diameter(points)
     deaths = torch.cat([finite, finite.new_full((min(len(points), 1),), torch.inf)])
     bars = [Bars(torch.zeros_like(deaths), deaths)]
     if distances is not None and max_dim > 0:
