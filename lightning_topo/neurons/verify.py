@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64, Shaped
 from torch import Tensor, nn
 
 from lightning_topo.neurons.group import NeuronGroup, ParamSlice, block_derangement
-from lightning_topo.neurons.precision import Float64Mode
+from lightning_topo.neurons.precision import float64_everywhere
 from lightning_topo.neurons.preserve import (
     Run,
     named_state,
@@ -56,14 +56,18 @@ def verify_groups(
     one by one only where that leaves a doubt: two gradients, and a forward pass or two a group. Where a model
     cannot run in float64, its own precision and a coarser tolerance are used. The model is not changed.
     """
+    if not groups:
+        return []
+    reason = ""
     with untouched(model):
-        try:
-            bench = Bench(model, run, seed, float64=True)
-            return bench.judge(groups)
-        except RuntimeError as error:
-            log.info("no verification in float64 (%s): the model's own precision is used", error)
-            bench = Bench(model, run, seed, float64=False)
-            return bench.judge(groups)
+        for float64, spread in ((True, 1.0), (True, 0.1), (False, 1.0)):
+            try:
+                return Bench(model, run, seed, float64=float64, spread=spread).judge(groups)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                log.info("no verification with float64=%s, spread=%s (%s)", float64, spread, reason)
+    reason = f"the model did not run on perturbed parameters ({reason})"
+    return [group.with_status("unverified", reason) for group in groups]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class Trial:
 class Bench:
     """A model at perturbed copies of its parameters, where permutations are tried."""
 
-    def __init__(self, model: nn.Module, run: Run, seed: int, *, float64: bool) -> None:
+    def __init__(self, model: nn.Module, run: Run, seed: int, *, float64: bool, spread: float) -> None:
         self.model = model
         self.run = run
         self.seed = seed
@@ -87,9 +91,12 @@ class Bench:
         self.trainable = [name for name, p in parameters.items() if p.requires_grad]
         generator = torch.Generator().manual_seed(seed)
         self.tensors = {
-            name: perturbed(name, t, generator, float64=float64, parameter=name in parameters)
+            name: perturbed(t, generator, spread * _is_moved(name, parameters), float64=float64)
             for name, t in {**parameters, **buffers}.items()
         }
+        for name, tensor in self.tensors.items():
+            if name.endswith("running_var"):
+                tensor.abs_().add_(0.3)
         self.generator = generator
         self.reference, self.gradient = self.evaluate(self.tensors)
         self.scale = float(self.reference.abs().max().clamp_min(1e-30)) if len(self.reference) else 1.0
@@ -141,7 +148,7 @@ class Bench:
         return significant(run_with(self.model, self.run, tensors))
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return Float64Mode() if self.float64 else nullcontext()
+        return float64_everywhere() if self.float64 else nullcontext()
 
     def _flatten(self, outputs: Sequence[Tensor]) -> Float64[Tensor, " outputs"]:
         floating = [t.to(torch.float64).flatten() for t in outputs if t.is_floating_point()]
@@ -215,24 +222,26 @@ class Bench:
 
 
 def perturbed(
-    name: str,
-    tensor: Float[Tensor, "..."] | Tensor,
-    generator: torch.Generator,
-    *,
-    float64: bool,
-    parameter: bool,
-) -> Tensor:
-    """A copy of a parameter or running statistic, moved off its initialisation; other buffers as they are."""
+    tensor: Shaped[Tensor, "*shape"], generator: torch.Generator, spread: float, *, float64: bool
+) -> Shaped[Tensor, "*shape"]:
+    """A copy moved off its initialisation by noise of `spread` times its own spread (at least 0.15).
+
+    Values that are not finite are replaced first: the structure is tested, not the state of training.
+    """
     if not tensor.is_floating_point():
         return tensor.detach().clone()
-    copy = tensor.detach().to(torch.float64 if float64 else tensor.dtype, copy=True)
-    if parameter or name.endswith(("running_mean", "running_var")):
-        spread = float(copy.double().std(correction=0)) if copy.numel() else 0.0
-        spread = max(spread, 0.15) if spread == spread else 0.15
-        copy += spread * torch.randn(copy.shape, generator=generator).to(copy)
-        if name.endswith("running_var"):
-            copy.abs_().add_(0.3)
+    copy = (
+        tensor.detach().to(torch.float64 if float64 else tensor.dtype, copy=True).nan_to_num_(0.0, 0.0, 0.0)
+    )
+    if spread > 0 and copy.numel():
+        own = max(float(copy.double().std(correction=0)), 0.15)
+        copy += spread * own * torch.randn(copy.shape, generator=generator).to(copy)
     return copy
+
+
+def _is_moved(name: str, parameters: Mapping[str, Tensor]) -> bool:
+    """Parameters and running statistics are perturbed; other buffers are constants of the model."""
+    return name in parameters or name.endswith(("running_mean", "running_var"))
 
 
 def _strongest(group: NeuronGroup) -> list[ParamSlice]:
