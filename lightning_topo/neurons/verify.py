@@ -37,6 +37,16 @@ class Tolerance:
     floor: float
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A way to verify: in float64 or as the model is, how far off its parameters, with gradients or not."""
+
+    float64: bool = True
+    spread: float = 1.0
+    gradients: bool = True
+
+
+ATTEMPTS = (Attempt(), Attempt(spread=0.1), Attempt(gradients=False), Attempt(float64=False))
 FLOAT64 = Tolerance(ratio=1e-6, floor=1e-8)
 NATIVE = Tolerance(ratio=2e-3, floor=1e-3)
 
@@ -54,18 +64,19 @@ def verify_groups(
     are checked in evaluation mode at perturbed float64 copies of the parameters, so that values equal at
     initialisation (unit norms, zero biases) cannot hide a wrong slice. All groups are permuted together, and
     one by one only where that leaves a doubt: two gradients, and a forward pass or two a group. Where a model
-    cannot run in float64, its own precision and a coarser tolerance are used. The model is not changed.
+    cannot run in float64, its own precision and a coarser tolerance are used; where it has no gradient, the
+    output alone is compared, and `reason` says so. The model is not changed.
     """
     if not groups:
         return []
     reason = ""
     with untouched(model):
-        for float64, spread in ((True, 1.0), (True, 0.1), (False, 1.0)):
+        for attempt in ATTEMPTS:
             try:
-                return Bench(model, run, seed, float64=float64, spread=spread).judge(groups)
+                return Bench(model, run, seed, attempt).judge(groups)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                log.info("no verification with float64=%s, spread=%s (%s)", float64, spread, reason)
+                log.info("no verification by %s (%s)", attempt, reason)
     reason = f"the model did not run on perturbed parameters ({reason})"
     return [group.with_status("unverified", reason) for group in groups]
 
@@ -81,17 +92,17 @@ class Trial:
 class Bench:
     """A model at perturbed copies of its parameters, where permutations are tried."""
 
-    def __init__(self, model: nn.Module, run: Run, seed: int, *, float64: bool, spread: float) -> None:
+    def __init__(self, model: nn.Module, run: Run, seed: int, attempt: Attempt) -> None:
         self.model = model
         self.run = run
         self.seed = seed
-        self.float64 = float64
-        self.tolerance = FLOAT64 if float64 else NATIVE
+        self.attempt = attempt
+        self.tolerance = FLOAT64 if attempt.float64 else NATIVE
         parameters, buffers = named_state(model)
         self.trainable = [name for name, p in parameters.items() if p.requires_grad]
         generator = torch.Generator().manual_seed(seed)
         self.tensors = {
-            name: perturbed(t, generator, spread * _is_moved(name, parameters), float64=float64)
+            name: perturbed(t, generator, _spread(name, parameters, attempt), float64=attempt.float64)
             for name, t in {**parameters, **buffers}.items()
         }
         for name, tensor in self.tensors.items():
@@ -129,7 +140,7 @@ class Bench:
         leaves = {
             name: t.detach().requires_grad_() if name in self.trainable else t for name, t in tensors.items()
         }
-        with torch.enable_grad(), self._precision():
+        with torch.set_grad_enabled(self.attempt.gradients), self._precision():
             output = self._flatten(self._run(leaves))
             if not output.requires_grad:
                 return output.detach(), {}
@@ -148,7 +159,7 @@ class Bench:
         return significant(run_with(self.model, self.run, tensors))
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return float64_everywhere() if self.float64 else nullcontext()
+        return float64_everywhere() if self.attempt.float64 else nullcontext()
 
     def _flatten(self, outputs: Sequence[Tensor]) -> Float64[Tensor, " outputs"]:
         floating = [t.to(torch.float64).flatten() for t in outputs if t.is_floating_point()]
@@ -171,7 +182,7 @@ class Bench:
         trial = together if self._passes(together, control) else self._trial([group])
         if self._passes(trial, control):
             if control > self.tolerance.floor:
-                return group.with_status("verified")
+                return group.with_status("verified", "" if self.gradient else "by the output alone")
             return group.with_status("inert", f"the output hardly depends on it (control {control:.1e})")
         if trial.residual > self.tolerance.ratio * max(control, self.tolerance.floor):
             return group.incoming_only(
@@ -239,9 +250,10 @@ def perturbed(
     return copy
 
 
-def _is_moved(name: str, parameters: Mapping[str, Tensor]) -> bool:
+def _spread(name: str, parameters: Mapping[str, Tensor], attempt: Attempt) -> float:
     """Parameters and running statistics are perturbed; other buffers are constants of the model."""
-    return name in parameters or name.endswith(("running_mean", "running_var"))
+    moved = name in parameters or name.endswith(("running_mean", "running_var"))
+    return attempt.spread if moved else 0.0
 
 
 def _strongest(group: NeuronGroup) -> list[ParamSlice]:
