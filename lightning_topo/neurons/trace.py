@@ -88,9 +88,8 @@ class CouplingTrace(TorchDispatchMode):
         self.tags: list[tuple[Axis, str]] = []
         self.unknown: Counter[str] = Counter()
         self.n_operators = 0
-        self.stacks: dict[
-            Atom, dict[Atom, list[Axis]]
-        ] = {}  # stacked atom -> inner atom -> its copy per index
+        self.implied: dict[Atom, Atom] = {}  # sorted tokens -> their experts
+        self.stacks: dict[Atom, dict[Atom, list[Axis]]] = {}  # stacked atom -> inner atom -> a copy per index
         self._axes = WeakTensorKeyDictionary()
         self._weights = (
             WeakTensorKeyDictionary()
@@ -143,6 +142,12 @@ class CouplingTrace(TorchDispatchMode):
     def witness(self, axes: list[Axis]) -> None:
         """Record a hidden tensor, so that atoms it does not hold together are known to be independent."""
         self.witnesses.append(axes)
+
+    def imply(self, tokens: Axis, experts: Axis) -> None:
+        """Say that each entry of one axis belongs to one entry of another, as tokens sorted by expert do."""
+        for token_atom, expert_atom in zip(flat(tokens)[:1], flat(experts)[:1], strict=False):
+            known = self.implied.setdefault(token_atom, expert_atom)
+            unify_axes([known], [expert_atom])
 
     def tag(self, axis: Axis, tag: str) -> None:
         """Leave a mark on an axis, by which groups are named later."""
