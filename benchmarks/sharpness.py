@@ -60,6 +60,7 @@ def main() -> None:
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
+            enable_model_summary=False,
             default_root_dir=folder,
         )
         trainer.fit(DigitsMLP(arguments.lr), DataLoader(FullBatch(digits(), STEPS[-1]), batch_size=None))
