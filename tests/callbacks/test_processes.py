@@ -13,7 +13,7 @@ import pytest
 from lightning_topo import read_record
 
 PRELUDE = """
-    import sys, time
+    import os
     import lightning as L
     import torch
     from torch import nn
@@ -30,11 +30,15 @@ PRELUDE = """
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    def loader(n, batch_size):
+    def loader(n, batch_size, ranks=1):
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(n, 4, generator=generator)
         data = torch.utils.data.TensorDataset(x, torch.randint(0, 3, (n,), generator=generator))
-        return torch.utils.data.DataLoader(data, batch_size=batch_size)
+        if ranks == 1:
+            return torch.utils.data.DataLoader(data, batch_size=batch_size)
+        rank = int(os.environ.get("LOCAL_RANK", 0))
+        sampler = torch.utils.data.DistributedSampler(data, ranks, rank, shuffle=False)
+        return torch.utils.data.DataLoader(data, batch_size=batch_size, sampler=sampler)
 
     QUIET = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
                  enable_model_summary=False)
@@ -84,8 +88,8 @@ def test_two_processes_measure_what_one_does(tmp_path):
         torch.manual_seed(0)
         monitor = TopologyMonitor([Distortion(every_n_steps=1), Persistence(every_n_epochs=1)], on_error="raise")
         trainer = L.Trainer(max_epochs=2, callbacks=[monitor], default_root_dir={root!r}, devices={devices},
-                            strategy={strategy!r}, **QUIET)
-        trainer.fit(Module(), loader(64, {batch_size}))
+                            strategy={strategy!r}, use_distributed_sampler=False, **QUIET)
+        trainer.fit(Module(), loader(64, {batch_size}, {devices}))
         assert "topology/critical_ratio" in trainer.callback_metrics, "every rank can be gated"
     """
     for devices, strategy, batch_size in ((1, "auto", 16), (2, "ddp", 8)):
