@@ -302,7 +302,7 @@ class Session:
             # Lightning divides by the number of accumulated batches; the loss is the module's own again.
             scale = self._trainer.accumulate_grad_batches if self._module.automatic_optimization else 1
             values = {"loss": float(loss) * scale}
-            self._journal.measured(Measurement(step, self._trainer.current_epoch, "training", GLOBAL, values))
+            self._journal.noted(Measurement(step, self._trainer.current_epoch, "training", GLOBAL, values))
 
     def _clouds(self) -> Clouds:
         return Clouds(self.groups, dict(self._module.named_parameters()))
@@ -337,7 +337,7 @@ class Session:
         every = self._trainer.strategy.broadcast(self._pacer.every)
         if every != self._every_recorded:
             self._every_recorded = dict(every)
-            self._journal.measured(
+            self._journal.noted(
                 Measurement(step, epochs - 1, "schedule", GLOBAL, {f"{k}_every": float(v) for k, v in every.items()})
             )
         self._pacer.every = every

@@ -67,7 +67,7 @@ def test_what_is_not_a_number_is_the_worst():
 
 def test_how_a_value_was_made_is_for_the_record_only():
     publisher = Publisher(["a"])
-    publisher.take("", {"sharpness": 1.0, "residual": 0.1, "n_hvp": 4.0, "converged": 1.0, "loss": 2.0})
+    publisher.take("", {"sharpness": 1.0, "residual": 0.1, "n_hvp": 4.0, "converged": 1.0})
     publisher.take("a", {"critical_i": 1.0, "critical_j": 2.0})
     assert set(publisher.metrics()) == {"topology/sharpness"}
 
