@@ -34,10 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    import torch
+
     from lightning_topo.demo import run
     from lightning_topo.record import REPORT, read_record
     from lightning_topo.report import verdict
 
+    torch.set_num_threads(1)  # threads cost more than they bring to matrices this small
     monitor, _ = run(lr=arguments.lr, steps=arguments.steps, seed=arguments.seed, save_dir=arguments.save_dir)
     if monitor.dirpath is None:
         return 1
