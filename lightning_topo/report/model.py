@@ -1,11 +1,10 @@
 """A record as the data of its page: everything that is counted, thinned or rounded, is so here."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
@@ -236,7 +235,9 @@ def _group_view(
     too_many = n_numbers(captures) > budget.slide_numbers
     numbers_each = min(n_numbers(captures) / max(1, len(captures)), MAX_MARKS)
     shown = spread(tuple(captures), max(2, int(budget.slide_numbers / max(1.0, numbers_each))))
-    distinct = [int(value) for _, value in _values(measurements, "distortion", "distinct_neurons") if value >= 0.0]
+    distinct = [
+        int(value) for _, value in _values(measurements, "distortion", "distinct_neurons") if 0.0 <= value < math.inf
+    ]
     return GroupView(
         band=_table(measurements, "distortion", _BAND, budget),
         change=_table(measurements, "persistence", _CHANGE, budget),
@@ -245,7 +246,7 @@ def _group_view(
         n_captures=n_captures,
         n_neurons=sum(diagram.n_points for diagram in latest) or max(distinct, default=None),
         n_distinct=distinct[-1] if distinct else None,
-        n_landmarks=None if all(d.exact for d in latest) else sum(int(np.size(d[0].deaths)) for d in latest),
+        n_landmarks=None if all(d.exact for d in latest) else sum(len(d[0]) for d in latest),
         covering_radius=max((diagram.covering_radius for diagram in latest), default=0.0),
     )
 

@@ -143,7 +143,7 @@ def hostile_run(folder: Path) -> RunRecord:
     for step in range(12):
         for i, group in enumerate(HOSTILE):
             ratio = (0.01, math.nan, math.inf, 0.5, 2.0)[(step + i) % 5] if step > 4 else 0.02 * (i + 1)
-            low, high = (0.0, math.inf) if step > 8 else (0.9, 1.2)
+            low, high = ((0.9, 1.2), (1e-300, 1e300), (0.0, math.inf))[step // 4]
             writer.measurement(distortion(step, group, ratio, low, high))
         writer.measurement(Measurement(step, 0, "training", "", {"loss": math.nan if step == 6 else 1.0 / (step + 1)}))
     writer.diagrams(11, {group: ring_diagram(8, 1.0, 0.2, 3, 2) for group in HOSTILE})

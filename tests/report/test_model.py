@@ -7,6 +7,7 @@ import pytest
 from lightning_topo.measurement import Measurement
 from lightning_topo.phases import Phase, replay
 from lightning_topo.record import RecordWriter, RunRecord, read_record
+from lightning_topo.report import render_page
 from lightning_topo.report.facts import differences, facts
 from lightning_topo.report.model import Budget, run_view
 from tests.report.synthetic import distortion, ring_diagram
@@ -143,3 +144,25 @@ def test_a_measurement_of_an_unknown_probe_changes_nothing(demo: RunRecord) -> N
     own = Measurement(3, 0, "mine", "net.0", {"critical": 1.0})
     record = replace(demo, measurements=(*demo.measurements, own))
     assert run_view(record, "demo", WHOLE).ratio == run_view(demo, "demo", WHOLE).ratio
+
+
+def test_subsampled_diagrams_say_how_far_they_may_be_off(tmp_path: Path) -> None:
+    writer = RecordWriter.create(tmp_path / "run")
+    writer.measurement(distortion(0, "net.0", 0.0, 1.0, 1.0))
+    diagram = replace(ring_diagram(16, 1.0, 0.2, 0), n_points=900, exact=False, covering_radius=0.25)
+    writer.diagrams(0, {"net.0": diagram})
+    writer.close()
+    record = read_record(writer.dirpath)
+    detail = run_view(record, "run", WHOLE).details[0]
+    assert (detail.n_neurons, detail.n_landmarks, detail.covering_radius) == (900, 16, 0.25)
+    assert "known up to 0.5, twice the covering radius" in render_page([record])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300])
+def test_no_value_of_any_quantity_breaks_the_page(demo: RunRecord, value: float) -> None:
+    odd = tuple(
+        replace(m, values={name: value for name in m.values if name not in ("critical_i", "critical_j")})
+        for m in demo.measurements[:200]
+    )
+    page = render_page([replace(demo, measurements=odd)])
+    assert "</html>" in page

@@ -21,6 +21,7 @@ const GLYPHS = {
 };
 const OTHER_GLYPH = ["circle", "M7 1A6 6 0 1 0 7.01 1Z", true];
 const LOUDNESS = { error: 2, warn: 1, info: 0 };
+const NEVER = 65535; // a death that is infinite
 const MAX_EVENT_LINES = 60;
 // Below the critical point, and above it: the two never share a colour.
 const BELOW = ["#08305f", "#1f6cab", "#6eb0d8", "#c3dff0", "#ffffff"];
@@ -30,8 +31,8 @@ const COUNTS = ["#fdf3c4", "#c5d9a4", "#7fbf9f", "#41a0a0", "#2b7a95", "#2d5285"
 const number = (v) => (v === "inf" ? Infinity : v === "-inf" ? -Infinity : v === null || v === undefined ? NaN : v);
 const short = (v) => (Number.isFinite(v) ? String(Number(v.toPrecision(3))) : v > 0 ? "∞" : v < 0 ? "−∞" : "not a number");
 const count = (n) => n.toLocaleString("en");
-// Plotly reads labels as pseudo-HTML: names must come out as they are.
-const plain = (s) => s.replace(/\s+/g, " ").replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+// Plotly reads labels as pseudo-HTML, and what stands between dollars as TeX: names must come out as they are.
+const plain = (s) => s.replace(/\s+/g, " ").replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/\$/g, "&#36;");
 const ellipsis = (s, n) => {
   const letters = Array.from(s);
   return letters.length <= n ? s : letters.slice(0, Math.ceil((n - 1) / 2)).join("") + "…" + letters.slice(-Math.floor((n - 1) / 2)).join("");
@@ -58,7 +59,7 @@ function axis(title, more = {}) {
 
 function stepAxis(view) {
   const [low, high] = view.range;
-  const few = high - low <= 12 ? { dtick: 1, tick0: 0 } : { nticks: Math.ceil((view.width - view.left) / (7.5 * count(Math.ceil(high)).length + 18)) };
+  const few = high - low <= 12 ? { dtick: 1, tick0: 0 } : { nticks: Math.min(14, Math.ceil((view.width - view.left) / (7.5 * count(Math.ceil(high)).length + 18))) };
   return axis("Optimizer step", { range: [low, high], fixedrange: false, tickformat: ",d", showgrid: false, ...few });
 }
 
@@ -67,7 +68,7 @@ function layout(view, height, yaxis, more = {}) {
     width: view.width, height, showlegend: false, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: css("--ink") },
     margin: { l: view.left, r: 14, t: 8, b: 46 }, hovermode: "closest",
-    hoverlabel: { font: { size: 12, color: css("--ink") }, bgcolor: css("--card"), bordercolor: css("--muted"), namelength: -1, align: "left" },
+    hoverlabel: { font: { size: 12, color: css("--ink"), family: getComputedStyle(document.body).fontFamily }, bgcolor: css("--card"), bordercolor: css("--muted"), namelength: -1, align: "left" },
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     xaxis: stepAxis(view), yaxis, ...more,
   };
@@ -269,6 +270,9 @@ function crockerFigure(k) {
     const counts = scales.map((_, j) => steps.map((_, i) => at(i, j)));
     const ratio = scales.length > 1 ? Math.sqrt(scales[1] / scales[0]) : 1.1;
     const edges = [...scales.map((s) => s / ratio), scales[scales.length - 1] * ratio];
+    // Beyond its own scales, where another run's axis goes on, nothing changes any more.
+    edges[0] = Math.min(edges[0], view.scaleRange[0]);
+    edges[scales.length] = Math.max(edges[scales.length], view.scaleRange[1]);
     const unit = k === 0 ? "pieces" : "loops";
     return {
       data: [{
@@ -313,30 +317,47 @@ function diagramFigure(run, view) {
   if (!detail.slides) return { absent: "No persistence diagram of this group: the Persistence probe is off, or has not measured yet." };
   const { slides } = detail;
   const index = slideAt(slides, view.capture);
-  const top = view.deathTop;
-  const forever = 1.1 * top;
+  const [low, top] = view.barRange;
+  const forever = top + 0.1 * (top - low);
+  const end = top + 0.16 * (top - low);
   const data = slides.marks.map((marks, k) => {
     const here = (packed) => Array.from(unpack(packed).subarray(marks.offsets[index], marks.offsets[index + 1]));
-    const deaths = here(marks.deaths).map((q) => (q === 65535 ? forever : q * slides.unit));
+    const deaths = here(marks.deaths).map((q) => (q === NEVER ? forever : q * slides.unit));
     const births = marks.births ? here(marks.births).map((q) => q * slides.unit) : deaths.map(() => 0);
     const [colour, symbol, name] = DIMENSIONS[Math.min(k, 2)];
     return {
       type: "scatter", mode: "markers", name, x: births, y: deaths, cliponaxis: false, customdata: deaths.map((d) => (d === forever ? "never" : short(d))),
-      marker: { color: css(colour), symbol, size: 7, opacity: 0.75, line: { width: 0.5, color: css("--card") } },
+      // All pieces are born at 0: they have a strip of their own, so that the loops have the room.
+      xaxis: k === 0 ? "x2" : "x", marker: { color: css(colour), symbol, size: 7, opacity: 0.75, line: { width: 0.5, color: css("--card") } },
       hovertemplate: `${name}<br>born at %{x:.4g}, gone at %{customdata}<extra></extra>`,
     };
   });
-  const square = { nticks: 6, range: [-0.04 * top, 1.16 * top] };
-  const figure = layout(view, 340, axis("Death (distance)", square), {
-    xaxis: axis("Birth (distance)", square),
+  if (data.length === 1) data.push({ type: "scatter", mode: "markers", name: "", x: [], y: [] });
+  const figure = layout(view, 340, axis("Death (distance)", { nticks: 6, range: [low, end], anchor: "x2" }), {
+    xaxis: axis("Birth (distance)", { nticks: 5, range: [low, end], domain: [0.15, 1] }),
+    xaxis2: axis("", { range: [-1, 1], tickvals: [0], ticktext: ["0"], domain: [0, 0.09], showgrid: false }),
     shapes: [
-      { type: "line", x0: 0, y0: 0, x1: top * 1.16, y1: top * 1.16, line: { color: css("--muted"), width: 1.5, dash: "dot" } },
+      { type: "line", x0: low, y0: low, x1: end, y1: end, line: { color: css("--muted"), width: 1.5, dash: "dot" } },
       horizontal(forever, css("--rule")),
     ],
     annotations: [{ x: 0.5, xref: "paper", xanchor: "center", y: forever, yanchor: "bottom", text: "never gone (∞)", showarrow: false, font: { size: 12, color: css("--muted") } }],
   });
   const bars = slides.marks.map((marks, k) => `${count(marks.n_bars[index])} bars in H${k}`).join(", ");
   return { data, layout: figure, note: `Captured at step ${count(slides.steps[index])}: ${bars}.` };
+}
+
+// The axis that all captures of a group share: from 0, or from just below the shortest bar's end where that saves room.
+function barRange(details) {
+  let [low, top] = [Infinity, 0];
+  for (const { slides } of details) {
+    for (const marks of slides?.marks ?? []) {
+      for (const packed of [marks.deaths, marks.births]) {
+        if (packed) for (const q of unpack(packed)) if (q !== NEVER) [low, top] = [Math.min(low, q * slides.unit), Math.max(top, q * slides.unit)];
+      }
+    }
+  }
+  if (!(top > 0)) return [0, 1];
+  return low > 0.35 * top ? [low - 0.1 * (top - low || top), top] : [0, top];
 }
 
 // A band between two lines on a log axis; what is 0 or infinite is drawn at the edge and said so.
@@ -347,7 +368,7 @@ function bandFigure(prefix, title) {
     if (detail.absent) return detail;
     const [low, high] = read(run, view);
     if (!low || !high) return { absent: `${title}: not in this record.` };
-    const [least, most] = extremes([0.999, 1.001, ...view.runs.flatMap((r) => read(r, view).flat()).filter((v) => v > 0 && v < Infinity)]);
+    const [least, most] = extremes([0.999, 1.001, ...view.runs.flatMap((r) => read(r, view).flat()).filter((v) => v > LOG_LIMITS[0] && v < LOG_LIMITS[1])]);
     const pad = (most / least) ** 0.08;
     const clip = (v) => Math.min(most * pad, Math.max(least / pad, v));
     const { steps } = detail.band;
@@ -362,10 +383,10 @@ function bandFigure(prefix, title) {
       if (to > from) data.push(edge("contraction", low, from, to), edge("expansion", high, from, to, { fill: "tonexty", fillcolor: css("--shade") }));
       from = to + 1;
     }
-    const off = [...low, ...high].some((v) => v === 0 || v === Infinity);
+    const off = [...low, ...high].some((v) => clip(v) !== v && !Number.isNaN(v));
     return {
       data, layout: layout(view, 190, logAxis(title, least / pad, most * pad), { shapes: [horizontal(1, css("--muted"), "dot"), ...eventLines(run, { group: view.group })] }),
-      note: off ? "What is 0 or infinite is drawn at the edge of the chart." : undefined,
+      note: off ? "What lies beyond the chart, as 0 and infinity do, is drawn at its edge." : undefined,
     };
   };
 }
@@ -388,7 +409,12 @@ function logTicks(low, high, most = 6) {
   return { tickvals: values, ticktext: values.map((v) => (v >= 1e5 || v < 1e-4 ? v.toExponential().replace("e+", "e") : String(v))) };
 }
 
-function logAxis(title, low, high) {
+// What lies beyond 80 decades is off any chart.
+const LOG_LIMITS = [1e-40, 1e40];
+
+function logAxis(title, from, to) {
+  const low = Math.min(Math.max(from, LOG_LIMITS[0]), LOG_LIMITS[1] / 10);
+  const high = Math.min(Math.max(to, 1.0001 * low), LOG_LIMITS[1]);
   return axis(title, { type: "log", range: [Math.log10(low), Math.log10(high)], ...logTicks(low, high) });
 }
 

@@ -49,14 +49,13 @@ function chosenDetails() {
 function viewOf(chart) {
   const width = Math.max(200, chart.plot.clientWidth);
   const scales = chosenDetails().flatMap((d) => (d.crocker ? [d.crocker.scales[0], d.crocker.scales.at(-1)] : []));
-  const deaths = chosenDetails().filter((d) => d.slides).map((d) => d.slides.unit * 65000);
   const longest = Math.max(10, ...groups.map((g) => Array.from(g).length - prefix.length));
   const rows = Math.min(7.2 * longest + 18, width < 480 ? 92 : width < 700 ? 120 : 190);
   return {
     runs: page.runs, group: chosen.group, range: chosen.range, capture: chosen.capture, prefix, end: page.last_step, ratioRange: ratios, width,
     left: PAIRED_CHARTS.has(chart.name) ? 62 : rows,
     scaleRange: scales.length ? extremes(scales) : undefined,
-    deathTop: Math.max(Number.MIN_VALUE, ...deaths),
+    barRange: chosen.barRange,
   };
 }
 
@@ -135,6 +134,7 @@ function setRange(low, high) {
 function setGroup(group) {
   chosen.group = group;
   for (const node of document.querySelectorAll(".of")) node.textContent = group === undefined ? "" : `· ${ellipsis(group, 80)}`;
+  chosen.barRange = barRange(chosenDetails());
   for (const k of [0, 1]) countLegend(k);
   setCaptures();
   refresh((chart) => GROUP_CHARTS.has(chart.name));
@@ -253,7 +253,10 @@ function build() {
     $(id).addEventListener("change", () => setRange(Number($("from").value) - 0.5, Number($("to").value) + 0.5));
   }
   $("reset").addEventListener("click", () => setRange(...full));
+  document.body.style.setProperty("--columns", Math.min(3, page.runs.length));
   for (const [card, name, figure, title] of CHARTS) {
+    const row = element("div", undefined, "row");
+    document.querySelector(`#${card} .panels`).append(row);
     page.runs.forEach((run, i) => {
       const panel = element("figure", undefined, "panel");
       const [plot, note] = [element("div", undefined, "plot"), element("p", undefined, "note")];
@@ -263,7 +266,7 @@ function build() {
       plot.style.minHeight = `${heightOf(name, run)}px`;
       plot.setAttribute("aria-label", page.runs.length > 1 ? `${title}, ${run.label}` : title);
       panel.append(plot, note);
-      document.querySelector(`#${card} .panels`).append(panel);
+      row.append(panel);
       charts.push({ name, figure, run, plot, note, stale: true, inView: false, zooms: false });
       inView.observe(plot);
     });
