@@ -19,7 +19,8 @@ Pair = tuple[int, int]
 
 _TILE_ROWS = 512
 _TILE_ELEMENTS = 1 << 23
-_CANDIDATES = 1024
+_FEW_PAIRS = 16
+_PAIRS_PER_CANDIDATE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +123,10 @@ def _search_tile(step: _Step, extremes: Extremes, rows: slice, columns: slice) -
     """The extremes after one more tile of pairs."""
     bounds = _Bounds.of(step, rows, columns)
     i, j = bounds.candidates(extremes)
-    if len(i) > _CANDIDATES:
+    if len(i) > _FEW_PAIRS:
         extremes = _with_pairs(step, extremes, *bounds.leaders())
         i, j = bounds.candidates(extremes)
-    if len(i) > _CANDIDATES:
+    if len(i) > max(_FEW_PAIRS, bounds.position.numel() // _PAIRS_PER_CANDIDATE):
         i, j = _leaders_in_float64(step, rows, columns)
     return _with_pairs(step, extremes, i, j)
 
@@ -200,7 +201,10 @@ class _Bounds:
                 growth.masked_fill(coarse, math.inf).argmin(),
             ]
         )
-        return self._pairs(flat // step.shape[1], flat % step.shape[1])
+        i, j = flat // step.shape[1], flat % step.shape[1]
+        if self.corner[0] == self.corner[1]:
+            i, j = torch.minimum(i, j), torch.maximum(i, j)
+        return self._pairs(i, j)
 
     def _growth_beyond(self, ratio: float, sign: int) -> Float[Tensor, "m k"]:
         """Positive where d'/d may lie above (sign 1) or below (sign -1) a ratio."""
