@@ -167,7 +167,7 @@ def _kind(atom: Atom, seen: Evidence, is_block: bool, has_blocks: bool) -> Kind:
         return "channel"
     if is_block and any(occurrence.n_axes > 2 and not occurrence.steps for occurrence in seen.occurrences):
         return "expert"
-    if "head" in seen.tags:
+    if "head" in seen.tags and (is_block or any(occurrence.steps for occurrence in seen.occurrences)):
         return "head"
     if has_blocks and seen.tags & {"query_key", "value"}:
         return "head_dim"

@@ -172,9 +172,7 @@ class NeuronGroup:
                     copies[id(tensors[name])].copy_(originals[source])
             else:
                 view = piece.view(copies[id(tensors[piece.param])])
-                grid = view.shape[: len(self.block_shape) + 1]
-                source = view.clone().flatten(0, len(self.block_shape))
-                view.copy_(source[permutation.to(view.device)].unflatten(0, grid))
+                _reorder(view, permutation.to(view.device), len(self.block_shape) + 1)
         for name, tensor in tensors.items():
             if id(tensor) in copies:
                 permuted[name] = copies[id(tensor)]
@@ -226,13 +224,33 @@ class NeuronGroup:
         return math.prod(view.shape[len(self.block_shape) + 1 :])
 
 
+def _features_first(view: Tensor, n_leading: int) -> Tensor:
+    """A view (*blocks, n, *features) as (*features, *blocks, n)."""
+    return view.permute(*range(n_leading, view.dim()), *range(n_leading))
+
+
+def _is_columns(view: Tensor, n_leading: int) -> bool:
+    """Whether neurons, not their features, lie next to each other in memory."""
+    strides = view.stride()
+    return view.dim() > n_leading and min(strides[:n_leading]) < min(strides[n_leading:])
+
+
+def _reorder(view: Tensor, permutation: Tensor, n_leading: int) -> None:
+    """Reorder the rows (*blocks, n) of a view in place, along the memory."""
+    if _is_columns(view, n_leading):
+        columns = _features_first(view, n_leading)
+        reordered = columns.flatten(-n_leading).index_select(-1, permutation)
+        columns.copy_(reordered.view(columns.shape))
+    else:
+        reordered = view.flatten(0, n_leading - 1).index_select(0, permutation)
+        view.copy_(reordered.view(view.shape))
+
+
 def _fill(column: Tensor, view: Tensor, n_leading: int) -> None:
     """Copy a view (*blocks, n, *features) into columns (rows, d)."""
-    strides = view.stride()
-    if view.dim() > n_leading and min(strides[:n_leading]) < min(strides[n_leading:]):
-        # Neurons lie next to each other in memory: torch transposes fast only between whole matrices.
-        features_first = view.permute(*range(n_leading, view.dim()), *range(n_leading))
-        packed = features_first.reshape(column.shape[1], column.shape[0])
+    if _is_columns(view, n_leading):
+        # torch transposes fast only between whole matrices.
+        packed = _features_first(view, n_leading).reshape(column.shape[1], column.shape[0])
         column.copy_(torch.empty(column.shape, dtype=view.dtype, device=view.device).copy_(packed.T))
     else:
         features = view.shape[n_leading:] or (1,)

@@ -173,12 +173,16 @@ class CouplingTrace(TorchDispatchMode):
         for tensor in tensors:
             offset = out.dim() - tensor.dim()
             for i, axis in enumerate(self.axes(tensor)):
-                if tensor.shape[i] != out.shape[offset + i] or not axis:
+                size, j = out.shape[offset + i], offset + i
+                if tensor.shape[i] not in (1, size):
+                    freeze(axis, "an operator that is not pointwise along it")
+                    axis = new_axis(size, frozen=True)
+                if (tensor.shape[i] == 1 and size > 1) or not axis:
                     continue
-                if axes[offset + i]:
-                    unify_axes(axes[offset + i], axis)
+                if axes[j]:
+                    unify_axes(axes[j], axis)
                 else:
-                    axes[offset + i] = axis
+                    axes[j] = axis
         for i, size in enumerate(out.shape):
             if size > 1 and not axes[i]:
                 axes[i] = new_axis(size, constant=True)

@@ -112,6 +112,8 @@ class Bench:
                 tensor.abs_().add_(0.3)
         self.generator = generator
         self.reference, self.gradient = self.evaluate(self.tensors)
+        largest = [float(g.abs().max()) for g in self.gradient.values() if g.numel()]
+        self.gradient_scale = max(largest, default=0.0) or 1.0
         self.scale = float(self.reference.abs().max().clamp_min(1e-30)) if len(self.reference) else 1.0
         if not bool(torch.isfinite(self.reference).all()):
             raise RuntimeError("expected finite outputs at perturbed parameters")
@@ -175,8 +177,7 @@ class Bench:
             tensors = group.permute(tensors, permutation)
             expected = group.permute(expected, permutation)
         output, gradient = self.evaluate(tensors)
-        errors = tuple(self._gradient_error(group, gradient, expected) for group in groups)
-        return Trial(self._change(output), max(errors, default=0.0))
+        return Trial(self._change(output), self._gradient_error(gradient, expected))
 
     def _verdict(self, group: NeuronGroup, together: Trial) -> NeuronGroup:
         """The status of one group, which is tried alone only where the joint trial leaves it in doubt."""
@@ -234,19 +235,16 @@ class Bench:
         change = float((output - self.reference).abs().max()) / self.scale
         return change if change == change else float("inf")
 
-    def _gradient_error(
-        self, group: NeuronGroup, gradient: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-    ) -> float:
-        """The largest error of the permuted gradient in the group's slices, relative to its largest entry."""
-        if not any(name in expected for name in group.params) or not any(
-            name in gradient for name in group.params
-        ):
-            return 0.0
-        found, wanted = group.gather(gradient), group.gather(expected)
-        if found.shape != wanted.shape:
+    def _gradient_error(self, gradient: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+        """The largest error of the permuted gradient, in all parameters, relative to its largest entry."""
+        if gradient.keys() != expected.keys():
             return float("inf")
-        largest = max((float(g.abs().max()) for g in expected.values() if g.numel()), default=0.0)
-        return float((found - wanted).abs().max()) / largest if largest > 0 else 0.0
+        errors = [
+            float((gradient[name] - wanted).abs().max())
+            for name, wanted in expected.items()
+            if wanted.numel()
+        ]
+        return max(errors, default=0.0) / self.gradient_scale
 
 
 def perturbed(
