@@ -175,7 +175,7 @@ class Session:
 
     def _start(self, saved: Mapping[str, Any] | None) -> None:
         step, epoch = batches_stepped(self._trainer), self._trainer.current_epoch
-        found, problem = discover(self._settings.groups, self._trainer, self._module, self._batch, self._settings.seed)
+        found, problems = discover(self._settings.groups, self._trainer, self._module, self._batch, self._settings.seed)
         self.groups = tuple(group for group in found if group.n > 1)
         detector = DetectorState() if saved is None else DetectorState.from_dict(saved["detector"])
         publisher = Publisher([group.name for group in self.groups], self._settings.log_groups)
@@ -183,8 +183,8 @@ class Session:
         if saved is not None:
             self._pacer.every |= {name: n for name, n in saved["every"].items() if name in self._pacer.every}
             self._every_recorded = dict(self._pacer.every)
-        if problem is not None:
-            self._fail("neurons", GLOBAL, problem.message, problem.remedy, step)
+        for problem in problems:
+            self._fail("neurons", problem.group, problem.message, problem.remedy, step)
         self._refer(step, epoch, resumed=saved is not None)
         for probe in self._probes:
             if not _needs_step(probe):
