@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_array
@@ -72,8 +73,7 @@ class Rows:
     def around_mean(points: Float[Tensor, "n d"]) -> "Rows":
         """The points relative to their mean, scaled so that no square vanishes or overflows."""
         points = points.detach()
-        mean = points.mean(dim=0, dtype=wide_dtype(points.device))
-        return Rows.around(points, mean, binary_scale(points))
+        return Rows.around(points, mean_point(points), binary_scale(points))
 
     def __getitem__(self, index: slice) -> "Rows":
         return Rows(self.points[index], self.scale, self.local[index], self.squares[index])
@@ -122,14 +122,22 @@ def diameter(points: Float[Tensor, "n d"]) -> float:
 
 def binary_scale(points: Float[Tensor, "n d"]) -> float:
     """The power of two that brings the largest coordinate near 1."""
-    largest = float(points.detach().abs().max()) if points.numel() else 0.0
+    largest = max(abs(float(x)) for x in points.detach().aminmax()) if points.numel() else 0.0
     return 2.0 ** -math.frexp(largest)[1] if largest > 0 else 1.0
+
+
+def mean_point(points: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
+    """The mean in the widest dtype, summed block by block: no wide copy of the cloud is made."""
+    total = torch.zeros(points.shape[1], dtype=wide_dtype(points.device), device=points.device)
+    for block in points.split(max(1, _DIRECT_ELEMENTS // max(1, points.shape[1]))):
+        total += block.to(total.dtype).sum(dim=0)
+    return total / max(1, len(points))
 
 
 def squared_distance_matrix(rows: Rows, dtype: torch.dtype) -> Float[Tensor, "n n"]:
     """All scaled |x_i - x_j|², symmetric, rounded to a dtype."""
     n = len(rows)
-    matrix = torch.empty((n, n), dtype=dtype, device=rows.local.device)
+    matrix = _empty_matrix(n, dtype, rows.local.device)
     for above, left in upper_tiles(n, tile_rows(rows.local)):
         tile = squared_distances(rows[above], rows[left])
         if above == left:
@@ -137,6 +145,13 @@ def squared_distance_matrix(rows: Rows, dtype: torch.dtype) -> Float[Tensor, "n 
         matrix[above, left] = tile
         matrix[left, above] = tile.T
     return matrix.fill_diagonal_(0)
+
+
+def _empty_matrix(n: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "n n"]:
+    """Uninitialised memory; on a CPU from NumPy, which asks for huge pages that are faster to touch first."""
+    if device.type != "cpu":
+        return torch.empty((n, n), dtype=dtype, device=device)
+    return torch.from_numpy(np.empty((n, n), dtype=torch.empty(0, dtype=dtype).numpy().dtype))
 
 
 def tile_rows(points: Float[Tensor, "n d"]) -> int:

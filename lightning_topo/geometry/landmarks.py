@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_topo.geometry.distances import binary_scale, check_cloud, direct_squares
-from lightning_topo.geometry.precision import full_precision, real_dtype, wide_dtype
+from lightning_topo.geometry.distances import binary_scale, check_cloud, direct_squares, mean_point
+from lightning_topo.geometry.precision import full_precision, real_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,7 @@ def farthest_point_landmarks(points: Float[Tensor, "n d"], max_landmarks: int) -
 
     with full_precision(points.device):
         points, scale = points.detach(), binary_scale(points)
-        mean = points.mean(dim=0, dtype=wide_dtype(points.device))
-        cloud = ((points - mean) * scale).to(real_dtype(points))
+        cloud = ((points - mean_point(points)) * scale).to(real_dtype(points))
         squares = cloud.square().sum(dim=1)
         chosen = torch.empty(max_landmarks, dtype=torch.long, device=points.device)
         served_by = torch.zeros_like(everyone)

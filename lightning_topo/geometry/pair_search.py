@@ -6,13 +6,14 @@ others are evaluated by subtraction in float64, and a tile with many of them by 
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_topo.geometry.distances import Rows, binary_scale, squared_distances, upper_tiles
+from lightning_topo.geometry.distances import Rows, binary_scale, mean_point, squared_distances, upper_tiles
 from lightning_topo.geometry.precision import product_slack, real_dtype, wide_dtype
 
 Pair = tuple[int, int]
@@ -49,7 +50,7 @@ class _Products:
 
     @staticmethod
     def of(rows: Float[Tensor, "n d"]) -> "_Products":
-        return _Products(rows, rows.square().sum(dim=1))
+        return _Products(rows, torch.linalg.vector_norm(rows, dim=1).square_())
 
     def tile(self, rows: slice, columns: slice, weight: float = 1.0) -> Float[Tensor, "m k"]:
         """Squared distances, the squares |x_i|² + |x_j|² in them multiplied by a weight."""
@@ -76,23 +77,20 @@ class _Step:
 
     @staticmethod
     def of(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> "_Step":
-        n, d = before.shape
-        wide, work = wide_dtype(before.device), real_dtype(before)
+        work = torch.promote_types(real_dtype(before), after.dtype)
         scale = min(binary_scale(before), binary_scale(after))
-        mean_before, mean_after = before.mean(0, dtype=wide), after.mean(0, dtype=wide)
-        positions = torch.empty((n, d), dtype=work, device=before.device)
-        steps = torch.empty((n, d), dtype=wide, device=before.device)
-        size = max(1, _TILE_ELEMENTS // max(1, d))
-        for start in range(0, n, size):
-            some = slice(start, start + size)
-            here = before[some].to(wide) - mean_before
-            positions[some] = here * scale
-            steps[some] = ((after[some].to(wide) - mean_after) - here) * scale
-        lengths = [float(x.square().sum(dtype=wide)) for x in (positions, steps)]
+        lengths = sum(
+            torch.stack([here.square().sum(), moved.square().sum()])
+            for _, here, moved in _centred_blocks(before, after, scale)
+        )
+        position_length, step_length = torch.as_tensor(lengths).tolist()
         magnification = 1.0
-        if min(lengths) > 0:
-            magnification = 2.0 ** round(math.log2(lengths[0] / lengths[1]) / 2)
-        steps = (steps * magnification).to(work)
+        if position_length > 0 and step_length > 0:
+            magnification = 2.0 ** round(math.log2(position_length / step_length) / 2)
+        positions = torch.empty(before.shape, dtype=work, device=before.device)
+        steps = torch.empty_like(positions)
+        for rows, here, moved in _centred_blocks(before, after, scale):
+            positions[rows], steps[rows] = here, moved * magnification
         return _Step(
             before=before,
             after=after,
@@ -101,8 +99,20 @@ class _Step:
             positions=_Products.of(positions),
             steps=_Products.of(steps),
             magnified=_Products.of(positions + steps),
-            slack=product_slack(work, d),
+            slack=product_slack(work, before.shape[1]),
         )
+
+
+def _centred_blocks(
+    before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], scale: float
+) -> Iterator[tuple[slice, Float[Tensor, "m d"], Float[Tensor, "m d"]]]:
+    """Blocks of rows of X and Δ in the widest dtype, both centred and scaled."""
+    mean_before, mean_after = mean_point(before), mean_point(after)
+    size = max(1, _TILE_ELEMENTS // (4 * max(1, before.shape[1])))
+    for start in range(0, len(before), size):
+        rows = slice(start, start + size)
+        here = before[rows].to(mean_before.dtype) - mean_before
+        yield rows, here * scale, ((after[rows].to(mean_after.dtype) - mean_after) - here) * scale
 
 
 def search_extreme_pairs(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> Extremes:

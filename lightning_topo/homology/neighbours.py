@@ -4,8 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_topo.geometry.distances import Rows, binary_scale, squared_distances
-from lightning_topo.geometry.precision import wide_dtype
+from lightning_topo.geometry.distances import Rows, binary_scale, mean_point, squared_distances
 
 _TILE_ROWS = 256
 _TILE_COLUMNS = 1024
@@ -23,7 +22,7 @@ class NeighbourLists:
     def __init__(self, points: Float[Tensor, "n d"]) -> None:
         self.points = points
         self.scale = binary_scale(points)
-        self.origin = points.mean(dim=0, dtype=wide_dtype(points.device))
+        self.origin = mean_point(points)
         n, length = len(points), min(_NEIGHBOURS, len(points) - 1)
         self.labels = torch.arange(n, device=points.device)
         self.squares = torch.zeros((n, length), dtype=self.origin.dtype, device=points.device)
