@@ -89,9 +89,7 @@ def compare_training(device: torch.device, n_layers: int, tokens: int) -> None:
     width, vocabulary = 768, 50257
     layer = torch.nn.TransformerEncoderLayer(width, 12, 4 * width, batch_first=True, dropout=0.0)
     encoder = torch.nn.TransformerEncoder(layer, n_layers, enable_nested_tensor=False)
-    model = torch.nn.Sequential(
-        torch.nn.Embedding(vocabulary, width), encoder, torch.nn.Linear(width, vocabulary)
-    )
+    model = torch.nn.Sequential(torch.nn.Embedding(vocabulary, width), encoder, torch.nn.Linear(width, vocabulary))
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters())
     generator = torch.Generator().manual_seed(0)

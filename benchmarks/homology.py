@@ -66,9 +66,7 @@ def h0_rivals(x: Tensor) -> dict[str, Callable[[], object]]:
     if find_spec("gph"):
         from gph import ripser_parallel
 
-        calls["giotto-ph"] = lambda: ripser_parallel(
-            torch.cdist(x, x).numpy(), maxdim=0, metric="precomputed"
-        )
+        calls["giotto-ph"] = lambda: ripser_parallel(torch.cdist(x, x).numpy(), maxdim=0, metric="precomputed")
     if find_spec("ripser"):
         from ripser import ripser
 

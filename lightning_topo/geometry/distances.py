@@ -46,9 +46,7 @@ def check_cloud(points: Tensor, name: str = "points") -> None:
     if bad.any():
         rows = bad.nonzero().flatten().tolist()
         shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-        raise ValueError(
-            f"expected finite {name}, got NaN or infinity in {len(rows)} of {len(points)} rows: {shown}"
-        )
+        raise ValueError(f"expected finite {name}, got NaN or infinity in {len(rows)} of {len(points)} rows: {shown}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,8 +107,6 @@ def step_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -
 def check_step(before: Tensor, after: Tensor) -> None:
     """Raise unless both clouds are sound and have the same shape."""
     if before.shape != after.shape:
-        raise ValueError(
-            f"expected two clouds of the same shape, got {tuple(before.shape)} and {tuple(after.shape)}"
-        )
+        raise ValueError(f"expected two clouds of the same shape, got {tuple(before.shape)} and {tuple(after.shape)}")
     check_cloud(before, "points before the step")
     check_cloud(after, "points after the step")

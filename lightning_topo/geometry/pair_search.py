@@ -228,18 +228,14 @@ class _Bounds:
         hope += self.column_margin + extra * self.column_gap
         return hope
 
-    def _pairs(
-        self, i: Int[Tensor, " p"], j: Int[Tensor, " p"]
-    ) -> tuple[Int[Tensor, " q"], Int[Tensor, " q"]]:
+    def _pairs(self, i: Int[Tensor, " p"], j: Int[Tensor, " p"]) -> tuple[Int[Tensor, " q"], Int[Tensor, " q"]]:
         """Pairs of the tile as pairs i < j of the cloud."""
         i, j = i + self.corner[0], j + self.corner[1]
         kept = i < j
         return i[kept], j[kept]
 
 
-def _leaders_in_float64(
-    step: _Step, rows: slice, columns: slice
-) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
+def _leaders_in_float64(step: _Step, rows: slice, columns: slice) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
     """The extreme pairs of a tile by accurate products: for tiles with many near or nearly tied pairs."""
     critical, ratio = tile_ratios(step.before, step.after, rows, columns, step.scale)
     low = ratio
@@ -294,9 +290,7 @@ def pair_ratios(
     parts = []
     size = max(1, _TILE_ELEMENTS // (4 * max(1, before.shape[1])))
     for some in zip(i.split(size), j.split(size), strict=True):
-        here, there = (
-            (points[some[0]].to(wide) - points[some[1]].to(wide)) * scale for points in (before, after)
-        )
+        here, there = ((points[some[0]].to(wide) - points[some[1]].to(wide)) * scale for points in (before, after))
         parts.append(_ratios(*(x.square().sum(dim=1) for x in (here, there, there - here))))
     critical, ratio = zip(*parts, strict=True)
     return torch.cat(critical), torch.cat(ratio)

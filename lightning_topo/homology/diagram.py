@@ -105,9 +105,7 @@ class PersistenceDiagram:
         return np.concatenate(parts)[None]
 
     @staticmethod
-    def from_giotto(
-        array: Float[np.ndarray, "1 k 3"], n_points: int, diameter: float
-    ) -> "PersistenceDiagram":
+    def from_giotto(array: Float[np.ndarray, "1 k 3"], n_points: int, diameter: float) -> "PersistenceDiagram":
         """A diagram from giotto-tda's array of one diagram, whose padding on the diagonal is dropped in H1+.
 
         giotto-tda leaves out the one essential class of H0, which is put back.

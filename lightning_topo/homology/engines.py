@@ -102,9 +102,7 @@ def rips_intervals(distances: Matrix, max_dim: int, engine: str) -> Intervals:
     try:
         intervals = ENGINES[engine].compute(matrix, max_dim)
     except Exception as error:
-        raise RuntimeError(
-            f"{engine} failed on {len(matrix)} points up to dimension {max_dim}: {error}"
-        ) from error
+        raise RuntimeError(f"{engine} failed on {len(matrix)} points up to dimension {max_dim}: {error}") from error
     return [_cleaned(intervals[k], engine) * scale for k in range(1, max_dim + 1)]
 
 

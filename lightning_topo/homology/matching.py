@@ -140,9 +140,7 @@ def _bottleneck(a: Intervals, b: Intervals) -> float:
     a_alone, b_alone = ((points[:, 1] - points[:, 0]) / 2 for points in (a, b))
     costs = np.unique(np.concatenate([between.ravel(), a_alone, b_alone, [0.0]]))
     return float(
-        _least(
-            costs, lambda cost: _matchable(between, a_alone, cost) and _matchable(between.T, b_alone, cost)
-        )
+        _least(costs, lambda cost: _matchable(between, a_alone, cost) and _matchable(between.T, b_alone, cost))
     )
 
 

@@ -23,9 +23,7 @@ def betti_curve(diagram: PersistenceDiagram, k: int, scales: Float[Tensor, " s"]
     return born - torch.searchsorted(deaths, scales, right=True)
 
 
-def crocker(
-    diagrams: Sequence[PersistenceDiagram], k: int, scales: Float[Tensor, " s"]
-) -> Int[Tensor, "t s"]:
+def crocker(diagrams: Sequence[PersistenceDiagram], k: int, scales: Float[Tensor, " s"]) -> Int[Tensor, "t s"]:
     """The CROCKER matrix of a run: the k-th Betti number by time (rows) and scale (columns).
 
     Source: Topaz, Ziegelmeier, Halverson, Topological data analysis of biological aggregation models (2015).
@@ -92,6 +90,4 @@ def persistence_image(
         return torch.exp(-((grid.to(centres) - centres[:, None]) ** 2) / (2 * bandwidth**2))
 
     weights = bars.lifetimes / (2 * torch.pi * bandwidth**2)
-    return torch.einsum(
-        "k,kb,kl->bl", weights, density(births, bars.births), density(lifetimes, bars.lifetimes)
-    )
+    return torch.einsum("k,kb,kl->bl", weights, density(births, bars.births), density(lifetimes, bars.lifetimes))

@@ -85,9 +85,7 @@ class TotalPersistence(_MeanOverClouds):
 
     def update(self, points: Float[Tensor, "n d"]) -> None:
         """Measure one cloud of shape (n, d)."""
-        self._add(
-            functional.total_persistence(points, self.max_dim, self.power, self.max_landmarks, self.engine)
-        )
+        self._add(functional.total_persistence(points, self.max_dim, self.power, self.max_landmarks, self.engine))
 
 
 class PersistenceEntropy(_MeanOverClouds):

@@ -9,9 +9,7 @@ from lightning_topo.geometry import projected_step_distortion, sampled_step_dist
 def step_of(n: int, d: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     before = torch.randn(n, d, generator=generator)
-    return before, before + 0.1 * torch.randn(n, d, generator=generator) * torch.rand(
-        n, 1, generator=generator
-    )
+    return before, before + 0.1 * torch.randn(n, d, generator=generator) * torch.rand(n, 1, generator=generator)
 
 
 def all_pairs(before: torch.Tensor, after: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

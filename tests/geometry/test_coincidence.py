@@ -24,8 +24,6 @@ def test_chains_are_one_component():
     assert distinct_neurons(torch.cat([chain[:20], chain[30:]])) == 2
 
 
-@pytest.mark.parametrize(
-    ("points", "count"), [(torch.zeros(0, 2), 0), (torch.zeros(1, 2), 1), (torch.zeros(5, 2), 1)]
-)
+@pytest.mark.parametrize(("points", "count"), [(torch.zeros(0, 2), 0), (torch.zeros(1, 2), 1), (torch.zeros(5, 2), 1)])
 def test_small_clouds(points, count):
     assert distinct_neurons(points) == count

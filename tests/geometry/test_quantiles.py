@@ -24,9 +24,7 @@ def test_matches_sorted_pairs(size):
     expected = np.quantile(q, LEVELS, method="inverted_cdf")
     np.testing.assert_allclose(measured.step_ratio, expected, rtol=QUANTILE_RESOLUTION)
     expected = np.quantile(stretch, LEVELS, method="inverted_cdf")
-    np.testing.assert_allclose(
-        np.array(measured.distance_ratio) - 1, expected, rtol=1.01 * QUANTILE_RESOLUTION
-    )
+    np.testing.assert_allclose(np.array(measured.distance_ratio) - 1, expected, rtol=1.01 * QUANTILE_RESOLUTION)
 
 
 def test_infinite_and_zero_ratios():

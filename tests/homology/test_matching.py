@@ -107,9 +107,7 @@ def by_assignment(a: PersistenceDiagram, b: PersistenceDiagram, k: int, order: f
     return float((cost[i, j] ** order).sum() ** (1 / order))
 
 
-@given(
-    n=st.integers(0, 9), m=st.integers(0, 9), seed=st.integers(0, 10**6), order=st.sampled_from([1.0, 2.0])
-)
+@given(n=st.integers(0, 9), m=st.integers(0, 9), seed=st.integers(0, 10**6), order=st.sampled_from([1.0, 2.0]))
 @settings(deadline=None)
 def test_wasserstein_is_the_best_assignment(n, m, seed, order):
     a, b = intervals(n, seed), intervals(m, seed + 2)

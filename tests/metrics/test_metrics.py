@@ -58,9 +58,7 @@ def test_cloud_metrics_are_means(make, twin):
     metric = make()
     for seed in range(3):
         metric.update(cloud(seed))
-    torch.testing.assert_close(
-        metric.compute(), torch.stack([twin(cloud(s)) for s in range(3)]).mean(0).squeeze()
-    )
+    torch.testing.assert_close(metric.compute(), torch.stack([twin(cloud(s)) for s in range(3)]).mean(0).squeeze())
     metric.reset()
     metric.update(cloud(5))
     torch.testing.assert_close(metric.compute(), twin(cloud(5)).squeeze())
@@ -144,9 +142,7 @@ def test_bad_arguments():
 
 def _replica(rank: int, port: int, expected: list[torch.Tensor]) -> None:
     """One of two processes that hold the same weights."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         for (make, _, arity), value in zip(EVERY, expected, strict=True):
             metric = make()
