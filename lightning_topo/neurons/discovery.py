@@ -55,7 +55,7 @@ def find_neuron_groups(
 
     A model without hidden neurons gives an empty list. Where the model runs but cannot be traced, the groups
     are those of single layers, with `status="incoming_only"` and the reason. Raises RuntimeError where the
-    model does not run at all, or still has lazy parameters.
+    forward pass fails on the given `example_inputs`, or where parameters are still lazy.
 
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> [group] = find_neuron_groups(model, torch.randn(4, 3))
@@ -79,7 +79,7 @@ def find_neuron_groups(
         chosen = any(fnmatchcase(group.name, pattern) for pattern in include)
         return group.kind in kinds and chosen and not any(fnmatchcase(group.name, p) for p in exclude)
 
-    given = run is not None or example_inputs is not None
+    by_hand = run is None and example_inputs is not None
     run = run or _forward(model, example_inputs)
     if run is None:
         reason = "there are no example inputs to run the model on: pass example_inputs or run"
@@ -87,7 +87,7 @@ def find_neuron_groups(
     try:
         groups, trace = trace_groups(model, run)
     except Exception as error:
-        if given and (failure := _fails(model, run)) is not None:
+        if by_hand and (failure := _fails(model, run)) is not None:
             raise RuntimeError(f"expected a model that runs on its inputs, got {failure!r}") from failure
         reason = f"the run cannot be traced ({_summary(error)}): declare its groups with declare_neurons"
         log.warning("%s", reason)

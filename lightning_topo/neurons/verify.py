@@ -114,9 +114,11 @@ class Bench:
         self.reference, self.gradient = self.evaluate(self.tensors)
         largest = [float(g.abs().max()) for g in self.gradient.values() if g.numel()]
         self.gradient_scale = max(largest, default=0.0) or 1.0
-        self.scale = float(self.reference.abs().max().clamp_min(1e-30)) if len(self.reference) else 1.0
+        if not len(self.reference):
+            raise RuntimeError("expected the run to return a floating tensor, got none")
         if not bool(torch.isfinite(self.reference).all()):
             raise RuntimeError("expected finite outputs at perturbed parameters")
+        self.scale = float(self.reference.abs().max().clamp_min(1e-30))
 
     def judge(self, groups: Sequence[NeuronGroup]) -> list[NeuronGroup]:
         """Each group with its status."""
@@ -220,7 +222,7 @@ class Bench:
             for name, tensor in moved.items()
             if name in self.gradient
         )
-        return abs(slope) / max(len(self.reference), 1) ** 0.5 / self.scale
+        return abs(slope) / len(self.reference) ** 0.5 / self.scale
 
     def _measured(self, moved: Mapping[str, Tensor]) -> float:
         """The change of the output when some tensors are replaced."""
@@ -230,8 +232,6 @@ class Bench:
         """The largest change of an output, relative to the largest output; infinite where shapes change."""
         if output.shape != self.reference.shape:
             return float("inf")
-        if not len(output):
-            return 0.0
         change = float((output - self.reference).abs().max()) / self.scale
         return change if change == change else float("inf")
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.architecture_table import PAGE, page
 from benchmarks.architectures import ARCHITECTURES, Architecture, Built, built
 from lightning_topo.neurons import NeuronGroup, find_neuron_groups, verify_groups
 from lightning_topo.neurons.group import KINDS
@@ -17,6 +18,11 @@ def entry(request: pytest.FixtureRequest) -> Architecture:
     if request.param.requires:
         pytest.importorskip(request.param.requires)
     return request.param
+
+
+def test_the_documented_table_is_what_the_command_makes() -> None:
+    pytest.importorskip("transformers")
+    assert PAGE.read_text(encoding="utf-8") == page()
 
 
 def run_of(example: Built):
