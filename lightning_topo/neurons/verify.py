@@ -64,13 +64,13 @@ def verify_groups(
     are checked in evaluation mode at perturbed float64 copies of the parameters, so that values equal at
     initialisation (unit norms, zero biases) cannot hide a wrong slice. The residual is judged against a
     negative control, the change that permuting a single slice makes. All groups are permuted together, and
-    one by one only where that leaves a doubt, so that the cost is two gradients if all is well, and at most
-    three forward passes a group besides. Where a model cannot run in float64, its own precision and a
-    coarser tolerance are used; where it has no gradient, the output alone is compared, and `reason` says so.
-    The model is not changed.
+    one by one only where that leaves a doubt: the cost is two gradients in all if all is well, and another
+    gradient and two forward passes for each group in doubt. Where a model cannot run in float64, its own
+    precision and a coarser tolerance are used; where it has no gradient, the output alone is compared, and
+    `reason` says so. The model is not changed.
     """
-    if not groups:
-        return []
+    if all(group.status == "incoming_only" for group in groups):
+        return list(groups)
     reason = ""
     with untouched(model):
         for attempt in ATTEMPTS:
@@ -80,7 +80,10 @@ def verify_groups(
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 log.info("no verification by %s (%s)", attempt, reason)
     reason = f"the model did not run on perturbed parameters ({reason})"
-    return [group.with_status("unverified", reason) for group in groups]
+    return [
+        group if group.status == "incoming_only" else group.with_status("unverified", reason)
+        for group in groups
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +125,9 @@ class Bench:
 
     def judge(self, groups: Sequence[NeuronGroup]) -> list[NeuronGroup]:
         """Each group with its status."""
-        open_cases = [group for group in groups if group.n > 1 and group.status != "incoming_only"]
-        together = self._trial(open_cases)
-        return [
-            self._verdict(group, together)
-            if group in open_cases
-            else group.with_status(
-                "incoming_only" if group.status == "incoming_only" else "verified",
-                group.reason or "a single neuron has nothing to be exchanged with",
-            )
-            for group in groups
-        ]
+        cases = [group for group in groups if group.n > 1 and group.status != "incoming_only"]
+        together = self._trial(cases)
+        return [self._verdict(group, together) for group in groups]
 
     def output(self, tensors: Mapping[str, Tensor]) -> Float64[Tensor, " outputs"]:
         """All significant outputs, flattened."""
@@ -183,6 +178,10 @@ class Bench:
 
     def _verdict(self, group: NeuronGroup, together: Trial) -> NeuronGroup:
         """The status of one group, which is tried alone only where the joint trial leaves it in doubt."""
+        if group.status == "incoming_only":
+            return group
+        if group.n == 1:
+            return group.with_status("verified", "a single neuron has nothing to be exchanged with")
         control = self._control(group)
         trial = together if self._passes(together, control) else self._trial([group])
         if self._passes(trial, control):
