@@ -4,7 +4,8 @@
     python -m benchmarks.architecture_table --write    # writes it
 
 It builds the models of `benchmarks/architectures.py` (some need `transformers`; nothing is downloaded), finds
-their groups, and verifies each by permuting it. The tests compare the lines of models that are written here with the page.
+their groups, and verifies each by permuting it. The tests compare the lines of models that are written here
+with the page.
 """
 
 import argparse

@@ -167,7 +167,7 @@ class Bench:
         return torch.cat(floating) if floating else torch.zeros(0, dtype=torch.float64)
 
     def _trial(self, groups: Sequence[NeuronGroup]) -> Trial:
-        """Permute groups at once: the change of the output, and the error of each group's gradient."""
+        """Permute groups at once: the change of the output, and the error of the gradient."""
         tensors, expected = dict(self.tensors), dict(self.gradient)
         for group in groups:
             permutation = block_derangement(group, self.generator)
