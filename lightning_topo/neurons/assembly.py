@@ -7,7 +7,7 @@ from itertools import takewhile
 
 from lightning_topo.neurons.coupling import Atom, Axis, axis_size, flat, leaves
 from lightning_topo.neurons.group import Kind, NeuronGroup, ParamSlice, Role, Step, owner
-from lightning_topo.neurons.trace import CouplingTrace, Piece
+from lightning_topo.neurons.trace import UNKNOWN_OPERATOR, CouplingTrace, Piece
 
 Cell = list[Atom | None]
 
@@ -33,6 +33,8 @@ class Evidence:
     roles: defaultdict[str, set[Role]] = field(default_factory=lambda: defaultdict(set))
     first_use: int = -1
     first_param: str = ""
+    blocks: list[Atom] = field(default_factory=list)
+    is_block: bool = False
 
 
 def assemble(trace: CouplingTrace, trainable: Mapping[str, bool]) -> list[NeuronGroup]:
@@ -41,32 +43,27 @@ def assemble(trace: CouplingTrace, trainable: Mapping[str, bool]) -> list[Neuron
     `trainable` says of each parameter whether it is trained; names that it lacks are buffers.
     """
     evidence = _collect(trace)
-    blocks = {atom: _blocks(atom, seen) for atom, seen in evidence.items()}
-    block_atoms = {
-        block for atom, found in blocks.items() if not atom.frozen and atom.size > 1 for block in found
-    }
-    groups: list[tuple[int, NeuronGroup, set[str]]] = []
     for atom, seen in evidence.items():
-        broken = atom.frozen and atom.reason.startswith("unknown operator")
-        if (
-            (atom.frozen and not broken)
-            or atom.copies
-            or not _is_hidden(atom, seen, atom in block_atoms, broken)
-        ):
+        seen.blocks = _blocks(atom, seen)
+    for block in {block for atom, seen in evidence.items() if _is_exchanged(atom) for block in seen.blocks}:
+        evidence[block].is_block = True
+    groups: list[tuple[int, NeuronGroup]] = []
+    for atom, seen in evidence.items():
+        broken = atom.frozen and atom.reason.startswith(UNKNOWN_OPERATOR)
+        single = atom.size == 1 and not seen.blocks
+        if not (broken or (single and not atom.frozen) or _is_exchanged(atom)) or not _is_hidden(atom, seen):
             continue
-        if atom.size == 1 and blocks[atom]:
-            continue
-        kind = _kind(atom, seen, atom in block_atoms, bool(blocks[atom]))
-        group = NeuronGroup(
-            name=_name(kind, seen, atom in block_atoms, bool(blocks[atom])),
-            kind=kind,
-            n=atom.size,
-            block_shape=tuple(block.size for block in blocks[atom]),
-            slices=tuple(_slices(atom, seen, blocks[atom], trainable)),
-        )
-        groups.append((seen.first_use, group.incoming_only(atom.reason) if broken else group, seen.tags))
+        kind = _kind(atom, seen)
+        slices = tuple(_slices(atom, seen, trainable))
+        group = NeuronGroup(_name(kind, seen), kind, atom.size, tuple(b.size for b in seen.blocks), slices)
+        groups.append((seen.first_use, group.incoming_only(atom.reason) if broken else group))
     groups.sort(key=lambda item: item[0])
-    return distinct([group for _, group, _ in groups])
+    return distinct([group for _, group in groups])
+
+
+def _is_exchanged(atom: Atom) -> bool:
+    """Whether two or more neurons may be exchanged along the atom."""
+    return not atom.frozen and atom.size > 1 and not atom.copies
 
 
 def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
@@ -151,40 +148,42 @@ def _blocks(atom: Atom, seen: Evidence) -> list[Atom]:
     ]
 
 
-def _is_hidden(atom: Atom, seen: Evidence, is_block: bool, broken: bool) -> bool:
+def _is_hidden(atom: Atom, seen: Evidence) -> bool:
     """Whether something feeds the neurons and something reads them: inputs and outputs are no neurons."""
     roles = {role for found in seen.roles.values() for role in found}
-    read = "outgoing" in roles or broken or (atom.size > 1 and (is_block or "query_key" in seen.tags))
+    read = (
+        "outgoing" in roles or atom.frozen or (atom.size > 1 and (seen.is_block or "query_key" in seen.tags))
+    )
     return "incoming" in roles and read
 
 
-def _kind(atom: Atom, seen: Evidence, is_block: bool, has_blocks: bool) -> Kind:
+def _kind(atom: Atom, seen: Evidence) -> Kind:
     if "skip" in seen.tags:
         return "residual"
     if any(occurrence.axes.count(atom) > 1 for occurrence in seen.occurrences):
         return "recurrent"
     if "convolution" in seen.operators:
         return "channel"
-    if is_block and any(occurrence.n_axes > 2 and not occurrence.steps for occurrence in seen.occurrences):
+    if seen.is_block and any(o.n_axes > 2 and not o.steps for o in seen.occurrences):
         return "expert"
-    if "head" in seen.tags and (is_block or any(occurrence.steps for occurrence in seen.occurrences)):
+    if "head" in seen.tags and (seen.is_block or any(o.steps for o in seen.occurrences)):
         return "head"
-    if has_blocks and seen.tags & {"query_key", "value"}:
+    if seen.blocks and seen.tags & {"query_key", "value"}:
         return "head_dim"
     return "unit"
 
 
-def _name(kind: Kind, seen: Evidence, is_block: bool, has_blocks: bool) -> str:
+def _name(kind: Kind, seen: Evidence) -> str:
     """The module whose outputs the neurons are; for heads and experts, the module around them."""
     if kind == "head":
-        return f"{_common_owner(seen)}.{'query_heads' if has_blocks else 'heads'}"
+        return f"{_common_owner(seen)}.{'query_heads' if seen.blocks else 'heads'}"
     if kind == "head_dim":
         return f"{_common_owner(seen)}.{'query_key' if 'query_key' in seen.tags else 'value'}"
     if kind == "expert":
         return f"{_common_owner(seen)}.experts"
     if kind == "unit" and any(o.param == seen.first_param and o.n_axes > 2 for o in seen.occurrences):
         return seen.first_param
-    suffix = ".groups" if is_block and "groups" in seen.tags else ""
+    suffix = ".groups" if seen.is_block and "groups" in seen.tags else ""
     return owner(seen.first_param) + suffix
 
 
@@ -195,16 +194,14 @@ def _common_owner(seen: Evidence) -> str:
     return ".".join(level[0] for level in levels) or owner(seen.first_param)
 
 
-def _slices(
-    atom: Atom, seen: Evidence, blocks: list[Atom], trainable: Mapping[str, bool]
-) -> Iterator[ParamSlice]:
+def _slices(atom: Atom, seen: Evidence, trainable: Mapping[str, bool]) -> Iterator[ParamSlice]:
     for occurrence in seen.occurrences:
         dims = [dim for dim, cell in enumerate(occurrence.axes) if cell is atom]
         for position, dim in enumerate(dims):
             yield ParamSlice(
                 param=occurrence.param,
                 steps=occurrence.steps,
-                dims=(*(occurrence.axes.index(block) for block in blocks), dim),
+                dims=(*(occurrence.axes.index(block) for block in seen.blocks), dim),
                 trainable=trainable.get(occurrence.param, False),
                 role=_role(seen.roles.get(occurrence.param, set()), position, occurrence.param in trainable),
             )

@@ -1,7 +1,7 @@
 """Find the neurons of a model by running it once."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -22,7 +22,8 @@ from lightning_topo.neurons.verify import verify_groups
 log = logging.getLogger(__name__)
 
 DEFAULT_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "residual")
-STATE_BUFFERS = ("running_mean", "running_var", "_u", "_v")
+# Buffers that training updates as it does parameters: batch norm and, of old and new kind, spectral norm.
+STATE_BUFFERS = ("running_mean", "running_var", "._u", "._v", "weight_u", "weight_v")
 
 
 def find_neuron_groups(
@@ -55,7 +56,7 @@ def find_neuron_groups(
 
     A model without hidden neurons gives an empty list. Where the model runs but cannot be traced, the groups
     are those of single layers, with `status="incoming_only"` and the reason. Raises RuntimeError where the
-    model does not run at all, or still has lazy parameters.
+    forward pass fails on the given `example_inputs`, or where parameters are still lazy.
 
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> [group] = find_neuron_groups(model, torch.randn(4, 3))
@@ -75,41 +76,33 @@ def find_neuron_groups(
             "first, then find its neurons"
         )
 
-    def wanted(group: NeuronGroup) -> bool:
-        chosen = any(fnmatchcase(group.name, pattern) for pattern in include)
-        return group.kind in kinds and chosen and not any(fnmatchcase(group.name, p) for p in exclude)
+    def wanted(groups: Iterable[NeuronGroup]) -> list[NeuronGroup]:
+        return [
+            group for group in groups if group.kind in kinds and _is_selected(group.name, include, exclude)
+        ]
 
-    given = run is not None or example_inputs is not None
+    by_hand = run is None and example_inputs is not None
     run = run or _forward(model, example_inputs)
     if run is None:
         reason = "there are no example inputs to run the model on: pass example_inputs or run"
-        return [*filter(wanted, incoming_groups(model, reason)), *declared]
+        return [*wanted(incoming_groups(model, reason)), *declared]
+    guesses: list[NeuronGroup] = []
     try:
         groups, trace = trace_groups(model, run)
+        guesses = guess_expert_groups(model, trace)
+        _report_unknown(trace)
     except Exception as error:
-        if given and (failure := _fails(model, run)) is not None:
+        if by_hand and (failure := _fails(model, run)) is not None:
             raise RuntimeError(f"expected a model that runs on its inputs, got {failure!r}") from failure
         reason = f"the run cannot be traced ({_summary(error)}): declare its groups with declare_neurons"
         log.warning("%s", reason)
-        groups = [group for group in incoming_groups(model, reason) if wanted(group)]
-        return [*groups, *(verify_groups(model, list(declared), run, seed=seed) if verify else declared)]
-    for operator, count in trace.unknown.items():
-        log.warning(
-            "%s (%d calls) has no rule: see register_rule; what it touches is not exchangeable",
-            operator,
-            count,
-        )
-    same = {frozenset(piece for piece in group.slices) for group in declared}
-    groups = [
-        *(group for group in groups if frozenset(group.slices) not in same and wanted(group)),
-        *declared,
-    ]
+        groups = incoming_groups(model, reason)
+    known = {frozenset(group.slices) for group in declared}
+    groups = [group for group in wanted(groups) if frozenset(group.slices) not in known] + list(declared)
     if not verify:
         return groups
-    trainable = {name: p.requires_grad for name, p in named_state(model)[0].items()}
-    guesses = [guess for guess in guess_expert_groups(model, trace, trainable) if wanted(guess)]
-    proved = [group for group in verify_groups(model, guesses, run, seed=seed) if group.status == "verified"]
-    return distinct([*verify_groups(model, groups, run, seed=seed), *proved])
+    proved = [g for g in verify_groups(model, wanted(guesses), run, seed=seed) if g.status == "verified"]
+    return distinct(verify_groups(model, groups, run, seed=seed) + proved)
 
 
 def trace_groups(model: nn.Module, run: Run) -> tuple[list[NeuronGroup], CouplingTrace]:
@@ -125,6 +118,17 @@ def trace_groups(model: nn.Module, run: Run) -> tuple[list[NeuronGroup], Couplin
         for axis in trace.axes(leaf):
             trace.freeze(axis, "an output of the model")
     return assemble(trace, {name: p.requires_grad for name, p in parameters.items()}), trace
+
+
+def _is_selected(name: str, include: Collection[str], exclude: Collection[str]) -> bool:
+    """Whether a group's name matches a pattern of `include` and none of `exclude`."""
+    included = any(fnmatchcase(name, pattern) for pattern in include)
+    return included and not any(fnmatchcase(name, pattern) for pattern in exclude)
+
+
+def _report_unknown(trace: CouplingTrace) -> None:
+    for operator, count in trace.unknown.items():
+        log.warning("%s (%d calls) has no rule (register_rule): what it touches is frozen", operator, count)
 
 
 def _fails(model: nn.Module, run: Run) -> Exception | None:

@@ -12,16 +12,16 @@ from torch import nn
 
 from lightning_topo.neurons.coupling import axis_size, leaves
 from lightning_topo.neurons.group import NeuronGroup, ParamSlice, clean_name, owner
+from lightning_topo.neurons.preserve import named_state
 from lightning_topo.neurons.trace import CouplingTrace
 
 CHOICES = ("topk", "argmax", "sort", "argsort", "max")
 PICKED = ("the expert of a token is data", "a single index is selected", "stacked", "an index of data")
 
 
-def guess_expert_groups(
-    model: nn.Module, trace: CouplingTrace, trainable: Mapping[str, bool]
-) -> list[NeuronGroup]:
+def guess_expert_groups(model: nn.Module, trace: CouplingTrace) -> list[NeuronGroup]:
     """Groups of whole experts that the structure suggests; each has yet to be proved."""
+    trainable = {name: p.requires_grad for name, p in named_state(model)[0].items()}
     routers = list(_chosen_axes(trace, trainable))
     guesses = []
     for path, n, slices in [*_module_lists(model, trainable), *_stacked_parameters(trace, trainable)]:

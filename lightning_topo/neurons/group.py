@@ -19,6 +19,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
+_TILE = 128  # columns that are transposed at once, for the cache's sake
+
+
 def clean_name(name: str) -> str:
     """The parameter's name without what torch.compile, FSDP and activation checkpointing put into it.
 
@@ -249,9 +252,11 @@ def _reorder(view: Tensor, permutation: Tensor, n_leading: int) -> None:
 def _fill(column: Tensor, view: Tensor, n_leading: int) -> None:
     """Copy a view (*blocks, n, *features) into columns (rows, d)."""
     if _is_columns(view, n_leading):
-        # torch transposes fast only between whole matrices.
         packed = _features_first(view, n_leading).reshape(column.shape[1], column.shape[0])
-        column.copy_(torch.empty(column.shape, dtype=view.dtype, device=view.device).copy_(packed.T))
+        tile = torch.empty(len(column) * min(_TILE, len(packed)), dtype=view.dtype, device=view.device)
+        for target, part in zip(column.split(_TILE, dim=1), packed.split(_TILE), strict=True):
+            # torch transposes fast only between contiguous matrices.
+            target.copy_(tile[: part.numel()].view(target.shape).copy_(part.contiguous().T))
     else:
         features = view.shape[n_leading:] or (1,)
         column.unflatten(0, view.shape[:n_leading]).unflatten(-1, features).copy_(

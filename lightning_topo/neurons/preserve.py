@@ -47,6 +47,7 @@ def named_state(model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Te
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; modes, attributes and random state are afterwards as before."""
     attributes = [(module, dict(vars(module)), _mutable_copies(module)) for module in model.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     generators = (random.getstate(), np.random.get_state())  # noqa: NPY002 - the state that user code draws from
     devices = _cuda_devices(model)
     fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
@@ -65,6 +66,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 for name in vars(module).keys() - before.keys():
                     del vars(module)[name]
                 _restore(before, copies)
+            for parameter, requires_grad, grad in parameters:  # a training step may toggle its optimizers
+                parameter.requires_grad_(requires_grad)
+                parameter.grad = grad
             random.setstate(generators[0])
             np.random.set_state(generators[1])  # noqa: NPY002 - restores what was read above
 

@@ -26,6 +26,7 @@ from lightning_topo.neurons.group import Role, Step
 from lightning_topo.neurons.registry import rule_for
 
 CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor"})
+UNKNOWN_OPERATOR = "unknown operator"
 NOISE_FACTORIES = frozenset({"randn", "rand"})
 
 
@@ -217,7 +218,7 @@ class CouplingTrace(TorchDispatchMode):
             self.unknown[str(func)] += 1
             for tensor in call.inputs:
                 for axis in self.axes(tensor):
-                    freeze(axis, f"unknown operator {func}: teach its rule with register_rule")
+                    freeze(axis, f"{UNKNOWN_OPERATOR} {func}: teach its rule with register_rule")
             for out in call.outputs:
                 self.assign_data(out)
 

@@ -64,13 +64,13 @@ def verify_groups(
     are checked in evaluation mode at perturbed float64 copies of the parameters, so that values equal at
     initialisation (unit norms, zero biases) cannot hide a wrong slice. The residual is judged against a
     negative control, the change that permuting a single slice makes. All groups are permuted together, and
-    one by one only where that leaves a doubt, so that the cost is two gradients if all is well, and at most
-    three forward passes a group besides. Where a model cannot run in float64, its own precision and a
-    coarser tolerance are used; where it has no gradient, the output alone is compared, and `reason` says so.
-    The model is not changed.
+    one by one only where that leaves a doubt: the cost is two gradients in all if all is well, and another
+    gradient and two forward passes for each group in doubt. Where a model cannot run in float64, its own
+    precision and a coarser tolerance are used; where it has no gradient, the output alone is compared, and
+    `reason` says so. The model is not changed.
     """
-    if not groups:
-        return []
+    if all(group.status == "incoming_only" for group in groups):
+        return list(groups)
     reason = ""
     with untouched(model):
         for attempt in ATTEMPTS:
@@ -80,7 +80,10 @@ def verify_groups(
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 log.info("no verification by %s (%s)", attempt, reason)
     reason = f"the model did not run on perturbed parameters ({reason})"
-    return [group.with_status("unverified", reason) for group in groups]
+    return [
+        group if group.status == "incoming_only" else group.with_status("unverified", reason)
+        for group in groups
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,23 +117,17 @@ class Bench:
         self.reference, self.gradient = self.evaluate(self.tensors)
         largest = [float(g.abs().max()) for g in self.gradient.values() if g.numel()]
         self.gradient_scale = max(largest, default=0.0) or 1.0
-        self.scale = float(self.reference.abs().max().clamp_min(1e-30)) if len(self.reference) else 1.0
+        if not len(self.reference):
+            raise RuntimeError("expected the run to return a floating tensor, got none")
         if not bool(torch.isfinite(self.reference).all()):
             raise RuntimeError("expected finite outputs at perturbed parameters")
+        self.scale = float(self.reference.abs().max().clamp_min(1e-30))
 
     def judge(self, groups: Sequence[NeuronGroup]) -> list[NeuronGroup]:
         """Each group with its status."""
-        open_cases = [group for group in groups if group.n > 1 and group.status != "incoming_only"]
-        together = self._trial(open_cases)
-        return [
-            self._verdict(group, together)
-            if group in open_cases
-            else group.with_status(
-                "incoming_only" if group.status == "incoming_only" else "verified",
-                group.reason or "a single neuron has nothing to be exchanged with",
-            )
-            for group in groups
-        ]
+        cases = [group for group in groups if group.n > 1 and group.status != "incoming_only"]
+        together = self._trial(cases)
+        return [self._verdict(group, together) for group in groups]
 
     def output(self, tensors: Mapping[str, Tensor]) -> Float64[Tensor, " outputs"]:
         """All significant outputs, flattened."""
@@ -170,7 +167,7 @@ class Bench:
         return torch.cat(floating) if floating else torch.zeros(0, dtype=torch.float64)
 
     def _trial(self, groups: Sequence[NeuronGroup]) -> Trial:
-        """Permute groups at once: the change of the output, and the error of each group's gradient."""
+        """Permute groups at once: the change of the output, and the error of the gradient."""
         tensors, expected = dict(self.tensors), dict(self.gradient)
         for group in groups:
             permutation = block_derangement(group, self.generator)
@@ -181,6 +178,10 @@ class Bench:
 
     def _verdict(self, group: NeuronGroup, together: Trial) -> NeuronGroup:
         """The status of one group, which is tried alone only where the joint trial leaves it in doubt."""
+        if group.status == "incoming_only":
+            return group
+        if group.n == 1:
+            return group.with_status("verified", "a single neuron has nothing to be exchanged with")
         control = self._control(group)
         trial = together if self._passes(together, control) else self._trial([group])
         if self._passes(trial, control):
@@ -220,7 +221,7 @@ class Bench:
             for name, tensor in moved.items()
             if name in self.gradient
         )
-        return abs(slope) / max(len(self.reference), 1) ** 0.5 / self.scale
+        return abs(slope) / len(self.reference) ** 0.5 / self.scale
 
     def _measured(self, moved: Mapping[str, Tensor]) -> float:
         """The change of the output when some tensors are replaced."""
@@ -230,8 +231,6 @@ class Bench:
         """The largest change of an output, relative to the largest output; infinite where shapes change."""
         if output.shape != self.reference.shape:
             return float("inf")
-        if not len(output):
-            return 0.0
         change = float((output - self.reference).abs().max()) / self.scale
         return change if change == change else float("inf")
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.architecture_table import INTRODUCTION, PAGE, row
 from benchmarks.architectures import ARCHITECTURES, Architecture, Built, built
 from lightning_topo.neurons import NeuronGroup, find_neuron_groups, verify_groups
 from lightning_topo.neurons.group import KINDS
@@ -17,6 +18,16 @@ def entry(request: pytest.FixtureRequest) -> Architecture:
     if request.param.requires:
         pytest.importorskip(request.param.requires)
     return request.param
+
+
+def test_the_documented_table_is_what_the_command_makes() -> None:
+    """But for models of other packages, whose parameters are named by their version."""
+    documented = PAGE.read_text(encoding="utf-8")
+    assert documented.startswith(INTRODUCTION)
+    assert all(f"| {entry.name} |" in documented for entry in ARCHITECTURES)
+    assert [
+        row(entry) for entry in ARCHITECTURES if not entry.requires and row(entry) not in documented
+    ] == []
 
 
 def run_of(example: Built):

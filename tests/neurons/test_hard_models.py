@@ -225,3 +225,49 @@ def test_a_model_without_gradients_is_judged_by_its_output() -> None:
 
     [group] = find_neuron_groups(Detached(), X)
     assert (group.status, group.reason) == ("verified", "by the output alone")
+
+
+def test_a_lightning_module_with_metrics_logging_and_manual_optimization() -> None:
+    from lightning import LightningModule
+    from torchmetrics.classification import MulticlassAccuracy
+
+    class Classifier(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.accuracy = mlp(), MulticlassAccuracy(3)
+            self.example_input_array = X
+
+        def forward(self, x):
+            return self.net(x)
+
+        def training_step(self, batch, batch_idx):
+            logits = self.net(batch[0])
+            self.accuracy(logits, batch[1])
+            loss = F.cross_entropy(logits, batch[1])
+            if not self.automatic_optimization:
+                self.net[0].weight.requires_grad_(False)
+                loss.backward()
+            return loss
+
+    batch = (X, torch.randint(3, (6,)))
+    model = Classifier()
+    assert [g.status for g in find_neuron_groups(model)] == ["verified"]
+    [group] = find_neuron_groups(model, run=lambda module: module.training_step(batch, 0))
+    assert (group.name, group.status) == ("net.0", "verified")
+    assert int(model.accuracy.tp.sum()) == 0
+    assert not model.accuracy.update_called
+
+    model.automatic_optimization = False
+    before = [p.requires_grad for p in model.parameters()]
+    [group] = find_neuron_groups(model, run=lambda module: module.training_step(batch, 0))
+    assert group.status == "incoming_only"
+    assert "does not require grad" in group.reason
+    assert [p.requires_grad for p in model.parameters()] == before
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_run_that_returns_nothing_cannot_prove_anything() -> None:
+    def run(model: nn.Module) -> None:
+        model(X).square().mean()
+
+    assert {g.status for g in find_neuron_groups(mlp(), run=run)} == {"unverified"}
