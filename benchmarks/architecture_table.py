@@ -52,9 +52,7 @@ def cells(name: str, groups: Sequence[NeuronGroup]) -> tuple[str, ...]:
     for group in groups:
         by_kind[group.kind].append(group)
     found = "; ".join(f"{kind}: {described(members)}" for kind, members in by_kind.items())
-    failures = [
-        f"`{group.name}` {group.status}: {group.reason}" for group in groups if group.status != "verified"
-    ]
+    failures = [f"`{group.name}` {group.status}: {group.reason}" for group in groups if group.status != "verified"]
     neurons = sum(group.n_blocks * group.n for group in groups)
     return name, str(len(groups)), str(neurons), found, "; ".join(failures) or f"all {len(groups)}"
 

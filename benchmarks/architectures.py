@@ -23,9 +23,7 @@ class Architecture:
 ARCHITECTURES: list[Architecture] = []
 
 
-def architecture(
-    name: str, *, requires: str = "", **expected: int
-) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+def architecture(name: str, *, requires: str = "", **expected: int) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
     """Enter a builder into the list, with the number of groups of each kind."""
 
     def enter(build: Callable[[], Any]) -> Callable[[], Any]:
@@ -240,9 +238,7 @@ def attention() -> Any:
 def gpt2() -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(
-        vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
-    )
+    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0)
     ids = tokens()
     return GPT2LMHeadModel(config), {"input_ids": ids, "labels": ids}
 
@@ -373,8 +369,7 @@ class ListedExperts(nn.Module):
             nn.Linear(width, 4),
         )
         self.experts = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-            for _ in range(experts)
+            nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)) for _ in range(experts)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -417,9 +412,7 @@ def stacked_experts() -> Any:
     return StackedExperts(), (torch.randn(8, 6),)
 
 
-@architecture(
-    "Mixtral (sparse experts)", requires="transformers", unit=1, expert=1, head=2, head_dim=1, residual=1
-)
+@architecture("Mixtral (sparse experts)", requires="transformers", unit=1, expert=1, head=2, head_dim=1, residual=1)
 def mixtral() -> Any:
     from transformers import MixtralConfig, MixtralForCausalLM
 

@@ -24,9 +24,7 @@ class GPT(nn.Module):
     def __init__(self, width: int, layers: int, heads: int, vocabulary: int, time: int = 1024) -> None:
         super().__init__()
         self.embedding, self.position = nn.Embedding(vocabulary, width), nn.Embedding(time, width)
-        block = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
-        )
+        block = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
         self.blocks = nn.TransformerEncoder(block, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.embedding.weight
@@ -110,9 +108,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = GPT(256, 6, 8, 8192) if small else GPT(768, 12, 12, 50257)
     ids = torch.randint(8192, (2, 64))
-    print(
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} million parameters, batch {tuple(ids.shape)}"
-    )
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.0f} million parameters, batch {tuple(ids.shape)}")
     groups, lines = discovery(model, ids)
     print("\n".join([*lines, *gathering(model, groups)]))
 

@@ -91,9 +91,7 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
             for steps, cells in cells_of(_with_copies(piece)):
                 meet(cells)
                 for atom in dict.fromkeys(atom for atom in cells if atom is not None):
-                    evidence[atom].occurrences.append(
-                        Occurrence(name, (*piece.steps, *steps), cells, len(piece.axes))
-                    )
+                    evidence[atom].occurrences.append(Occurrence(name, (*piece.steps, *steps), cells, len(piece.axes)))
     for order, use in enumerate(trace.uses):
         for atom in leaves(use.axis):
             seen = evidence[atom]
@@ -143,17 +141,13 @@ def _blocks(atom: Atom, seen: Evidence) -> list[Atom]:
     """The atoms that accompany this one in every tensor: it permutes separately for each of their indices."""
     others = (seen.company or set()) - {atom}
     first = [cell for cell in seen.occurrences[0].axes if cell in others]
-    return [
-        other for other in first if other and all(other in occurrence.axes for occurrence in seen.occurrences)
-    ]
+    return [other for other in first if other and all(other in occurrence.axes for occurrence in seen.occurrences)]
 
 
 def _is_hidden(atom: Atom, seen: Evidence) -> bool:
     """Whether something feeds the neurons and something reads them: inputs and outputs are no neurons."""
     roles = {role for found in seen.roles.values() for role in found}
-    read = (
-        "outgoing" in roles or atom.frozen or (atom.size > 1 and (seen.is_block or "query_key" in seen.tags))
-    )
+    read = "outgoing" in roles or atom.frozen or (atom.size > 1 and (seen.is_block or "query_key" in seen.tags))
     return "incoming" in roles and read
 
 

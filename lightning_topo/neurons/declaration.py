@@ -100,9 +100,7 @@ def _words(shape: Sequence[int]) -> str:
     return f"size {shape[-1]}{blocks}"
 
 
-def _role(
-    index: int, param: str, tensor: Tensor, dims: tuple[int, ...], parameters: Mapping[str, Tensor]
-) -> Role:
+def _role(index: int, param: str, tensor: Tensor, dims: tuple[int, ...], parameters: Mapping[str, Tensor]) -> Role:
     if param not in parameters:
         return "buffer"
     if tensor.dim() < 2:
@@ -136,9 +134,7 @@ def _steps(
     neurons = [i for i, token in enumerate(tokens) if token.startswith("[")]
     blocks = [i for i, token in enumerate(tokens) if token.startswith("(")]
     if len(neurons) != 1:
-        raise ValueError(
-            f"parameter {param!r}, axis {dim}: expected one name in square brackets, found {expression!r}"
-        )
+        raise ValueError(f"parameter {param!r}, axis {dim}: expected one name in square brackets, found {expression!r}")
     if len(tokens) > 1:
         steps.append(("unflatten", dim, tuple(factors)))
     return tuple(steps), tuple(dim + i for i in [*blocks, *neurons])

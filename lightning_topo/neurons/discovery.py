@@ -77,9 +77,7 @@ def find_neuron_groups(
         )
 
     def wanted(groups: Iterable[NeuronGroup]) -> list[NeuronGroup]:
-        return [
-            group for group in groups if group.kind in kinds and _is_selected(group.name, include, exclude)
-        ]
+        return [group for group in groups if group.kind in kinds and _is_selected(group.name, include, exclude)]
 
     by_hand = run is None and example_inputs is not None
     run = run or _forward(model, example_inputs)

@@ -30,19 +30,14 @@ def guess_expert_groups(model: nn.Module, trace: CouplingTrace) -> list[NeuronGr
         rows = [
             ParamSlice(name, (), (dim,), trainable[name], "incoming")
             for name, dim, size in routers
-            if size == n
-            and name not in inside
-            and not name.startswith(f"{path}.")
-            and name.startswith(around)
+            if size == n and name not in inside and not name.startswith(f"{path}.") and name.startswith(around)
         ]
         if rows:
             guesses.append(NeuronGroup(path, "expert", n, (), (*slices, *rows)))
     return guesses
 
 
-def _module_lists(
-    model: nn.Module, trainable: Mapping[str, bool]
-) -> Iterator[tuple[str, int, tuple[ParamSlice, ...]]]:
+def _module_lists(model: nn.Module, trainable: Mapping[str, bool]) -> Iterator[tuple[str, int, tuple[ParamSlice, ...]]]:
     """Lists of two or more modules whose parameters have the same names and shapes."""
     for path, module in model.named_modules():
         if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
@@ -56,9 +51,7 @@ def _module_lists(
             yield (
                 path,
                 len(module),
-                tuple(
-                    ParamSlice(f"{path}.*.{name}", (), (0,), trainable[f"{path}.0.{name}"]) for name in names
-                ),
+                tuple(ParamSlice(f"{path}.*.{name}", (), (0,), trainable[f"{path}.0.{name}"]) for name in names),
             )
 
 

@@ -158,9 +158,7 @@ class NeuronGroup:
             offsets = torch.arange(self.n_blocks, device=permutation.device) * self.n
             permutation = (offsets[:, None] + permutation[None, :]).flatten()
         if len(permutation) != rows:
-            raise ValueError(
-                f"expected a permutation of {self.n} neurons or {rows} rows, got {len(permutation)}"
-            )
+            raise ValueError(f"expected a permutation of {self.n} neurons or {rows} rows, got {len(permutation)}")
         permuted = dict(tensors)
         copies: dict[int, Tensor] = {}
         for piece in self.slices:
@@ -292,7 +290,5 @@ def derangement(n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
 
 def block_derangement(group: NeuronGroup, generator: torch.Generator) -> Int[Tensor, " rows"]:
     """A derangement of its own for every block, as an index of rows."""
-    blocks: Iterable[Tensor] = (
-        block * group.n + derangement(group.n, generator) for block in range(group.n_blocks)
-    )
+    blocks: Iterable[Tensor] = (block * group.n + derangement(group.n, generator) for block in range(group.n_blocks))
     return torch.cat(list(blocks))

@@ -62,9 +62,7 @@ def gather_state(
         first = next(sources[0][name] for name in group.params if name in sources[0])
         out = torch.empty(group.n_blocks * group.n, sum(widths), dtype=first.dtype, device=first.device)
     if out.shape != (group.n_blocks * group.n, sum(widths)):
-        raise ValueError(
-            f"expected out of shape {(group.n_blocks * group.n, sum(widths))}, got {tuple(out.shape)}"
-        )
+        raise ValueError(f"expected out of shape {(group.n_blocks * group.n, sum(widths))}, got {tuple(out.shape)}")
     for source, column in zip(sources, out.split(widths, dim=1), strict=True):
         group.gather(source, out=column)
     return out

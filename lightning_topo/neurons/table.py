@@ -31,9 +31,7 @@ def neuron_table(groups: Sequence[NeuronGroup], parameters: Mapping[str, Tensor]
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of text as lines whose columns line up."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def size_text(group: NeuronGroup) -> str:

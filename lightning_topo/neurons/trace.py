@@ -92,9 +92,7 @@ class CouplingTrace(TorchDispatchMode):
         self.implied: dict[Atom, Atom] = {}  # sorted tokens -> their experts
         self.stacks: dict[Atom, dict[Atom, list[Axis]]] = {}  # stacked atom -> inner atom -> a copy per index
         self._axes = WeakTensorKeyDictionary()
-        self._weights = (
-            WeakTensorKeyDictionary()
-        )  # tensors that depend on no data -> the parameters they come from
+        self._weights = WeakTensorKeyDictionary()  # tensors that depend on no data -> the parameters they come from
         self._nodes = WeakTensorKeyDictionary()
         self._bases = WeakTensorKeyDictionary()
         self._parents: list[tuple[int, ...]] = []
@@ -235,9 +233,7 @@ class CouplingTrace(TorchDispatchMode):
         contracts = call.name in CONTRACTIONS and any(names)
         parents = tuple(self._nodes[tensor] for tensor in active if tensor in self._nodes)
         depth = max((self._depths[node] for node in parents), default=0) + contracts
-        aliases = any(
-            out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns
-        )
+        aliases = any(out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns)
         for out in call.outputs:
             if not any(origin is None for origin in origins):
                 self._weights[out] = frozenset[str]().union(*names)

@@ -51,9 +51,7 @@ FLOAT64 = Tolerance(ratio=1e-6, floor=1e-8)
 NATIVE = Tolerance(ratio=2e-3, floor=1e-3)
 
 
-def verify_groups(
-    model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, seed: int = 0
-) -> list[NeuronGroup]:
+def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, seed: int = 0) -> list[NeuronGroup]:
     """The groups with their status: `verified`, `inert`, or reduced to `incoming_only` with the reason.
 
     With P a random permutation of the neurons that leaves none in place, f the output and L the loss (or,
@@ -80,10 +78,7 @@ def verify_groups(
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 log.info("no verification by %s (%s)", attempt, reason)
     reason = f"the model did not run on perturbed parameters ({reason})"
-    return [
-        group if group.status == "incoming_only" else group.with_status("unverified", reason)
-        for group in groups
-    ]
+    return [group if group.status == "incoming_only" else group.with_status("unverified", reason) for group in groups]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,26 +129,18 @@ class Bench:
         with torch.no_grad(), self._precision():
             return self._flatten(self._run(tensors)).detach()
 
-    def evaluate(
-        self, tensors: Mapping[str, Tensor]
-    ) -> tuple[Float64[Tensor, " outputs"], dict[str, Tensor]]:
+    def evaluate(self, tensors: Mapping[str, Tensor]) -> tuple[Float64[Tensor, " outputs"], dict[str, Tensor]]:
         """Outputs, and the gradient of the loss in the trainable parameters."""
-        leaves = {
-            name: t.detach().requires_grad_() if name in self.trainable else t for name, t in tensors.items()
-        }
+        leaves = {name: t.detach().requires_grad_() if name in self.trainable else t for name, t in tensors.items()}
         with torch.set_grad_enabled(self.attempt.gradients), self._precision():
             output = self._flatten(self._run(leaves))
             if not output.requires_grad:
                 return output.detach(), {}
-            weights = torch.randn(
-                len(output), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64
-            )
+            weights = torch.randn(len(output), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
             loss = output.sum() if len(output) == 1 else output @ weights.to(output.device)
             names = [name for name in self.trainable if leaves[name].requires_grad]
             gradients = torch.autograd.grad(loss, [leaves[name] for name in names], allow_unused=True)
-        return output.detach(), {
-            name: g.detach() for name, g in zip(names, gradients, strict=True) if g is not None
-        }
+        return output.detach(), {name: g.detach() for name, g in zip(names, gradients, strict=True) if g is not None}
 
     def _run(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         seed_everywhere(self.model, self.seed)
@@ -238,11 +225,7 @@ class Bench:
         """The largest error of the permuted gradient, in all parameters, relative to its largest entry."""
         if gradient.keys() != expected.keys():
             return float("inf")
-        errors = [
-            float((gradient[name] - wanted).abs().max())
-            for name, wanted in expected.items()
-            if wanted.numel()
-        ]
+        errors = [float((gradient[name] - wanted).abs().max()) for name, wanted in expected.items() if wanted.numel()]
         return max(errors, default=0.0) / self.gradient_scale
 
 
@@ -255,9 +238,7 @@ def perturbed(
     """
     if not tensor.is_floating_point():
         return tensor.detach().clone()
-    copy = (
-        tensor.detach().to(torch.float64 if float64 else tensor.dtype, copy=True).nan_to_num_(0.0, 0.0, 0.0)
-    )
+    copy = tensor.detach().to(torch.float64 if float64 else tensor.dtype, copy=True).nan_to_num_(0.0, 0.0, 0.0)
     if spread > 0 and copy.numel():
         own = max(float(copy.double().std(correction=0)), 0.15)
         copy += spread * own * torch.randn(copy.shape, generator=generator).to(copy)

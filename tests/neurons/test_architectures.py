@@ -25,9 +25,7 @@ def test_the_documented_table_is_what_the_command_makes() -> None:
     documented = PAGE.read_text(encoding="utf-8")
     assert documented.startswith(INTRODUCTION)
     assert all(f"| {entry.name} |" in documented for entry in ARCHITECTURES)
-    assert [
-        row(entry) for entry in ARCHITECTURES if not entry.requires and row(entry) not in documented
-    ] == []
+    assert [row(entry) for entry in ARCHITECTURES if not entry.requires and row(entry) not in documented] == []
 
 
 def run_of(example: Built):

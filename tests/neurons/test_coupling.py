@@ -45,9 +45,7 @@ def test_freezing_reaches_what_was_tied_before_and_after() -> None:
     unify(first, second)
     freeze(first, "data")
     unify(third, second)
-    assert all(
-        atom.frozen and atom.reason == "data" for axis in (first, second, third) for atom in flat(axis)
-    )
+    assert all(atom.frozen and atom.reason == "data" for axis in (first, second, third) for atom in flat(axis))
 
 
 def test_lengths_that_do_not_factor_alike_are_frozen() -> None:

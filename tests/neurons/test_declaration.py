@@ -23,8 +23,7 @@ class Blocks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({"fc": nn.Linear(16, 24), "out": nn.Linear(24, 16), "attn": Attention()})
-            for _ in range(2)
+            nn.ModuleDict({"fc": nn.Linear(16, 24), "out": nn.Linear(24, 16), "attn": Attention()}) for _ in range(2)
         )
 
     def forward(self, x):
@@ -116,9 +115,7 @@ def test_what_does_not_fit_is_named(model: Blocks, axes, message: str) -> None:
 def test_groups_are_selected_by_name_and_kind(model: Blocks) -> None:
     names = {g.name for g in find_neuron_groups(model, X)}
     assert names == {
-        f"blocks.{i}.{part}"
-        for i in (0, 1)
-        for part in ("fc", "attn.heads", "attn.qkv.query_key", "attn.value")
+        f"blocks.{i}.{part}" for i in (0, 1) for part in ("fc", "attn.heads", "attn.qkv.query_key", "attn.value")
     }
     chosen = find_neuron_groups(model, X, include=["blocks.0.*"], exclude=["*.attn.*"])
     assert [g.name for g in chosen] == ["blocks.0.fc"]

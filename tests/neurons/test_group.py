@@ -41,9 +41,7 @@ def test_gather_lists_blocks_one_after_the_other() -> None:
     assert cloud.shape == (6, 10)
     for head in range(3):
         for i in range(2):
-            row = torch.cat(
-                [tensors["qkv.weight"][12 + 2 * head + i], tensors["out.weight"][:, 2 * head + i]]
-            )
+            row = torch.cat([tensors["qkv.weight"][12 + 2 * head + i], tensors["out.weight"][:, 2 * head + i]])
             assert torch.equal(cloud[2 * head + i], row)
 
 
@@ -101,9 +99,7 @@ def test_permuting_keeps_shared_tensors_shared() -> None:
 
 
 def test_stacked_parameters_are_one_neuron_each() -> None:
-    group = NeuronGroup(
-        "experts", "expert", 3, (), (ParamSlice("experts.*.weight"), ParamSlice("router.weight"))
-    )
+    group = NeuronGroup("experts", "expert", 3, (), (ParamSlice("experts.*.weight"), ParamSlice("router.weight")))
     tensors = {f"experts.{i}.weight": torch.full((2, 2), float(i)) for i in range(3)}
     tensors["router.weight"] = torch.arange(6.0).reshape(3, 2)
     assert group.gather(tensors)[2].tolist() == [2.0, 2.0, 2.0, 2.0, 4.0, 5.0]

@@ -10,9 +10,7 @@ def frozen_axes(sizes: tuple[int, ...]) -> list[Axis]:
     return [new_axis(size, frozen=True) for size in sizes]
 
 
-@aten_rule(
-    "convolution", "_convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution"
-)
+@aten_rule("convolution", "_convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution")
 def convolution(trace: CouplingTrace, call: OperatorCall) -> None:
     """A weight is (out, in / groups, *kernel), transposed (in, out / groups, *kernel)."""
     tensor, weight, bias = call["input"], call["weight"], call.get("bias")
@@ -31,9 +29,7 @@ def convolution(trace: CouplingTrace, call: OperatorCall) -> None:
             lead, inner = new_axis(groups, frozen=True), new_axis(weight.shape[0] // groups, frozen=True)
         trace.witness([lead])
         trace.witness([lead, kernel[1]] if transposed else [lead, inner])
-        outgoing, incoming = (
-            (lead + inner, lead + kernel[1]) if transposed else (lead + kernel[1], lead + inner)
-        )
+        outgoing, incoming = (lead + inner, lead + kernel[1]) if transposed else (lead + kernel[1], lead + inner)
         trace.tag(lead, "groups")
     trace.unify(axes[channel], outgoing)
     trace.used(weight, outgoing, "outgoing")

@@ -63,9 +63,7 @@ def cat(trace: CouplingTrace, call: OperatorCall) -> None:
             if i != dim:
                 unify(axes[i], axis)
     parts = [
-        axes_[dim] or [Atom(1, frozen=True)]
-        for axes_, tensor in zip(joined, tensors, strict=True)
-        if tensor.shape[dim]
+        axes_[dim] or [Atom(1, frozen=True)] for axes_, tensor in zip(joined, tensors, strict=True) if tensor.shape[dim]
     ]
     axes[dim] = sum_axis(parts) if parts else []
     trace.assign(call.out, axes)

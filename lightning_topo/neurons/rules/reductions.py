@@ -77,8 +77,6 @@ def ordered(trace: CouplingTrace, call: OperatorCall) -> None:
     for out in call.outputs:
         if out.dim() == tensor.dim():
             same = [i not in dims or out.shape[i] == tensor.shape[i] for i in range(tensor.dim())]
-            trace.assign(
-                out, [axis if same[i] else new_axis(out.shape[i], frozen=True) for i, axis in enumerate(axes)]
-            )
+            trace.assign(out, [axis if same[i] else new_axis(out.shape[i], frozen=True) for i, axis in enumerate(axes)])
         else:
             trace.assign(out, [axis for i, axis in enumerate(axes) if i not in dims])

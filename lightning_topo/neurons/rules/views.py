@@ -5,9 +5,7 @@ from lightning_topo.neurons.registry import aten_rule
 from lightning_topo.neurons.trace import CouplingTrace, OperatorCall
 
 
-@aten_rule(
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy", "flatten", "unflatten"
-)
+@aten_rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy", "flatten", "unflatten")
 def reshape(trace: CouplingTrace, call: OperatorCall) -> None:
     """Read the atoms in order and deal them out to the new axes."""
     atoms = [atom for axis in trace.axes(call.inputs[0]) for atom in flat(axis)]
@@ -82,9 +80,7 @@ def expand(trace: CouplingTrace, call: OperatorCall) -> None:
     trace.assign(
         call.out,
         [
-            new_axis(size, constant=True)
-            if i < offset or tensor.shape[i - offset] != size
-            else axes[i - offset]
+            new_axis(size, constant=True) if i < offset or tensor.shape[i - offset] != size else axes[i - offset]
             for i, size in enumerate(call.out.shape)
         ],
     )
