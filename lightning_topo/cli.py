@@ -3,7 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,19 +30,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.add_argument("--out", type=Path, help="the page (default: report.html in the first run's folder)")
     report.set_defaults(command=_report)
 
+    neurons = commands.add_parser("neurons", help="print the groups of neurons of a model, each verified")
+    neurons.add_argument("model", metavar="MODULE:NAME", help="a model, or a class or function that makes one")
+    neurons.add_argument("--shape", help="of an example input, batch first, as in 4,3,32,32 (default: guessed)")
+    neurons.set_defaults(command=_neurons)
+
     arguments = parser.parse_args(argv)
     try:
         return arguments.command(arguments)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ImportError, RuntimeError, ValueError) as error:
         print(f"lightning-topo: {error}", file=sys.stderr)
         return 2
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    import torch
+
     from lightning_topo.demo import run
     from lightning_topo.record import REPORT, read_record
     from lightning_topo.report import verdict
 
+    torch.set_num_threads(1)  # threads cost more than they bring to matrices this small
     monitor, _ = run(lr=arguments.lr, steps=arguments.steps, seed=arguments.seed, save_dir=arguments.save_dir)
     if monitor.dirpath is None:
         return 1
@@ -57,6 +70,33 @@ def _report(arguments: argparse.Namespace) -> int:
     page = write_report(records, arguments.out or records[0].dirpath / REPORT)
     print(page.resolve().as_uri())
     return 0
+
+
+def _neurons(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from lightning_topo.neurons import find_neuron_groups, neuron_table
+
+    model = _imported(arguments.model)
+    inputs = None
+    if arguments.shape is not None:
+        shape = [int(size) for size in arguments.shape.split(",")]
+        inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    print(neuron_table(find_neuron_groups(model, inputs), dict(model.named_parameters())))
+    return 0
+
+
+def _imported(path: str) -> "nn.Module":
+    """The model that `package.module:name` names, or that calling it makes."""
+    from torch import nn
+
+    module_name, _, name = path.partition(":")
+    sys.path.insert(0, "")
+    found = getattr(import_module(module_name), name, None)
+    model = found() if callable(found) and not isinstance(found, nn.Module) else found
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"expected MODULE:NAME of a model, or of what makes one without arguments, got {path!r}")
+    return model
 
 
 def _run_folder(path: Path) -> Path:

@@ -26,13 +26,17 @@ class Journal:
 
     def measured(self, measurement: Measurement) -> None:
         """Take in one measurement, and the events that follow from it."""
-        if self.record is not None:
-            self._write(self.record.measurement, measurement)
+        self.noted(measurement)
         self.detector, events = observe(self.detector, measurement)
         self.publisher.take(measurement.group, measurement.values)
         for event in events:
             self.happened(event)
         self.publisher.take(GLOBAL, {"phase": float(self.detector.phase)})
+
+    def noted(self, measurement: Measurement) -> None:
+        """Keep a measurement of the training or of the monitor itself: for the record alone."""
+        if self.record is not None:
+            self._write(self.record.measurement, measurement)
 
     def happened(self, event: TopologyEvent) -> None:
         """Take in one event."""

@@ -6,12 +6,18 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 
-def logging_step(trainer: Trainer) -> int:
-    """The step under which Lightning's own rows of this batch go to the loggers: the batches that stepped before it.
+def batches_stepped(trainer: Trainer) -> int:
+    """How many batches have led to a step, by the count under which Lightning's own rows go to the loggers.
 
-    `trainer.global_step` counts double with two optimizers and is one ahead in `on_train_batch_end`.
+    In `on_train_batch_end` the present batch is not counted yet. `trainer.global_step` would count double with two
+    optimizers.
     """
     return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def log_period(trainer: Trainer) -> int:
+    """`Trainer(log_every_n_steps=...)`: after how many steps a row goes to the loggers; 0 for never."""
+    return getattr(trainer, "log_every_n_steps")  # noqa: B009 - set without being declared
 
 
 def run_folder(trainer: Trainer) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_topo.callbacks.discovery import discover
 from lightning_topo.callbacks.journal import Journal
-from lightning_topo.callbacks.lightning_internals import logging_step, run_folder
+from lightning_topo.callbacks.lightning_internals import batches_stepped, log_period, run_folder
 from lightning_topo.callbacks.publish import LogGroups, Publisher
 from lightning_topo.callbacks.training_loss import training_loss
 from lightning_topo.measurement import GLOBAL, Measurement
@@ -106,7 +106,7 @@ class Session:
     def before_batch(self) -> None:
         """Capture the neurons before a step that will be measured, unless the last capture stands just there."""
         with self._timed():
-            step = logging_step(self._trainer) + 1
+            step = batches_stepped(self._trainer) + 1
             at = None if self._before is None else self._before[0]
             if at != step - 1 and any(_needs_step(probe) for probe in self._due("step", step)):
                 self._before = (step - 1, self._clouds().gather())
@@ -117,23 +117,23 @@ class Session:
             stepped, self._stepped = self._stepped, False
             if not stepped:
                 return
-            step = logging_step(self._trainer) + 1
+            step = batches_stepped(self._trainer) + 1
             if due := self._due("step", step):
                 self._note_loss(step, outputs)
                 self._measure(due, step)
             if step % REPACE_STEPS == 0:
                 self._repace(step)
-            self._publish(log=_divides(self._trainer.log_every_n_steps, step))
+            self._publish(step, log=_divides(log_period(self._trainer), step))
 
     def after_epoch(self) -> None:
         """Measure what is due at the end of an epoch."""
         with self._timed():
-            step, epoch = logging_step(self._trainer) + 1, self._trainer.current_epoch
+            step, epoch = batches_stepped(self._trainer), self._trainer.current_epoch
             due = self._due("epoch", epoch + 1)
             if due:
                 self._measure(due, step)
             self._repace(step)
-            self._publish(log=bool(due))
+            self._publish(step, log=bool(due))
         if time.perf_counter() - self._reported > REPORT_SECONDS:
             self.write_report()
 
@@ -174,8 +174,8 @@ class Session:
     # --- the start -------------------------------------------------------------------------------------------------
 
     def _start(self, saved: Mapping[str, Any] | None) -> None:
-        step, epoch = logging_step(self._trainer), self._trainer.current_epoch
-        found, problem = discover(self._settings.groups, self._trainer, self._module, self._batch, self._settings.seed)
+        step, epoch = batches_stepped(self._trainer), self._trainer.current_epoch
+        found, problems = discover(self._settings.groups, self._trainer, self._module, self._batch, self._settings.seed)
         self.groups = tuple(group for group in found if group.n > 1)
         detector = DetectorState() if saved is None else DetectorState.from_dict(saved["detector"])
         publisher = Publisher([group.name for group in self.groups], self._settings.log_groups)
@@ -183,15 +183,15 @@ class Session:
         if saved is not None:
             self._pacer.every |= {name: n for name, n in saved["every"].items() if name in self._pacer.every}
             self._every_recorded = dict(self._pacer.every)
-        if problem is not None:
-            self._fail("neurons", GLOBAL, problem.message, problem.remedy, step)
+        for problem in problems:
+            self._fail("neurons", problem.group, problem.message, problem.remedy, step)
         self._refer(step, epoch, resumed=saved is not None)
         for probe in self._probes:
             if not _needs_step(probe):
                 self._measure([probe], step)
             else:
                 self._publish_identity(probe, step)
-        self._publish(log=self._trainer.log_every_n_steps > 1)
+        self._publish(step, log=log_period(self._trainer) > 1)
 
     def _open_record(self, saved: Mapping[str, Any] | None) -> RecordWriter | None:
         if not self._trainer.is_global_zero:
@@ -302,7 +302,7 @@ class Session:
             # Lightning divides by the number of accumulated batches; the loss is the module's own again.
             scale = self._trainer.accumulate_grad_batches if self._module.automatic_optimization else 1
             values = {"loss": float(loss) * scale}
-            self._journal.measured(Measurement(step, self._trainer.current_epoch, "training", GLOBAL, values))
+            self._journal.noted(Measurement(step, self._trainer.current_epoch, "training", GLOBAL, values))
 
     def _clouds(self) -> Clouds:
         return Clouds(self.groups, dict(self._module.named_parameters()))
@@ -315,14 +315,15 @@ class Session:
 
     # --- publishing and pacing -------------------------------------------------------------------------------------
 
-    def _publish(self, *, log: bool) -> None:
+    def _publish(self, step: int, *, log: bool) -> None:
         overhead = self._spent / max(time.perf_counter() - self._began, 1e-9)
         self._journal.publisher.take(GLOBAL, {"phase": float(self._journal.detector.phase), "overhead": overhead})
         self._trainer.callback_metrics.update(self._journal.publisher.metrics())
         if log and self._trainer.is_global_zero:
             row = self._journal.publisher.row()
             for logger in self._trainer.loggers:
-                logger.log_metrics(row, step=logging_step(self._trainer))
+                # Lightning's rows count from 0: the k-th step's values stand under k - 1.
+                logger.log_metrics(row, step=max(step - 1, 0))
 
     def _repace(self, step: int) -> None:
         """Fit the adaptive periods to the budget, by rank 0's clock."""
@@ -336,7 +337,7 @@ class Session:
         every = self._trainer.strategy.broadcast(self._pacer.every)
         if every != self._every_recorded:
             self._every_recorded = dict(every)
-            self._journal.measured(
+            self._journal.noted(
                 Measurement(step, epochs - 1, "schedule", GLOBAL, {f"{k}_every": float(v) for k, v in every.items()})
             )
         self._pacer.every = every

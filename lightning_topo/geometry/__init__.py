@@ -1,16 +1,23 @@
 """The geometry of a cloud of neurons: distances, the distortion of a step, landmarks."""
 
+from lightning_topo.geometry.approximate import projected_step_distortion, sampled_step_distortion
 from lightning_topo.geometry.coincidence import distinct_neurons
-from lightning_topo.geometry.distances import check_cloud, pairwise_distances
+from lightning_topo.geometry.distances import check_cloud, diameter, pairwise_distances
 from lightning_topo.geometry.distortion import StepDistortion, step_distortion
 from lightning_topo.geometry.landmarks import Landmarks, farthest_point_landmarks
+from lightning_topo.geometry.quantiles import DistortionQuantiles, distortion_quantiles
 
 __all__ = [
+    "DistortionQuantiles",
     "Landmarks",
     "StepDistortion",
     "check_cloud",
+    "diameter",
     "distinct_neurons",
+    "distortion_quantiles",
     "farthest_point_landmarks",
     "pairwise_distances",
+    "projected_step_distortion",
+    "sampled_step_distortion",
     "step_distortion",
 ]

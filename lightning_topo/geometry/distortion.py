@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_topo.geometry.distances import check_cloud, widen
-
-Pair = tuple[int, int]
-
-_TILE_ROWS = 256
+from lightning_topo.geometry.coincidence import coincident_pairs
+from lightning_topo.geometry.distances import check_cloud
+from lightning_topo.geometry.pair_search import Pair, search_extreme_pairs
+from lightning_topo.geometry.precision import full_precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,11 @@ class StepDistortion:
     stays together, and with r = b = inf where it splits. Without any pair, r = 0 and a = b = 1.
 
     `n_coincident`, `n_split` and `n_merged` count pairs: those with d_ij = 0, those of them with d'_ij > 0,
-    and those with d_ij > 0 and d'_ij = 0. `exact` is False where not every pair was looked at.
+    and those with d_ij > 0 and d'_ij = 0.
+
+    `exact` is False where not every pair was looked at in full. Then, but with probability
+    `failure_probability`, at most a fraction `unseen_pairs` of all pairs lies outside the values given, or
+    outside them by more than `error_factor`: a lower bound of r, never a certificate.
 
     Source: arXiv:2510.02670.
     """
@@ -45,6 +48,9 @@ class StepDistortion:
     n_split: int = 0
     n_merged: int = 0
     exact: bool = True
+    unseen_pairs: float = 0.0
+    error_factor: float = 1.0
+    failure_probability: float = 0.0
 
     @property
     def log_distortion(self) -> float:
@@ -59,9 +65,11 @@ class StepDistortion:
         return self.exact and self.critical_ratio < 1 and self.n_split == 0
 
 
-@torch.no_grad()
 def step_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> StepDistortion:
     """Measure a step of a cloud of n neurons over all of its pairs: see `StepDistortion` for the formulas.
+
+    Any two captures of the same neurons make a step: one optimizer step, an epoch, or all of training. The
+    values are those of the named pairs, computed from differences in float64; no n by n matrix is held.
 
     Raises:
         TypeError: a cloud is not of a real floating-point dtype.
@@ -72,59 +80,35 @@ def step_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -
     >>> step.critical_ratio, step.contraction, step.expansion, step.critical_pair
     (1.0, 2.0, 2.0, (0, 1))
     """
+    check_step(before, after)
+    n = len(before)
+    if n < 2:
+        return StepDistortion(0.0, 1.0, 1.0, None, None, None, n_points=n)
+    with full_precision(before.device):
+        before, after = before.detach(), after.detach()
+        extremes = search_extreme_pairs(before, after)
+        n_coincident, n_coincident_after = coincident_pairs(before), coincident_pairs(after)
+        kept = n_coincident > 0 and n_coincident_after > 0
+        n_kept = coincident_pairs(torch.cat([before, after], dim=1)) if kept else 0
+    return StepDistortion(
+        critical_ratio=extremes.critical.value,
+        contraction=extremes.contraction.value,
+        expansion=extremes.expansion.value,
+        critical_pair=extremes.critical.pair,
+        contraction_pair=extremes.contraction.pair,
+        expansion_pair=extremes.expansion.pair,
+        n_points=n,
+        n_coincident=n_coincident,
+        n_split=n_coincident - n_kept,
+        n_merged=n_coincident_after - n_kept,
+    )
+
+
+def check_step(before: Tensor, after: Tensor) -> None:
+    """Raise unless both clouds are sound and have the same shape."""
     if before.shape != after.shape:
         raise ValueError(
             f"expected two clouds of the same shape, got {tuple(before.shape)} and {tuple(after.shape)}"
         )
     check_cloud(before, "points before the step")
     check_cloud(after, "points after the step")
-    n = len(before)
-    if n < 2:
-        return StepDistortion(0.0, 1.0, 1.0, None, None, None, n_points=n)
-
-    wide_before, wide_after = widen(before), widen(after)
-    step = wide_after - wide_before
-    critical, contraction, expansion = (-1.0, (0, 1)), (math.inf, (0, 1)), (-1.0, (0, 1))
-    n_coincident = n_split = n_merged = 0
-    for start in range(0, n - 1, _TILE_ROWS):
-        rows = slice(start, min(start + _TILE_ROWS, n))
-        d = _distances(wide_before, rows)
-        d_after = _distances(wide_after, rows)
-        d_step = _distances(step, rows)
-        upper = torch.ones_like(d, dtype=torch.bool).triu_(1)
-        together = (d == 0) & upper
-        split = together & (d_after > 0)
-        n_coincident += int(together.sum())
-        n_split += int(split.sum())
-        n_merged += int(((d > 0) & (d_after == 0) & upper).sum())
-
-        q = torch.where(d == 0, torch.where(d_after > 0, math.inf, 0.0), d_step / d)
-        ratio = torch.where(d == 0, torch.where(d_after > 0, math.inf, 1.0), d_after / d)
-        critical = max(critical, _largest(q.masked_fill(~upper, -1.0), start))
-        expansion = max(expansion, _largest(ratio.masked_fill(~upper, -1.0), start))
-        least, pair = _largest(-ratio.masked_fill(~upper, math.inf), start)
-        contraction = min(contraction, (-least, pair))
-    return StepDistortion(
-        critical_ratio=critical[0],
-        contraction=contraction[0],
-        expansion=expansion[0],
-        critical_pair=critical[1],
-        contraction_pair=contraction[1],
-        expansion_pair=expansion[1],
-        n_points=n,
-        n_coincident=n_coincident,
-        n_split=n_split,
-        n_merged=n_merged,
-    )
-
-
-def _distances(points: Float[Tensor, "n d"], rows: slice) -> Float[Tensor, "m k"]:
-    """Distances from the rows to themselves and all later ones."""
-    return torch.cdist(points[rows], points[rows.start :], compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _largest(values: Float[Tensor, "m k"], offset: int) -> tuple[float, Pair]:
-    """The largest entry of a tile whose corner is (offset, offset), and its pair of points."""
-    flat = int(values.argmax())
-    i, j = divmod(flat, values.shape[1])
-    return float(values[i, j]), (offset + i, offset + j)

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_topo.geometry.distances import check_cloud, real_dtype
+from lightning_topo.geometry.distances import binary_scale, check_cloud, direct_squares
+from lightning_topo.geometry.precision import full_precision, real_dtype, wide_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,6 @@ class Landmarks:
     covering_radius: float
 
 
-@torch.no_grad()
 def farthest_point_landmarks(points: Float[Tensor, "n d"], max_landmarks: int) -> Landmarks:
     """Choose landmarks by farthest-point sampling: each is the point farthest from those before it.
 
@@ -40,18 +40,25 @@ def farthest_point_landmarks(points: Float[Tensor, "n d"], max_landmarks: int) -
     if max_landmarks < 1:
         raise ValueError(f"expected max_landmarks >= 1, got {max_landmarks}")
     n = len(points)
+    everyone = torch.arange(n, device=points.device)
     if n <= max_landmarks:
-        return Landmarks(torch.arange(n, device=points.device), 0.0)
+        return Landmarks(everyone, 0.0)
 
-    cloud = points.detach().to(real_dtype(points))
-    cloud = cloud - cloud.mean(dim=0)
-    chosen = torch.empty(max_landmarks, dtype=torch.long, device=cloud.device)
-    chosen[0] = cloud.norm(dim=1).argmax()
-    distance = torch.full((n,), torch.inf, dtype=cloud.dtype, device=cloud.device)
-    for k in range(max_landmarks):
-        if k > 0:
-            chosen[k] = distance.argmax()
-        to_landmark = (cloud - cloud[chosen[k]]).norm(dim=1)
-        distance = torch.minimum(distance, to_landmark)
-        distance[chosen[k]] = 0
-    return Landmarks(chosen, float(distance.max()))
+    with full_precision(points.device):
+        points, scale = points.detach(), binary_scale(points)
+        mean = points.mean(dim=0, dtype=wide_dtype(points.device))
+        cloud = ((points - mean) * scale).to(real_dtype(points))
+        squares = cloud.square().sum(dim=1)
+        chosen = torch.empty(max_landmarks, dtype=torch.long, device=points.device)
+        served_by = torch.zeros_like(everyone)
+        nearest = torch.full_like(squares, torch.inf)
+        for k in range(max_landmarks):
+            new = squares.argmax() if k == 0 else nearest.argmax()
+            chosen[k] = new
+            to_new = squares + squares[new] - 2 * (cloud @ cloud[new])
+            served_by = torch.where(to_new < nearest, new, served_by)
+            nearest = torch.minimum(nearest, to_new)
+            nearest[new], served_by[new] = -torch.inf, new
+        # Products only led the choice: the radius that is reported comes from differences.
+        radius = direct_squares(points, everyone, points, served_by, scale).max().sqrt() / scale
+    return Landmarks(chosen, float(radius))

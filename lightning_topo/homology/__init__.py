@@ -3,7 +3,7 @@
 from lightning_topo.homology.diagram import Bars, PersistenceDiagram
 from lightning_topo.homology.engines import available_engines
 from lightning_topo.homology.h0 import h0_deaths
-from lightning_topo.homology.matching import log_bottleneck
+from lightning_topo.homology.matching import bottleneck, log_bottleneck, log_bottleneck_bound, wasserstein
 from lightning_topo.homology.rips import persistence
 from lightning_topo.homology.summaries import (
     betti_number,
@@ -11,16 +11,24 @@ from lightning_topo.homology.summaries import (
     persistence_entropy,
     total_persistence,
 )
+from lightning_topo.homology.vectors import betti_curve, crocker, landscape, persistence_image
 
 __all__ = [
     "Bars",
     "PersistenceDiagram",
     "available_engines",
+    "betti_curve",
     "betti_number",
+    "bottleneck",
+    "crocker",
     "h0_deaths",
+    "landscape",
     "log_bottleneck",
+    "log_bottleneck_bound",
     "max_persistence",
     "persistence",
     "persistence_entropy",
+    "persistence_image",
     "total_persistence",
+    "wasserstein",
 ]

@@ -1,8 +1,9 @@
 """Persistence diagrams: births and deaths per homology dimension, and how they were obtained."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -74,6 +75,55 @@ class PersistenceDiagram:
 
     def __iter__(self) -> Iterator[Bars]:
         return iter(self.bars)
+
+    def to_numpy(self) -> list[np.ndarray]:
+        """One (k, 2) array of births and deaths per dimension, as ripser and giotto-ph return them."""
+        return [torch.stack([b.births, b.deaths], dim=1).detach().cpu().numpy() for b in self.bars]
+
+    @staticmethod
+    def from_numpy(
+        intervals: Sequence[np.ndarray], n_points: int, diameter: float, engine: str = "given"
+    ) -> "PersistenceDiagram":
+        """A diagram from one (k, 2) array of births and deaths per dimension.
+
+        >>> diagram = PersistenceDiagram.from_numpy([np.array([[0.0, 2.0], [0.0, np.inf]])], 2, 2.0)
+        >>> diagram[0].deaths
+        tensor([2., inf], dtype=torch.float64)
+        """
+        for k, array in enumerate(intervals):
+            if array.ndim != 2 or array.shape[1] != 2:
+                raise ValueError(f"expected intervals of shape (k, 2) in dimension {k}, got {array.shape}")
+        bars = tuple(Bars(*torch.from_numpy(np.array(array)).unbind(1)) for array in intervals)
+        return PersistenceDiagram(bars, n_points, diameter, engine=engine)
+
+    def to_giotto(self) -> Float[np.ndarray, "1 k 3"]:
+        """giotto-tda's array of one diagram: rows (birth, death, dimension), without essential bars."""
+        parts = [
+            np.column_stack([points, np.full(len(points), k)])
+            for k, points in enumerate(self.without_essential().to_numpy())
+        ]
+        return np.concatenate(parts)[None]
+
+    @staticmethod
+    def from_giotto(
+        array: Float[np.ndarray, "1 k 3"], n_points: int, diameter: float
+    ) -> "PersistenceDiagram":
+        """A diagram from giotto-tda's array of one diagram, whose padding on the diagonal is dropped in H1+.
+
+        giotto-tda leaves out the one essential class of H0, which is put back.
+        """
+        birth, death, dimension = array[0].T
+        intervals = []
+        for k in range(int(dimension.max(initial=0)) + 1):
+            chosen = (dimension == k) & ((death > birth) | (k == 0))
+            intervals.append(np.column_stack([birth[chosen], death[chosen]]))
+        if n_points > 0:
+            intervals[0] = np.concatenate([intervals[0], [[0.0, np.inf]]])
+        return PersistenceDiagram.from_numpy(intervals, n_points, diameter)
+
+    def without_essential(self) -> "PersistenceDiagram":
+        """The diagram of the bars that die."""
+        return replace(self, bars=tuple(bars.finite() for bars in self.bars))
 
     @property
     def max_dim(self) -> int:

@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_topo.geometry import check_cloud, farthest_point_landmarks, pairwise_distances
-from lightning_topo.geometry.distances import real_dtype
+from lightning_topo.geometry import check_cloud, diameter, farthest_point_landmarks, pairwise_distances
+from lightning_topo.geometry.precision import real_dtype
 from lightning_topo.homology.diagram import Bars, PersistenceDiagram
 from lightning_topo.homology.engines import choose_engine, rips_intervals
-from lightning_topo.homology.h0 import h0_deaths
+from lightning_topo.homology.h0 import MATRIX_BYTES, h0_deaths, spanning_weights
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def persistence(
     cloud is at most 2 rho. `engine` names one of `available_engines()`; None takes the first.
 
     Raises:
-        TypeError, ValueError: as `check_cloud`, or `max_dim` < 0, or an unknown engine.
+        TypeError, ValueError: as `check_cloud`; `max_dim` < 0, an unknown engine, or too many points for it.
         ModuleNotFoundError: `max_dim` >= 1 and the engine is not installed.
         RuntimeError: the engine failed.
 
@@ -45,17 +45,27 @@ def persistence(
         landmarks = farthest_point_landmarks(points, max_landmarks)
         points, covering_radius = points[landmarks.indices], landmarks.covering_radius
 
-    distances = pairwise_distances(points)
-    deaths = torch.cat([h0_deaths(points), distances.new_full((min(len(points), 1),), torch.inf)])
+    fits = len(points) ** 2 * real_dtype(points).itemsize <= MATRIX_BYTES
+    if max_dim > 0 and not fits:
+        raise ValueError(
+            f"homology in dimension 1 and up needs all distances of {len(points)} points at once, "
+            f"over {MATRIX_BYTES >> 20} MiB: pass max_landmarks"
+        )
+    if fits:
+        distances = pairwise_distances(points)
+        finite, largest = spanning_weights(distances), distances.amax() if len(points) else 0.0
+    else:
+        distances, finite, largest = None, h0_deaths(points, MATRIX_BYTES), diameter(points)
+    deaths = torch.cat([finite, finite.new_full((min(len(points), 1),), torch.inf)])
     bars = [Bars(torch.zeros_like(deaths), deaths)]
-    if max_dim > 0:
+    if distances is not None and max_dim > 0:
         for intervals in rips_intervals(distances.cpu().numpy(), max_dim, name):
-            births, deaths = torch.from_numpy(intervals).to(points.device, real_dtype(points)).unbind(1)
+            births, deaths = torch.from_numpy(intervals).to(finite).unbind(1)
             bars.append(Bars(births, deaths))
     return PersistenceDiagram(
         bars=tuple(bars),
         n_points=n,
-        diameter=float(distances.max()) if n > 0 else 0.0,
+        diameter=float(largest),
         covering_radius=covering_radius,
         engine=name if max_dim > 0 else "mst",
         exact=len(points) == n,

@@ -11,8 +11,6 @@ from lightning_topo.neurons.trace import CouplingTrace, Piece
 
 Cell = list[Atom | None]
 
-_SUFFIX = {"head": "heads", "head_dim": "head_dim", "expert": "experts"}
-
 
 @dataclass(frozen=True, slots=True)
 class Occurrence:
@@ -21,6 +19,7 @@ class Occurrence:
     param: str
     steps: tuple[Step, ...]
     axes: Cell
+    n_axes: int  # before the refinement
 
 
 @dataclass(slots=True)
@@ -43,7 +42,9 @@ def assemble(trace: CouplingTrace, trainable: Mapping[str, bool]) -> list[Neuron
     """
     evidence = _collect(trace)
     blocks = {atom: _blocks(atom, seen) for atom, seen in evidence.items()}
-    block_atoms = {block for found in blocks.values() for block in found}
+    block_atoms = {
+        block for atom, found in blocks.items() if not atom.frozen and atom.size > 1 for block in found
+    }
     groups: list[tuple[int, NeuronGroup, set[str]]] = []
     for atom, seen in evidence.items():
         broken = atom.frozen and atom.reason.startswith("unknown operator")
@@ -65,23 +66,25 @@ def assemble(trace: CouplingTrace, trainable: Mapping[str, bool]) -> list[Neuron
         )
         groups.append((seen.first_use, group.incoming_only(atom.reason) if broken else group, seen.tags))
     groups.sort(key=lambda item: item[0])
-    return _distinct([group for _, group, _ in groups])
+    return distinct([group for _, group, _ in groups])
 
 
 def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
     """Occurrences in parameters, company in all tensors, and the marks that rules left."""
     evidence: defaultdict[Atom, Evidence] = defaultdict(Evidence)
     known: set[tuple[int, ...]] = set()
+    implied = {tokens.root: experts.root for tokens, experts in trace.implied.items()}
 
     def meet(axes: Cell) -> None:
         key = tuple(map(id, axes))
         if key in known:
             return
         known.add(key)
-        together = {atom for atom in axes if atom is not None}
+        together = dict.fromkeys(atom for atom in axes if atom is not None)
+        together |= dict.fromkeys(implied[atom] for atom in list(together) if atom in implied)
         for atom in together:
             company = evidence[atom].company
-            evidence[atom].company = set(together) if company is None else company & together
+            evidence[atom].company = set(together) if company is None else company & set(together)
 
     for axes in trace.witnesses:
         for _, cells in cells_of(axes):
@@ -90,8 +93,10 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
         for piece in pieces:
             for steps, cells in cells_of(_with_copies(piece)):
                 meet(cells)
-                for atom in {atom for atom in cells if atom is not None}:
-                    evidence[atom].occurrences.append(Occurrence(name, (*piece.steps, *steps), cells))
+                for atom in dict.fromkeys(atom for atom in cells if atom is not None):
+                    evidence[atom].occurrences.append(
+                        Occurrence(name, (*piece.steps, *steps), cells, len(piece.axes))
+                    )
     for order, use in enumerate(trace.uses):
         for atom in leaves(use.axis):
             seen = evidence[atom]
@@ -160,9 +165,9 @@ def _kind(atom: Atom, seen: Evidence, is_block: bool, has_blocks: bool) -> Kind:
         return "recurrent"
     if "convolution" in seen.operators:
         return "channel"
-    if is_block and any(len(occurrence.axes) > 2 and not occurrence.steps for occurrence in seen.occurrences):
+    if is_block and any(occurrence.n_axes > 2 and not occurrence.steps for occurrence in seen.occurrences):
         return "expert"
-    if "head" in seen.tags:
+    if "head" in seen.tags and (is_block or any(occurrence.steps for occurrence in seen.occurrences)):
         return "head"
     if has_blocks and seen.tags & {"query_key", "value"}:
         return "head_dim"
@@ -176,7 +181,9 @@ def _name(kind: Kind, seen: Evidence, is_block: bool, has_blocks: bool) -> str:
     if kind == "head_dim":
         return f"{_common_owner(seen)}.{'query_key' if 'query_key' in seen.tags else 'value'}"
     if kind == "expert":
-        return f"{_common_owner(seen)}.experts".removeprefix(".")
+        return f"{_common_owner(seen)}.experts"
+    if kind == "unit" and any(o.param == seen.first_param and o.n_axes > 2 for o in seen.occurrences):
+        return seen.first_param
     suffix = ".groups" if is_block and "groups" in seen.tags else ""
     return owner(seen.first_param) + suffix
 
@@ -212,7 +219,7 @@ def _role(roles: set[Role], position: int, is_parameter: bool) -> Role:
     return next(iter(roles)) if roles else "elementwise"
 
 
-def _distinct(groups: list[NeuronGroup]) -> list[NeuronGroup]:
+def distinct(groups: list[NeuronGroup]) -> list[NeuronGroup]:
     """Give groups of one name distinct names, first by their own parameter, then by a number."""
     for renamed in (
         lambda g, i: f"{g.name}.{g.slices[0].param.rpartition('.')[2]}",

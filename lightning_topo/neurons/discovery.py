@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 import lightning_topo.neurons.rules  # noqa: F401 - registers the rules
-from lightning_topo.neurons.assembly import assemble
+from lightning_topo.neurons.assembly import assemble, distinct
+from lightning_topo.neurons.experts import guess_expert_groups
+from lightning_topo.neurons.fallback import incoming_groups
 from lightning_topo.neurons.group import KINDS, Kind, NeuronGroup
 from lightning_topo.neurons.preserve import Run, named_state, run_with, significant, untouched
 from lightning_topo.neurons.trace import CouplingTrace
@@ -28,6 +31,9 @@ def find_neuron_groups(
     *,
     run: Callable[[nn.Module], Any] | None = None,
     kinds: Collection[str] = DEFAULT_KINDS,
+    include: Collection[str] = ("*",),
+    exclude: Collection[str] = (),
+    declared: Collection[NeuronGroup] = (),
     verify: bool = True,
     seed: int = 0,
 ) -> list[NeuronGroup]:
@@ -37,11 +43,19 @@ def find_neuron_groups(
     reindexed together, without a change of the output, is a group. The units of the model's outputs are not
     a group, nor are its inputs. The model is left as it was: parameters, buffers, random state, modes, hooks.
 
-    `example_inputs` is a tensor, a tuple (positional arguments) or a mapping (keywords) for `forward`.
-    `run(model)` replaces the forward pass where that is not what is trained:
-    `run=lambda module: module.training_step(batch, 0)`. It may return tensors in any nesting.
-    `kinds` are the kinds wanted (by default all but "residual"). `verify=False` leaves groups "unverified".
-    A model without hidden neurons gives an empty list.
+    `example_inputs` is a tensor, a tuple (positional arguments) or a mapping (keywords) for `forward`;
+    without it, the model's `example_input_array` or a guess from its first layer is used. `run(model)`
+    replaces the forward pass where that is not what is trained, as in
+    `run=lambda module: module.training_step(batch, 0)`. It may return tensors in any nesting; of a mapping
+    with a `loss` only the loss counts.
+
+    `kinds` are the kinds wanted (all but "residual", whose neurons span the network); `include` and `exclude`
+    are patterns over group names. `declared` groups (see `declare_neurons`) are added and verified likewise.
+    `verify=False` leaves groups "unverified", and leaves out whole experts, which are found by trying.
+
+    A model without hidden neurons gives an empty list. Where the model runs but cannot be traced, the groups
+    are those of single layers, with `status="incoming_only"` and the reason. Raises RuntimeError where the
+    model does not run at all, or still has lazy parameters.
 
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> [group] = find_neuron_groups(model, torch.randn(4, 3))
@@ -60,14 +74,42 @@ def find_neuron_groups(
             f"expected parameters that have shapes, but {lazy[0]!r} is lazy: run one batch through the model "
             "first, then find its neurons"
         )
+
+    def wanted(group: NeuronGroup) -> bool:
+        chosen = any(fnmatchcase(group.name, pattern) for pattern in include)
+        return group.kind in kinds and chosen and not any(fnmatchcase(group.name, p) for p in exclude)
+
+    given = run is not None or example_inputs is not None
     run = run or _forward(model, example_inputs)
-    groups, trace = trace_groups(model, run)
+    if run is None:
+        reason = "there are no example inputs to run the model on: pass example_inputs or run"
+        return [*filter(wanted, incoming_groups(model, reason)), *declared]
+    try:
+        groups, trace = trace_groups(model, run)
+    except Exception as error:
+        if given and (failure := _fails(model, run)) is not None:
+            raise RuntimeError(f"expected a model that runs on its inputs, got {failure!r}") from failure
+        reason = f"the run cannot be traced ({_summary(error)}): declare its groups with declare_neurons"
+        log.warning("%s", reason)
+        groups = [group for group in incoming_groups(model, reason) if wanted(group)]
+        return [*groups, *(verify_groups(model, list(declared), run, seed=seed) if verify else declared)]
     for operator, count in trace.unknown.items():
         log.warning(
-            "operator %s (%d calls) has no rule: neurons that pass through it are not found", operator, count
+            "%s (%d calls) has no rule: see register_rule; what it touches is not exchangeable",
+            operator,
+            count,
         )
-    groups = [group for group in groups if group.kind in kinds]
-    return verify_groups(model, groups, run, seed=seed) if verify else groups
+    same = {frozenset(piece for piece in group.slices) for group in declared}
+    groups = [
+        *(group for group in groups if frozenset(group.slices) not in same and wanted(group)),
+        *declared,
+    ]
+    if not verify:
+        return groups
+    trainable = {name: p.requires_grad for name, p in named_state(model)[0].items()}
+    guesses = [guess for guess in guess_expert_groups(model, trace, trainable) if wanted(guess)]
+    proved = [group for group in verify_groups(model, guesses, run, seed=seed) if group.status == "verified"]
+    return distinct([*verify_groups(model, groups, run, seed=seed), *proved])
 
 
 def trace_groups(model: nn.Module, run: Run) -> tuple[list[NeuronGroup], CouplingTrace]:
@@ -85,6 +127,21 @@ def trace_groups(model: nn.Module, run: Run) -> tuple[list[NeuronGroup], Couplin
     return assemble(trace, {name: p.requires_grad for name, p in parameters.items()}), trace
 
 
+def _fails(model: nn.Module, run: Run) -> Exception | None:
+    """The error that the run raises without any tracing, if it does."""
+    try:
+        with untouched(model), torch.no_grad():
+            run(model)
+    except Exception as error:
+        return error
+    return None
+
+
+def _summary(error: Exception) -> str:
+    """The first line of an error."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:200]
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The user's module inside DistributedDataParallel and torch.compile."""
     while True:
@@ -97,20 +154,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _forward(model: nn.Module, example_inputs: Any) -> Run:
-    """The forward pass on example inputs, given or the model's own."""
+def _forward(model: nn.Module, example_inputs: Any) -> Run | None:
+    """The forward pass on example inputs: those given, the model's own, or a guess."""
     if example_inputs is None:
         example_inputs = getattr(model, "example_input_array", None)
     if example_inputs is None:
         example_inputs = guessed_inputs(model)
+    if example_inputs is None:
+        return None
     if isinstance(example_inputs, Mapping):
         return lambda module: module(**example_inputs)
     positional = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     return lambda module: module(*positional)
 
 
-def guessed_inputs(model: nn.Module) -> Tensor:
-    """A small random batch of the shape that the model's first layer takes."""
+def guessed_inputs(model: nn.Module) -> Tensor | None:
+    """A small random batch of the shape that the model's first layer takes, where that tells it."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -123,7 +182,4 @@ def guessed_inputs(model: nn.Module) -> Tensor:
         else:
             continue
         return batch.to(module.weight)
-    raise ValueError(
-        "expected example_inputs (a tensor, a tuple or a mapping) or run=..., since the model has no "
-        "example_input_array and no layer that tells the shape of its input"
-    )
+    return None

@@ -51,6 +51,10 @@ class ParamSlice:
     trainable: bool = True
     role: Role = "incoming"
 
+    def names(self, n: int) -> list[str]:
+        """The parameter's name, or those of the n parameters that are stacked."""
+        return [self.param.replace("*", str(i)) for i in range(n)] if "*" in self.param else [self.param]
+
     def view(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """The slice as a view (*block_shape, n, *features) of the parameter."""
         for step in self.steps:
@@ -134,10 +138,7 @@ class NeuronGroup:
         if out.shape != (rows, sum(widths)):
             raise ValueError(f"expected out of shape {(rows, sum(widths))}, got {tuple(out.shape)}")
         for view, column in zip(views, out.split(widths, dim=1), strict=True):
-            features = view.shape[len(self.block_shape) + 1 :] or (1,)
-            column.unflatten(0, (*self.block_shape, self.n)).unflatten(-1, features).copy_(
-                view if view.dim() > len(self.block_shape) + 1 else view.unsqueeze(-1)
-            )
+            _fill(column, view, len(self.block_shape) + 1)
         return out
 
     def permute(
@@ -160,21 +161,18 @@ class NeuronGroup:
         permuted = dict(tensors)
         copies: dict[int, Tensor] = {}
         for piece in self.slices:
-            stacked = "*" in piece.param
-            names = [piece.param.replace("*", str(i)) for i in range(self.n)] if stacked else [piece.param]
+            names = piece.names(self.n)
             if any(name not in permuted for name in names):
                 continue
             for name in names:
                 copies.setdefault(id(tensors[name]), tensors[name].detach().clone())
-            if stacked:
+            if "*" in piece.param:
                 originals = [copies[id(tensors[name])].clone() for name in names]
                 for name, source in zip(names, permutation.tolist(), strict=True):
                     copies[id(tensors[name])].copy_(originals[source])
             else:
                 view = piece.view(copies[id(tensors[piece.param])])
-                grid = view.shape[: len(self.block_shape) + 1]
-                source = view.clone().flatten(0, len(self.block_shape))
-                view.copy_(source[permutation.to(view.device)].unflatten(0, grid))
+                _reorder(view, permutation.to(view.device), len(self.block_shape) + 1)
         for name, tensor in tensors.items():
             if id(tensor) in copies:
                 permuted[name] = copies[id(tensor)]
@@ -203,15 +201,10 @@ class NeuronGroup:
         return [view for piece in self.slices if (view := self._view(piece, plain)) is not None]
 
     def _view(self, piece: ParamSlice, tensors: Mapping[str, Tensor]) -> Tensor | None:
-        if "*" in piece.param:
-            names = [piece.param.replace("*", str(i)) for i in range(self.n)]
-            if any(name not in tensors for name in names):
-                return None
-            tensor = torch.stack([tensors[name].detach() for name in names])
-        elif piece.param in tensors:
-            tensor = tensors[piece.param].detach()
-        else:
+        if any(name not in tensors for name in piece.names(self.n)):
             return None
+        parts = [tensors[name].detach() for name in piece.names(self.n)]
+        tensor = torch.stack(parts) if "*" in piece.param else parts[0]
         try:
             view = piece.view(tensor)
         except (RuntimeError, IndexError) as error:
@@ -229,6 +222,41 @@ class NeuronGroup:
 
     def _width(self, view: Tensor) -> int:
         return math.prod(view.shape[len(self.block_shape) + 1 :])
+
+
+def _features_first(view: Tensor, n_leading: int) -> Tensor:
+    """A view (*blocks, n, *features) as (*features, *blocks, n)."""
+    return view.permute(*range(n_leading, view.dim()), *range(n_leading))
+
+
+def _is_columns(view: Tensor, n_leading: int) -> bool:
+    """Whether neurons, not their features, lie next to each other in memory."""
+    strides = view.stride()
+    return view.dim() > n_leading and min(strides[:n_leading]) < min(strides[n_leading:])
+
+
+def _reorder(view: Tensor, permutation: Tensor, n_leading: int) -> None:
+    """Reorder the rows (*blocks, n) of a view in place, along the memory."""
+    if _is_columns(view, n_leading):
+        columns = _features_first(view, n_leading)
+        reordered = columns.flatten(-n_leading).index_select(-1, permutation)
+        columns.copy_(reordered.view(columns.shape))
+    else:
+        reordered = view.flatten(0, n_leading - 1).index_select(0, permutation)
+        view.copy_(reordered.view(view.shape))
+
+
+def _fill(column: Tensor, view: Tensor, n_leading: int) -> None:
+    """Copy a view (*blocks, n, *features) into columns (rows, d)."""
+    if _is_columns(view, n_leading):
+        # torch transposes fast only between whole matrices.
+        packed = _features_first(view, n_leading).reshape(column.shape[1], column.shape[0])
+        column.copy_(torch.empty(column.shape, dtype=view.dtype, device=view.device).copy_(packed.T))
+    else:
+        features = view.shape[n_leading:] or (1,)
+        column.unflatten(0, view.shape[:n_leading]).unflatten(-1, features).copy_(
+            view if view.dim() > n_leading else view.unsqueeze(-1)
+        )
 
 
 def owner(param: str) -> str:

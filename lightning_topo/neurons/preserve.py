@@ -1,6 +1,7 @@
 """Run a model on other tensors and leave no trace of it: the one place where the model is executed."""
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -94,14 +95,12 @@ def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _mutable_copies(module: nn.Module) -> dict[str, Any]:
-    """Copies of a module's plain attributes that user code may change in place, as metrics and caches are."""
+    """Copies of what running a module may change in place: hooks, metrics, caches, counters in lists."""
     copies: dict[str, Any] = {}
     for name, value in vars(module).items():
-        if name.startswith("_") and name in nn.Module().__dict__:
-            continue
         if isinstance(value, Tensor):
             copies[name] = value.detach().clone()
-        elif type(value) in (list, dict, set):
+        elif type(value) in (list, dict, set, OrderedDict):
             copies[name] = value.copy()
     return copies
 

@@ -88,9 +88,8 @@ class CouplingTrace(TorchDispatchMode):
         self.tags: list[tuple[Axis, str]] = []
         self.unknown: Counter[str] = Counter()
         self.n_operators = 0
-        self.stacks: dict[
-            Atom, dict[Atom, list[Axis]]
-        ] = {}  # stacked atom -> inner atom -> its copy per index
+        self.implied: dict[Atom, Atom] = {}  # sorted tokens -> their experts
+        self.stacks: dict[Atom, dict[Atom, list[Axis]]] = {}  # stacked atom -> inner atom -> a copy per index
         self._axes = WeakTensorKeyDictionary()
         self._weights = (
             WeakTensorKeyDictionary()
@@ -144,6 +143,12 @@ class CouplingTrace(TorchDispatchMode):
         """Record a hidden tensor, so that atoms it does not hold together are known to be independent."""
         self.witnesses.append(axes)
 
+    def imply(self, tokens: Axis, experts: Axis) -> None:
+        """Say that each entry of one axis belongs to one entry of another, as tokens sorted by expert do."""
+        for token_atom, expert_atom in zip(flat(tokens)[:1], flat(experts)[:1], strict=False):
+            known = self.implied.setdefault(token_atom, expert_atom)
+            unify_axes([known], [expert_atom])
+
     def tag(self, axis: Axis, tag: str) -> None:
         """Leave a mark on an axis, by which groups are named later."""
         self.tags.append((axis, tag))
@@ -168,12 +173,16 @@ class CouplingTrace(TorchDispatchMode):
         for tensor in tensors:
             offset = out.dim() - tensor.dim()
             for i, axis in enumerate(self.axes(tensor)):
-                if tensor.shape[i] != out.shape[offset + i] or not axis:
+                size, j = out.shape[offset + i], offset + i
+                if tensor.shape[i] not in (1, size):
+                    freeze(axis, "an operator that is not pointwise along it")
+                    axis = new_axis(size, frozen=True)
+                if (tensor.shape[i] == 1 and size > 1) or not axis:
                     continue
-                if axes[offset + i]:
-                    unify_axes(axes[offset + i], axis)
+                if axes[j]:
+                    unify_axes(axes[j], axis)
                 else:
-                    axes[offset + i] = axis
+                    axes[j] = axis
         for i, size in enumerate(out.shape):
             if size > 1 and not axes[i]:
                 axes[i] = new_axis(size, constant=True)

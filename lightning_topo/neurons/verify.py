@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64, Shaped
 from torch import Tensor, nn
 
 from lightning_topo.neurons.group import NeuronGroup, ParamSlice, block_derangement
-from lightning_topo.neurons.precision import Float64Mode
+from lightning_topo.neurons.precision import float64_everywhere
 from lightning_topo.neurons.preserve import (
     Run,
     named_state,
@@ -37,6 +37,16 @@ class Tolerance:
     floor: float
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A way to verify: in float64 or as the model is, how far off its parameters, with gradients or not."""
+
+    float64: bool = True
+    spread: float = 1.0
+    gradients: bool = True
+
+
+ATTEMPTS = (Attempt(), Attempt(spread=0.1), Attempt(gradients=False), Attempt(float64=False))
 FLOAT64 = Tolerance(ratio=1e-6, floor=1e-8)
 NATIVE = Tolerance(ratio=2e-3, floor=1e-3)
 
@@ -52,18 +62,25 @@ def verify_groups(
         f(P theta) = f(theta)   and   grad L(P theta) = P grad L(theta)
 
     are checked in evaluation mode at perturbed float64 copies of the parameters, so that values equal at
-    initialisation (unit norms, zero biases) cannot hide a wrong slice. All groups are permuted together, and
-    one by one only where that leaves a doubt: two gradients, and a forward pass or two a group. Where a model
-    cannot run in float64, its own precision and a coarser tolerance are used. The model is not changed.
+    initialisation (unit norms, zero biases) cannot hide a wrong slice. The residual is judged against a
+    negative control, the change that permuting a single slice makes. All groups are permuted together, and
+    one by one only where that leaves a doubt, so that the cost is two gradients if all is well, and at most
+    three forward passes a group besides. Where a model cannot run in float64, its own precision and a
+    coarser tolerance are used; where it has no gradient, the output alone is compared, and `reason` says so.
+    The model is not changed.
     """
+    if not groups:
+        return []
+    reason = ""
     with untouched(model):
-        try:
-            bench = Bench(model, run, seed, float64=True)
-            return bench.judge(groups)
-        except RuntimeError as error:
-            log.info("no verification in float64 (%s): the model's own precision is used", error)
-            bench = Bench(model, run, seed, float64=False)
-            return bench.judge(groups)
+        for attempt in ATTEMPTS:
+            try:
+                return Bench(model, run, seed, attempt).judge(groups)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                log.info("no verification by %s (%s)", attempt, reason)
+    reason = f"the model did not run on perturbed parameters ({reason})"
+    return [group.with_status("unverified", reason) for group in groups]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +94,26 @@ class Trial:
 class Bench:
     """A model at perturbed copies of its parameters, where permutations are tried."""
 
-    def __init__(self, model: nn.Module, run: Run, seed: int, *, float64: bool) -> None:
+    def __init__(self, model: nn.Module, run: Run, seed: int, attempt: Attempt) -> None:
         self.model = model
         self.run = run
         self.seed = seed
-        self.float64 = float64
-        self.tolerance = FLOAT64 if float64 else NATIVE
+        self.attempt = attempt
+        self.tolerance = FLOAT64 if attempt.float64 else NATIVE
         parameters, buffers = named_state(model)
         self.trainable = [name for name, p in parameters.items() if p.requires_grad]
         generator = torch.Generator().manual_seed(seed)
         self.tensors = {
-            name: perturbed(name, t, generator, float64=float64, parameter=name in parameters)
+            name: perturbed(t, generator, _spread(name, parameters, attempt), float64=attempt.float64)
             for name, t in {**parameters, **buffers}.items()
         }
+        for name, tensor in self.tensors.items():
+            if name.endswith("running_var"):
+                tensor.abs_().add_(0.3)
         self.generator = generator
         self.reference, self.gradient = self.evaluate(self.tensors)
+        largest = [float(g.abs().max()) for g in self.gradient.values() if g.numel()]
+        self.gradient_scale = max(largest, default=0.0) or 1.0
         self.scale = float(self.reference.abs().max().clamp_min(1e-30)) if len(self.reference) else 1.0
         if not bool(torch.isfinite(self.reference).all()):
             raise RuntimeError("expected finite outputs at perturbed parameters")
@@ -122,7 +144,7 @@ class Bench:
         leaves = {
             name: t.detach().requires_grad_() if name in self.trainable else t for name, t in tensors.items()
         }
-        with torch.enable_grad(), self._precision():
+        with torch.set_grad_enabled(self.attempt.gradients), self._precision():
             output = self._flatten(self._run(leaves))
             if not output.requires_grad:
                 return output.detach(), {}
@@ -141,7 +163,7 @@ class Bench:
         return significant(run_with(self.model, self.run, tensors))
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return Float64Mode() if self.float64 else nullcontext()
+        return float64_everywhere() if self.attempt.float64 else nullcontext()
 
     def _flatten(self, outputs: Sequence[Tensor]) -> Float64[Tensor, " outputs"]:
         floating = [t.to(torch.float64).flatten() for t in outputs if t.is_floating_point()]
@@ -155,8 +177,7 @@ class Bench:
             tensors = group.permute(tensors, permutation)
             expected = group.permute(expected, permutation)
         output, gradient = self.evaluate(tensors)
-        errors = tuple(self._gradient_error(group, gradient, expected) for group in groups)
-        return Trial(self._change(output), max(errors, default=0.0))
+        return Trial(self._change(output), self._gradient_error(gradient, expected))
 
     def _verdict(self, group: NeuronGroup, together: Trial) -> NeuronGroup:
         """The status of one group, which is tried alone only where the joint trial leaves it in doubt."""
@@ -164,7 +185,7 @@ class Bench:
         trial = together if self._passes(together, control) else self._trial([group])
         if self._passes(trial, control):
             if control > self.tolerance.floor:
-                return group.with_status("verified")
+                return group.with_status("verified", "" if self.gradient else "by the output alone")
             return group.with_status("inert", f"the output hardly depends on it (control {control:.1e})")
         if trial.residual > self.tolerance.ratio * max(control, self.tolerance.floor):
             return group.incoming_only(
@@ -180,15 +201,30 @@ class Bench:
         return small and trial.gradient_error <= self.tolerance.ratio
 
     def _control(self, group: NeuronGroup) -> float:
-        """The change made by permuting one slice alone; a second is tried where the first does nothing."""
+        """The change made by permuting one slice alone: by the gradient, or by a run where that vanishes."""
         change = 0.0
-        for piece in _strongest(group):
-            permutation = block_derangement(group, self.generator)
-            alone = NeuronGroup(group.name, group.kind, group.n, group.block_shape, (piece,))
-            change = max(change, self._change(self.output(alone.permute(self.tensors, permutation))))
-            if change > self.tolerance.floor:
-                break
+        for measure in (self._slope, self._measured):
+            for piece in _strongest(group):
+                alone = NeuronGroup(group.name, group.kind, group.n, group.block_shape, (piece,))
+                part = {name: self.tensors[name] for name in piece.names(group.n)}
+                moved = alone.permute(part, block_derangement(group, self.generator))
+                change = max(change, measure(moved))
+                if change > self.tolerance.floor:
+                    return change
         return change
+
+    def _slope(self, moved: Mapping[str, Tensor]) -> float:
+        """The change of the output, to first order, when some tensors are replaced."""
+        slope = sum(
+            float((self.gradient[name] * (tensor - self.tensors[name])).sum())
+            for name, tensor in moved.items()
+            if name in self.gradient
+        )
+        return abs(slope) / max(len(self.reference), 1) ** 0.5 / self.scale
+
+    def _measured(self, moved: Mapping[str, Tensor]) -> float:
+        """The change of the output when some tensors are replaced."""
+        return self._change(self.output({**self.tensors, **moved}))
 
     def _change(self, output: Float64[Tensor, " outputs"]) -> float:
         """The largest change of an output, relative to the largest output; infinite where shapes change."""
@@ -199,40 +235,40 @@ class Bench:
         change = float((output - self.reference).abs().max()) / self.scale
         return change if change == change else float("inf")
 
-    def _gradient_error(
-        self, group: NeuronGroup, gradient: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-    ) -> float:
-        """The largest error of the permuted gradient in the group's slices, relative to its largest entry."""
-        if not any(name in expected for name in group.params) or not any(
-            name in gradient for name in group.params
-        ):
-            return 0.0
-        found, wanted = group.gather(gradient), group.gather(expected)
-        if found.shape != wanted.shape:
+    def _gradient_error(self, gradient: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+        """The largest error of the permuted gradient, in all parameters, relative to its largest entry."""
+        if gradient.keys() != expected.keys():
             return float("inf")
-        largest = max((float(g.abs().max()) for g in expected.values() if g.numel()), default=0.0)
-        return float((found - wanted).abs().max()) / largest if largest > 0 else 0.0
+        errors = [
+            float((gradient[name] - wanted).abs().max())
+            for name, wanted in expected.items()
+            if wanted.numel()
+        ]
+        return max(errors, default=0.0) / self.gradient_scale
 
 
 def perturbed(
-    name: str,
-    tensor: Float[Tensor, "..."] | Tensor,
-    generator: torch.Generator,
-    *,
-    float64: bool,
-    parameter: bool,
-) -> Tensor:
-    """A copy of a parameter or running statistic, moved off its initialisation; other buffers as they are."""
+    tensor: Shaped[Tensor, "*shape"], generator: torch.Generator, spread: float, *, float64: bool
+) -> Shaped[Tensor, "*shape"]:
+    """A copy moved off its initialisation by noise of `spread` times its own spread (at least 0.15).
+
+    Values that are not finite are replaced first: the structure is tested, not the state of training.
+    """
     if not tensor.is_floating_point():
         return tensor.detach().clone()
-    copy = tensor.detach().to(torch.float64 if float64 else tensor.dtype, copy=True)
-    if parameter or name.endswith(("running_mean", "running_var")):
-        spread = float(copy.double().std(correction=0)) if copy.numel() else 0.0
-        spread = max(spread, 0.15) if spread == spread else 0.15
-        copy += spread * torch.randn(copy.shape, generator=generator).to(copy)
-        if name.endswith("running_var"):
-            copy.abs_().add_(0.3)
+    copy = (
+        tensor.detach().to(torch.float64 if float64 else tensor.dtype, copy=True).nan_to_num_(0.0, 0.0, 0.0)
+    )
+    if spread > 0 and copy.numel():
+        own = max(float(copy.double().std(correction=0)), 0.15)
+        copy += spread * own * torch.randn(copy.shape, generator=generator).to(copy)
     return copy
+
+
+def _spread(name: str, parameters: Mapping[str, Tensor], attempt: Attempt) -> float:
+    """Parameters and running statistics are perturbed; other buffers are constants of the model."""
+    moved = name in parameters or name.endswith(("running_mean", "running_var"))
+    return attempt.spread if moved else 0.0
 
 
 def _strongest(group: NeuronGroup) -> list[ParamSlice]:

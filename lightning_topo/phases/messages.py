@@ -92,4 +92,4 @@ def restored(measurement: Measurement, since: int, peak: float, peak_step: int, 
 
 
 def _factor(ratio: float) -> str:
-    return f"a factor of {ratio:.2g}" if ratio < float("inf") else "a factor of 10"
+    return f"a factor of {max(ratio, 1.01):.3g}" if ratio < float("inf") else "a factor of 10"

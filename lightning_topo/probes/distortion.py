@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -26,7 +26,7 @@ class Distortion:
     """
 
     every_n_steps: int | Literal["auto"] = "auto"
-    name: ClassVar[str] = "distortion"
+    name: str = field(default="distortion", init=False, repr=False)
     measures_steps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
@@ -43,7 +43,7 @@ class Persistence:
     max_landmarks: int | None = 512
     betti_scale: float = 0.25
     engine: str | None = None
-    name: ClassVar[str] = "persistence"
+    name: str = field(default="persistence", init=False, repr=False)
 
     def __post_init__(self) -> None:
         _ = self.period

@@ -107,7 +107,10 @@ class Probe(Protocol):
     True
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Under which its measurements are recorded."""
+        ...
 
     def measure(self, capture: Capture) -> ProbeResult | Mapping[str, float]:
         """The measurement."""

@@ -1,7 +1,7 @@
 """How close the training is to the edge of stability."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.probes.period import Period
@@ -26,7 +26,7 @@ class Sharpness:
     tolerance: float = 0.02
     max_products: int = 60
     seed: int = 0
-    name: ClassVar[str] = "sharpness"
+    name: str = field(default="sharpness", init=False, repr=False)
 
     def __post_init__(self) -> None:
         _ = self.period

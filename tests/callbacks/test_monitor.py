@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, read_record
-from lightning_topo.neurons import NeuronGroup, ParamSlice
+from lightning_topo.neurons import NeuronGroup, ParamSlice, declare_neurons
 from tests.callbacks.training import Classifier, Weights, dataset, fit, loader
 
 
@@ -248,6 +248,9 @@ def test_rows_of_the_loggers_agree_with_the_record(tmp_path):
     assert rows[5]["topology/net_0/contraction"] == pytest.approx(min(ratios[k]["contraction"] for k in (4, 5, 6)))
     assert rows[5]["topology/net_0/total_expansion"] == pytest.approx(ratios[6]["total_expansion"])
     assert "train/loss" in rows[2]
+    assert [m.step for m in lines(monitor, "persistence", "net.0")] == [0, 8, 16, 24]
+    captured = lines(monitor, "persistence", "net.0")[1].values
+    assert rows[7]["topology/net_0/max_persistence_0"] == pytest.approx(captured["max_persistence_0"])
     assert rows[0]["topology/net_0/critical_ratio"] == 0.0
 
 
@@ -423,7 +426,7 @@ def test_no_group_is_an_event_with_a_remedy_and_the_rest_goes_on(tmp_path):
     (event,) = monitor.events
     assert event.name == "probe_failed"
     assert "No neurons found" in event.message
-    assert "groups=" in event.remedy
+    assert "declare_neurons" in event.remedy
     assert lines(monitor, "sharpness")
 
 
@@ -542,3 +545,39 @@ def test_the_trainer_of_the_other_namespace(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "8"
+
+
+class Convolutional(Classifier):
+    """Channels, a flattened head, and a dictionary batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv1d(1, 5, 2), nn.BatchNorm1d(5), nn.ReLU(), nn.Flatten(), nn.Linear(15, 3))
+
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.cross_entropy(self.net(batch[0][:, None]), batch[1])
+        return {"loss": loss}
+
+
+def test_other_architectures_are_found_and_measured(tmp_path):
+    monitor, weights = dense(), Weights()
+    fit(Convolutional(), [monitor, weights], root=tmp_path)
+    (group,) = monitor.groups
+    assert (group.kind, group.n, group.status) == ("channel", 5, "verified")
+    for k, m in enumerate(lines(monitor, "distortion", group.name)):
+        x, y = (group.gather(weights.seen[at]).double() for at in (k, k + 1))
+        i, j = torch.triu_indices(5, 5, 1)
+        truth = ((y - x)[i] - (y - x)[j]).norm(dim=1) / (x[i] - x[j]).norm(dim=1)
+        assert m.values["critical_ratio"] == pytest.approx(float(truth.max()), rel=1e-4)
+
+
+def test_declared_groups_are_verified_and_wrong_ones_are_events(tmp_path):
+    module = Classifier()
+    right = declare_neurons(module, "right", {"net.0.weight": 0, "net.0.bias": 0, "net.3.weight": 1})
+    wrong = declare_neurons(module, "wrong", {"net.3.weight": 0, "net.3.bias": 0})
+    monitor = TopologyMonitor([Distortion(every_n_steps=1)], groups=[*right, *wrong], report=False)
+    fit(module, [monitor], root=tmp_path)
+    assert [group.status for group in monitor.groups] == ["verified", "incoming_only"]
+    (event,) = monitor.events
+    assert (event.name, event.group) == ("probe_failed", "wrong")
+    assert {m.group for m in lines(monitor, "distortion")} == {"right", "wrong"}

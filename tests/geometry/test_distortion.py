@@ -64,6 +64,65 @@ def test_half_precision_is_widened(dtype):
     assert_matches(step_distortion(before, after), brute_force(before, after))
 
 
+def all_pairs(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, float]:
+    """r, a, b from differences in float64, for clouds without coincident neurons."""
+
+    def lengths(points: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")[above]
+
+    above = torch.ones(len(before), len(before), dtype=torch.bool).triu_(1)
+    x, y = before.double(), after.double()
+    d, d_after, moved = lengths(x), lengths(y), lengths(y - x)
+    return float((moved / d).max()), float((d_after / d).min()), float((d_after / d).max())
+
+
+STEPS = {
+    "tiny": lambda x, noise: x + 1e-6 * noise,
+    "large": lambda x, noise: x + 3 * noise,
+    "decay": lambda x, noise: 0.999 * x,
+    "rows scaled": lambda x, noise: x * (1 + 0.01 * noise[:, :1]),
+    "low rank": lambda x, noise: x + 0.1 * noise[:, :1] * noise[0],
+}
+CLOUDS = {
+    "plain": lambda x: x,
+    "offset": lambda x: x + 1000,
+    "near twins": lambda x: torch.cat([x[::2], x[::2] + 1e-6 * x[1::2]]),
+    "clusters": lambda x: x[torch.arange(len(x)) % 5] + 1e-5 * x.roll(1, 0),
+    "collapsed": lambda x: x[:1] + 1e-6 * x,
+    "scales": lambda x: x * torch.logspace(-6, 3, len(x))[:, None],
+}
+
+
+@pytest.mark.parametrize("shape", CLOUDS)
+@pytest.mark.parametrize("kind", STEPS)
+def test_many_tiles(kind, shape):
+    """Clouds over several tiles, and those for which bounds by float32 products decide little."""
+    before = CLOUDS[shape](cloud(600, 24, 5))
+    after = STEPS[kind](before, cloud(600, 24, 6))
+    assert_matches(step_distortion(before, after), all_pairs(before, after))
+
+
+@given(power=st.integers(-6, -2), seed=st.integers(0, 10**6), momentum=st.sampled_from([0.0, 0.5]))
+@settings(max_examples=20, deadline=None)
+def test_fact_2_equal_neurons_stay_equal(power, seed, momentum):
+    """On integers and binary fractions no sum is rounded, so the rule is equivariant to the last bit."""
+    neurons = cloud(6, 4, seed, torch.float64).round()
+    neurons[3:] = neurons[:3]
+    neurons.requires_grad_()
+    optimizer = torch.optim.SGD([neurons], lr=2.0**power, momentum=momentum)
+    inputs = cloud(8, 3, seed + 1, torch.float64).round()
+    for _ in range(2):
+        before = neurons.detach().clone()
+        hidden = (inputs[:, None] * neurons[:, :3]).sum(dim=2).relu()
+        loss = ((hidden * neurons[:, 3]).sum(dim=1) - 1).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step = step_distortion(before, neurons)
+        assert step.n_coincident >= 3
+        assert step.n_split == 0
+
+
 @given(n=st.integers(2, 10), seed=st.integers(0, 10**6), size=st.floats(1e-4, 2.0))
 def test_fact_1_ratio_bounds_contraction_and_expansion(n, seed, size):
     before = cloud(n, 3, seed, torch.float64)

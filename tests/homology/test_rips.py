@@ -8,9 +8,10 @@ import torch
 from scipy.cluster.hierarchy import linkage
 
 from lightning_topo.geometry import pairwise_distances
-from lightning_topo.homology import available_engines, persistence
+from lightning_topo.homology import available_engines, persistence, rips
 
 ENGINES = available_engines()
+needs_engine = pytest.mark.skipif(not ENGINES, reason="H1 needs an engine")
 
 
 def cloud(kind: str, n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -62,6 +63,7 @@ def test_h0_is_the_spanning_tree(kind, offset):
     assert deaths[-1] == math.inf
 
 
+@needs_engine
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_small_clouds(n):
     diagram = persistence(torch.arange(n, dtype=torch.float32)[:, None])
@@ -69,12 +71,14 @@ def test_small_clouds(n):
     assert len(diagram[1]) == 0
 
 
+@needs_engine
 def test_all_equal():
     diagram = persistence(torch.ones(5, 3))
     assert diagram[0].deaths.tolist() == [0, 0, 0, 0, math.inf]
     assert diagram.diameter == 0
 
 
+@needs_engine
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_extreme_scales(scale):
     points = cloud("random", 15, 2).double()
@@ -83,16 +87,38 @@ def test_extreme_scales(scale):
     assert len(plain[1]) > 0
 
 
+@needs_engine
 def test_landmarks_are_marked():
     diagram = persistence(cloud("random", 50, 3), max_landmarks=10)
     assert (diagram.n_points, len(diagram[0]), diagram.exact) == (50, 10, False)
     assert diagram.covering_radius > 0
 
 
+@needs_engine
 def test_bad_input():
     with pytest.raises(ValueError, match="max_dim >= 0"):
         persistence(torch.zeros(3, 2), max_dim=-1)
     with pytest.raises(ValueError, match="expected an engine of giotto-ph"):
         persistence(torch.zeros(3, 2), engine="dionysus")
+    with pytest.raises(ValueError, match="pass max_landmarks"):
+        persistence(torch.zeros(20_000, 1))
     with pytest.raises(ValueError, match="1 of 2 rows"):
         persistence(torch.tensor([[0.0], [torch.nan]]))
+
+
+def test_more_points_than_a_matrix_may_hold(monkeypatch):
+    points = cloud("random", 400, 3)
+    expected = persistence(points, max_dim=0)
+    monkeypatch.setattr(rips, "MATRIX_BYTES", 400)
+    diagram = persistence(points, max_dim=0)
+    torch.testing.assert_close(diagram[0].deaths, expected[0].deaths, rtol=1e-6, atol=0)
+    assert diagram.diameter == pytest.approx(expected.diameter, rel=1e-6)
+    assert diagram.exact
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_many_dimensions(dtype):
+    points = torch.randn(6, 100_000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    diagram = persistence(points, max_dim=0)
+    truth = np.sort(linkage(points.double().numpy(), "single")[:, 2])
+    np.testing.assert_allclose(diagram[0].deaths[:-1], truth, rtol=1e-6)

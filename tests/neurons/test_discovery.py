@@ -89,8 +89,11 @@ def test_no_hidden_neurons_is_an_empty_list() -> None:
 
 def test_inputs_are_guessed_from_the_first_layer() -> None:
     assert [g.name for g in find_neuron_groups(mlp(5, 8, 3))] == ["0"]
-    with pytest.raises(ValueError, match="expected example_inputs"):
-        find_neuron_groups(nn.Sequential(nn.Tanh()))
+
+
+def test_without_inputs_single_layers_are_left() -> None:
+    [group] = find_neuron_groups(nn.ModuleList([nn.GRU(3, 4), mlp(5, 8, 3)]))
+    assert (group.status, group.name) == ("incoming_only", "1.0")
 
 
 def test_inputs_by_position_and_by_name() -> None:

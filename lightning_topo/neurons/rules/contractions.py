@@ -33,11 +33,11 @@ def _record(
 ) -> None:
     """Note which axes of a weight feed neurons and which read them."""
     if trace.is_weight(right):
-        trace.used(right, shared, "incoming" if trace.is_weight(left) else "outgoing")
+        trace.used(right, shared, "outgoing")
         for axis in [*columns, *batch]:
             trace.used(right, axis, "incoming")
     if trace.is_weight(left):
-        trace.used(left, shared, "outgoing")
+        trace.used(left, shared, "incoming" if trace.is_weight(right) else "outgoing")
         for axis in [*rows, *batch]:
             trace.used(left, axis, "incoming")
     if trace.is_activation(left) and trace.is_activation(right) and batch:
@@ -85,7 +85,9 @@ def grouped_mm(trace: CouplingTrace, call: OperatorCall) -> None:
         trace.assign_data(call.out)
         return
     trace.unify(a[1], b[1])
+    trace.freeze(a[0], "tokens")
     trace.freeze(b[0], "the expert of a token is data")
+    trace.imply(a[0], b[0])
     trace.used(right, b[1], "outgoing")
     trace.used(right, b[2], "incoming")
     trace.assign(call.out, [a[0], b[2]])

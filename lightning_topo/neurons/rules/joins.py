@@ -41,6 +41,17 @@ def split(trace: CouplingTrace, call: OperatorCall) -> None:
         trace.assign(out, axes)
 
 
+@aten_rule("glu")
+def glu(trace: CouplingTrace, call: OperatorCall) -> None:
+    """The first half of the axis, gated by the second."""
+    tensor, dim, half = call.inputs[0], call.get("dim", -1), call.out.shape[call.get("dim", -1)]
+    axes, gates = trace.axes(tensor), trace.axes(tensor)
+    gates[dim] = slice_axis(gates[dim], half, 2 * half)
+    axes[dim] = slice_axis(axes[dim], 0, half)
+    unify(axes[dim], gates[dim])
+    trace.assign(call.out, axes)
+
+
 @aten_rule("cat", "concat")
 def cat(trace: CouplingTrace, call: OperatorCall) -> None:
     tensors = [tensor for tensor in call.inputs if tensor.dim() == call.out.dim()]

@@ -1,0 +1,120 @@
+"""Topological quantities of neuron clouds as tensors: the functions under the metric classes."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_topo.geometry import step_distortion
+from lightning_topo.geometry.precision import real_dtype
+from lightning_topo.homology import (
+    betti_number,
+    bottleneck,
+    log_bottleneck,
+    persistence,
+    wasserstein,
+)
+from lightning_topo.homology import persistence_entropy as diagram_entropy
+from lightning_topo.homology import total_persistence as diagram_total
+
+DISTANCES = {"bottleneck": bottleneck, "log_bottleneck": log_bottleneck, "wasserstein": wasserstein}
+"""Distances between persistence diagrams by name."""
+
+
+def critical_ratio(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """r = max |Δ_i - Δ_j| / |x_i - x_j| over all pairs of neurons; see `step_distortion`.
+
+    >>> before = torch.tensor([[0.0], [1.0]])
+    >>> critical_ratio(before, 1.5 * before)
+    tensor(0.5000)
+    """
+    return _scalar(before, step_distortion(before, after).critical_ratio)
+
+
+def lipschitz_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """log(b / a), the log-ratio of the largest to the smallest stretch of a pair; see `step_distortion`.
+
+    >>> before = torch.tensor([[0.0], [1.0], [3.0]])
+    >>> lipschitz_distortion(before, 2 * before)
+    tensor(0.)
+    """
+    return _scalar(before, step_distortion(before, after).log_distortion)
+
+
+def betti_numbers(
+    points: Float[Tensor, "n d"],
+    max_dim: int = 1,
+    scale: float = 0.25,
+    max_landmarks: int | None = None,
+    engine: str | None = None,
+) -> Float[Tensor, " k"]:
+    """Betti numbers 0, ..., max_dim of the Rips complex at `scale` times the cloud's diameter.
+
+    >>> betti_numbers(torch.tensor([[0.0], [1.0], [9.0]]), max_dim=0)
+    tensor([2.])
+    """
+    diagram = persistence(points, max_dim, max_landmarks, engine)
+    at = scale * diagram.diameter
+    return torch.stack([_scalar(points, betti_number(diagram, k, at)) for k in range(max_dim + 1)])
+
+
+def total_persistence(
+    points: Float[Tensor, "n d"],
+    max_dim: int = 1,
+    power: float = 1.0,
+    max_landmarks: int | None = None,
+    engine: str | None = None,
+) -> Float[Tensor, " k"]:
+    """Sum of (death - birth)^power over the finite bars of each dimension 0, ..., max_dim.
+
+    >>> total_persistence(torch.tensor([[0.0], [1.0], [9.0]]), max_dim=0)
+    tensor([9.])
+    """
+    diagram = persistence(points, max_dim, max_landmarks, engine)
+    return torch.stack([_scalar(points, diagram_total(diagram, k, power)) for k in range(max_dim + 1)])
+
+
+def persistence_entropy(
+    points: Float[Tensor, "n d"],
+    max_dim: int = 1,
+    max_landmarks: int | None = None,
+    engine: str | None = None,
+) -> Float[Tensor, " k"]:
+    """Entropy, in nats, of the finite lifetimes of each dimension 0, ..., max_dim.
+
+    >>> persistence_entropy(torch.tensor([[0.0], [1.0], [2.0]]), max_dim=0)
+    tensor([0.6931])
+    """
+    diagram = persistence(points, max_dim, max_landmarks, engine)
+    return torch.stack([_scalar(points, diagram_entropy(diagram, k)) for k in range(max_dim + 1)])
+
+
+def diagram_distance(
+    before: Float[Tensor, "n d"],
+    after: Float[Tensor, "m d"],
+    max_dim: int = 1,
+    distance: str = "bottleneck",
+    max_landmarks: int | None = None,
+    engine: str | None = None,
+) -> Float[Tensor, " k"]:
+    """Distance between the persistence diagrams of two clouds in each dimension 0, ..., max_dim.
+
+    `distance` is "bottleneck", "log_bottleneck" or "wasserstein" (of order 1).
+
+    >>> cloud = torch.tensor([[0.0], [1.0], [9.0]])
+    >>> diagram_distance(cloud, 1.5 * cloud, max_dim=0)
+    tensor([4.])
+    """
+    check_distance(distance)
+    a, b = (persistence(points, max_dim, max_landmarks, engine) for points in (before, after))
+    return torch.stack([_scalar(before, DISTANCES[distance](a, b, k)) for k in range(max_dim + 1)])
+
+
+def check_distance(name: str) -> None:
+    """Raise unless a distance between diagrams has that name."""
+    if name not in DISTANCES:
+        raise ValueError(f"expected a distance of {', '.join(DISTANCES)}, got {name!r}")
+
+
+def _scalar(like: Tensor, value: float | int) -> Float[Tensor, ""]:
+    """A number as a tensor on a cloud's device, of its dtype but at least float32."""
+    return torch.tensor(value, dtype=real_dtype(like), device=like.device)

@@ -1,0 +1,22 @@
+"""What all metrics of this package share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class TopologyMetric(Metric):
+    """A metric of weights that every rank holds alike: synchronising ranks changes no value.
+
+    States are reduced by maximum or minimum, or as sum and count together, so replicas are not counted twice.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
+        """Plot the value, or a sequence of values over time; returns a figure and axes of matplotlib."""
+        return self._plot(val, ax)

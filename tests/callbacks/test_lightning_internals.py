@@ -1,0 +1,40 @@
+"""What we use of Lightning that has no public name: these fail when Lightning changes it."""
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from lightning_topo.callbacks.lightning_internals import batches_stepped, run_folder
+from tests.callbacks.training import Classifier, fit
+
+
+def test_the_count_of_batches_is_that_of_lightnings_own_rows(tmp_path):
+    class Look(L.Callback):
+        def __init__(self):
+            self.batch_ends, self.epoch_ends = [], []
+
+        def on_train_batch_end(self, trainer, *_):
+            self.batch_ends.append(batches_stepped(trainer))
+
+        def on_train_epoch_end(self, trainer, *_):
+            self.epoch_ends.append(batches_stepped(trainer))
+
+    look, logger = Look(), CSVLogger(tmp_path)
+    fit(Classifier(), [look], root=tmp_path, logger=logger, log_every_n_steps=1, max_epochs=2)
+    assert look.batch_ends == list(range(16))
+    assert look.epoch_ends == [8, 16]
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        assert [int(line.split(",")[1]) for line in list(file)[1:]] == list(range(16))
+
+
+@pytest.mark.parametrize("make", [CSVLogger, TensorBoardLogger, None])
+def test_the_run_folder_is_where_checkpoints_go(tmp_path, make):
+    class Look(L.Callback):
+        def on_train_start(self, trainer, *_):
+            self.folder = run_folder(trainer)
+
+    look, checkpoint = Look(), ModelCheckpoint()
+    logger = False if make is None else make(str(tmp_path), name="runs")
+    fit(Classifier(), [look, checkpoint], root=tmp_path, logger=logger, enable_checkpointing=True)
+    assert str(look.folder / "checkpoints") == checkpoint.dirpath

@@ -1,0 +1,170 @@
+"""Metrics: one truth with their functional twins, and good citizens of torchmetrics."""
+
+import pickle
+import socket
+from collections.abc import Callable
+
+import pytest
+import torch
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.wrappers import MetricTracker
+
+from lightning_topo.homology import available_engines
+from lightning_topo.metrics import (
+    BettiNumbers,
+    CriticalRatio,
+    DiagramDistance,
+    LipschitzDistortion,
+    PersistenceEntropy,
+    TotalPersistence,
+    functional,
+)
+
+MAX_DIM = 1 if available_engines() else 0
+
+
+def cloud(seed: int, n: int = 14) -> torch.Tensor:
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
+
+
+STEP_METRICS: list[tuple[Callable[[], Metric], Callable[..., torch.Tensor]]] = [
+    (CriticalRatio, functional.critical_ratio),
+    (LipschitzDistortion, functional.lipschitz_distortion),
+    (lambda: DiagramDistance(MAX_DIM), lambda a, b: functional.diagram_distance(a, b, MAX_DIM)),
+    (
+        lambda: DiagramDistance(MAX_DIM, "log_bottleneck"),
+        lambda a, b: functional.diagram_distance(a, b, MAX_DIM, "log_bottleneck"),
+    ),
+]
+CLOUD_METRICS: list[tuple[Callable[[], Metric], Callable[..., torch.Tensor]]] = [
+    (lambda: BettiNumbers(MAX_DIM), lambda x: functional.betti_numbers(x, MAX_DIM)),
+    (lambda: TotalPersistence(MAX_DIM, 2.0), lambda x: functional.total_persistence(x, MAX_DIM, 2.0)),
+    (lambda: PersistenceEntropy(MAX_DIM), lambda x: functional.persistence_entropy(x, MAX_DIM)),
+]
+EVERY = [(make, twin, 2) for make, twin in STEP_METRICS] + [(make, twin, 1) for make, twin in CLOUD_METRICS]
+
+
+@pytest.mark.parametrize(("make", "twin", "arity"), EVERY)
+def test_one_update_is_the_functional_twin(make, twin, arity):
+    clouds = [cloud(seed) for seed in range(arity)]
+    metric = make()
+    expected = twin(*clouds).squeeze()  # as torchmetrics does
+    torch.testing.assert_close(metric(*clouds), expected)
+    torch.testing.assert_close(metric.compute(), expected)
+
+
+@pytest.mark.parametrize(("make", "twin"), CLOUD_METRICS)
+def test_cloud_metrics_are_means(make, twin):
+    metric = make()
+    for seed in range(3):
+        metric.update(cloud(seed))
+    torch.testing.assert_close(
+        metric.compute(), torch.stack([twin(cloud(s)) for s in range(3)]).mean(0).squeeze()
+    )
+    metric.reset()
+    metric.update(cloud(5))
+    torch.testing.assert_close(metric.compute(), twin(cloud(5)).squeeze())
+
+
+@pytest.mark.parametrize(("make", "twin"), [STEP_METRICS[0], *STEP_METRICS[2:]])
+def test_step_metrics_are_maxima(make, twin):
+    metric = make()
+    for seed in range(3):
+        metric.update(cloud(seed), cloud(seed + 1))
+    expected = torch.stack([twin(cloud(s), cloud(s + 1)) for s in range(3)]).amax(0).squeeze()
+    torch.testing.assert_close(metric.compute(), expected)
+
+
+def test_lipschitz_distortion_spans_all_steps():
+    metric, points = LipschitzDistortion(), cloud(0)
+    metric.update(points, 2 * points)
+    metric.update(points, points / 2)
+    torch.testing.assert_close(metric.compute(), torch.tensor(4.0).log())
+
+
+@pytest.mark.parametrize(("make", "arity"), [(make, arity) for make, _, arity in EVERY])
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_partial_state_update_is_enough(make, arity, capsys):
+    """`forward` with and without a full state update gives the same values, step by step."""
+    reduced, full = make(), make()
+    object.__setattr__(full, "full_state_update", True)
+    assert not reduced.full_state_update
+    for seed in range(4):
+        clouds = [cloud(seed + i) for i in range(arity)]
+        torch.testing.assert_close(reduced(*clouds), full(*clouds))
+        torch.testing.assert_close(reduced.compute(), full.compute())
+
+
+@pytest.mark.parametrize(("make", "arity"), [(make, arity) for make, _, arity in EVERY])
+def test_pickling_keeps_the_state(make, arity):
+    metric = make()
+    metric.update(*[cloud(seed) for seed in range(arity)])
+    again = pickle.loads(pickle.dumps(metric))
+    torch.testing.assert_close(again.compute(), metric.compute())
+    again.update(*[cloud(seed + 3) for seed in range(arity)])
+
+
+def test_collection_and_tracker():
+    collection = MetricCollection([CriticalRatio(), LipschitzDistortion()])
+    tracker = MetricTracker(collection, maximize=[False, False])
+    for size in (0.3, 0.1):
+        tracker.increment()
+        tracker.update(cloud(0), cloud(0) + size * cloud(1))
+    best, steps = tracker.best_metric(return_step=True)
+    assert steps == {"CriticalRatio": 1, "LipschitzDistortion": 1}
+    expected = functional.critical_ratio(cloud(0), cloud(0) + 0.1 * cloud(1))
+    assert best["CriticalRatio"] == pytest.approx(float(expected))
+    topology = MetricCollection([BettiNumbers(MAX_DIM), PersistenceEntropy(MAX_DIM)])
+    topology.update(cloud(0))
+    assert set(topology.compute()) == {"BettiNumbers", "PersistenceEntropy"}
+
+
+@pytest.mark.parametrize(("make", "arity"), [(make, arity) for make, _, arity in EVERY])
+def test_plot(make, arity):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    metric = make()
+    values = [metric(*[cloud(seed + i) for i in range(arity)]) for seed in range(3)]
+    for shown in (None, values):
+        figure, axes = metric.plot(shown)
+        assert axes.has_data()
+        pyplot.close(figure)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="max_dim >= 0"):
+        BettiNumbers(max_dim=-1)
+    with pytest.raises(ValueError, match="expected a distance of bottleneck"):
+        DiagramDistance(distance="hausdorff")
+    with pytest.raises(ValueError, match="1 of 2 rows"):
+        CriticalRatio().update(torch.tensor([[0.0], [torch.nan]]), torch.zeros(2, 1))
+
+
+def _replica(rank: int, port: int, expected: list[torch.Tensor]) -> None:
+    """One of two processes that hold the same weights."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    try:
+        for (make, _, arity), value in zip(EVERY, expected, strict=True):
+            metric = make()
+            for seed in range(2):
+                metric.update(*[cloud(seed + i) for i in range(arity)])
+            torch.testing.assert_close(metric.compute(), value)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_replicas_are_not_counted_twice():
+    expected = []
+    for make, _, arity in EVERY:
+        metric = make()
+        for seed in range(2):
+            metric.update(*[cloud(seed + i) for i in range(arity)])
+        expected.append(metric.compute())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.start_processes(_replica, (port, expected), nprocs=2, start_method="fork")

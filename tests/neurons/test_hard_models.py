@@ -1,0 +1,227 @@
+"""Models that graph capture trips over, and models that cannot be traced at all."""
+
+import logging
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_topo.neurons import find_neuron_groups
+
+X = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+class Wrapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_control_flow_that_depends_on_values() -> None:
+    class Branching(Wrapped):
+        def forward(self, x):
+            h = self.net[0](x)
+            steps = int(x.abs().sum()) % 3 + 1
+            for _ in range(steps):
+                h = torch.tanh(h) if float(h.detach().mean()) < 100 else h.relu()
+            return self.net[2](h)
+
+    [group] = find_neuron_groups(Branching(), X)
+    assert (group.name, group.status) == ("net.0", "verified")
+
+
+def test_inputs_in_dictionaries_and_nested_outputs() -> None:
+    class Nested(Wrapped):
+        def forward(self, batch, scale=1.0):
+            out = self.net(batch["features"][0] * scale)
+            return {"out": (out, [out.sum()]), "note": "text"}
+
+    [group] = find_neuron_groups(Nested(), {"batch": {"features": (X, None)}, "scale": 2.0})
+    assert group.status == "verified"
+
+
+def test_a_compiled_model_is_seen_through() -> None:
+    [group] = find_neuron_groups(torch.compile(mlp()), X)
+    assert (group.name, group.params, group.status) == ("0", ("0.weight", "0.bias", "2.weight"), "verified")
+
+
+def test_a_compiled_part_of_a_model_keeps_clean_names() -> None:
+    model = Wrapped()
+    model.net = torch.compile(model.net)  # pyright: ignore
+    [group] = find_neuron_groups(model, X)
+    assert (group.name, group.status) == ("net.0", "verified")
+    assert group.gather(dict(model.named_parameters())).shape == (8, 9)
+
+
+def test_a_model_inside_distributed_data_parallel(tmp_path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{os.fspath(tmp_path)}/store", rank=0, world_size=1
+    )
+    try:
+        model = nn.parallel.DistributedDataParallel(mlp())
+        [group] = find_neuron_groups(model, X)
+        assert (group.name, group.status) == ("0", "verified")
+        assert group.gather(dict(model.named_parameters())).shape == (8, 9)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_one_parameter_under_two_names() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.again, self.head = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+            self.again.weight = self.first.weight
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.again(torch.tanh(self.first(x)))))
+
+    # The input's axis is data, and the shared weight ties the hidden units to it: none may be exchanged.
+    assert [g.name for g in find_neuron_groups(Shared(), X)] == []
+
+    class SharedInside(Shared):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inputs = nn.Linear(5, 5)
+
+        def forward(self, x):
+            return super().forward(torch.tanh(self.inputs(x)))
+
+    [group] = find_neuron_groups(SharedInside(), X)
+    assert group.status == "verified"
+    assert sorted(group.params) == [
+        "again.bias",
+        "first.bias",
+        "first.weight",
+        "head.weight",
+        "inputs.bias",
+        "inputs.weight",
+    ]
+
+
+def test_metrics_and_random_noise_in_a_training_step() -> None:
+    class Noisy(Wrapped):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spread = nn.Linear(5, 8)
+
+        def training_step(self, batch, batch_idx):
+            mean, deviation = self.net[0](batch), F.softplus(self.spread(batch))
+            code = mean + deviation * torch.randn_like(mean)
+            return {"loss": self.net[2](torch.tanh(code)).square().mean(), "code": code}
+
+    groups = find_neuron_groups(Noisy(), run=lambda module: module.training_step(X, 0))
+    assert [(g.name, g.status) for g in groups] == [("net.0", "verified")]
+    assert "spread.weight" in groups[0].params
+
+
+def test_mixed_precision_inside_the_step() -> None:
+    class Autocast(Wrapped):
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.net(x)
+
+    [group] = find_neuron_groups(Autocast(), X)
+    assert group.status == "verified"
+
+
+def test_an_operator_without_a_rule_leaves_what_feeds_the_neurons(caplog) -> None:
+    class Spectral(Wrapped):
+        def forward(self, x):
+            hidden = self.net[0](x)
+            return self.net[2](torch.fft.fft(hidden.to(torch.complex64)).real.to(x.dtype))
+
+    with caplog.at_level(logging.WARNING):
+        [group] = find_neuron_groups(Spectral(), X)
+    assert (group.name, group.status, group.params) == (
+        "net.0",
+        "incoming_only",
+        ("net.0.weight", "net.0.bias"),
+    )
+    assert "register_rule" in group.reason
+    assert "aten._fft_c2c" in caplog.text
+
+
+def test_a_run_that_cannot_be_traced_leaves_single_layers() -> None:
+    class Refusing(Wrapped):
+        def forward(self, x):
+            if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+                raise RuntimeError("no dispatch modes here")
+            return self.net(x)
+
+    [group] = find_neuron_groups(Refusing(), X)
+    assert (group.name, group.status) == ("net.0", "incoming_only")
+    assert "no dispatch modes here" in group.reason
+    assert "declare_neurons" in group.reason
+    assert group.gather(dict(Refusing().named_parameters())).shape == (8, 6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_model_is_traced() -> None:
+    [group] = find_neuron_groups(torch.jit.script(mlp()), X)
+    assert (group.name, group.status) == ("0", "verified")
+
+
+def test_a_model_that_does_not_run_says_so() -> None:
+    with pytest.raises(RuntimeError, match="expected a model that runs on its inputs"):
+        find_neuron_groups(mlp(), torch.randn(2, 4))
+
+
+def test_weights_that_are_not_finite_do_not_hide_the_neurons() -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight.fill_(float("nan"))
+    [group] = find_neuron_groups(model, X)
+    assert (group.n, group.status) == (8, "verified")
+    assert bool(model[0].weight.isnan().all())
+
+
+def test_a_model_that_overflows_when_perturbed_is_left_unverified() -> None:
+    class Overflow(Wrapped):
+        def forward(self, x):
+            return self.net(x) + torch.tensor(float("inf"))
+
+    [group] = find_neuron_groups(Overflow(), X)
+    assert group.status == "unverified"
+    assert "did not run on perturbed parameters" in group.reason
+
+
+def test_hooks_that_a_model_installs_when_it_first_runs_are_taken_back() -> None:
+    class Collecting(Wrapped):
+        def forward(self, x):
+            if not hasattr(self, "collected"):
+                self.collected = []
+                self.net[0].register_forward_hook(lambda module, args, out: self.collected.append(out))
+            self.collected.clear()
+            self.net(x)
+            [hidden] = self.collected
+            return self.net[2](torch.tanh(hidden))
+
+    model = Collecting()
+    assert [g.status for g in find_neuron_groups(model, X)] == ["verified"]
+    assert not hasattr(model, "collected")
+    assert len(model.net[0]._forward_hooks) == 0
+    model(X)
+
+
+def test_a_model_without_gradients_is_judged_by_its_output() -> None:
+    class Detached(Wrapped):
+        def forward(self, x):
+            return self.net(x).detach()
+
+    [group] = find_neuron_groups(Detached(), X)
+    assert (group.status, group.reason) == ("verified", "by the output alone")

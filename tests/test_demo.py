@@ -1,0 +1,132 @@
+"""The demo reproduces what is known of it, and its command does what the README says."""
+
+import re
+import subprocess
+import sys
+
+import lightning as L
+import pytest
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from lightning_topo import demo, read_record
+from lightning_topo.cli import main
+from lightning_topo.phases import replay
+from lightning_topo.stability import hessian
+
+
+def ratios(record):
+    return {m.step: m.values["sharpness_ratio"] for m in record.measurements if m.probe == "sharpness"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_edge_is_entered_at_lr_03_and_never_at_01(tmp_path, seed):
+    monitor, _ = demo.run(lr=0.3, seed=seed, save_dir=tmp_path, progress=False)
+    record = read_record(monitor.dirpath)
+    entered = [e.step for e in record.events if e.name == "edge_of_stability_enter"]
+    assert len(entered) == 1
+    assert 200 <= entered[0] <= 350
+    found = ratios(record)
+    assert 0.3 <= found[10] <= 0.4
+    later = sorted(value for step, value in found.items() if step >= entered[0] + 50)
+    assert 0.98 <= later[len(later) // 2] <= 1.06
+    # Recomputed from the record alone, the events are the same.
+    assert [(e.name, e.step) for e in replay(record.measurements).events] == [(e.name, e.step) for e in record.events]
+
+    control, _ = demo.run(lr=0.1, seed=seed, save_dir=tmp_path, progress=False)
+    record = read_record(control.dirpath)
+    assert [e for e in record.events if e.name == "edge_of_stability_enter"] == []
+    assert max(ratios(record).values()) < 0.6
+
+
+@pytest.mark.slow
+def test_sharpness_along_the_demo_against_float64(tmp_path):
+    """Within 2 % of the top eigenvalue of the float64 Hessian at five points; benchmarks/sharpness.py has it dense."""
+    steps, weights = (1, 100, 250, 300, 400), {}
+
+    class Keep(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx + 1 in steps:
+                weights[batch_idx + 1] = {k: v.double().clone() for k, v in pl_module.state_dict().items()}
+
+    torch.manual_seed(0)
+    module = demo.DigitsMLP()
+    monitor = demo.TopologyMonitor([demo.Sharpness(every_n_steps=1)], report=False)
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[Keep(), monitor],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    data = demo.FullBatch(demo.digits(), steps[-1])
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=None))
+    found = {m.step: m.values for m in read_record(monitor.dirpath).measurements if m.probe == "sharpness"}
+
+    x, onehot = (t.double() for t in demo.digits().tensors)
+    exact = demo.DigitsMLP().double()
+    for step in steps:
+        exact.load_state_dict(weights[step])
+        curvature = hessian(lambda: 0.5 * ((exact(x) - onehot) ** 2).sum(1).mean(), exact.parameters())
+        n = sum(p.numel() for p in exact.parameters())
+        operator = LinearOperator((n, n), lambda v: (curvature @ torch.from_numpy(v.ravel())).numpy(), dtype=float)
+        (top,) = eigsh(operator, k=1, which="LA", tol=1e-10, return_eigenvectors=False)
+        assert found[step]["sharpness"] == pytest.approx(top, rel=0.02), step
+        assert found[step]["sharpness"] <= top * (1 + 1e-4)
+        assert found[step]["sharpness_ratio"] == pytest.approx(0.15 * found[step]["sharpness"])
+
+
+def test_the_command_trains_reports_and_says_where_to_look(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_topo", "demo", "--steps", "60"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "topology_demo" / "version_0" / "topology"
+    page = re.search(r"file://(\S+report\.html)", done.stdout).group(1)
+    assert page == str(folder / "report.html")
+    assert (folder / "report.html").stat().st_size > 10_000
+    record = read_record(folder)
+    assert [m.step for m in record.measurements if m.probe == "distortion" and m.group == "net.0"] == list(range(1, 61))
+    assert record.diagram_steps == (0, 20, 40, 60)
+    assert "60/60" in done.stdout + done.stderr
+
+
+def test_the_report_is_made_anew_from_the_record_alone(tmp_path, capsys):
+    monitor, _ = demo.run(steps=30, save_dir=tmp_path, progress=False)
+    (monitor.dirpath / "report.html").unlink()
+    capsys.readouterr()
+    # The folder of the version serves as well as the one in it.
+    assert main(["report", str(monitor.dirpath.parent)]) == 0
+    assert (monitor.dirpath / "report.html").is_file()
+    other = tmp_path / "other.html"
+    assert main(["report", str(monitor.dirpath), str(monitor.dirpath), "--out", str(other)]) == 0
+    assert other.is_file()
+    assert capsys.readouterr().out.count("file://") == 2
+
+
+def test_a_folder_without_a_record_is_said(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert "expected a run folder" in capsys.readouterr().err
+
+
+def test_the_neurons_of_a_model_are_listed(tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.py").write_text("from torch import nn\nmodel = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))")
+    monkeypatch.chdir(tmp_path)
+    assert main(["neurons", "mine:model", "--shape", "2,3,8,8"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "kind", "n", "d", "parameters", "verified"]
+    assert row.split()[:4] == ["0", "channel", "4", str(27 + 1 + 18)]
+    assert row.endswith("yes")
+    assert main(["neurons", "lightning_topo.demo:DigitsMLP"]) == 0
+    assert capsys.readouterr().out.count("yes") == 2
+    for wrong in ("mine:nothing", "mine", "nowhere:model"):
+        assert main(["neurons", wrong]) == 2
+        assert capsys.readouterr().err.startswith("lightning-topo:")

@@ -1,0 +1,113 @@
+"""What holds for the repository as a whole: style, types, layers, and what the README says."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def run(*command, cwd=ROOT, timeout=300):
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout, stdin=subprocess.DEVNULL
+    )
+
+
+def tool(name):
+    return str(Path(sys.executable).with_name(name))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("lint-imports",)],
+    ids=["style", "format", "layers"],
+)
+def test_tools_find_nothing(command):
+    done = run(tool(command[0]), *command[1:])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_types():
+    done = run(tool("pyright"), "--pythonpath", sys.executable)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_package_imports_nothing_heavy():
+    code = """
+        import sys
+        import lightning_topo
+        heavy = {"torch", "lightning", "wandb", "gph", "gudhi", "sklearn", "matplotlib", "numpy"} & set(sys.modules)
+        assert not heavy, heavy
+        from lightning_topo import TopologyMonitor
+        TopologyMonitor()
+        heavy = {"wandb", "gph", "gudhi", "redzed_tda", "sklearn", "matplotlib", "mlflow"} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    done = run(sys.executable, "-c", textwrap.dedent(code))
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_there():
+    import lightning_topo
+
+    for name in lightning_topo.__all__:
+        assert getattr(lightning_topo, name).__doc__, name
+    assert set(lightning_topo.__all__) <= set(dir(lightning_topo))
+    with pytest.raises(AttributeError, match="no attribute 'Topology'"):
+        lightning_topo.Topology  # noqa: B018
+
+
+def blocks(heading, language):
+    """The fenced blocks of a language below a heading of the README."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("heading", ["Quick start", "Run the tests"])
+def test_the_readmes_commands_are_one_line_each(heading):
+    line = blocks(heading, "bash")[0]
+    assert line.count("\n") == 1
+    assert "-c constraints.txt" in line
+
+
+@pytest.mark.parametrize("heading", ["In your own training", "As a library"])
+def test_the_readmes_python_runs(heading):
+    namespace = {}
+    for block in blocks(heading, "python"):
+        exec(block, namespace)
+
+
+def test_the_readme_lists_the_keys_that_are_published():
+    for key in ("phase", "critical_ratio", "sharpness_ratio", "eta_lambda", "overhead", "distinct_neurons"):
+        assert re.search(rf"`[^`]*{key}`", README)
+
+
+def test_the_constraints_hold_the_tested_set_and_the_environment_is_one():
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"
+    )
+    assert pins["torch"] == "2.13.0"
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for requirement in wanted:
+        name = re.match(r"[\w-]+", requirement).group()
+        assert name in pins, name
+
+
+def test_the_changelog_speaks_of_this_version():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+    assert importlib.metadata.version("lightning-topo") == version
+
+
+def test_the_installed_package_holds_its_assets():
+    """Run outside the clone, so that the wheel is what is imported."""
+    code = "from importlib.resources import files; print([f.name for f in (files('lightning_topo') / 'report' / 'assets').iterdir()])"
+    done = run(sys.executable, "-c", code, cwd="/")
+    assert "page.html" in done.stdout, done.stderr
