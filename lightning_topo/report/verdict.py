@@ -55,8 +55,8 @@ def _measured(outcome: Outcome) -> str:
     """Which steps a statement about r is true of, unless of all."""
     if outcome.first_step is None or outcome.last_step is None:
         return ""
-    total = outcome.last_step - outcome.first_step + 1
-    return "" if outcome.n_ratio_steps >= total else f" at the {_count(outcome.n_ratio_steps, 'measured step')}"
+    taken = outcome.last_step - outcome.first_step
+    return "" if outcome.n_ratio_steps >= taken else f" at the {_count(outcome.n_ratio_steps, 'measured step')}"
 
 
 def _loss(outcome: Outcome) -> str:

@@ -49,7 +49,7 @@ def test_the_edge_comes_with_a_bound_on_r(demo: RunRecord) -> None:
         ((), "Nothing was measured yet \u2013 no events"),
         ((ratio(0, 0.0),), "Nothing trained yet: only the initial network was measured \u2013 no events"),
         (
-            (ratio(0, 0.0), ratio(1, 0.0187), ratio(2, 0.01)),
+            (ratio(1, 0.0187), ratio(2, 0.01), sharpness(0, sharpness_ratio=0.1)),
             "Topology preserved over 2 steps: r stayed below 0.019 \u2013 no events",
         ),
         (
