@@ -11,7 +11,7 @@ from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import Phase, Replay, TopologyEvent
 from lightning_topo.record import RunRecord
-from lightning_topo.report.crocker import Crocker, DiagramSlides, Pairs, bars, crocker, n_numbers, slides
+from lightning_topo.report.crocker import Crocker, DiagramSlides, Pairs, bars, crocker, slides
 from lightning_topo.report.outcome import Outcome, history, series
 from lightning_topo.report.thinning import StepTable, envelope, spread, step_table
 from lightning_topo.report.verdict import sentence
@@ -19,8 +19,6 @@ from lightning_topo.report.verdict import sentence
 _GLOBAL_CURVES = (("training", "loss"), ("sharpness", "sharpness_ratio"), ("sharpness", "eta_lambda"))
 _BAND = ("contraction", "expansion", "total_contraction", "total_expansion")
 _CHANGE = ("betti_0", "betti_1", "log_bottleneck_0", "log_bottleneck_1", "log_bottleneck_bound")
-_MAX_MARKS = 1000
-"""About the most marks of one diagram that are told apart."""
 _BLOCK = re.compile(r"\[\d+\]$")
 
 
@@ -52,7 +50,7 @@ class Budget:
             band_columns=share(6_000, 20, 600),
             captures=share(3_200, 15, 160),
             scales=share(1_800, 16, 60),
-            slide_numbers=share(150_000, 500, 20_000),
+            slide_numbers=share(110_000, 500, 20_000),
         )
 
 
@@ -221,10 +219,6 @@ def _by_blocks(
 
 def _group_view(measurements: Sequence[Measurement], captured: "_Captures", budget: Budget) -> GroupView:
     captures, latest = captured.bars, captured.latest
-    # Where all bars are too many, first those of one pixel become one mark, then there are fewer captures.
-    too_many = n_numbers(captures) > budget.slide_numbers
-    numbers_each = min(n_numbers(captures) / max(1, len(captures)), _MAX_MARKS)
-    shown = spread(tuple(captures), max(2, int(budget.slide_numbers / max(1.0, numbers_each))))
     distinct = [
         int(value) for _, value in series(measurements, "distortion", "distinct_neurons") if 0.0 <= value < math.inf
     ]
@@ -232,13 +226,24 @@ def _group_view(measurements: Sequence[Measurement], captured: "_Captures", budg
         band=_table(measurements, "distortion", _BAND, budget),
         change=_table(measurements, "persistence", _CHANGE, budget),
         crocker=crocker(captures, budget.scales),
-        slides=slides({step: captures[step] for step in shown}, merge_pixels=too_many),
+        slides=_slides(captures, budget.slide_numbers),
         n_captures=max(len(captures), len(series(measurements, "persistence", "betti_0"))),
         n_neurons=sum(diagram.n_points for diagram in latest) or max(distinct, default=None),
         n_distinct=distinct[-1] if distinct else None,
         n_landmarks=None if all(d.exact for d in latest) else sum(len(d[0]) for d in latest),
         covering_radius=max((diagram.covering_radius for diagram in latest), default=0.0),
     )
+
+
+def _slides(captures: Mapping[int, tuple[Pairs, ...]], most: int) -> DiagramSlides | None:
+    """All bars; if those are too many, one of each pixel; if those still are, of fewer captures."""
+    found = slides(captures)
+    if found is not None and found.n_numbers > most:
+        found = slides(captures, merge_pixels=True)
+    if found is not None and found.n_numbers > most:
+        kept = spread(tuple(captures), max(2, len(captures) * most // found.n_numbers))
+        found = slides({step: captures[step] for step in kept}, merge_pixels=True)
+    return found
 
 
 def _table(measurements: Sequence[Measurement], probe: str, names: Sequence[str], budget: Budget) -> StepTable | None:

@@ -53,7 +53,7 @@ def render_page(records: Sequence[RunRecord]) -> str:
     while not page or (len(page.encode()) > MAX_BYTES and scale > 0.01):
         budget = Budget.of(n_groups, scale)
         page = _fill([run_view(record, label, budget) for record, label in zip(records, labels, strict=True)])
-        scale *= 0.7
+        scale *= 0.85
     return page
 
 

@@ -174,3 +174,17 @@ def test_a_damaged_diagram_file_is_counted(tmp_path: Path) -> None:
     assert view.details[0].crocker is not None
     assert view.details[0].crocker.steps == (0, 2)
     assert "1 of the captured diagrams could not be read" in render_page([record])
+
+
+def test_bars_share_pixels_before_captures_are_left_out(demo: RunRecord) -> None:
+    whole = run_view(demo, "demo", WHOLE).details[1].slides
+    assert whole is not None
+    merged = run_view(demo, "demo", replace(WHOLE, slide_numbers=whole.n_numbers - 1)).details[1].slides
+    assert merged is not None
+    assert merged.merged
+    assert not whole.merged
+    assert merged.steps == whole.steps
+    fewer = run_view(demo, "demo", replace(WHOLE, slide_numbers=merged.n_numbers // 2)).details[1].slides
+    assert fewer is not None
+    assert 12 <= len(fewer.steps) <= 17
+    assert (fewer.steps[0], fewer.steps[-1]) == (0, 800)
