@@ -57,6 +57,11 @@ class DiagramSlides:
     marks: tuple[DiagramMarks, ...]
     merged: bool
 
+    @property
+    def n_numbers(self) -> int:
+        """How many births and deaths the marks take on the page."""
+        return sum(m.deaths.size + (0 if m.births is None else m.births.size) for m in self.marks)
+
 
 def bars(diagrams: Sequence[PersistenceDiagram]) -> tuple[Pairs, ...]:
     """The bars of the diagrams of a group's blocks, all together, per dimension."""
@@ -139,8 +144,3 @@ def _narrow(counts: Num[np.ndarray, "i j"]) -> Num[np.ndarray, "i j"]:
     """The smallest unsigned integers that hold the counts."""
     largest = int(counts.max(initial=0))
     return counts.astype(np.uint8 if largest < 2**8 else np.uint16 if largest < 2**16 else np.uint32)
-
-
-def n_numbers(captures: Mapping[int, tuple[Pairs, ...]]) -> int:
-    """How many numbers the bars of all captures take on the page: deaths, and births above dimension 0."""
-    return sum(len(pairs) * (1 if k == 0 else 2) for dims in captures.values() for k, pairs in enumerate(dims))

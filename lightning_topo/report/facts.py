@@ -67,7 +67,7 @@ def _neurons(run: RunView) -> str:
     if not counts:
         return ABSENT
     total = sum(n for n, _ in counts if n is not None)
-    merged = sum(n - distinct for n, distinct in counts if n is not None and distinct is not None)
+    merged = sum(max(0, n - distinct) for n, distinct in counts if n is not None and distinct is not None)
     return f"{total:,}, {merged:,} of them merged" if merged else f"{total:,}"
 
 

@@ -19,6 +19,7 @@ def text(words: str) -> str:
 
 
 def head(run: RunView) -> str:
+    """The verdict of one run, and its summary."""
     return (
         f'<p class="eyebrow">Topology of training <span class="name">{text(run.label)}</span></p>'
         f'<h1 id="verdict" class="phase-{run.outcome.worst_phase.name.lower()}">{text(run.verdict)}</h1>'
@@ -29,6 +30,7 @@ def head(run: RunView) -> str:
 
 
 def comparison(runs: Sequence[RunView]) -> str:
+    """The verdicts of several runs, and what differs between them."""
     rows = differences(runs)
     differing = [name for name, _, differs in rows if differs]
     same = [name for name, _, differs in rows if not differs]
@@ -57,6 +59,7 @@ def comparison(runs: Sequence[RunView]) -> str:
 
 
 def events(run: RunView, *, named: bool) -> str:
+    """The table of a run's events, under its name if `named`."""
     title = f'<h3 class="name">{text(run.label)}</h3>' if named else ""
     if not run.events:
         return f'{title}<p class="absent">No events: nothing in this run called for one.</p>'
@@ -89,6 +92,7 @@ def _shortened(name: str, most: int = 80) -> str:
 
 
 def about(run: RunView, *, named: bool) -> str:
+    """What the page holds of the run's record, and what it leaves out, under its name if `named`."""
     lines = [f"Run {run.run_id}: {run.n_measurements:,} measurements, {run.n_captures:,} captured diagrams."]
     if run.outcome.n_groups > len(run.groups):
         lines.append(
@@ -126,5 +130,7 @@ def about(run: RunView, *, named: bool) -> str:
         )
     if run.n_unreadable:
         lines.append(f"{run.n_unreadable:,} lines of the record could not be read and are left out.")
+    if run.n_lost_captures:
+        lines.append(f"{run.n_lost_captures:,} of the captured diagrams could not be read and are left out.")
     title = f'<h3 class="name">{text(run.label)}</h3>' if named else ""
     return title + "<ul>" + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>"

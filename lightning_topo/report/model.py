@@ -5,21 +5,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from zipfile import BadZipFile
 
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import Phase, Replay, TopologyEvent
 from lightning_topo.record import RunRecord
-from lightning_topo.report.crocker import Crocker, DiagramSlides, Pairs, bars, crocker, n_numbers, slides
+from lightning_topo.report.crocker import Crocker, DiagramSlides, Pairs, bars, crocker, slides
 from lightning_topo.report.outcome import Outcome, history, series
-from lightning_topo.report.thinning import Series, StepTable, envelope, spread, step_table
+from lightning_topo.report.thinning import StepTable, envelope, spread, step_table
 from lightning_topo.report.verdict import sentence
 
 _GLOBAL_CURVES = (("training", "loss"), ("sharpness", "sharpness_ratio"), ("sharpness", "eta_lambda"))
 _BAND = ("contraction", "expansion", "total_contraction", "total_expansion")
 _CHANGE = ("betti_0", "betti_1", "log_bottleneck_0", "log_bottleneck_1", "log_bottleneck_bound")
-MAX_MARKS = 1000
-"""About the most marks of one diagram that are told apart."""
 _BLOCK = re.compile(r"\[\d+\]$")
 
 
@@ -51,7 +50,7 @@ class Budget:
             band_columns=share(6_000, 20, 600),
             captures=share(3_200, 15, 160),
             scales=share(1_800, 16, 60),
-            slide_numbers=share(150_000, 500, 20_000),
+            slide_numbers=share(110_000, 500, 20_000),
         )
 
 
@@ -95,6 +94,7 @@ class RunView:
     n_measurements: int
     n_captures: int
     n_unreadable: int
+    n_lost_captures: int
 
 
 def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
@@ -102,6 +102,7 @@ def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
     past = history(record)
     groups = _shown_groups(record, budget.groups)
     by_group = _by_group(record.measurements)
+    captured, n_lost = _captures(record, groups, budget)
     curves = {
         name: envelope(name, points, budget.curve_points)
         for probe, name in _GLOBAL_CURVES
@@ -117,10 +118,11 @@ def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
         ratio=_ratio(by_group, groups, budget),
         curves=curves,
         events=_loudest(past.events, budget.events),
-        details=_details(record, by_group, groups, budget),
+        details=tuple(_group_view(by_group.get(group, ()), captured[group], budget) for group in groups),
         n_measurements=len(record.measurements),
         n_captures=len(record.diagram_steps),
         n_unreadable=record.n_unreadable,
+        n_lost_captures=n_lost,
     )
 
 
@@ -154,15 +156,11 @@ def _loudest(events: Sequence[TopologyEvent], limit: int) -> tuple[TopologyEvent
 
 
 def _ribbon(seen: Replay, groups: Sequence[str]) -> Ribbon | None:
-    rows = [_row_phases(seen, group) for group in (GLOBAL, *groups)]
+    rows = [seen.phases.get(group, ()) for group in (GLOBAL, *groups)]
     steps = sorted({step for row in rows for step, _ in row})
     if not steps:
         return None
     return Ribbon(tuple(steps), tuple(_codes(row, steps) for row in rows))
-
-
-def _row_phases(seen: Replay, group: str) -> Sequence[tuple[int, Phase]]:
-    return seen.phases.get(group, ())
 
 
 def _codes(changes: Sequence[tuple[int, Phase]], steps: Sequence[int]) -> tuple[int | None, ...]:
@@ -176,74 +174,60 @@ def _codes(changes: Sequence[tuple[int, Phase]], steps: Sequence[int]) -> tuple[
 
 
 def _ratio(by_group: Mapping[str, Sequence[Measurement]], groups: Sequence[str], budget: Budget) -> StepTable | None:
-    found = {str(i): _values(by_group.get(group, ()), "distortion", "critical_ratio") for i, group in enumerate(groups)}
+    found = {str(i): series(by_group.get(group, ()), "distortion", "critical_ratio") for i, group in enumerate(groups)}
     if not any(found.values()):
         return None
     return step_table(found, lambda _: max, budget.ratio_columns)
 
 
-def _values(measurements: Sequence[Measurement], probe: str, name: str) -> Series:
-    group = measurements[0].group if measurements else GLOBAL
-    return series(measurements, probe, name, group)
-
-
-def _details(
-    record: RunRecord,
-    by_group: Mapping[str, Sequence[Measurement]],
-    groups: Sequence[str],
-    budget: Budget,
-) -> tuple[GroupView, ...]:
-    captures: dict[str, dict[int, tuple[Pairs, ...]]] = {group: {} for group in groups}
-    latest: dict[str, list[PersistenceDiagram]] = {}
-    n_captures = dict.fromkeys(groups, 0)
+def _captures(record: RunRecord, groups: Sequence[str], budget: Budget) -> tuple[dict[str, "_Captures"], int]:
+    """What was captured of each group, and how many captures could not be read."""
+    found = {group: _Captures({}, []) for group in groups}
+    n_lost = 0
     for step in spread(record.diagram_steps, budget.captures):
-        for group, found in _blocks_of(record, step, groups).items():
-            captures[group][step] = bars(found)
-            latest[group] = found
-    for group in groups:
-        measured = _values(by_group.get(group, ()), "persistence", "betti_0")
-        n_captures[group] = max(len(measured), len(captures[group]))
-    return tuple(
-        _group_view(by_group.get(group, ()), captures[group], latest.get(group, []), n_captures[group], budget)
-        for group in groups
-    )
+        try:
+            diagrams = record.diagrams(step)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            n_lost += 1
+            continue
+        for group, blocks in _by_blocks(diagrams, groups).items():
+            found[group].bars[step] = bars(blocks)
+            found[group].latest[:] = blocks
+    return found, n_lost
 
 
-def _blocks_of(record: RunRecord, step: int, groups: Sequence[str]) -> dict[str, list[PersistenceDiagram]]:
-    """The diagrams of a capture by group; a group of several blocks has one diagram each, `group[b]`."""
-    try:
-        found = record.diagrams(step)
-    except (OSError, ValueError, KeyError):
-        return {}
+@dataclass(frozen=True, slots=True)
+class _Captures:
+    """The bars of a group by step, and the diagrams of its blocks as captured last."""
+
+    bars: dict[int, tuple[Pairs, ...]]
+    latest: list[PersistenceDiagram]
+
+
+def _by_blocks(
+    diagrams: Mapping[str, PersistenceDiagram], groups: Sequence[str]
+) -> dict[str, list[PersistenceDiagram]]:
+    """The diagrams of a capture by group; a group of several blocks has one each, called `group[b]`."""
     blocks: dict[str, list[PersistenceDiagram]] = {}
     known = set(groups)
-    for name, diagram in found.items():
+    for name, diagram in diagrams.items():
         group = name if name in known else _BLOCK.sub("", name)
         if group in known:
             blocks.setdefault(group, []).append(diagram)
     return blocks
 
 
-def _group_view(
-    measurements: Sequence[Measurement],
-    captures: Mapping[int, tuple[Pairs, ...]],
-    latest: Sequence[PersistenceDiagram],
-    n_captures: int,
-    budget: Budget,
-) -> GroupView:
-    # Where all bars are too many, first those of one pixel become one mark, then there are fewer captures.
-    too_many = n_numbers(captures) > budget.slide_numbers
-    numbers_each = min(n_numbers(captures) / max(1, len(captures)), MAX_MARKS)
-    shown = spread(tuple(captures), max(2, int(budget.slide_numbers / max(1.0, numbers_each))))
+def _group_view(measurements: Sequence[Measurement], captured: "_Captures", budget: Budget) -> GroupView:
+    captures, latest = captured.bars, captured.latest
     distinct = [
-        int(value) for _, value in _values(measurements, "distortion", "distinct_neurons") if 0.0 <= value < math.inf
+        int(value) for _, value in series(measurements, "distortion", "distinct_neurons") if 0.0 <= value < math.inf
     ]
     return GroupView(
         band=_table(measurements, "distortion", _BAND, budget),
         change=_table(measurements, "persistence", _CHANGE, budget),
         crocker=crocker(captures, budget.scales),
-        slides=slides({step: captures[step] for step in shown}, merge_pixels=too_many),
-        n_captures=n_captures,
+        slides=_slides(captures, budget.slide_numbers),
+        n_captures=max(len(captures), len(series(measurements, "persistence", "betti_0"))),
         n_neurons=sum(diagram.n_points for diagram in latest) or max(distinct, default=None),
         n_distinct=distinct[-1] if distinct else None,
         n_landmarks=None if all(d.exact for d in latest) else sum(len(d[0]) for d in latest),
@@ -251,8 +235,19 @@ def _group_view(
     )
 
 
+def _slides(captures: Mapping[int, tuple[Pairs, ...]], most: int) -> DiagramSlides | None:
+    """All bars; if those are too many, one of each pixel; if those still are, of fewer captures."""
+    found = slides(captures)
+    if found is not None and found.n_numbers > most:
+        found = slides(captures, merge_pixels=True)
+    if found is not None and found.n_numbers > most:
+        kept = spread(tuple(captures), max(2, len(captures) * most // found.n_numbers))
+        found = slides({step: captures[step] for step in kept}, merge_pixels=True)
+    return found
+
+
 def _table(measurements: Sequence[Measurement], probe: str, names: Sequence[str], budget: Budget) -> StepTable | None:
-    found = {name: points for name in names if (points := _values(measurements, probe, name))}
+    found = {name: points for name in names if (points := series(measurements, probe, name))}
     if not found:
         return None
     return step_table(found, lambda name: min if "contraction" in name else max, budget.band_columns)

@@ -33,8 +33,8 @@ class Peak:
 class Outcome:
     """The facts of one run; None for what was not measured or did not happen.
 
-    `peak_ratio` is the largest critical ratio; `breakdowns` the first breakdown of each group that had one, by step.
-    `phase` is the phase at the last step, `worst_phase` the highest that the run was in.
+    `peak_ratio` is the largest critical ratio of those at `n_ratio_steps` steps; `breakdowns` the first breakdown of
+    each group that had one, by step. `phase` is the phase at the last step, `worst_phase` the highest of all.
     """
 
     n_groups: int
@@ -47,6 +47,7 @@ class Outcome:
     curvature_step: int | None
     edge_step: int | None
     peak_ratio: Peak | None
+    n_ratio_steps: int
     final_loss: float | None
     nonfinite_loss_step: int | None
     final_sharpness_ratio: float | None
@@ -76,9 +77,10 @@ def _outcome(measurements: Sequence[Measurement], events: Sequence[TopologyEvent
     for event in events:
         if event.name is EventName.TOPOLOGY_BREAKDOWN:
             breakdowns.setdefault(event.group, event)
-    losses = series(measurements, "training", "loss")
+    whole = [m for m in measurements if m.group == GLOBAL]
+    losses = series(whole, "training", "loss")
     nonfinite = [step for step, loss in losses if not math.isfinite(loss)]
-    ratios = series(measurements, "sharpness", "sharpness_ratio")
+    ratios = series(whole, "sharpness", "sharpness_ratio")
     return Outcome(
         n_groups=len({m.group for m in measurements} - {GLOBAL}),
         first_step=min(steps, default=None),
@@ -86,21 +88,20 @@ def _outcome(measurements: Sequence[Measurement], events: Sequence[TopologyEvent
         phase=seen[-1] if seen else Phase.UNKNOWN,
         worst_phase=max(seen, default=Phase.UNKNOWN),
         n_events=len(events),
-        breakdowns=tuple(sorted(breakdowns.values(), key=lambda event: event.step)),
+        breakdowns=tuple(breakdowns.values()),
         curvature_step=_first_step(events, EventName.CURVATURE_BOUND_EXCEEDED),
         edge_step=_first_step(events, EventName.EDGE_OF_STABILITY_ENTER),
         peak_ratio=_peak(measurements),
+        n_ratio_steps=len({m.step for m in measurements if not math.isnan(m.values.get("critical_ratio", math.nan))}),
         final_loss=losses[-1][1] if losses else None,
         nonfinite_loss_step=nonfinite[0] if nonfinite else None,
         final_sharpness_ratio=ratios[-1][1] if ratios else None,
     )
 
 
-def series(measurements: Iterable[Measurement], probe: str, name: str, group: str = GLOBAL) -> list[tuple[int, float]]:
-    """One quantity of one group, by step."""
-    found = [
-        (m.step, m.values[name]) for m in measurements if m.probe == probe and m.group == group and name in m.values
-    ]
+def series(measurements: Iterable[Measurement], probe: str, name: str) -> list[tuple[int, float]]:
+    """One quantity by step, from the measurements of one group."""
+    found = [(m.step, m.values[name]) for m in measurements if m.probe == probe and name in m.values]
     return sorted(found, key=lambda point: point[0])
 
 

@@ -13,6 +13,8 @@ from lightning_topo.report.model import Budget, RunView, page_json, run_view
 
 _PLOTLY = "plotly-cartesian-4.1.1.min.js"
 MAX_BYTES = 2_950_000
+"""A page that would be larger is thinned further."""
+_SCRIPTS = ("drawing.js", "figures.js", "page.js")
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -51,7 +53,7 @@ def render_page(records: Sequence[RunRecord]) -> str:
     while not page or (len(page.encode()) > MAX_BYTES and scale > 0.01):
         budget = Budget.of(n_groups, scale)
         page = _fill([run_view(record, label, budget) for record, label in zip(records, labels, strict=True)])
-        scale *= 0.7
+        scale *= 0.85
     return page
 
 
@@ -64,7 +66,7 @@ def _fill(runs: Sequence[RunView]) -> str:
         "about": "".join(markup.about(run, named=len(runs) > 1) for run in runs),
         "data": to_json(page_json(runs)),
         "plotly": _asset(_PLOTLY),
-        "script": _asset("figures.js") + _asset("page.js"),
+        "script": "".join(map(_asset, _SCRIPTS)),
     }
     return _PLACEHOLDER.sub(lambda match: parts[match[1]], _asset("page.html"))
 

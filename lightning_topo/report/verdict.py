@@ -48,7 +48,15 @@ def _bound(outcome: Outcome) -> str:
         return "the critical ratio r was not measured"
     if outcome.peak_ratio.value == 0.0:
         return "r was 0, no neuron moved against another"
-    return f"r stayed below {above(outcome.peak_ratio.value)}"
+    return f"r stayed below {above(outcome.peak_ratio.value)}{_measured(outcome)}"
+
+
+def _measured(outcome: Outcome) -> str:
+    """Which steps a statement about r is true of, unless of all."""
+    if outcome.first_step is None or outcome.last_step is None:
+        return ""
+    taken = outcome.last_step - outcome.first_step
+    return "" if outcome.n_ratio_steps >= taken else f" at the {_count(outcome.n_ratio_steps, 'measured step')}"
 
 
 def _loss(outcome: Outcome) -> str:

@@ -91,13 +91,6 @@ def test_blocks_of_a_group_share_its_row(tmp_path: Path) -> None:
     assert [marks.n_bars for marks in detail.slides.marks] == [(24,), (6,)]
 
 
-def test_a_lost_diagram_file_is_left_out(tmp_path: Path, demo: RunRecord) -> None:
-    record = replace(demo, diagram_steps=(*demo.diagram_steps, 999))
-    slides = run_view(record, "demo", WHOLE).details[0].slides
-    assert slides is not None
-    assert slides.steps == demo.diagram_steps
-
-
 @pytest.mark.parametrize("probe", ["distortion", "persistence", "sharpness", "training"])
 def test_any_probe_may_be_missing(demo: RunRecord, probe: str) -> None:
     record = replace(demo, measurements=tuple(m for m in demo.measurements if m.probe != probe))
@@ -166,3 +159,32 @@ def test_no_value_of_any_quantity_breaks_the_page(demo: RunRecord, value: float)
     )
     page = render_page([replace(demo, measurements=odd)])
     assert "</html>" in page
+
+
+def test_a_damaged_diagram_file_is_counted(tmp_path: Path) -> None:
+    writer = RecordWriter.create(tmp_path / "run")
+    writer.measurement(distortion(0, "net.0", 0.0, 1.0, 1.0))
+    for step in (0, 1, 2):
+        writer.diagrams(step, {"net.0": ring_diagram(8, 1.0, 0.2, step)})
+    writer.close()
+    (writer.dirpath / "diagrams" / "step-000000001.npz").write_bytes(b"PK\x03\x04 cut short")
+    record = read_record(writer.dirpath)
+    view = run_view(record, "run", WHOLE)
+    assert view.n_lost_captures == 1
+    assert view.details[0].crocker is not None
+    assert view.details[0].crocker.steps == (0, 2)
+    assert "1 of the captured diagrams could not be read" in render_page([record])
+
+
+def test_bars_share_pixels_before_captures_are_left_out(demo: RunRecord) -> None:
+    whole = run_view(demo, "demo", WHOLE).details[1].slides
+    assert whole is not None
+    merged = run_view(demo, "demo", replace(WHOLE, slide_numbers=whole.n_numbers - 1)).details[1].slides
+    assert merged is not None
+    assert merged.merged
+    assert not whole.merged
+    assert merged.steps == whole.steps
+    fewer = run_view(demo, "demo", replace(WHOLE, slide_numbers=merged.n_numbers // 2)).details[1].slides
+    assert fewer is not None
+    assert 12 <= len(fewer.steps) <= 17
+    assert (fewer.steps[0], fewer.steps[-1]) == (0, 800)

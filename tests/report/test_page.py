@@ -49,12 +49,13 @@ def test_many_groups_and_captures_stay_under_3_mb(large: RunRecord, write: Calla
 
 
 def test_a_page_that_would_be_too_large_is_thinned_further(
-    large: RunRecord, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    demo: RunRecord, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = len(write(large).encode())
-    limit = whole - 300_000
+    limit = len(write(demo).encode()) - 20_000
     monkeypatch.setattr("lightning_topo.report.page.MAX_BYTES", limit)
-    assert len(write(large).encode()) <= limit
+    page = write(demo)
+    assert len(page.encode()) <= limit
+    assert "Contraction and expansion: each point is the extreme of up to" in page
 
 
 def test_the_file_is_replaced_as_a_whole(demo: RunRecord, empty: RunRecord, tmp_path: Path) -> None:

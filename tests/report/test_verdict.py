@@ -49,8 +49,12 @@ def test_the_edge_comes_with_a_bound_on_r(demo: RunRecord) -> None:
         ((), "Nothing was measured yet \u2013 no events"),
         ((ratio(0, 0.0),), "Nothing trained yet: only the initial network was measured \u2013 no events"),
         (
+            (ratio(1, 0.0187), ratio(2, 0.01), sharpness(0, sharpness_ratio=0.1)),
+            "Topology preserved over 2 steps: r stayed below 0.019 \u2013 no events",
+        ),
+        (
             (ratio(0, 0.0), ratio(800, 0.0187)),
-            "Topology preserved over 800 steps: r stayed below 0.019 \u2013 no events",
+            "Topology preserved over 800 steps: r stayed below 0.019 at the 2 measured steps \u2013 no events",
         ),
         (
             (ratio(0, 0.0), ratio(1, 0.0)),
@@ -70,7 +74,8 @@ def test_the_edge_comes_with_a_bound_on_r(demo: RunRecord) -> None:
         ),
         (
             (ratio(0, 0.1), ratio(2, math.nan), Measurement(2, 0, "training", "", {"loss": math.nan})),
-            "Topology preserved over 2 steps: r stayed below 0.11; the loss is not finite at step 2 \u2013 no events",
+            "Topology preserved over 2 steps: r stayed below 0.11 at the 1 measured step; "
+            "the loss is not finite at step 2 \u2013 no events",
         ),
     ],
 )
