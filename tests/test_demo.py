@@ -72,7 +72,7 @@ def test_sharpness_along_the_demo_against_float64(tmp_path):
         exact.load_state_dict(weights[step])
         curvature = hessian(lambda: 0.5 * ((exact(x) - onehot) ** 2).sum(1).mean(), exact.parameters())
         n = sum(p.numel() for p in exact.parameters())
-        operator = LinearOperator((n, n), lambda v: (curvature @ torch.from_numpy(v.ravel())).numpy(), dtype=float)
+        operator = LinearOperator((n, n), lambda v, H=curvature: (H @ torch.from_numpy(v.ravel())).numpy(), dtype=float)
         (top,) = eigsh(operator, k=1, which="LA", tol=1e-10, return_eigenvectors=False)
         assert found[step]["sharpness"] == pytest.approx(top, rel=0.02), step
         assert found[step]["sharpness"] <= top * (1 + 1e-4)
@@ -118,7 +118,8 @@ def test_a_folder_without_a_record_is_said(tmp_path, capsys):
 
 
 def test_the_neurons_of_a_model_are_listed(tmp_path, capsys, monkeypatch):
-    (tmp_path / "mine.py").write_text("from torch import nn\nmodel = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))")
+    model = "nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))"
+    (tmp_path / "mine.py").write_text(f"from torch import nn\nmodel = {model}\n")
     monkeypatch.chdir(tmp_path)
     assert main(["neurons", "mine:model", "--shape", "2,3,8,8"]) == 0
     header, row = capsys.readouterr().out.splitlines()

@@ -108,6 +108,9 @@ def test_the_changelog_speaks_of_this_version():
 
 def test_the_installed_package_holds_its_assets():
     """Run outside the clone, so that the wheel is what is imported."""
-    code = "from importlib.resources import files; print([f.name for f in (files('lightning_topo') / 'report' / 'assets').iterdir()])"
-    done = run(sys.executable, "-c", code, cwd="/")
+    code = """
+        from importlib.resources import files
+        print([file.name for file in (files("lightning_topo") / "report" / "assets").iterdir()])
+    """
+    done = run(sys.executable, "-c", textwrap.dedent(code), cwd="/")
     assert "page.html" in done.stdout, done.stderr

@@ -227,7 +227,7 @@ class Session:
                     EventName.GAP,
                     step,
                     epoch,
-                    message=f"Resumed from a checkpoint at step {step}; what was measured after it is measured again.{since}",
+                    message=f"Resumed from a checkpoint at step {step}; later steps are measured again.{since}",
                     remedy="Nothing to do.",
                 )
             )

@@ -93,7 +93,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
         assert "topology/critical_ratio" in trainer.callback_metrics, "every rank can be gated"
     """
     for devices, strategy, batch_size in ((1, "auto", 16), (2, "ddp", 8)):
-        options = dict(root=str(tmp_path / strategy), devices=devices, strategy=strategy, batch_size=batch_size)
+        options = {"root": str(tmp_path / strategy), "devices": devices, "strategy": strategy, "batch_size": batch_size}
         command = script(tmp_path / f"{strategy}.py", body.format(**options))
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, cwd=tmp_path)
         assert done.returncode == 0, done.stderr

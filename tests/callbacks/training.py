@@ -47,16 +47,16 @@ def loader(n=64, batch_size=8, **options):
 
 def fit(module, callbacks, *, root, data=None, ckpt_path=None, **options):
     """Train quietly on the CPU; returns the trainer."""
-    defaults = dict(
-        max_epochs=1,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=str(root),
-    )
+    defaults = {
+        "max_epochs": 1,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": str(root),
+    }
     trainer = L.Trainer(**(defaults | options), callbacks=callbacks)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*num_workers.*")

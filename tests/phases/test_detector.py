@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -165,4 +166,4 @@ def test_the_phase_series_ends_where_the_state_stands(found):
     for group, series in run.phases.items():
         phase = run.state.phase if group == "" else run.state.phase_of(group)
         assert (series[-1][1] if series else Phase.UNKNOWN) is phase
-        assert all(a[0] < b[0] and a[1] is not b[1] for a, b in zip(series, series[1:], strict=False))
+        assert all(a[0] < b[0] and a[1] is not b[1] for a, b in pairwise(series))

@@ -91,7 +91,7 @@ def test_due():
 @pytest.mark.parametrize("every", [0, -1, 1.5, True, "often", None])
 def test_periods_that_are_none_say_so(every):
     for probe in (Distortion, Sharpness):
-        with pytest.raises((ValueError, TypeError), match="period|number|every_n_steps"):
+        with pytest.raises((ValueError, TypeError), match=r"period|number|every_n_steps"):
             probe(every_n_steps=every)
 
 
