@@ -1,6 +1,6 @@
 """Finding the neurons of the module that trains, and saying what could not be found."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -35,21 +35,17 @@ def discover(
     def step(model: nn.Module) -> Any:
         return run_training_step(cast(LightningModule, model), batch)
 
-    def find(run: Callable[[nn.Module], Any] | None) -> Sequence[NeuronGroup]:
-        if groups is None:
-            return find_neuron_groups(module, run=run, seed=seed)
-        unproved = [group for group in groups if group.status == "declared"] if run is not None else []
-        proved = {group.name: group for group in verify_groups(module, unproved, run, seed=seed)} if run else {}
-        return [proved.get(group.name, group) for group in groups]
-
     try:
-        with training_loss(trainer, module, batch, seed=seed):
-            found = find(step)
-    except ProbeUnavailable:
         try:
-            found = find(None)
-        except Exception as error:
-            return (), [Problem(f"No neurons found: {error}")]
+            with training_loss(trainer, module, batch, seed=seed):
+                if groups is None:
+                    found = find_neuron_groups(module, run=step, seed=seed)
+                else:
+                    unproved = [group for group in groups if group.status == "declared"]
+                    proved = {group.name: group for group in verify_groups(module, unproved, step, seed=seed)}
+                    found = [proved.get(group.name, group) for group in groups]
+        except ProbeUnavailable:
+            found = find_neuron_groups(module, seed=seed) if groups is None else groups
     except Exception as error:
         return (), [Problem(f"No neurons found: {error or type(error).__name__}")]
     if not any(group.n > 1 for group in found):

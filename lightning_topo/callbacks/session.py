@@ -186,11 +186,12 @@ class Session:
         for problem in problems:
             self._fail("neurons", problem.group, problem.message, problem.remedy, step)
         self._refer(step, epoch, resumed=saved is not None)
-        for probe in self._probes:
-            if not _needs_step(probe):
-                self._measure([probe], step)
+        for probe in tuple(self._probes):
+            # A step that was not taken yet has the identity's values, and a resumed state has been recorded already.
+            if saved is not None or _needs_step(probe):
+                self._preview(probe, step)
             else:
-                self._publish_identity(probe, step)
+                self._measure([probe], step)
         self._publish(step, log=log_period(self._trainer) > 1)
 
     def _open_record(self, saved: Mapping[str, Any] | None) -> RecordWriter | None:
@@ -232,33 +233,39 @@ class Session:
                 )
             )
 
-    def _publish_identity(self, probe: Probe, step: int) -> None:
-        """Before the first step, the values of a step are those of the identity: published, but not recorded."""
-        result = ProbeResult.of(probe.measure(self._capture(probe, step, self._clouds())))
-        for group, values in result.values.items():
-            self._journal.publisher.take(group, values)
+    def _preview(self, probe: Probe, step: int) -> None:
+        """Publish what a probe sees before the first step, without recording it."""
+        if (result := self._run(probe, step, self._clouds())) is not None:
+            for group, values in result.values.items():
+                self._journal.publisher.take(group, values)
 
     # --- measuring -------------------------------------------------------------------------------------------------
 
     def _measure(self, probes: Sequence[Probe], step: int) -> None:
         now = self._clouds()
         for probe in probes:
-            began = time.perf_counter()
-            try:
-                result = ProbeResult.of(probe.measure(self._capture(probe, step, now)))
-            except ProbeUnavailable as error:
-                self._probes.remove(probe)
-                self._fail(probe.name, GLOBAL, f"{probe.name} is switched off: {error}", error.remedy, step)
-                continue
-            except Exception as error:
-                if self._settings.on_error == "raise":
-                    raise
-                self._fail(probe.name, GLOBAL, f"{probe.name} failed: {error or type(error).__name__}", _GO_ON, step)
-                continue
-            self._pacer.spent(probe.name, time.perf_counter() - began)
-            self._previous[probe.name] = result
-            self._take(probe, step, result)
-        self._before = (step, now) if any(_needs_step(probe) for probe in probes) else None
+            if (result := self._run(probe, step, now)) is not None:
+                self._take(probe, step, result)
+        if any(_needs_step(probe) for probe in probes):
+            self._before = (step, now.gather())
+
+    def _run(self, probe: Probe, step: int, now: Clouds) -> ProbeResult | None:
+        """What a probe finds; None, with an event, where it fails."""
+        began = time.perf_counter()
+        try:
+            result = ProbeResult.of(probe.measure(self._capture(probe, step, now)))
+        except ProbeUnavailable as error:
+            self._probes.remove(probe)
+            self._fail(probe.name, GLOBAL, f"{probe.name} is switched off: {error}", error.remedy, step)
+            return None
+        except Exception as error:
+            if self._settings.on_error == "raise":
+                raise
+            self._fail(probe.name, GLOBAL, f"{probe.name} failed: {error or type(error).__name__}", _GO_ON, step)
+            return None
+        self._pacer.spent(probe.name, time.perf_counter() - began)
+        self._previous[probe.name] = result
+        return result
 
     def _capture(self, probe: Probe, step: int, now: Clouds) -> Capture:
         before = self._before[1] if self._before is not None and self._before[0] == step - 1 else None
@@ -319,8 +326,9 @@ class Session:
         overhead = self._spent / max(time.perf_counter() - self._began, 1e-9)
         self._journal.publisher.take(GLOBAL, {"phase": float(self._journal.detector.phase), "overhead": overhead})
         self._trainer.callback_metrics.update(self._journal.publisher.metrics())
-        if log and self._trainer.is_global_zero:
-            row = self._journal.publisher.row()
+        # Taken on every rank, so that "since the last log" means the same on each.
+        row = self._journal.publisher.row() if log else {}
+        if row and self._trainer.is_global_zero:
             for logger in self._trainer.loggers:
                 # Lightning's rows count from 0: the k-th step's values stand under k - 1.
                 logger.log_metrics(row, step=max(step - 1, 0))

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, read_record
 from lightning_topo.neurons import NeuronGroup, ParamSlice, declare_neurons
+from lightning_topo.phases import replay
 from tests.callbacks.training import Classifier, Weights, dataset, fit, loader
 
 
@@ -178,6 +179,17 @@ def test_two_optimizers_by_hand(tmp_path):
     (event,) = [e for e in monitor.events if e.name == "probe_failed"]
     assert "manual optimization" in event.message
     assert "loss_fn" in event.remedy
+
+
+def test_neurons_are_found_by_the_forward_pass_where_the_training_step_steps(tmp_path):
+    class Forward(TwoOptimizers):
+        def forward(self, x):
+            return self.net(x)
+
+    monitor = TopologyMonitor([Distortion(every_n_steps=1)], report=False)
+    fit(Forward(), [monitor], root=tmp_path)
+    assert {group.name: group.status for group in monitor.groups} == {"net.0": "verified", "net.3": "verified"}
+    assert monitor.events == ()
 
 
 def declared():
@@ -351,6 +363,10 @@ def test_resume_goes_on_with_the_same_record(tmp_path):
     totals = [m.values["total_expansion"] for m in lines(second, "distortion", "net.0")]
     assert totals[16] == pytest.approx(totals[15], rel=0.1)
     assert totals[16] > 1.01
+    # What the detector saw live is what a replay of the record sees.
+    sharpness = [m.step for m in record.measurements if m.probe == "sharpness"]
+    assert sharpness == list(range(0, 33, 4))
+    assert replay(record.measurements).state == second._session._journal.detector
 
     third = dense()
     fit(Classifier(), [third], root=tmp_path, max_epochs=1)
