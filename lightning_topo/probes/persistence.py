@@ -1,6 +1,5 @@
 """The persistent homology of every group's neurons."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +11,7 @@ from lightning_topo.homology import (
     PersistenceDiagram,
     betti_number,
     log_bottleneck,
+    log_bottleneck_bound,
     max_persistence,
     persistence,
     persistence_entropy,
@@ -111,9 +111,9 @@ class Persistence:
             for k in range(self.max_dim + 1)
         }
         if all(block.diagram.exact for block in now.values()):
-            maps = [step_distortion(before[name].points, block.points) for name, block in now.items()]
             values["log_bottleneck_bound"] = max(
-                max(math.log(m.expansion), -math.log(m.contraction) if m.contraction > 0 else math.inf) for m in maps
+                log_bottleneck_bound(step_distortion(before[name].points, block.points))
+                for name, block in now.items()
             )
         return values
 
