@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lightning_topo.callbacks import TopologyMonitor
     from lightning_topo.geometry import StepDistortion, step_distortion
     from lightning_topo.homology import PersistenceDiagram, persistence
-    from lightning_topo.neurons import NeuronGroup, find_neuron_groups
+    from lightning_topo.neurons import NeuronGroup, declare_neurons, find_neuron_groups
     from lightning_topo.phases import Phase, TopologyEvent
     from lightning_topo.probes import Distortion, Persistence, Sharpness
     from lightning_topo.record import RunRecord, read_record
@@ -20,7 +20,7 @@ _HOMES = {
     "callbacks": ("TopologyMonitor",),
     "geometry": ("StepDistortion", "step_distortion"),
     "homology": ("PersistenceDiagram", "persistence"),
-    "neurons": ("NeuronGroup", "find_neuron_groups"),
+    "neurons": ("NeuronGroup", "declare_neurons", "find_neuron_groups"),
     "phases": ("Phase", "TopologyEvent"),
     "probes": ("Distortion", "Persistence", "Sharpness"),
     "record": ("RunRecord", "read_record"),
@@ -40,6 +40,7 @@ __all__ = [
     "StepDistortion",
     "TopologyEvent",
     "TopologyMonitor",
+    "declare_neurons",
     "find_neuron_groups",
     "persistence",
     "read_record",

@@ -112,8 +112,7 @@ class Persistence:
         }
         if all(block.diagram.exact for block in now.values()):
             values["log_bottleneck_bound"] = max(
-                log_bottleneck_bound(step_distortion(before[name].points, block.points))
-                for name, block in now.items()
+                log_bottleneck_bound(step_distortion(before[name].points, block.points)) for name, block in now.items()
             )
         return values
 

@@ -2,7 +2,10 @@
 
 import pickle
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from lightning_topo.metrics import (
     functional,
 )
 
+ROOT = Path(__file__).parents[2]
 MAX_DIM = 1 if available_engines() else 0
 
 
@@ -140,27 +144,38 @@ def test_bad_arguments():
         CriticalRatio().update(torch.tensor([[0.0], [torch.nan]]), torch.zeros(2, 1))
 
 
-def _replica(rank: int, port: int, expected: list[torch.Tensor]) -> None:
-    """One of two processes that hold the same weights."""
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        for (make, _, arity), value in zip(EVERY, expected, strict=True):
-            metric = make()
-            for seed in range(2):
-                metric.update(*[cloud(seed + i) for i in range(arity)])
-            torch.testing.assert_close(metric.compute(), value)
-    finally:
-        torch.distributed.destroy_process_group()
+REPLICA = """
+import sys
+import torch
+from tests.metrics.test_metrics import EVERY, cloud
 
-
-def test_replicas_are_not_counted_twice():
-    expected = []
+def computed():
     for make, _, arity in EVERY:
         metric = make()
         for seed in range(2):
             metric.update(*[cloud(seed + i) for i in range(arity)])
-        expected.append(metric.compute())
+        yield metric.compute()
+
+alone = list(computed())
+torch.distributed.init_process_group(
+    "gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=int(sys.argv[1]), world_size=2
+)
+for together, expected in zip(computed(), alone, strict=True):
+    torch.testing.assert_close(together, expected)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_replicas_are_not_counted_twice():
+    """Two processes that hold the same weights find what one finds."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.start_processes(_replica, (port, expected), nprocs=2, start_method="fork")
+    # Processes of their own: to fork one that has threads can hang.
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", REPLICA, str(rank), str(port)], stderr=subprocess.PIPE, cwd=ROOT)
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=120)
+        assert rank.returncode == 0, errors.decode()
