@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_topo.callbacks.protection import unchanged
 from lightning_topo.probes import ProbeUnavailable
 from lightning_topo.probes.probe import LossFn
+from lightning_topo.protection import unchanged
 
 MIN_SAMPLES = 256
 """32 samples bias the sharpness upwards by 25-43 %, 256 by 0-4 %."""

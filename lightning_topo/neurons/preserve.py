@@ -1,7 +1,6 @@
 """Run a model on other tensors and leave no trace of it: the one place where the model is executed."""
 
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from lightning_topo.neurons.group import clean_name
+from lightning_topo.protection import unchanged
 
 Run = Callable[[nn.Module], Any]
 
@@ -46,12 +46,12 @@ def named_state(model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Te
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; modes, attributes and random state are afterwards as before."""
-    attributes = [(module, dict(vars(module)), _mutable_copies(module)) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     generators = (random.getstate(), np.random.get_state())  # noqa: NPY002 - the state that user code draws from
     devices = _cuda_devices(model)
     fused = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     with ExitStack() as stack:
+        stack.enter_context(unchanged(model))
         stack.enter_context(torch.random.fork_rng(devices=devices))
         if hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -61,11 +61,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             _fused_kernels(*fused)
-            for module, before, copies in attributes:
-                vars(module).update(before)
-                for name in vars(module).keys() - before.keys():
-                    del vars(module)[name]
-                _restore(before, copies)
             for parameter, requires_grad, grad in parameters:  # a training step may toggle its optimizers
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = grad
@@ -96,30 +91,6 @@ def _cuda_devices(model: nn.Module) -> list[int]:
 def _all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
-
-
-def _mutable_copies(module: nn.Module) -> dict[str, Any]:
-    """Copies of what running a module may change in place: hooks, metrics, caches, counters in lists."""
-    copies: dict[str, Any] = {}
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor):
-            copies[name] = value.detach().clone()
-        elif type(value) in (list, dict, set, OrderedDict):
-            copies[name] = value.copy()
-    return copies
-
-
-def _restore(before: dict[str, Any], copies: dict[str, Any]) -> None:
-    for name, copy in copies.items():
-        value = before[name]
-        if isinstance(value, Tensor):
-            if not torch.equal(value, copy):
-                value.data.copy_(copy)
-        elif isinstance(value, list):
-            value[:] = copy
-        else:
-            value.clear()
-            value.update(copy)
 
 
 def significant(output: Any) -> list[Tensor]:

@@ -6,7 +6,7 @@ import torch
 import torchmetrics
 from torch import nn
 
-from lightning_topo.callbacks.protection import unchanged
+from lightning_topo.protection import unchanged
 
 
 class Busy(nn.Module):
