@@ -5,13 +5,13 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_topo.callbacks.findings import Findings
-from lightning_topo.callbacks.lightning_internals import epochs_finished
-from lightning_topo.callbacks.monitor import TopologyMonitor
+from lightning_topo.callbacks.lightning_internals import epochs_finished, is_trial_run
+from lightning_topo.callbacks.monitor import monitors
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.phases import EventName
 from lightning_topo.probes import Persistence
@@ -196,13 +196,13 @@ class TopologyEarlyStopping(Callback):
         if stage != "fit":
             return
         self._counted, self.stopping_reason, self.stopped_epoch, self._groups_checked = StopState(), None, 0, False
-        monitors = _monitors(trainer)
-        if not monitors:
+        watching = monitors(trainer)
+        if not watching:
             raise MisconfigurationException(
                 "TopologyEarlyStopping counts what a TopologyMonitor finds, and there is none: add one, as in "
                 "Trainer(callbacks=[TopologyMonitor(), TopologyEarlyStopping(...)])."
             )
-        probes = [probe for monitor in monitors for probe in monitor.settings.probes]
+        probes = [probe for monitor in watching for probe in monitor.settings.probes]
         if self.rules.patience is not None and not any(isinstance(probe, Persistence) for probe in probes):
             raise MisconfigurationException(
                 "TopologyEarlyStopping(patience=...) counts captures of persistence diagrams, and there are none: add "
@@ -248,7 +248,7 @@ class TopologyEarlyStopping(Callback):
 
     def _decide(self, trainer: Trainer) -> None:
         """Stop if any process has a reason to, and enough epochs are over."""
-        if self.stopping_reason is not None or trainer.fast_dev_run or epochs_finished(trainer) < self.min_epochs:
+        if self.stopping_reason is not None or is_trial_run(trainer) or epochs_finished(trainer) < self.min_epochs:
             return
         reason = reason_to_stop(self._counted, self.rules)
         if not trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
@@ -257,7 +257,7 @@ class TopologyEarlyStopping(Callback):
         self.stopping_reason, self.stopped_epoch = reason or _ELSEWHERE, trainer.current_epoch
         rank_zero_info(self.stopping_reason)
         values = {"stopped": 1.0, "quiet_captures": float(self._counted.quiet_captures)}
-        for monitor in _monitors(trainer):
+        for monitor in monitors(trainer):
             monitor.note_stop(values | {name: float(n) for name, n in self._counted.counts.items()})
         self._counted = StopState(step=self._counted.step)
 
@@ -266,7 +266,7 @@ class TopologyEarlyStopping(Callback):
         if self._groups_checked or self.rules.groups is None:
             return
         self._groups_checked = True
-        names = [group.name for monitor in _monitors(trainer) for group in monitor.groups]
+        names = [group.name for monitor in monitors(trainer) for group in monitor.groups]
         for pattern in self.rules.groups:
             if not any(fnmatchcase(name, pattern) for name in names):
                 rank_zero_warn(f"TopologyEarlyStopping: no group of neurons fits {pattern!r}; there are {names}.")
@@ -279,8 +279,3 @@ def _event_names(stop_on: str | Iterable[str] | None) -> tuple[EventName, ...]:
         if name not in known:
             raise ValueError(f"expected stop_on among {', '.join(known)}, got {name!r}")
     return tuple(EventName(name) for name in names)
-
-
-def _monitors(trainer: Trainer) -> list[TopologyMonitor]:
-    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # set without being declared
-    return [callback for callback in callbacks if isinstance(callback, TopologyMonitor)]

@@ -25,7 +25,12 @@ def is_last_of_epoch(trainer: Trainer) -> bool:
 
 def epochs_finished(trainer: Trainer) -> int:
     """How many epochs are over; in `on_train_epoch_end`, with the present one, as `Trainer(min_epochs=...)` counts."""
-    return trainer.fit_loop.epoch_progress.current.processed
+    return getattr(trainer.fit_loop.epoch_progress.current, "processed")  # noqa: B009 - of an undeclared type
+
+
+def is_trial_run(trainer: Trainer) -> bool:
+    """`Trainer(fast_dev_run=...)`: only to see whether everything runs."""
+    return bool(getattr(trainer, "fast_dev_run"))  # noqa: B009 - set without being declared
 
 
 def log_period(trainer: Trainer) -> int:

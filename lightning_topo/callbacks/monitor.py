@@ -171,7 +171,7 @@ class TopologyMonitor(Callback):
         findings = None if self._session is None else self._session.take_findings()
         if findings is None:
             return
-        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]  # set without being declared
+        for callback in _callbacks(trainer):
             listen = getattr(callback, "on_topology_findings", None)
             if listen is not None:
                 listen(trainer, pl_module, findings)
@@ -198,3 +198,12 @@ class TopologyMonitor(Callback):
             if self.settings.on_error == "raise":
                 raise
             rank_zero_warn(f"TopologyMonitor {what} ({type(error).__name__}: {error}). Training goes on.")
+
+
+def monitors(trainer: Trainer) -> list[TopologyMonitor]:
+    """The trainer's monitors, in the order of its callbacks."""
+    return [callback for callback in _callbacks(trainer) if isinstance(callback, TopologyMonitor)]
+
+
+def _callbacks(trainer: Trainer) -> list[Any]:
+    return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # set without being declared
