@@ -228,14 +228,25 @@ def test_an_update_to_infinity_is_dropped(tmp_path, mode):
     assert torch.isfinite(weights.seen[-1]["net.0.weight"]).all()
 
 
-def test_equal_neurons_do_not_stop_the_training(tmp_path):
-    """Equal neurons may split by rounding, and then differ by less than it: no factor mends that."""
-    torch.manual_seed(0)
+class Rounding(L.Callback):
+    """The noise that a GPU's summation in no fixed order leaves in the gradients."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        for p in pl_module.parameters():
+            p.grad *= 1 + 1e-7 * torch.randn_like(p)
+
+
+@pytest.mark.parametrize(
+    "options", [{"momentum": 0.9}, {"optimizer": torch.optim.Adam, "lr": 0.01}], ids=["sgd", "adam"]
+)
+def test_equal_neurons_that_rounding_splits_do_not_stop_the_training(tmp_path, options):
+    """By rounding alone they may move by more than their distance, which no factor mends."""
     guard, weights = TopologyStepGuard(LIMIT), Weights()
-    fit(Twins(gap=0.0, width=8, lr=0.1, momentum=0.9), [guard, weights], root=tmp_path, max_epochs=10)
-    assert guard.n_updates == 80
-    assert guard.n_dropped == 0
-    assert not torch.equal(weights.seen[-2]["net.0.weight"], weights.seen[-1]["net.0.weight"])
+    fit(made(Twins, gap=0.0, **options), [guard, weights, Rounding()], root=tmp_path, max_epochs=10)
+    x = GROUPS[0].gather(weights.seen[-1])
+    assert not torch.equal(x[::2], x[1::2])
+    assert max(ratios(weights)) > 1.0
+    assert (guard.n_updates, guard.n_held) == (80, 0)
 
 
 def test_skip_drops_what_is_too_large(tmp_path):
