@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_topo.callbacks import TopologyMonitor
+    from lightning_topo.callbacks import TopologyEarlyStopping, TopologyMonitor, TopologyStepGuard
     from lightning_topo.geometry import StepDistortion, step_distortion
     from lightning_topo.homology import PersistenceDiagram, persistence
     from lightning_topo.neurons import NeuronGroup, declare_neurons, find_neuron_groups
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning_topo.stability import SharpnessEstimate, sharpness
 
 _HOMES = {
-    "callbacks": ("TopologyMonitor",),
+    "callbacks": ("TopologyEarlyStopping", "TopologyMonitor", "TopologyStepGuard"),
     "geometry": ("StepDistortion", "step_distortion"),
     "homology": ("PersistenceDiagram", "persistence"),
     "neurons": ("NeuronGroup", "declare_neurons", "find_neuron_groups"),
@@ -38,8 +38,10 @@ __all__ = [
     "Sharpness",
     "SharpnessEstimate",
     "StepDistortion",
+    "TopologyEarlyStopping",
     "TopologyEvent",
     "TopologyMonitor",
+    "TopologyStepGuard",
     "declare_neurons",
     "find_neuron_groups",
     "persistence",

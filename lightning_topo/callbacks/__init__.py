@@ -1,5 +1,8 @@
 """The callbacks: the only place, beside the demo, that knows Lightning."""
 
+from lightning_topo.callbacks.early_stopping import TopologyEarlyStopping
+from lightning_topo.callbacks.findings import Findings
 from lightning_topo.callbacks.monitor import TopologyMonitor
+from lightning_topo.callbacks.step_guard import TopologyStepGuard
 
-__all__ = ["TopologyMonitor"]
+__all__ = ["Findings", "TopologyEarlyStopping", "TopologyMonitor", "TopologyStepGuard"]

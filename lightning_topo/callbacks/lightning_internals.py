@@ -15,6 +15,24 @@ def batches_stepped(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
+def is_last_of_epoch(trainer: Trainer) -> bool:
+    """In `on_train_batch_end`: whether no batch will follow in this epoch.
+
+    False where only a callback can end the epoch early.
+    """
+    return trainer.fit_loop.epoch_loop._is_training_done
+
+
+def epochs_finished(trainer: Trainer) -> int:
+    """How many epochs are over; in `on_train_epoch_end`, with the present one, as `Trainer(min_epochs=...)` counts."""
+    return getattr(trainer.fit_loop.epoch_progress.current, "processed")  # noqa: B009 - of an undeclared type
+
+
+def is_trial_run(trainer: Trainer) -> bool:
+    """`Trainer(fast_dev_run=...)`: only to see whether everything runs."""
+    return bool(getattr(trainer, "fast_dev_run"))  # noqa: B009 - set without being declared
+
+
 def log_period(trainer: Trainer) -> int:
     """`Trainer(log_every_n_steps=...)`: after how many steps a row goes to the loggers; 0 for never."""
     return getattr(trainer, "log_every_n_steps")  # noqa: B009 - set without being declared

@@ -91,6 +91,17 @@ class TopologyMonitor(Callback):
         """The run folder of the present or last fit; None before it, and where none could be written."""
         return None if self._session is None else self._session.dirpath
 
+    def note_proposal(self, group: str, ratio: float) -> None:
+        """Take in the critical ratio of an update that a guard did not let pass as it was."""
+        if self._session is not None:
+            self._session.proposed(group, ratio)
+
+    def note_stop(self, values: Mapping[str, float]) -> None:
+        """Take in that a gate stops the training, with the numbers that made it."""
+        with self._guarded("could not note that training was stopped"):
+            if self._session is not None:
+                self._session.stopped(values)
+
     @property
     def state_key(self) -> str:
         """Distinguishes several monitors in one checkpoint."""
@@ -104,6 +115,7 @@ class TopologyMonitor(Callback):
             batch = sample_batch(trainer, self.settings.seed)
             if batch is not None:
                 self._begin(trainer, pl_module, batch)
+        self._tell(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._waits_for_batch:
@@ -111,6 +123,7 @@ class TopologyMonitor(Callback):
         with self._guarded("could not capture the neurons before a step"):
             if self._session is not None:
                 self._session.before_batch()
+        self._tell(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -118,11 +131,13 @@ class TopologyMonitor(Callback):
         with self._guarded("could not measure a step"):
             if self._session is not None:
                 self._session.after_batch(outputs)
+        self._tell(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._guarded("could not measure an epoch"):
             if self._session is not None:
                 self._session.after_epoch()
+        self._tell(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
@@ -151,6 +166,16 @@ class TopologyMonitor(Callback):
         # Neither the live session nor what Lightning attaches (`log`, bound to the module) belongs to a copy.
         return {"settings": self.settings, "_session": None, "_saved": self._saved, "_waits_for_batch": False}
 
+    def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give fresh findings to every callback that wants them."""
+        findings = None if self._session is None else self._session.take_findings()
+        if findings is None:
+            return
+        for callback in _callbacks(trainer):
+            listen = getattr(callback, "on_topology_findings", None)
+            if listen is not None:
+                listen(trainer, pl_module, findings)
+
     def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         self._waits_for_batch = False
         saved, self._saved = self._saved, None
@@ -173,3 +198,12 @@ class TopologyMonitor(Callback):
             if self.settings.on_error == "raise":
                 raise
             rank_zero_warn(f"TopologyMonitor {what} ({type(error).__name__}: {error}). Training goes on.")
+
+
+def monitors(trainer: Trainer) -> list[TopologyMonitor]:
+    """The trainer's monitors, in the order of its callbacks."""
+    return [callback for callback in _callbacks(trainer) if isinstance(callback, TopologyMonitor)]
+
+
+def _callbacks(trainer: Trainer) -> list[Any]:
+    return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # set without being declared

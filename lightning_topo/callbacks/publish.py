@@ -18,6 +18,7 @@ LogGroups = Literal["worst", "all"] | Sequence[str]
 # Of these, the extreme since the last log is published: one bad step between two logs must not be lost.
 _SINCE_LAST_LOG: dict[str, Callable[[float, float], float]] = {
     "critical_ratio": max,
+    "proposed_critical_ratio": max,
     "expansion": max,
     "log_distortion": max,
     "contraction": min,
@@ -74,7 +75,7 @@ class Publisher:
             if name in _RECORD_ONLY:
                 continue
             self._merge((group, name), value)
-            if name == "critical_ratio" and group != GLOBAL:
+            if name in ("critical_ratio", "proposed_critical_ratio") and group != GLOBAL:
                 self._merge((GLOBAL, name), value)
 
     def _merge(self, at: tuple[str, str], value: float) -> None:

@@ -12,8 +12,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_topo.callbacks.discovery import discover
+from lightning_topo.callbacks.findings import Findings
 from lightning_topo.callbacks.journal import Journal
-from lightning_topo.callbacks.lightning_internals import batches_stepped, log_period, run_folder
+from lightning_topo.callbacks.lightning_internals import batches_stepped, is_last_of_epoch, log_period, run_folder
 from lightning_topo.callbacks.publish import LogGroups, Publisher
 from lightning_topo.callbacks.training_loss import training_loss
 from lightning_topo.measurement import GLOBAL, Measurement
@@ -81,6 +82,10 @@ class Session:
         self._before: tuple[int, Clouds] | None = None
         self._previous: dict[str, ProbeResult] = {}
         self._failing: set[tuple[str, str]] = set()
+        self._proposed: dict[str, float] = {}
+        self._found: dict[str, Mapping[str, Mapping[str, float]]] | None = None
+        self._found_at = self._n_events_told = 0
+        self._epoch_measured = -1
         self._probes = list(settings.probes)
         self._pacer = settings.pacer()
         self._every_recorded: dict[str, int] = dict(self._pacer.every)
@@ -115,27 +120,46 @@ class Session:
         """Measure what is due, if the batch has led to a step."""
         with self._timed():
             stepped, self._stepped = self._stepped, False
-            if not stepped:
-                return
             step = batches_stepped(self._trainer) + 1
-            if due := self._due("step", step):
-                self._note_loss(step, outputs)
-                self._measure(due, step)
-            if step % REPACE_STEPS == 0:
-                self._repace(step)
-            self._publish(step, log=_divides(log_period(self._trainer), step))
+            if stepped:
+                if due := self._due("step", step):
+                    self._note_loss(step, outputs)
+                    self._measure(due, step)
+                if step % REPACE_STEPS == 0:
+                    self._repace(step)
+                self._publish(step, log=_divides(log_period(self._trainer), step))
+            self._proposed.clear()
+            # Before validation and every hook at the epoch's end, so that these see the new values in any order.
+            if is_last_of_epoch(self._trainer):
+                self._measure_epoch(step)
 
     def after_epoch(self) -> None:
-        """Measure what is due at the end of an epoch."""
+        """Measure what is due at the end of an epoch, unless its last batch was known to be the last."""
         with self._timed():
-            step, epoch = batches_stepped(self._trainer), self._trainer.current_epoch
-            due = self._due("epoch", epoch + 1)
-            if due:
-                self._measure(due, step)
-            self._repace(step)
-            self._publish(step, log=bool(due))
+            if self._epoch_measured != self._trainer.current_epoch:
+                self._measure_epoch(batches_stepped(self._trainer))
         if time.perf_counter() - self._reported > REPORT_SECONDS:
             self.write_report()
+
+    def proposed(self, group: str, ratio: float) -> None:
+        """Note the critical ratio of an update that a guard did not let pass as it was, until the batch is over."""
+        self._proposed[group] = max(ratio, self._proposed.get(group, 0.0))
+
+    def stopped(self, values: Mapping[str, float]) -> None:
+        """Note that a gate stops the training, in the record and under `topology/stopped`."""
+        step, publisher = self._found_at, self._journal.publisher
+        self._journal.noted(Measurement(step, self._trainer.current_epoch, "gate", GLOBAL, values))
+        publisher.take(GLOBAL, {"stopped": 1.0})
+        self._publish(step, log=True)
+
+    def take_findings(self) -> Findings | None:
+        """What was measured and what happened since this was last asked; None where nothing was measured."""
+        if self._found is None:
+            return None
+        found, self._found = self._found, None
+        events = tuple(self._journal.events[self._n_events_told :])
+        self._n_events_told += len(events)
+        return Findings(self._found_at, self._trainer.current_epoch, found, events)
 
     def close(self) -> bool:
         """Finish: release the optimizers, close the record, write the report. False if that was done already."""
@@ -243,11 +267,21 @@ class Session:
 
     def _measure(self, probes: Sequence[Probe], step: int) -> None:
         now = self._clouds()
+        self._found, self._found_at = self._found or {}, step
         for probe in probes:
             if (result := self._run(probe, step, now)) is not None:
+                self._found[probe.name] = result.values
                 self._take(probe, step, result)
         if any(_needs_step(probe) for probe in probes):
             self._before = (step, now.gather())
+
+    def _measure_epoch(self, step: int) -> None:
+        self._epoch_measured = self._trainer.current_epoch
+        due = self._due("epoch", self._epoch_measured + 1)
+        if due:
+            self._measure(due, step)
+        self._repace(step)
+        self._publish(step, log=bool(due))
 
     def _run(self, probe: Probe, step: int, now: Clouds) -> ProbeResult | None:
         """What a probe finds; None, with an event, where it fails."""
@@ -288,6 +322,8 @@ class Session:
         epoch = self._trainer.current_epoch
         for group, values in result.values.items():
             self._failing.discard((probe.name, group))
+            if group in self._proposed and _needs_step(probe):
+                values = {**values, "proposed_critical_ratio": self._proposed[group]}
             self._journal.measured(Measurement(step, epoch, probe.name, group, values))
         for group, message in result.failures.items():
             self._fail(probe.name, group, f"{probe.name} could not measure {group}: {message}", _GO_ON, step)

@@ -6,6 +6,7 @@ from lightning_topo.geometry.distances import check_cloud, diameter, pairwise_di
 from lightning_topo.geometry.distortion import StepDistortion, step_distortion
 from lightning_topo.geometry.landmarks import Landmarks, farthest_point_landmarks
 from lightning_topo.geometry.quantiles import DistortionQuantiles, distortion_quantiles
+from lightning_topo.geometry.resolution import resolved_critical_ratio
 
 __all__ = [
     "DistortionQuantiles",
@@ -18,6 +19,7 @@ __all__ = [
     "farthest_point_landmarks",
     "pairwise_distances",
     "projected_step_distortion",
+    "resolved_critical_ratio",
     "sampled_step_distortion",
     "step_distortion",
 ]

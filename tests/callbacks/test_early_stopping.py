@@ -1,0 +1,388 @@
+"""Gates on real trainings: ours, and Lightning's own over our keys."""
+
+import json
+import logging
+import math
+import subprocess
+
+import lightning as L
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_topo import Distortion, Persistence, Sharpness, TopologyEarlyStopping, TopologyMonitor, read_record
+from lightning_topo.callbacks import Findings
+from lightning_topo.callbacks.early_stopping import StopRules, StopState, advance, reason_to_stop
+from lightning_topo.phases import EventName, TopologyEvent
+from tests.callbacks.test_processes import script
+from tests.callbacks.training import Classifier, fit, loader
+
+BREAKDOWN = "topology_breakdown"
+
+
+class Kick(L.Callback):
+    """Makes the steps into which it is told to kick far too large."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        lr = 3000.0 if trainer.fit_loop.epoch_loop._batches_that_stepped + 1 in self.steps else 1e-3
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
+def watcher(**options):
+    return TopologyMonitor(
+        **({"probes": [Distortion(every_n_steps=1)], "report": False, "on_error": "raise"} | options)
+    )
+
+
+def stop_step(trainer):
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+# --- counting ---------------------------------------------------------------------------------------------------------
+
+
+def event(step, name=EventName.TOPOLOGY_BREAKDOWN, group="net.0"):
+    return TopologyEvent(name, step, 0, group)
+
+
+def seen(step, *events, change=None, group="net.0"):
+    values = (
+        {} if change is None else {"persistence": {group: {"log_bottleneck_0": change, "log_bottleneck_bound": 9.0}}}
+    )
+    return Findings(step, 0, values, events)
+
+
+def after(rules, *findings):
+    state = StopState()
+    for each in findings:
+        state = advance(state, each, rules)
+    return state
+
+
+def test_only_events_in_question_within_the_groups_count():
+    rules = StopRules(min_count=2, groups=("enc.*",))
+    other = event(1, EventName.GAP, "")
+    state = after(rules, seen(1, other, event(1, group="dec.0")), seen(2, event(2, group="enc.1")))
+    assert dict(state.counts) == {BREAKDOWN: 1}
+    assert reason_to_stop(state, rules) is None
+    state = advance(state, seen(3, event(3, group="enc.0")), rules)
+    assert "topology_breakdown at step 3 in enc.0" in reason_to_stop(state, rules)
+    everywhere = StopRules((EventName.EDGE_OF_STABILITY_ENTER,), groups=("enc.*",))
+    assert after(everywhere, seen(5, event(5, EventName.EDGE_OF_STABILITY_ENTER, ""))).n_events == 1
+
+
+def test_quiet_captures_are_counted_in_a_row():
+    rules = StopRules((), patience=2, tolerance=0.1)
+    still = [seen(step, change=0.05) for step in range(8)]
+    assert after(rules, still[1], still[2]).quiet_captures == 2
+    assert after(rules, still[1], seen(2, change=0.2), still[3]).quiet_captures == 1
+    assert after(rules, still[1], seen(2, change=math.nan), still[3]).quiet_captures == 1
+    assert after(rules, still[1], seen(2, change=math.inf)).quiet_captures == 0
+    # An event between two captures, whenever it came.
+    assert after(rules, still[1], seen(2, event(2)), still[3], still[4]).quiet_captures == 1
+    # Not a capture, or its first: nothing to compare with.
+    assert after(rules, still[1], seen(2), seen(3)).quiet_captures == 1
+    # A resume is no event of the network's, and what it measures again does not count again.
+    assert after(rules, still[3], seen(3, event(3, EventName.GAP, ""), change=0.05), still[4]).quiet_captures == 2
+    elsewhere = StopRules((), patience=2, groups=("dec",))
+    assert after(elsewhere, seen(1, event(1), change=3.0), seen(2, change=0.0, group="dec")).quiet_captures == 1
+    assert "2 captures in a row" in reason_to_stop(after(rules, *still[:2]), rules)
+
+
+def test_parameters_are_checked():
+    for options, match in (
+        ({"stop_on": "topology_brakedown"}, "topology_breakdown, .*got 'topology_brakedown'"),
+        ({"stop_on": ["gap", "nothing"]}, "got 'nothing'"),
+        ({"stop_on": ()}, "a patience"),
+        ({"min_count": 0}, "min_count"),
+        ({"patience": 0}, "patience"),
+        ({"min_epochs": -1}, "min_epochs"),
+        ({"tolerance": -1.0}, "tolerance"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            TopologyEarlyStopping(**options)
+    assert TopologyEarlyStopping(EventName.GAP).rules == TopologyEarlyStopping(["gap"]).rules
+    assert TopologyEarlyStopping("gap").state_key != TopologyEarlyStopping("gap", min_count=2).state_key
+
+
+# --- in training ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gate_first", [True, False])
+@pytest.mark.parametrize("stop_on", [BREAKDOWN, EventName.TOPOLOGY_BREAKDOWN, ["gap", BREAKDOWN]], ids=str)
+def test_it_stops_at_the_very_step_and_says_why(tmp_path, gate_first, stop_on, caplog):
+    monitor, gate = watcher(), TopologyEarlyStopping(stop_on)
+    callbacks = [gate, monitor, Kick(11)] if gate_first else [monitor, gate, Kick(11)]
+    logger = CSVLogger(tmp_path)
+    with caplog.at_level(logging.INFO):
+        trainer = fit(Classifier(), callbacks, root=tmp_path, max_epochs=4, logger=logger, log_every_n_steps=50)
+    assert stop_step(trainer) == 11
+    assert "topology_breakdown at step 11 in net." in gate.stopping_reason
+    assert gate.stopping_reason_message == gate.stopping_reason
+    assert gate.stopped_epoch == 1
+    assert gate.stopping_reason in caplog.text
+    (line,) = [m for m in read_record(monitor.dirpath).measurements if m.probe == "gate"]
+    assert (line.step, line.epoch, line.group) == (11, 1, "")
+    assert line.values == {"stopped": 1.0, "quiet_captures": 0.0, BREAKDOWN: len(monitor.events)}
+    assert trainer.callback_metrics["topology/stopped"] == 1.0
+    logger.save()
+    rows = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
+    assert "topology/stopped" in rows[0].split(",")
+
+
+def test_a_quiet_training_is_not_stopped(tmp_path):
+    gate = TopologyEarlyStopping(list(EventName))
+    trainer = fit(Classifier(lr=1e-3), [watcher(), gate], root=tmp_path, max_epochs=2)
+    assert stop_step(trainer) == 16
+    assert gate.stopping_reason is None
+    assert "topology/stopped" not in trainer.callback_metrics
+
+
+def test_min_count_and_groups(tmp_path):
+    """Each group breaks down once: two events in all."""
+    for options, stops in (
+        ({"min_count": 2}, True),
+        ({"min_count": 3}, False),
+        ({"min_count": 2, "groups": "net.0"}, False),
+        ({"groups": ["net.[3-9]"]}, True),
+    ):
+        monitor, gate = watcher(), TopologyEarlyStopping(BREAKDOWN, **options)
+        fit(Classifier(), [monitor, gate, Kick(3)], root=tmp_path)
+        assert {e.group for e in monitor.events} == {"net.0", "net.3"}
+        assert (gate.stopping_reason is not None) == stops, options
+    with pytest.warns(UserWarning, match=r"no group of neurons fits 'nte.0'; there are \['net.0', 'net.3'\]"):
+        fit(Classifier(), [watcher(), TopologyEarlyStopping(groups="nte.0")], root=tmp_path)
+
+
+@pytest.mark.parametrize("gate_first", [True, False])
+def test_min_epochs(tmp_path, gate_first):
+    monitor, gate = watcher(), TopologyEarlyStopping(BREAKDOWN, min_epochs=3)
+    callbacks = [gate, monitor, Kick(3)] if gate_first else [monitor, gate, Kick(3)]
+    trainer = fit(Classifier(), callbacks, root=tmp_path, max_epochs=5)
+    assert stop_step(trainer) == 24
+    assert gate.stopped_epoch == 2
+    trainer = fit(
+        Classifier(), [watcher(), TopologyEarlyStopping(), Kick(3)], root=tmp_path, max_epochs=5, min_epochs=2
+    )
+    assert stop_step(trainer) == 16
+
+
+def test_patience(tmp_path):
+    probes = [Distortion(every_n_steps=1), Persistence(every_n_epochs=1)]
+    gate = TopologyEarlyStopping((), patience=3)
+    trainer = fit(Classifier(lr=1e-3), [watcher(probes=probes), gate, Kick(20)], root=tmp_path, max_epochs=9)
+    # Captures at 8, 16; the third epoch is kicked; then 32, 40, 48 are quiet.
+    assert stop_step(trainer) == 48
+    assert "3 captures in a row" in gate.stopping_reason
+
+
+def test_it_needs_a_monitor(tmp_path):
+    with pytest.raises(MisconfigurationException, match="add one"):
+        fit(Classifier(), [TopologyEarlyStopping()], root=tmp_path)
+    with pytest.raises(MisconfigurationException, match="Persistence"):
+        fit(Classifier(), [watcher(), TopologyEarlyStopping(patience=1)], root=tmp_path)
+    trainer = L.Trainer(accelerator="cpu", logger=False, barebones=True, callbacks=[TopologyEarlyStopping()])
+    trainer.predict(Predicting(), loader())
+
+
+class Predicting(Classifier):
+    def predict_step(self, batch, batch_idx):
+        return self.net(batch[0])
+
+
+def test_a_trial_run_is_not_stopped(tmp_path):
+    gate = TopologyEarlyStopping()
+    trainer = fit(Classifier(), [watcher(), gate, Kick(1)], root=tmp_path, fast_dev_run=3)
+    assert trainer.global_step == 3
+    assert gate.stopping_reason is None
+
+
+def test_the_same_gate_serves_again(tmp_path):
+    gate = TopologyEarlyStopping(min_count=3)
+    for _ in range(2):
+        fit(Classifier(), [watcher(), gate, Kick(3)], root=tmp_path)
+        assert gate.stopping_reason is None
+
+
+def test_validation_does_not_count_twice(tmp_path):
+    class Validated(Classifier):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", self.net(batch[0]).square().mean())
+
+        def val_dataloader(self):
+            return loader()
+
+    gate = TopologyEarlyStopping(min_count=3)
+    fit(Validated(), [watcher(), gate, Kick(3)], root=tmp_path, val_check_interval=2, max_epochs=3)
+    assert gate.stopping_reason is None
+    gate = TopologyEarlyStopping((), patience=4)
+    callbacks = [watcher(probes=[Persistence(every_n_epochs=1)]), gate]
+    trainer = fit(Validated(lr=1e-4), callbacks, root=tmp_path, val_check_interval=2, max_epochs=9)
+    assert stop_step(trainer) == 32
+
+
+# --- resume -----------------------------------------------------------------------------------------------------------
+
+
+class SaveAt(L.Callback):
+    def __init__(self, path, step):
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer, *_):
+        if stop_step(trainer) + 1 == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_resumed_training_stops_where_the_whole_one_does(tmp_path):
+    probes = [Distortion(every_n_steps=1), Persistence(every_n_epochs=1)]
+    for options, save, stops in (
+        ({"stop_on": (), "patience": 4}, 16, 32),
+        ({"stop_on": (), "patience": 4}, 21, 32),
+        ({"min_count": 2}, 8, 24),
+    ):
+        path = tmp_path / f"{save}-{stops}.ckpt"
+        kick = Kick(*([] if "patience" in options else [24]))
+        first = TopologyEarlyStopping(**options)
+        callbacks = [watcher(probes=probes), first, kick, SaveAt(path, save)]
+        torch.manual_seed(0)
+        trainer = fit(Classifier(), callbacks, root=tmp_path, max_epochs=7)
+        assert stop_step(trainer) == stops
+        assert torch.load(path, weights_only=True)["callbacks"][first.state_key]["stopping_reason"] is None
+        second = TopologyEarlyStopping(**options)
+        callbacks = [watcher(probes=probes), second, kick]
+        trainer = fit(Classifier(), callbacks, root=tmp_path, max_epochs=7, ckpt_path=path)
+        assert stop_step(trainer) == stops
+        assert second.stopping_reason == first.stopping_reason
+
+
+def test_what_was_stopped_can_be_resumed(tmp_path):
+    monitor, gate = watcher(), TopologyEarlyStopping(min_count=2)
+    trainer = fit(Classifier(), [monitor, gate, Kick(3)], root=tmp_path, max_epochs=4)
+    assert gate.stopping_reason is not None
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = TopologyEarlyStopping(min_count=2)
+    trainer = fit(
+        Classifier(), [watcher(), again, Kick()], root=tmp_path, max_epochs=4, ckpt_path=tmp_path / "last.ckpt"
+    )
+    assert again.stopping_reason is None
+    assert trainer.current_epoch == 4
+
+
+# --- many processes ---------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_stop_together(tmp_path):
+    """Only the second process sees an event; both stop at its step."""
+    command = script(
+        tmp_path / "two.py",
+        f"""
+        from lightning_topo import TopologyEarlyStopping, TopologyEvent
+        from lightning_topo.callbacks import Findings
+
+        class OnlyOne(TopologyEarlyStopping):
+            def on_topology_findings(self, trainer, pl_module, findings):
+                here = trainer.global_rank == 1 and findings.step == 5
+                events = (TopologyEvent("topology_breakdown", 5, 0, "net.0"),) if here else ()
+                findings = Findings(findings.step, findings.epoch, findings.values, events)
+                super().on_topology_findings(trainer, pl_module, findings)
+
+        torch.manual_seed(0)
+        gate = OnlyOne()
+        trainer = L.Trainer(max_epochs=3, devices=2, strategy="ddp", use_distributed_sampler=False,
+                            callbacks=[gate, TopologyMonitor([Distortion(every_n_steps=1)], on_error="raise")],
+                            default_root_dir={str(tmp_path)!r}, **QUIET)
+        trainer.fit(Module(), loader(64, 4, 2))
+        assert trainer.global_step == 5, trainer.global_step
+        reason = "at step 5 in net.0" if trainer.global_rank == 1 else "Another process"
+        assert reason in gate.stopping_reason, gate.stopping_reason
+        """,
+    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "topology" / "measurements.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if '"gate"' in line] == [5]
+
+
+# --- Lightning's own --------------------------------------------------------------------------------------------------
+
+
+def everything():
+    probes = [Distortion(every_n_steps=1), Persistence(every_n_epochs=1), Sharpness(every_n_steps=4)]
+    return watcher(probes=probes, max_overhead=None)
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    trainer = fit(Classifier(), [everything()], root=tmp_path_factory.mktemp("keys"), max_epochs=2)
+    found = [key for key in trainer.callback_metrics if key.startswith("topology/")]
+    assert len(found) > 30
+    return found
+
+
+class Watching(torch.optim.lr_scheduler.ReduceLROnPlateau):
+    """Remembers what it was given."""
+
+    def step(self, metrics, epoch=None):
+        self.seen = [*getattr(self, "seen", []), float(metrics)]
+        super().step(metrics)
+
+
+class Plateaus(Classifier):
+    """Lowers its learning rate by every key, and validates."""
+
+    def __init__(self, keys):
+        super().__init__(lr=1e-3)
+        self.keys = keys
+
+    def configure_optimizers(self):
+        optimizer = self.make_optimizer()
+        return [optimizer], [{"scheduler": Watching(optimizer), "monitor": key, "strict": True} for key in self.keys]
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.net(batch[0]).square().mean())
+
+    def val_dataloader(self):
+        return loader(8)
+
+
+class AtEpochEnd(L.Callback):
+    """What stands under the keys when an epoch is over."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_end(self, trainer, *_):
+        self.seen.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+
+
+@pytest.mark.parametrize("monitor_first", [True, False])
+@pytest.mark.parametrize("at_epoch_end", [True, False], ids=["epoch", "validation"])
+def test_lightnings_own_callbacks_and_schedulers_work_with_every_key(tmp_path, keys, monitor_first, at_epoch_end):
+    gates = [
+        EarlyStopping(key, patience=99, strict=True, check_on_train_epoch_end=at_epoch_end, check_finite=True)
+        for key in keys
+    ]
+    savers = [
+        ModelCheckpoint(tmp_path / "c", monitor=key, filename=str(at), save_on_train_epoch_end=at_epoch_end)
+        for at, key in enumerate(keys)
+    ]
+    monitor, look = everything(), AtEpochEnd()
+    others = [look, *gates, *savers]
+    callbacks = [monitor, *others] if monitor_first else [*others, monitor]
+    trainer = fit(Plateaus(keys), callbacks, root=tmp_path, max_epochs=2, enable_checkpointing=True)
+    assert trainer.current_epoch == 2
+    for key, gate, saver, config in zip(keys, gates, savers, trainer.lr_scheduler_configs, strict=True):
+        seen = [values[key] for values in look.seen]
+        assert len(seen) == 2
+        if key == "topology/overhead":  # changes from hook to hook
+            assert 0.0 < float(gate.best_score) < 1.0
+            continue
+        assert float(gate.best_score) == min(seen), key
+        assert float(saver.best_model_score) == min(seen), key
+        assert config.scheduler.seen == seen, key
