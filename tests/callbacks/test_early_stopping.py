@@ -22,6 +22,12 @@ from tests.callbacks.training import Classifier, fit, loader
 BREAKDOWN = "topology_breakdown"
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+
 class Kick(L.Callback):
     """Makes the steps into which it is told to kick far too large."""
 

@@ -18,6 +18,12 @@ from tests.callbacks.training import Classifier, Weights, fit, loader
 LIMIT = 0.9
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+
 def group(name, n, outgoing):
     pieces = (ParamSlice(f"{name}.weight"), ParamSlice(f"{name}.bias"), ParamSlice(f"{outgoing}.weight", dims=(1,)))
     return NeuronGroup(name, "unit", n, (), pieces)
