@@ -79,6 +79,7 @@ class Session:
         self._pace_mark = (self._began, 0.0, 0)
         self._stepped = False
         self._before: tuple[int, Clouds] | None = None
+        self._parameters_before: tuple[int, Mapping[str, Tensor]] | None = None
         self._previous: dict[str, ProbeResult] = {}
         self._failing: set[tuple[str, str]] = set()
         self._probes = list(settings.probes)
@@ -108,8 +109,13 @@ class Session:
         with self._timed():
             step = batches_stepped(self._trainer) + 1
             at = None if self._before is None else self._before[0]
-            if at != step - 1 and any(_needs_step(probe) for probe in self._due("step", step)):
+            due = self._due("step", step)
+            if at != step - 1 and any(_needs_step(probe) for probe in due):
                 self._before = (step - 1, self._clouds().gather())
+            at = None if self._parameters_before is None else self._parameters_before[0]
+            if at != step - 1 and any(_needs_parameters_before(probe) for probe in due):
+                trainable = {n: p.detach().clone() for n, p in self._module.named_parameters() if p.requires_grad}
+                self._parameters_before = (step - 1, trainable)
 
     def after_batch(self, outputs: Any) -> None:
         """Measure what is due, if the batch has led to a step."""
@@ -227,7 +233,8 @@ class Session:
                     EventName.GAP,
                     step,
                     epoch,
-                    message=f"Resumed from a checkpoint at step {step}; what was measured after it is measured again.{since}",
+                    message=f"Resumed from a checkpoint at step {step}; "
+                    f"what was measured after it is measured again.{since}",
                     remedy="Nothing to do.",
                 )
             )
@@ -235,6 +242,7 @@ class Session:
     def _publish_identity(self, probe: Probe, step: int) -> None:
         """Before the first step, the values of a step are those of the identity: published, but not recorded."""
         result = ProbeResult.of(probe.measure(self._capture(probe, step, self._clouds())))
+        self._previous[probe.name] = result
         for group, values in result.values.items():
             self._journal.publisher.take(group, values)
 
@@ -259,9 +267,11 @@ class Session:
             self._previous[probe.name] = result
             self._take(probe, step, result)
         self._before = (step, now) if any(_needs_step(probe) for probe in probes) else None
+        self._parameters_before = None
 
     def _capture(self, probe: Probe, step: int, now: Clouds) -> Capture:
         before = self._before[1] if self._before is not None and self._before[0] == step - 1 else None
+        at, parameters = self._parameters_before or (None, None)
         return Capture(
             step=step,
             epoch=self._trainer.current_epoch,
@@ -275,6 +285,7 @@ class Session:
                 self._trainer, self._module, self._batch, loss_fn, self._settings.seed
             ),
             previous=self._previous.get(probe.name),
+            parameters_before=parameters if at == step - 1 and _needs_parameters_before(probe) else None,
         )
 
     def _take(self, probe: Probe, step: int, result: ProbeResult) -> None:
@@ -308,7 +319,16 @@ class Session:
         return Clouds(self.groups, dict(self._module.named_parameters()))
 
     def _due(self, unit: str, count: int) -> list[Probe]:
-        return [probe for probe in self._probes if self._pacer.due(probe.name, unit, count)]
+        return [
+            probe
+            for probe in self._probes
+            if self._pacer.due(probe.name, unit, count) or (unit == "step" and self._is_wanted_again(probe))
+        ]
+
+    def _is_wanted_again(self, probe: Probe) -> bool:
+        """Whether the probe waited for a step that has come now, or will have come when this batch is done."""
+        result = self._previous.get(probe.name)
+        return result is not None and result.again_after_step
 
     def _note_step(self, *_: Any) -> None:
         self._stepped = True
@@ -354,6 +374,11 @@ class Session:
 def _needs_step(probe: Probe) -> bool:
     """Whether the probe measures a step, and not a state."""
     return getattr(probe, "measures_steps", False)
+
+
+def _needs_parameters_before(probe: Probe) -> bool:
+    """Whether the probe looks at where the whole step began."""
+    return getattr(probe, "needs_parameters_before", False)
 
 
 def _divides(period: int, step: int) -> bool:
