@@ -25,18 +25,18 @@ class Journal:
     _write_fails: bool = field(init=False, default=False)
 
     def measured(self, measurement: Measurement) -> None:
-        """Take in one measurement, and the events that follow from it."""
+        """Take in one measurement, and the events that follow from it, and publish its values."""
         self.noted(measurement)
-        self.detector, events = observe(self.detector, measurement)
         self.publisher.take(measurement.group, measurement.values)
-        for event in events:
-            self.happened(event)
         self.publisher.take(GLOBAL, {"phase": float(self.detector.phase)})
 
     def noted(self, measurement: Measurement) -> None:
-        """Keep a measurement of the training or of the monitor itself: for the record alone."""
+        """Take in a measurement of the training or of the monitor itself, which is not published."""
         if self.record is not None:
             self._write(self.record.measurement, measurement)
+        self.detector, events = observe(self.detector, measurement)
+        for event in events:
+            self.happened(event)
 
     def happened(self, event: TopologyEvent) -> None:
         """Take in one event."""

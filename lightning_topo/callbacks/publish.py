@@ -26,7 +26,9 @@ _SINCE_LAST_LOG: dict[str, Callable[[float, float], float]] = {
 # Worst is largest, but for these.
 _WORST_IS_SMALLEST = ("contraction", "total_contraction", "distinct_neurons")
 # How a measurement was made, for the record only.
-_RECORD_ONLY = frozenset({"critical_i", "critical_j", "residual", "n_hvp", "converged"})
+_RECORD_ONLY = frozenset(
+    {"critical_i", "critical_j", "twins_split", "residual", "ratio_residual", "n_hvp", "converged"}
+)
 
 
 def mangled_names(groups: Iterable[str]) -> dict[str, str]:

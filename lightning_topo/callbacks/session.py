@@ -80,6 +80,7 @@ class Session:
         self._pace_mark = (self._began, 0.0, 0)
         self._stepped = False
         self._before: tuple[int, Clouds] | None = None
+        self._parameters_before: tuple[int, Mapping[str, Tensor]] | None = None
         self._previous: dict[str, ProbeResult] = {}
         self._failing: set[tuple[str, str]] = set()
         self._proposed: dict[str, float] = {}
@@ -113,8 +114,13 @@ class Session:
         with self._timed():
             step = batches_stepped(self._trainer) + 1
             at = None if self._before is None else self._before[0]
-            if at != step - 1 and any(_needs_step(probe) for probe in self._due("step", step)):
+            due = self._due("step", step)
+            if at != step - 1 and any(_needs_step(probe) for probe in due):
                 self._before = (step - 1, self._clouds().gather())
+            at = None if self._parameters_before is None else self._parameters_before[0]
+            if at != step - 1 and any(_needs_parameters_before(probe) for probe in due):
+                trainable = {n: p.detach().clone() for n, p in self._module.named_parameters() if p.requires_grad}
+                self._parameters_before = (step - 1, trainable)
 
     def after_batch(self, outputs: Any) -> None:
         """Measure what is due, if the batch has led to a step."""
@@ -274,6 +280,7 @@ class Session:
                 self._take(probe, step, result)
         if any(_needs_step(probe) for probe in probes):
             self._before = (step, now.gather())
+        self._parameters_before = None
 
     def _measure_epoch(self, step: int) -> None:
         self._epoch_measured = self._trainer.current_epoch
@@ -303,6 +310,7 @@ class Session:
 
     def _capture(self, probe: Probe, step: int, now: Clouds) -> Capture:
         before = self._before[1] if self._before is not None and self._before[0] == step - 1 else None
+        at, parameters = self._parameters_before or (None, None)
         return Capture(
             step=step,
             epoch=self._trainer.current_epoch,
@@ -316,6 +324,7 @@ class Session:
                 self._trainer, self._module, self._batch, loss_fn, self._settings.seed
             ),
             previous=self._previous.get(probe.name),
+            parameters_before=parameters if at == step - 1 and _needs_parameters_before(probe) else None,
         )
 
     def _take(self, probe: Probe, step: int, result: ProbeResult) -> None:
@@ -351,7 +360,16 @@ class Session:
         return Clouds(self.groups, dict(self._module.named_parameters()))
 
     def _due(self, unit: str, count: int) -> list[Probe]:
-        return [probe for probe in self._probes if self._pacer.due(probe.name, unit, count)]
+        return [
+            probe
+            for probe in self._probes
+            if self._pacer.due(probe.name, unit, count) or (unit == "step" and self._is_wanted_again(probe))
+        ]
+
+    def _is_wanted_again(self, probe: Probe) -> bool:
+        """Whether the probe waited for a step that has come now, or will have come when this batch is done."""
+        result = self._previous.get(probe.name)
+        return result is not None and result.again_after_step
 
     def _note_step(self, *_: Any) -> None:
         self._stepped = True
@@ -398,6 +416,11 @@ class Session:
 def _needs_step(probe: Probe) -> bool:
     """Whether the probe measures a step, and not a state."""
     return getattr(probe, "measures_steps", False)
+
+
+def _needs_parameters_before(probe: Probe) -> bool:
+    """Whether the probe looks at where the whole step began."""
+    return getattr(probe, "needs_parameters_before", False)
 
 
 def _divides(period: int, step: int) -> bool:

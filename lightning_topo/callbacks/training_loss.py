@@ -1,8 +1,9 @@
 """The loss of the module's own training step, on a fixed probe batch, leaving the training as it was."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_topo.probes import ProbeUnavailable
+from lightning_topo.probes import BatchLoss, ProbeUnavailable
 from lightning_topo.probes.probe import LossFn
 from lightning_topo.protection import unchanged
 
@@ -57,7 +58,7 @@ def _sample(loader: DataLoader, seed: int) -> Any:
 @contextmanager
 def training_loss(
     trainer: Trainer, module: LightningModule, batch: Any, loss_fn: LossFn | None = None, seed: int = 0
-) -> Iterator[Callable[[], Tensor]]:
+) -> Iterator[BatchLoss]:
     """Yields the loss on `batch` as a function of nothing; inside, products of its Hessian can be taken.
 
     By default the module's `training_step`, muted. The module, the loggers and every random state are put back at
@@ -81,7 +82,7 @@ def training_loss(
         module.__dict__["log"] = module.__dict__["log_dict"] = _mute
         trainer.loggers = [DummyLogger()] if loggers else []
         try:
-            yield lambda: run_training_step(module, batch) if loss_fn is None else loss_fn(module, batch)
+            yield BatchLoss(partial(run_training_step if loss_fn is None else loss_fn, module), batch)
         finally:
             trainer.loggers = loggers
 

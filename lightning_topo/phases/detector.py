@@ -5,14 +5,24 @@ a checkpoint, or replayed from its record, all with the same result.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import messages
-from lightning_topo.phases.event import TopologyEvent
+from lightning_topo.phases.changes import (
+    FloorState,
+    LevelState,
+    SpanState,
+    StabilityState,
+    follow_floor,
+    follow_level,
+    follow_span,
+    follow_stability,
+)
+from lightning_topo.phases.event import PHASE_EVENTS, TopologyEvent
 from lightning_topo.phases.phase import Phase
 from lightning_topo.phases.rules import Band, PhaseRules
 
@@ -37,12 +47,20 @@ class Breakdown:
 
 @dataclass(frozen=True, slots=True)
 class DetectorState:
-    """All that the detector remembers. A fresh one has measured nothing."""
+    """All that the detector remembers. A fresh one has measured nothing.
+
+    `distinct` and `splits` are kept by group, `betti` and `jumps` by quantity and group: "betti_0 net.0".
+    """
 
     measured: bool = False
     curvature: BandState = BandState()
     edge: BandState = BandState()
     breakdowns: Mapping[str, Breakdown] = field(default_factory=dict)
+    stability: StabilityState = field(default_factory=StabilityState)
+    distinct: Mapping[str, FloorState] = field(default_factory=dict)
+    splits: Mapping[str, SpanState] = field(default_factory=dict)
+    betti: Mapping[str, LevelState] = field(default_factory=dict)
+    jumps: Mapping[str, SpanState] = field(default_factory=dict)
 
     @property
     def phase(self) -> Phase:
@@ -65,13 +83,26 @@ class DetectorState:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> "DetectorState":
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`; what an older version did not know yet is as in a fresh state."""
+
+        def each(name: str, kind: Callable[..., Any]) -> dict[str, Any]:
+            return {key: kind(**plain) for key, plain in state.get(name, {}).items()}
 
         def band(plain: Mapping[str, Any]) -> BandState:
             return BandState(plain["inside"], tuple(plain["recent"]))
 
-        breakdowns = {group: Breakdown(**span) for group, span in state["breakdowns"].items()}
-        return cls(state["measured"], band(state["curvature"]), band(state["edge"]), breakdowns)
+        seen = state.get("stability", asdict(StabilityState()))
+        return cls(
+            measured=state["measured"],
+            curvature=band(state["curvature"]),
+            edge=band(state["edge"]),
+            breakdowns=each("breakdowns", Breakdown),
+            stability=StabilityState(tuple(seen["losses"]), seen["ratio"], SpanState(**seen["span"])),
+            distinct=each("distinct", lambda floor, recent: FloorState(floor, tuple(recent))),
+            splits=each("splits", SpanState),
+            betti=each("betti", lambda reported, differing: LevelState(reported, tuple(differing))),
+            jumps=each("jumps", SpanState),
+        )
 
 
 def observe(
@@ -79,28 +110,83 @@ def observe(
 ) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
     """Take in one measurement: the next state, and the events that it made.
 
-    Reads `critical_ratio` of a group, and `eta_lambda` and `sharpness_ratio` of the whole network; other values
-    pass by. NaN says nothing and is skipped.
+    Reads of a group its `critical_ratio`, `distinct_neurons`, `twins_split`, `betti_k` and `log_bottleneck_k`, of the
+    whole network `eta_lambda`, `sharpness_ratio` and the training's `loss`; other values pass by. NaN says nothing and
+    is skipped, but for a loss.
 
     >>> state, events = observe(DetectorState(), Measurement(7, 0, "distortion", "net.0", {"critical_ratio": 1.3}))
     >>> state.phase, events[0].name
     (<Phase.BREAKDOWN: 3>, <EventName.TOPOLOGY_BREAKDOWN: 'topology_breakdown'>)
     """
-    events: list[TopologyEvent] = []
     values = {name: value for name, value in measurement.values.items() if not math.isnan(value)}
-    if "critical_ratio" in values and measurement.group != GLOBAL:
-        state, event = _observe_ratio(state, measurement, values["critical_ratio"], rules)
-        events += [event] if event else []
+    seen = replace(measurement, values=values)
+    if measurement.group != GLOBAL:
+        return _observe_group(state, seen, rules)
+    loss = measurement.values.get("loss") if measurement.probe == "training" else None
+    return _observe_network(state, seen, loss, rules)
+
+
+def _observe_network(
+    state: DetectorState, measurement: Measurement, loss: float | None, rules: PhaseRules
+) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
+    values, events = measurement.values, []
     if "eta_lambda" in values:
         band, level = _advance(state.curvature, values["eta_lambda"], rules.curvature)
         if band.inside != state.curvature.inside:
             events.append(messages.curvature(measurement, band.inside, level, rules.curvature))
         state = replace(state, curvature=band, measured=True)
-    if "sharpness_ratio" in values:
-        band, level = _advance(state.edge, values["sharpness_ratio"], rules.edge)
+    ratio = values.get("sharpness_ratio")
+    if ratio is not None:
+        band, level = _advance(state.edge, ratio, rules.edge)
         if band.inside != state.edge.inside:
             events.append(messages.edge(measurement, band.inside, level, rules.edge))
         state = replace(state, edge=band, measured=True)
+    if ratio is not None or loss is not None:
+        stability, fired = follow_stability(state.stability, loss, ratio, rules)
+        if fired:
+            events.append(messages.instability(measurement, loss, stability.ratio, rules))
+        state = replace(state, stability=stability)
+    return state, tuple(events)
+
+
+def _observe_group(
+    state: DetectorState, measurement: Measurement, rules: PhaseRules
+) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
+    group, values = measurement.group, measurement.values
+    events: list[TopologyEvent] = []
+    if "critical_ratio" in values:
+        state, event = _observe_ratio(state, measurement, values["critical_ratio"], rules)
+        events += [event] if event else []
+    if "distinct_neurons" in values:
+        before = state.distinct.get(group, FloorState())
+        floor, fired = follow_floor(before, values["distinct_neurons"], rules.merge_confirm)
+        # At the first measurement there is no count to compare with, but a pair whose distance has closed.
+        if fired or (before.floor is None and values.get("total_contraction") == 0.0):
+            events.append(messages.merged(measurement, values["distinct_neurons"], before.floor))
+        state = replace(state, distinct={**state.distinct, group: floor})
+    if "twins_split" in values:
+        count = values["twins_split"]
+        span, fired = follow_span(
+            state.splits.get(group, SpanState()), active=count > 0, quiet=True, hold=rules.hold_steps
+        )
+        if fired:
+            events.append(messages.split(measurement, count))
+        state = replace(state, splits={**state.splits, group: span})
+    for name, value in values.items():
+        kind, _, k = name.rpartition("_")
+        key = f"{name} {group}"
+        if kind == "betti":
+            before = state.betti.get(key, LevelState())
+            level, fired = follow_level(before, value, rules.betti_confirm)
+            if fired and before.reported is not None:
+                events.append(messages.betti(measurement, k, value, before.reported))
+            state = replace(state, betti={**state.betti, key: level})
+        elif kind == "log_bottleneck" and k.isdigit():
+            far, near = value > rules.diagram_jump, value <= 0.5 * rules.diagram_jump
+            span, fired = follow_span(state.jumps.get(key, SpanState()), active=far, quiet=near, hold=1)
+            if fired:
+                events.append(messages.jump(measurement, k, value, values.get("log_bottleneck_bound"), rules))
+            state = replace(state, jumps={**state.jumps, key: span})
     return state, tuple(events)
 
 
@@ -140,12 +226,18 @@ def _observe_ratio(
 class Replay:
     """A whole run, seen again: the events, and at which steps the phase of each group changed to what.
 
-    `phases[""]` is the whole network. Each entry is a tuple of (step, phase), in the order of steps.
+    `phases[""]` is the whole network. Each entry is a tuple of (step, phase), in the order of steps. `detected` holds
+    every event that follows from the measurements, in the order of their making.
     """
 
-    events: tuple[TopologyEvent, ...]
+    detected: tuple[TopologyEvent, ...]
     phases: Mapping[str, tuple[tuple[int, Phase], ...]]
     state: DetectorState
+
+    @property
+    def events(self) -> tuple[TopologyEvent, ...]:
+        """The paired events, with which phases begin and end; a record's own list holds the others."""
+        return tuple(event for event in self.detected if event.name in PHASE_EVENTS)
 
 
 def replay(measurements: Iterable[Measurement], rules: PhaseRules = PhaseRules()) -> Replay:

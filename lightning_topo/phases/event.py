@@ -23,8 +23,29 @@ class EventName(StrEnum):
     EDGE_OF_STABILITY_EXIT = "edge_of_stability_exit"
     TOPOLOGY_BREAKDOWN = "topology_breakdown"
     TOPOLOGY_RESTORED = "topology_restored"
+    INSTABILITY = "instability"
+    NEURONS_MERGED = "neurons_merged"
+    BETTI_CHANGED = "betti_changed"
+    DIAGRAM_JUMP = "diagram_jump"
+    EQUIVARIANCE_BROKEN = "equivariance_broken"
     GAP = "gap"
     PROBE_FAILED = "probe_failed"
+
+
+PHASE_EVENTS = frozenset(
+    {
+        EventName.CURVATURE_BOUND_EXCEEDED,
+        EventName.CURVATURE_BOUND_RESTORED,
+        EventName.EDGE_OF_STABILITY_ENTER,
+        EventName.EDGE_OF_STABILITY_EXIT,
+        EventName.TOPOLOGY_BREAKDOWN,
+        EventName.TOPOLOGY_RESTORED,
+    }
+)
+"""The paired events, with which a phase begins or ends."""
+
+DETECTED = frozenset(EventName) - {EventName.GAP, EventName.PROBE_FAILED}
+"""The events that follow from measurements alone: a replay of the record makes them again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """What each event says, and what it advises."""
 
+import math
+
 from lightning_topo.measurement import Measurement
 from lightning_topo.phases.event import EventName, Severity, TopologyEvent
 from lightning_topo.phases.rules import Band, PhaseRules
@@ -89,6 +91,101 @@ def restored(measurement: Measurement, since: int, peak: float, peak_step: int, 
         f"The breakdown began at step {since} and was worst at step {peak_step}, at {peak:.3g} times.",
         remedy="Nothing to do now; what merged or tore in between stays so.",
     )
+
+
+def instability(measurement: Measurement, loss: float | None, ratio: float | None, rules: PhaseRules) -> TopologyEvent:
+    """The loss is no longer finite, or rises far beyond the edge of stability."""
+    broken = loss is not None and not math.isfinite(loss)
+    return TopologyEvent(
+        EventName.INSTABILITY,
+        measurement.step,
+        measurement.epoch,
+        severity=Severity.ERROR,
+        value=loss if broken else ratio,
+        threshold=None if broken else rules.instability_ratio,
+        message=f"The loss is {loss}: training has diverged."
+        if broken
+        else f"The loss rises, and the sharpness is {ratio:.3g} times what this optimizer and learning rate can bear.",
+        remedy="Go back to a checkpoint before this step and lower the learning rate, or warm it up; clip gradients."
+        if broken
+        else f"Lower the learning rate by {_factor(ratio or 2.0)} or more, unless the loss comes down again by itself.",
+    )
+
+
+def merged(measurement: Measurement, count: float, before: float | None) -> TopologyEvent:
+    """Neurons that were apart have become equal up to rounding."""
+    fewer = "" if before is None else f", {before:.0f} before"
+    return TopologyEvent(
+        EventName.NEURONS_MERGED,
+        measurement.step,
+        measurement.epoch,
+        group=measurement.group,
+        severity=Severity.WARN,
+        value=count,
+        threshold=before,
+        message=f"Neurons of {measurement.group} have become equal: {count:.0f} distinct ones are left{fewer}.",
+        remedy="Equal neurons stay equal under most optimizers, and their capacity is lost. Lower the learning rate or "
+        "the weight decay, or perturb them, if it is needed.",
+    )
+
+
+def betti(measurement: Measurement, k: str, count: float, before: float) -> TopologyEvent:
+    """A Betti number at the fixed fraction of the diameter is another one, and has stayed so."""
+    what = {"0": "clusters", "1": "loops"}.get(k, f"holes of dimension {k}")
+    return TopologyEvent(
+        EventName.BETTI_CHANGED,
+        measurement.step,
+        measurement.epoch,
+        group=measurement.group,
+        value=count,
+        threshold=before,
+        message=f"At the fixed fraction of its diameter {measurement.group} has {count:.0f} {what} (b{k}), not "
+        f"{before:.0f} any more.",
+        remedy="Nothing is wrong by itself: Betti numbers at a scale are not protected. Read it beside the total "
+        "contraction and expansion, which tell stretching from merging.",
+    )
+
+
+def jump(measurement: Measurement, k: str, distance: float, bound: float | None, rules: PhaseRules) -> TopologyEvent:
+    """A persistence diagram moved far between two captures."""
+    if bound is None:
+        explained = "No bound is known beside it: the diagram was subsampled."
+    else:
+        explained = f"The distortion in between allows up to {bound:.3g}."
+    return TopologyEvent(
+        EventName.DIAGRAM_JUMP,
+        measurement.step,
+        measurement.epoch,
+        group=measurement.group,
+        severity=Severity.WARN,
+        value=distance,
+        threshold=rules.diagram_jump,
+        message=f"The persistence diagram of {measurement.group} in dimension {k} moved by {distance:.3g} in log scale "
+        f"since the previous capture, a factor of {_power(distance)}. {explained}",
+        remedy="If this is not the beginning of training, look at the critical ratio of the steps in between; "
+        "Persistence(every_n_steps=...) captures more often.",
+    )
+
+
+def split(measurement: Measurement, count: float) -> TopologyEvent:
+    """Neurons that were the same in every respect have parted."""
+    return TopologyEvent(
+        EventName.EQUIVARIANCE_BROKEN,
+        measurement.step,
+        measurement.epoch,
+        group=measurement.group,
+        severity=Severity.WARN,
+        value=count,
+        threshold=0.0,
+        message=f"{count:.0f} neurons of {measurement.group} that were equal in parameters and optimizer state have "
+        "parted: the rule of learning treats the neurons of this group differently.",
+        remedy="Expected with dropout, noise or parameters frozen one by one. Otherwise look for what tells the "
+        "neurons apart: a mask, an index, a per-neuron learning rate.",
+    )
+
+
+def _power(distance: float) -> str:
+    return f"{math.exp(distance):.3g}" if distance < 700.0 else "infinity"
 
 
 def _factor(ratio: float) -> str:

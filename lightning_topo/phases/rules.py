@@ -1,5 +1,6 @@
 """The thresholds between phases, with their hysteresis."""
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -34,14 +35,32 @@ class Band:
 class PhaseRules:
     """When one phase ends and another begins.
 
-    `hold_steps` is how many measured steps of a group must have r < `critical_ratio` before its breakdown is over.
+    `hold_steps` is how many measured steps of a group must have r < `critical_ratio` before its breakdown is over,
+    and how many must keep equal neurons together before another split of some is an event again.
+
+    An `instability` is a loss that is not finite, or whose median over `loss_window` values rises while the sharpness
+    ratio is over `instability_ratio`; it is over after `instability_hold` calm values. A Betti number has changed
+    when `betti_confirm` captures in a row differ from it on the same side; neurons that parted again must stay so for
+    `merge_confirm` measurements before their next merger is an event. `diagram_jump` is the log-bottleneck distance
+    between two captures that makes an event: log 2 is a feature twice as long.
     """
 
     critical_ratio: float = 1.0
     hold_steps: int = 100
     curvature: Band = field(default_factory=lambda: Band(enter=1.0, leave=0.8))
     edge: Band = field(default_factory=lambda: Band(enter=0.95, leave=0.70))
+    instability_ratio: float = 1.5
+    instability_hold: int = 5
+    loss_window: int = 5
+    betti_confirm: int = 2
+    merge_confirm: int = 5
+    diagram_jump: float = math.log(2.0)
 
     def __post_init__(self) -> None:
-        if self.hold_steps < 1:
-            raise ValueError(f"expected hold_steps >= 1, got {self.hold_steps}")
+        for name in ("hold_steps", "instability_hold", "loss_window", "betti_confirm", "merge_confirm"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+        if not self.instability_ratio > 1.0:
+            raise ValueError(f"expected instability_ratio > 1, got {self.instability_ratio}")
+        if not self.diagram_jump > 0.0:
+            raise ValueError(f"expected diagram_jump > 0, got {self.diagram_jump}")

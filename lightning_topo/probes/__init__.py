@@ -1,5 +1,6 @@
 """Probes: what is measured of a network, and when. A probe never sees the Trainer."""
 
+from lightning_topo.probes.batch_loss import BatchLoss
 from lightning_topo.probes.distortion import Distortion
 from lightning_topo.probes.pacing import Pacer
 from lightning_topo.probes.period import Period
@@ -8,6 +9,7 @@ from lightning_topo.probes.probe import Capture, Clouds, Probe, ProbeResult, Pro
 from lightning_topo.probes.sharpness import Sharpness
 
 __all__ = [
+    "BatchLoss",
     "Capture",
     "Clouds",
     "Distortion",

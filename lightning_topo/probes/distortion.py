@@ -11,6 +11,7 @@ from lightning_topo.geometry import StepDistortion, distinct_neurons, step_disto
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes.period import Period
 from lightning_topo.probes.probe import Capture, ProbeResult, blocks
+from lightning_topo.probes.twins import Twins, find_twins, n_split
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,8 @@ class Distortion:
 
     `every_n_steps="auto"` begins with every step. Values by group: `critical_ratio`, `contraction`, `expansion`,
     `log_distortion` of the step (with the pair `critical_i`, `critical_j` that attains the ratio); `total_contraction`,
-    `total_expansion`, `total_log_distortion` since training began; `distinct_neurons`.
+    `total_expansion`, `total_log_distortion` since training began; `distinct_neurons`. Where some neurons were equal in
+    parameters and optimizer state at the last capture, `twins_split` is how many have parted from the others since.
 
     >>> Distortion().period
     Period(every=1, unit='step', adaptive=True)
@@ -39,8 +41,10 @@ class Distortion:
 
     def measure(self, capture: Capture) -> ProbeResult:
         """The step map of each group; before the first step, its identity."""
-        values: dict[str, Mapping[str, float]] = {}
+        values: dict[str, dict[str, float]] = {}
         failures: dict[str, str] = {}
+        known: Mapping[str, Twins] = {} if capture.previous is None else capture.previous.carry
+        twins: dict[str, Twins] = {}
         for group in capture.groups:
             after = capture.neurons[group.name]
             before = after if capture.before is None else capture.before[group.name]
@@ -50,6 +54,7 @@ class Distortion:
             except ValueError as error:
                 failures[group.name] = str(error)
                 continue
+            distinct = sum(distinct_neurons(block) for block in blocks(after, group))
             values[group.name] = {
                 "critical_ratio": step.critical_ratio,
                 "contraction": step.contraction,
@@ -59,9 +64,13 @@ class Distortion:
                 "total_contraction": total.contraction,
                 "total_expansion": total.expansion,
                 "total_log_distortion": total.log_distortion,
-                "distinct_neurons": sum(distinct_neurons(block) for block in blocks(after, group)),
+                "distinct_neurons": distinct,
             }
-        return ProbeResult(values, failures)
+            if group.name in known:
+                values[group.name] |= {"twins_split": float(n_split(known[group.name], after))}
+            if distinct < len(after) and (found := find_twins(group, capture.module, capture.optimizers)):
+                twins[group.name] = found
+        return ProbeResult(values, failures, carry=twins)
 
 
 @dataclass(frozen=True, slots=True)

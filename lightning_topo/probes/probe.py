@@ -59,12 +59,15 @@ class ProbeResult:
 
     `values` holds named numbers by group, `""` for the whole network; `failures` says of a group why it could not be
     measured. `carry` is whatever the probe wants to see again: its next capture has this result as `previous`.
+    `again_after_step` asks for another measurement right after the next optimizer step: something that only a step
+    brings into being (the moments of Adam) was missing.
     """
 
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     failures: Mapping[str, str] = field(default_factory=dict)
     diagrams: Mapping[str, PersistenceDiagram] = field(default_factory=dict)
     carry: Any = None
+    again_after_step: bool = False
 
     @classmethod
     def of(cls, found: "ProbeResult | Mapping[str, float]") -> "ProbeResult":
@@ -77,8 +80,10 @@ class Capture:
     """The network at one step, for the probes to look at; nothing in it may be changed.
 
     `before` holds the clouds before the step that led here, None where there was none; `reference` those when
-    training began. `training_loss(loss_fn)` is a context that yields the loss on the probe batch as a function of
-    nothing (of `loss_fn`, or by default of the module's own training step), and leaves the training untouched.
+    training began. `parameters_before` holds the trainable parameters before that step, by name, for probes that set
+    `needs_parameters_before`. `training_loss(loss_fn)` is a context that yields the loss on the probe batch as a
+    function of nothing (of `loss_fn`, or by default of the module's own training step; a `BatchLoss`, which can be cut
+    into parts), and leaves the training untouched.
     """
 
     step: int
@@ -91,6 +96,7 @@ class Capture:
     optimizers: Sequence[torch.optim.Optimizer]
     training_loss: Callable[[LossFn | None], AbstractContextManager[Callable[[], Tensor]]]
     previous: ProbeResult | None = None
+    parameters_before: Mapping[str, Tensor] | None = None
 
 
 @runtime_checkable

@@ -14,7 +14,8 @@ class Extremes:
     """The extreme Ritz pairs of a Krylov space.
 
     `largest` is a lower bound of the largest eigenvalue, and within `residual` of *some* eigenvalue; `smallest` is
-    an upper bound of the smallest one, without a residual. `vector` is the unit Ritz vector of `largest`.
+    an upper bound of the smallest one, without a residual. `vector` is the unit Ritz vector of `largest`. `top` holds
+    the largest Ritz values that were asked for, `largest` first.
     """
 
     largest: float
@@ -23,6 +24,7 @@ class Extremes:
     vector: Float[Tensor, " p"]
     n_products: int
     converged: bool
+    top: tuple[float, ...]
 
 
 def extreme_eigenvalues(
@@ -32,11 +34,13 @@ def extreme_eigenvalues(
     tolerance: float = 0.02,
     min_products: int = 4,
     max_products: int = 60,
+    n_largest: int = 1,
 ) -> Extremes:
     """Lanczos' method with full reorthogonalisation, from `start`, for the largest algebraic eigenvalue.
 
-    Stops when |A y - theta y| <= tolerance * |theta| for the Ritz pair (theta, y), after `min_products` products at
-    the least (a start near an eigenvector converges at once, to that one) and `max_products` at the most.
+    Stops when |A y - theta y| <= tolerance * |theta_max| for the `n_largest` largest Ritz pairs (theta, y), after
+    `min_products` products at the least (a start near an eigenvector converges at once, to that one) and
+    `max_products` at the most.
 
     Raises `FloatingPointError` if a product is not finite.
 
@@ -48,6 +52,7 @@ def extreme_eigenvalues(
     (5.0, -1.0, True)
     """
     max_products = min(max_products, start.numel())
+    wanted = min(n_largest, start.numel())
     basis = [start / start.norm()]
     diagonal: list[float] = []
     off_diagonal: list[float] = []
@@ -62,13 +67,18 @@ def extreme_eigenvalues(
         if not (torch.isfinite(torch.tensor(norm)) and torch.isfinite(torch.tensor(diagonal[-1]))):
             raise FloatingPointError("expected finite Hessian products, got NaN or infinity")
         values, vectors = eigh_tridiagonal(diagonal, off_diagonal)
-        largest, residual = float(values[-1]), norm * abs(float(vectors[-1, -1]))
+        largest, residuals = float(values[-1]), norm * abs(vectors[-1, -wanted:])
         # The Krylov space is invariant: what is left of the product is rounding.
         exhausted = norm <= torch.finfo(image.dtype).eps * max(abs(float(values[-1])), abs(float(values[0])))
         n = len(diagonal)
-        converged = exhausted or n == start.numel() or residual <= tolerance * abs(largest)
+        converged = (
+            exhausted or n == start.numel() or (n >= wanted and float(residuals.max()) <= tolerance * abs(largest))
+        )
         if (converged and n >= min(min_products, max_products)) or exhausted or n >= max_products:
             ritz = krylov.T @ torch.as_tensor(vectors[:, -1], dtype=start.dtype, device=start.device)
-            return Extremes(largest, float(values[0]), residual, ritz / ritz.norm(), n, converged)
+            top = tuple(float(value) for value in values[::-1][:wanted])
+            return Extremes(
+                largest, float(values[0]), float(residuals[-1]), ritz / ritz.norm(), n, bool(converged), top
+            )
         off_diagonal.append(norm)
         basis.append(image / norm)

@@ -1,15 +1,15 @@
 """Sharpness, raw and as the optimizer feels it."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_topo.stability.hessian import Hessian, hessian
+from lightning_topo.stability.hessian import Curvature, flatten, hessian
 from lightning_topo.stability.lanczos import Extremes, extreme_eigenvalues
-from lightning_topo.stability.scaling import ParameterScaling
+from lightning_topo.stability.scaling import ParameterScaling, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,7 @@ class SharpnessEstimate:
 
     `value` is a lower bound of lambda_max; some eigenvalue lies within `residual` of it. `smallest` is an upper bound
     of lambda_min from the same products. `vector` is the unit Ritz vector: the `start` of the next estimate nearby.
+    `top` holds the largest eigenvalues that were asked for, `value` first.
     """
 
     value: float
@@ -27,6 +28,7 @@ class SharpnessEstimate:
     smallest: float
     loss: float
     vector: Float[Tensor, " p"]
+    top: tuple[float, ...]
 
 
 def sharpness(
@@ -36,13 +38,14 @@ def sharpness(
     start: Float[Tensor, " p"] | None = None,
     tolerance: float = 0.02,
     max_products: int = 60,
+    n_largest: int = 1,
     seed: int = 0,
 ) -> SharpnessEstimate:
     """The largest eigenvalue of the Hessian of `loss_fn()` with respect to `params`, by Lanczos' method.
 
     Starts from `start` (the Ritz vector of an earlier estimate) or a random vector drawn with `seed`; if a warm start
-    has not converged to the relative residual `tolerance`, once more from a random one. No `.grad`, parameter or
-    global random state is touched.
+    has not converged to the relative residual `tolerance`, once more from a random one. `n_largest` asks for more than
+    one of the largest eigenvalues. No `.grad`, parameter or global random state is touched.
 
     Raises `ValueError` if nothing requires a gradient and `FloatingPointError` if the loss is not finite.
 
@@ -53,21 +56,55 @@ def sharpness(
     >>> round(estimate.value, 4), estimate.converged
     (6.0, True)
     """
-    return _estimate(hessian(loss_fn, params), start, tolerance, max_products, seed)
+    return curvature_sharpness(
+        hessian(loss_fn, params),
+        start=start,
+        tolerance=tolerance,
+        max_products=max_products,
+        n_largest=n_largest,
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledSharpness:
+    """The curvature as an optimizer's step feels it.
+
+    `ratio` is lambda_max(S^1/2 H S^1/2), the edge of stability at 1, with its `residual`. `eta_lambda` is the larger
+    of |theta_max| and |theta_min| over the Ritz values of M^1/2 H M^1/2: the paper's eta K as a point estimate, never
+    a certificate. It treats momentum and preconditioner as constants in the step. `vector` is the Ritz vector of
+    `ratio`; None where the scaling is a number and those of the sharpness serve. `n_hvp` counts further products.
+    """
+
+    ratio: float
+    eta_lambda: float
+    residual: float
+    converged: bool
+    n_hvp: int = 0
+    vector: Float[Tensor, " p"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StabilityEstimate:
-    """The sharpness beside what the optimizer makes of it; None where its threshold is not known.
-
-    `ratio` is lambda_max(S^1/2 H S^1/2), the edge of stability at 1. `eta_lambda` is the larger of |theta_max| and
-    |theta_min| over the Ritz values of M^1/2 H M^1/2: the paper's eta K as a point estimate, never a certificate.
-    It treats momentum and preconditioner as constants in the step.
-    """
+    """The sharpness beside what the optimizer makes of it; `scaled` is None where its threshold is not known."""
 
     sharpness: SharpnessEstimate
-    ratio: float | None
-    eta_lambda: float | None
+    scaled: ScaledSharpness | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Sharpness over the optimizer's threshold: the edge of stability is at 1."""
+        return None if self.scaled is None else self.scaled.ratio
+
+    @property
+    def eta_lambda(self) -> float | None:
+        """The paper's eta K, as a point estimate."""
+        return None if self.scaled is None else self.scaled.eta_lambda
+
+    @property
+    def n_hvp(self) -> int:
+        """Products taken in all."""
+        return self.sharpness.n_hvp + (0 if self.scaled is None else self.scaled.n_hvp)
 
 
 def stability(
@@ -92,68 +129,116 @@ def stability(
     (0.5, 1.0)
     """
     curvature = hessian(loss_fn, params)
-    estimate = _estimate(curvature, start, tolerance, max_products, seed)
+    raw = curvature_sharpness(curvature, start=start, tolerance=tolerance, max_products=max_products, seed=seed)
     scalings = scale(curvature.params)
     if scalings is None:
-        return StabilityEstimate(estimate, ratio=None, eta_lambda=None)
-    if len(set(scalings)) == 1:
-        # One learning rate for all: the spectrum only shifts and stretches.
-        (only,) = set(scalings)
-        top, bottom = estimate.value + only.weight_decay, estimate.smallest + only.weight_decay
-        return StabilityEstimate(estimate, only.stability * top, only.step * max(abs(top), abs(bottom)))
+        return StabilityEstimate(raw, None)
+    scaled = scaled_sharpness(curvature, scalings, raw, tolerance=tolerance, max_products=max_products, seed=seed)
+    return StabilityEstimate(raw, scaled)
 
-    def extremes(sizes: Iterable[float]) -> Extremes:
-        root = _spread(sizes, curvature).sqrt()
-        decay = _spread((s.weight_decay for s in scalings), curvature)
+
+def curvature_sharpness(
+    curvature: Curvature,
+    *,
+    start: Float[Tensor, " p"] | None = None,
+    tolerance: float = 0.02,
+    max_products: int = 60,
+    n_largest: int = 1,
+    seed: int = 0,
+) -> SharpnessEstimate:
+    """`sharpness` of a Hessian at hand."""
+    found = _warm_lanczos(
+        lambda vector: curvature @ vector, curvature, start, tolerance, max_products, n_largest=n_largest, seed=seed
+    )
+    return SharpnessEstimate(
+        found.largest,
+        found.residual,
+        found.converged,
+        found.n_products,
+        found.smallest,
+        curvature.loss,
+        found.vector,
+        found.top,
+    )
+
+
+def scaled_sharpness(
+    curvature: Curvature,
+    scalings: Sequence[ParameterScaling],
+    raw: SharpnessEstimate,
+    *,
+    start: Float[Tensor, " p"] | None = None,
+    tolerance: float = 0.02,
+    max_products: int = 60,
+    seed: int = 0,
+) -> ScaledSharpness:
+    """The curvature scaled by an optimizer, from its scaling of each of `curvature.params`.
+
+    Where one number scales every parameter the spectrum only shifts and stretches, and `raw` is all that is needed.
+    Otherwise Lanczos' method on the scaled operator, from `start` (the `vector` of an earlier result) or from the
+    scaled vector of `raw`.
+    """
+    if all(isinstance(s.stability, float) and isinstance(s.step, float) for s in scalings) and len(set(scalings)) == 1:
+        only = scalings[0]
+        top, bottom = raw.value + only.weight_decay, raw.smallest + only.weight_decay
+        at_edge, in_step = float(only.stability), float(only.step)
+        return ScaledSharpness(
+            at_edge * top, in_step * max(abs(top), abs(bottom)), at_edge * raw.residual, raw.converged
+        )
+    decay = spread([s.weight_decay for s in scalings], curvature.params)
+
+    def extremes(sizes: Tensor, start: Tensor | None) -> Extremes:
+        root = sizes.sqrt()
 
         def operator(vector: Tensor) -> Tensor:
             scaled = root * vector
             return root * ((curvature @ scaled) + decay * scaled)
 
-        start = root * estimate.vector
-        start = start if start.any() else root  # the top direction may lie in parameters that do not move
-        return extreme_eigenvalues(operator, start, tolerance=tolerance, max_products=max_products)
+        candidates = (start, root * raw.vector, root)
+        # The top direction may lie in parameters that do not move.
+        usable = next(c for c in candidates if c is not None and c.shape == root.shape and c.any())
+        return _warm_lanczos(operator, curvature, usable, tolerance, max_products, seed=seed)
 
-    at_edge = extremes(s.stability for s in scalings)
-    in_step = extremes(s.step for s in scalings)
-    return StabilityEstimate(estimate, at_edge.largest, max(abs(in_step.largest), abs(in_step.smallest)))
+    stable, step = (spread([getattr(s, name) for s in scalings], curvature.params) for name in ("stability", "step"))
+    if not stable.any():
+        return ScaledSharpness(0.0, 0.0, 0.0, converged=True)
+    found = extremes(stable, start)
+    moving = stable > 0
+    weights = step[moving] / stable[moving]
+    # c w is one number for all parameters unless momentum differs between them: then one spectrum tells both.
+    if float(weights.max() - weights.min()) <= 1e-4 * float(weights.max()):
+        in_step, further = float(weights.mean()) * max(abs(found.largest), abs(found.smallest)), 0
+    else:
+        other = extremes(step, found.vector)
+        in_step, further = max(abs(other.largest), abs(other.smallest)), other.n_products
+    return ScaledSharpness(
+        found.largest, in_step, found.residual, found.converged, found.n_products + further, found.vector
+    )
 
 
-def _estimate(
-    curvature: Hessian, start: Tensor | None, tolerance: float, max_products: int, seed: int
-) -> SharpnessEstimate:
-    like = torch.cat([p.detach().reshape(-1)[:0] for p in curvature.params])
+def _warm_lanczos(
+    operator: Callable[[Tensor], Tensor],
+    curvature: Curvature,
+    start: Tensor | None,
+    tolerance: float,
+    max_products: int,
+    *,
+    n_largest: int = 1,
+    seed: int,
+) -> Extremes:
+    """Lanczos' method from `start`; from a random vector where there is none, or where that has not converged."""
+    like = flatten(p.detach().reshape(-1)[:0] for p in curvature.params)
     size = sum(p.numel() for p in curvature.params)
-    dtype = torch.promote_types(like.dtype, torch.float32)
     generator = torch.Generator(like.device).manual_seed(seed)
+    cold = torch.randn(size, generator=generator, dtype=like.dtype, device=like.device)
 
     def lanczos(start: Tensor) -> Extremes:
-        return extreme_eigenvalues(
-            lambda vector: curvature @ vector, start, tolerance=tolerance, max_products=max_products
-        )
+        return extreme_eigenvalues(operator, start, tolerance=tolerance, max_products=max_products, n_largest=n_largest)
 
-    warm = start is not None and start.shape == (size,)
-    n_wasted = 0
-    cold = torch.randn(size, generator=generator, dtype=dtype, device=like.device)
-    found = lanczos(start.to(cold) if warm and start is not None else cold)
-    if warm and not found.converged:
-        n_wasted, found = found.n_products, lanczos(cold)
-    return SharpnessEstimate(
-        found.largest,
-        found.residual,
-        found.converged,
-        n_wasted + found.n_products,
-        found.smallest,
-        curvature.loss,
-        found.vector,
-    )
-
-
-def _spread(values: Iterable[float], curvature: Hessian) -> Float[Tensor, " p"]:
-    """One value per parameter tensor, as a flat vector with one per entry."""
-    return torch.cat(
-        [
-            torch.full((p.numel(),), value, dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
-            for value, p in zip(values, curvature.params, strict=True)
-        ]
-    )
+    if start is None or start.shape != cold.shape:
+        return lanczos(cold)
+    found = lanczos(start.to(cold))
+    if found.converged:
+        return found
+    again = lanczos(cold)
+    return replace(again, n_products=found.n_products + again.n_products)

@@ -27,7 +27,6 @@ def _seeded():
     torch.manual_seed(0)
 
 
-
 class Kick(L.Callback):
     """Makes the steps into which it is told to kick far too large."""
 

@@ -23,7 +23,6 @@ def _seeded():
     torch.manual_seed(0)
 
 
-
 def group(name, n, outgoing):
     pieces = (ParamSlice(f"{name}.weight"), ParamSlice(f"{name}.bias"), ParamSlice(f"{outgoing}.weight", dims=(1,)))
     return NeuronGroup(name, "unit", n, (), pieces)

@@ -1,15 +1,16 @@
 """The state machine, against the rules of the contract and under every way of feeding it."""
 
+import itertools
 import math
 from collections import defaultdict
-from itertools import pairwise
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_topo.measurement import Measurement
-from lightning_topo.phases import Band, DetectorState, Phase, PhaseRules, observe, replay
+from lightning_topo.phases import DETECTED, Band, DetectorState, Phase, PhaseRules, observe, replay
 
 PAIRS = {
     "curvature_bound_exceeded": "curvature_bound_restored",
@@ -27,7 +28,7 @@ def sharpnesses(values, name="sharpness_ratio"):
 
 
 def names(run):
-    return [(event.name.value, event.step) for event in run.events]
+    return [(event.name.value, event.step) for event in run.detected]
 
 
 def test_nothing_measured_is_unknown():
@@ -38,15 +39,15 @@ def test_nothing_measured_is_unknown():
 def test_small_ratios_preserve():
     run = replay(ratios([0.1, 0.999]))
     assert run.state.phase is Phase.PRESERVED
-    assert run.events == ()
+    assert run.detected == ()
 
 
 def test_the_edge_is_entered_by_the_median_of_three():
     run = replay(sharpnesses([0.9, 1.2, 0.9, 0.96, 0.97]))
     # Medians of three: .9, .96 (1.2, .9, .96) -> enters with the value of step 30.
     assert names(run) == [("edge_of_stability_enter", 30)]
-    assert run.events[0].value == 0.96
-    assert run.events[0].threshold == 0.95
+    assert run.detected[0].value == 0.96
+    assert run.detected[0].threshold == 0.95
 
 
 def test_one_spike_does_not_enter_and_two_values_are_not_enough():
@@ -68,9 +69,9 @@ def test_curvature_bound_enters_at_one_and_leaves_below_four_fifths():
 def test_a_breakdown_lasts_until_enough_quiet_steps():
     run = replay(ratios([0.5, 1.0, 1.7, *[0.9] * 100, 0.9]))
     assert names(run) == [("topology_breakdown", 2), ("topology_restored", 103)]
-    assert run.events[0].value == 1.0
-    assert run.events[1].value == 1.7
-    assert "step 3" in run.events[1].message
+    assert run.detected[0].value == 1.0
+    assert run.detected[1].value == 1.7
+    assert "step 3" in run.detected[1].message
     assert run.phases["net.0"] == ((1, Phase.PRESERVED), (2, Phase.BREAKDOWN), (103, Phase.PRESERVED))
 
 
@@ -111,18 +112,30 @@ def test_rules_are_checked():
         Band(enter=0.5, leave=0.5)
     with pytest.raises(ValueError, match="at least 1"):
         Band(enter=1.0, leave=0.5, enter_window=0)
-    with pytest.raises(ValueError, match="hold_steps"):
-        PhaseRules(hold_steps=0)
+    for name in ("hold_steps", "instability_hold", "loss_window", "betti_confirm", "instability_ratio", "diagram_jump"):
+        with pytest.raises(ValueError, match=name):
+            PhaseRules(**{name: 0})
 
 
+def lines(probe, group, names, numbers):
+    return st.builds(lambda *v: (probe, group, dict(zip(names, v, strict=True))), *numbers)
+
+
+counts, jumps = st.integers(1, 6).map(float), st.floats(0.0, 2.0)
 measurements = st.lists(
     st.one_of(
-        st.builds(lambda g, v: ("distortion", g, {"critical_ratio": v}), st.sampled_from("ab"), st.floats(0.0, 3.0)),
-        st.builds(
-            lambda r, e: ("sharpness", "", {"sharpness_ratio": r, "eta_lambda": e}),
-            st.floats(0.0, 2.0),
-            st.floats(0.0, 2.0),
+        *(
+            lines(
+                "distortion",
+                g,
+                ("critical_ratio", "distinct_neurons", "twins_split"),
+                (st.floats(0.0, 3.0), counts, counts),
+            )
+            for g in "ab"
         ),
+        *(lines("persistence", g, ("betti_0", "betti_1", "log_bottleneck_0"), (counts, counts, jumps)) for g in "ab"),
+        lines("sharpness", "", ("sharpness_ratio", "eta_lambda"), (st.floats(0.0, 2.0), st.floats(0.0, 2.0))),
+        lines("training", "", ("loss",), (st.floats(0.0, 2.0) | st.sampled_from([math.nan, math.inf]),)),
     ),
     max_size=60,
 ).map(lambda found: [Measurement(k, k // 7, p, g, v) for k, (p, g, v) in enumerate(found)])
@@ -133,9 +146,11 @@ QUICK = PhaseRules(hold_steps=3)
 @given(measurements)
 def test_paired_events_alternate_in_each_group_and_steps_never_go_back(found):
     run = replay(found, QUICK)
-    assert [event.step for event in run.events] == sorted(event.step for event in run.events)
+    assert [event.step for event in run.detected] == sorted(event.step for event in run.detected)
     by_pair = defaultdict(list)
-    for event in run.events:
+    for event in run.detected:
+        if event.name.value not in {*PAIRS, *PAIRS.values()}:
+            continue
         opening = event.name.value in PAIRS
         pair = event.name.value if opening else next(k for k, v in PAIRS.items() if v == event.name.value)
         by_pair[pair, event.group].append(opening)
@@ -156,7 +171,7 @@ def test_a_checkpoint_in_between_changes_nothing(found, at):
         state, new = observe(state, m, QUICK)
         events += new
     whole = replay(found, QUICK)
-    assert tuple(events) == whole.events
+    assert tuple(events) == whole.detected
     assert state == whole.state
 
 
@@ -166,4 +181,146 @@ def test_the_phase_series_ends_where_the_state_stands(found):
     for group, series in run.phases.items():
         phase = run.state.phase if group == "" else run.state.phase_of(group)
         assert (series[-1][1] if series else Phase.UNKNOWN) is phase
-        assert all(a[0] < b[0] and a[1] is not b[1] for a, b in pairwise(series))
+        assert all(a[0] < b[0] and a[1] is not b[1] for a, b in itertools.pairwise(series))
+
+
+@given(measurements)
+def test_what_passes_by_changes_nothing(found):
+    """Polled more often: measurements of other things, and NaN, in between."""
+    noise = [
+        [
+            m,
+            Measurement(m.step, m.epoch, "schedule", "", {"sharpness_every": 3.0}),
+            replace(m, values={"residual": 1.0}),
+        ]
+        for m in found
+    ]
+    assert replay([m for three in noise for m in three], QUICK).detected == replay(found, QUICK).detected
+
+
+@given(measurements)
+def test_events_of_a_group_do_not_depend_on_other_groups(found):
+    alone = replay([m for m in found if m.group == "a"], QUICK)
+    together = replay(found, QUICK)
+    assert alone.detected == tuple(e for e in together.detected if e.group == "a")
+
+
+@given(measurements)
+def test_a_reported_change_is_a_change(found):
+    """A count is never reported twice, nor is a level or a fall that is none."""
+    reported = {}
+    for event in replay(found, QUICK).detected:
+        if event.name == "betti_changed":
+            assert event.value != event.threshold
+            key = event.group, event.message.split("(b")[1][0]
+            assert reported.get(key, event.threshold) == event.threshold
+            reported[key] = event.value
+        if event.name == "neurons_merged":
+            assert event.value < event.threshold
+        if event.name == "diagram_jump":
+            assert event.value > event.threshold
+
+
+def persistences(values, name="betti_0"):
+    return [Measurement(k, k, "persistence", "net.0", {name: v}) for k, v in enumerate(values)]
+
+
+def test_a_betti_number_that_flickers_has_not_changed():
+    assert names(replay(persistences([3, 4, 3, 4, 3, 2, 4, 3]))) == []
+    run = replay(persistences([3, 4, 4, 4, 4, 3, 3]))
+    assert names(run) == [("betti_changed", 2), ("betti_changed", 6)]
+    assert [(e.threshold, e.value) for e in run.detected] == [(3, 4), (4, 3)]
+    assert names(replay(persistences([1, 5, 9, 20, 50]))) == [("betti_changed", 2), ("betti_changed", 4)]
+
+
+def test_a_jump_is_told_once_with_its_bound_until_the_diagram_rests():
+    assert names(replay(persistences([0.1, 0.8, 0.9, 0.5, 0.8, 0.3, 0.8], "log_bottleneck_1"))) == [
+        ("diagram_jump", 1),
+        ("diagram_jump", 6),
+    ]
+    for bound, said in (({"log_bottleneck_bound": 1.5}, "allows up to 1.5"), ({}, "No bound")):
+        (event,) = replay([Measurement(1, 0, "persistence", "g", {"log_bottleneck_0": 0.9} | bound)]).detected
+        assert said in event.message
+    (event,) = replay(persistences([math.inf], "log_bottleneck_0")).detected
+    assert "infinity" in event.message
+
+
+def distinct(values):
+    return [Measurement(k, 0, "distortion", "net.0", {"distinct_neurons": float(v)}) for k, v in enumerate(values)]
+
+
+def test_each_fall_of_the_number_of_distinct_neurons_is_a_merger():
+    assert names(replay(distinct([8, 8, 6, 6, 5, 5]))) == [("neurons_merged", 2), ("neurons_merged", 4)]
+
+
+def test_neurons_that_chatter_about_the_tolerance_merge_once():
+    assert names(replay(distinct([8, 7, 8, 7, 8, 8, 7]))) == [("neurons_merged", 1)]
+    assert names(replay(distinct([8, 7, 8, 8, 8, 8, 8, 7]))) == [("neurons_merged", 1), ("neurons_merged", 7)]
+
+
+def test_a_merger_in_the_very_first_step_is_seen_by_the_closed_distance():
+    values = {"distinct_neurons": 5.0, "total_contraction": 0.0}
+    assert names(replay([Measurement(1, 0, "distortion", "net.0", values)])) == [("neurons_merged", 1)]
+
+
+def losses(values, first=0):
+    return [Measurement(first + k, 0, "training", "", {"loss": v}) for k, v in enumerate(values)]
+
+
+def ratio(step, value):
+    return Measurement(step, 0, "sharpness", "", {"sharpness_ratio": value})
+
+
+def test_a_loss_that_is_not_finite_is_an_instability_once():
+    assert names(replay(losses([1.0, math.nan, math.nan, math.inf]))) == [("instability", 1)]
+    (event,) = replay(losses([math.nan])).detected
+    assert "diverged" in event.message
+    # A loss alone does not say that anything was measured of the topology.
+    assert replay(losses([1.0])).state.phase is Phase.UNKNOWN
+
+
+def test_a_rising_loss_is_unstable_only_beyond_the_edge_and_a_sharp_step_only_with_a_rising_loss():
+    rising, falling = [1.0 + 0.1 * k for k in range(12)], [3.0 - 0.1 * k for k in range(12)]
+    assert names(replay([ratio(0, 1.4), *losses(rising, 1)])) == []
+    assert names(replay([ratio(0, 1.6), *losses(falling, 1)])) == []
+    assert names(replay([ratio(0, 1.6), *losses(rising, 1)])) == [("instability", 10)]
+
+
+def test_an_instability_is_over_after_calm_values_and_can_come_again():
+    calm = losses([1.0] * 5, 1)
+    assert names(replay([*losses([math.nan]), *calm, *losses([math.nan], 6)])) == [
+        ("instability", 0),
+        ("instability", 6),
+    ]
+    assert names(replay([*losses([math.nan]), *calm[:4], *losses([math.nan], 6)])) == [("instability", 0)]
+
+
+def test_splits_of_equal_neurons_are_one_event_until_they_have_held_together():
+    splits = [Measurement(k, 0, "distortion", "g", {"twins_split": float(v)}) for k, v in enumerate([0, 2, 1, 0, 0, 1])]
+    assert names(replay(splits, QUICK)) == [("equivariance_broken", 1)]
+    rested = [Measurement(9 + k, 0, "distortion", "g", {"twins_split": float(v)}) for k, v in enumerate([0, 0, 0, 1])]
+    assert names(replay([*splits, *rested], QUICK)) == [("equivariance_broken", 1), ("equivariance_broken", 12)]
+
+
+def test_every_event_of_a_replay_says_what_happened_and_what_to_do():
+    found = [
+        *losses([math.nan]),
+        *distinct([8, 7]),
+        *persistences([1, 2, 2]),
+        *persistences([2.0], "log_bottleneck_0"),
+        Measurement(1, 0, "distortion", "g", {"critical_ratio": 2.0, "twins_split": 1.0}),
+        *sharpnesses([3.0] * 3, "eta_lambda"),
+        *sharpnesses([3.0] * 3),
+    ]
+    events = replay(found).detected
+    assert {e.name for e in events} == DETECTED - {
+        "topology_restored",
+        "edge_of_stability_exit",
+        "curvature_bound_restored",
+    }
+    assert all(e.message and e.remedy for e in events)
+
+
+def test_a_state_from_before_these_events_is_read():
+    old = {name: DetectorState().to_dict()[name] for name in ("measured", "curvature", "edge", "breakdowns")}
+    assert DetectorState.from_dict(old) == DetectorState()

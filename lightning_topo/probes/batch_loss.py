@@ -1,0 +1,59 @@
+"""The loss on the probe batch, whole or in parts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """`evaluate(batch)`, as a function of nothing.
+
+    >>> import torch
+    >>> loss = BatchLoss(lambda batch: batch.mean(), torch.arange(5.0))
+    >>> loss(), [(weight, part()) for weight, part in loss.parts(3)]
+    (tensor(2.), [(0.6, tensor(1.)), (0.4, tensor(3.5000))])
+    """
+
+    evaluate: Callable[[Any], Tensor]
+    batch: Any
+
+    def __call__(self) -> Tensor:
+        """The loss on the whole batch."""
+        return self.evaluate(self.batch)
+
+    def parts(self, size: int) -> tuple[tuple[float, Callable[[], Tensor]], ...]:
+        """The loss on consecutive parts of at most `size` samples, with the fraction of the batch that each holds.
+
+        For a loss that is a mean over samples the weighted sum is the loss on the whole batch; one in which samples
+        meet (BatchNorm in training, a contrastive loss) is another function on parts. Tensors and lists as long as
+        the batch's first tensor are cut, everything else is handed to each part whole.
+
+        Raises `ValueError` if `size` is not positive or the batch holds no tensor with a first dimension.
+        """
+        if size < 1:
+            raise ValueError(f"expected parts of at least 1 sample, got {size}")
+        n = next((len(leaf) for leaf in tree_leaves(self.batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
+        if n == 0:
+            raise ValueError("expected a batch with a tensor whose first dimension counts samples, found none")
+        return tuple(
+            ((min(first + size, n) - first) / n, partial(self.evaluate, _cut(self.batch, n, first, first + size)))
+            for first in range(0, n, size)
+        )
+
+
+def _cut(batch: Any, n: int, first: int, last: int) -> Any:
+    """Samples `first` to `last` of a batch of n."""
+
+    def is_column(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == n and not any(isinstance(leaf, Tensor) for leaf in value)
+
+    def cut(value: Any) -> Any:
+        counts = (isinstance(value, Tensor) and value.ndim > 0 and len(value) == n) or is_column(value)
+        return value[first:last] if counts else value
+
+    return tree_map(cut, batch, is_leaf=is_column)

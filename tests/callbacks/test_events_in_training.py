@@ -1,0 +1,174 @@
+"""Every event, made by a real training; and a replay of its record makes the same ones."""
+
+import itertools
+import math
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, read_record
+from lightning_topo.demo import run
+from lightning_topo.phases import DETECTED, EventName, replay
+from tests.callbacks.training import Classifier, fit, loader
+
+
+def events(tmp_path, module, probes=None, extra=(), **options):
+    """The events of a training, live and by replay alike."""
+    probes = probes or [Distortion(every_n_steps=1), Persistence(every_n_steps=1), Sharpness(every_n_steps=1)]
+    monitor = TopologyMonitor(probes, report=False, max_overhead=None)
+    fit(module, [*extra, monitor], root=tmp_path, **options)
+    record = read_record(monitor.dirpath)
+    assert tuple(monitor.events) == record.events or any(e.value != e.value for e in record.events)
+    live = [(e.name, e.step, e.group, e.message) for e in record.events if e.name in DETECTED]
+    again = [(e.name, e.step, e.group, e.message) for e in replay(record.measurements).detected]
+    assert live == again
+    assert all(e.message and e.remedy for e in record.events)
+    return record.events
+
+
+def named(found, name):
+    return [e for e in found if e.name == name]
+
+
+class Regression(Classifier):
+    """The mean squared error, which grows without bound when the learning rate is too large."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return nn.functional.mse_loss(self.net(x), nn.functional.one_hot(y, 3).float())
+
+
+def test_a_divergence_is_an_instability_once(tmp_path):
+    torch.manual_seed(0)
+    found = events(tmp_path, Regression(lr=50.0), [Distortion(every_n_steps=1)], max_epochs=4)
+    (event,) = named(found, "instability")
+    assert not math.isfinite(event.value)
+    assert event.severity == "error"
+    assert "checkpoint" in event.remedy
+
+
+class Quadratic(Classifier):
+    """Curvature 3.3, nearly: sharpness ratio, eta lambda and r are 1.65, 3.3 and 3.3 times the learning rate."""
+
+    def training_step(self, batch, batch_idx):
+        bowl = 0.5 * 3.3 * sum((p**2).sum() for p in self.parameters())
+        # The network's own loss, so that its neurons can be found; flat where the weights grow beyond all bounds.
+        return bowl + 1e-3 * super().training_step(batch, batch_idx).tanh()
+
+
+def test_a_loss_that_rises_beyond_the_edge_is_an_instability(tmp_path):
+    found = events(tmp_path, Quadratic(lr=1.0), [Sharpness(every_n_steps=1)], max_epochs=3)
+    (event,) = named(found, "instability")
+    assert event.value == pytest.approx(1.65, rel=0.01)
+    assert event.threshold == 1.5
+    assert "rises" in event.message
+
+
+def test_a_learning_rate_that_comes_down_again_ends_what_it_began(tmp_path):
+    class Slower(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 6:
+                trainer.optimizers[0].param_groups[0]["lr"] = 0.01
+
+    torch.manual_seed(0)
+    probes = [Distortion(every_n_steps=1), Sharpness(every_n_steps=3)]
+    found = events(tmp_path, Quadratic(lr=0.6), probes, extra=[Slower()], data=loader(64, 1), max_epochs=2)
+    network = [(e.name.value, e.step) for e in found if e.group == ""]
+    assert network == [
+        ("curvature_bound_exceeded", 6),
+        ("edge_of_stability_enter", 6),
+        ("curvature_bound_restored", 15),
+        ("edge_of_stability_exit", 15),
+    ]
+    assert [(e.name.value, e.step) for e in found if e.group == "net.0"] == [
+        ("topology_breakdown", 1),
+        ("topology_restored", 106),
+    ]
+
+
+def test_dead_neurons_that_decay_to_nothing_have_merged(tmp_path):
+    torch.manual_seed(0)
+    module = Classifier(lr=0.125, weight_decay=8.0)
+    with torch.no_grad():
+        module.net[3].bias[:2] = -50.0  # below any input: no gradient, in or out
+        module.net[3].bias[2:] = 5.0
+    found = events(tmp_path, module, [Distortion(every_n_steps=1)])
+    # Such a decay leaves nothing but the last gradient: later, all units merge, and each fall is an event.
+    event, *later = [e for e in named(found, "neurons_merged") if e.group == "net.3"]
+    assert all(after.value < before.value for before, after in itertools.pairwise([event, *later]))
+    assert event.value == 5.0
+    assert event.step == 1
+
+
+def twin(module):
+    """Give the first two hidden units the same weights."""
+    with torch.no_grad():
+        module.net[0].weight[1] = module.net[0].weight[0]
+        module.net[0].bias[1] = module.net[0].bias[0]
+        reader = next(layer for layer in module.net[1:] if isinstance(layer, nn.Linear))
+        reader.weight[:, 1] = reader.weight[:, 0]
+    return module
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_dropout_parts_equal_neurons_and_breaks_the_equivariance(tmp_path, optimizer):
+    torch.manual_seed(0)
+    found = events(tmp_path, twin(Classifier(dropout=0.5, optimizer=optimizer, lr=0.01)), [Distortion(every_n_steps=1)])
+    (event,) = named(found, "equivariance_broken")
+    assert event.group == "net.0"
+    assert event.step <= 3
+    assert named(found, "topology_breakdown")
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop])
+@pytest.mark.parametrize("every", [1, 3])
+def test_equal_neurons_stay_equal_under_an_equivariant_rule(tmp_path, optimizer, every):
+    torch.manual_seed(0)
+    module = twin(Classifier(optimizer=optimizer, lr=0.05))
+    found = events(tmp_path, module, [Distortion(every_n_steps=every)], max_epochs=3)
+    assert not named(found, "equivariance_broken")
+    assert not named(found, "neurons_merged")
+
+
+def test_equal_parameters_with_different_momenta_may_part(tmp_path):
+    class Unequal(L.Callback):
+        """Before the 5th batch, makes two units equal in their parameters alone."""
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 4:
+                twin(pl_module)
+
+    torch.manual_seed(0)
+    found = events(
+        tmp_path, Classifier(momentum=0.9), [Distortion(every_n_steps=1)], extra=[Unequal()], data=loader(128)
+    )
+    assert not named(found, "equivariance_broken")
+
+
+def test_large_steps_change_betti_numbers_and_make_diagrams_jump(tmp_path):
+    torch.manual_seed(0)
+    module = Classifier(width=24, lr=3.0)
+    found = events(tmp_path, module, [Persistence(every_n_steps=1)], max_epochs=4)
+    assert named(found, "betti_changed")
+    jumps = named(found, "diagram_jump")
+    assert jumps
+    for event in jumps:
+        assert event.value > event.threshold
+        assert "distortion in between allows" in event.message
+    for event in named(found, "betti_changed"):
+        assert event.value != event.threshold
+
+
+def test_small_steps_do_not(tmp_path):
+    torch.manual_seed(0)
+    found = events(tmp_path, Classifier(width=24, lr=1e-3), max_epochs=4)
+    assert {e.name for e in found} <= {EventName.PROBE_FAILED}
+
+
+def test_the_demo_s_events_come_out_of_its_record_again(tmp_path):
+    monitor, _ = run(lr=0.3, steps=320, save_dir=tmp_path, progress=False)
+    record = read_record(monitor.dirpath)
+    assert replay(record.measurements).detected == tuple(e for e in record.events if e.name in DETECTED)
+    assert any(e.name == "edge_of_stability_enter" for e in record.events)
