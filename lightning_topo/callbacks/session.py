@@ -14,7 +14,10 @@ from torch import Tensor
 from lightning_topo.callbacks.discovery import discover
 from lightning_topo.callbacks.journal import Journal
 from lightning_topo.callbacks.lightning_internals import batches_stepped, log_period, run_folder
-from lightning_topo.callbacks.publish import LogGroups, Publisher
+from lightning_topo.callbacks.publish import LogGroups, Publisher, mangled_names
+from lightning_topo.callbacks.terminal import Terminal
+from lightning_topo.callbacks.trackers import RunFacts
+from lightning_topo.callbacks.tracking import Tracking
 from lightning_topo.callbacks.training_loss import training_loss
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.neurons import NeuronGroup
@@ -26,6 +29,8 @@ from lightning_topo.record import REPORT, RecordWriter, read_record
 REPORT_SECONDS = 60.0
 """The report is rewritten during training at most this often."""
 
+# Of the time the monitor may take, so much may go into figures and other costly things for the trackers.
+_COSTLY_SHARE = 0.25
 _GO_ON = (
     "Everything else goes on. If weights or loss are no longer finite, training has diverged: lower the learning rate."
 )
@@ -43,6 +48,7 @@ class MonitorSettings:
     report: bool
     on_error: Literal["warn", "raise"]
     seed: int
+    verbose: bool = True
 
     def __post_init__(self) -> None:
         names = [probe.name for probe in self.probes]
@@ -51,6 +57,15 @@ class MonitorSettings:
         if self.on_error not in ("warn", "raise"):
             raise ValueError(f'expected on_error "warn" or "raise", got {self.on_error!r}')
         _ = self.pacer(), Publisher((), self.log_groups)
+
+    def described(self) -> dict[str, Any]:
+        """The parameters as plain JSON values, for a tracker's configuration."""
+        return {
+            "probes": [repr(probe) for probe in self.probes],
+            "log_groups": self.log_groups if isinstance(self.log_groups, str) else list(self.log_groups),
+            "max_overhead": self.max_overhead,
+            "seed": self.seed,
+        }
 
     def pacer(self) -> Pacer:
         """The periods at the start."""
@@ -144,7 +159,11 @@ class Session:
         self._closed = True
         self._release()
         self._journal.close()
-        self.write_report()
+        try:
+            self.write_report()
+            self._say_what_it_came_to()
+        finally:
+            self._journal.tracking.closed()
         return True
 
     def _release(self) -> None:
@@ -160,6 +179,11 @@ class Session:
 
         with self._timed():
             write_report([read_record(self.dirpath)], self.dirpath / REPORT)
+
+    def _say_what_it_came_to(self) -> None:
+        if self.dirpath is not None and self._settings.verbose:
+            where = self.dirpath / REPORT if self._settings.report else self.dirpath
+            self._journal.terminal.closed(read_record(self.dirpath), where)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
@@ -178,8 +202,17 @@ class Session:
         found, problems = discover(self._settings.groups, self._trainer, self._module, self._batch, self._settings.seed)
         self.groups = tuple(group for group in found if group.n > 1)
         detector = DetectorState() if saved is None else DetectorState.from_dict(saved["detector"])
-        publisher = Publisher([group.name for group in self.groups], self._settings.log_groups)
-        self._journal = Journal(publisher, self._open_record(saved), detector)
+        names, settings = [group.name for group in self.groups], self._settings
+        loggers = self._trainer.loggers if self._trainer.is_global_zero else ()
+        share = None if settings.max_overhead is None else settings.max_overhead * _COSTLY_SHARE
+        self._journal = Journal(
+            Publisher(names, settings.log_groups),
+            self._open_record(saved),
+            Tracking(loggers, names, settings.log_groups, share),
+            Terminal(self._trainer, settings.verbose),
+            detector,
+        )
+        self._journal.tracking.began(self._facts())
         if saved is not None:
             self._pacer.every |= {name: n for name, n in saved["every"].items() if name in self._pacer.every}
             self._every_recorded = dict(self._pacer.every)
@@ -192,6 +225,27 @@ class Session:
             else:
                 self._publish_identity(probe, step)
         self._publish(step, log=log_period(self._trainer) > 1)
+
+    def _facts(self) -> RunFacts:
+        record = self._journal.record
+        keys = mangled_names(group.name for group in self.groups)
+        rows = [
+            {
+                "name": group.name,
+                "key": f"topology/{keys[group.name]}",
+                "kind": group.kind,
+                "neurons": group.n,
+                "blocks": group.n_blocks,
+                "status": group.status,
+            }
+            for group in self.groups
+        ]
+        return RunFacts(
+            None if record is None else record.run_id,
+            None if record is None else record.dirpath,
+            self._settings.described(),
+            rows,
+        )
 
     def _open_record(self, saved: Mapping[str, Any] | None) -> RecordWriter | None:
         if not self._trainer.is_global_zero:
@@ -227,7 +281,8 @@ class Session:
                     EventName.GAP,
                     step,
                     epoch,
-                    message=f"Resumed from a checkpoint at step {step}; what was measured after it is measured again.{since}",
+                    message=f"Resumed from a checkpoint at step {step}; what was measured after it is measured again."
+                    f"{since}",
                     remedy="Nothing to do.",
                 )
             )
@@ -318,12 +373,12 @@ class Session:
     def _publish(self, step: int, *, log: bool) -> None:
         overhead = self._spent / max(time.perf_counter() - self._began, 1e-9)
         self._journal.publisher.take(GLOBAL, {"phase": float(self._journal.detector.phase), "overhead": overhead})
-        self._trainer.callback_metrics.update(self._journal.publisher.metrics())
+        metrics = self._journal.publisher.metrics()
+        self._trainer.callback_metrics.update(metrics)
+        ratio = metrics.get("topology/critical_ratio")
+        self._journal.terminal.progress(self._journal.detector.phase, None if ratio is None else float(ratio))
         if log and self._trainer.is_global_zero:
-            row = self._journal.publisher.row()
-            for logger in self._trainer.loggers:
-                # Lightning's rows count from 0: the k-th step's values stand under k - 1.
-                logger.log_metrics(row, step=max(step - 1, 0))
+            self._journal.tracking.row(self._journal.publisher.row(), step)
 
     def _repace(self, step: int) -> None:
         """Fit the adaptive periods to the budget, by rank 0's clock."""
