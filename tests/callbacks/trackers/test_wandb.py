@@ -1,4 +1,4 @@
-"""What the experiment trackers receive, read back from them and compared with the record."""
+"""What Weights & Biases receives, read back by its own reader and compared with the record."""
 
 import json
 import math
@@ -12,24 +12,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, read_record
+from lightning_topo import Persistence, read_record
 from lightning_topo.callbacks.trackers.wandb import ARTIFACT_TYPE
 from lightning_topo.measurement import GLOBAL
+from tests.callbacks.tracked import STEPS, dense, hot
 from tests.callbacks.training import Classifier, fit, loader
-
-STEPS = [Distortion(every_n_steps=1)]
-
-
-def dense(**options):
-    """A monitor that measures everything at every opportunity and sends all of it at once."""
-    probes = [Distortion(every_n_steps=1), Persistence(every_n_epochs=1), Sharpness(every_n_steps=4)]
-    defaults = {"probes": probes, "report": False, "on_error": "raise", "max_overhead": None, "log_groups": "all"}
-    return TopologyMonitor(**(defaults | options))
-
-
-def hot(**options):
-    """A training that breaks down: every step is far beyond the critical point."""
-    return Classifier(lr=30.0, **options)
 
 
 class Validated(Classifier):
@@ -40,9 +27,6 @@ class Validated(Classifier):
 
     def val_dataloader(self):
         return loader(16)
-
-
-# --- Weights & Biases ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -122,8 +106,7 @@ def assert_rows_are_the_record(run, monitor, n_steps):
     record = read_record(monitor.dirpath)
     rows = {}
     for step, item in run.rows("topology/net_0/critical_ratio"):
-        assert step not in rows or step == 0, f"two rows for step {step}"
-        # Row 0 comes twice: the identity before the first step, then the first step.
+        assert step not in rows, f"two rows for step {step}"
         rows[step] = item
     assert sorted(rows) == list(range(n_steps))
     measured = [m for m in record.measurements if m.probe == "distortion"]
@@ -194,7 +177,7 @@ def test_wandb_events_alerts_media_config_and_artifact(wandb, tmp_path):
     wanted = [
         (f"{e.name}: {e.group}" if e.group else e.name, e.severity.upper()) for e in events if e.severity != "info"
     ]
-    assert alerts == list(dict.fromkeys(wanted))
+    assert alerts == wanted
 
     (config,) = [run.config()["topology"]]
     assert config["run_id"] == read_record(monitor.dirpath).run_id
