@@ -88,6 +88,7 @@ def crocker_figure(found: Crocker, title: str) -> "Figure":
             bar = figure.colorbar(mesh, ax=axes, label=f"Betti number $b_{k}$")
             bar.set_ticks(list(marks), labels=[f"{n:,}" for n in marks])
             bar.ax.minorticks_off()
+            _look_of_ticks(bar.ax)
             axes.set(yscale="log", xlabel="step", ylabel="scale (distance)")
             _plain_numbers(axes.yaxis, found.scales)
     return figure
@@ -111,6 +112,7 @@ def _figure(n_panels: int, title: str) -> "tuple[Figure, list[Axes]]":
     panels = list(figure.subplots(1, n_panels, squeeze=False)[0])
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
+        _look_of_ticks(axes)
     return figure, panels
 
 
@@ -127,6 +129,11 @@ def _own_style() -> Iterator[None]:
 
 def _step(step: int) -> str:
     return f"step {step:,}"
+
+
+def _look_of_ticks(axes: "Axes") -> None:
+    """Ticks are made only when they are drawn, perhaps under another style."""
+    axes.tick_params(which="both", labelsize=10, color="black", labelcolor="black", width=0.8)
 
 
 def _plain_numbers(axis: "Axis", scales: tuple[float, ...]) -> None:
