@@ -106,10 +106,12 @@ def pixels(figure: "Figure") -> UInt8[np.ndarray, "height width 4"]:
 def _figure(n_panels: int, title: str) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2 * n_panels, 4.2), dpi=110, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.08, wspace=0.04)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
-    figure.suptitle(title if len(title) <= 90 else f"{title[:44]} \u2026 {title[-44:]}", fontsize=11)
-    panels = list(figure.subplots(1, n_panels, squeeze=False)[0])
+    # One below the other: trackers show images in narrow columns.
+    size = (5.0, 4.2 if n_panels == 1 else 3.0 * n_panels + 0.3)
+    figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(h_pad=0.08)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
+    figure.suptitle(title if len(title) <= 60 else f"{title[:29]} \u2026 {title[-29:]}", fontsize=11)
+    panels = list(figure.subplots(n_panels, 1, squeeze=False)[:, 0])
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         _look_of_ticks(axes)
