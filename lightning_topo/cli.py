@@ -35,6 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     neurons.add_argument("--shape", help="of an example input, batch first, as in 4,3,32,32 (default: guessed)")
     neurons.set_defaults(command=_neurons)
 
+    workspace = commands.add_parser("workspace", help="write a Weights & Biases workspace that shows phase transitions")
+    workspace.add_argument("--out", type=Path, default=Path("phase.json"), help="its JSON (default: %(default)s)")
+    workspace.add_argument("--push", metavar="ENTITY/PROJECT", help="also create it there, as a saved view")
+    workspace.set_defaults(command=_workspace)
+
     arguments = parser.parse_args(argv)
     try:
         return arguments.command(arguments)
@@ -83,6 +88,21 @@ def _neurons(arguments: argparse.Namespace) -> int:
         shape = [int(size) for size in arguments.shape.split(",")]
         inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     print(neuron_table(find_neuron_groups(model, inputs), dict(model.named_parameters())))
+    return 0
+
+
+def _workspace(arguments: argparse.Namespace) -> int:
+    from lightning_topo.report.workspace import push_workspace, write_workspace
+
+    entity, _, project = (arguments.push or "").partition("/")
+    if arguments.push is not None and (not entity or not project or "/" in project):
+        raise ValueError(f"expected --push ENTITY/PROJECT, got {arguments.push!r}")
+    try:
+        print(write_workspace(arguments.out))
+        if arguments.push is not None:
+            print(push_workspace(entity, project))
+    except ImportError as error:
+        raise ImportError(f'{error}: pip install "lightning-topo[workspace]"') from error
     return 0
 
 

@@ -1,13 +1,15 @@
-"""Where measurements and events go: the record, the phase detector, the published values, the terminal."""
+"""Where measurements and events go: the record, the phase detector, the published values, trackers, the terminal."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_topo.callbacks.publish import Publisher
+from lightning_topo.callbacks.terminal import Terminal
+from lightning_topo.callbacks.tracking import Tracking
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import DetectorState, TopologyEvent, observe
@@ -20,6 +22,8 @@ class Journal:
 
     publisher: Publisher
     record: RecordWriter | None
+    tracking: Tracking
+    terminal: Terminal
     detector: DetectorState = field(default_factory=DetectorState)
     events: list[TopologyEvent] = field(default_factory=list)
     _write_fails: bool = field(init=False, default=False)
@@ -29,6 +33,7 @@ class Journal:
         self.noted(measurement)
         self.publisher.take(measurement.group, measurement.values)
         self.publisher.take(GLOBAL, {"phase": float(self.detector.phase)})
+        self.tracking.measured(measurement, self.detector.phase)
 
     def noted(self, measurement: Measurement) -> None:
         """Take in a measurement of the training or of the monitor itself, which is not published."""
@@ -43,13 +48,14 @@ class Journal:
         self.events.append(event)
         if self.record is not None:
             self._write(self.record.event, event)
-        where = f" [{event.group}]" if event.group else ""
-        rank_zero_info(f"{event.name} at step {event.step}{where}: {event.message} {event.remedy}")
+        self.tracking.happened(event)
+        self.terminal.event(event)
 
     def captured(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
         """Keep the diagrams of one capture."""
         if self.record is not None and diagrams:
             self._write(self.record.diagrams, step, diagrams)
+        self.tracking.captured(step, diagrams)
 
     def began(self, step: int, clouds: Mapping[str, Tensor]) -> None:
         """Keep the clouds that the training began with."""

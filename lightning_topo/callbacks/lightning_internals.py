@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
 
 def batches_stepped(trainer: Trainer) -> int:
@@ -49,3 +49,9 @@ def run_folder(trainer: Trainer) -> Path:
         _ = logger.experiment
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(save_dir) / str(logger.name) / version
+
+
+def key_prefix(logger: Logger) -> str:
+    """What a logger made with `prefix=...` puts before every key of `log_metrics`."""
+    prefix = getattr(logger, "_prefix", "")
+    return f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else ""  # pyright: ignore[reportAttributeAccessIssue]

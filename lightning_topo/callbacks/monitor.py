@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_topo.callbacks.publish import LogGroups
-from lightning_topo.callbacks.session import MonitorSettings, Session
+from lightning_topo.callbacks.session import Session
+from lightning_topo.callbacks.settings import MonitorSettings
 from lightning_topo.callbacks.training_loss import sample_batch
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import TopologyEvent
 from lightning_topo.probes import Distortion, Persistence, Probe, Sharpness
-from lightning_topo.record import REPORT
 
 _STATE_VERSION = 1
 
@@ -36,6 +36,8 @@ class TopologyMonitor(Callback):
         report: Whether to write `report.html` into the run folder.
         on_error: "warn" and go on when a measurement fails, or "raise".
         seed: Of the monitor's own random choices (probe batch, dropout mask, verification).
+        verbose: Whether to show the phase and the critical ratio in the progress bar, a line for each event, and a
+            summary at the end.
 
     Raises:
         ValueError: A parameter is out of its range, or two probes have the same name.
@@ -59,6 +61,7 @@ class TopologyMonitor(Callback):
         report: bool = True,
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
+        verbose: bool = True,
     ) -> None:
         if isinstance(groups, str) and groups != "auto":
             raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
@@ -71,6 +74,7 @@ class TopologyMonitor(Callback):
             report=report,
             on_error=on_error,
             seed=seed,
+            verbose=verbose,
         )
         self._session: Session | None = None
         self._saved: Mapping[str, Any] | None = None
@@ -185,9 +189,8 @@ class TopologyMonitor(Callback):
     def _close(self) -> None:
         self._waits_for_batch = False
         with self._guarded("could not finish its record and report"):
-            if self._session is not None and self._session.close() and self.dirpath is not None:
-                what = REPORT if self.settings.report else "record"
-                rank_zero_info(f"Topology {what}: {self.dirpath / REPORT if self.settings.report else self.dirpath}")
+            if self._session is not None:
+                self._session.close()
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:

@@ -3,9 +3,8 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -15,49 +14,25 @@ from lightning_topo.callbacks.discovery import discover
 from lightning_topo.callbacks.findings import Findings
 from lightning_topo.callbacks.journal import Journal
 from lightning_topo.callbacks.lightning_internals import batches_stepped, is_last_of_epoch, log_period, run_folder
-from lightning_topo.callbacks.publish import LogGroups, Publisher
+from lightning_topo.callbacks.publish import Publisher
+from lightning_topo.callbacks.settings import MonitorSettings
+from lightning_topo.callbacks.terminal import Terminal
+from lightning_topo.callbacks.tracking import Tracking, run_facts
 from lightning_topo.callbacks.training_loss import training_loss
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import DetectorState, EventName, Severity, TopologyEvent
-from lightning_topo.probes import Capture, Clouds, Pacer, Period, Probe, ProbeResult, ProbeUnavailable
+from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult, ProbeUnavailable
 from lightning_topo.probes.pacing import FULL_STEPS, REPACE_STEPS
 from lightning_topo.record import REPORT, RecordWriter, read_record
 
 REPORT_SECONDS = 60.0
 """The report is rewritten during training at most this often."""
 
+# Of the time the monitor may take, so much may go into figures and other costly things for the trackers.
+_COSTLY_SHARE = 0.25
 _GO_ON = (
     "Everything else goes on. If weights or loss are no longer finite, training has diverged: lower the learning rate."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class MonitorSettings:
-    """The parameters of `TopologyMonitor`, checked."""
-
-    probes: tuple[Probe, ...]
-    groups: tuple[NeuronGroup, ...] | None
-    dirpath: Path | None
-    log_groups: LogGroups
-    max_overhead: float | None
-    report: bool
-    on_error: Literal["warn", "raise"]
-    seed: int
-
-    def __post_init__(self) -> None:
-        names = [probe.name for probe in self.probes]
-        if len(set(names)) != len(names):
-            raise ValueError(f"expected probes with different names, got {names}")
-        if self.on_error not in ("warn", "raise"):
-            raise ValueError(f'expected on_error "warn" or "raise", got {self.on_error!r}')
-        _ = self.pacer(), Publisher((), self.log_groups)
-
-    def pacer(self) -> Pacer:
-        """The periods at the start."""
-        default = Period(25, "step", adaptive=True)
-        periods = {probe.name: getattr(probe, "period", default) for probe in self.probes}
-        return Pacer(periods, self.max_overhead)
 
 
 class Session:
@@ -174,7 +149,11 @@ class Session:
         self._closed = True
         self._release()
         self._journal.close()
-        self.write_report()
+        try:
+            self.write_report()
+            self._say_what_it_came_to()
+        finally:
+            self._journal.tracking.closed()
         return True
 
     def _release(self) -> None:
@@ -190,6 +169,11 @@ class Session:
 
         with self._timed():
             write_report([read_record(self.dirpath)], self.dirpath / REPORT)
+
+    def _say_what_it_came_to(self) -> None:
+        if self.dirpath is not None and self._settings.verbose:
+            where = self.dirpath / REPORT if self._settings.report else self.dirpath
+            self._journal.terminal.closed(read_record(self.dirpath), where)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
@@ -208,8 +192,17 @@ class Session:
         found, problems = discover(self._settings.groups, self._trainer, self._module, self._batch, self._settings.seed)
         self.groups = tuple(group for group in found if group.n > 1)
         detector = DetectorState() if saved is None else DetectorState.from_dict(saved["detector"])
-        publisher = Publisher([group.name for group in self.groups], self._settings.log_groups)
-        self._journal = Journal(publisher, self._open_record(saved), detector)
+        names, settings = [group.name for group in self.groups], self._settings
+        loggers = self._trainer.loggers if self._trainer.is_global_zero else ()
+        share = None if settings.max_overhead is None else settings.max_overhead * _COSTLY_SHARE
+        self._journal = Journal(
+            Publisher(names, settings.log_groups),
+            self._open_record(saved),
+            Tracking(loggers, names, settings.log_groups, share),
+            Terminal(self._trainer, settings.verbose),
+            detector,
+        )
+        self._journal.tracking.began(run_facts(self._journal.record, self.groups, settings.described()))
         if saved is not None:
             self._pacer.every |= {name: n for name, n in saved["every"].items() if name in self._pacer.every}
             self._every_recorded = dict(self._pacer.every)
@@ -379,13 +372,12 @@ class Session:
     def _publish(self, step: int, *, log: bool) -> None:
         overhead = self._spent / max(time.perf_counter() - self._began, 1e-9)
         self._journal.publisher.take(GLOBAL, {"phase": float(self._journal.detector.phase), "overhead": overhead})
-        self._trainer.callback_metrics.update(self._journal.publisher.metrics())
-        # Taken on every rank, so that "since the last log" means the same on each.
-        row = self._journal.publisher.row() if log else {}
-        if row and self._trainer.is_global_zero:
-            for logger in self._trainer.loggers:
-                # Lightning's rows count from 0: the k-th step's values stand under k - 1.
-                logger.log_metrics(row, step=max(step - 1, 0))
+        metrics = self._journal.publisher.metrics()
+        self._trainer.callback_metrics.update(metrics)
+        ratio = metrics.get("topology/critical_ratio")
+        self._journal.terminal.progress(self._journal.detector.phase, None if ratio is None else float(ratio))
+        if log:  # on every rank, so that "since the last log" means the same on each
+            self._journal.tracking.row(self._journal.publisher.row(), step)
 
     def _repace(self, step: int) -> None:
         """Fit the adaptive periods to the budget, by rank 0's clock."""

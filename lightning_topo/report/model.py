@@ -190,7 +190,7 @@ def _captures(record: RunRecord, groups: Sequence[str], budget: Budget) -> tuple
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             n_lost += 1
             continue
-        for group, blocks in _by_blocks(diagrams, groups).items():
+        for group, blocks in by_blocks(diagrams, groups).items():
             found[group].bars[step] = bars(blocks)
             found[group].latest[:] = blocks
     return found, n_lost
@@ -204,9 +204,7 @@ class _Captures:
     latest: list[PersistenceDiagram]
 
 
-def _by_blocks(
-    diagrams: Mapping[str, PersistenceDiagram], groups: Sequence[str]
-) -> dict[str, list[PersistenceDiagram]]:
+def by_blocks(diagrams: Mapping[str, PersistenceDiagram], groups: Sequence[str]) -> dict[str, list[PersistenceDiagram]]:
     """The diagrams of a capture by group; a group of several blocks has one each, called `group[b]`."""
     blocks: dict[str, list[PersistenceDiagram]] = {}
     known = set(groups)

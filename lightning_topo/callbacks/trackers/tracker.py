@@ -1,0 +1,81 @@
+"""What every experiment tracker can be given, by the generic interface of Lightning's loggers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.loggers import Logger
+
+from lightning_topo.phases import Phase, TopologyEvent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LONGEST_NAME = 120
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What is known of a run when it begins: the monitor's `settings`, and a row for each group of neurons.
+
+    `run_id` and `dirpath` are the record's; None where no record can be written.
+    """
+
+    run_id: str | None
+    dirpath: Path | None
+    settings: Mapping[str, Any]
+    groups: Sequence[Mapping[str, Any]]
+
+    def config(self) -> dict[str, Any]:
+        """All of it, as JSON has it."""
+        return {**self.settings, "run_id": self.run_id, "record": str(self.dirpath), "groups": list(self.groups)}
+
+    def files(self) -> list[tuple[Path, PurePosixPath]]:
+        """The record's files: where each lies, and its name in the run's folder."""
+        if self.dirpath is None:
+            return []
+        found = [(path, PurePosixPath(path.relative_to(self.dirpath).as_posix())) for path in self.dirpath.rglob("*")]
+        # The neurons at the start are as large as the model, and serve only to resume.
+        return sorted((path, name) for path, name in found if path.is_file() and name.parts[0] != "reference")
+
+
+class Tracker:
+    """A logger of any type: values go to its `log_metrics`, figures into the run's folder.
+
+    `step` is the one under which Lightning's own rows stand; it counts from 0. A tracker raises whatever its logger
+    does: `Tracking` catches it.
+    """
+
+    def __init__(self, logger: Logger) -> None:
+        self.logger = logger
+        self._figures: Path | None = None
+
+    def began(self, run: RunFacts) -> None:
+        """The run begins, or goes on after a resume."""
+        self._figures = None if run.dirpath is None else run.dirpath / "figures"
+
+    def row(self, values: Mapping[str, float], step: int) -> None:
+        """New values, by their published keys."""
+        self.logger.log_metrics(dict(values), step=step)
+
+    def figure(self, key: str, figure: "Figure", step: int) -> None:
+        """A new figure: `<key>/<step>.png` in the run's folder."""
+        if self._figures is None:
+            return
+        # A file's name must not be longer than 255 bytes.
+        folder = self._figures.joinpath(*(part[:_LONGEST_NAME] for part in key.split("/")))
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(folder / f"{step:09d}.png")
+
+    def phase(self, phase: Phase, step: int) -> None:
+        """The network has entered a phase."""
+
+    def events(self, events: Sequence[TopologyEvent], step: int) -> None:
+        """What has happened, as soon as it is noticed."""
+
+    def flush(self, step: int) -> None:
+        """A good moment for what is costly to send."""
+
+    def closed(self, run: RunFacts, step: int) -> None:
+        """The run is over, its record complete."""
