@@ -140,7 +140,7 @@ def test_swaps_are_those_of_the_closest_pair(setting):
 
 
 def test_frozen_parameters_have_no_part_in_a_swap(setting):
-    module, batch = setting
+    module, _ = setting
     module[2].weight.requires_grad_(False)
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
     result = Sharpness(swap_pairs=2).measure(capture(setting, optimizer))
