@@ -28,7 +28,7 @@ Make = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 OPTIMIZERS: dict[str, tuple[Make, float, float]] = {
     # name: (constructor, a learning rate that reaches the edge, one that does not)
     "SGD": (lambda p, lr: torch.optim.SGD(p, lr=lr), 0.4, 0.05),
-    "momentum": (lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9), 0.4, 0.03),
+    "momentum": (lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9), 0.25, 0.03),
     "Adam": (lambda p, lr: torch.optim.Adam(p, lr=lr), 6e-3, 2e-4),
     "AdamW": (lambda p, lr: torch.optim.AdamW(p, lr=lr), 6e-3, 2e-4),
     "RMSprop": (lambda p, lr: torch.optim.RMSprop(p, lr=lr), 1e-3, 2e-5),
@@ -76,7 +76,10 @@ def train(name: str, width: int, depth: int, *, inside: bool, seed: int, steps: 
 
     for step in range(1, steps + 1):
         optimizer.zero_grad()
-        loss_fn().backward()
+        loss = loss_fn()
+        if not torch.isfinite(loss):
+            break
+        loss.backward()
         optimizer.step()
         if step % every == 0:
             curvature = hessian(loss_fn, model.parameters())
