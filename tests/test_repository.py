@@ -77,7 +77,7 @@ def test_the_readmes_commands_are_one_line_each(heading):
     assert "-c constraints.txt" in line
 
 
-@pytest.mark.parametrize("heading", ["In your own training", "Neurons", "As a library"])
+@pytest.mark.parametrize("heading", ["In your own training", "Neurons", "Gates", "As a library"])
 def test_the_readmes_python_runs(heading):
     namespace = {}
     for block in blocks(heading, "python"):
