@@ -33,7 +33,7 @@ class Tracking:
         self._next_costly = 0.0
         self._phase = Phase.UNKNOWN
         self._step = 0
-        self._failing: set[tuple[int, str]] = set()
+        self._named: set[tuple[int, str]] = set()
         self._can_draw = True
 
     def began(self, run: RunFacts) -> None:
@@ -86,14 +86,13 @@ class Tracking:
             rank_zero_info(f'No figures go to the loggers ({error}): pip install "lightning-topo[plot]".')
 
     def _each(self, what: str, send: Callable[[Tracker], Any]) -> None:
-        """Send to every tracker; one that raises is named once for each kind of thing, until it works again."""
+        """Send to every tracker; one that raises is named once for each kind of thing."""
         for i, tracker in enumerate(self._trackers):
             try:
                 send(tracker)
-                self._failing.discard((i, what))
             except Exception as error:
-                if (i, what) not in self._failing:
-                    self._failing.add((i, what))
+                if (i, what) not in self._named:
+                    self._named.add((i, what))
                     rank_zero_warn(
                         f"{type(tracker.logger).__name__} did not take {what} ({type(error).__name__}: {error}). "
                         "Training and the topology record go on."
