@@ -1,6 +1,7 @@
 """The page as a person meets it, in Chromium."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 
@@ -35,6 +36,15 @@ def axis_range(page, chart: str, run: int = 0) -> list[float]:
     return page.evaluate(
         "([c, r]) => document.querySelector(`[data-chart=${c}][data-run='${r}']`).layout.xaxis.range", [chart, run]
     )
+
+
+def wait_until(page, settled: Callable[[], bool]) -> None:
+    """Waits up to 30 s: charts draw when they are seen, and the page's policy forbids Playwright's own waiting."""
+    for _ in range(300):
+        if settled():
+            return
+        page.wait_for_timeout(100)
+    pytest.fail("the page did not settle within 30 s")
 
 
 def recorded(record: RunRecord, group: str, name: str) -> tuple[list[int], list[float]]:
@@ -95,8 +105,10 @@ def test_the_slider_pages_through_the_diagrams(page, demo: RunRecord) -> None:
     page.keyboard.press("ArrowRight")
     step = demo.diagram_steps[1]
     assert page.text_content("#capture-step") == f"step {step}"
-    h0, h1 = traces(page, "diagram")
     diagram = demo.diagrams(step)["net.2"]
+    last = pytest.approx(max(diagram[1].deaths.tolist()), abs=1e-3)
+    wait_until(page, lambda: max(traces(page, "diagram")[1]["y"]) == last)
+    h0, h1 = traces(page, "diagram")
     assert h0["customdata"].count("never") == 1
     assert sorted(h0["y"])[:-1] == pytest.approx(sorted(diagram[0].deaths.tolist())[:-1], abs=1e-3)
     assert sorted(h1["y"]) == pytest.approx(sorted(diagram[1].deaths.tolist()), abs=1e-3)
@@ -105,10 +117,10 @@ def test_the_slider_pages_through_the_diagrams(page, demo: RunRecord) -> None:
 
 def test_the_group_picker_changes_every_chart_of_a_group(page, demo: RunRecord) -> None:
     page.select_option("#group", "net.0")
-    page.wait_for_function("document.querySelector('#band .of').textContent.includes('net.0')")
+    wait_until(page, lambda: "net.0" in page.text_content("#band .of"))
     page.locator("#change").scroll_into_view_if_needed()
-    page.wait_for_timeout(300)
     _, betti = recorded(demo, "net.0", "betti_0")
+    wait_until(page, lambda: traces(page, "betti")[0]["y"] == pytest.approx(betti))
     assert traces(page, "betti")[0]["y"] == pytest.approx(betti)
     _, low = recorded(demo, "net.0", "total_contraction")
     assert min(traces(page, "total")[0]["y"]) == pytest.approx(min(low), rel=1e-3)
@@ -119,16 +131,18 @@ def test_the_group_picker_changes_every_chart_of_a_group(page, demo: RunRecord) 
 
 def test_all_charts_share_one_step_axis_and_zoom_together(page) -> None:
     on_steps = [chart for chart in CHARTS if chart != "diagram"]
-    assert {tuple(axis_range(page, chart)) for chart in on_steps} == {(-0.5, 800.5)}
+
+    def shown() -> set[tuple[float, ...]]:
+        return {tuple(axis_range(page, chart)) for chart in on_steps}
+
+    wait_until(page, lambda: shown() == {(-0.5, 800.5)})
     page.fill("#from", "100")
     page.press("#from", "Enter")
     page.fill("#to", "300")
     page.press("#to", "Enter")
-    page.wait_for_timeout(1500)
-    assert {tuple(axis_range(page, chart)) for chart in on_steps} == {(99.5, 300.5)}
+    wait_until(page, lambda: shown() == {(99.5, 300.5)})
     page.click("#reset")
-    page.wait_for_timeout(1500)
-    assert {tuple(axis_range(page, chart)) for chart in on_steps} == {(-0.5, 800.5)}
+    wait_until(page, lambda: shown() == {(-0.5, 800.5)})
 
 
 def test_dragging_over_one_chart_zooms_all(browser: Browser, demo: RunRecord) -> None:
@@ -140,9 +154,8 @@ def test_dragging_over_one_chart_zooms_all(browser: Browser, demo: RunRecord) ->
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
     page.mouse.up()
-    page.wait_for_timeout(500)
-    assert axis_range(page, "ribbon") == pytest.approx([200, 400], abs=5)
-    assert axis_range(page, "ratio") == axis_range(page, "ribbon")
+    wait_until(page, lambda: axis_range(page, "ribbon") == pytest.approx([200, 400], abs=5))
+    wait_until(page, lambda: axis_range(page, "ratio") == axis_range(page, "ribbon"))
     page.close()
 
 
@@ -238,5 +251,6 @@ def test_runs_side_by_side(browser: Browser, demo: RunRecord, control: RunRecord
 def test_a_change_of_theme_redraws(browser: Browser, demo: RunRecord) -> None:
     page = browser.open([demo])
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function("document.querySelector('[data-chart=worst]').layout.font.color === '#e8ecf2'")
+    ink = "document.querySelector('[data-chart=worst]').layout.font.color"
+    wait_until(page, lambda: page.evaluate(ink) == "#e8ecf2")
     page.close()
