@@ -11,11 +11,13 @@ The first line of each .jsonl is `{"schema": 1, "run_id": ...}`. Lines are stric
 strings "inf", "-inf" and "nan". Reading a record executes nothing that it holds.
 """
 
+import itertools
 import json
 import math
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,14 +168,15 @@ class RecordWriter:
             for k, bars in enumerate(diagram):
                 arrays[f"{group}/H{k}"] = torch.stack((bars.births, bars.deaths), dim=1).cpu().numpy()
             meta[group] = {name: _to_json(getattr(diagram, name)) for name in _DIAGRAM_FIELDS}
-        _write_npz(_diagram_path(self.dirpath, step), arrays | {"meta": np.array(json.dumps(meta))})
+        _write_npz(_diagram_path(self.dirpath, step), [*arrays.items(), ("meta", np.array(json.dumps(meta)))])
 
-    def reference(self, step: int, clouds: Mapping[str, Tensor]) -> None:
-        """Keep the clouds from which distances since the beginning are measured."""
+    def reference(self, step: int, clouds: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> None:
+        """Keep the clouds from which distances since the beginning are measured, one after the other."""
         self.reference_step = step
+        pairs = clouds.items() if isinstance(clouds, Mapping) else clouds
         # NumPy has no bfloat16; float32 holds half-precision values exactly.
-        arrays = {f"cloud/{name}": _widened(cloud).cpu().numpy() for name, cloud in clouds.items()}
-        _write_npz(self.dirpath / _REFERENCE, arrays | {"step": np.array(step)})
+        arrays = ((f"cloud/{name}", _widened(cloud).cpu().numpy()) for name, cloud in pairs)
+        _write_npz(self.dirpath / _REFERENCE, itertools.chain(arrays, [("step", np.array(step))]))
 
     def read_reference(self) -> tuple[int, dict[str, Tensor]] | None:
         """The clouds kept by `reference`, with their step; None where there are none."""
@@ -188,6 +191,15 @@ class RecordWriter:
         except (OSError, ValueError, KeyError):
             return None
         return self.reference_step, clouds
+
+    def read_reference_cloud(self, group: str) -> Tensor | None:
+        """One of the clouds kept by `reference`; None where it is not there."""
+        try:
+            with np.load(self.dirpath / _REFERENCE, allow_pickle=False) as stored:
+                self.reference_step = int(stored["step"])
+                return torch.from_numpy(stored[f"cloud/{group}"])
+        except (OSError, ValueError, KeyError):
+            return None
 
     def close(self) -> None:
         """Close the files, after one last try at what could not be written."""
@@ -283,13 +295,15 @@ def _read_diagrams(path: Path) -> dict[str, PersistenceDiagram]:
     return diagrams
 
 
-def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write to a temporary name, then rename: a reader sees the whole file or none."""
+def _write_npz(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write to a temporary name, then rename: a reader sees the whole file or none. One array at a time is held."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]  # names are free
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, array in arrays:
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

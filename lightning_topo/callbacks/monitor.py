@@ -9,9 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_topo.callbacks.publish import LogGroups
+from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.callbacks.session import Session
 from lightning_topo.callbacks.settings import MonitorSettings
-from lightning_topo.callbacks.training_loss import sample_batch
+from lightning_topo.callbacks.training_loss import first_batch, sample_batch
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import TopologyEvent
 from lightning_topo.probes import Distortion, Persistence, Probe, Sharpness
@@ -91,6 +92,11 @@ class TopologyMonitor(Callback):
         return () if self._session is None else self._session.groups
 
     @property
+    def epochs_agree(self) -> bool:
+        """Whether all processes end their epochs at the same step."""
+        return self._session is None or self._session.epochs_agree
+
+    @property
     def dirpath(self) -> Path | None:
         """The run folder of the present or last fit; None before it, and where none could be written."""
         return None if self._session is None else self._session.dirpath
@@ -115,15 +121,20 @@ class TopologyMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._session, self._waits_for_batch = None, True
+        ranks = Ranks(trainer)
         with self._guarded("could not draw a probe batch from the training data; takes the first training batch"):
-            batch = sample_batch(trainer, self.settings.seed)
-            if batch is not None:
-                self._begin(trainer, pl_module, batch)
+            batch = ranks.together("a probe batch", lambda: sample_batch(trainer, self.settings.seed))
+            if all(ranks.all("has batch", batch is not None)):
+                self._begin(trainer, pl_module, batch, ranks)
         self._tell(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._waits_for_batch:
-            self._begin(trainer, pl_module, batch)
+            self._waits_for_batch = False
+            ranks = Ranks(trainer)
+            with self._guarded("could not share the first training batch"):
+                batch = first_batch(trainer, batch, ranks)
+                self._begin(trainer, pl_module, batch, ranks)
         with self._guarded("could not capture the neurons before a step"):
             if self._session is not None:
                 self._session.before_batch()
@@ -180,11 +191,11 @@ class TopologyMonitor(Callback):
             if listen is not None:
                 listen(trainer, pl_module, findings)
 
-    def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any, ranks: Ranks) -> None:
         self._waits_for_batch = False
         saved, self._saved = self._saved, None
         with self._guarded("could not start, and does not watch this training"):
-            self._session = Session(self.settings, trainer, pl_module, batch, saved)
+            self._session = Session(self.settings, trainer, pl_module, batch, saved, ranks)
 
     def _close(self) -> None:
         self._waits_for_batch = False
