@@ -1,6 +1,5 @@
 """One fit, as the monitor lives through it: what is captured when, and what is made of it."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +9,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_topo.callbacks.clock import Clock
 from lightning_topo.callbacks.discovery import discover
 from lightning_topo.callbacks.findings import Findings
 from lightning_topo.callbacks.journal import Journal
 from lightning_topo.callbacks.lightning_internals import batches_stepped, is_last_of_epoch, log_period, run_folder
 from lightning_topo.callbacks.publish import Publisher
+from lightning_topo.callbacks.saved import SavedSession, saved_session
 from lightning_topo.callbacks.settings import MonitorSettings
 from lightning_topo.callbacks.terminal import Terminal
 from lightning_topo.callbacks.tracking import Tracking, run_facts
@@ -38,7 +39,8 @@ _GO_ON = (
 class Session:
     """From the first step to the last of one `Trainer.fit`.
 
-    `batch` is the probe batch. `saved` is the state of an earlier session of the same run, when it is resumed.
+    `batch` is the probe batch. `saved` is the state of an earlier session of the same run, when it is resumed, as the
+    checkpoint has it.
     """
 
     def __init__(
@@ -47,12 +49,12 @@ class Session:
         trainer: Trainer,
         module: LightningModule,
         batch: Any,
-        saved: Mapping[str, Any] | None,
+        saved: Any,
     ) -> None:
         self._settings, self._trainer, self._module, self._batch = settings, trainer, module, batch
-        self._began = self._reported = time.perf_counter()
-        self._spent = 0.0
-        self._pace_mark = (self._began, 0.0, 0)
+        self._clock = Clock()
+        self._reported = self._spent = 0.0
+        self._pace_mark = (0.0, 0.0, 0)
         self._stepped = False
         self._before: tuple[int, Clouds] | None = None
         self._parameters_before: tuple[int, Mapping[str, Tensor]] | None = None
@@ -119,7 +121,7 @@ class Session:
         with self._timed():
             if self._epoch_measured != self._trainer.current_epoch:
                 self._measure_epoch(batches_stepped(self._trainer))
-        if time.perf_counter() - self._reported > REPORT_SECONDS:
+        if self._clock.seconds() - self._reported > REPORT_SECONDS:
             self.write_report()
 
     def proposed(self, group: str, ratio: float) -> None:
@@ -162,7 +164,7 @@ class Session:
 
     def write_report(self) -> None:
         """Write the report from the record as it stands."""
-        self._reported = time.perf_counter()
+        self._reported = self._clock.seconds()
         if self.dirpath is None or not self._settings.report:
             return
         from lightning_topo.report import write_report
@@ -178,20 +180,17 @@ class Session:
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
         record = self._journal.record
-        return {
-            "dirpath": None if record is None else str(record.dirpath),
-            "run_id": None if record is None else record.run_id,
-            "detector": self._journal.detector.to_dict(),
-            "every": dict(self._pacer.every),
-        }
+        place = (None, None) if record is None else (record.dirpath, record.run_id)
+        return SavedSession(*place, self._journal.detector, self._pacer.every).to_dict()
 
     # --- the start -------------------------------------------------------------------------------------------------
 
-    def _start(self, saved: Mapping[str, Any] | None) -> None:
+    def _start(self, state: Any) -> None:
         step, epoch = batches_stepped(self._trainer), self._trainer.current_epoch
+        saved, damage = saved_session(state, step, epoch)
         found, problems = discover(self._settings.groups, self._trainer, self._module, self._batch, self._settings.seed)
         self.groups = tuple(group for group in found if group.n > 1)
-        detector = DetectorState() if saved is None else DetectorState.from_dict(saved["detector"])
+        detector = DetectorState() if saved is None else saved.detector
         names, settings = [group.name for group in self.groups], self._settings
         loggers = self._trainer.loggers if self._trainer.is_global_zero else ()
         share = None if settings.max_overhead is None else settings.max_overhead * _COSTLY_SHARE
@@ -204,10 +203,12 @@ class Session:
         )
         self._journal.tracking.began(run_facts(self._journal.record, self.groups, settings.described()))
         if saved is not None:
-            self._pacer.every |= {name: n for name, n in saved["every"].items() if name in self._pacer.every}
+            self._pacer.every |= {name: n for name, n in saved.every.items() if name in self._pacer.every}
             self._every_recorded = dict(self._pacer.every)
         for problem in problems:
             self._fail("neurons", problem.group, problem.message, problem.remedy, step)
+        if damage is not None:
+            self._journal.happened(damage)
         self._refer(step, epoch, resumed=saved is not None)
         for probe in tuple(self._probes):
             # A step that was not taken yet has the identity's values, and a resumed state has been recorded already.
@@ -217,13 +218,13 @@ class Session:
                 self._measure([probe], step)
         self._publish(step, log=log_period(self._trainer) > 1)
 
-    def _open_record(self, saved: Mapping[str, Any] | None) -> RecordWriter | None:
+    def _open_record(self, saved: SavedSession | None) -> RecordWriter | None:
         if not self._trainer.is_global_zero:
             return None
         wanted = self._settings.dirpath or run_folder(self._trainer) / "topology"
         try:
-            if saved is not None and saved["run_id"] is not None:
-                return RecordWriter.resume(saved["dirpath"], saved["run_id"])
+            if saved is not None and saved.dirpath is not None and saved.run_id is not None:
+                return RecordWriter.resume(saved.dirpath, saved.run_id, otherwise=wanted)
             return RecordWriter.create(wanted)
         except OSError as error:
             if self._settings.on_error == "raise":
@@ -285,7 +286,7 @@ class Session:
 
     def _run(self, probe: Probe, step: int, now: Clouds) -> ProbeResult | None:
         """What a probe finds; None, with an event, where it fails."""
-        began = time.perf_counter()
+        began = self._clock.seconds()
         try:
             result = ProbeResult.of(probe.measure(self._capture(probe, step, now)))
         except ProbeUnavailable as error:
@@ -297,7 +298,7 @@ class Session:
                 raise
             self._fail(probe.name, GLOBAL, f"{probe.name} failed: {error or type(error).__name__}", _GO_ON, step)
             return None
-        self._pacer.spent(probe.name, time.perf_counter() - began)
+        self._pacer.spent(probe.name, self._clock.seconds() - began)
         self._previous[probe.name] = result
         return result
 
@@ -370,7 +371,7 @@ class Session:
     # --- publishing and pacing -------------------------------------------------------------------------------------
 
     def _publish(self, step: int, *, log: bool) -> None:
-        overhead = self._spent / max(time.perf_counter() - self._began, 1e-9)
+        overhead = self._spent / max(self._clock.seconds(), 1e-9)
         self._journal.publisher.take(GLOBAL, {"phase": float(self._journal.detector.phase), "overhead": overhead})
         metrics = self._journal.publisher.metrics()
         self._trainer.callback_metrics.update(metrics)
@@ -381,7 +382,7 @@ class Session:
 
     def _repace(self, step: int) -> None:
         """Fit the adaptive periods to the budget, by rank 0's clock."""
-        now, (then, spent, since) = time.perf_counter(), self._pace_mark
+        now, (then, spent, since) = self._clock.seconds(), self._pace_mark
         if step < FULL_STEPS or step == since:
             return
         self._pace_mark = (now, self._spent, step)
@@ -398,11 +399,11 @@ class Session:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        began = time.perf_counter()
+        began = self._clock.seconds()
         try:
             yield
         finally:
-            self._spent += time.perf_counter() - began
+            self._spent += self._clock.seconds() - began
 
 
 def _needs_step(probe: Probe) -> bool:
