@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_topo.callbacks.lightning_internals import run_folder
 from lightning_topo.callbacks.publish import Publisher
+from lightning_topo.callbacks.saved import SavedSession
 from lightning_topo.callbacks.settings import MonitorSettings
 from lightning_topo.callbacks.terminal import Terminal
 from lightning_topo.callbacks.tracking import Tracking, run_facts
@@ -89,7 +90,7 @@ class Journal:
 
 
 def open_journal(
-    trainer: Trainer, settings: MonitorSettings, groups: Sequence[NeuronGroup], saved: Mapping[str, Any] | None
+    trainer: Trainer, settings: MonitorSettings, groups: Sequence[NeuronGroup], saved: SavedSession | None
 ) -> Journal:
     """The journal of a run that begins, or goes on from the state `saved`; the record and the loggers are rank 0's."""
     names = [group.name for group in groups]
@@ -100,17 +101,17 @@ def open_journal(
         _open_record(trainer, settings, saved) if trainer.is_global_zero else None,
         Tracking(loggers, names, settings.log_groups, share),
         Terminal(trainer, settings.verbose),
-        DetectorState() if saved is None else DetectorState.from_dict(saved["detector"]),
+        DetectorState() if saved is None else saved.detector,
     )
     journal.tracking.began(run_facts(journal.record, groups, settings.described()))
     return journal
 
 
-def _open_record(trainer: Trainer, settings: MonitorSettings, saved: Mapping[str, Any] | None) -> RecordWriter | None:
+def _open_record(trainer: Trainer, settings: MonitorSettings, saved: SavedSession | None) -> RecordWriter | None:
     wanted = settings.dirpath or run_folder(trainer) / "topology"
     try:
-        if saved is not None and saved["run_id"] is not None:
-            return RecordWriter.resume(saved["dirpath"], saved["run_id"])
+        if saved is not None and saved.dirpath is not None and saved.run_id is not None:
+            return RecordWriter.resume(saved.dirpath, saved.run_id, otherwise=wanted)
         return RecordWriter.create(wanted)
     except OSError as error:
         if settings.on_error == "raise":

@@ -17,8 +17,6 @@ from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import TopologyEvent
 from lightning_topo.probes import Distortion, Persistence, Probe, Sharpness
 
-_STATE_VERSION = 1
-
 
 class TopologyMonitor(Callback):
     """Watches the topology of the neurons while a network trains, and leaves the training bitwise unchanged.
@@ -78,7 +76,7 @@ class TopologyMonitor(Callback):
             verbose=verbose,
         )
         self._session: Session | None = None
-        self._saved: Mapping[str, Any] | None = None
+        self._saved: Any = None
         self._waits_for_batch = False
 
     @property
@@ -165,17 +163,12 @@ class TopologyMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         if self._session is not None:
-            return {"version": _STATE_VERSION, **self._session.state()}
-        return dict(self._saved or {})
+            return self._session.state()
+        return dict(self._saved) if isinstance(self._saved, Mapping) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict.get("version") == _STATE_VERSION:
-            self._saved = state_dict
-        elif state_dict:
-            rank_zero_warn(
-                f"TopologyMonitor expected a checkpoint state of version {_STATE_VERSION}, got "
-                f"{state_dict.get('version')}: it begins a new record."
-            )
+        # Whatever it is: the session reads it with care, and says in an event what it could not use.
+        self._saved = state_dict or None
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither the live session nor what Lightning attaches (`log`, bound to the module) belongs to a copy.

@@ -1,11 +1,11 @@
 """Running the probes, and putting together what several processes have found."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lightning_topo.callbacks.capturing import Capturing, is_divided
+from lightning_topo.callbacks.clock import Clock
 from lightning_topo.callbacks.ranks import ElsewhereError, Ranks
 from lightning_topo.homology import Bars, PersistenceDiagram
 from lightning_topo.probes import Clouds, Probe, ProbeResult, ProbeUnavailable
@@ -92,7 +92,7 @@ class Probing:
         return self._again.get(probe.name, False)
 
     def _run(self, probe: Probe, capturing: Capturing, step: int, now: Clouds) -> Found:
-        began = time.perf_counter()
+        clock = Clock()
         try:
             result = ProbeResult.of(probe.measure(capturing.capture(probe, step, now, self._previous.get(probe.name))))
             found = self._found(result)
@@ -102,7 +102,7 @@ class Probing:
             self.errors[probe.name] = error
             return Found(error=str(error) or type(error).__name__, remedy=GO_ON)
         self._previous[probe.name] = result
-        return replace(found, seconds=time.perf_counter() - began)
+        return replace(found, seconds=clock.seconds())
 
     def _found(self, result: ProbeResult) -> Found:
         values, diagrams = result.values, result.diagrams

@@ -42,7 +42,7 @@ def read_back(
         kind = stored[group.name]
         cloud = None
         if ranks.rank == 0 and record is not None:
-            cloud = record.read_reference_cloud(group.name)
+            cloud = record.read_reference(group.name)
             whole &= cloud is not None
             if cloud is None:  # the owner waits for it all the same
                 cloud = torch.zeros(kind.shape, dtype=kind.dtype)
@@ -98,5 +98,5 @@ def _arriving(
 def _stored(record: RecordWriter | None, groups: Sequence[NeuronGroup]) -> dict[str, Stored]:
     if record is None:
         return {}
-    found = ((group.name, record.read_reference_cloud(group.name)) for group in groups)
+    found = ((group.name, record.read_reference(group.name)) for group in groups)
     return {name: Stored(tuple(cloud.shape), cloud.dtype) for name, cloud in found if cloud is not None}

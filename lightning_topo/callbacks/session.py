@@ -1,7 +1,6 @@
 """One fit, as the monitor lives through it: what is captured when, and what is made of it."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_topo.callbacks.capturing import Capturing, needs_step
+from lightning_topo.callbacks.clock import Clock
 from lightning_topo.callbacks.discovery import discover_together
 from lightning_topo.callbacks.findings import Findings
 from lightning_topo.callbacks.journal import open_journal
@@ -19,6 +19,7 @@ from lightning_topo.callbacks.lightning_internals import batches_stepped, is_las
 from lightning_topo.callbacks.probing import GO_ON, Found, Look, Probing
 from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.callbacks.references import keep, read_back
+from lightning_topo.callbacks.saved import SavedSession, saved_session
 from lightning_topo.callbacks.settings import MonitorSettings
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import EventName, Severity, TopologyEvent
@@ -33,7 +34,8 @@ REPORT_SECONDS = 60.0
 class Session:
     """From the first step to the last of one `Trainer.fit`.
 
-    `batch` is the probe batch. `saved` is the state of an earlier session of the same run, when it is resumed.
+    `batch` is the probe batch. `saved` is the state of an earlier session of the same run, when it is resumed, as the
+    checkpoint has it.
 
     Of several processes each has a session, and all go through the same collectives in the same order: `_look` and
     what the start and the pacing tell each other. What one process does by itself (`_alone`: its record, its loggers)
@@ -46,13 +48,13 @@ class Session:
         trainer: Trainer,
         module: LightningModule,
         batch: Any,
-        saved: Mapping[str, Any] | None,
+        saved: Any,
         ranks: Ranks,
     ) -> None:
         self._settings, self._trainer, self._module, self._ranks = settings, trainer, module, ranks
-        self._began = self._reported = time.perf_counter()
-        self._spent = 0.0
-        self._pace_mark = (self._began, 0.0, 0)
+        self._clock = Clock()
+        self._reported = self._spent = 0.0
+        self._pace_mark = (0.0, 0.0, 0)
         self._stepped = False
         self._failing: set[tuple[str, str]] = set()
         self._proposed: dict[str, float] = {}
@@ -110,7 +112,7 @@ class Session:
         with self._timed():
             if self.epochs_agree and self._epoch_measured != self._trainer.current_epoch:
                 self._measure_epoch(batches_stepped(self._trainer), self._trainer.current_epoch)
-        if time.perf_counter() - self._reported > REPORT_SECONDS:
+        if self._clock.seconds() - self._reported > REPORT_SECONDS:
             self.write_report()
 
     def proposed(self, group: str, ratio: float) -> None:
@@ -153,7 +155,7 @@ class Session:
 
     def write_report(self) -> None:
         """Write the report from the record as it stands."""
-        self._reported = time.perf_counter()
+        self._reported = self._clock.seconds()
         if self.dirpath is None or not self._settings.report:
             return
         from lightning_topo.report import write_report
@@ -169,18 +171,15 @@ class Session:
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
         record = self._journal.record
-        return {
-            "dirpath": None if record is None else str(record.dirpath),
-            "run_id": None if record is None else record.run_id,
-            "detector": self._journal.detector.to_dict(),
-            "every": dict(self._pacer.every),
-        }
+        place = (None, None) if record is None else (record.dirpath, record.run_id)
+        return SavedSession(*place, self._journal.detector, self._pacer.every).to_dict()
 
     # --- the start -------------------------------------------------------------------------------------------------
 
-    def _start(self, saved: Mapping[str, Any] | None, batch: Any) -> None:
+    def _start(self, state: Any, batch: Any) -> None:
         trainer, settings, ranks = self._trainer, self._settings, self._ranks
         step = batches_stepped(trainer)
+        saved, damage = ranks.first("reading the state", lambda: saved_session(state, step, trainer.current_epoch))
         lengths = ranks.all("lengths", float(trainer.num_training_batches))
         self.epochs_agree = ranks.size == 1 or (len(set(lengths)) == 1 and math.isfinite(lengths[0]))
         found, problems = discover_together(settings.groups, trainer, self._module, batch, settings.seed, ranks)
@@ -188,10 +187,12 @@ class Session:
         ranks.together("record", lambda: self._open_journal(saved))
         self._capturing = Capturing(trainer, self._module, self.groups, batch, settings.seed, ranks)
         if saved is not None:
-            self._pacer.every |= {name: n for name, n in saved["every"].items() if name in self._pacer.every}
+            self._pacer.every |= {name: n for name, n in saved.every.items() if name in self._pacer.every}
             self._every_recorded = dict(self._pacer.every)
         for problem in problems:
             self._alone(self._fail, "neurons", problem.group, problem.message, problem.remedy, step)
+        if damage is not None:
+            self._alone(self._journal.happened, damage)
         self._refer(step, resumed=saved is not None)
         for probe in tuple(self._probing.probes):
             # A step that was not taken yet has the identity's values, and a resumed state has been recorded already.
@@ -202,7 +203,7 @@ class Session:
         self._alone(self._publish, step, log=log_period(trainer) > 1)
         ranks.together("start", self._raise_what_waits)
 
-    def _open_journal(self, saved: Mapping[str, Any] | None) -> None:
+    def _open_journal(self, saved: SavedSession | None) -> None:
         self._journal = open_journal(self._trainer, self._settings, self.groups, saved)
 
     def _refer(self, step: int, *, resumed: bool) -> None:
@@ -337,7 +338,7 @@ class Session:
 
     def _repace(self, step: int) -> None:
         """Fit the adaptive periods to the budget, by rank 0's clock."""
-        now, (then, spent, since) = time.perf_counter(), self._pace_mark
+        now, (then, spent, since) = self._clock.seconds(), self._pace_mark
         if step < FULL_STEPS or step == since:
             return
         self._pace_mark = (now, self._spent, step)
@@ -352,16 +353,16 @@ class Session:
         self._pacer.every = every
 
     def _overhead_now(self) -> float:
-        return self._spent / max(time.perf_counter() - self._began, 1e-9)
+        return self._spent / max(self._clock.seconds(), 1e-9)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        began = time.perf_counter()
+        began = self._clock.seconds()
         try:
             yield
             self._raise_what_waits()
         finally:
-            self._spent += time.perf_counter() - began
+            self._spent += self._clock.seconds() - began
 
     def _alone(self, action: Callable[..., None], *args: Any, **options: Any) -> None:
         """Do what no other process waits for; an error waits until the collectives of this hook are done."""
