@@ -13,6 +13,7 @@ from lightning_topo.probes.probe import Capture, LossFn, ProbeResult
 from lightning_topo.probes.swaps import swap_directions
 from lightning_topo.stability import (
     Curvature,
+    LanczosSettings,
     ParameterScaling,
     awaits_first_step,
     curvature_sharpness,
@@ -79,10 +80,12 @@ class Sharpness:
         start = _Start() if capture.previous is None else capture.previous.carry
         params = tuple(p for p in capture.module.parameters() if p.requires_grad)
         scalings = parameter_scalings(capture.optimizers, params)
-        settings = {"tolerance": self.tolerance, "max_products": self.max_products, "seed": self.seed}
+        settings = LanczosSettings(
+            self.tolerance, max_products=self.max_products, n_largest=self.n_largest, seed=self.seed
+        )
         with capture.training_loss(self.loss_fn) as loss_fn:
             curvature = self._curvature(loss_fn, params)
-            raw = curvature_sharpness(curvature, start=start.raw, n_largest=self.n_largest, **settings)
+            raw = curvature_sharpness(curvature, start=start.raw, settings=settings)
             values = {
                 "sharpness": raw.value,
                 "residual": raw.residual,
@@ -91,7 +94,7 @@ class Sharpness:
             } | {f"sharpness_{k}": value for k, value in enumerate(raw.top[1:], start=2)}
             scaled = None
             if scalings is not None:
-                scaled = scaled_sharpness(curvature, scalings, raw, start=start.scaled, **settings)
+                scaled = scaled_sharpness(curvature, scalings, raw, start=start.scaled, settings=settings)
                 values |= {
                     "sharpness_ratio": scaled.ratio,
                     "ratio_residual": scaled.residual,
