@@ -6,12 +6,10 @@ and one that fails by itself goes on taking part.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
 
 from lightning_topo.neurons.group import NeuronGroup, ParamSlice, clean_name
 
@@ -25,6 +23,11 @@ def sharding(root: nn.Module) -> Sharding:
     >>> sharding(nn.Linear(2, 2))
     'whole'
     """
+    if not torch.distributed.is_available():
+        return "whole"
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
     modules = list(root.modules())
     if any(isinstance(module, FullyShardedDataParallel) for module in modules):
         return "fsdp1"
@@ -136,22 +139,29 @@ class _Building:
 
 def _of_fsdp_units(root: nn.Module, names: Collection[str] | None) -> Iterator[tuple[str, Tensor]]:
     """Unit by unit: what a unit holds is made whole together, since it is one flat tensor."""
-    units = {name: module for name, module in root.named_modules() if isinstance(module, FullyShardedDataParallel)}
-    for path, unit in units.items():
-        prefix = f"{path}." if path else ""
-        inner = tuple(f"{name}." for name in units if name != path and name.startswith(prefix))
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    # Names without wrappers: inside `summon_full_params`, FSDP leaves its own out too.
+    units = {
+        clean_name(f"{path}."): unit
+        for path, unit in root.named_modules()
+        if isinstance(unit, FullyShardedDataParallel)
+    }
+    for prefix, unit in units.items():
+        start = "" if prefix == "." else prefix
+        inner = tuple(other for other in units if other not in (prefix, ".") and other.startswith(start))
         with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
-            for raw, parameter in unit.named_parameters(prefix=path):
-                name = clean_name(raw)
-                if not raw.startswith(inner or ("\0",)) and (names is None or name in names):
+            for raw, parameter in unit.named_parameters():
+                name = start + clean_name(raw)
+                if not name.startswith(inner) and (names is None or name in names):
                     yield name, parameter.detach()
 
 
 @contextmanager
 def _gathered(parameter: Tensor) -> Iterator[Tensor]:
     """One parameter, whole."""
-    if isinstance(parameter, DTensor):
-        yield parameter.full_tensor().detach()
+    if _is_dtensor(parameter):
+        yield cast(Any, parameter).full_tensor().detach()
     elif hasattr(parameter, "ds_id"):
         import deepspeed
 
@@ -172,6 +182,8 @@ def unsharded(root: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     >>> copy(torch.randn(1, 2)).item()
     1.0
     """
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
     parameters = {
         id(p): nn.Parameter(tensors[clean_name(name)], p.requires_grad)
         for name, p in root.named_parameters()
@@ -184,7 +196,9 @@ def unsharded(root: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
             module = module.module
         if id(module) in copies:
             return copies[id(module)]
-        copy = copies[id(module)] = object.__new__(_plain_class(module))
+        # The class that the user gave it, below the one that FSDP2 has put over it.
+        plain = next(cls for cls in type(module).__mro__ if not issubclass(cls, FSDPModule))
+        copy = copies[id(module)] = object.__new__(plain)
         copy.__dict__ = dict(module.__dict__)
         for hooks in _HOOKS:
             kept = {key: hook for key, hook in module.__dict__[hooks].items() if not _is_of_sharding(hook)}
@@ -206,16 +220,15 @@ def unsharded(root: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _plain_class(module: nn.Module) -> type[nn.Module]:
-    """The class that the user gave the module, below the one that FSDP2 has put over it."""
-    return next(cls for cls in type(module).__mro__ if not issubclass(cls, FSDPModule))
-
-
 def _is_of_sharding(hook: Any) -> bool:
     function = getattr(hook, "func", hook)
     origin = getattr(function, "__module__", None) or ""
     return origin.startswith(("torch.distributed", "deepspeed"))
 
 
+def _is_dtensor(tensor: Tensor) -> bool:
+    return hasattr(tensor, "full_tensor")
+
+
 def _local(buffer: Tensor) -> Tensor:
-    return buffer.to_local() if isinstance(buffer, DTensor) else buffer
+    return cast(Any, buffer).full_tensor() if _is_dtensor(buffer) else buffer

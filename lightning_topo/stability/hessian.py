@@ -244,8 +244,12 @@ def flatten(tensors: Iterable[Tensor]) -> Float[Tensor, " p"]:
 
     A tensor that is sharded over ranks is gathered whole: then every rank has to call, in the same order.
     """
-    wholes = (t.full_tensor() if isinstance(t, _Sharded) else t for t in tensors)
-    return torch.cat([t.reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in wholes])
+    return torch.cat([t.reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in map(whole, tensors)])
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself or, where it is sharded over ranks, gathered: then every rank has to call."""
+    return tensor.full_tensor() if isinstance(tensor, _Sharded) else tensor
 
 
 def shaped(vector: Float[Tensor, " p"], like: Sequence[Tensor]) -> list[Tensor]:

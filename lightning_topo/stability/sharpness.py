@@ -173,7 +173,7 @@ def _warm_lanczos(
     settings: LanczosSettings,
 ) -> Extremes:
     """Lanczos' method from `start`; from a random vector where there is none, or where that has not converged."""
-    like = flatten(p.detach().reshape(-1)[:0] for p in curvature.params)
+    like = flatten(torch.empty(0, dtype=p.dtype, device=p.device) for p in curvature.params)
     size = sum(p.numel() for p in curvature.params)
     generator = torch.Generator(like.device).manual_seed(settings.seed)
     cold = torch.randn(size, generator=generator, dtype=like.dtype, device=like.device)

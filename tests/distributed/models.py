@@ -4,7 +4,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -58,9 +58,10 @@ class Net(L.LightningModule):
 class CPUFSDP(FSDPStrategy):
     """Lightning refuses FSDP1 on CPUs; torch does not. For tests only."""
 
-    @property
-    def root_device(self):
-        return torch.device("cpu")
+    def _setup_model(self, model):
+        return FullyShardedDataParallel(
+            model, device_id=torch.device("cpu"), sharding_strategy=self.sharding_strategy, **self.kwargs
+        )
 
 
 def strategy(mode, size):

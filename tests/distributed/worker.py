@@ -50,7 +50,9 @@ def seen(trainer, monitor):
         "status": [group.status for group in monitor.groups],
         "sharding": None if session is None else session._capturing.sharding,
         "reference": [] if session is None else sorted(session._capturing.reference),
-        "before": [] if session is None or session._capturing._before is None else sorted(session._capturing._before[1]),
+        "before": []
+        if session is None or session._capturing._before is None
+        else sorted(session._capturing._before[1]),
         "steps": trainer.fit_loop.epoch_loop._batches_that_stepped,
     }
 
