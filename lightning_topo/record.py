@@ -15,8 +15,9 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_topo.archive import read_arrays, write_arrays
 from lightning_topo.homology import Bars, PersistenceDiagram
+from lightning_topo.jsonl import JsonLines, read_objects
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 
@@ -35,6 +38,7 @@ REPORT = "report.html"
 _REFERENCE = Path("reference") / "clouds.npz"
 _DIAGRAM_FIELDS = ("n_points", "diameter", "covering_radius", "engine", "exact")
 _LINE_KEYS = ("step", "epoch", "probe", "group", "reference_step")
+_LARGEST_STEP = 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,28 +74,48 @@ def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
     folder = Path(dirpath)
     if not (folder / MEASUREMENTS).is_file():
         raise FileNotFoundError(f"expected a run folder with {MEASUREMENTS}, found none in {folder}")
-    header = _read_header(folder / MEASUREMENTS)
+    run_id = _run_id(folder / MEASUREMENTS)
     measurements: dict[tuple[int, str, str], Measurement] = {}
-    events: list[TopologyEvent] = []
+    events: dict[str, TopologyEvent] = {}
     n_unreadable = 0
-    for line in _read_lines(folder / MEASUREMENTS):
+    for line in islice(read_objects(folder / MEASUREMENTS), 1, None):
         try:
-            values = {name: float(value) for name, value in line.items() if name not in _LINE_KEYS}
-            m = Measurement(line["step"], line["epoch"], line["probe"], line["group"], values)
+            m = _measurement(line)
             # Popped first, so that a step measured again also takes its place in the order again.
             measurements.pop((m.step, m.probe, m.group), None)
             measurements[m.step, m.probe, m.group] = m
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             n_unreadable += 1
-    for line in _read_lines(folder / EVENTS):
+    for line in islice(read_objects(folder / EVENTS), 1, None):
         try:
-            numbers = {n: None if line[n] is None else float(line[n]) for n in ("value", "threshold")}
-            kinds = {"name": EventName(line["name"]), "severity": Severity(line["severity"])}
-            events.append(TopologyEvent(**{**line, **numbers, **kinds}))
-        except (KeyError, TypeError, ValueError):
+            # So does an event that a resumed run has met again.
+            event = _event(line)
+            events.pop(repr(event), None)
+            events[repr(event)] = event
+        except (KeyError, TypeError, ValueError, OverflowError):
             n_unreadable += 1
-    steps = sorted(int(path.stem.removeprefix("step-")) for path in (folder / "diagrams").glob("step-*.npz"))
-    return RunRecord(folder, header["run_id"], tuple(measurements.values()), tuple(events), tuple(steps), n_unreadable)
+    steps = _diagram_steps(folder)
+    return RunRecord(folder, run_id, tuple(measurements.values()), tuple(events.values()), tuple(steps), n_unreadable)
+
+
+def _measurement(line: Mapping[str, Any]) -> Measurement:
+    where = _checked(line, step=int, epoch=int, probe=str, group=str)
+    return Measurement(**where, values={name: float(value) for name, value in line.items() if name not in _LINE_KEYS})
+
+
+def _event(line: Mapping[str, Any]) -> TopologyEvent:
+    words = _checked(line, step=int, epoch=int, group=str, message=str, remedy=str)
+    numbers = {name: None if line[name] is None else float(line[name]) for name in ("value", "threshold")}
+    return TopologyEvent(EventName(line["name"]), severity=Severity(line["severity"]), **words, **numbers)
+
+
+def _checked(line: Mapping[str, Any], **kinds: type) -> dict[str, Any]:
+    """These fields, each of its type; a count must be one that a float holds exactly."""
+    for name, kind in kinds.items():
+        value = line[name]
+        if type(value) is not kind or (kind is int and not 0 <= value <= _LARGEST_STEP):
+            raise TypeError(f"expected {name} of type {kind.__name__}, got {value!r}")
+    return {name: line[name] for name in kinds}
 
 
 @dataclass(slots=True)
@@ -105,13 +129,13 @@ class RecordWriter:
     dirpath: Path
     run_id: str
     reference_step: int = 0
-    _measurements: "_JsonLines" = field(init=False, repr=False)
-    _events: "_JsonLines" = field(init=False, repr=False)
+    _measurements: JsonLines = field(init=False, repr=False)
+    _events: JsonLines = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         header = {"schema": SCHEMA, "run_id": self.run_id}
-        self._measurements = _JsonLines(self.dirpath / MEASUREMENTS, header)
-        self._events = _JsonLines(self.dirpath / EVENTS, header)
+        self._measurements = JsonLines(self.dirpath / MEASUREMENTS, header)
+        self._events = JsonLines(self.dirpath / EVENTS, header)
 
     @classmethod
     def create(cls, dirpath: str | os.PathLike[str]) -> "RecordWriter":
@@ -132,14 +156,23 @@ class RecordWriter:
                 return cls(folder, uuid.uuid4().hex)
 
     @classmethod
-    def resume(cls, dirpath: str | os.PathLike[str], run_id: str) -> "RecordWriter":
-        """Go on with the record of the run `run_id`; begin a new one if `dirpath` does not hold it."""
-        folder = Path(dirpath)
-        try:
-            found = _read_header(folder / MEASUREMENTS)["run_id"] == run_id
-        except (OSError, ValueError):
-            found = False
-        return cls(folder, run_id) if found else cls.create(folder)
+    def resume(
+        cls, dirpath: str | os.PathLike[str], run_id: str, otherwise: str | os.PathLike[str] | None = None
+    ) -> "RecordWriter":
+        """Go on with the record of the run `run_id`, in `dirpath` or in `otherwise`; begin a new one if neither has it.
+
+        `dirpath` may come from a checkpoint made by someone else: where the record is not there, nothing is written
+        there, but in `otherwise`.
+        """
+        wanted = Path(dirpath if otherwise is None else otherwise)
+        for folder in (Path(dirpath), wanted):
+            try:
+                found = _run_id(folder / MEASUREMENTS) == run_id
+            except (OSError, ValueError):
+                continue
+            if found:
+                return cls(folder, run_id)
+        return cls.create(wanted)
 
     def measurement(self, measurement: Measurement) -> None:
         """Append a measurement."""
@@ -166,99 +199,49 @@ class RecordWriter:
             for k, bars in enumerate(diagram):
                 arrays[f"{group}/H{k}"] = torch.stack((bars.births, bars.deaths), dim=1).cpu().numpy()
             meta[group] = {name: _to_json(getattr(diagram, name)) for name in _DIAGRAM_FIELDS}
-        _write_npz(_diagram_path(self.dirpath, step), arrays | {"meta": np.array(json.dumps(meta))})
+        arrays["meta"] = np.array(json.dumps(meta))
+        write_arrays(_diagram_path(self.dirpath, step), arrays.items())
 
-    def reference(self, step: int, clouds: Mapping[str, Tensor]) -> None:
-        """Keep the clouds from which distances since the beginning are measured."""
+    def reference(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> None:
+        """Keep the clouds from which distances since the beginning are measured, each with its group's name.
+
+        They are written as they come: no more than one need be in memory.
+        """
         self.reference_step = step
         # NumPy has no bfloat16; float32 holds half-precision values exactly.
-        arrays = {f"cloud/{name}": _widened(cloud).cpu().numpy() for name, cloud in clouds.items()}
-        _write_npz(self.dirpath / _REFERENCE, arrays | {"step": np.array(step)})
+        arrays = ((f"cloud/{name}", _widened(cloud).cpu().numpy()) for name, cloud in clouds)
+        write_arrays(self.dirpath / _REFERENCE, chain(arrays, [("step", np.array(step))]))
 
-    def read_reference(self) -> tuple[int, dict[str, Tensor]] | None:
-        """The clouds kept by `reference`, with their step; None where there are none."""
+    def read_reference(self, group: str) -> Tensor | None:
+        """One of the clouds kept by `reference`; None where it is not there. Sets `reference_step` to their step."""
+        name = f"cloud/{group}"
         try:
-            with np.load(self.dirpath / _REFERENCE, allow_pickle=False) as stored:
-                clouds = {
-                    name.removeprefix("cloud/"): torch.from_numpy(stored[name])
-                    for name in stored.files
-                    if name.startswith("cloud/")
-                }
-                self.reference_step = int(stored["step"])
-        except (OSError, ValueError, KeyError):
+            stored = read_arrays(self.dirpath / _REFERENCE, only=(name, "step"))
+            cloud, step = torch.from_numpy(stored[name]), int(stored["step"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return self.reference_step, clouds
+        self.reference_step = step
+        return cloud
 
     def close(self) -> None:
         """Close the files, after one last try at what could not be written."""
-        for lines in (self._measurements, self._events):
-            lines.close()
-
-
-class _JsonLines:
-    """A file of JSON objects, one a line, whole lines only."""
-
-    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        self._file = path.open("ab", buffering=0)
-        self._backlog: list[bytes] = []
-        _cut_partial_line(path)
-        if path.stat().st_size == 0:
-            self.append(header)
-
-    def append(self, line: Mapping[str, Any]) -> None:
-        text = json.dumps(line, allow_nan=False, ensure_ascii=False)
-        self._backlog.append(text.encode() + b"\n")
-        self._flush()
-
-    def _flush(self) -> None:
-        while self._backlog:
-            end = self._file.seek(0, os.SEEK_END)
-            try:
-                if self._file.write(self._backlog[0]) != len(self._backlog[0]):
-                    raise OSError(f"no room to append a line to {self._file.name}")
-            except OSError:
-                self._file.truncate(end)
-                raise
-            del self._backlog[0]
-
-    def close(self) -> None:
         try:
-            self._flush()
+            self._measurements.close()
         finally:
-            self._file.close()
+            self._events.close()
 
 
-def _cut_partial_line(path: Path) -> None:
-    """Drop what a killed process may have left behind the last newline."""
-    text = path.read_bytes()
-    if text and not text.endswith(b"\n"):
-        os.truncate(path, text.rfind(b"\n") + 1)
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects below the header; a line that is no JSON comes as an empty one."""
+def _run_id(path: Path) -> str:
+    """The run that a file of lines belongs to, as its first line says."""
     if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        next(file, None)
-        for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                line = None
-            yield line if isinstance(line, dict) else {}
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        try:
-            header = json.loads(file.readline())
-            schema, _ = header["schema"], header["run_id"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"expected a first line with schema and run_id in {path}") from error
+        raise FileNotFoundError(f"expected a file of lines, found none at {path}")
+    header = next(read_objects(path), {})
+    schema, run_id = header.get("schema"), header.get("run_id")
+    if schema is None or not isinstance(run_id, str):
+        raise ValueError(f"expected a first line with schema and run_id in {path}")
     if schema != SCHEMA:
         raise ValueError(f"expected a record of schema {SCHEMA} in {path}, got {schema}: use a matching version")
-    return header
+    return run_id
 
 
 def _to_json(value: Any) -> Any:
@@ -269,30 +252,34 @@ def _diagram_path(dirpath: Path, step: int) -> Path:
     return dirpath / "diagrams" / f"step-{step:09d}.npz"
 
 
+def _diagram_steps(folder: Path) -> list[int]:
+    found = [path.stem.removeprefix("step-") for path in (folder / "diagrams").glob("step-*.npz")]
+    # Only what a writer would have named so: a stranger's folder may hold anything.
+    return sorted(int(step) for step in found if step.isascii() and step.isdigit() and step == f"{int(step):09d}")
+
+
 def _read_diagrams(path: Path) -> dict[str, PersistenceDiagram]:
-    with np.load(path, allow_pickle=False) as stored:
-        meta = json.loads(str(stored["meta"]))
-        diagrams = {}
-        for group, fields in meta.items():
-            bars: list[Bars] = []
-            while (name := f"{group}/H{len(bars)}") in stored.files:
-                births, deaths = torch.from_numpy(stored[name]).unbind(dim=1)
-                bars.append(Bars(births, deaths))
-            numbers = {name: float(fields[name]) for name in ("diameter", "covering_radius")}
-            diagrams[group] = PersistenceDiagram(tuple(bars), **{**fields, **numbers})
-    return diagrams
-
-
-def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write to a temporary name, then rename: a reader sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    stored = read_arrays(path)
     try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]  # names are free
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        meta = json.loads(str(stored["meta"]))
+        return {str(group): _diagram(stored, group, fields) for group, fields in meta.items()}
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"expected diagrams with their meta data in {path}, got {error!r}") from error
+
+
+def _diagram(stored: Mapping[str, np.ndarray], group: str, fields: Mapping[str, Any]) -> PersistenceDiagram:
+    bars: list[Bars] = []
+    while (array := stored.get(f"{group}/H{len(bars)}")) is not None:
+        # NaN is in no order with anything.
+        if array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] != 2 or not (array >= 0.0).all():
+            raise ValueError(
+                f"expected births and deaths of shape (m, 2) in {group!r}, got {array.dtype} {array.shape}"
+            )
+        bars.append(Bars(*torch.from_numpy(array).unbind(dim=1)))
+    n_points, engine, exact = int(fields["n_points"]), str(fields["engine"]), bool(fields["exact"])
+    return PersistenceDiagram(
+        tuple(bars), n_points, float(fields["diameter"]), float(fields["covering_radius"]), engine, exact
+    )
 
 
 def _widened(cloud: Tensor) -> Tensor:

@@ -207,12 +207,13 @@ def test_diagrams_come_back_as_they_were(tmp_path):
 def test_the_reference_comes_back_exactly(tmp_path, dtype):
     cloud = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
     writer = RecordWriter.create(tmp_path)
-    assert writer.read_reference() is None
-    writer.reference(7, {"net.0": cloud})
+    assert writer.read_reference("net.0") is None
+    writer.reference(7, [("net.0", cloud), ("net.2", cloud + 1)])
     writer.measurement(some(8))
-    step, clouds = RecordWriter.resume(tmp_path, writer.run_id).read_reference()
-    assert step == 7
-    assert torch.equal(clouds["net.0"].to(dtype), cloud)
+    resumed = RecordWriter.resume(tmp_path, writer.run_id)
+    assert torch.equal(resumed.read_reference("net.0").to(dtype), cloud)
+    assert resumed.reference_step == 7
+    assert resumed.read_reference("net.4") is None
     assert '"reference_step": 7' in (tmp_path / MEASUREMENTS).read_text()
 
 
@@ -233,7 +234,7 @@ def test_reading_a_strangers_folder_executes_nothing(tmp_path, monkeypatch):
     record = read_record(tmp_path / "run")
     with pytest.raises(ValueError, match="allow_pickle"):
         record.diagrams(1)
-    assert writer.read_reference() is None
+    assert writer.read_reference("net.0") is None
     (tmp_path / "run" / "diagrams" / "step-000000001.npz").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(ValueError, match="pickle"):
         record.diagrams(1)

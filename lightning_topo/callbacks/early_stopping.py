@@ -220,7 +220,9 @@ class TopologyEarlyStopping(Callback):
         self._decide(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._decide(trainer)
+        # Where processes end their epochs at different steps, they cannot decide together here.
+        if all(monitor.epochs_agree for monitor in monitors(trainer)):
+            self._decide(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         counted = asdict(self._counted) | {"counts": dict(self._counted.counts)}
@@ -248,9 +250,11 @@ class TopologyEarlyStopping(Callback):
 
     def _decide(self, trainer: Trainer) -> None:
         """Stop if any process has a reason to, and enough epochs are over."""
-        if self.stopping_reason is not None or is_trial_run(trainer) or epochs_finished(trainer) < self.min_epochs:
+        if self.stopping_reason is not None or is_trial_run(trainer):
             return
-        reason = reason_to_stop(self._counted, self.rules)
+        # Every process votes, whatever it thinks of its epochs.
+        is_early = epochs_finished(trainer) < self.min_epochs
+        reason = None if is_early else reason_to_stop(self._counted, self.rules)
         if not trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
             return
         trainer.should_stop = True

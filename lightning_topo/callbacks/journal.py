@@ -1,19 +1,27 @@
 """Where measurements and events go: the record, the phase detector, the published values, trackers, the terminal."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_topo.callbacks.lightning_internals import run_folder
 from lightning_topo.callbacks.publish import Publisher
+from lightning_topo.callbacks.saved import SavedSession
+from lightning_topo.callbacks.settings import MonitorSettings
 from lightning_topo.callbacks.terminal import Terminal
-from lightning_topo.callbacks.tracking import Tracking
+from lightning_topo.callbacks.tracking import Tracking, run_facts
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import DetectorState, TopologyEvent, observe
 from lightning_topo.record import RecordWriter
+
+# Of the time the monitor may take, so much may go into figures and other costly things for the trackers.
+_COSTLY_SHARE = 0.25
 
 
 @dataclass(slots=True)
@@ -57,8 +65,8 @@ class Journal:
             self._write(self.record.diagrams, step, diagrams)
         self.tracking.captured(step, diagrams)
 
-    def began(self, step: int, clouds: Mapping[str, Tensor]) -> None:
-        """Keep the clouds that the training began with."""
+    def began(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> None:
+        """Keep the clouds that the training began with, each with its group's name."""
         if self.record is not None:
             self._write(self.record.reference, step, clouds)
 
@@ -79,3 +87,37 @@ class Journal:
                     "written when there is room again. Free space on the disk, or choose another dirpath."
                 )
             self._write_fails = True
+
+
+def open_journal(
+    trainer: Trainer, settings: MonitorSettings, groups: Sequence[NeuronGroup], saved: SavedSession | None
+) -> Journal:
+    """The journal of a run that begins, or goes on from the state `saved`; the record and the loggers are rank 0's."""
+    names = [group.name for group in groups]
+    loggers = trainer.loggers if trainer.is_global_zero else ()
+    share = None if settings.max_overhead is None else settings.max_overhead * _COSTLY_SHARE
+    journal = Journal(
+        Publisher(names, settings.log_groups),
+        _open_record(trainer, settings, saved) if trainer.is_global_zero else None,
+        Tracking(loggers, names, settings.log_groups, share),
+        Terminal(trainer, settings.verbose),
+        DetectorState() if saved is None else saved.detector,
+    )
+    journal.tracking.began(run_facts(journal.record, groups, settings.described()))
+    return journal
+
+
+def _open_record(trainer: Trainer, settings: MonitorSettings, saved: SavedSession | None) -> RecordWriter | None:
+    wanted = settings.dirpath or run_folder(trainer) / "topology"
+    try:
+        if saved is not None and saved.dirpath is not None and saved.run_id is not None:
+            return RecordWriter.resume(saved.dirpath, saved.run_id, otherwise=wanted)
+        return RecordWriter.create(wanted)
+    except OSError as error:
+        if settings.on_error == "raise":
+            raise
+        rank_zero_warn(
+            f"No topology record: {wanted} cannot be written ({error}). Training and measuring go on, and values "
+            "still go to the loggers. Remove what stands there, or give TopologyMonitor another dirpath."
+        )
+        return None

@@ -9,14 +9,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_topo.callbacks.publish import LogGroups
+from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.callbacks.session import Session
 from lightning_topo.callbacks.settings import MonitorSettings
-from lightning_topo.callbacks.training_loss import sample_batch
+from lightning_topo.callbacks.training_loss import first_batch, sample_batch
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import TopologyEvent
 from lightning_topo.probes import Distortion, Persistence, Probe, Sharpness
-
-_STATE_VERSION = 1
 
 
 class TopologyMonitor(Callback):
@@ -77,7 +76,7 @@ class TopologyMonitor(Callback):
             verbose=verbose,
         )
         self._session: Session | None = None
-        self._saved: Mapping[str, Any] | None = None
+        self._saved: Any = None
         self._waits_for_batch = False
 
     @property
@@ -89,6 +88,11 @@ class TopologyMonitor(Callback):
     def groups(self) -> Sequence[NeuronGroup]:
         """The groups of neurons that are measured in the present or last fit."""
         return () if self._session is None else self._session.groups
+
+    @property
+    def epochs_agree(self) -> bool:
+        """Whether all processes end their epochs at the same step."""
+        return self._session is None or self._session.epochs_agree
 
     @property
     def dirpath(self) -> Path | None:
@@ -115,15 +119,20 @@ class TopologyMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._session, self._waits_for_batch = None, True
+        ranks = Ranks(trainer)
         with self._guarded("could not draw a probe batch from the training data; takes the first training batch"):
-            batch = sample_batch(trainer, self.settings.seed)
-            if batch is not None:
-                self._begin(trainer, pl_module, batch)
+            batch = ranks.together("a probe batch", lambda: sample_batch(trainer, self.settings.seed))
+            if all(ranks.all("has batch", batch is not None)):
+                self._begin(trainer, pl_module, batch, ranks)
         self._tell(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._waits_for_batch:
-            self._begin(trainer, pl_module, batch)
+            self._waits_for_batch = False
+            ranks = Ranks(trainer)
+            with self._guarded("could not share the first training batch"):
+                batch = first_batch(trainer, batch, ranks)
+                self._begin(trainer, pl_module, batch, ranks)
         with self._guarded("could not capture the neurons before a step"):
             if self._session is not None:
                 self._session.before_batch()
@@ -154,17 +163,12 @@ class TopologyMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         if self._session is not None:
-            return {"version": _STATE_VERSION, **self._session.state()}
-        return dict(self._saved or {})
+            return self._session.state()
+        return dict(self._saved) if isinstance(self._saved, Mapping) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict.get("version") == _STATE_VERSION:
-            self._saved = state_dict
-        elif state_dict:
-            rank_zero_warn(
-                f"TopologyMonitor expected a checkpoint state of version {_STATE_VERSION}, got "
-                f"{state_dict.get('version')}: it begins a new record."
-            )
+        # Whatever it is: the session reads it with care, and says in an event what it could not use.
+        self._saved = state_dict or None
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither the live session nor what Lightning attaches (`log`, bound to the module) belongs to a copy.
@@ -180,11 +184,11 @@ class TopologyMonitor(Callback):
             if listen is not None:
                 listen(trainer, pl_module, findings)
 
-    def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any, ranks: Ranks) -> None:
         self._waits_for_batch = False
         saved, self._saved = self._saved, None
         with self._guarded("could not start, and does not watch this training"):
-            self._session = Session(self.settings, trainer, pl_module, batch, saved)
+            self._session = Session(self.settings, trainer, pl_module, batch, saved, ranks)
 
     def _close(self) -> None:
         self._waits_for_batch = False

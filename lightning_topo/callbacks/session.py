@@ -1,44 +1,45 @@
 """One fit, as the monitor lives through it: what is captured when, and what is made of it."""
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 
-from lightning_topo.callbacks.discovery import discover
+from lightning_topo.callbacks.capturing import Capturing, needs_step
+from lightning_topo.callbacks.clock import Clock
+from lightning_topo.callbacks.discovery import discover_together
 from lightning_topo.callbacks.findings import Findings
-from lightning_topo.callbacks.journal import Journal
-from lightning_topo.callbacks.lightning_internals import batches_stepped, is_last_of_epoch, log_period, run_folder
-from lightning_topo.callbacks.publish import Publisher
+from lightning_topo.callbacks.journal import open_journal
+from lightning_topo.callbacks.lightning_internals import batches_stepped, is_last_of_epoch, log_period
+from lightning_topo.callbacks.probing import GO_ON, Found, Look, Probing
+from lightning_topo.callbacks.ranks import Ranks
+from lightning_topo.callbacks.references import keep, read_back
+from lightning_topo.callbacks.saved import SavedSession, saved_session
 from lightning_topo.callbacks.settings import MonitorSettings
-from lightning_topo.callbacks.terminal import Terminal
-from lightning_topo.callbacks.tracking import Tracking, run_facts
-from lightning_topo.callbacks.training_loss import training_loss
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.phases import DetectorState, EventName, Severity, TopologyEvent
-from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult, ProbeUnavailable
+from lightning_topo.phases import EventName, Severity, TopologyEvent
+from lightning_topo.probes import Probe
 from lightning_topo.probes.pacing import FULL_STEPS, REPACE_STEPS
-from lightning_topo.record import REPORT, RecordWriter, read_record
+from lightning_topo.record import REPORT, read_record
 
 REPORT_SECONDS = 60.0
 """The report is rewritten during training at most this often."""
-
-# Of the time the monitor may take, so much may go into figures and other costly things for the trackers.
-_COSTLY_SHARE = 0.25
-_GO_ON = (
-    "Everything else goes on. If weights or loss are no longer finite, training has diverged: lower the learning rate."
-)
 
 
 class Session:
     """From the first step to the last of one `Trainer.fit`.
 
-    `batch` is the probe batch. `saved` is the state of an earlier session of the same run, when it is resumed.
+    `batch` is the probe batch. `saved` is the state of an earlier session of the same run, when it is resumed, as the
+    checkpoint has it.
+
+    Of several processes each has a session, and all go through the same collectives in the same order: `_look` and
+    what the start and the pacing tell each other. What one process does by itself (`_alone`: its record, its loggers)
+    may fail; the error waits until the collectives of that hook are done.
     """
 
     def __init__(
@@ -47,29 +48,29 @@ class Session:
         trainer: Trainer,
         module: LightningModule,
         batch: Any,
-        saved: Mapping[str, Any] | None,
+        saved: Any,
+        ranks: Ranks,
     ) -> None:
-        self._settings, self._trainer, self._module, self._batch = settings, trainer, module, batch
-        self._began = self._reported = time.perf_counter()
-        self._spent = 0.0
-        self._pace_mark = (self._began, 0.0, 0)
+        self._settings, self._trainer, self._module, self._ranks = settings, trainer, module, ranks
+        self._clock = Clock()
+        self._reported = self._spent = 0.0
+        self._pace_mark = (0.0, 0.0, 0)
         self._stepped = False
-        self._before: tuple[int, Clouds] | None = None
-        self._parameters_before: tuple[int, Mapping[str, Tensor]] | None = None
-        self._previous: dict[str, ProbeResult] = {}
         self._failing: set[tuple[str, str]] = set()
         self._proposed: dict[str, float] = {}
         self._found: dict[str, Mapping[str, Mapping[str, float]]] | None = None
         self._found_at = self._n_events_told = 0
         self._epoch_measured = -1
-        self._probes = list(settings.probes)
+        self._overhead = 0.0
+        self._waiting: Exception | None = None
+        self._probing = Probing(settings.probes, ranks)
         self._pacer = settings.pacer()
         self._every_recorded: dict[str, int] = dict(self._pacer.every)
-        self._handles = [o.register_step_post_hook(self._note_step) for o in trainer.optimizers]
+        self._handles = [_inner(o).register_step_post_hook(self._note_step) for o in trainer.optimizers]
         self._closed = False
         try:
             with self._timed():
-                self._start(saved)
+                self._start(saved, batch)
         except BaseException:
             self._release()
             raise
@@ -88,14 +89,7 @@ class Session:
         """Capture the neurons before a step that will be measured, unless the last capture stands just there."""
         with self._timed():
             step = batches_stepped(self._trainer) + 1
-            at = None if self._before is None else self._before[0]
-            due = self._due("step", step)
-            if at != step - 1 and any(_needs_step(probe) for probe in due):
-                self._before = (step - 1, self._clouds().gather())
-            at = None if self._parameters_before is None else self._parameters_before[0]
-            if at != step - 1 and any(_needs_parameters_before(probe) for probe in due):
-                trainable = {n: p.detach().clone() for n, p in self._module.named_parameters() if p.requires_grad}
-                self._parameters_before = (step - 1, trainable)
+            self._capturing.before_step(self._due("step", step), step)
 
     def after_batch(self, outputs: Any) -> None:
         """Measure what is due, if the batch has led to a step."""
@@ -104,22 +98,21 @@ class Session:
             step = batches_stepped(self._trainer) + 1
             if stepped:
                 if due := self._due("step", step):
-                    self._note_loss(step, outputs)
-                    self._measure(due, step)
+                    self._measure(due, step, self._loss(outputs))
                 if step % REPACE_STEPS == 0:
                     self._repace(step)
-                self._publish(step, log=_divides(log_period(self._trainer), step))
+                self._alone(self._publish, step, log=_divides(log_period(self._trainer), step))
             self._proposed.clear()
             # Before validation and every hook at the epoch's end, so that these see the new values in any order.
-            if is_last_of_epoch(self._trainer):
-                self._measure_epoch(step)
+            if (epoch := self._epoch_that_ends(stepped)) is not None:
+                self._measure_epoch(step, epoch)
 
     def after_epoch(self) -> None:
         """Measure what is due at the end of an epoch, unless its last batch was known to be the last."""
         with self._timed():
-            if self._epoch_measured != self._trainer.current_epoch:
-                self._measure_epoch(batches_stepped(self._trainer))
-        if time.perf_counter() - self._reported > REPORT_SECONDS:
+            if self.epochs_agree and self._epoch_measured != self._trainer.current_epoch:
+                self._measure_epoch(batches_stepped(self._trainer), self._trainer.current_epoch)
+        if self._clock.seconds() - self._reported > REPORT_SECONDS:
             self.write_report()
 
     def proposed(self, group: str, ratio: float) -> None:
@@ -162,7 +155,7 @@ class Session:
 
     def write_report(self) -> None:
         """Write the report from the record as it stands."""
-        self._reported = time.perf_counter()
+        self._reported = self._clock.seconds()
         if self.dirpath is None or not self._settings.report:
             return
         from lightning_topo.report import write_report
@@ -178,158 +171,129 @@ class Session:
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
         record = self._journal.record
-        return {
-            "dirpath": None if record is None else str(record.dirpath),
-            "run_id": None if record is None else record.run_id,
-            "detector": self._journal.detector.to_dict(),
-            "every": dict(self._pacer.every),
-        }
+        place = (None, None) if record is None else (record.dirpath, record.run_id)
+        return SavedSession(*place, self._journal.detector, self._pacer.every).to_dict()
 
     # --- the start -------------------------------------------------------------------------------------------------
 
-    def _start(self, saved: Mapping[str, Any] | None) -> None:
-        step, epoch = batches_stepped(self._trainer), self._trainer.current_epoch
-        found, problems = discover(self._settings.groups, self._trainer, self._module, self._batch, self._settings.seed)
+    def _start(self, state: Any, batch: Any) -> None:
+        trainer, settings, ranks = self._trainer, self._settings, self._ranks
+        step = batches_stepped(trainer)
+        saved, damage = ranks.first("reading the state", lambda: saved_session(state, step, trainer.current_epoch))
+        lengths = ranks.all("lengths", float(trainer.num_training_batches))
+        self.epochs_agree = ranks.size == 1 or (len(set(lengths)) == 1 and math.isfinite(lengths[0]))
+        found, problems = discover_together(settings.groups, trainer, self._module, batch, settings.seed, ranks)
         self.groups = tuple(group for group in found if group.n > 1)
-        detector = DetectorState() if saved is None else DetectorState.from_dict(saved["detector"])
-        names, settings = [group.name for group in self.groups], self._settings
-        loggers = self._trainer.loggers if self._trainer.is_global_zero else ()
-        share = None if settings.max_overhead is None else settings.max_overhead * _COSTLY_SHARE
-        self._journal = Journal(
-            Publisher(names, settings.log_groups),
-            self._open_record(saved),
-            Tracking(loggers, names, settings.log_groups, share),
-            Terminal(self._trainer, settings.verbose),
-            detector,
-        )
-        self._journal.tracking.began(run_facts(self._journal.record, self.groups, settings.described()))
+        ranks.together("record", lambda: self._open_journal(saved))
+        self._capturing = Capturing(trainer, self._module, self.groups, batch, settings.seed, ranks)
         if saved is not None:
-            self._pacer.every |= {name: n for name, n in saved["every"].items() if name in self._pacer.every}
+            self._pacer.every |= {name: n for name, n in saved.every.items() if name in self._pacer.every}
             self._every_recorded = dict(self._pacer.every)
         for problem in problems:
-            self._fail("neurons", problem.group, problem.message, problem.remedy, step)
-        self._refer(step, epoch, resumed=saved is not None)
-        for probe in tuple(self._probes):
+            self._alone(self._fail, "neurons", problem.group, problem.message, problem.remedy, step)
+        if damage is not None:
+            self._alone(self._journal.happened, damage)
+        self._refer(step, resumed=saved is not None)
+        for probe in tuple(self._probing.probes):
             # A step that was not taken yet has the identity's values, and a resumed state has been recorded already.
-            if saved is not None or _needs_step(probe):
+            if saved is not None or needs_step(probe):
                 self._preview(probe, step)
             else:
                 self._measure([probe], step)
-        self._publish(step, log=log_period(self._trainer) > 1)
+        self._alone(self._publish, step, log=log_period(trainer) > 1)
+        ranks.together("start", self._raise_what_waits)
 
-    def _open_record(self, saved: Mapping[str, Any] | None) -> RecordWriter | None:
-        if not self._trainer.is_global_zero:
-            return None
-        wanted = self._settings.dirpath or run_folder(self._trainer) / "topology"
-        try:
-            if saved is not None and saved["run_id"] is not None:
-                return RecordWriter.resume(saved["dirpath"], saved["run_id"])
-            return RecordWriter.create(wanted)
-        except OSError as error:
-            if self._settings.on_error == "raise":
-                raise
-            rank_zero_warn(
-                f"No topology record: {wanted} cannot be written ({error}). Training and measuring go on, and values "
-                "still go to the loggers. Remove what stands there, or give TopologyMonitor another dirpath."
-            )
-            return None
+    def _open_journal(self, saved: SavedSession | None) -> None:
+        self._journal = open_journal(self._trainer, self._settings, self.groups, saved)
 
-    def _refer(self, step: int, epoch: int, *, resumed: bool) -> None:
+    def _refer(self, step: int, *, resumed: bool) -> None:
         """Find or take the clouds from which distances since the beginning are measured."""
-        record = self._journal.record
-        kept = record.read_reference() if resumed and record is not None else None
-        now = self._clouds().gather()
-        if kept is not None and {n: c.shape for n, c in kept[1].items()} == {n: c.shape for n, c in now.items()}:
-            self._reference: Mapping[str, Tensor] = kept[1]
-        else:
-            self._reference = now
-            self._journal.began(step, now)
+        capturing, journal = self._capturing, self._journal
+        now = capturing.own_clouds(capturing.clouds())
+        kept = read_back(journal.record, self.groups, now, self._ranks) if resumed else None
+        capturing.reference = now if kept is None else kept
+        if kept is None:
+            keep(journal, step, self.groups, capturing.parameters(), now, self._ranks)
         if resumed:
             since = "" if kept is not None else " The clouds of the beginning are lost: totals count from here."
-            self._journal.happened(
+            self._alone(
+                journal.happened,
                 TopologyEvent(
                     EventName.GAP,
                     step,
-                    epoch,
+                    self._trainer.current_epoch,
                     message=f"Resumed from a checkpoint at step {step}; later steps are measured again.{since}",
                     remedy="Nothing to do.",
-                )
+                ),
             )
 
     def _preview(self, probe: Probe, step: int) -> None:
         """Publish what a probe sees before the first step, without recording it."""
-        if (result := self._run(probe, step, self._clouds())) is not None:
-            for group, values in result.values.items():
-                self._journal.publisher.take(group, values)
+        found = self._probing.look([probe], self._capturing, step, self._capturing.clouds()).found[probe.name]
+        self._alone(self._note_failure, probe, found, step)
+        for group, values in found.values.items():
+            self._alone(self._journal.publisher.take, group, values)
 
     # --- measuring -------------------------------------------------------------------------------------------------
 
-    def _measure(self, probes: Sequence[Probe], step: int) -> None:
-        now = self._clouds()
-        self._found, self._found_at = self._found or {}, step
+    def _measure(self, probes: Sequence[Probe], step: int, loss: float | None = None) -> None:
+        now = self._capturing.clouds()
+        look = self._probing.look(probes, self._capturing, step, now, loss, self._overhead_now())
+        self._overhead = look.overhead
+        found = self._found or {}
+        self._found, self._found_at = found, step
         for probe in probes:
-            if (result := self._run(probe, step, now)) is not None:
-                self._found[probe.name] = result.values
-                self._take(probe, step, result)
-        if any(_needs_step(probe) for probe in probes):
-            self._before = (step, now.gather())
-        self._parameters_before = None
+            if not look.found[probe.name].error or look.found[probe.name].values:
+                found[probe.name] = look.found[probe.name].values
+        self._alone(self._take, probes, look, step)
+        self._capturing.after_step(probes, step, now)
 
-    def _measure_epoch(self, step: int) -> None:
-        self._epoch_measured = self._trainer.current_epoch
-        due = self._due("epoch", self._epoch_measured + 1)
+    def _measure_epoch(self, step: int, epoch: int) -> None:
+        self._epoch_measured = epoch
+        due = self._due("epoch", epoch + 1)
         if due:
             self._measure(due, step)
         self._repace(step)
-        self._publish(step, log=bool(due))
+        self._alone(self._publish, step, log=bool(due))
 
-    def _run(self, probe: Probe, step: int, now: Clouds) -> ProbeResult | None:
-        """What a probe finds; None, with an event, where it fails."""
-        began = time.perf_counter()
-        try:
-            result = ProbeResult.of(probe.measure(self._capture(probe, step, now)))
-        except ProbeUnavailable as error:
-            self._probes.remove(probe)
-            self._fail(probe.name, GLOBAL, f"{probe.name} is switched off: {error}", error.remedy, step)
-            return None
-        except Exception as error:
-            if self._settings.on_error == "raise":
-                raise
-            self._fail(probe.name, GLOBAL, f"{probe.name} failed: {error or type(error).__name__}", _GO_ON, step)
-            return None
-        self._pacer.spent(probe.name, time.perf_counter() - began)
-        self._previous[probe.name] = result
-        return result
+    def _epoch_that_ends(self, stepped: bool) -> int | None:
+        """In `after_batch`: the epoch of which this was the last batch; None where more follow.
 
-    def _capture(self, probe: Probe, step: int, now: Clouds) -> Capture:
-        before = self._before[1] if self._before is not None and self._before[0] == step - 1 else None
-        at, parameters = self._parameters_before or (None, None)
-        return Capture(
-            step=step,
-            epoch=self._trainer.current_epoch,
-            module=self._module,
-            groups=self.groups,
-            neurons=now,
-            before=before,
-            reference=self._reference,
-            optimizers=self._trainer.optimizers,
-            training_loss=lambda loss_fn: training_loss(
-                self._trainer, self._module, self._batch, loss_fn, self._settings.seed
-            ),
-            previous=self._previous.get(probe.name),
-            parameters_before=parameters if at == step - 1 and _needs_parameters_before(probe) else None,
-        )
+        Where processes have different numbers of batches, or unknown ones, it is rank 0's epoch, and at a step, which
+        is what they have in common.
+        """
+        epoch = self._trainer.current_epoch if is_last_of_epoch(self._trainer) else None
+        if self.epochs_agree:
+            return epoch
+        return self._ranks.all("epoch", epoch)[0] if stepped else None
 
-    def _take(self, probe: Probe, step: int, result: ProbeResult) -> None:
+    def _take(self, probes: Sequence[Probe], look: Look, step: int) -> None:
+        """Take in what was found, by this process or all together."""
         epoch = self._trainer.current_epoch
-        for group, values in result.values.items():
-            self._failing.discard((probe.name, group))
-            if group in self._proposed and _needs_step(probe):
-                values = {**values, "proposed_critical_ratio": self._proposed[group]}
-            self._journal.measured(Measurement(step, epoch, probe.name, group, values))
-        for group, message in result.failures.items():
-            self._fail(probe.name, group, f"{probe.name} could not measure {group}: {message}", _GO_ON, step)
-        self._journal.captured(step, result.diagrams)
+        if look.loss is not None:
+            self._journal.noted(Measurement(step, epoch, "training", GLOBAL, {"loss": look.loss}))
+        for probe in probes:
+            found = look.found[probe.name]
+            if not found.error:
+                self._pacer.spent(probe.name, found.seconds)
+            self._note_failure(probe, found, step)
+            for group, values in found.values.items():
+                self._failing.discard((probe.name, group))
+                if group in self._proposed and needs_step(probe):
+                    values = {**values, "proposed_critical_ratio": self._proposed[group]}
+                self._journal.measured(Measurement(step, epoch, probe.name, group, values))
+            for group, message in found.failures.items():
+                self._fail(probe.name, group, f"{probe.name} could not measure {group}: {message}", GO_ON, step)
+            self._journal.captured(step, found.diagrams)
+
+    def _note_failure(self, probe: Probe, found: Found, step: int) -> None:
+        """An event where a probe has failed as a whole; or its error, where the user wants to know."""
+        if not found.error:
+            return
+        if self._settings.on_error == "raise" and not found.off:
+            raise self._probing.errors[probe.name]
+        what = f"is switched off: {found.error}" if found.off else f"failed: {found.error}"
+        self._fail(probe.name, GLOBAL, f"{probe.name} {what}", found.remedy, step)
 
     def _fail(self, probe: str, group: str, message: str, remedy: str, step: int) -> None:
         """An event, once until the probe succeeds again."""
@@ -341,28 +305,20 @@ class Session:
             TopologyEvent(EventName.PROBE_FAILED, step, epoch, group, Severity.WARN, message=message, remedy=remedy)
         )
 
-    def _note_loss(self, step: int, outputs: Any) -> None:
+    def _loss(self, outputs: Any) -> float | None:
+        """The loss of this process's batch."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor) and loss.numel() == 1:
-            # Lightning divides by the number of accumulated batches; the loss is the module's own again.
-            scale = self._trainer.accumulate_grad_batches if self._module.automatic_optimization else 1
-            values = {"loss": float(loss) * scale}
-            self._journal.noted(Measurement(step, self._trainer.current_epoch, "training", GLOBAL, values))
-
-    def _clouds(self) -> Clouds:
-        return Clouds(self.groups, dict(self._module.named_parameters()))
+        if not (isinstance(loss, Tensor) and loss.numel() == 1):
+            return None
+        # Lightning divides by the number of accumulated batches; the loss is the module's own again.
+        return float(loss) * (self._trainer.accumulate_grad_batches if self._module.automatic_optimization else 1)
 
     def _due(self, unit: str, count: int) -> list[Probe]:
         return [
             probe
-            for probe in self._probes
-            if self._pacer.due(probe.name, unit, count) or (unit == "step" and self._is_wanted_again(probe))
+            for probe in self._probing.probes
+            if self._pacer.due(probe.name, unit, count) or (unit == "step" and self._probing.is_wanted_again(probe))
         ]
-
-    def _is_wanted_again(self, probe: Probe) -> bool:
-        """Whether the probe waited for a step that has come now, or will have come when this batch is done."""
-        result = self._previous.get(probe.name)
-        return result is not None and result.again_after_step
 
     def _note_step(self, *_: Any) -> None:
         self._stepped = True
@@ -370,7 +326,8 @@ class Session:
     # --- publishing and pacing -------------------------------------------------------------------------------------
 
     def _publish(self, step: int, *, log: bool) -> None:
-        overhead = self._spent / max(time.perf_counter() - self._began, 1e-9)
+        # Of several processes rank 0's counts, as of the last look, so that all publish the same.
+        overhead = self._overhead_now() if self._ranks.size == 1 else self._overhead
         self._journal.publisher.take(GLOBAL, {"phase": float(self._journal.detector.phase), "overhead": overhead})
         metrics = self._journal.publisher.metrics()
         self._trainer.callback_metrics.update(metrics)
@@ -381,38 +338,50 @@ class Session:
 
     def _repace(self, step: int) -> None:
         """Fit the adaptive periods to the budget, by rank 0's clock."""
-        now, (then, spent, since) = time.perf_counter(), self._pace_mark
+        now, (then, spent, since) = self._clock.seconds(), self._pace_mark
         if step < FULL_STEPS or step == since:
             return
         self._pace_mark = (now, self._spent, step)
         seconds = max(now - then - (self._spent - spent), 0.0) / (step - since)
         epochs = self._trainer.current_epoch + 1
         self._pacer.repace(seconds, steps_per_epoch=step / epochs)
-        every = self._trainer.strategy.broadcast(self._pacer.every)
+        every = self._ranks.first("periods", lambda: dict(self._pacer.every))
         if every != self._every_recorded:
             self._every_recorded = dict(every)
-            self._journal.noted(
-                Measurement(step, epochs - 1, "schedule", GLOBAL, {f"{k}_every": float(v) for k, v in every.items()})
-            )
+            periods = {f"{name}_every": float(n) for name, n in every.items()}
+            self._alone(self._journal.noted, Measurement(step, epochs - 1, "schedule", GLOBAL, periods))
         self._pacer.every = every
+
+    def _overhead_now(self) -> float:
+        return self._spent / max(self._clock.seconds(), 1e-9)
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        began = time.perf_counter()
+        began = self._clock.seconds()
         try:
             yield
+            self._raise_what_waits()
         finally:
-            self._spent += time.perf_counter() - began
+            self._spent += self._clock.seconds() - began
+
+    def _alone(self, action: Callable[..., None], *args: Any, **options: Any) -> None:
+        """Do what no other process waits for; an error waits until the collectives of this hook are done."""
+        try:
+            action(*args, **options)
+        except Exception as error:
+            self._waiting = self._waiting or error
+
+    def _raise_what_waits(self) -> None:
+        error, self._waiting = self._waiting, None
+        if error is not None:
+            raise error
 
 
-def _needs_step(probe: Probe) -> bool:
-    """Whether the probe measures a step, and not a state."""
-    return getattr(probe, "measures_steps", False)
-
-
-def _needs_parameters_before(probe: Probe) -> bool:
-    """Whether the probe looks at where the whole step began."""
-    return getattr(probe, "needs_parameters_before", False)
+def _inner(optimizer: Any) -> Optimizer:
+    """torch's own optimizer inside a wrapper, as DeepSpeed has one."""
+    while not isinstance(optimizer, Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def _divides(period: int, step: int) -> bool:

@@ -1,12 +1,12 @@
 """What goes to the experiment trackers during one run, and when; a tracker that fails stops nothing."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_topo.callbacks.clock import Clock
 from lightning_topo.callbacks.drawing import Drawings
 from lightning_topo.callbacks.publish import LogGroups, mangled_names
 from lightning_topo.callbacks.trackers import RunFacts, Tracker, tracker_of
@@ -30,7 +30,7 @@ class Tracking:
         self._trackers = [tracker_of(logger) for logger in loggers]
         self._drawings = Drawings(groups, log_groups)
         self._share = share
-        self._next_costly = 0.0
+        self._clock, self._next_costly = Clock(), 0.0
         self._phase = Phase.UNKNOWN
         self._step = 0
         self._named: set[tuple[int, str]] = set()
@@ -45,7 +45,7 @@ class Tracking:
         """Send new values, measured at `step`."""
         self._step = _row_of(step)
         self._each("values", lambda tracker: tracker.row(values, self._step))
-        if time.perf_counter() >= self._next_costly:
+        if self._clock.seconds() >= self._next_costly:
             self._costly()
 
     def measured(self, measurement: Measurement, phase: Phase) -> None:
@@ -70,11 +70,11 @@ class Tracking:
         self._each("the record", lambda tracker: tracker.closed(self._run, self._step))
 
     def _costly(self) -> None:
-        began = time.perf_counter()
+        began = self._clock.seconds()
         self._each("events", lambda tracker: tracker.flush(self._step))
         if self._trackers and self._can_draw and self._drawings.are_new:
             self._draw()
-        now = time.perf_counter()
+        now = self._clock.seconds()
         self._next_costly = now + (0.0 if self._share is None else (now - began) / self._share)
 
     def _draw(self) -> None:

@@ -12,9 +12,10 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 
+from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.probes import BatchLoss, ProbeUnavailable
 from lightning_topo.probes.probe import LossFn
 from lightning_topo.protection import unchanged
@@ -40,6 +41,14 @@ def sample_batch(trainer: Trainer, seed: int) -> Any | None:
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module.on_before_batch_transfer(batch, 0)
         return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def first_batch(trainer: Trainer, batch: Any, ranks: Ranks) -> Any:
+    """The batch that rank 0 trains on first, on this process's device: all must look at the same."""
+    if ranks.size == 1:
+        return batch
+    on_cpu = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, batch)
+    return trainer.strategy.batch_to_device(ranks.first("sharing a batch", lambda: on_cpu), dataloader_idx=0)
 
 
 def _sample(loader: DataLoader, seed: int) -> Any:

@@ -83,25 +83,40 @@ class DetectorState:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> "DetectorState":
-        """The inverse of `to_dict`; what an older version did not know yet is as in a fresh state."""
+        """The inverse of `to_dict`; what an older version did not know yet is as in a fresh state.
+
+        Raises `KeyError`, `TypeError`, `AttributeError` or `ValueError` where it is no such state.
+        """
+
+        def numbers(plain: Iterable[Any]) -> tuple[float, ...]:
+            return tuple(float(value) for value in plain)
+
+        def number(plain: Any) -> float | None:
+            return None if plain is None else float(plain)
 
         def each(name: str, kind: Callable[..., Any]) -> dict[str, Any]:
-            return {key: kind(**plain) for key, plain in state.get(name, {}).items()}
+            return {str(key): kind(**plain) for key, plain in state.get(name, {}).items()}
 
         def band(plain: Mapping[str, Any]) -> BandState:
-            return BandState(plain["inside"], tuple(plain["recent"]))
+            return BandState(bool(plain["inside"]), numbers(plain["recent"]))
+
+        def span(inside: Any, quiet: Any) -> SpanState:
+            return SpanState(bool(inside), int(quiet))
+
+        def breakdown(since: Any, peak: Any, peak_step: Any, quiet_steps: Any) -> Breakdown:
+            return Breakdown(int(since), float(peak), int(peak_step), int(quiet_steps))
 
         seen = state.get("stability", asdict(StabilityState()))
         return cls(
-            measured=state["measured"],
+            measured=bool(state["measured"]),
             curvature=band(state["curvature"]),
             edge=band(state["edge"]),
-            breakdowns=each("breakdowns", Breakdown),
-            stability=StabilityState(tuple(seen["losses"]), seen["ratio"], SpanState(**seen["span"])),
-            distinct=each("distinct", lambda floor, recent: FloorState(floor, tuple(recent))),
-            splits=each("splits", SpanState),
-            betti=each("betti", lambda reported, differing: LevelState(reported, tuple(differing))),
-            jumps=each("jumps", SpanState),
+            breakdowns=each("breakdowns", breakdown),
+            stability=StabilityState(numbers(seen["losses"]), number(seen["ratio"]), span(**seen["span"])),
+            distinct=each("distinct", lambda floor, recent: FloorState(number(floor), numbers(recent))),
+            splits=each("splits", span),
+            betti=each("betti", lambda reported, differing: LevelState(number(reported), numbers(differing))),
+            jumps=each("jumps", span),
         )
 
 

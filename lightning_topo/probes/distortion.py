@@ -21,7 +21,8 @@ class Distortion:
     `every_n_steps="auto"` begins with every step. Values by group: `critical_ratio`, `contraction`, `expansion`,
     `log_distortion` of the step (with the pair `critical_i`, `critical_j` that attains the ratio); `total_contraction`,
     `total_expansion`, `total_log_distortion` since training began; `distinct_neurons`. Where some neurons were equal in
-    parameters and optimizer state at the last capture, `twins_split` is how many have parted from the others since.
+    parameters and optimizer state at the last capture, `twins_split` is how many have parted from the others since
+    (not where parameters are sharded).
 
     >>> Distortion().period
     Period(every=1, unit='step', adaptive=True)
@@ -30,6 +31,7 @@ class Distortion:
     every_n_steps: int | Literal["auto"] = "auto"
     name: str = field(default="distortion", init=False, repr=False)
     measures_steps: ClassVar[bool] = True
+    by_group: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _ = self.period
@@ -46,9 +48,9 @@ class Distortion:
         known: Mapping[str, Twins] = {} if capture.previous is None else capture.previous.carry
         twins: dict[str, Twins] = {}
         for group in capture.groups:
-            after = capture.neurons[group.name]
-            before = after if capture.before is None else capture.before[group.name]
             try:
+                after = capture.neurons[group.name]
+                before = after if capture.before is None else capture.before[group.name]
                 step = _worst(before, after, group)
                 total = _worst(capture.reference[group.name].to(after), after, group)
             except ValueError as error:
@@ -68,8 +70,10 @@ class Distortion:
             }
             if group.name in known:
                 values[group.name] |= {"twins_split": float(n_split(known[group.name], after))}
-            if distinct < len(after) and (found := find_twins(group, capture.module, capture.optimizers)):
-                twins[group.name] = found
+            # Where parameters are sharded, so are the moments, and no process can compare them by itself.
+            if capture.sharding == "whole" and distinct < len(after):
+                found = find_twins(group, capture.module, capture.optimizers)
+                twins |= {group.name: found} if found else {}
         return ProbeResult(values, failures, carry=twins)
 
 

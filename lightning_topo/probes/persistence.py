@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -44,6 +44,7 @@ class Persistence:
     betti_scale: float = 0.25
     engine: str | None = None
     name: str = field(default="persistence", init=False, repr=False)
+    by_group: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _ = self.period

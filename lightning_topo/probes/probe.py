@@ -1,6 +1,6 @@
 """What a probe is given, and what it gives back."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons.capture import Sharding
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 """A user's loss of a module on a batch."""
@@ -24,33 +25,58 @@ class ProbeUnavailable(RuntimeError):
         self.remedy = remedy
 
 
+class CloudMissing(KeyError, ValueError):
+    """This process has no cloud of that group, or could not gather it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class Clouds(Mapping[str, Tensor]):
     """The neurons of each group as a cloud (n, d), gathered from the parameters when first asked for.
 
-    A gathered cloud is a copy: it stays as it was when the parameters move on.
+    A gathered cloud is a copy: it stays as it was when the parameters move on. Where several processes divide the
+    groups, `here` holds what was gathered together, and `failures` says why a group's could not be; any other raises
+    `CloudMissing`.
     """
 
-    def __init__(self, groups: Sequence[NeuronGroup], tensors: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[NeuronGroup],
+        tensors: Mapping[str, Tensor],
+        here: Mapping[str, Tensor] | None = None,
+        failures: Mapping[str, str] | None = None,
+    ) -> None:
         self._groups = {group.name: group for group in groups}
         self._tensors = tensors
-        self._gathered: dict[str, Tensor] = {}
+        self._gathered = dict(here or {})
+        self._failures = failures or {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._gathered:
+            if name in self._failures:
+                raise CloudMissing(self._failures[name])
+            if name not in self._groups:
+                raise CloudMissing(
+                    f"the neurons of {name!r} are not on this process: a probe that sets `by_group = True` is given "
+                    "those groups that are"
+                )
             self._gathered[name] = self._groups[name].gather(self._tensors)
         return self._gathered[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._groups)
+        return iter(self._groups or self._gathered)
 
     def __len__(self) -> int:
-        return len(self._groups)
+        return len(self._groups or self._gathered)
 
-    def gather(self) -> "Clouds":
-        """Gather every group now."""
-        for name in self:
-            _ = self[name]
-        return self
+    def gather(self, names: Iterable[str] | None = None) -> "Clouds":
+        """Gather those groups, or all, now: these alone, as they stand."""
+        here = {}
+        for name in self if names is None else names:
+            if name not in self._failures:
+                here[name] = self[name]
+        return Clouds((), {}, here, self._failures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +110,10 @@ class Capture:
     `needs_parameters_before`. `training_loss(loss_fn)` is a context that yields the loss on the probe batch as a
     function of nothing (of `loss_fn`, or by default of the module's own training step; a `BatchLoss`, which can be cut
     into parts), and leaves the training untouched.
+
+    Where several processes train, each is given the `neurons` of its own share of the groups. A probe that sets
+    `by_group` is given those `groups` alone, and what the processes find is put together; any other probe runs on
+    every process, and rank 0's values count. `sharding` says how the parameters of `module` lie on the processes.
     """
 
     step: int
@@ -97,6 +127,7 @@ class Capture:
     training_loss: Callable[[LossFn | None], AbstractContextManager[Callable[[], Tensor]]]
     previous: ProbeResult | None = None
     parameters_before: Mapping[str, Tensor] | None = None
+    sharding: Sharding = "whole"
 
 
 @runtime_checkable

@@ -7,20 +7,25 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from lightning_topo.measurement import GLOBAL
+from lightning_topo.neurons.capture import Sharding
 from lightning_topo.probes.batch_loss import BatchLoss
 from lightning_topo.probes.period import Period
-from lightning_topo.probes.probe import Capture, LossFn, ProbeResult
+from lightning_topo.probes.probe import Capture, LossFn, ProbeResult, ProbeUnavailable
 from lightning_topo.probes.swaps import swap_directions
 from lightning_topo.stability import (
     Curvature,
+    LanczosSettings,
     ParameterScaling,
     awaits_first_step,
+    by_autograd,
+    by_backward,
     curvature_sharpness,
     directional_ratio,
     flatten,
     hessian,
     parameter_scalings,
     scaled_sharpness,
+    split_finite_difference_hessian,
     split_hessian,
     swap_curvature,
 )
@@ -76,13 +81,16 @@ class Sharpness:
 
     def measure(self, capture: Capture) -> ProbeResult:
         """The curvature where the parameters stand now, against the step that comes next."""
+        self._refuse_shards(capture.sharding)
         start = _Start() if capture.previous is None else capture.previous.carry
         params = tuple(p for p in capture.module.parameters() if p.requires_grad)
         scalings = parameter_scalings(capture.optimizers, params)
-        settings = {"tolerance": self.tolerance, "max_products": self.max_products, "seed": self.seed}
+        settings = LanczosSettings(
+            self.tolerance, max_products=self.max_products, n_largest=self.n_largest, seed=self.seed
+        )
         with capture.training_loss(self.loss_fn) as loss_fn:
-            curvature = self._curvature(loss_fn, params)
-            raw = curvature_sharpness(curvature, start=start.raw, n_largest=self.n_largest, **settings)
+            curvature = self._curvature(loss_fn, params, capture.sharding)
+            raw = curvature_sharpness(curvature, start=start.raw, settings=settings)
             values = {
                 "sharpness": raw.value,
                 "residual": raw.residual,
@@ -91,7 +99,7 @@ class Sharpness:
             } | {f"sharpness_{k}": value for k, value in enumerate(raw.top[1:], start=2)}
             scaled = None
             if scalings is not None:
-                scaled = scaled_sharpness(curvature, scalings, raw, start=start.scaled, **settings)
+                scaled = scaled_sharpness(curvature, scalings, raw, start=start.scaled, settings=settings)
                 values |= {
                     "sharpness_ratio": scaled.ratio,
                     "ratio_residual": scaled.residual,
@@ -111,10 +119,35 @@ class Sharpness:
             again_after_step=capture.previous is None and awaits_first_step(capture.optimizers),
         )
 
-    def _curvature(self, loss_fn: Callable[[], Tensor], params: Sequence[Tensor]) -> Curvature:
-        if self.micro_batch is None:
-            return hessian(loss_fn, params)
-        return split_hessian(_parts(loss_fn, self.micro_batch), params)
+    def _curvature(
+        self, loss_fn: Callable[[], Tensor], params: Sequence[Tensor], sharding: Sharding
+    ) -> Curvature:
+        parts = None if self.micro_batch is None else _parts(loss_fn, self.micro_batch)
+        if sharding != "whole":
+            # FSDP2 brings gradients home by hooks, once; a second derivative through tensor parallel's placements is
+            # possible, and wrong: torch loses partial sums in it.
+            return split_finite_difference_hessian(
+                parts or [(1.0, loss_fn)],
+                params,
+                differentiate=by_backward if sharding == "fsdp2" else by_autograd,
+                obstacle="parameters in shards",
+            )
+        return hessian(loss_fn, params) if parts is None else split_hessian(parts, params)
+
+    def _refuse_shards(self, sharding: Sharding) -> None:
+        """Raises `ProbeUnavailable` where parameters lie so that this cannot be measured."""
+        if sharding in ("fsdp1", "zero3"):
+            name = "FSDP1 (FSDPStrategy)" if sharding == "fsdp1" else "DeepSpeed ZeRO-3"
+            raise ProbeUnavailable(
+                f"the Hessian's products are not to be had from the flat shards of {name}.",
+                "Train with FSDP2 (ModelParallelStrategy), tensor parallel or DDP, or leave Sharpness() out of the "
+                "probes: all else is measured.",
+            )
+        if sharding != "whole" and (self.swap_pairs or self.batch_sharpness is not None):
+            raise ProbeUnavailable(
+                "swap_pairs and batch_sharpness need whole parameters on every process.",
+                "Leave them out where parameters are sharded: Sharpness().",
+            )
 
     def _swaps(
         self, curvature: Curvature, capture: Capture, scalings: Sequence[ParameterScaling] | None

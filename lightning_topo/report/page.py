@@ -33,7 +33,10 @@ def write_report(records: Sequence[RunRecord], path: str | os.PathLike[str]) -> 
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.unlink(missing_ok=True)
+        # Never through a link that stands there: a stranger's folder may hold any.
+        with temporary.open("x", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(page)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,40 +1,61 @@
 """How sharp the loss is, and how sharp the optimizer can bear."""
 
 from lightning_topo.stability.directions import SwapCurvature, directional_ratio, swap_curvature
-from lightning_topo.stability.hessian import Curvature, Hessian, LossPart, SplitHessian, flatten, hessian, split_hessian
-from lightning_topo.stability.lanczos import Extremes, extreme_eigenvalues
+from lightning_topo.stability.finite_differences import (
+    Differentiate,
+    FiniteDifferenceHessian,
+    by_autograd,
+    by_backward,
+    finite_difference_hessian,
+    split_finite_difference_hessian,
+)
+from lightning_topo.stability.hessian import (
+    Curvature,
+    Hessian,
+    LossPart,
+    NotTwiceDifferentiable,
+    SplitHessian,
+    flatten,
+    hessian,
+    split_hessian,
+)
+from lightning_topo.stability.lanczos import Extremes, LanczosSettings, extreme_eigenvalues
 from lightning_topo.stability.scaling import ParameterScaling, awaits_first_step, parameter_scalings
 from lightning_topo.stability.sharpness import (
     ScaledSharpness,
     SharpnessEstimate,
-    StabilityEstimate,
     curvature_sharpness,
     scaled_sharpness,
     sharpness,
-    stability,
 )
 
 __all__ = [
     "Curvature",
+    "Differentiate",
     "Extremes",
+    "FiniteDifferenceHessian",
     "Hessian",
+    "LanczosSettings",
     "LossPart",
+    "NotTwiceDifferentiable",
     "ParameterScaling",
     "ScaledSharpness",
     "SharpnessEstimate",
     "SplitHessian",
-    "StabilityEstimate",
     "SwapCurvature",
     "awaits_first_step",
+    "by_autograd",
+    "by_backward",
     "curvature_sharpness",
     "directional_ratio",
     "extreme_eigenvalues",
+    "finite_difference_hessian",
     "flatten",
     "hessian",
     "parameter_scalings",
     "scaled_sharpness",
     "sharpness",
+    "split_finite_difference_hessian",
     "split_hessian",
-    "stability",
     "swap_curvature",
 ]

@@ -1,12 +1,16 @@
 """Products of the Hessian with a vector, exact, without the Hessian."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class Curvature(ABC):
@@ -24,6 +28,22 @@ class Curvature(ABC):
     @abstractmethod
     def __matmul__(self, vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
         """H v."""
+
+    @property
+    def obstacle(self) -> str | None:
+        """The operator for whose sake products are finite differences; None where they are exact."""
+        return None
+
+
+class NotTwiceDifferentiable(RuntimeError):
+    """The gradient has no derivative of its own; `operator` says because of what."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__(
+            f"expected a loss that can be differentiated twice, but {operator} has no second derivative; "
+            "finite_difference_hessian needs first derivatives only"
+        )
+        self.operator = operator
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +64,30 @@ class Hessian(Curvature):
         return flatten(g.detach() for g in self._gradient)
 
     def __matmul__(self, vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
-        """H v: one backward pass through the gradient's graph."""
-        curved = [(g, v) for g, v in zip(self._gradient, self._split(vector), strict=True) if g.requires_grad]
+        """H v: one backward pass through the gradient's graph.
+
+        Raises `NotTwiceDifferentiable` at an operator whose backward pass cannot be differentiated.
+        """
+        directions = shaped(vector, self.params)
+        curved = [(g, v) for g, v in zip(self._gradient, directions, strict=True) if g.requires_grad]
         if not curved:
             return torch.zeros_like(vector)
-        outputs, directions = zip(*curved, strict=True)
-        product = torch.autograd.grad(
-            outputs,
-            self.params,
-            directions,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        outputs, along = zip(*curved, strict=True)
+        try:
+            product = torch.autograd.grad(
+                outputs,
+                self.params,
+                along,
+                retain_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        except RuntimeError as error:
+            operator = _undifferentiable(error)
+            if operator is None:
+                raise
+            raise NotTwiceDifferentiable(operator) from None
         return flatten(product)
-
-    def _split(self, vector: Tensor) -> Sequence[Tensor]:
-        pieces = vector.split([p.numel() for p in self.params])
-        return [piece.view_as(p).to(p.dtype) for piece, p in zip(pieces, self.params, strict=True)]
 
 
 def hessian(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Hessian:
@@ -71,25 +97,76 @@ def hessian(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Hessian:
     *Fast exact multiplication by the Hessian*, 1994). Parameters that do not require a gradient are left out. No
     `.grad` is touched.
 
-    Raises `ValueError` if no parameter requires a gradient or the loss is no scalar, and `FloatingPointError` if
-    the loss is not finite.
+    Raises `ValueError` if no parameter requires a gradient, or the loss is no scalar or depends on none of them;
+    `FloatingPointError` if the loss is not finite; `NotTwiceDifferentiable` if an autograd function in the loss is
+    marked as `once_differentiable` (which would make products wrong without a word; operators that refuse a second
+    backward pass raise it at the first product).
 
     >>> theta = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> H = hessian(lambda: theta[0] ** 2 + 3 * theta[1] ** 2, [theta])
     >>> H @ torch.tensor([1.0, 1.0])
     tensor([2., 6.])
     """
+    trainable = trainable_only(params)
+    with torch.enable_grad():
+        loss = checked_loss(loss_fn)
+        if (name := _once_differentiable(loss)) is not None:
+            raise NotTwiceDifferentiable(name)
+        gradient = torch.autograd.grad(loss, trainable, create_graph=True, allow_unused=True, materialize_grads=True)
+    return Hessian(loss.item(), trainable, gradient)
+
+
+def trainable_only(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Those of `params` that require a gradient. Raises `ValueError` where none does."""
     trainable = tuple(p for p in params if p.requires_grad)
     if not trainable:
         raise ValueError("expected at least one parameter that requires a gradient, got none")
-    with torch.enable_grad():
-        loss = loss_fn()
-        if loss.numel() != 1:
-            raise ValueError(f"expected a scalar loss, got shape {tuple(loss.shape)}")
-        if not torch.isfinite(loss).all():
-            raise FloatingPointError(f"expected a finite loss, got {loss.item()}")
-        gradient = torch.autograd.grad(loss, trainable, create_graph=True, allow_unused=True, materialize_grads=True)
-    return Hessian(loss.item(), trainable, gradient)
+    return trainable
+
+
+def checked_loss(loss_fn: Callable[[], Tensor]) -> Tensor:
+    """`loss_fn()`, where it is one finite number with a gradient."""
+    loss = loss_fn()
+    if loss.numel() != 1:
+        raise ValueError(f"expected a scalar loss, got shape {tuple(loss.shape)}")
+    if not torch.isfinite(loss).all():
+        raise FloatingPointError(f"expected a finite loss, got {loss.item()}")
+    if not loss.requires_grad:
+        raise ValueError("expected a loss that depends on a parameter that requires a gradient, got a constant one")
+    return loss
+
+
+_DECORATOR_FILE = once_differentiable.__code__.co_filename
+
+
+def _once_differentiable(loss: Tensor) -> str | None:
+    """The first autograd function in a loss's graph that is marked so: differentiated twice, it counts as constant."""
+    seen, ahead = set(), [loss.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+        # The decorator leaves what it wraps under `__wrapped__`, and its own code is defined in torch.
+        code = getattr(backward, "__code__", None)
+        if hasattr(backward, "__wrapped__") and code is not None and code.co_filename == _DECORATOR_FILE:
+            return node.name().removesuffix("Backward")
+        ahead += [following for following, _ in node.next_functions]
+    return None
+
+
+_REFUSALS = (
+    r"derivative for '?([\w:.]+)'? is not implemented",
+    r"backward through ([\w:.]+) but no autograd formula",
+    r"(\S+) does not currently support double backward",
+)
+
+
+def _undifferentiable(error: RuntimeError) -> str | None:
+    """The operator that refused to be differentiated twice; None where something else went wrong."""
+    found = (re.search(pattern, str(error)) for pattern in _REFUSALS)
+    return next((match[1] for match in found if match), None)
 
 
 LossPart = tuple[float, Callable[[], Tensor]]
@@ -133,7 +210,7 @@ def split_hessian(parts: Iterable[LossPart], params: Iterable[Tensor]) -> SplitH
     >>> H @ torch.tensor([1.0, 1.0]), H.loss
     (tensor([1., 3.]), 6.5)
     """
-    parts, params = tuple(parts), tuple(p for p in params if p.requires_grad)
+    parts, params = tuple(parts), trainable_only(params)
     if not parts:
         raise ValueError("expected at least one part of a batch, got none")
     seed = torch.initial_seed()
@@ -147,14 +224,59 @@ def split_hessian(parts: Iterable[LossPart], params: Iterable[Tensor]) -> SplitH
 
 
 def _each(parts: Iterable[LossPart], params: Sequence[Tensor], seed: int) -> Iterator[tuple[float, Hessian]]:
-    devices = sorted({p.device.index for p in params if p.device.type == "cuda"})
     for k, (weight, loss_fn) in enumerate(parts):
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed + k)
+        with seeded(seed + k, params):
             part = hessian(loss_fn, params)
         yield weight, part
 
 
+@contextmanager
+def seeded(seed: int, params: Iterable[Tensor]) -> Iterator[None]:
+    """Random numbers from `seed` on, on the CPU and wherever the parameters are; afterwards as if none were drawn."""
+    devices = sorted({p.device.index for p in params if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
 def flatten(tensors: Iterable[Tensor]) -> Float[Tensor, " p"]:
-    """All entries of the tensors in one vector, in at least float32."""
-    return torch.cat([t.reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in tensors])
+    """All entries of the tensors in one vector, in at least float32.
+
+    A tensor that is sharded over ranks is gathered whole: then every rank has to call, in the same order.
+    """
+    return torch.cat([t.reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in map(whole, tensors)])
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself or, where it is sharded over ranks, gathered: then every rank has to call."""
+    return tensor.full_tensor() if isinstance(tensor, _Sharded) else tensor
+
+
+def shaped(vector: Float[Tensor, " p"], like: Sequence[Tensor]) -> list[Tensor]:
+    """A flat vector in pieces of the shape, type and placement of the tensors `like`.
+
+    >>> [piece.tolist() for piece in shaped(torch.arange(3.0), [torch.zeros(1), torch.zeros(2, 1)])]
+    [[0.0], [[1.0], [2.0]]]
+    """
+    pieces = vector.split([t.numel() for t in like])
+    return [_placed(piece.view(t.shape).to(t.dtype), t) for piece, t in zip(pieces, like, strict=True)]
+
+
+@runtime_checkable
+class _Sharded(Protocol):
+    """What is used of a DTensor, whose import not every build of torch allows."""
+
+    device_mesh: Any
+    placements: Any
+
+    def full_tensor(self) -> Tensor: ...
+
+
+def _placed(piece: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, known to every rank, as `like` is sharded."""
+    if not isinstance(like, _Sharded):
+        return piece
+    from torch.distributed.tensor import DTensor, Replicate
+
+    copies = DTensor.from_local(piece, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
+    return copies.redistribute(placements=like.placements)

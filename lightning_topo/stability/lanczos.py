@@ -10,6 +10,31 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class LanczosSettings:
+    """How well Lanczos' method has to know an eigenvalue, and how long it may try.
+
+    It stops when the residual of each of the `n_largest` largest Ritz pairs is at most `tolerance` times the largest
+    Ritz value, after `min_products` at the least (a start near an eigenvector converges at once, to that one) and
+    `max_products` at the most. `seed` draws the random vector to begin with where no better one is known.
+
+    Raises `ValueError` for numbers that make no sense.
+    """
+
+    tolerance: float = 0.02
+    min_products: int = 4
+    max_products: int = 60
+    n_largest: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.tolerance < 1.0:
+            raise ValueError(f"expected tolerance between 0 and 1, got {self.tolerance}")
+        for name in ("min_products", "max_products", "n_largest"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
 class Extremes:
     """The extreme Ritz pairs of a Krylov space.
 
@@ -30,17 +55,9 @@ class Extremes:
 def extreme_eigenvalues(
     operator: Callable[[Tensor], Tensor],
     start: Float[Tensor, " p"],
-    *,
-    tolerance: float = 0.02,
-    min_products: int = 4,
-    max_products: int = 60,
-    n_largest: int = 1,
+    settings: LanczosSettings = LanczosSettings(),
 ) -> Extremes:
     """Lanczos' method with full reorthogonalisation, from `start`, for the largest algebraic eigenvalue.
-
-    Stops when |A y - theta y| <= tolerance * |theta_max| for the `n_largest` largest Ritz pairs (theta, y), after
-    `min_products` products at the least (a start near an eigenvector converges at once, to that one) and
-    `max_products` at the most.
 
     Raises `FloatingPointError` if a product is not finite.
 
@@ -51,8 +68,8 @@ def extreme_eigenvalues(
     >>> round(found.largest, 4), round(found.smallest, 4), found.converged
     (5.0, -1.0, True)
     """
-    max_products = min(max_products, start.numel())
-    wanted = min(n_largest, start.numel())
+    max_products = min(settings.max_products, start.numel())
+    wanted = min(settings.n_largest, start.numel())
     basis = [start / start.norm()]
     diagonal: list[float] = []
     off_diagonal: list[float] = []
@@ -72,9 +89,11 @@ def extreme_eigenvalues(
         exhausted = norm <= torch.finfo(image.dtype).eps * max(abs(float(values[-1])), abs(float(values[0])))
         n = len(diagonal)
         converged = (
-            exhausted or n == start.numel() or (n >= wanted and float(residuals.max()) <= tolerance * abs(largest))
+            exhausted
+            or n == start.numel()
+            or (n >= wanted and float(residuals.max()) <= settings.tolerance * abs(largest))
         )
-        if (converged and n >= min(min_products, max_products)) or exhausted or n >= max_products:
+        if (converged and n >= min(settings.min_products, max_products)) or exhausted or n >= max_products:
             ritz = krylov.T @ torch.as_tensor(vectors[:, -1], dtype=start.dtype, device=start.device)
             top = tuple(float(value) for value in values[::-1][:wanted])
             return Extremes(

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_topo.stability.hessian import whole
+
 Scale = float | Float[Tensor, "..."]
 """One value for a whole parameter, or one for each of its entries."""
 
@@ -92,7 +94,11 @@ def spread(values: Sequence[Scale], params: Sequence[Tensor]) -> Float[Tensor, "
     """One value per parameter, or one per entry, as a flat vector with one per entry, in at least float32."""
     return torch.cat(
         [
-            torch.as_tensor(value, dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
+            torch.as_tensor(
+                whole(value) if isinstance(value, Tensor) else value,
+                dtype=torch.promote_types(p.dtype, torch.float32),
+                device=p.device,
+            )
             .expand(p.shape)
             .reshape(-1)
             for value, p in zip(values, params, strict=True)

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_topo.stability.hessian import Curvature, flatten, hessian
-from lightning_topo.stability.lanczos import Extremes, extreme_eigenvalues
+from lightning_topo.stability.finite_differences import finite_difference_hessian
+from lightning_topo.stability.hessian import Curvature, NotTwiceDifferentiable, flatten, hessian
+from lightning_topo.stability.lanczos import Extremes, LanczosSettings, extreme_eigenvalues
 from lightning_topo.stability.scaling import ParameterScaling, spread
 
 
@@ -18,7 +19,8 @@ class SharpnessEstimate:
 
     `value` is a lower bound of lambda_max; some eigenvalue lies within `residual` of it. `smallest` is an upper bound
     of lambda_min from the same products. `vector` is the unit Ritz vector: the `start` of the next estimate nearby.
-    `top` holds the largest eigenvalues that were asked for, `value` first.
+    `top` holds the largest eigenvalues that were asked for, `value` first. `obstacle` is the operator for whose
+    sake the products were finite differences; None where they were exact.
     """
 
     value: float
@@ -29,6 +31,12 @@ class SharpnessEstimate:
     loss: float
     vector: Float[Tensor, " p"]
     top: tuple[float, ...]
+    obstacle: str | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the Hessian's products were exact, and not finite differences of the gradient."""
+        return self.obstacle is None
 
 
 def sharpness(
@@ -47,6 +55,8 @@ def sharpness(
     has not converged to the relative residual `tolerance`, once more from a random one. `n_largest` asks for more than
     one of the largest eigenvalues. No `.grad`, parameter or global random state is touched.
 
+    Where an operator cannot be differentiated twice the products are finite differences, and `obstacle` names it.
+
     Raises `ValueError` if nothing requires a gradient and `FloatingPointError` if the loss is not finite.
 
     Source: Cohen et al., arXiv:2103.00065 (sharpness); see `extreme_eigenvalues` and `hessian`.
@@ -56,13 +66,14 @@ def sharpness(
     >>> round(estimate.value, 4), estimate.converged
     (6.0, True)
     """
+    params = tuple(params)
+    settings = LanczosSettings(tolerance=tolerance, max_products=max_products, n_largest=n_largest, seed=seed)
+    try:
+        return curvature_sharpness(hessian(loss_fn, params), start=start, settings=settings)
+    except NotTwiceDifferentiable as error:
+        obstacle = error.operator
     return curvature_sharpness(
-        hessian(loss_fn, params),
-        start=start,
-        tolerance=tolerance,
-        max_products=max_products,
-        n_largest=n_largest,
-        seed=seed,
+        finite_difference_hessian(loss_fn, params, obstacle=obstacle), start=start, settings=settings
     )
 
 
@@ -84,72 +95,11 @@ class ScaledSharpness:
     vector: Float[Tensor, " p"] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StabilityEstimate:
-    """The sharpness beside what the optimizer makes of it; `scaled` is None where its threshold is not known."""
-
-    sharpness: SharpnessEstimate
-    scaled: ScaledSharpness | None
-
-    @property
-    def ratio(self) -> float | None:
-        """Sharpness over the optimizer's threshold: the edge of stability is at 1."""
-        return None if self.scaled is None else self.scaled.ratio
-
-    @property
-    def eta_lambda(self) -> float | None:
-        """The paper's eta K, as a point estimate."""
-        return None if self.scaled is None else self.scaled.eta_lambda
-
-    @property
-    def n_hvp(self) -> int:
-        """Products taken in all."""
-        return self.sharpness.n_hvp + (0 if self.scaled is None else self.scaled.n_hvp)
-
-
-def stability(
-    loss_fn: Callable[[], Tensor],
-    params: Iterable[Tensor],
-    scale: Callable[[Sequence[Tensor]], Sequence[ParameterScaling] | None],
-    *,
-    start: Float[Tensor, " p"] | None = None,
-    tolerance: float = 0.02,
-    max_products: int = 60,
-    seed: int = 0,
-) -> StabilityEstimate:
-    """Sharpness, sharpness ratio and eta_lambda from one gradient graph.
-
-    `scale` gives the scalings of the trainable parameters, in their order (`parameter_scalings` of the optimizers).
-
-    Source: Cohen et al., arXiv:2103.00065; Yang et al., arXiv:2510.02670 (eta K).
-
-    >>> theta = torch.tensor([1.0, 2.0], requires_grad=True)
-    >>> found = stability(lambda: (theta ** 2).sum(), [theta], lambda ps: [ParameterScaling(0.25, 0.5)] * len(ps))
-    >>> round(found.ratio, 4), round(found.eta_lambda, 4)
-    (0.5, 1.0)
-    """
-    curvature = hessian(loss_fn, params)
-    raw = curvature_sharpness(curvature, start=start, tolerance=tolerance, max_products=max_products, seed=seed)
-    scalings = scale(curvature.params)
-    if scalings is None:
-        return StabilityEstimate(raw, None)
-    scaled = scaled_sharpness(curvature, scalings, raw, tolerance=tolerance, max_products=max_products, seed=seed)
-    return StabilityEstimate(raw, scaled)
-
-
 def curvature_sharpness(
-    curvature: Curvature,
-    *,
-    start: Float[Tensor, " p"] | None = None,
-    tolerance: float = 0.02,
-    max_products: int = 60,
-    n_largest: int = 1,
-    seed: int = 0,
+    curvature: Curvature, *, start: Float[Tensor, " p"] | None = None, settings: LanczosSettings = LanczosSettings()
 ) -> SharpnessEstimate:
     """`sharpness` of a Hessian at hand."""
-    found = _warm_lanczos(
-        lambda vector: curvature @ vector, curvature, start, tolerance, max_products, n_largest=n_largest, seed=seed
-    )
+    found = _warm_lanczos(lambda vector: curvature @ vector, curvature, start, settings)
     return SharpnessEstimate(
         found.largest,
         found.residual,
@@ -159,6 +109,7 @@ def curvature_sharpness(
         curvature.loss,
         found.vector,
         found.top,
+        curvature.obstacle,
     )
 
 
@@ -168,9 +119,7 @@ def scaled_sharpness(
     raw: SharpnessEstimate,
     *,
     start: Float[Tensor, " p"] | None = None,
-    tolerance: float = 0.02,
-    max_products: int = 60,
-    seed: int = 0,
+    settings: LanczosSettings = LanczosSettings(),
 ) -> ScaledSharpness:
     """The curvature scaled by an optimizer, from its scaling of each of `curvature.params`.
 
@@ -185,6 +134,7 @@ def scaled_sharpness(
         return ScaledSharpness(
             at_edge * top, in_step * max(abs(top), abs(bottom)), at_edge * raw.residual, raw.converged
         )
+    settings = replace(settings, n_largest=1)
     decay = spread([s.weight_decay for s in scalings], curvature.params)
 
     def extremes(sizes: Tensor, start: Tensor | None) -> Extremes:
@@ -197,7 +147,7 @@ def scaled_sharpness(
         candidates = (start, root * raw.vector, root)
         # The top direction may lie in parameters that do not move.
         usable = next(c for c in candidates if c is not None and c.shape == root.shape and c.any())
-        return _warm_lanczos(operator, curvature, usable, tolerance, max_products, seed=seed)
+        return _warm_lanczos(operator, curvature, usable, settings)
 
     stable, step = (spread([getattr(s, name) for s in scalings], curvature.params) for name in ("stability", "step"))
     if not stable.any():
@@ -220,25 +170,17 @@ def _warm_lanczos(
     operator: Callable[[Tensor], Tensor],
     curvature: Curvature,
     start: Tensor | None,
-    tolerance: float,
-    max_products: int,
-    *,
-    n_largest: int = 1,
-    seed: int,
+    settings: LanczosSettings,
 ) -> Extremes:
     """Lanczos' method from `start`; from a random vector where there is none, or where that has not converged."""
-    like = flatten(p.detach().reshape(-1)[:0] for p in curvature.params)
+    like = flatten(torch.empty(0, dtype=p.dtype, device=p.device) for p in curvature.params)
     size = sum(p.numel() for p in curvature.params)
-    generator = torch.Generator(like.device).manual_seed(seed)
+    generator = torch.Generator(like.device).manual_seed(settings.seed)
     cold = torch.randn(size, generator=generator, dtype=like.dtype, device=like.device)
-
-    def lanczos(start: Tensor) -> Extremes:
-        return extreme_eigenvalues(operator, start, tolerance=tolerance, max_products=max_products, n_largest=n_largest)
-
     if start is None or start.shape != cold.shape:
-        return lanczos(cold)
-    found = lanczos(start.to(cold))
+        return extreme_eigenvalues(operator, cold, settings)
+    found = extreme_eigenvalues(operator, start.to(cold), settings)
     if found.converged:
         return found
-    again = lanczos(cold)
+    again = extreme_eigenvalues(operator, cold, settings)
     return replace(again, n_products=found.n_products + again.n_products)

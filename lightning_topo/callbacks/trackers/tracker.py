@@ -36,8 +36,9 @@ class RunFacts:
         if self.dirpath is None:
             return []
         found = [(path, PurePosixPath(path.relative_to(self.dirpath).as_posix())) for path in self.dirpath.rglob("*")]
-        # The neurons at the start are as large as the model, and serve only to resume.
-        return sorted((path, name) for path, name in found if path.is_file() and name.parts[0] != "reference")
+        # The neurons at the start are as large as the model, and serve only to resume; what a link leads to is no part.
+        own = [(path, name) for path, name in found if path.is_file() and not path.is_symlink()]
+        return sorted((path, name) for path, name in own if name.parts[0] != "reference")
 
 
 class Tracker:

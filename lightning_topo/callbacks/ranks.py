@@ -1,0 +1,134 @@
+"""The processes of one training, and how they tell each other small things."""
+
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch import Trainer
+from torch import distributed as dist
+
+T = TypeVar("T")
+
+_HEADER = 8  # bytes that hold a message's length
+_ROOM = 1024  # bytes, at first
+
+
+class ElsewhereError(RuntimeError):
+    """Another process has failed, so that this one cannot go on either."""
+
+
+class Ranks:
+    """This process among those of a training; alone, it talks to nobody.
+
+    Every method below `owns` is a collective: all processes call it, in the same order, also those with nothing to
+    say. What one of them raises becomes part of the message, so that none is left waiting.
+
+    Messages are pickled: they come from the very processes that train, by the connection that carries the gradients.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        several = trainer.world_size > 1 and dist.is_available() and dist.is_initialized()
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        self.device = trainer.strategy.root_device
+        self.n_bytes = 0
+        self._room: dict[str, int] = {}
+
+    def owns(self, index: int) -> bool:
+        """Whether the `index`-th piece of a divided work is this process's."""
+        return self.owner(index) == self.rank
+
+    def owner(self, index: int) -> int:
+        """The process whose work the `index`-th piece is."""
+        return index % self.size
+
+    def all(self, topic: str, mine: T) -> list[T]:
+        """What every process has to say, by rank: one small collective, two where a message outgrows those before.
+
+        `topic` tells apart messages of different sizes.
+        """
+        if self.size == 1:
+            return [mine]
+        message = pickle.dumps(mine)
+        room = self._room.get(topic, _ROOM)
+        messages = self._gather(message, room)
+        longest = max(length for length, _ in messages)
+        if longest > room:
+            # A half more, so that messages that grow slowly do not take two rounds each time.
+            self._room[topic] = longest + longest // 2
+            messages = self._gather(message, self._room[topic])
+        return [pickle.loads(text) for _, text in messages]
+
+    def first(self, topic: str, make: Callable[[], T]) -> T:
+        """What rank 0 makes, for all; what it raises there is raised everywhere."""
+        if self.size == 1:
+            return make()
+        error, message = None, b""
+        if self.rank == 0:
+            try:
+                message = pickle.dumps((make(), None))
+            except Exception as raised:
+                error = raised
+                message = pickle.dumps((None, f"{topic} failed on process 0: {_described(raised)}"))
+        length = torch.tensor([len(message)], device=self.device)
+        dist.broadcast(length, 0)
+        text = torch.empty(int(length), dtype=torch.uint8)
+        if self.rank == 0:
+            text.copy_(torch.frombuffer(bytearray(message), dtype=torch.uint8))
+        text = text.to(self.device)
+        dist.broadcast(text, 0)
+        self.n_bytes += len(text)
+        made, failed = pickle.loads(text.cpu().numpy().tobytes())
+        if failed is not None:
+            raise error or ElsewhereError(failed)
+        return made
+
+    def together(self, topic: str, make: Callable[[], T]) -> T:
+        """What this process makes, if every process could make its own: raises on all where it raised on any."""
+        if self.size == 1:
+            return make()
+        made, error = None, None
+        try:
+            made = make()
+        except Exception as raised:
+            error = raised
+        failed = self.all(topic, None if error is None else _described(error))
+        if error is not None:
+            raise error
+        for rank, message in enumerate(failed):
+            if message is not None:
+                raise ElsewhereError(f"{topic} failed on process {rank}: {message}")
+        return made  # pyright: ignore[reportReturnType]  # made, as it did not raise
+
+    def _gather(self, message: bytes, room: int) -> list[tuple[int, bytes]]:
+        text = len(message).to_bytes(_HEADER, "little") + message[:room].ljust(room, b"\0")
+        mine = torch.frombuffer(bytearray(text), dtype=torch.uint8).to(self.device)
+        every = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(every, mine)
+        self.n_bytes += mine.numel() * (self.size - 1)
+        return [_parted(bytes(theirs.cpu().numpy())) for theirs in every]
+
+    def send(self, tensor: Any, source: int, target: int, like: Callable[[], torch.Tensor]) -> torch.Tensor | None:
+        """Bring a tensor from one process to another; returns it there, where `like()` makes room for it.
+
+        Only these two take part. On the source `tensor` is what is sent.
+        """
+        if source == target:
+            return tensor if self.rank == source else None
+        if self.rank == source:
+            dist.send(tensor.contiguous(), target)
+        elif self.rank == target:
+            received = like()
+            dist.recv(received, source)
+            self.n_bytes += received.numel() * received.element_size()
+            return received
+        return None
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _parted(text: bytes) -> tuple[int, bytes]:
+    length = int.from_bytes(text[:_HEADER], "little")
+    return length, text[_HEADER : _HEADER + length]

@@ -1,0 +1,102 @@
+"""The clouds of the beginning, from which totals are measured: taken, kept in rank 0's record, and read back.
+
+Each process holds those of its own groups. The record has one file for all, so that a training can go on with another
+number of processes, and rank 0 holds one cloud of another process at a time while it writes or reads it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_topo.callbacks.journal import Journal
+from lightning_topo.callbacks.ranks import Ranks
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.probes import Clouds
+from lightning_topo.record import RecordWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A cloud that the record holds: its shape and type."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def read_back(
+    record: RecordWriter | None, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks
+) -> dict[str, Tensor] | None:
+    """This process's clouds of the beginning, from rank 0's record; None on every process where they do not fit.
+
+    A collective. `now` are this process's clouds as they stand.
+    """
+    stored = ranks.first("reference", lambda: _stored(record, groups))
+    fits = all(name in stored and stored[name].shape == tuple(cloud.shape) for name, cloud in now.items())
+    if not all(ranks.all("reference", fits)):
+        return None
+    clouds: dict[str, Tensor] = {}
+    whole = True
+    for k, group in enumerate(groups):
+        kind = stored[group.name]
+        cloud = None
+        if ranks.rank == 0 and record is not None:
+            cloud = record.read_reference(group.name)
+            whole &= cloud is not None
+            if cloud is None:  # the owner waits for it all the same
+                cloud = torch.zeros(kind.shape, dtype=kind.dtype)
+        if ranks.size > 1 and cloud is not None:
+            cloud = cloud.to(ranks.device)
+        room = lambda kind=kind: torch.empty(kind.shape, dtype=kind.dtype, device=ranks.device)  # noqa: E731
+        arrived = ranks.send(cloud, 0, ranks.owner(k), room)
+        if arrived is not None:
+            clouds[group.name] = arrived
+    return clouds if all(ranks.all("reference", whole)) else None
+
+
+def keep(
+    journal: Journal,
+    step: int,
+    groups: Sequence[NeuronGroup],
+    parameters: Mapping[str, Tensor] | None,
+    now: Clouds,
+    ranks: Ranks,
+) -> None:
+    """Write the clouds of all processes, as they stand, into rank 0's record.
+
+    A collective. `parameters` are the whole ones where every process has them: then no cloud travels.
+    """
+    arriving = _arriving(groups, parameters, now, ranks)
+    if ranks.rank == 0:
+        journal.began(step, arriving)
+    for _ in arriving:  # what a record that cannot be written has left: the others wait to hand it over
+        pass
+
+
+def _arriving(
+    groups: Sequence[NeuronGroup], parameters: Mapping[str, Tensor] | None, now: Clouds, ranks: Ranks
+) -> Iterator[tuple[str, Tensor]]:
+    """On rank 0 the clouds of all groups, one after the other; on the others, none."""
+    if parameters is not None:
+        for k, group in enumerate(groups if ranks.rank == 0 else ()):
+            yield group.name, now[group.name] if ranks.owns(k) else group.gather(parameters)
+        return
+    kinds = {name: Stored(tuple(cloud.shape), cloud.dtype) for name, cloud in now.items()}
+    every = {name: kind for theirs in ranks.all("reference", kinds) for name, kind in theirs.items()}
+    for k, group in enumerate(groups):
+        if group.name not in every:  # it could not be gathered
+            continue
+        kind = every[group.name]
+        cloud = now[group.name] if ranks.owns(k) else None
+        room = lambda kind=kind: torch.empty(kind.shape, dtype=kind.dtype, device=ranks.device)  # noqa: E731
+        arrived = ranks.send(cloud, ranks.owner(k), 0, room)
+        if arrived is not None:
+            yield group.name, arrived
+
+
+def _stored(record: RecordWriter | None, groups: Sequence[NeuronGroup]) -> dict[str, Stored]:
+    if record is None:
+        return {}
+    found = ((group.name, record.read_reference(group.name)) for group in groups)
+    return {name: Stored(tuple(cloud.shape), cloud.dtype) for name, cloud in found if cloud is not None}

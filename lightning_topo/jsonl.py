@@ -1,0 +1,101 @@
+"""A file of JSON objects, one a line: appended as whole lines, and read without trust in who wrote it."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+MAX_LINE = 1 << 22
+"""No line is longer, in bytes: a longer one is not read into memory."""
+
+_CHUNK = 1 << 16
+
+
+class JsonLines:
+    """Appends to one file; each line is in the file, or kept to be tried again, when `append` returns or raises.
+
+    What a killed process may have left behind the last newline is cut off. A link is not followed: whoever prepared
+    the folder cannot have lines written elsewhere.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self._file = open(path, "ab", buffering=0, opener=_open_no_link)  # noqa: SIM115 - closed by close()
+        self._backlog: list[bytes] = []
+        _cut_partial_line(path)
+        if path.stat().st_size == 0:
+            self.append(header)
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Append an object; raises `OSError` where it must wait, and `ValueError` where it is too long."""
+        text = encoded(line)
+        if len(text) > MAX_LINE:
+            raise ValueError(f"expected a line of at most {MAX_LINE:,} bytes, got {len(text):,}")
+        self._backlog.append(text)
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._backlog:
+            end = self._file.seek(0, os.SEEK_END)
+            try:
+                if self._file.write(self._backlog[0]) != len(self._backlog[0]):
+                    raise OSError(f"no room to append a line to {self._file.name}")
+            except OSError:
+                self._file.truncate(end)
+                raise
+            del self._backlog[0]
+
+    def close(self) -> None:
+        """Close the file, after one last try at what has waited."""
+        try:
+            self._flush()
+        finally:
+            self._file.close()
+
+
+def encoded(line: Mapping[str, Any]) -> bytes:
+    """An object as a line of strict JSON."""
+    return json.dumps(line, allow_nan=False, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
+
+
+def read_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file in order, its header first; a line that is no JSON object comes as an empty one.
+
+    A file that is not there, or is no plain file, has no lines.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        while text := file.readline(MAX_LINE + 1):
+            whole = len(text) <= MAX_LINE
+            while not whole and text and not text.endswith(b"\n"):
+                text = file.readline(_CHUNK)
+            yield _decoded(text) if whole else {}
+
+
+def _decoded(text: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(text.decode(errors="replace"))
+    # Brackets nested by the thousand are a RecursionError.
+    except (ValueError, RecursionError):
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def _cut_partial_line(path: Path) -> None:
+    """Drop what stands behind the last newline."""
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - _CHUNK)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        file.truncate(end)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)

@@ -1,0 +1,76 @@
+"""Starting several processes that train together, with a time limit after which all of them are killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def train_together(names, out, *, size=2, seconds=120, paths=()):
+    """Run scenarios in `size` processes; by scenario, what each rank saw. Fails if they are not done in time."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = [open(Path(out) / f"log-{rank}.txt", "w") for rank in range(size)]  # noqa: SIM115 - closed below
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.distributed.worker", str(out), *names],
+            cwd=ROOT,
+            stdout=log[rank],
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ
+            | {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "WORLD_SIZE": str(size),
+                "LOCAL_RANK": str(rank),
+                "RANK": str(rank),
+                "NODE_RANK": "0",
+                "OMP_NUM_THREADS": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+                "DS_ACCELERATOR": "cpu",
+                "PYTHONPATH": os.pathsep.join([str(ROOT), *map(str, paths), os.environ.get("PYTHONPATH", "")]),
+            },
+        )
+        for rank in range(size)
+    ]
+    codes = wait(processes, seconds)
+    for file in log:
+        file.close()
+    if any(codes):
+        pytest.fail(f"processes ended with {codes}, None: did not end in {seconds} s\n{_tails(out, size)}")
+    saw = {name: [json.loads((Path(out) / name / f"rank-{r}.json").read_text()) for r in range(size)] for name in names}
+    for name, ranks in saw.items():
+        for rank, one in enumerate(ranks):
+            if "error" in one:
+                pytest.fail(f"{name} on process {rank}: {one['error']}\n{_tails(out, size)}")
+    return saw
+
+
+def wait(processes, seconds):
+    """Their exit codes, None for one that had to be killed for taking too long; none is left running."""
+    deadline = time.monotonic() + seconds
+    try:
+        while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+            if any(process.poll() not in (None, 0) for process in processes):
+                deadline = min(deadline, time.monotonic() + 20)  # the others cannot go on for long
+            time.sleep(0.05)
+        return [process.poll() for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _tails(out, size):
+    return "\n".join(f"--- process {r}\n{(Path(out) / f'log-{r}.txt').read_text()[-3000:]}" for r in range(size))
