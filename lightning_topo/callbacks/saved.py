@@ -60,6 +60,6 @@ def saved_session(state: Any, step: int, epoch: int) -> tuple[SavedSession | Non
             step,
             epoch,
             severity=Severity.WARN,
-            message=f"The monitor's state in the checkpoint cannot be used: {error}. A new record begins at step {step}.",
+            message=f"The monitor's state in the checkpoint cannot be used: {error}. It begins anew at step {step}.",
             remedy="Earlier steps are in the record of the run before; another checkpoint may be whole.",
         )
