@@ -1,14 +1,15 @@
 """One fit, as the monitor lives through it: what is captured when, and what is made of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_topo.callbacks.awaited import Awaited, AwaitedResults, lost_result
 from lightning_topo.callbacks.clock import Clock
 from lightning_topo.callbacks.discovery import discover
 from lightning_topo.callbacks.findings import Findings
@@ -20,20 +21,26 @@ from lightning_topo.callbacks.settings import MonitorSettings
 from lightning_topo.callbacks.terminal import Terminal
 from lightning_topo.callbacks.tracking import Tracking, run_facts
 from lightning_topo.callbacks.training_loss import training_loss
+from lightning_topo.homology import Worker
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import DetectorState, EventName, Severity, TopologyEvent
-from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult, ProbeUnavailable
+from lightning_topo.probes import Capture, Clouds, Pending, Probe, ProbeResult, ProbeUnavailable, ResultLost
 from lightning_topo.probes.pacing import FULL_STEPS, REPACE_STEPS
 from lightning_topo.record import REPORT, RecordWriter, read_record
 
 REPORT_SECONDS = 60.0
 """The report is rewritten during training at most this often."""
 
+HASTE_SECONDS = 10.0
+"""When training breaks off, what other processes still compute is waited for so long."""
+
 # Of the time the monitor may take, so much may go into figures and other costly things for the trackers.
 _COSTLY_SHARE = 0.25
 _GO_ON = (
     "Everything else goes on. If weights or loss are no longer finite, training has diverged: lower the learning rate."
 )
+
+T = TypeVar("T")
 
 
 class Session:
@@ -65,6 +72,8 @@ class Session:
         self._found_at = self._n_events_told = 0
         self._epoch_measured = -1
         self._probes = list(settings.probes)
+        self._awaited = AwaitedResults()
+        self._worker: Worker | None = None  # what is measured at the start is wanted at once
         self._pacer = settings.pacer()
         self._every_recorded: dict[str, int] = dict(self._pacer.every)
         self._handles = [o.register_step_post_hook(self._note_step) for o in trainer.optimizers]
@@ -72,6 +81,7 @@ class Session:
         try:
             with self._timed():
                 self._start(saved)
+            self._worker = Worker()
         except BaseException:
             self._release()
             raise
@@ -105,6 +115,7 @@ class Session:
             stepped, self._stepped = self._stepped, False
             step = batches_stepped(self._trainer) + 1
             if stepped:
+                self._take_in(step, self._awaited.due(step))
                 if due := self._due("step", step):
                     self._note_loss(step, outputs)
                     self._measure(due, step)
@@ -144,13 +155,19 @@ class Session:
         self._n_events_told += len(events)
         return Findings(self._found_at, self._trainer.current_epoch, found, events)
 
-    def close(self) -> bool:
-        """Finish: release the optimizers, close the record, write the report. False if that was done already."""
+    def close(self, *, in_haste: bool = False) -> bool:
+        """Finish: take in what is awaited, close the record, write the report. False if that was done already.
+
+        `in_haste` where something has gone wrong: what is not ready within seconds is then given up.
+        """
         if self._closed:
             return False
         self._closed = True
-        self._release()
-        self._journal.close()
+        try:
+            self._take_in(batches_stepped(self._trainer), self._awaited.due(), HASTE_SECONDS if in_haste else None)
+        finally:
+            self._release()
+            self._journal.close()
         try:
             self.write_report()
             self._say_what_it_came_to()
@@ -161,6 +178,8 @@ class Session:
     def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
+        if self._worker is not None:
+            self._worker.close()
 
     def write_report(self) -> None:
         """Write the report from the record as it stands."""
@@ -181,7 +200,7 @@ class Session:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
         record = self._journal.record
         place = (None, None) if record is None else (record.dirpath, record.run_id)
-        return SavedSession(*place, self._journal.detector, self._pacer.every).to_dict()
+        return SavedSession(*place, self._journal.detector, self._pacer.every, self._awaited.steps).to_dict()
 
     # --- the start -------------------------------------------------------------------------------------------------
 
@@ -209,7 +228,7 @@ class Session:
             self._fail("neurons", problem.group, problem.message, problem.remedy, step)
         if damage is not None:
             self._journal.happened(damage)
-        self._refer(step, epoch, resumed=saved is not None)
+        self._refer(step, epoch, saved)
         for probe in tuple(self._probes):
             # A step that was not taken yet has the identity's values, and a resumed state has been recorded already.
             if saved is not None or _needs_step(probe):
@@ -235,18 +254,19 @@ class Session:
             )
             return None
 
-    def _refer(self, step: int, epoch: int, *, resumed: bool) -> None:
+    def _refer(self, step: int, epoch: int, saved: SavedSession | None) -> None:
         """Find or take the clouds from which distances since the beginning are measured."""
         record = self._journal.record
-        kept = record.read_reference() if resumed and record is not None else None
+        kept = record.read_reference() if saved is not None and record is not None else None
         now = self._clouds().gather()
         if kept is not None and {n: c.shape for n, c in kept[1].items()} == {n: c.shape for n, c in now.items()}:
             self._reference: Mapping[str, Tensor] = kept[1]
         else:
             self._reference = now
             self._journal.began(step, now)
-        if resumed:
+        if saved is not None:
             since = "" if kept is not None else " The clouds of the beginning are lost: totals count from here."
+            since += saved.under_way()
             self._journal.happened(
                 TopologyEvent(
                     EventName.GAP,
@@ -271,13 +291,14 @@ class Session:
         for probe in probes:
             if (result := self._run(probe, step, now)) is not None:
                 self._found[probe.name] = result.values
-                self._take(probe, step, result)
+                self._take(probe, step, result, self._trainer.current_epoch)
         if any(_needs_step(probe) for probe in probes):
             self._before = (step, now.gather())
         self._parameters_before = None
 
     def _measure_epoch(self, step: int) -> None:
         self._epoch_measured = self._trainer.current_epoch
+        self._take_in(step, self._awaited.due())
         due = self._due("epoch", self._epoch_measured + 1)
         if due:
             self._measure(due, step)
@@ -285,22 +306,47 @@ class Session:
         self._publish(step, log=bool(due))
 
     def _run(self, probe: Probe, step: int, now: Clouds) -> ProbeResult | None:
-        """What a probe finds; None, with an event, where it fails."""
+        """What a probe finds; None where it fails, with an event, or where its result is still to come."""
         began = self._clock.seconds()
+        found = self._attempt(probe, step, lambda: probe.measure(self._capture(probe, step, now)))
+        seconds = self._clock.seconds() - began
+        if isinstance(found, Pending):
+            self._awaited.add(Awaited(probe, step, self._trainer.current_epoch, found, seconds))
+            return None
+        return None if found is None else self._finished(probe, ProbeResult.of(found), seconds)
+
+    def _take_in(self, step: int, due: Iterable[Awaited], most_seconds: float | None = None) -> None:
+        """Take in what was captured before and computed elsewhere, waiting for it if need be."""
+        for awaited in due:
+            probe, collect, began = awaited.probe, awaited.pending.collect, self._clock.seconds()
+            previous = self._previous.get(probe.name)
+            # The loop waits for each in turn; nothing is called later.
+            found = self._attempt(probe, awaited.step, lambda: collect(previous, most_seconds))  # noqa: B023
+            if isinstance(found, ProbeResult):
+                result = self._finished(probe, found, awaited.seconds + self._clock.seconds() - began)
+                self._found, self._found_at = self._found or {}, step
+                self._found[probe.name] = result.values
+                self._take(probe, awaited.step, result, awaited.epoch)
+
+    def _finished(self, probe: Probe, result: ProbeResult, seconds: float) -> ProbeResult:
+        self._pacer.spent(probe.name, seconds)
+        self._previous[probe.name] = result
+        return result
+
+    def _attempt(self, probe: Probe, step: int, measure: Callable[[], T]) -> T | None:
+        """What a probe does; None, with an event, where it fails."""
         try:
-            result = ProbeResult.of(probe.measure(self._capture(probe, step, now)))
+            return measure()
         except ProbeUnavailable as error:
             self._probes.remove(probe)
             self._fail(probe.name, GLOBAL, f"{probe.name} is switched off: {error}", error.remedy, step)
-            return None
+        except ResultLost as error:
+            self._journal.happened(lost_result(probe.name, str(error), step, self._trainer.current_epoch))
         except Exception as error:
             if self._settings.on_error == "raise":
                 raise
             self._fail(probe.name, GLOBAL, f"{probe.name} failed: {error or type(error).__name__}", _GO_ON, step)
-            return None
-        self._pacer.spent(probe.name, self._clock.seconds() - began)
-        self._previous[probe.name] = result
-        return result
+        return None
 
     def _capture(self, probe: Probe, step: int, now: Clouds) -> Capture:
         before = self._before[1] if self._before is not None and self._before[0] == step - 1 else None
@@ -319,10 +365,10 @@ class Session:
             ),
             previous=self._previous.get(probe.name),
             parameters_before=parameters if at == step - 1 and _needs_parameters_before(probe) else None,
+            worker=self._worker,
         )
 
-    def _take(self, probe: Probe, step: int, result: ProbeResult) -> None:
-        epoch = self._trainer.current_epoch
+    def _take(self, probe: Probe, step: int, result: ProbeResult, epoch: int) -> None:
         for group, values in result.values.items():
             self._failing.discard((probe.name, group))
             if group in self._proposed and _needs_step(probe):

@@ -15,10 +15,11 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_topo import TopologyEarlyStopping, TopologyMonitor, TopologyStepGuard
+from lightning_topo import Distortion, Persistence, TopologyEarlyStopping, TopologyMonitor, TopologyStepGuard
+from lightning_topo.homology import available_engines
 from lightning_topo.record import EVENTS, MEASUREMENTS, read_record
 from tests.faults.audit import audit, opens, published
-from tests.faults.nursery import Nursery
+from tests.faults.nursery import Nursery, said
 from tests.faults.training import PUBLISHED, Small, last_checkpoint, probes, train
 
 
@@ -125,6 +126,26 @@ def with_a_clock_that_jumps(root: Path) -> None:
 
 def until_sigterm(root: Path) -> None:
     train(root, 1000, callbacks=[At(step15=lambda _: os.kill(os.getpid(), signal.SIGTERM))])
+
+
+def computing_elsewhere(root: Path, end: str) -> None:
+    """Train with a worker that still computes when training ends in one way or another."""
+
+    def finish(trainer: L.Trainer) -> None:
+        worker = trainer.callbacks[0]._session._worker  # type: ignore[attr-defined]
+        # More than it can do in the time that is left to it.
+        points = torch.randn(1200, 3)
+        worker.submit([torch.cdist(points, points).numpy()], 1, available_engines()[0], spanning=False)
+        (root / "worker").write_text(str(worker.pid))
+        if end == "exception":
+            raise RuntimeError("the training fails")
+        if end == "interrupt":
+            raise KeyboardInterrupt
+        if end != "success":
+            os.kill(os.getpid(), getattr(signal, end))
+
+    measured = [Distortion(every_n_steps=1), Persistence(every_n_steps=2, lag=3)]
+    train(root, 11, monitor=TopologyMonitor(measured, verbose=False), callbacks=[At(step11=finish)])
 
 
 def on_ranks(root: Path, max_steps: int, ranks: int) -> None:
@@ -318,6 +339,20 @@ def other_ranks(nursery: Nursery, root: Path) -> Survived:
     return Survived(2, 2, lost)
 
 
+def no_orphan(nursery: Nursery, root: Path) -> Survived:
+    """A worker in the midst of a long computation is gone when the training is, however that ended."""
+    ends = ("success", "exception", "interrupt", "SIGTERM", "SIGKILL")
+    for end in ends:
+        status = nursery.run(computing_elsewhere, root / end, end)
+        assert (status == 0) == (end == "success"), f"{end}: {status}\n{said(root / end)}"
+        pid = int((root / end / "worker").read_text())
+        deadline = time.monotonic() + 5.0
+        while _runs(pid):
+            assert time.monotonic() < deadline, f"the worker outlived {end}"
+            time.sleep(0.02)
+    return Survived(len(ends), len(ends), 0)
+
+
 CASES: dict[str, Callable[..., Survived]] = {
     "kill -9 at random moments": killed,
     "disk full": disk_full,
@@ -331,7 +366,15 @@ CASES: dict[str, Callable[..., Survived]] = {
     "clock jumps": clock_jumps,
     "SIGTERM": sigterm,
     "resumed on other ranks": other_ranks,
+    "ends while the worker computes": no_orphan,
 }
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def _told(root: Path) -> int:
