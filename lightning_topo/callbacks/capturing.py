@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.callbacks.training_loss import training_loss
+from lightning_topo.homology import Worker
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons.capture import Sharding, gather_clouds, sharding
 from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult
@@ -24,7 +25,8 @@ class Capturing:
     """Takes the clouds of one training, group k on process k % world, and keeps those from before a step.
 
     `clouds` and `before_step` are collectives where parameters are sharded; where every process has them whole,
-    nothing travels. A process holds the clouds of its own groups, and no others.
+    nothing travels. A process holds the clouds of its own groups, and no others. `reference` are those when training
+    began, and `worker` computes homology elsewhere.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Capturing:
         self.groups = tuple(groups)
         self.own = tuple(group for k, group in enumerate(groups) if ranks.owns(k))
         self.reference: Mapping[str, Tensor] = {}
+        self.worker: Worker | None = None
         self._trainer, self._module, self._batch, self._seed = trainer, module, batch, seed
         self._root = sharded_root(trainer, module)
         self.sharding: Sharding = sharding(self._root)
@@ -51,6 +54,11 @@ class Capturing:
             return Clouds(self.groups, self.parameters() or {})
         here, failures = gather_clouds(self._root, self.groups, [group.name for group in self.own])
         return Clouds((), {}, here, failures)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in which it captures."""
+        return self._trainer.current_epoch
 
     def own_clouds(self, clouds: Clouds) -> Clouds:
         """This process's share of them, gathered."""
@@ -81,7 +89,7 @@ class Capturing:
         at, parameters = self._parameters_before or (None, None)
         return Capture(
             step=step,
-            epoch=self._trainer.current_epoch,
+            epoch=self.epoch,
             module=self._module,
             groups=self.own if is_divided(probe) else self.groups,
             neurons=now,
@@ -91,6 +99,7 @@ class Capturing:
             training_loss=lambda loss_fn: training_loss(self._trainer, self._module, self._batch, loss_fn, self._seed),
             previous=previous,
             parameters_before=parameters if at == step - 1 and _needs_parameters_before(probe) else None,
+            worker=self.worker,
             sharding=self.sharding,
         )
 

@@ -1,7 +1,7 @@
 """One fit, as the monitor lives through it: what is captured when, and what is made of it."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_topo.callbacks.awaited import Awaited, lost_result
 from lightning_topo.callbacks.capturing import Capturing, needs_step
 from lightning_topo.callbacks.clock import Clock
 from lightning_topo.callbacks.discovery import discover_together
@@ -21,6 +22,7 @@ from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.callbacks.references import keep, read_back
 from lightning_topo.callbacks.saved import SavedSession, saved_session
 from lightning_topo.callbacks.settings import MonitorSettings
+from lightning_topo.homology import Worker
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 from lightning_topo.probes import Probe
@@ -29,6 +31,9 @@ from lightning_topo.record import REPORT, read_record
 
 REPORT_SECONDS = 60.0
 """The report is rewritten during training at most this often."""
+
+HASTE_SECONDS = 10.0
+"""When training breaks off, what other processes still compute is waited for so long."""
 
 
 class Session:
@@ -64,6 +69,7 @@ class Session:
         self._overhead = 0.0
         self._waiting: Exception | None = None
         self._probing = Probing(settings.probes, ranks)
+        self._worker = Worker()
         self._pacer = settings.pacer()
         self._every_recorded: dict[str, int] = dict(self._pacer.every)
         self._handles = [_inner(o).register_step_post_hook(self._note_step) for o in trainer.optimizers]
@@ -71,6 +77,8 @@ class Session:
         try:
             with self._timed():
                 self._start(saved, batch)
+            # What is measured at the start is wanted at once; later, homology may be left to it.
+            self._capturing.worker = self._worker
         except BaseException:
             self._release()
             raise
@@ -97,6 +105,7 @@ class Session:
             stepped, self._stepped = self._stepped, False
             step = batches_stepped(self._trainer) + 1
             if stepped:
+                self._take_in(step, self._probing.awaited.due(step))
                 if due := self._due("step", step):
                     self._measure(due, step, self._loss(outputs))
                 if step % REPACE_STEPS == 0:
@@ -135,13 +144,19 @@ class Session:
         self._n_events_told += len(events)
         return Findings(self._found_at, self._trainer.current_epoch, found, events)
 
-    def close(self) -> bool:
-        """Finish: release the optimizers, close the record, write the report. False if that was done already."""
+    def close(self, *, in_haste: bool = False) -> bool:
+        """Finish: take in what is awaited, close the record, write the report. False if that was done already.
+
+        `in_haste` where something has gone wrong: what is not ready within seconds is then given up.
+        """
         if self._closed:
             return False
         self._closed = True
-        self._release()
-        self._journal.close()
+        try:
+            self._take_in_the_last(HASTE_SECONDS if in_haste else None)
+        finally:
+            self._release()
+            self._journal.close()
         try:
             self.write_report()
             self._say_what_it_came_to()
@@ -152,6 +167,7 @@ class Session:
     def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
+        self._worker.close()
 
     def write_report(self) -> None:
         """Write the report from the record as it stands."""
@@ -172,7 +188,7 @@ class Session:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
         record = self._journal.record
         place = (None, None) if record is None else (record.dirpath, record.run_id)
-        return SavedSession(*place, self._journal.detector, self._pacer.every).to_dict()
+        return SavedSession(*place, self._journal.detector, self._pacer.every, self._probing.awaited.steps).to_dict()
 
     # --- the start -------------------------------------------------------------------------------------------------
 
@@ -193,7 +209,7 @@ class Session:
             self._alone(self._fail, "neurons", problem.group, problem.message, problem.remedy, step)
         if damage is not None:
             self._alone(self._journal.happened, damage)
-        self._refer(step, resumed=saved is not None)
+        self._refer(step, saved)
         for probe in tuple(self._probing.probes):
             # A step that was not taken yet has the identity's values, and a resumed state has been recorded already.
             if saved is not None or needs_step(probe):
@@ -206,16 +222,17 @@ class Session:
     def _open_journal(self, saved: SavedSession | None) -> None:
         self._journal = open_journal(self._trainer, self._settings, self.groups, saved)
 
-    def _refer(self, step: int, *, resumed: bool) -> None:
+    def _refer(self, step: int, saved: SavedSession | None) -> None:
         """Find or take the clouds from which distances since the beginning are measured."""
         capturing, journal = self._capturing, self._journal
         now = capturing.own_clouds(capturing.clouds())
-        kept = read_back(journal.record, self.groups, now, self._ranks) if resumed else None
+        kept = None if saved is None else read_back(journal.record, self.groups, now, self._ranks)
         capturing.reference = now if kept is None else kept
         if kept is None:
             keep(journal, step, self.groups, capturing.parameters(), now, self._ranks)
-        if resumed:
+        if saved is not None:
             since = "" if kept is not None else " The clouds of the beginning are lost: totals count from here."
+            since += saved.under_way()
             self._alone(
                 journal.happened,
                 TopologyEvent(
@@ -243,13 +260,33 @@ class Session:
         found = self._found or {}
         self._found, self._found_at = found, step
         for probe in probes:
-            if not look.found[probe.name].error or look.found[probe.name].values:
+            if look.found[probe.name].has_come:
                 found[probe.name] = look.found[probe.name].values
-        self._alone(self._take, probes, look, step)
+        self._alone(self._take_look, probes, look, step)
         self._capturing.after_step(probes, step, now)
+
+    def _take_in(self, step: int, due: Iterable[Awaited], most_seconds: float | None = None) -> None:
+        """Take in what was captured before and computed elsewhere."""
+        for awaited, result in self._probing.take_in(due, self._capturing, most_seconds):
+            found = self._found or {}
+            self._found, self._found_at = found, step
+            if result.has_come:
+                found[awaited.probe.name] = result.values
+            self._alone(self._take, awaited.probe, result, awaited.step, awaited.epoch)
+
+    def _take_in_the_last(self, most_seconds: float | None) -> None:
+        """Take in what is still awaited; of several processes not all may be here, and then it is given up."""
+        awaited = self._probing.awaited
+        if self._ranks.size == 1:
+            self._take_in(batches_stepped(self._trainer), awaited.due(), most_seconds)
+            self._raise_what_waits()
+        for left in awaited.due():
+            event = lost_result(left.probe.name, "training ended before it could be taken in", left.step, left.epoch)
+            self._journal.happened(event)
 
     def _measure_epoch(self, step: int, epoch: int) -> None:
         self._epoch_measured = epoch
+        self._take_in(step, self._probing.awaited.due())
         due = self._due("epoch", epoch + 1)
         if due:
             self._measure(due, step)
@@ -267,24 +304,29 @@ class Session:
             return epoch
         return self._ranks.all("epoch", epoch)[0] if stepped else None
 
-    def _take(self, probes: Sequence[Probe], look: Look, step: int) -> None:
+    def _take_look(self, probes: Sequence[Probe], look: Look, step: int) -> None:
         """Take in what was found, by this process or all together."""
         epoch = self._trainer.current_epoch
         if look.loss is not None:
             self._journal.noted(Measurement(step, epoch, "training", GLOBAL, {"loss": look.loss}))
         for probe in probes:
-            found = look.found[probe.name]
-            if not found.error:
-                self._pacer.spent(probe.name, found.seconds)
-            self._note_failure(probe, found, step)
-            for group, values in found.values.items():
-                self._failing.discard((probe.name, group))
-                if group in self._proposed and needs_step(probe):
-                    values = {**values, "proposed_critical_ratio": self._proposed[group]}
-                self._journal.measured(Measurement(step, epoch, probe.name, group, values))
-            for group, message in found.failures.items():
-                self._fail(probe.name, group, f"{probe.name} could not measure {group}: {message}", GO_ON, step)
-            self._journal.captured(step, found.diagrams)
+            self._take(probe, look.found[probe.name], step, epoch)
+
+    def _take(self, probe: Probe, found: Found, step: int, epoch: int) -> None:
+        """Take in what one probe has found of the network at a step."""
+        if not found.error and not found.lag:
+            self._pacer.spent(probe.name, found.seconds)
+        if found.lost:
+            self._journal.happened(lost_result(probe.name, found.lost, step, epoch))
+        self._note_failure(probe, found, step)
+        for group, values in found.values.items():
+            self._failing.discard((probe.name, group))
+            if group in self._proposed and needs_step(probe):
+                values = {**values, "proposed_critical_ratio": self._proposed[group]}
+            self._journal.measured(Measurement(step, epoch, probe.name, group, values))
+        for group, message in found.failures.items():
+            self._fail(probe.name, group, f"{probe.name} could not measure {group}: {message}", GO_ON, step)
+        self._journal.captured(step, found.diagrams)
 
     def _note_failure(self, probe: Probe, found: Found, step: int) -> None:
         """An event where a probe has failed as a whole; or its error, where the user wants to know."""
