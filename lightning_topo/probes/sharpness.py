@@ -119,9 +119,7 @@ class Sharpness:
             again_after_step=capture.previous is None and awaits_first_step(capture.optimizers),
         )
 
-    def _curvature(
-        self, loss_fn: Callable[[], Tensor], params: Sequence[Tensor], sharding: Sharding
-    ) -> Curvature:
+    def _curvature(self, loss_fn: Callable[[], Tensor], params: Sequence[Tensor], sharding: Sharding) -> Curvature:
         parts = None if self.micro_batch is None else _parts(loss_fn, self.micro_batch)
         if sharding != "whole":
             # FSDP2 brings gradients home by hooks, once; a second derivative through tensor parallel's placements is
