@@ -54,9 +54,7 @@ class Net(L.LightningModule):
 
     def configure_optimizers(self):
         parameters = self.trainer.model.parameters() if self.mode == "fsdp1" else self.parameters()
-        return (
-            torch.optim.Adam(parameters, 1e-2) if self.adam else torch.optim.SGD(parameters, lr=self.lr, momentum=0.5)
-        )
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=0.5)
 
 
 class CPUFSDP(FSDPStrategy):
