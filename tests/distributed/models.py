@@ -1,5 +1,7 @@
 """One small network, built whole or sharded in every way, and the same data for one process or for several."""
 
+from itertools import pairwise
+
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
@@ -24,12 +26,12 @@ QUIET = {
 class Net(L.LightningModule):
     """4 groups: two of them in pairs of layers that share a parameter."""
 
-    def __init__(self, mode="single", lr=0.5, adam=False):
+    def __init__(self, mode="single", lr=0.3):
         super().__init__()
-        self.mode, self.lr, self.adam = mode, lr, adam
+        self.mode, self.lr = mode, lr
         torch.manual_seed(3)
         sizes = (4, 8, 6, 10, 8, 3)
-        layers = [layer for n, m in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(n, m), nn.Tanh())]
+        layers = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.Tanh())]
         self.net = nn.Sequential(*layers[:-1])
         self.is_sharded = False
 
@@ -52,7 +54,7 @@ class Net(L.LightningModule):
 
     def configure_optimizers(self):
         parameters = self.trainer.model.parameters() if self.mode == "fsdp1" else self.parameters()
-        return torch.optim.Adam(parameters, 1e-2) if self.adam else torch.optim.SGD(parameters, lr=self.lr)
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=0.5)
 
 
 class CPUFSDP(FSDPStrategy):

@@ -16,15 +16,23 @@ ROOT = Path(__file__).parents[2]
 
 def train_together(names, out, *, size=2, seconds=120, paths=()):
     """Run scenarios in `size` processes; by scenario, what each rank saw. Fails if they are not done in time."""
+    processes = launch(names, out, size, paths)
+    codes = wait(processes, seconds)
+    if codes != [0] * size:
+        pytest.fail(f"processes ended with {codes}, None: did not end in {seconds} s\n{_tails(out, size)}")
+    return Seen({name: [_read(Path(out) / name / f"rank-{r}.json") for r in range(size)] for name in names})
+
+
+def launch(names, out, size, paths=()):
+    """Start the processes, each with its log."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = [open(Path(out) / f"log-{rank}.txt", "w") for rank in range(size)]  # noqa: SIM115 - closed below
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, "-m", "tests.distributed.worker", str(out), *names],
             cwd=ROOT,
-            stdout=log[rank],
+            stdout=(Path(out) / f"log-{rank}.txt").open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=os.environ
@@ -43,17 +51,20 @@ def train_together(names, out, *, size=2, seconds=120, paths=()):
         )
         for rank in range(size)
     ]
-    codes = wait(processes, seconds)
-    for file in log:
-        file.close()
-    if any(codes):
-        pytest.fail(f"processes ended with {codes}, None: did not end in {seconds} s\n{_tails(out, size)}")
-    saw = {name: [json.loads((Path(out) / name / f"rank-{r}.json").read_text()) for r in range(size)] for name in names}
-    for name, ranks in saw.items():
-        for rank, one in enumerate(ranks):
-            if "error" in one:
-                pytest.fail(f"{name} on process {rank}: {one['error']}\n{_tails(out, size)}")
-    return saw
+
+
+class Seen(dict):
+    """By scenario, what each rank saw; asking for one that raised fails."""
+
+    def __getitem__(self, name):
+        for rank, saw in enumerate(super().__getitem__(name)):
+            if "error" in saw:
+                pytest.fail(f"{name} on process {rank}: {saw['error']}", pytrace=False)
+        return super().__getitem__(name)
+
+
+def _read(path):
+    return json.loads(path.read_text())
 
 
 def wait(processes, seconds):

@@ -1,28 +1,178 @@
 """Trainings of several processes, each a function of its folder and the rank: what `worker.py` goes through."""
 
+import lightning as L
 from torch import distributed
+from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor
-from tests.distributed.models import Net, loader, parts, trainer
+from lightning_topo import (
+    Distortion,
+    Persistence,
+    Sharpness,
+    TopologyEarlyStopping,
+    TopologyMonitor,
+    declare_neurons,
+)
+from lightning_topo.callbacks.journal import Journal
+from lightning_topo.probes import Period, ProbeResult
+from tests.distributed.models import Net, dataset, loader, parts, trainer
 
 
 def size():
     return distributed.get_world_size()
 
 
-def fit(folder, rank, mode, *, probes=None, module=None, data=None, callbacks=(), **options):
+def by_group():
+    """The probes whose work is divided."""
+    return [Distortion(every_n_steps=1), Persistence(every_n_epochs=1)]
+
+
+def monitored(probes=None, **options):
+    """A quiet monitor that measures often."""
+    if probes is None:
+        probes = [Distortion(every_n_steps=1), Persistence(every_n_epochs=1), Sharpness(every_n_steps=4)]
+    return TopologyMonitor(probes, verbose=False, report=False, max_overhead=None, **options)
+
+
+def fit(folder, rank, mode, *, probes=None, module=None, data=None, callbacks=(), ckpt_path=None, **options):
     """One training with a monitor."""
     from tests.distributed.worker import seen
 
-    if probes is None:
-        probes = [Distortion(every_n_steps=1), Persistence(every_n_epochs=1), Sharpness(every_n_steps=2)]
-    monitor = TopologyMonitor(probes, verbose=False, report=False, max_overhead=None, **options.pop("monitor", {}))
+    monitor = monitored(probes, **options.pop("monitor", {}))
     one = trainer(mode, folder, [monitor, *callbacks], size(), **options)
     n, part = parts(mode, rank, size())
-    one.fit(module or Net(mode), loader(parts=n, part=part) if data is None else data)
+    one.fit(module or Net(mode), loader(parts=n, part=part) if data is None else data, ckpt_path=ckpt_path)
     return seen(one, monitor)
 
 
 def plain(folder, rank, mode):
     """The default probes under one strategy."""
     return fit(folder, rank, mode)
+
+
+class Fragile:
+    """Raises on one process at one step; runs on all."""
+
+    name = "fragile"
+
+    def __init__(self, rank, divided=False):
+        self.rank, self.by_group = rank, divided
+
+    period = Period(1)
+
+    def measure(self, capture):
+        if capture.step == 3 and distributed.get_rank() == self.rank:
+            raise ValueError("torn")
+        if not self.by_group:
+            return {"answer": 42.0}
+        return ProbeResult({group.name: {"n": float(group.n)} for group in capture.groups})
+
+
+def failing(folder, rank, divided):
+    """A probe raises on process 1 alone."""
+    probes = [Distortion(every_n_steps=1), Fragile(1, divided == "divided"), Persistence(every_n_epochs=1)]
+    return fit(folder, rank, "ddp", probes=probes)
+
+
+class Brittle(Distortion):
+    """Where a group cannot be measured on one process: the neurons of the others are."""
+
+    def measure(self, capture):
+        for group in capture.groups if capture.step == 5 else ():
+            if group.name == "net.2":
+                capture.neurons[group.name].fill_(float("nan"))
+        return Distortion.measure(self, capture)
+
+
+def brittle(folder, rank, mode):
+    return fit(folder, rank, mode, probes=[Brittle(every_n_steps=1)])
+
+
+class FailsOnce(L.Callback):
+    """What only one process does by itself fails there: its record, at one step."""
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        [monitor] = [c for c in trainer.callbacks if isinstance(c, TopologyMonitor)]
+        journal = monitor._session._journal
+        if trainer.global_step == 2 and trainer.global_rank == self.rank:
+            self.measured = journal.measured
+            type(journal).measured = _torn
+        elif trainer.global_step == 3 and trainer.global_rank == self.rank:
+            type(journal).measured = JOURNAL_MEASURED
+
+
+JOURNAL_MEASURED = Journal.measured
+
+
+def _torn(self, measurement):
+    raise RuntimeError("no record here")
+
+
+def local(folder, rank, mode):
+    """An error in what one process does by itself, between collectives."""
+    return fit(folder, rank, mode, probes=by_group(), callbacks=[FailsOnce(1)])
+
+
+def unready(folder, rank, mode):
+    """The data cannot be drawn from on process 1 alone: all take the first training batch instead."""
+    n, part = parts(mode, rank, size())
+    data = loader(parts=n, part=part)
+    if rank == 1:
+        data.collate_fn = _refuse_large(data.collate_fn)
+    return fit(folder, rank, mode, probes=by_group(), data=data)
+
+
+def _refuse_large(collate):
+    def collated(samples):
+        if len(samples) > 32:
+            raise OSError("too many")
+        return collate(samples)
+
+    return collated
+
+
+def uneven(folder, rank, kind):
+    """Process 1 has fewer batches an epoch; both stop after the same number of steps."""
+    n = 16 if rank == 1 else 32
+    data = DataLoader(dataset(n), 8)
+    if kind == "stream":
+        data = DataLoader(Stream(n), 8)
+    gate = TopologyEarlyStopping(stop_on="neurons_merged", min_epochs=1)
+    return fit(folder, rank, "ddp", probes=by_group(), data=data, max_epochs=-1, max_steps=12, callbacks=[gate])
+
+
+class Stream(IterableDataset):
+    """Samples without a length."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __iter__(self):
+        return iter(dataset(self.n))
+
+
+def gate(folder, rank, mode):
+    """A gate fires on all processes at the same step, where a step is far too large."""
+    stop = TopologyEarlyStopping(stop_on="topology_breakdown", min_epochs=2)
+    module = Net(mode, lr=30.0)
+    saw = fit(folder, rank, mode, module=module, probes=[Distortion(every_n_steps=1)], callbacks=[stop], max_epochs=6)
+    return saw | {"reason": stop.stopping_reason}
+
+
+def resumed(folder, rank, mode):
+    """Goes on from the checkpoint of a single process, and from that process's record."""
+    return fit(folder, rank, mode, probes=by_group(), max_epochs=3, ckpt_path=str(folder.parent / "one.ckpt"))
+
+
+def declared(folder, rank, mode):
+    """Groups named by hand, before anything is sharded."""
+    axes = {"net.0.weight": 0, "net.0.bias": 0, "net.2.weight": 1}
+    groups = declare_neurons(Net(), "hidden", axes)
+    return fit(folder, rank, mode, probes=[Distortion(every_n_steps=1)], monitor={"groups": groups})
+
+
+def endless(folder, rank):
+    """Until someone ends it."""
+    return fit(folder, rank, "ddp", probes=by_group(), max_epochs=-1)

@@ -22,7 +22,7 @@ from tests.distributed import scenarios
 def main(out, names):
     rank, size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
     warnings.simplefilter("ignore")
-    faulthandler.dump_traceback_later(100, repeat=True)  # where a process waits, should it be killed for it
+    faulthandler.dump_traceback_later(60, repeat=True)  # where a process waits, should it be killed for it
     launched = {name: os.environ[name] for name in ("WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RANK")}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=60))
     for name in names:
@@ -43,6 +43,7 @@ def main(out, names):
 def seen(trainer, monitor):
     """What a process knows at the end of a training."""
     session = monitor._session
+    before = None if session is None else session._capturing._before
     return {
         "metrics": {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith("topology/")},
         "events": [dataclasses.asdict(event) for event in monitor.events],
@@ -50,9 +51,7 @@ def seen(trainer, monitor):
         "status": [group.status for group in monitor.groups],
         "sharding": None if session is None else session._capturing.sharding,
         "reference": [] if session is None else sorted(session._capturing.reference),
-        "before": []
-        if session is None or session._capturing._before is None
-        else sorted(session._capturing._before[1]),
+        "before": [] if before is None else sorted(before[1]),
         "steps": trainer.fit_loop.epoch_loop._batches_that_stepped,
     }
 

@@ -1,0 +1,174 @@
+"""What a capture costs where several processes train: time, memory and traffic, by processes and groups.
+
+    python -m benchmarks.distributed [--width 256] [--processes 1 2 4]
+
+For a stack of tanh layers of one width, whole on every process (as under DDP) and sharded by FSDP2, each row is one
+capture with Distortion on 1, 2, 4 processes. The three times are those of the slowest process: making whole (and
+taking apart into clouds), measuring (in CPU time, so that more processes than cores do not lengthen it), and sharing
+what was found. Memory is what the busiest process holds: clouds
+(now, before, reference), and the largest parameter while it is whole. Traffic is what one process receives: counted
+from the sizes of the collectives that ran.
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_topo import Distortion, find_neuron_groups
+from lightning_topo.callbacks.probing import Found, Look
+from lightning_topo.callbacks.ranks import Ranks
+from lightning_topo.neurons.capture import gather_clouds, sharding
+from lightning_topo.probes import Capture, Clouds, ProbeResult
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes that this process receives by gathering."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if "all_gather_into_tensor" in str(func) and isinstance(out, torch.Tensor):
+            self.n_bytes += (out.numel() - args[0].numel()) * out.element_size()
+        return out
+
+
+def stack(width: int, n_groups: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(n_groups) for layer in (nn.Linear(width, width), nn.Tanh())]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+def measure(strategy: str, width: int, n_groups: int, repeats: int) -> dict[str, float]:
+    """One row, as this process sees it."""
+    model = stack(width, n_groups)
+    groups = find_neuron_groups(model, torch.randn(2, width), verify=False)
+    if strategy == "fsdp2":
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in model:
+            if isinstance(layer, nn.Linear):
+                fully_shard(layer)
+        fully_shard(model)
+    ranks = Ranks(SimpleNamespace(world_size=dist.get_world_size(), strategy=SimpleNamespace(root_device="cpu")))  # pyright: ignore[reportArgumentType]
+    own = [group for k, group in enumerate(groups) if ranks.owns(k)]
+    times: dict[str, list[float]] = {"whole": [], "measured": [], "shared": []}
+    before: Clouds | None = None
+    reference: Clouds | None = None
+    received = message = 0
+    for _ in range(repeats + 1):
+        with torch.no_grad():  # a step of any kind: not one that scales all distances alike, which no bound can prune
+            for p in model.parameters():
+                here = p.to_local() if isinstance(p, DTensor) else p
+                here.add_(torch.randn(here.shape), alpha=1e-4)
+        dist.barrier()
+        began = time.perf_counter()
+        with Traffic() as traffic:
+            if sharding(model) == "whole":
+                now = Clouds(groups, dict(model.named_parameters())).gather(group.name for group in own)
+            else:
+                now = Clouds((), {}, gather_clouds(model, groups, [group.name for group in own])[0])
+        at_whole, worked = time.perf_counter(), time.process_time()
+        capture = Capture(1, 0, model, own, now, before, reference or now, (), lambda _: None, sharding="fsdp2")  # pyright: ignore
+        found = ProbeResult.of(Distortion().measure(capture))
+        worked = time.process_time() - worked
+        at_measured = time.perf_counter()
+        sent = ranks.n_bytes
+        ranks.all("look", Look({"distortion": Found(found.values)}))
+        at_shared = time.perf_counter()
+        if before is not None:  # the first warms up
+            times["whole"].append(at_whole - began)
+            times["measured"].append(worked)
+            times["shared"].append(at_shared - at_measured)
+        received, message = traffic.n_bytes, ranks.n_bytes - sent
+        before, reference = now, reference or now
+    largest = max(p.numel() * 4 for p in model.parameters()) if strategy == "fsdp2" else 0
+    clouds = sum(cloud.numel() * cloud.element_size() for cloud in now.values())
+    return {name: 1e3 * statistics.median(taken) for name, taken in times.items()} | {
+        "clouds": 3 * clouds / 2**20,
+        "parameter": largest / 2**20,
+        "received": received / 2**20,
+        "message": message / 2**10,
+        "parameters": sum(p.numel() for p in model.parameters()) * 4 / 2**20,
+    }
+
+
+def worker(options: argparse.Namespace) -> None:
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    for strategy in ("ddp", "fsdp2"):
+        for n_groups in options.groups:
+            row = measure(strategy, options.width, n_groups, options.repeats)
+            rows: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(rows, row)
+            if dist.get_rank() == 0:
+                print(json.dumps([strategy, n_groups, {k: max(r[k] for r in rows) for k in row}]), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def launched(n: int, arguments: list[str]) -> list[Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.distributed", "--worker", *arguments],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(n)
+    ]
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    return [json.loads(line) for line in outputs[0].splitlines() if line.startswith("[")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--groups", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        return worker(options)
+    print(
+        "| parameters | groups | processes | whole ms | measure ms | share ms | clouds MB | parameter MB | received MB | message kB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    arguments = [
+        "--width",
+        str(options.width),
+        "--repeats",
+        str(options.repeats),
+        "--groups",
+        *map(str, options.groups),
+    ]
+    for n in options.processes:
+        for strategy, n_groups, row in launched(n, arguments):
+            times = " | ".join(f"{row[name]:.1f}" for name in ("whole", "measured", "shared"))
+            held = " | ".join(f"{row[name]:.2f}" for name in ("clouds", "parameter", "received", "message"))
+            print(f"| {strategy}, {row['parameters']:.1f} MB | {n_groups} | {n} | {times} | {held} |", flush=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Two processes that train together: the same numbers as one, the work divided, and none ever left waiting.
+
+All scenarios go through one pair of processes, under a time limit after which both are killed.
+"""
+
+import importlib.util
+import math
+
+import pytest
+from torch import distributed
+
+from lightning_topo import read_record
+from tests.distributed import scenarios
+from tests.distributed.models import Net, loader
+from tests.distributed.models import trainer as make_trainer
+from tests.distributed.processes import train_together
+
+pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch without torch.distributed")
+
+MODES = ("ddp", "fsdp1", "fsdp2", "tp", "2d")
+NAMES = [
+    *(f"plain-{mode}" for mode in MODES),
+    "failing-divided",
+    "failing-whole",
+    "brittle-ddp",
+    "brittle-fsdp2",
+    "local-ddp",
+    "unready-ddp",
+    "uneven-sized",
+    "uneven-stream",
+    "gate-ddp",
+    "gate-fsdp2",
+    "resumed-ddp",
+    "resumed-fsdp2",
+    "declared-fsdp2",
+]
+
+# Relative to one process; weights differ by rounding of the summed gradients, 1e-7, and distances of steps by more.
+EXACT = ("betti_0", "betti_1", "distinct_neurons", "critical_i", "critical_j")
+CLOUDS = 1e-4
+EXACT_PRODUCTS = 1e-4
+FINITE_DIFFERENCES = {"sharpness": 2e-3, "sharpness_ratio": 2e-3, "eta_lambda": 2e-3, "directional_ratio": 2e-2}
+OF_THE_METHOD = ("residual", "ratio_residual", "n_hvp", "converged")
+"""How Lanczos' method went, which depends on rounding."""
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def single(out):
+    """The same training in one process, its record, and the checkpoint that others go on from."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(scenarios, "size", lambda: 1)
+    with patch.context():
+        saw = scenarios.plain(out / "single", 0, "single")
+        scenarios.fit(out / "longer", 0, "single", max_epochs=3)
+        gated = scenarios.gate(out / "gated", 0, "single")
+    monitor = scenarios.monitored(scenarios.by_group())
+    short = make_trainer("single", out / "checkpointed", [monitor], 1)
+    short.fit(Net(), loader())
+    short.save_checkpoint(out / "one.ckpt")
+    return saw | {"gated": gated}
+
+
+@pytest.fixture(scope="module")
+def pair(out, single):
+    """What two processes saw in all scenarios."""
+    return train_together(NAMES, out, seconds=240)
+
+
+def table(folder):
+    return {(m.step, m.probe, m.group): m.values for m in read_record(folder / "topology").measurements}
+
+
+def tolerance(mode, key):
+    if mode in ("fsdp2", "tp", "2d") and key in FINITE_DIFFERENCES:
+        return FINITE_DIFFERENCES[key]
+    return EXACT_PRODUCTS if key in FINITE_DIFFERENCES else CLOUDS
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_measure_what_one_does(out, single, pair, mode):
+    one, two = table(out / "single"), table(out / f"plain-{mode}")
+    if mode == "fsdp1":
+        one = {at: values for at, values in one.items() if at[1] != "sharpness"}
+    assert list(one) == list(two)
+    for at, values in one.items():
+        assert values.keys() == two[at].keys(), at
+        for key, value in values.items():
+            if key in EXACT:
+                assert two[at][key] == value, (at, key)
+            elif key not in OF_THE_METHOD:
+                assert two[at][key] == pytest.approx(value, rel=tolerance(mode, key), abs=1e-6), (at, key)
+    both = pair[f"plain-{mode}"]
+    assert both[0]["status"] == single["status"] == ["verified"] * 4
+    assert [e for e in both[0]["events"] if e["name"] != "probe_failed"] == single["events"]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith(("uneven", "local"))])
+def test_all_processes_know_the_same(pair, name):
+    first, second = pair[name]
+    assert first["metrics"] == second["metrics"]
+    assert first["events"] == second["events"]
+    assert first["steps"] == second["steps"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_process_holds_the_groups_that_it_computes_and_no_others(pair, mode):
+    first, second = pair[f"plain-{mode}"]
+    assert first["groups"] == second["groups"] == ["net.0", "net.2", "net.4", "net.6"]
+    assert first["reference"] == first["before"] == ["net.0", "net.4"]
+    assert second["reference"] == second["before"] == ["net.2", "net.6"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_record_of_rank_0_has_every_diagram_and_every_reference(out, pair, mode):
+    ours, one = (read_record(out / name / "topology") for name in (f"plain-{mode}", "single"))
+    assert ours.diagram_steps == one.diagram_steps
+    for step in one.diagram_steps:
+        assert list(ours.diagrams(step)) == list(one.diagrams(step))
+    from lightning_topo.record import RecordWriter
+
+    stored = RecordWriter.resume(out / f"plain-{mode}" / "topology", ours.run_id)
+    whole = dict(Net().named_parameters())
+    for name, (incoming, outgoing) in {"net.2": (2, 4), "net.6": (6, 8)}.items():  # another process's
+        cloud = stored.read_reference(name)
+        expected = [
+            whole[f"net.{incoming}.weight"],
+            whole[f"net.{incoming}.bias"][:, None],
+            whole[f"net.{outgoing}.weight"].T,
+        ]
+        assert sorted(cloud.flatten().tolist()) == sorted(v for t in expected for v in t.flatten().tolist())
+
+
+def test_sharpness_says_what_to_do_where_it_cannot_be_measured(pair):
+    [event] = pair["plain-fsdp1"][0]["events"]
+    assert event["name"] == "probe_failed"
+    assert "FSDP1" in event["message"]
+    assert "ModelParallelStrategy" in event["remedy"]
+
+
+@pytest.mark.parametrize("kind", ["divided", "whole"])
+def test_a_probe_that_raises_on_one_process_has_failed_on_all(out, pair, kind):
+    for process in pair[f"failing-{kind}"]:
+        [event] = process["events"]
+        assert event["message"] == "fragile failed: on process 1: torn"
+    found = table(out / f"failing-{kind}")
+    groups = {group for step, probe, group in found if probe == "fragile" and step == 3}
+    assert groups == ({"net.0", "net.4"} if kind == "divided" else set())  # process 0's own
+    assert (4, "fragile", "net.2" if kind == "divided" else "") in found
+    assert [step for step, probe, group in found if (probe, group) == ("distortion", "net.2")] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_a_group_that_cannot_be_measured_on_its_process_is_named_on_all(out, pair, mode):
+    for process in pair[f"brittle-{mode}"]:
+        assert {event["group"] for event in process["events"]} == {"net.2"}
+    found = table(out / f"brittle-{mode}")
+    assert (5, "distortion", "net.0") in found
+    assert (5, "distortion", "net.2") not in found
+
+
+def test_what_one_process_does_by_itself_may_fail(pair):
+    first, second = pair["local-ddp"]
+    assert first["steps"] == second["steps"] == 8
+    assert first["metrics"].keys() == second["metrics"].keys()
+
+
+def test_where_one_process_has_no_probe_batch_all_take_the_first(out, pair):
+    assert pair["unready-ddp"][0]["groups"] == ["net.0", "net.2", "net.4", "net.6"]
+    assert max(step for step, probe, _ in table(out / "unready-ddp") if probe == "distortion") == 8
+
+
+@pytest.mark.parametrize("kind", ["sized", "stream"])
+def test_loaders_of_different_lengths_leave_nobody_waiting(out, pair, kind):
+    first, second = pair[f"uneven-{kind}"]
+    assert first["steps"] == second["steps"] == 12
+    assert first["metrics"] == second["metrics"]
+    found = table(out / f"uneven-{kind}")
+    assert sorted({step for step, probe, _ in found if probe == "persistence"}) == [0, 4, 8, 12]  # rank 0's epochs
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_a_gate_stops_all_at_the_step_at_which_it_stops_one(single, pair, mode):
+    first, second = pair[f"gate-{mode}"]
+    assert first["steps"] == second["steps"] == single["gated"]["steps"] < 24
+    assert first["reason"] == second["reason"] == single["gated"]["reason"]
+    assert [e["name"] for e in first["events"]] == [e["name"] for e in single["gated"]["events"]]
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_two_processes_go_on_from_the_record_of_one(out, single, pair, mode):
+    one, metrics = table(out / "longer"), pair[f"resumed-{mode}"][1]["metrics"]
+    for group in single["groups"]:
+        ours = metrics[f"topology/{group.replace('.', '_')}/total_log_distortion"]
+        assert ours == pytest.approx(one[12, "distortion", group]["total_log_distortion"], rel=1e-4)
+    both = table(out / "checkpointed")
+    assert [at for at in both if at[1] == "distortion"] == [at for at in one if at[1] == "distortion"]
+    [event] = pair[f"resumed-{mode}"][1]["events"]
+    assert event["message"] == "Resumed from a checkpoint at step 8; later steps are measured again."
+
+
+def test_declared_groups_are_measured_where_parameters_are_sharded(out, pair):
+    found, one = table(out / "declared-fsdp2"), table(out / "single")
+    assert pair["declared-fsdp2"][0]["groups"] == ["hidden"]
+    for step in range(1, 9):
+        ours, theirs = found[step, "distortion", "hidden"], one[step, "distortion", "net.0"]
+        assert math.isclose(ours["critical_ratio"], theirs["critical_ratio"], rel_tol=1e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed")
+def test_zero_3_measures_what_one_process_does(out, single):
+    pair = train_together(["plain-zero3"], out, seconds=240)["plain-zero3"]
+    one = {at: values for at, values in table(out / "single").items() if at[1] != "sharpness"}
+    two = table(out / "plain-zero3")
+    assert list(one) == list(two)
+    for at, values in one.items():
+        assert two[at] == pytest.approx(values, rel=CLOUDS, abs=1e-6), at
+    assert pair[0]["sharding"] == "zero3"
+    assert (pair[0]["reference"], pair[1]["reference"]) == (["net.0", "net.4"], ["net.2", "net.6"])
+    assert ["ZeRO-3" in event["message"] for event in pair[1]["events"]] == [True]
