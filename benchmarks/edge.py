@@ -214,7 +214,7 @@ def row(run: Run) -> str:
 
 def named(seen: Replay, name: str) -> list[int]:
     """The steps of the events of one name."""
-    return [event.step for event in seen.events if event.name == name]
+    return [event.step for event in seen.detected if event.name == name]
 
 
 def summary(runs: list[Run]) -> str:

@@ -11,8 +11,10 @@ from torch import Tensor
 from lightning_topo.probes.batch_loss import BatchLoss
 from lightning_topo.stability import (
     Curvature,
+    Differentiate,
     LossPart,
     NotTwiceDifferentiable,
+    by_autograd,
     hessian,
     split_finite_difference_hessian,
     split_hessian,
@@ -23,16 +25,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Approach:
-    """On so many samples at a time (None: on all), and by finite differences where an operator is the `obstacle`."""
+    """On so many samples at a time (None: on all), and by finite differences where something is the `obstacle`.
+
+    `differentiate` is how these get their gradients.
+    """
 
     micro_batch: int | None = None
     obstacle: str | None = None
+    differentiate: Differentiate = by_autograd
 
     def curvature(self, loss_fn: Callable[[], Tensor], params: Sequence[Tensor]) -> Curvature:
         """The Hessian of `loss_fn()`, taken this way."""
         parts = [(1.0, loss_fn)] if self.micro_batch is None else parts_of(loss_fn, self.micro_batch)
         if self.obstacle is not None:
-            return split_finite_difference_hessian(parts, params, obstacle=self.obstacle)
+            return split_finite_difference_hessian(
+                parts, params, differentiate=self.differentiate, obstacle=self.obstacle
+            )
         return hessian(loss_fn, params) if self.micro_batch is None else split_hessian(parts, params)
 
     def smaller(self, loss_fn: Callable[[], Tensor]) -> "Approach | None":
@@ -53,8 +61,9 @@ def adapted(approach: Approach, loss_fn: Callable[[], Tensor], measure: Callable
     ...     if approach.micro_batch != 2:
     ...         raise torch.OutOfMemoryError
     ...     return "found"
-    >>> adapted(Approach(), BatchLoss(lambda batch: batch.mean(), torch.ones(8)), measure)
-    (Approach(micro_batch=2, obstacle=None), 'found')
+    >>> approach, found = adapted(Approach(), BatchLoss(lambda batch: batch.mean(), torch.ones(8)), measure)
+    >>> approach.micro_batch, found
+    (2, 'found')
     """
     while True:
         try:

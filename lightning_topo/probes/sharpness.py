@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -123,7 +123,7 @@ class Sharpness:
         if self.batch_sharpness is not None:
             del curvature  # its graph makes room
             parts = parts_of(loss_fn, self.batch_sharpness)
-            values["batch_sharpness"] = _batch_sharpness(parts, params, Approach(obstacle=approach.obstacle))
+            values["batch_sharpness"] = _batch_sharpness(parts, params, replace(approach, micro_batch=None))
         return ProbeResult(
             {GLOBAL: values} | by_group,
             carry=_Start(approach, raw.vector, None if scaled is None else scaled.vector),

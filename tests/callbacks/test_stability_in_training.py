@@ -73,7 +73,19 @@ def test_the_three_levels_stand_side_by_side(tmp_path):
     assert sharpnesses(record)[8]["sharpness_2"] < sharpnesses(record)[8]["sharpness"]
 
 
-def test_two_optimizers_of_which_one_is_unknown(tmp_path):
+def test_a_scheduler_s_learning_rate_is_the_one_of_the_step_to_come(tmp_path):
+    class Scheduled(Classifier):
+        def configure_optimizers(self):
+            optimizer = self.make_optimizer()
+            return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5), "interval": "step"}]
+
+    _, record = watched(tmp_path, Scheduled(lr=0.2), [Sharpness(every_n_steps=2)])
+    for step, values in sharpnesses(record).items():
+        assert values["sharpness_ratio"] == pytest.approx(0.2 * 0.5**step / 2 * values["sharpness"])
+
+
+@pytest.mark.parametrize("second", [torch.optim.Rprop, torch.optim.SGD])
+def test_two_optimizers_have_a_ratio_where_both_are_known(tmp_path, second):
     class Two(Classifier):
         def __init__(self):
             super().__init__()
@@ -89,15 +101,17 @@ def test_two_optimizers_of_which_one_is_unknown(tmp_path):
 
         def configure_optimizers(self):
             halves = self.net[:3].parameters(), self.net[3:].parameters()
-            return torch.optim.Adam(halves[0], lr=1e-3), torch.optim.Rprop(halves[1], lr=1e-3)
+            return torch.optim.Adam(halves[0], lr=1e-3), second(halves[1], lr=1e-3)
 
     def loss_fn(module, batch):
         return nn.functional.cross_entropy(module.net(batch[0]), batch[1])
 
     _, record = watched(tmp_path, Two(), [Sharpness(every_n_steps=2, loss_fn=loss_fn)])
     found = sharpnesses(record)
-    assert all("sharpness_ratio" not in values for values in found.values())
-    assert "directional_ratio" in found[8]
+    assert all(
+        ("sharpness_ratio" in values) == (second is torch.optim.SGD and step > 0) for step, values in found.items()
+    )
+    assert "sharpness" in found[8]
 
 
 def test_an_operator_without_double_backward_is_marked_in_the_record_and_kept_from_the_trackers(tmp_path):
