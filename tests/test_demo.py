@@ -44,7 +44,7 @@ def test_the_edge_is_entered_at_lr_03(tmp_path, seed):
     later = sorted(value for step, value in found.items() if step >= entered[0] + 50)
     assert 0.98 <= later[len(later) // 2] <= 1.06
     # Recomputed from the record alone, the events are the same.
-    assert [(e.name, e.step) for e in replay(record.measurements).events] == [(e.name, e.step) for e in record.events]
+    assert [(e.name, e.step) for e in replay(record.measurements).detected] == [(e.name, e.step) for e in record.events]
 
 
 @pytest.mark.slow

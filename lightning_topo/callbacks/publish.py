@@ -27,7 +27,17 @@ _SINCE_LAST_LOG: dict[str, Callable[[float, float], float]] = {
 _WORST_IS_SMALLEST = ("contraction", "total_contraction", "distinct_neurons")
 # How a measurement was made, for the record only.
 _RECORD_ONLY = frozenset(
-    {"critical_i", "critical_j", "twins_split", "residual", "ratio_residual", "n_hvp", "converged"}
+    {
+        "critical_i",
+        "critical_j",
+        "twins_split",
+        "residual",
+        "ratio_residual",
+        "n_hvp",
+        "converged",
+        "exact",
+        "micro_batch",
+    }
 )
 
 

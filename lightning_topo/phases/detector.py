@@ -22,7 +22,7 @@ from lightning_topo.phases.changes import (
     follow_span,
     follow_stability,
 )
-from lightning_topo.phases.event import PHASE_EVENTS, TopologyEvent
+from lightning_topo.phases.event import TopologyEvent
 from lightning_topo.phases.phase import Phase
 from lightning_topo.phases.rules import Band, PhaseRules
 
@@ -248,11 +248,6 @@ class Replay:
     detected: tuple[TopologyEvent, ...]
     phases: Mapping[str, tuple[tuple[int, Phase], ...]]
     state: DetectorState
-
-    @property
-    def events(self) -> tuple[TopologyEvent, ...]:
-        """The paired events, with which phases begin and end; a record's own list holds the others."""
-        return tuple(event for event in self.detected if event.name in PHASE_EVENTS)
 
 
 def replay(measurements: Iterable[Measurement], rules: PhaseRules = PhaseRules()) -> Replay:

@@ -32,18 +32,6 @@ class EventName(StrEnum):
     PROBE_FAILED = "probe_failed"
 
 
-PHASE_EVENTS = frozenset(
-    {
-        EventName.CURVATURE_BOUND_EXCEEDED,
-        EventName.CURVATURE_BOUND_RESTORED,
-        EventName.EDGE_OF_STABILITY_ENTER,
-        EventName.EDGE_OF_STABILITY_EXIT,
-        EventName.TOPOLOGY_BREAKDOWN,
-        EventName.TOPOLOGY_RESTORED,
-    }
-)
-"""The paired events, with which a phase begins or ends."""
-
 DETECTED = frozenset(EventName) - {EventName.GAP, EventName.PROBE_FAILED}
 """The events that follow from measurements alone: a replay of the record makes them again."""
 

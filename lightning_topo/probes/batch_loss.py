@@ -26,6 +26,11 @@ class BatchLoss:
         """The loss on the whole batch."""
         return self.evaluate(self.batch)
 
+    @property
+    def n_samples(self) -> int:
+        """The length of the batch's first tensor that has one; 0 where none has."""
+        return next((len(leaf) for leaf in tree_leaves(self.batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
+
     def parts(self, size: int) -> tuple[tuple[float, Callable[[], Tensor]], ...]:
         """The loss on consecutive parts of at most `size` samples, with the fraction of the batch that each holds.
 
@@ -37,7 +42,7 @@ class BatchLoss:
         """
         if size < 1:
             raise ValueError(f"expected parts of at least 1 sample, got {size}")
-        n = next((len(leaf) for leaf in tree_leaves(self.batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
+        n = self.n_samples
         if n == 0:
             raise ValueError("expected a batch with a tensor whose first dimension counts samples, found none")
         return tuple(

@@ -1,20 +1,22 @@
 """How close the training is to the edge of stability."""
 
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons.capture import Sharding
-from lightning_topo.probes.batch_loss import BatchLoss
+from lightning_topo.probes.approach import Approach, adapted, parts_of
 from lightning_topo.probes.period import Period
 from lightning_topo.probes.probe import Capture, LossFn, ProbeResult, ProbeUnavailable
 from lightning_topo.probes.swaps import swap_directions
 from lightning_topo.stability import (
     Curvature,
     LanczosSettings,
+    LossPart,
     ParameterScaling,
     awaits_first_step,
     by_autograd,
@@ -22,11 +24,8 @@ from lightning_topo.stability import (
     curvature_sharpness,
     directional_ratio,
     flatten,
-    hessian,
     parameter_scalings,
     scaled_sharpness,
-    split_finite_difference_hessian,
-    split_hessian,
     swap_curvature,
 )
 
@@ -47,6 +46,9 @@ class Sharpness:
     the largest `swap_ratio` with its `swap_curvature`: what the curvature along the swap of two neurons makes of
     their critical ratio.
 
+    Where memory runs out, the loss is evaluated in ever smaller parts, and where an operator cannot be differentiated
+    twice, products are finite differences; the record says so (`micro_batch`, `exact`), and a warning once.
+
     >>> Sharpness(every_n_steps=10).period
     Period(every=10, unit='step', adaptive=False)
     """
@@ -65,9 +67,8 @@ class Sharpness:
 
     def __post_init__(self) -> None:
         _ = self.period
-        if not 0.0 < self.tolerance < 1.0:
-            raise ValueError(f"expected tolerance between 0 and 1, got {self.tolerance}")
-        for name in ("max_products", "n_largest", "micro_batch", "batch_sharpness"):
+        LanczosSettings(self.tolerance, max_products=self.max_products, n_largest=self.n_largest)
+        for name in ("micro_batch", "batch_sharpness"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"expected {name} >= 1, got {value}")
@@ -82,55 +83,68 @@ class Sharpness:
     def measure(self, capture: Capture) -> ProbeResult:
         """The curvature where the parameters stand now, against the step that comes next."""
         self._refuse_shards(capture.sharding)
-        start = _Start() if capture.previous is None else capture.previous.carry
+        carry = None if capture.previous is None else capture.previous.carry
+        start = _Start(self._approach(capture.sharding)) if carry is None else carry
+        with capture.training_loss(self.loss_fn) as loss_fn:
+            if capture.sharding != "whole":
+                # Another approach would be one that the other processes do not take.
+                return self._measure(capture, loss_fn, start, start.approach)
+            approach, result = adapted(
+                start.approach, loss_fn, lambda approach: self._measure(capture, loss_fn, start, approach)
+            )
+        if approach != start.approach:
+            warnings.warn(_explained(approach), stacklevel=2)
+        return result
+
+    def _measure(
+        self, capture: Capture, loss_fn: Callable[[], Tensor], start: "_Start", approach: Approach
+    ) -> ProbeResult:
         params = tuple(p for p in capture.module.parameters() if p.requires_grad)
         scalings = parameter_scalings(capture.optimizers, params)
         settings = LanczosSettings(
             self.tolerance, max_products=self.max_products, n_largest=self.n_largest, seed=self.seed
         )
-        with capture.training_loss(self.loss_fn) as loss_fn:
-            curvature = self._curvature(loss_fn, params, capture.sharding)
-            raw = curvature_sharpness(curvature, start=start.raw, settings=settings)
-            values = {
-                "sharpness": raw.value,
-                "residual": raw.residual,
-                "n_hvp": float(raw.n_hvp),
-                "converged": float(raw.converged),
-            } | {f"sharpness_{k}": value for k, value in enumerate(raw.top[1:], start=2)}
-            scaled = None
-            if scalings is not None:
-                scaled = scaled_sharpness(curvature, scalings, raw, start=start.scaled, settings=settings)
-                values |= {
-                    "sharpness_ratio": scaled.ratio,
-                    "ratio_residual": scaled.residual,
-                    "eta_lambda": scaled.eta_lambda,
-                    "n_hvp": float(raw.n_hvp + scaled.n_hvp),
-                    "converged": float(raw.converged and scaled.converged),
-                }
-            values |= _directional(curvature, capture)
-            by_group = self._swaps(curvature, capture, scalings)
-            if self.batch_sharpness is not None:
-                del curvature  # its graph makes room
-                values["batch_sharpness"] = _batch_sharpness(_parts(loss_fn, self.batch_sharpness), params)
+        curvature = approach.curvature(loss_fn, params)
+        raw = curvature_sharpness(curvature, start=start.raw, settings=settings)
+        values = {
+            "sharpness": raw.value,
+            "residual": raw.residual,
+            "n_hvp": float(raw.n_hvp),
+            "converged": float(raw.converged),
+            "exact": float(raw.exact),
+        } | {f"sharpness_{k}": value for k, value in enumerate(raw.top[1:], start=2)}
+        if approach.micro_batch is not None:
+            values["micro_batch"] = float(approach.micro_batch)
+        scaled = None
+        if scalings is not None:
+            scaled = scaled_sharpness(curvature, scalings, raw, start=start.scaled, settings=settings)
+            values |= {
+                "sharpness_ratio": scaled.ratio,
+                "ratio_residual": scaled.residual,
+                "eta_lambda": scaled.eta_lambda,
+                "n_hvp": float(raw.n_hvp + scaled.n_hvp),
+                "converged": float(raw.converged and scaled.converged),
+            }
+        values |= _directional(curvature, capture)
+        by_group = self._swaps(curvature, capture, scalings)
+        if self.batch_sharpness is not None:
+            del curvature  # its graph makes room
+            parts = parts_of(loss_fn, self.batch_sharpness)
+            values["batch_sharpness"] = _batch_sharpness(parts, params, replace(approach, micro_batch=None))
         return ProbeResult(
             {GLOBAL: values} | by_group,
-            carry=_Start(raw.vector, None if scaled is None else scaled.vector),
+            carry=_Start(approach, raw.vector, None if scaled is None else scaled.vector),
             # Only once: an optimizer that waits longer is met again at the regular times.
             again_after_step=capture.previous is None and awaits_first_step(capture.optimizers),
         )
 
-    def _curvature(self, loss_fn: Callable[[], Tensor], params: Sequence[Tensor], sharding: Sharding) -> Curvature:
-        parts = None if self.micro_batch is None else _parts(loss_fn, self.micro_batch)
-        if sharding != "whole":
-            # FSDP2 brings gradients home by hooks, once; a second derivative through tensor parallel's placements is
-            # possible, and wrong: torch loses partial sums in it.
-            return split_finite_difference_hessian(
-                parts or [(1.0, loss_fn)],
-                params,
-                differentiate=by_backward if sharding == "fsdp2" else by_autograd,
-                obstacle="parameters in shards",
-            )
-        return hessian(loss_fn, params) if parts is None else split_hessian(parts, params)
+    def _approach(self, sharding: Sharding) -> Approach:
+        """The first approach that is tried."""
+        if sharding == "whole":
+            return Approach(self.micro_batch)
+        # FSDP2 brings gradients home by hooks, once; a second derivative through tensor parallel's placements is
+        # possible, and wrong: torch loses partial sums in it.
+        return Approach(self.micro_batch, "parameters in shards", by_backward if sharding == "fsdp2" else by_autograd)
 
     def _refuse_shards(self, sharding: Sharding) -> None:
         """Raises `ProbeUnavailable` where parameters lie so that this cannot be measured."""
@@ -169,10 +183,27 @@ class Sharpness:
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """The Ritz vectors that the next measurement starts from."""
+    """What the next measurement starts from: how the last one could be made, and its Ritz vectors."""
 
+    approach: Approach
     raw: Tensor | None = None
     scaled: Tensor | None = None
+
+
+def _explained(approach: Approach) -> str:
+    """What a measurement could not be made without, for the user."""
+    said = []
+    if approach.obstacle is not None:
+        said.append(
+            f"{approach.obstacle} has no second derivative: products of the Hessian are finite differences of the "
+            "gradient, right to about 0.1 % in float32 (recorded as exact = 0)."
+        )
+    if approach.micro_batch is not None:
+        said.append(
+            f"The loss is evaluated on {approach.micro_batch} samples of the probe batch at a time, because memory ran "
+            "out with more (recorded as micro_batch). That is the same loss only if it is a mean over samples."
+        )
+    return "sharpness: " + " ".join(said)
 
 
 def _directional(curvature: Curvature, capture: Capture) -> dict[str, float]:
@@ -186,16 +217,10 @@ def _directional(curvature: Curvature, capture: Capture) -> dict[str, float]:
     return {} if ratio is None else {"directional_ratio": ratio}
 
 
-def _batch_sharpness(parts: Sequence[tuple[float, Callable[[], Tensor]]], params: Sequence[Tensor]) -> float:
+def _batch_sharpness(parts: Sequence[LossPart], params: Sequence[Tensor], approach: Approach) -> float:
     total = 0.0
     for weight, loss_fn in parts:
-        curvature = hessian(loss_fn, params)
+        curvature = approach.curvature(loss_fn, params)
         gradient = curvature.gradient
         total += weight * float(gradient @ (curvature @ gradient)) / max(float(gradient @ gradient), 1e-30)
     return total
-
-
-def _parts(loss_fn: Callable[[], Tensor], size: int) -> Sequence[tuple[float, Callable[[], Tensor]]]:
-    if not isinstance(loss_fn, BatchLoss):
-        raise ValueError(f"expected a BatchLoss, which can be cut into parts of {size}, got {type(loss_fn).__name__}")
-    return loss_fn.parts(size)

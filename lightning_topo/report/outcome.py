@@ -5,19 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.phases import EventName, Phase, Replay, TopologyEvent, replay
+from lightning_topo.phases import DETECTED, EventName, Phase, Replay, TopologyEvent, replay
 from lightning_topo.record import RunRecord
-
-_REPLAYED = frozenset(
-    {
-        EventName.CURVATURE_BOUND_EXCEEDED,
-        EventName.CURVATURE_BOUND_RESTORED,
-        EventName.EDGE_OF_STABILITY_ENTER,
-        EventName.EDGE_OF_STABILITY_EXIT,
-        EventName.TOPOLOGY_BREAKDOWN,
-        EventName.TOPOLOGY_RESTORED,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +52,10 @@ class History:
 
 
 def history(record: RunRecord) -> History:
-    """Replay a record's measurements; events of kinds that no replay makes (a gap) come from its own list."""
+    """Replay a record's measurements; of the record's own list come the events that no measurement makes (a gap)."""
     seen = replay(record.measurements)
-    other = [event for event in record.events if event.name not in _REPLAYED]
-    events = tuple(sorted((*seen.events, *other), key=lambda event: event.step))
+    other = [event for event in record.events if event.name not in DETECTED]
+    events = tuple(sorted((*seen.detected, *other), key=lambda event: event.step))
     return History(seen, events, _outcome(record.measurements, events, seen))
 
 

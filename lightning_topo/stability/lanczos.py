@@ -8,6 +8,9 @@ from jaxtyping import Float
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+_ROWS = 8
+"""Room for the basis to begin with: more than a warm start needs. It doubles when it is full."""
+
 
 @dataclass(frozen=True, slots=True)
 class LanczosSettings:
@@ -21,7 +24,7 @@ class LanczosSettings:
     """
 
     tolerance: float = 0.02
-    min_products: int = 4
+    min_products: int = 3
     max_products: int = 60
     n_largest: int = 1
     seed: int = 0
@@ -70,13 +73,15 @@ def extreme_eigenvalues(
     """
     max_products = min(settings.max_products, start.numel())
     wanted = min(settings.n_largest, start.numel())
-    basis = [start / start.norm()]
+    basis = start.new_empty(_ROWS, start.numel())
+    basis[0] = start / start.norm()
     diagonal: list[float] = []
     off_diagonal: list[float] = []
     while True:
-        image = operator(basis[-1])
-        diagonal.append(float(image @ basis[-1]))
-        krylov = torch.stack(basis)
+        n = len(diagonal) + 1
+        krylov = basis[:n]
+        image = operator(krylov[-1])
+        diagonal.append(float(image @ krylov[-1]))
         # Twice is enough (Parlett): once leaves rounding errors that grow into copies of eigenvalues.
         for _ in range(2):
             image = image - krylov.T @ (krylov @ image)
@@ -87,7 +92,6 @@ def extreme_eigenvalues(
         largest, residuals = float(values[-1]), norm * abs(vectors[-1, -wanted:])
         # The Krylov space is invariant: what is left of the product is rounding.
         exhausted = norm <= torch.finfo(image.dtype).eps * max(abs(float(values[-1])), abs(float(values[0])))
-        n = len(diagonal)
         converged = (
             exhausted
             or n == start.numel()
@@ -100,4 +104,6 @@ def extreme_eigenvalues(
                 largest, float(values[0]), float(residuals[-1]), ritz / ritz.norm(), n, bool(converged), top
             )
         off_diagonal.append(norm)
-        basis.append(image / norm)
+        if n == len(basis):
+            basis = torch.cat([basis, torch.empty_like(basis)])
+        basis[n] = image / norm

@@ -1,7 +1,10 @@
 """Every event, made by a real training; and a replay of its record makes the same ones."""
 
 import itertools
+import json
 import math
+import re
+from dataclasses import replace
 
 import lightning as L
 import pytest
@@ -9,8 +12,10 @@ import torch
 from torch import nn
 
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, read_record
+from lightning_topo.cli import main
 from lightning_topo.demo import run
 from lightning_topo.phases import DETECTED, EventName, replay
+from lightning_topo.report.outcome import history
 from tests.callbacks.training import Classifier, fit, loader
 
 
@@ -18,12 +23,17 @@ def events(tmp_path, module, probes=None, extra=(), **options):
     """The events of a training, live and by replay alike."""
     probes = probes or [Distortion(every_n_steps=1), Persistence(every_n_steps=1), Sharpness(every_n_steps=1)]
     monitor = TopologyMonitor(probes, report=False, max_overhead=None)
-    fit(module, [*extra, monitor], root=tmp_path, **options)
+    trainer = fit(module, [*extra, monitor], root=tmp_path, **options)
     record = read_record(monitor.dirpath)
     assert tuple(monitor.events) == record.events or any(e.value != e.value for e in record.events)
     live = [(e.name, e.step, e.group, e.message) for e in record.events if e.name in DETECTED]
     again = [(e.name, e.step, e.group, e.message) for e in replay(record.measurements).detected]
     assert live == again
+    assert [e.step for e in record.events] == sorted(e.step for e in record.events)
+    # The report needs none of the events that were recorded: it makes them, and the phase, out of the measurements.
+    past = history(replace(record, events=tuple(e for e in record.events if e.name not in DETECTED)))
+    assert [(e.name, e.step, e.group, e.message) for e in past.events if e.name in DETECTED] == live
+    assert past.outcome.phase == int(trainer.callback_metrics["topology/phase"])
     assert all(e.message and e.remedy for e in record.events)
     return record.events
 
@@ -86,6 +96,29 @@ def test_a_learning_rate_that_comes_down_again_ends_what_it_began(tmp_path):
         ("topology_breakdown", 1),
         ("topology_restored", 106),
     ]
+
+
+def test_the_report_command_finds_phases_and_events_again_where_the_list_of_events_is_lost(tmp_path):
+    torch.manual_seed(0)
+    probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=1), Sharpness(every_n_steps=1)]
+    monitor = TopologyMonitor(probes, max_overhead=None, verbose=False)
+    fit(Quadratic(lr=1.0), [monitor], root=tmp_path, max_epochs=3)
+    events = monitor.dirpath / "events.jsonl"
+    header, *lines = events.read_text().splitlines(keepends=True)
+    kinds = {json.loads(line)["name"] for line in lines}
+    assert {"instability", "edge_of_stability_enter", "topology_breakdown"} <= kinds <= DETECTED
+    events.write_text(header)
+    assert main(["report", str(monitor.dirpath), "--out", str(tmp_path / "again.html")]) == 0
+
+    def shown(page):
+        data = re.search(r'id="page-data">(.*?)</script>', page.read_text(), re.DOTALL)[1]
+        return json.loads(data)["runs"][0]
+
+    live, again = shown(monitor.dirpath / "report.html"), shown(tmp_path / "again.html")
+    assert len(live["events"]) == len(lines)
+    assert again["events"] == live["events"]
+    assert again["ribbon"] == live["ribbon"]
+    assert again["ribbon"]
 
 
 def test_dead_neurons_that_decay_to_nothing_have_merged(tmp_path):

@@ -198,6 +198,36 @@ def test_what_passes_by_changes_nothing(found):
     assert replay([m for three in noise for m in three], QUICK).detected == replay(found, QUICK).detected
 
 
+@given(measurements, st.lists(st.integers(0, 5), max_size=60))
+def test_it_does_not_matter_how_often_it_is_asked(found, asked):
+    """Looked at between any two measurements, copied, written down: what follows is the same."""
+    state, events = DetectorState(), []
+    for m, times in itertools.zip_longest(found, asked[: len(found)], fillvalue=0):
+        for _ in range(times):
+            _ = state.phase, [state.phase_of(group) for group in ("", "a", "b")], state.to_dict()
+            observe(state, m, QUICK)  # what nobody keeps has not happened
+        state, new = observe(state, m, QUICK)
+        events += new
+    whole = replay(found, QUICK)
+    assert tuple(events) == whole.detected
+    assert state == whole.state
+
+
+@given(st.lists(st.floats(0.0, 2.0), max_size=15), st.integers(1, 3))
+def test_a_band_that_is_measured_more_often_at_rest_changes_no_more_than_once(values, times):
+    """Each value again and again: the more measurements, the surer the medians; never more changes than values."""
+    for name in ("sharpness_ratio", "eta_lambda"):
+        held = [v for v in values for _ in range(5 * times)]
+        run = replay(sharpnesses(held, name))
+        band = PhaseRules().edge if name == "sharpness_ratio" else PhaseRules().curvature
+        inside, changes = False, []
+        for v in values:
+            now = v >= band.leave if inside else v >= band.enter
+            changes += [now] if now != inside else []
+            inside = now
+        assert len(run.detected) == len(changes)
+
+
 @given(measurements)
 def test_events_of_a_group_do_not_depend_on_other_groups(found):
     alone = replay([m for m in found if m.group == "a"], QUICK)

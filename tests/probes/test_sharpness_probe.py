@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from lightning_topo.neurons import NeuronGroup, ParamSlice
 from lightning_topo.probes import BatchLoss, Capture, Clouds, Sharpness
@@ -68,7 +69,7 @@ def test_unknown_optimizers_have_the_directional_ratio_alone(setting):
     optimizer = torch.optim.Rprop(setting[0].parameters(), lr=1e-3)
     before = trained(setting, optimizer)
     values = Sharpness().measure(capture(setting, optimizer, before=before)).values[""]
-    assert values.keys() == {"sharpness", "residual", "n_hvp", "converged", "directional_ratio"}
+    assert values.keys() == {"sharpness", "residual", "n_hvp", "converged", "exact", "directional_ratio"}
 
 
 def test_the_directional_ratio_is_that_of_the_step_taken(setting):
@@ -158,3 +159,119 @@ def test_parts_need_a_batch_with_samples():
     for options in ({"n_largest": 0}, {"micro_batch": 0}, {"batch_sharpness": 0}, {"swap_pairs": -1}):
         with pytest.raises(ValueError, match="expected"):
             Sharpness(**options)
+
+
+def small_memory(limit, error=torch.OutOfMemoryError):
+    """The mean squared error, of at most so many samples at a time."""
+    sizes = []
+
+    def loss_fn(module, batch):
+        sizes.append(len(batch[0]))
+        if sizes[-1] > limit:
+            raise error("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3 bytes.")
+        return mse(module, batch)
+
+    return loss_fn, sizes
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_a_batch_larger_than_memory_is_halved_until_it_fits_and_the_size_is_remembered(setting, error):
+    optimizer = torch.optim.SGD(setting[0].parameters(), lr=0.1)
+    truth = Sharpness(tolerance=1e-6).measure(capture(setting, optimizer)).values[""]
+    loss_fn, sizes = small_memory(12, error=error)
+    probe = Sharpness(loss_fn=loss_fn, tolerance=1e-6)
+    with pytest.warns(UserWarning, match="10 samples of the probe batch at a time"):
+        first = probe.measure(capture(setting, optimizer))
+    assert [size for size in sizes if size > 12] == [40, 20]
+    assert first.values[""]["micro_batch"] == 10.0
+    assert first.values[""]["sharpness"] == pytest.approx(truth["sharpness"], rel=1e-4)
+    assert "micro_batch" not in truth
+    sizes.clear()
+    second = probe.measure(capture(setting, optimizer, first))  # no warning, no vain attempt
+    assert max(sizes) == 10
+    assert second.values[""]["micro_batch"] == 10.0
+
+
+def test_memory_that_ends_in_the_middle_of_the_products_is_met_too(setting):
+    optimizer = torch.optim.SGD(setting[0].parameters(), lr=0.1)
+    failing = iter([False] * 10 + [True])
+
+    def loss_fn(module, batch):
+        if next(failing, False):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return mse(module, batch)
+
+    with pytest.warns(UserWarning, match="5 samples"):
+        found = Sharpness(loss_fn=loss_fn, micro_batch=10).measure(capture(setting, optimizer))
+    assert found.values[""]["converged"]
+
+
+def test_where_not_even_one_sample_fits_the_error_is_the_allocator_s(setting):
+    optimizer = torch.optim.SGD(setting[0].parameters(), lr=0.1)
+    loss_fn, sizes = small_memory(0)
+    with pytest.raises(torch.OutOfMemoryError, match="can't allocate"):
+        Sharpness(loss_fn=loss_fn).measure(capture(setting, optimizer))
+    assert sizes == [40, 20, 10, 5, 3, 2, 1]
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(setting):
+    optimizer = torch.optim.SGD(setting[0].parameters(), lr=0.1)
+    calls = []
+
+    def loss_fn(module, batch):
+        calls.append(None)
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        Sharpness(loss_fn=loss_fn).measure(capture(setting, optimizer))
+    assert len(calls) == 1
+
+
+class TanhOnce(torch.autograd.Function):
+    """tanh, with a backward pass that autograd cannot look into."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.tanh())
+        return x.tanh()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return grad * (1 - ctx.saved_tensors[0] ** 2)
+
+
+def test_an_operator_without_double_backward_is_told_once_and_marked(setting):
+    module, _ = setting
+
+    def loss_fn(module, batch):
+        return nn.functional.mse_loss(module[2](TanhOnce.apply(module[0](batch[0]))), batch[1])
+
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+    before = trained(setting, optimizer)
+    options = {"tolerance": 1e-4, "swap_pairs": 2, "batch_sharpness": 10, "n_largest": 2}
+    truth = Sharpness(**options).measure(capture(setting, optimizer, before=before)).values
+    probe = Sharpness(loss_fn=loss_fn, **options)
+    with pytest.warns(UserWarning, match=r"TanhOnce has no second derivative"):
+        first = probe.measure(capture(setting, optimizer, before=before))
+    for group, values in truth.items():
+        for name in values.keys() - {"residual", "ratio_residual", "n_hvp", "exact"}:
+            assert first.values[group][name] == pytest.approx(values[name], rel=1e-3)
+    assert (truth[""]["exact"], first.values[""]["exact"]) == (1.0, 0.0)
+    second = probe.measure(capture(setting, optimizer, first, before=before))  # no warning
+    assert second.values[""]["exact"] == 0.0
+
+
+def test_parts_and_finite_differences_go_together(setting):
+    optimizer = torch.optim.SGD(setting[0].parameters(), lr=0.1)
+    truth = Sharpness(tolerance=1e-4).measure(capture(setting, optimizer)).values[""]
+    limited, _ = small_memory(25)
+
+    def loss_fn(module, batch):
+        limited(module, batch)
+        return nn.functional.mse_loss(module[2](TanhOnce.apply(module[0](batch[0]))), batch[1])
+
+    with pytest.warns(UserWarning, match=r"TanhOnce.*20 samples"):
+        found = Sharpness(loss_fn=loss_fn, tolerance=1e-4).measure(capture(setting, optimizer)).values[""]
+    assert (found["exact"], found["micro_batch"]) == (0.0, 20.0)
+    assert found["sharpness_ratio"] == pytest.approx(truth["sharpness_ratio"], rel=1e-3)
