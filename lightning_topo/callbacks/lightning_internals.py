@@ -32,9 +32,25 @@ def batches_stepped(trainer: Trainer) -> int:
     """How many batches have led to a step, by the count under which Lightning's own rows go to the loggers.
 
     In `on_train_batch_end` the present batch is not counted yet. `trainer.global_step` would count double with two
-    optimizers.
+    optimizers. A checkpoint that was saved in that hook, or in validation, holds one too few, which Lightning makes up
+    for later: in `on_train_start` it is made up for here.
     """
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
+    loop = trainer.fit_loop.epoch_loop
+    if not loop.restarting or _current_hook(trainer) != "on_train_start":
+        return loop._batches_that_stepped
+    if trainer.lightning_module.automatic_optimization:
+        return trainer.global_step
+    return loop._batches_that_stepped + _lacks_a_step(loop)
+
+
+def _current_hook(trainer: Trainer) -> str | None:
+    return getattr(trainer.lightning_module, "_current_fx_name", None)
+
+
+def _lacks_a_step(loop: Any) -> bool:
+    """What `_TrainingEpochLoop.reset` asks before it counts the step in which the checkpoint was saved."""
+    in_time = loop.restarted_on_train_batch_end or not loop.restarted_on_last
+    return not loop._should_accumulate() and in_time
 
 
 def is_last_of_epoch(trainer: Trainer) -> bool:

@@ -43,9 +43,9 @@ class TopologyLRFinder(Callback):
       paper's sufficient condition, and the edge of stability, say of a step at lr.
 
     `suggestion_by_ratio` is the largest learning rate up to which both r were below 1, `suggestion_by_curvature` the
-    largest up to which `eta_lambda` was (past the first steps of Adam and its like). The first is what was observed, and says nothing of
-    later steps; the second is usually far smaller, and no certificate either. Where the sweep does not cross the
-    critical point, there is no suggestion by it: r of many networks is still below 1 where the loss diverges.
+    largest up to which `eta_lambda` was, past the first steps of Adam and its like. The first is what was observed, and
+    says nothing of later steps; the second is usually far smaller, and no certificate either. Where the sweep does not
+    cross the critical point, there is no suggestion by it: r of many networks is still below 1 where the loss diverges.
 
     Everything is afterwards bitwise as it was: the batches are drawn from the data set itself, so that the dataloader
     does not move, and weights, optimizer, buffers, metrics, scaler and random states are put back. Schedulers, loops,

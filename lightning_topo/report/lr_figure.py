@@ -51,7 +51,7 @@ def lr_figure(
             below.set_ylim(bottom=max(lowest, 1e-6) / 100)  # room for the legend
         for axes in (above, below):
             _point_out(axes, marks, labelled=axes is above)
-        below.legend(frameon=False, fontsize=9, loc="lower right")
+        below.legend(frameon=True, framealpha=1.0, edgecolor="white", fancybox=False, fontsize=9, loc="lower right")
     return figure
 
 
