@@ -10,6 +10,7 @@ own. docs/schedule.md says what to expect of it.
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,13 +111,20 @@ def main() -> None:
         "held at 0.01 lr*": (HoldAtCritical(0.01), 0.01),
         "held at 0.02 lr*": (HoldAtCritical(0.02), 0.01),
     }
-    print("| run | r: median of the last half | lr: step 100 | step 200 | last | last loss |")
-    print("|---|---|---|---|---|---|")
+    print("| run | r in the last half: geometric mean | largest | lr: step 100 | step 200 | last | last loss |")
+    print("|---|---|---|---|---|---|---|")
     for name, (hold, lr) in runs.items():
         course = train(hold, lr, arguments.steps, arguments.folder)
-        late = sorted(course.ratios[len(course.ratios) // 2 :])
+        late = course.ratios[len(course.ratios) // 2 :]
         rates = " | ".join(f"{course.rates[min(k, len(course.rates) - 1)]:.3g}" for k in (100, 200, -1))
-        print(f"| {name} | {late[len(late) // 2]:.3g} | {rates} | {course.losses[-1]:.3g} |", flush=True)
+        print(
+            f"| {name} | {geometric_mean(late):.3g} | {max(late):.3g} | {rates} | {course.losses[-1]:.3g} |", flush=True
+        )
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Of positive numbers."""
+    return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
 if __name__ == "__main__":
