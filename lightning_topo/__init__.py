@@ -7,7 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_topo.callbacks import TopologyEarlyStopping, TopologyMonitor, TopologyStepGuard
+    from lightning_topo.callbacks import (
+        Findings,
+        LRSweep,
+        TopologyEarlyStopping,
+        TopologyLRFinder,
+        TopologyMonitor,
+        TopologyStepGuard,
+    )
     from lightning_topo.geometry import StepDistortion, step_distortion
     from lightning_topo.homology import PersistenceDiagram, persistence
     from lightning_topo.neurons import NeuronGroup, declare_neurons, find_neuron_groups
@@ -17,7 +24,14 @@ if TYPE_CHECKING:
     from lightning_topo.stability import SharpnessEstimate, sharpness
 
 _HOMES = {
-    "callbacks": ("TopologyEarlyStopping", "TopologyMonitor", "TopologyStepGuard"),
+    "callbacks": (
+        "Findings",
+        "LRSweep",
+        "TopologyEarlyStopping",
+        "TopologyLRFinder",
+        "TopologyMonitor",
+        "TopologyStepGuard",
+    ),
     "geometry": ("StepDistortion", "step_distortion"),
     "homology": ("PersistenceDiagram", "persistence"),
     "neurons": ("NeuronGroup", "declare_neurons", "find_neuron_groups"),
@@ -30,6 +44,8 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Distortion",
+    "Findings",
+    "LRSweep",
     "NeuronGroup",
     "Persistence",
     "PersistenceDiagram",
@@ -40,6 +56,7 @@ __all__ = [
     "StepDistortion",
     "TopologyEarlyStopping",
     "TopologyEvent",
+    "TopologyLRFinder",
     "TopologyMonitor",
     "TopologyStepGuard",
     "declare_neurons",

@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_topo.callbacks.findings import Findings
-from lightning_topo.callbacks.lightning_internals import epochs_finished, is_trial_run
+from lightning_topo.callbacks.lightning_internals import epochs_finished, is_trial_run, misconfigured
 from lightning_topo.callbacks.monitor import monitors
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.phases import EventName
@@ -198,15 +197,17 @@ class TopologyEarlyStopping(Callback):
         self._counted, self.stopping_reason, self.stopped_epoch, self._groups_checked = StopState(), None, 0, False
         watching = monitors(trainer)
         if not watching:
-            raise MisconfigurationException(
+            raise misconfigured(
+                trainer,
                 "TopologyEarlyStopping counts what a TopologyMonitor finds, and there is none: add one, as in "
-                "Trainer(callbacks=[TopologyMonitor(), TopologyEarlyStopping(...)])."
+                "Trainer(callbacks=[TopologyMonitor(), TopologyEarlyStopping(...)]).",
             )
         probes = [probe for monitor in watching for probe in monitor.settings.probes]
         if self.rules.patience is not None and not any(isinstance(probe, Persistence) for probe in probes):
-            raise MisconfigurationException(
+            raise misconfigured(
+                trainer,
                 "TopologyEarlyStopping(patience=...) counts captures of persistence diagrams, and there are none: add "
-                "Persistence() to the probes of TopologyMonitor."
+                "Persistence() to the probes of TopologyMonitor.",
             )
 
     def on_topology_findings(self, trainer: Trainer, pl_module: LightningModule, findings: Findings) -> None:

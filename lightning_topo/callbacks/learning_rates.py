@@ -1,4 +1,4 @@
-"""Lowering a learning rate from outside, so that the schedulers keep it lowered."""
+"""Changing a learning rate from outside, so that the schedulers keep it changed."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,6 +20,8 @@ _KEEPERS = (
     lr_scheduler.SequentialLR,
     lr_scheduler.StepLR,
 )
+# These set a multiple of `base_lrs`.
+_MULTIPLIERS = (lr_scheduler.CosineAnnealingWarmRestarts, lr_scheduler.LambdaLR)
 
 
 def overwriting_schedulers(schedulers: Iterable[Any]) -> list[str]:
@@ -34,7 +36,15 @@ def overwriting_schedulers(schedulers: Iterable[Any]) -> list[str]:
     return [type(s).__name__ for s in _with_parts(schedulers) if not isinstance(s, _KEEPERS)]
 
 
-def lower_learning_rate(optimizer: Optimizer, factor: float, schedulers: Iterable[Any] = ()) -> None:
+def unscalable_schedulers(schedulers: Iterable[Any]) -> list[str]:
+    """The names of those that bring learning rates of their own, whatever the one they start from, or may do so.
+
+    `LambdaLR` and `CosineAnnealingWarmRestarts` overwrite the present one, by a multiple of that which they start from.
+    """
+    return [type(s).__name__ for s in _with_parts(schedulers) if not isinstance(s, (*_KEEPERS, *_MULTIPLIERS))]
+
+
+def scale_learning_rate(optimizer: Optimizer, factor: float, schedulers: Iterable[Any] = ()) -> None:
     """Multiply the learning rate of all parameter groups, and that from which the optimizer's schedulers start.
 
     The latter because `SequentialLR` at its milestones and `CosineAnnealingLR` after its minimum begin with it again.
@@ -42,6 +52,8 @@ def lower_learning_rate(optimizer: Optimizer, factor: float, schedulers: Iterabl
     for group in optimizer.param_groups:
         lr = group["lr"]
         group["lr"] = lr.mul_(factor) if isinstance(lr, Tensor) else lr * factor
+        if "initial_lr" in group:
+            group["initial_lr"] = group["initial_lr"] * factor
     for scheduler in _with_parts(schedulers):
         if getattr(scheduler, "optimizer", None) is optimizer and hasattr(scheduler, "base_lrs"):
             scheduler.base_lrs = [lr * factor for lr in scheduler.base_lrs]

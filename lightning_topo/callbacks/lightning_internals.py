@@ -1,18 +1,56 @@
 """The few things of Lightning that have no public name, in one place; tests/callbacks watches them."""
 
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers import Logger
+
+
+def is_lightnings(thing: Any, *names: str) -> bool:
+    """Whether a thing is of one of these classes, or extends it: by name, because of the two namespaces.
+
+    `lightning` and `pytorch_lightning` each have their own classes, and a training lives in one of them.
+    """
+    return any(cls.__name__ in names and "lightning" in cls.__module__ for cls in type(thing).__mro__)
+
+
+def misconfigured(trainer: Trainer, message: str) -> Exception:
+    """Lightning's `MisconfigurationException`, of the namespace that the trainer comes from."""
+    other = any(cls.__module__.startswith("pytorch_lightning.") for cls in type(trainer).__mro__)
+    package = "pytorch_lightning" if other else "lightning.pytorch"
+    return import_module(f"{package}.utilities.exceptions").MisconfigurationException(message)
+
+
+def shards_parameters(trainer: Trainer) -> bool:
+    """Whether a process holds only parts of the parameters."""
+    return is_lightnings(trainer.strategy, "FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 
 def batches_stepped(trainer: Trainer) -> int:
     """How many batches have led to a step, by the count under which Lightning's own rows go to the loggers.
 
     In `on_train_batch_end` the present batch is not counted yet. `trainer.global_step` would count double with two
-    optimizers.
+    optimizers. A checkpoint that was saved in that hook, or in validation, holds one too few, which Lightning makes up
+    for later: in `on_train_start` it is made up for here.
     """
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
+    loop = trainer.fit_loop.epoch_loop
+    if not loop.restarting or _current_hook(trainer) != "on_train_start":
+        return loop._batches_that_stepped
+    if trainer.lightning_module.automatic_optimization:
+        return trainer.global_step
+    return loop._batches_that_stepped + _lacks_a_step(loop)
+
+
+def _current_hook(trainer: Trainer) -> str | None:
+    return getattr(trainer.lightning_module, "_current_fx_name", None)
+
+
+def _lacks_a_step(loop: Any) -> bool:
+    """What `_TrainingEpochLoop.reset` asks before it counts the step in which the checkpoint was saved."""
+    in_time = loop.restarted_on_train_batch_end or not loop.restarted_on_last
+    return not loop._should_accumulate() and in_time
 
 
 def is_last_of_epoch(trainer: Trainer) -> bool:
@@ -45,8 +83,8 @@ def run_folder(trainer: Trainer) -> Path:
     logger = trainer.loggers[0]
     save_dir = logger.save_dir if logger.save_dir is not None else trainer.default_root_dir
     # W&B and MLflow know their run's id only once the run has begun.
-    if isinstance(logger, WandbLogger | MLFlowLogger):
-        _ = logger.experiment
+    if is_lightnings(logger, "WandbLogger", "MLFlowLogger"):
+        _ = getattr(logger, "experiment")  # noqa: B009 - of an undeclared type
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(save_dir) / str(logger.name) / version
 

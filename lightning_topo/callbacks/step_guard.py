@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import LBFGS
 
-from lightning_topo.callbacks.discovery import discover
-from lightning_topo.callbacks.learning_rates import lower_learning_rate, overwriting_schedulers
+from lightning_topo.callbacks.group_choice import choose_groups
+from lightning_topo.callbacks.learning_rates import overwriting_schedulers, scale_learning_rate
+from lightning_topo.callbacks.lightning_internals import misconfigured, shards_parameters
 from lightning_topo.callbacks.monitor import monitors
 from lightning_topo.callbacks.training_loss import sample_batch
 from lightning_topo.callbacks.watched_optimizer import WatchedOptimizer
@@ -188,22 +187,25 @@ class TopologyStepGuard(Callback):
 
     def _refuse(self, trainer: Trainer) -> None:
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
-            raise MisconfigurationException(
+            raise misconfigured(
+                trainer,
                 "TopologyStepGuard cannot change the steps of LBFGS, whose line search and history assume the step "
-                "that it made. Use a first-order optimizer, or leave the guard out and watch r with TopologyMonitor."
+                "that it made. Use a first-order optimizer, or leave the guard out and watch r with TopologyMonitor.",
             )
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
-            raise MisconfigurationException(
+        if shards_parameters(trainer):
+            raise misconfigured(
+                trainer,
                 f"TopologyStepGuard needs whole neurons on every device, and {type(trainer.strategy).__name__} shards "
-                "them. Use DDP, or leave the guard out and watch r with TopologyMonitor."
+                "them. Use DDP, or leave the guard out and watch r with TopologyMonitor.",
             )
         if self.mode != "lower_lr":
             return
         if found := overwriting_schedulers(config.scheduler for config in trainer.lr_scheduler_configs):
-            raise MisconfigurationException(
+            raise misconfigured(
+                trainer,
                 f'TopologyStepGuard(mode="lower_lr") lowers the learning rate, and {", ".join(found)} would overwrite '
                 'it at the next step. Use mode="rescale", which leaves the learning rate alone, or a scheduler that '
-                "multiplies the present one (StepLR, ExponentialLR, LinearLR, CosineAnnealingLR, SequentialLR, ...)."
+                "multiplies the present one (StepLR, ExponentialLR, LinearLR, CosineAnnealingLR, SequentialLR, ...).",
             )
 
     def _find_groups(self, trainer: Trainer, module: LightningModule, batch: Any) -> tuple[NeuronGroup, ...]:
@@ -212,15 +214,9 @@ class TopologyStepGuard(Callback):
                 if monitor.groups:
                     return tuple(monitor.groups)
         sample = sample_batch(trainer, self.seed)
-        found, problems = discover(self.chosen_groups, trainer, module, batch if sample is None else sample, self.seed)
-        groups = tuple(group for group in found if group.n > 1)
-        said = " ".join(problem.message for problem in problems)
-        remedy = "Name the groups by hand: TopologyStepGuard(groups=declare_neurons(module, ...))."
-        if not groups:
-            raise MisconfigurationException(f"TopologyStepGuard has nothing to guard. {said} {remedy}")
-        if problems:
-            rank_zero_warn(f"TopologyStepGuard: {said} {remedy}")
-        return groups
+        return choose_groups(
+            "TopologyStepGuard", self.chosen_groups, trainer, module, batch if sample is None else sample, self.seed
+        )
 
     def _updated(self, watched: WatchedOptimizer) -> None:
         """Hold back the update that an optimizer has just made, if it is too large."""
@@ -233,7 +229,7 @@ class TopologyStepGuard(Callback):
             if self.mode == "lower_lr":
                 lower = max(self.max_ratio / worst, _STEEPEST)
                 schedulers = [config.scheduler for config in watched.trainer.lr_scheduler_configs]
-                lower_learning_rate(watched.optimizer, lower, schedulers)
+                scale_learning_rate(watched.optimizer, lower, schedulers)
             else:
                 factor, worst = self._hold(watched, worst)
                 self._counts["n_dropped"] += factor == 0.0

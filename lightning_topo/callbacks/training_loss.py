@@ -24,8 +24,8 @@ MIN_SAMPLES = 256
 """32 samples bias the sharpness upwards by 25-43 %, 256 by 0-4 %."""
 
 
-def sample_batch(trainer: Trainer, seed: int) -> Any | None:
-    """A batch of at least `MIN_SAMPLES` samples (or all) of the training data set, on the module's device.
+def sample_batch(trainer: Trainer, seed: int, at_least: int = MIN_SAMPLES) -> Any | None:
+    """A batch of `at_least` so many samples (or all) of the training data set, on the module's device.
 
     Taken from the data set itself, so that neither the loader's order nor any random state moves. None where the
     data can only be iterated: then the first training batch has to serve.
@@ -37,7 +37,7 @@ def sample_batch(trainer: Trainer, seed: int) -> Any | None:
         return None
     with isolate_rng():
         torch.manual_seed(seed)
-        batch = tree_unflatten([_sample(loader, seed) for loader in loaders], structure)
+        batch = tree_unflatten([_sample(loader, seed, at_least) for loader in loaders], structure)
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module.on_before_batch_transfer(batch, 0)
         return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
@@ -51,13 +51,13 @@ def first_batch(trainer: Trainer, batch: Any, ranks: Ranks) -> Any:
     return trainer.strategy.batch_to_device(ranks.first("sharing a batch", lambda: on_cpu), dataloader_idx=0)
 
 
-def _sample(loader: DataLoader, seed: int) -> Any:
+def _sample(loader: DataLoader, seed: int, at_least: int) -> Any:
     dataset = loader.dataset
     if loader.batch_sampler is None:  # the data set's items are the batches
         return loader.collate_fn(dataset[0])
     n = len(dataset)  # pyright: ignore[reportArgumentType]  # a map-style data set has a length
     batch_size = getattr(loader.batch_sampler, "batch_size", None) or MIN_SAMPLES
-    wanted = min(n, max(MIN_SAMPLES, batch_size))
+    wanted = min(n, max(at_least, batch_size))
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     indices = sorted(order[:wanted].tolist())
     fetch = getattr(dataset, "__getitems__", None)
@@ -88,7 +88,7 @@ def training_loss(
         torch.enable_grad(),
     ):
         torch.manual_seed(seed)
-        module.__dict__["log"] = module.__dict__["log_dict"] = _mute
+        module.__dict__["log"] = module.__dict__["log_dict"] = mute
         trainer.loggers = [DummyLogger()] if loggers else []
         try:
             yield BatchLoss(partial(run_training_step if loss_fn is None else loss_fn, module), batch)
@@ -117,5 +117,5 @@ def _refuse_unless_pure(module: LightningModule) -> None:
         raise ProbeUnavailable("training_step draws its batches itself (dataloader_iter).", remedy)
 
 
-def _mute(*args: Any, **kwargs: Any) -> None:
+def mute(*args: Any, **kwargs: Any) -> None:
     """In place of `LightningModule.log`."""

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _MARKERS = ("o", "^", "s", "D")
-_GREY = "#666666"
+GREY = "#666666"
 _N_CURVES = 5
 _N_SCALES = 80
 
@@ -31,14 +31,14 @@ def diagram_figure(pairs: tuple[Pairs, ...], title: str) -> "Figure":
     finite = [values[np.isfinite(values)] for values in pairs]
     top = max((float(values.max()) for values in finite if len(values)), default=0.0) or 1.0
     never = 1.08 * top
-    with _own_style():
-        figure, (axes,) = _figure(1, title)
-        axes.plot([0.0, never], [0.0, never], color=_GREY, linewidth=0.8)
-        axes.axhline(never, color=_GREY, linewidth=0.8, linestyle="--")
-        axes.text(never, never, "\u221e", color=_GREY, ha="right", va="bottom")
+    with own_style():
+        figure, (axes,) = panels_below(1, title)
+        axes.plot([0.0, never], [0.0, never], color=GREY, linewidth=0.8)
+        axes.axhline(never, color=GREY, linewidth=0.8, linestyle="--")
+        axes.text(never, never, "\u221e", color=GREY, ha="right", va="bottom")
         for k, bars in enumerate(pairs):
             deaths = np.where(np.isinf(bars[:, 1]), never, bars[:, 1])
-            look: dict[str, Any] = {"color": _COLOURS[k % 4], "marker": _MARKERS[k % 4]}
+            look: dict[str, Any] = {"color": COLOURS[k % 4], "marker": _MARKERS[k % 4]}
             label = f"$H_{k}$: {len(bars):,} {'bar' if len(bars) == 1 else 'bars'}"
             axes.scatter(bars[:, 0], deaths, s=22, alpha=0.6, linewidths=0, label=label, clip_on=False, **look)
         axes.set(xlabel="birth (distance)", ylabel="death (distance)")
@@ -54,8 +54,8 @@ def betti_figure(captures: Mapping[int, tuple[Pairs, ...]], title: str) -> "Figu
         return None
     from matplotlib import colormaps
 
-    with _own_style():
-        figure, panels = _figure(len(found.betti), title)
+    with own_style():
+        figure, panels = panels_below(len(found.betti), title)
         darkness = np.linspace(0.25, 1.0, len(found.steps)) if len(found.steps) > 1 else [1.0]
         for k, (axes, betti) in enumerate(zip(panels, found.betti, strict=True)):
             for step, curve, dark in zip(found.steps, betti, darkness, strict=True):
@@ -76,8 +76,8 @@ def crocker_figure(found: Crocker, title: str) -> "Figure":
     """
     from matplotlib.colors import LogNorm, Normalize
 
-    with _own_style():
-        figure, panels = _figure(len(found.betti), title)
+    with own_style():
+        figure, panels = panels_below(len(found.betti), title)
         for k, (axes, betti) in enumerate(zip(panels, found.betti, strict=True)):
             largest = max(int(betti.max()), 1)
             norm = LogNorm(1, largest) if largest >= 10 else Normalize(0, largest)
@@ -103,7 +103,7 @@ def pixels(figure: "Figure") -> UInt8[np.ndarray, "height width 4"]:
     return np.array(canvas.buffer_rgba())
 
 
-def _figure(n_panels: int, title: str) -> "tuple[Figure, list[Axes]]":
+def panels_below(n_panels: int, title: str) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
     # One below the other: trackers show images in narrow columns.
@@ -119,7 +119,7 @@ def _figure(n_panels: int, title: str) -> "tuple[Figure, list[Axes]]":
 
 
 @contextmanager
-def _own_style() -> Iterator[None]:
+def own_style() -> Iterator[None]:
     """The same figure whatever style the user has chosen for others."""
     import matplotlib
 

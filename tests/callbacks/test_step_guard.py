@@ -348,7 +348,7 @@ def test_what_has_no_meaning_is_refused(tmp_path):
             super().__init__()
             self.net = nn.Linear(4, 3)
 
-    with pytest.raises(MisconfigurationException, match=r"nothing to guard.*declare_neurons"):
+    with pytest.raises(MisconfigurationException, match=r"no neurons to work on.*declare_neurons"):
         fit(NoGroups(), [TopologyStepGuard()], root=tmp_path)
     for options in ({"max_ratio": 1.0}, {"max_ratio": 0.0}, {"mode": "clip"}, {"groups": "all"}):
         with pytest.raises((ValueError, TypeError), match=r"expected|mode|groups"):

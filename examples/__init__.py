@@ -1,0 +1,1 @@
+"""Scripts to read, to run and to take from; the tests run each of them."""

@@ -1,0 +1,197 @@
+"""A training interrupted anywhere and resumed measures what the uninterrupted one does, from there on."""
+
+import math
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from lightning_topo import (
+    Distortion,
+    Persistence,
+    Sharpness,
+    TopologyEarlyStopping,
+    TopologyMonitor,
+    read_record,
+)
+from lightning_topo.demo import FullBatch
+from tests.callbacks.training import Classifier, dataset, fit, loader
+
+EPOCHS = 4
+OUTSIDE = ("schedule",)
+
+
+class Shaken(Classifier):
+    """Most steps are small and some too large, by a schedule that is known at every step; validates as well."""
+
+    def __init__(self, momentum=0.9):
+        super().__init__(width=12, lr=1.0, momentum=momentum)
+
+    def configure_optimizers(self):
+        optimizer = self.make_optimizer()
+        rates = {3: 60.0, 12: 30.0, 13: 90.0, 19: 40.0, 24: 60.0, 27: 60.0, 30: 60.0}
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: rates.get(k, 0.02))
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.net(batch[0]).square().mean())
+
+    def val_dataloader(self):
+        return loader(16)
+
+
+class Interrupt(L.Callback):
+    """Raises in one hook, when so many batches have been seen."""
+
+    def __init__(self, hook, at):
+        self.at, self.seen, self.hook = at, 0, hook
+
+    def _count(self, hook):
+        if hook == self.hook:
+            self.seen += 1
+            if self.seen == self.at:
+                raise InterruptedError
+
+    def on_train_batch_start(self, *_):
+        self._count("batch_start")
+
+    def on_before_optimizer_step(self, *_):
+        self._count("backward")
+
+    def on_validation_batch_start(self, *_):
+        self._count("validation")
+
+    def on_train_epoch_end(self, *_):
+        self._count("epoch_end")
+
+
+def callbacks():
+    probes = [Distortion(every_n_steps=1), Persistence(every_n_epochs=1), Sharpness(every_n_steps=3)]
+    monitor = TopologyMonitor(probes, report=False, max_overhead=None, on_error="raise")
+    return monitor, TopologyEarlyStopping("topology_breakdown", min_count=99)
+
+
+def data():
+    """Each batch is the same: Lightning's resume within an epoch begins with the epoch's first batch again."""
+    return DataLoader(FullBatch(dataset(), 8), batch_size=None)
+
+
+def run(root, interrupts, saver, how, module=Shaken):
+    """Train to the end, resumed after each interruption from the newest checkpoint; the steps of the resumes."""
+    resumed, path = [], None
+    for interrupt in [*interrupts, None]:
+        checkpoint = ModelCheckpoint(root / "checkpoints", save_top_k=-1, filename="{step}", **saver)
+        ours = callbacks()
+        extra = [] if interrupt is None else [interrupt]
+        torch.manual_seed(0)
+        made = module()
+        options = {"root": root, "max_epochs": EPOCHS, "enable_checkpointing": True, "ckpt_path": path, **how}
+        if interrupt is None:
+            fit(made, [*ours, *extra, checkpoint], data=data(), **options)
+            return made, resumed, ours
+        with pytest.raises(InterruptedError):
+            fit(made, [*ours, *extra, checkpoint], data=data(), **options)
+        path = max(
+            (root / "checkpoints").glob("*.ckpt"), key=lambda file: torch.load(file, weights_only=True)["global_step"]
+        )
+        resumed.append(torch.load(path, weights_only=True)["global_step"])
+    raise AssertionError
+
+
+def lines(record, since):
+    return {
+        (m.step, m.probe, m.group): dict(m.values)
+        for m in record.measurements
+        if m.step > since and m.probe not in OUTSIDE
+    }
+
+
+POINTS = {
+    "within an epoch": ([("batch_start", 14)], {"every_n_train_steps": 5}, {}),
+    "with the last batch": ([("batch_start", 19)], {"every_n_train_steps": 8}, {}),
+    "at the end of an epoch": ([("batch_start", 13)], {"every_n_epochs": 1, "save_on_train_epoch_end": True}, {}),
+    "in the hook of an epoch's end": ([("epoch_end", 2)], {"every_n_train_steps": 6}, {}),
+    "in validation": ([("validation", 9)], {"monitor": None}, {"val_check_interval": 4}),
+    "in accumulation": ([("batch_start", 15)], {"every_n_train_steps": 2}, {"accumulate_grad_batches": 3}),
+    "between backward and step": ([("backward", 14)], {"every_n_train_steps": 1}, {}),
+    "twice": ([("batch_start", 12), ("backward", 15)], {"every_n_train_steps": 5}, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted training, by how it is run."""
+    made = {}
+
+    def get(how):
+        key = repr(how)
+        if key not in made:
+            root = tmp_path_factory.mktemp("whole")
+            module, _, (monitor, gate) = run(root, [], {"every_n_train_steps": 1000}, how)
+            made[key] = module, read_record(monitor.dirpath), gate
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize(("interrupts", "saver", "how"), POINTS.values(), ids=POINTS)
+def test_events_and_measurements_go_on_as_if_nothing_had_happened(tmp_path, whole, interrupts, saver, how):
+    module, record, gate = whole(how)
+    again, resumed, (monitor, gate_again) = run(tmp_path, [Interrupt(*at) for at in interrupts], saver, how)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))
+    found, since = read_record(monitor.dirpath), resumed[-1]
+    assert 0 < since < max(m.step for m in record.measurements)
+    # Whatever was interrupted, the record as a whole has every measurement once.
+    assert found.run_id == read_record(monitor.dirpath).run_id
+    assert lines(found, -1).keys() == lines(record, -1).keys()
+    captures = [m.step for m in record.measurements if m.probe == "persistence" and m.step > since]
+    for key, values in lines(record, since).items():
+        step, probe, _ = key
+        for name, value in values.items():
+            other = lines(found, since)[key][name]
+            if probe == "persistence" and step == captures[0] and name.startswith("log_bottleneck"):
+                # To the capture before, which after a resume is that of the resume.
+                continue
+            if probe == "sharpness":
+                continue  # below
+            assert other == value or (math.isnan(other) and math.isnan(value)), (key, name)
+    # The first Hessian eigenvalue after a resume is sought from a cold start, which may find another one than the warm.
+    for name in ("sharpness", "sharpness_ratio", "eta_lambda"):
+        a, b = (
+            [m.values[name] for m in each.measurements if m.probe == "sharpness" and m.step > since]
+            for each in (record, found)
+        )
+        assert b[1:] == pytest.approx(a[1:], rel=1e-3), name
+    gaps = [e.step for e in found.events if e.name == "gap"]
+    assert gaps == resumed
+    after = found.events[max(k for k, e in enumerate(found.events) if e.name == "gap") + 1 :]
+    assert told(after) == told(e for e in record.events if e.step > since)
+    assert told(after)
+    assert gate_again._counted.counts == gate._counted.counts
+
+
+def told(events):
+    """Jumps of a diagram are left out: what counts as one is judged by those before, and the first is cut short."""
+    return [(e.name, e.step, e.group) for e in events if e.name != "diagram_jump"]
+
+
+def test_nothing_that_was_written_is_ever_changed(tmp_path):
+    """Each file of lines only grows, also where steps are measured again."""
+    seen = {}
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            for name in ("measurements.jsonl", "events.jsonl"):
+                now = (tmp_path / "topology" / name).read_bytes()
+                assert now.startswith(seen.get(name, b""))
+                seen[name] = now
+
+    class Looked(Shaken):
+        def configure_callbacks(self):
+            return [Look()]
+
+    run(tmp_path, [Interrupt("batch_start", 12)], {"every_n_train_steps": 5}, {}, Looked)
+    assert seen["measurements.jsonl"].count(b'"step": 11,') == 2 * seen["measurements.jsonl"].count(b'"step": 10,')
+    assert not (tmp_path / "topology-v1").exists()

@@ -1,0 +1,50 @@
+"""The scripts under examples/ do what they say."""
+
+import math
+import sys
+
+import pytest
+
+from examples import hold_at_critical, stop_on_breakdown
+from lightning_topo import read_record
+
+
+def test_the_training_stops_at_the_first_step_at_or_above_the_critical_point(tmp_path):
+    trainer, monitor, gate = stop_on_breakdown.train(growth=1.15, folder=tmp_path)
+    worst = {}
+    for m in read_record(monitor.dirpath).measurements:
+        if m.probe == "distortion":
+            worst[m.step] = max(worst.get(m.step, 0.0), m.values["critical_ratio"])
+    *before, last = worst.values()
+    assert 5 < len(worst) == trainer.global_step < 100
+    assert max(before) < 1.0 <= last
+    assert f"topology_breakdown at step {trainer.global_step}" in gate.stopping_reason
+
+
+def test_the_script_says_why_it_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["stop_on_breakdown", "--growth", "1.3", "--folder", str(tmp_path)])
+    stop_on_breakdown.main()
+    said = capsys.readouterr().out
+    assert "of 300 steps" in said
+    assert "Training stops on topology: topology_breakdown at step" in said
+    assert "times the critical one" in said
+
+
+@pytest.mark.parametrize("multiple", [0.002, 0.005])
+def test_the_learning_rate_is_held_at_the_multiple(tmp_path, multiple):
+    hold = hold_at_critical.HoldAtCritical(multiple, max_change=1.2)
+    course = hold_at_critical.train(hold, 0.01, 120, tmp_path)
+    free = hold_at_critical.train(None, 0.01, 120, tmp_path)
+    assert hold_at_critical.geometric_mean(course.ratios[60:]) == pytest.approx(multiple, rel=0.3)
+    assert hold_at_critical.geometric_mean(free.ratios[60:]) < 0.5 * multiple
+    assert len(set(course.rates)) > 100
+    assert course.losses[-1] < free.losses[-1]
+    # The rule, once more by hand, from what was measured.
+    log_critical, lr = math.log(course.rates[0] / course.ratios[0]), course.rates[0]
+    for r, after in zip(course.ratios[1:], course.rates[2:], strict=False):
+        lr = course.rates[course.rates.index(after) - 1]
+        log_critical = 0.9 * log_critical + 0.1 * math.log(lr / r)
+        assert after == pytest.approx(min(max(multiple * math.exp(log_critical), lr / 1.2), lr * 1.2, 1.0), rel=1e-6)
+    again = hold_at_critical.HoldAtCritical(multiple)
+    again.load_state_dict(hold.state_dict())
+    assert again.log_critical == hold.log_critical
