@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lightning_topo.homology import Bars, PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.notebook import RecordViews
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 
 SCHEMA = 1
@@ -38,8 +39,8 @@ _LINE_KEYS = ("step", "epoch", "probe", "group", "reference_step")
 
 
 @dataclass(frozen=True, slots=True)
-class RunRecord:
-    """A record as read back from its folder.
+class RunRecord(RecordViews):
+    """A record as read back from its folder; as frames and figures, see `RecordViews`.
 
     `n_unreadable` counts lines that are no JSON (a killed process can leave one, at the end). Where a resumed run
     measured a step again, the later measurement stands.

@@ -377,7 +377,8 @@ class Session:
         ratio = metrics.get("topology/critical_ratio")
         self._journal.terminal.progress(self._journal.detector.phase, None if ratio is None else float(ratio))
         if log:  # on every rank, so that "since the last log" means the same on each
-            self._journal.tracking.row(self._journal.publisher.row(), step)
+            publisher = self._journal.publisher
+            self._journal.tracking.row(publisher.row(), step, publisher.keys)
 
     def _repace(self, step: int) -> None:
         """Fit the adaptive periods to the budget, by rank 0's clock."""

@@ -85,7 +85,7 @@ def test_a_tracker_of_which_nothing_works_is_named_once_for_each_thing_and_loses
 
 def test_without_matplotlib_figures_are_skipped_with_one_sentence(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "lightning_topo.report.figures", raising=False)
+    monkeypatch.delitem(sys.modules, "lightning_topo.figures.persistence", raising=False)
     for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
         monkeypatch.setitem(sys.modules, name, None)
     monitor = dense(probes=[Persistence(every_n_steps=2)])
