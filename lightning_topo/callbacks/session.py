@@ -108,11 +108,13 @@ class Session:
                     self._measure(due, step)
                 if step % REPACE_STEPS == 0:
                     self._repace(step)
-                self._publish(step, log=_divides(log_period(self._trainer), step))
             self._proposed.clear()
+            log = stepped and _divides(log_period(self._trainer), step)
             # Before validation and every hook at the epoch's end, so that these see the new values in any order.
             if is_last_of_epoch(self._trainer):
-                self._measure_epoch(step)
+                self._measure_epoch(step, log=log)
+            elif stepped:
+                self._publish(step, log=log)
 
     def after_epoch(self) -> None:
         """Measure what is due at the end of an epoch, unless its last batch was known to be the last."""
@@ -215,7 +217,9 @@ class Session:
                 self._preview(probe, step)
             else:
                 self._measure([probe], step)
-        self._publish(step, log=log_period(self._trainer) > 1)
+        self._publish(step, log=saved is None and log_period(self._trainer) > 1)
+        if saved is not None:
+            self._journal.publisher.row()  # dropped: the loggers had the row of this step before the resume
 
     def _open_record(self, saved: Mapping[str, Any] | None) -> RecordWriter | None:
         if not self._trainer.is_global_zero:
@@ -275,13 +279,13 @@ class Session:
             self._before = (step, now.gather())
         self._parameters_before = None
 
-    def _measure_epoch(self, step: int) -> None:
+    def _measure_epoch(self, step: int, *, log: bool = False) -> None:
         self._epoch_measured = self._trainer.current_epoch
         due = self._due("epoch", self._epoch_measured + 1)
         if due:
             self._measure(due, step)
         self._repace(step)
-        self._publish(step, log=bool(due))
+        self._publish(step, log=log or bool(due))
 
     def _run(self, probe: Probe, step: int, now: Clouds) -> ProbeResult | None:
         """What a probe finds; None, with an event, where it fails."""

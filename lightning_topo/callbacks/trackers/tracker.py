@@ -17,6 +17,10 @@ _LONGEST_KEY = 200
 """A file's name must not be longer than 255 bytes, with what a tracker adds to the key."""
 
 
+# The neurons at the start are as large as the model, and serve only to resume; figures go out on their own.
+_NOT_SENT = ("reference", "figures")
+
+
 @dataclass(frozen=True, slots=True)
 class RunFacts:
     """What is known of a run when it begins: the monitor's `settings`, and a row for each group of neurons.
@@ -38,8 +42,7 @@ class RunFacts:
         if self.dirpath is None:
             return []
         found = [(path, PurePosixPath(path.relative_to(self.dirpath).as_posix())) for path in self.dirpath.rglob("*")]
-        # The neurons at the start are as large as the model, and serve only to resume.
-        return sorted((path, name) for path, name in found if path.is_file() and name.parts[0] != "reference")
+        return sorted((path, name) for path, name in found if path.is_file() and name.parts[0] not in _NOT_SENT)
 
 
 def shortened(key: str, most: int = _LONGEST_KEY) -> str:

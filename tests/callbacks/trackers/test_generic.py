@@ -17,6 +17,8 @@ from tests.callbacks.training import fit
 class Experiment:
     """Of Comet's experiment, what Lightning's logger calls."""
 
+    project_name = "project"
+
     def __init__(self):
         self.rows = []
 
