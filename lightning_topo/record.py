@@ -29,6 +29,7 @@ from lightning_topo.archive import read_arrays, write_arrays
 from lightning_topo.homology import Bars, PersistenceDiagram
 from lightning_topo.jsonl import JsonLines, read_objects
 from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.notebook import RecordViews
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 
 SCHEMA = 1
@@ -42,8 +43,8 @@ _LARGEST_STEP = 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
-class RunRecord:
-    """A record as read back from its folder.
+class RunRecord(RecordViews):
+    """A record as read back from its folder; as frames and figures, see `RecordViews`.
 
     `n_unreadable` counts lines that are no JSON (a killed process can leave one, at the end). Where a resumed run
     measured a step again, the later measurement stands.

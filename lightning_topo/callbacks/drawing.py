@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_topo.callbacks.publish import LogGroups, mangled_names
+from lightning_topo.figures.captures import Pairs, bars, by_blocks, crocker
+from lightning_topo.figures.style import abbreviated
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.report.crocker import Pairs, bars, crocker
-from lightning_topo.report.model import by_blocks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,19 +58,19 @@ class Drawings:
 
     def draw(self) -> Iterator[tuple[str, "Figure"]]:
         """Each figure, with the key that it goes by. Raises `ImportError` where matplotlib is missing."""
-        from lightning_topo.report.figures import betti_figure, crocker_figure, diagram_figure
+        from lightning_topo.figures.persistence import betti_figure, crocker_figure, diagram_figure
 
         self._drawn = next(reversed(self._captures))
         for group, place in self._chosen():
             captures = {step: found[group] for step, found in self._captures.items() if group in found}
             if not captures:
                 continue
-            last = next(reversed(captures))
-            yield f"{place}/diagram", diagram_figure(captures[last], f"{group}: persistence diagram at step {last:,}")
-            if curves := betti_figure(captures, f"{group}: Betti curves"):
+            last, name = next(reversed(captures)), abbreviated(group)
+            yield f"{place}/diagram", diagram_figure(captures[last], f"{name}: persistence diagram at step {last:,}")
+            if curves := betti_figure(captures, f"{name}: Betti curves"):
                 yield f"{place}/betti_curves", curves
             if table := crocker(captures, _N_SCALES):
-                yield f"{place}/crocker", crocker_figure(table, f"{group}: CROCKER plot")
+                yield f"{place}/crocker", crocker_figure(table, f"{name}: CROCKER plot")
 
     def _chosen(self) -> list[tuple[str, str]]:
         """(group, first part of the keys) of the groups to draw."""

@@ -72,7 +72,7 @@ class LRSweep:
 
         Raises `ImportError` where matplotlib is missing: `pip install "lightning-topo[plot]"`.
         """
-        from lightning_topo.report.lr_figure import Curve, Mark, lr_figure
+        from lightning_topo.figures.lr_sweep import Curve, Mark, lr_figure
 
         ratios = (
             Curve("r, steps of the sweep", self.critical_ratios),

@@ -16,6 +16,7 @@ from lightning_topo.callbacks.training_loss import first_batch, sample_batch
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import TopologyEvent
 from lightning_topo.probes import Distortion, Persistence, Probe, Sharpness
+from lightning_topo.record import RunRecord, read_record
 
 
 class TopologyMonitor(Callback):
@@ -98,6 +99,11 @@ class TopologyMonitor(Callback):
     def dirpath(self) -> Path | None:
         """The run folder of the present or last fit; None before it, and where none could be written."""
         return None if self._session is None else self._session.dirpath
+
+    @property
+    def record(self) -> RunRecord | None:
+        """The record of the present or last fit as it stands, read anew; None where `dirpath` is None."""
+        return None if self.dirpath is None else read_record(self.dirpath)
 
     def note_proposal(self, group: str, ratio: float) -> None:
         """Take in the critical ratio of an update that a guard did not let pass as it was."""

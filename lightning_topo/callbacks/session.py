@@ -110,11 +110,13 @@ class Session:
                     self._measure(due, step, self._loss(outputs))
                 if step % REPACE_STEPS == 0:
                     self._repace(step)
-                self._alone(self._publish, step, log=_divides(log_period(self._trainer), step))
             self._proposed.clear()
+            log = stepped and _divides(log_period(self._trainer), step)
             # Before validation and every hook at the epoch's end, so that these see the new values in any order.
             if (epoch := self._epoch_that_ends(stepped)) is not None:
-                self._measure_epoch(step, epoch)
+                self._measure_epoch(step, epoch, log=log)
+            elif stepped:
+                self._alone(self._publish, step, log=log)
 
     def after_epoch(self) -> None:
         """Measure what is due at the end of an epoch, unless its last batch was known to be the last."""
@@ -216,7 +218,9 @@ class Session:
                 self._preview(probe, step)
             else:
                 self._measure([probe], step)
-        self._alone(self._publish, step, log=log_period(trainer) > 1)
+        self._alone(self._publish, step, log=saved is None and log_period(trainer) > 1)
+        if saved is not None:
+            self._journal.publisher.row()  # dropped: the loggers had the row of this step before the resume
         ranks.together("start", self._raise_what_waits)
 
     def _open_journal(self, saved: SavedSession | None) -> None:
@@ -284,14 +288,14 @@ class Session:
             event = lost_result(left.probe.name, "training ended before it could be taken in", left.step, left.epoch)
             self._journal.happened(event)
 
-    def _measure_epoch(self, step: int, epoch: int) -> None:
+    def _measure_epoch(self, step: int, epoch: int, *, log: bool = False) -> None:
         self._epoch_measured = epoch
         self._take_in(step, self._probing.awaited.due())
         due = self._due("epoch", epoch + 1)
         if due:
             self._measure(due, step)
         self._repace(step)
-        self._alone(self._publish, step, log=bool(due))
+        self._alone(self._publish, step, log=log or bool(due))
 
     def _epoch_that_ends(self, stepped: bool) -> int | None:
         """In `after_batch`: the epoch of which this was the last batch; None where more follow.
@@ -376,7 +380,8 @@ class Session:
         ratio = metrics.get("topology/critical_ratio")
         self._journal.terminal.progress(self._journal.detector.phase, None if ratio is None else float(ratio))
         if log:  # on every rank, so that "since the last log" means the same on each
-            self._journal.tracking.row(self._journal.publisher.row(), step)
+            publisher = self._journal.publisher
+            self._journal.tracking.row(publisher.row(), step, publisher.keys)
 
     def _repace(self, step: int) -> None:
         """Fit the adaptive periods to the budget, by rank 0's clock."""

@@ -16,6 +16,7 @@ from lightning_topo.phases import Phase, TopologyEvent
 from lightning_topo.record import RunRecord
 
 _MOST_SPANS = 8
+_LONGEST_NAME = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +86,18 @@ def event_line(event: TopologyEvent) -> str:
     >>> from lightning_topo.phases import EventName
     >>> event_line(TopologyEvent(EventName.GAP, 3, 0, "net.0", message="Resumed.", remedy="Nothing to do."))
     'gap at step 3 [net.0]: Resumed. Nothing to do.'
+    >>> event_line(TopologyEvent(EventName.GAP, 3, 0, "n" * 99, message="No " + "n" * 99, remedy="Wait."))[:70]
+    'gap at step 3 [nnnnnnnnnnnnnnnnnnn…nnnnnnnnnnnnnnnnnnnn]: No nnnnnnnnnnn'
     """
-    where = f" [{event.group}]" if event.group else ""
-    return " ".join(f"{event.name} at step {event.step}{where}: {event.message} {event.remedy}".split())
+    where = f" [{_shortened(event.group)}]" if event.group else ""
+    message = event.message.replace(event.group, _shortened(event.group)) if event.group else event.message
+    end = "" if message.endswith((".", "!", "?", ":")) else "."
+    return " ".join(f"{event.name} at step {event.step}{where}: {message}{end} {event.remedy}".split())
+
+
+def _shortened(name: str) -> str:
+    half = _LONGEST_NAME // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}\u2026{name[-half:]}"
 
 
 def summary(record: RunRecord) -> str:
@@ -104,7 +114,7 @@ def summary(record: RunRecord) -> str:
         counts = Counter(str(event.name) for event in past.events)
         lines.append("  events    " + ", ".join(f"{n} x {name}" if n > 1 else name for name, n in counts.items()))
     if (peak := outcome.peak_ratio) is not None:
-        lines.append(f"  worst     {peak.group}: r = {peak.value:.3g} at step {peak.step:,}")
+        lines.append(f"  worst     {_shortened(peak.group)}: r = {peak.value:.3g} at step {peak.step:,}")
     return "\n".join(lines)
 
 

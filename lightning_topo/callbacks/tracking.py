@@ -1,6 +1,6 @@
 """What goes to the experiment trackers during one run, and when; a tracker that fails stops nothing."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
@@ -41,10 +41,10 @@ class Tracking:
         self._run = run
         self._each("the settings", lambda tracker: tracker.began(run))
 
-    def row(self, values: Mapping[str, float], step: int) -> None:
-        """Send new values, measured at `step`."""
+    def row(self, values: Mapping[str, float], step: int, known: Collection[str] = ()) -> None:
+        """Send new values, measured at `step`; `known` are the keys that have a value yet, of all groups."""
         self._step = _row_of(step)
-        self._each("values", lambda tracker: tracker.row(values, self._step))
+        self._each("values", lambda tracker: tracker.row(values, self._step, known))
         if self._clock.seconds() >= self._next_costly:
             self._costly()
 
@@ -83,7 +83,7 @@ class Tracking:
                 self._each("figures", lambda tracker: tracker.figure(key, figure, self._step))  # noqa: B023 - called at once
         except ImportError as error:
             self._can_draw = False
-            rank_zero_info(f'No figures go to the loggers ({error}): pip install "lightning-topo[plot]".')
+            rank_zero_info(f"No figures go to the loggers: {error}.")
 
     def _each(self, what: str, send: Callable[[Tracker], Any]) -> None:
         """Send to every tracker; one that raises is named once for each kind of thing."""

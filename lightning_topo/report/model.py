@@ -1,25 +1,24 @@
 """A record as the data of its page: everything that is counted, thinned or rounded, is so here."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zipfile import BadZipFile
 
+from lightning_topo.figures.captures import Crocker, Pairs, bars, by_blocks, crocker, spread
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import Phase, Replay, TopologyEvent
 from lightning_topo.record import RunRecord
-from lightning_topo.report.crocker import Crocker, DiagramSlides, Pairs, bars, crocker, slides
 from lightning_topo.report.outcome import Outcome, history, series
-from lightning_topo.report.thinning import StepTable, envelope, spread, step_table
+from lightning_topo.report.slides import DiagramSlides, slides
+from lightning_topo.report.thinning import StepTable, envelope, step_table
 from lightning_topo.report.verdict import sentence
 
 _GLOBAL_CURVES = (("training", "loss"), ("sharpness", "sharpness_ratio"), ("sharpness", "eta_lambda"))
 _BAND = ("contraction", "expansion", "total_contraction", "total_expansion")
 _CHANGE = ("betti_0", "betti_1", "log_bottleneck_0", "log_bottleneck_1", "log_bottleneck_bound")
-_BLOCK = re.compile(r"\[\d+\]$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,17 +201,6 @@ class _Captures:
 
     bars: dict[int, tuple[Pairs, ...]]
     latest: list[PersistenceDiagram]
-
-
-def by_blocks(diagrams: Mapping[str, PersistenceDiagram], groups: Sequence[str]) -> dict[str, list[PersistenceDiagram]]:
-    """The diagrams of a capture by group; a group of several blocks has one each, called `group[b]`."""
-    blocks: dict[str, list[PersistenceDiagram]] = {}
-    known = set(groups)
-    for name, diagram in diagrams.items():
-        group = name if name in known else _BLOCK.sub("", name)
-        if group in known:
-            blocks.setdefault(group, []).append(diagram)
-    return blocks
 
 
 def _group_view(measurements: Sequence[Measurement], captured: "_Captures", budget: Budget) -> GroupView:

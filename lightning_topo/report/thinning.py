@@ -87,17 +87,3 @@ def envelope(name: str, points: Series, max_points: int) -> StepTable:
         else:
             kept.append((column[0][0], None))
     return StepTable(tuple(step for step, _ in kept), {name: tuple(value for _, value in kept)}, max(map(len, bins)))
-
-
-def spread(items: Sequence[int], max_items: int) -> tuple[int, ...]:
-    """At most `max_items` of the items, evenly spread, the first and the last among them.
-
-    >>> spread(range(10), 4), spread([7], 4)
-    ((0, 3, 6, 9), (7,))
-    """
-    if len(items) <= max_items:
-        return tuple(items)
-    if max_items < 2:
-        return tuple(items[-1:])
-    last = len(items) - 1
-    return tuple(items[round(i * last / (max_items - 1))] for i in range(max_items))

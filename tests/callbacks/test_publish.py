@@ -75,3 +75,23 @@ def test_how_a_value_was_made_is_for_the_record_only():
 def test_log_groups_are_checked():
     with pytest.raises(ValueError, match="worst"):
         Publisher([], "best")
+
+
+def test_what_has_not_changed_is_not_made_anew_and_what_has_is():
+    publisher = Publisher(["a", "b"])
+    publisher.take("a", {"betti_0": 1.0})
+    publisher.take("b", {"betti_0": 2.0})
+    before = dict(publisher.metrics())
+    publisher.take("b", {"betti_0": 3.0})
+    after = publisher.metrics()
+    assert after["topology/a/betti_0"] is before["topology/a/betti_0"]
+    assert {key: float(value) for key, value in after.items()} == {"topology/a/betti_0": 1.0, "topology/b/betti_0": 3.0}
+    assert float(before["topology/b/betti_0"]) == 2.0
+
+
+def test_groups_that_only_a_probe_knows_are_published_too():
+    publisher = Publisher(["a.b"])
+    publisher.take("a_b", {"mine": 1.0})
+    publisher.take("x y", {"mine": 2.0})
+    assert publisher.row() == {"topology/x_y/mine": 2.0}
+    assert set(publisher.keys) == set(publisher.metrics()) == {"topology/a_b_2/mine", "topology/x_y/mine"}

@@ -34,7 +34,7 @@ def test_any_logger_gets_values_and_the_run_folder_the_figures(tmp_path):
     logger, monitor = Foreign(), dense()
     fit(Classifier(), [monitor], root=tmp_path, logger=[CSVLogger(tmp_path), logger], log_every_n_steps=1)
     ours = [(step, row) for step, row in logger.rows if "topology/phase" in row]
-    assert [step for step, _ in ours] == [*range(7), 7, 7]
+    assert [step for step, _ in ours] == [*range(8)]
     figures = {path.relative_to(monitor.dirpath / "figures").as_posix() for path in monitor.dirpath.rglob("*.png")}
     assert figures == {
         f"topology/{group}{name}/000000007.png"
@@ -43,6 +43,35 @@ def test_any_logger_gets_values_and_the_run_folder_the_figures(tmp_path):
     }
     lines = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
     assert "topology/net_3/betti_0" in lines[0]
+
+
+@pytest.mark.parametrize("every", [1, 4, 5])
+def test_no_row_is_logged_twice_at_an_epochs_end_or_by_a_resume(tmp_path, every):
+    options = {"root": tmp_path, "log_every_n_steps": every}
+    loggers = Foreign(), Foreign()
+    first = dense(dirpath=tmp_path / "run")
+    trainer = fit(Classifier(), [first], logger=loggers[0], max_epochs=2, **options)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    fit(
+        Classifier(),
+        [dense(dirpath=tmp_path / "run")],
+        logger=loggers[1],
+        max_epochs=3,
+        ckpt_path=tmp_path / "last.ckpt",
+        **options,
+    )
+    for key in ("topology/critical_ratio", "topology/phase", "topology/net_0/betti_0"):
+        steps = [step for logger in loggers for step, row in logger.rows if key in row]
+        assert sorted(steps) == sorted(set(steps)), key
+    logged = {s: row["topology/net_0/betti_0"] for x in loggers for s, row in x.rows if "topology/net_0/betti_0" in row}
+    recorded = {
+        max(m.step - 1, 0): m.values["betti_0"]
+        for m in read_record(first.dirpath).measurements
+        if m.group == "net.0" and m.probe == "persistence"
+    }
+    # The initial network's row is that of the first step, where that one has a row of its own.
+    assert {step: recorded[step] for step in logged} == logged
+    assert {7, 15, 23} <= logged.keys()
 
 
 class WandbLogger(Foreign):
@@ -85,7 +114,7 @@ def test_a_tracker_of_which_nothing_works_is_named_once_for_each_thing_and_loses
 
 def test_without_matplotlib_figures_are_skipped_with_one_sentence(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "lightning_topo.report.figures", raising=False)
+    monkeypatch.delitem(sys.modules, "lightning_topo.figures.persistence", raising=False)
     for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
         monkeypatch.setitem(sys.modules, name, None)
     monitor = dense(probes=[Persistence(every_n_steps=2)])

@@ -2,6 +2,7 @@
 
 from lightning.pytorch.loggers import Logger
 
+from lightning_topo.callbacks.trackers.csv import CSVTracker
 from lightning_topo.callbacks.trackers.mlflow import MLFlowTracker
 from lightning_topo.callbacks.trackers.tensorboard import TensorBoardTracker
 from lightning_topo.callbacks.trackers.tracker import Tracker
@@ -11,6 +12,7 @@ _BY_CLASS: dict[str, type[Tracker]] = {
     "WandbLogger": WandbTracker,
     "TensorBoardLogger": TensorBoardTracker,
     "MLFlowLogger": MLFlowTracker,
+    "CSVLogger": CSVTracker,
 }
 
 

@@ -1,6 +1,7 @@
 """What every experiment tracker can be given, by the generic interface of Lightning's loggers."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,12 @@ from lightning_topo.phases import Phase, TopologyEvent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LONGEST_NAME = 120
+_LONGEST_KEY = 200
+"""A file's name must not be longer than 255 bytes, with what a tracker adds to the key."""
+
+
+# The neurons at the start are as large as the model, and serve only to resume; figures go out on their own.
+_NOT_SENT = ("reference", "figures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +42,24 @@ class RunFacts:
         if self.dirpath is None:
             return []
         found = [(path, PurePosixPath(path.relative_to(self.dirpath).as_posix())) for path in self.dirpath.rglob("*")]
-        # The neurons at the start are as large as the model, and serve only to resume; what a link leads to is no part.
+        # What a link leads to is no part of it.
         own = [(path, name) for path, name in found if path.is_file() and not path.is_symlink()]
-        return sorted((path, name) for path, name in own if name.parts[0] != "reference")
+        return sorted((path, name) for path, name in own if name.parts[0] not in _NOT_SENT)
+
+
+def shortened(key: str, most: int = _LONGEST_KEY) -> str:
+    """A key where it is short enough, else its two ends around what tells it apart from other long ones.
+
+    >>> shortened("topology/net_0/critical_ratio")
+    'topology/net_0/critical_ratio'
+    >>> shortened("topology/" + "n" * 300 + "/betti_0", most=40)
+    'topology/nnnnnn_aeb9fa0a_nnnnnnn/betti_0'
+    """
+    if len(key) <= most:
+        return key
+    mark = f"_{hashlib.sha256(key.encode()).hexdigest()[:8]}_"
+    left = (most - len(mark)) // 2
+    return f"{key[:left]}{mark}{key[-(most - len(mark) - left) :]}"
 
 
 class Tracker:
@@ -56,16 +77,15 @@ class Tracker:
         """The run begins, or goes on after a resume."""
         self._figures = None if run.dirpath is None else run.dirpath / "figures"
 
-    def row(self, values: Mapping[str, float], step: int) -> None:
-        """New values, by their published keys."""
+    def row(self, values: Mapping[str, float], step: int, known: Collection[str] = ()) -> None:
+        """New values, by their published keys, of which `known` are all that have a value yet."""
         self.logger.log_metrics(dict(values), step=step)
 
     def figure(self, key: str, figure: "Figure", step: int) -> None:
         """A new figure: `<key>/<step>.png` in the run's folder."""
         if self._figures is None:
             return
-        # A file's name must not be longer than 255 bytes.
-        folder = self._figures.joinpath(*(part[:_LONGEST_NAME] for part in key.split("/")))
+        folder = self._figures.joinpath(*shortened(key).split("/"))
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{step:09d}.png")
 

@@ -2,13 +2,13 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import Logger
 
 from lightning_topo.callbacks.lightning_internals import key_prefix
-from lightning_topo.callbacks.trackers.tracker import RunFacts, Tracker
+from lightning_topo.callbacks.trackers.tracker import RunFacts, Tracker, shortened
 from lightning_topo.phases import Severity, TopologyEvent
 
 if TYPE_CHECKING:
@@ -64,18 +64,18 @@ class WandbTracker(Tracker):
             name = f"topology_{count}"
         return name
 
-    def row(self, values: Mapping[str, float], step: int) -> None:
+    def row(self, values: Mapping[str, float], step: int, known: Collection[str] = ()) -> None:
         prefix = key_prefix(self.logger)
         for key in values.keys() - self._defined:
             self._run.define_metric(f"{prefix}{key}", step_metric=_STEP, summary=summaries(key))
             self._defined.add(key)
-        super().row(values, step)
+        super().row(values, step, known)
 
     def figure(self, key: str, figure: "Figure", step: int) -> None:
-        from lightning_topo.report.figures import pixels
+        from lightning_topo.figures.style import pixels
 
         # As pixels: W&B takes a matplotlib figure only where someone has imported pyplot.
-        self.logger.log_image(key, [pixels(figure)], step=step)  # pyright: ignore[reportAttributeAccessIssue]
+        self.logger.log_image(shortened(key), [pixels(figure)], step=step)  # pyright: ignore[reportAttributeAccessIssue]
 
     def events(self, events: Sequence[TopologyEvent], step: int) -> None:
         self._unsent += events

@@ -3,7 +3,7 @@
 function ribbonFigure(run, view) {
   if (!run.ribbon) return { absent: "No phase yet: neither the critical ratio nor the sharpness has been measured." };
   const names = ["network", ...run.groups];
-  const edges = cells(run.ribbon.steps, view.end);
+  const edges = cells(run.ribbon.steps, run.outcome.last_step);
   const scale = PHASES.flatMap((p, i) => [[i / PHASES.length, p.colour], [(i + 1) / PHASES.length, p.colour]]);
   const phase = (code) => PHASES.find((p) => p.code === code);
   const text = run.ribbon.codes.map((row, i) => row.map((code, j) => code === null ? "" :
@@ -74,7 +74,7 @@ function ratioFigure(run, view) {
   const until = (j) => (merged > 1 ? `, the largest from step ${count(steps[j])}` : ` at step ${count(steps[j])}`);
   return {
     data: [{
-      type: "heatmap", name: "critical ratio", x: cells(steps, view.end), y: run.groups.map((_, i) => i), zmin: low, zmax: high,
+      type: "heatmap", name: "critical ratio", x: cells(steps, run.outcome.last_step), y: run.groups.map((_, i) => i), zmin: low, zmax: high,
       z: rows.map((row) => row.map((r) => (Number.isNaN(r) ? null : Math.min(high, Math.max(low, r > 0 ? Math.log10(r) : low))))),
       customdata: rows, text: rows.map((row, i) => row.map((r, j) => `<b>${wrapped(run.groups[i])}</b><br>r = ${short(r)}${until(j)}`)),
       hovertemplate: "%{text}<extra></extra>", hoverongaps: false, colorscale: ratioColours([low, high]), showscale: false,
@@ -142,7 +142,7 @@ function crockerFigure(k) {
     const unit = k === 0 ? "pieces" : "loops";
     return {
       data: [{
-        type: "heatmap", name: `b${k}`, x: cells(steps, view.end), y: edges, zmin: Math.log10(least), zmax: Math.log10(top),
+        type: "heatmap", name: `b${k}`, x: cells(steps, run.outcome.last_step), y: edges, zmin: Math.log10(least), zmax: Math.log10(top),
         z: counts.map((row) => row.map((n) => (n > 0 ? Math.log10(n) : null))), customdata: counts,
         colorscale: COUNTS.map((c, i) => [i / (COUNTS.length - 1), c]), showscale: false, zsmooth: false, hoverongaps: false,
         text: counts.map((row, j) => row.map((n, i) => `${count(n)} ${unit} at scale ${short(scales[j])}<br>captured at step ${count(steps[i])}`)),

@@ -52,7 +52,7 @@ function viewOf(chart) {
   const longest = Math.max(10, ...groups.map((g) => Array.from(g).length - prefix.length));
   const rows = Math.min(7.2 * longest + 18, width < 480 ? 92 : width < 700 ? 120 : 190);
   return {
-    runs: page.runs, group: chosen.group, range: chosen.range, capture: chosen.capture, prefix, end: page.last_step, ratioRange: ratios, width,
+    runs: page.runs, group: chosen.group, range: chosen.range, capture: chosen.capture, prefix, ratioRange: ratios, width,
     left: PAIRED_CHARTS.has(chart.name) ? 62 : rows,
     scaleRange: scales.length ? extremes(scales) : undefined,
     barRange: chosen.barRange,

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from lightning_topo.report.crocker import betti_curve, crocker
+from lightning_topo.figures.captures import betti_curve, crocker
 
 pytest.importorskip("matplotlib")
 
-from lightning_topo.report.figures import betti_figure, crocker_figure, diagram_figure, pixels
+from lightning_topo.figures.persistence import betti_figure, crocker_figure, diagram_figure
+from lightning_topo.figures.style import pixels
 
 H0 = np.array([[0.0, 0.5], [0.0, 0.7], [0.0, np.inf]])
 H1 = np.array([[0.8, 1.1]])
@@ -72,8 +73,9 @@ def test_no_pyplot_is_imported():
 
     code = (
         "import sys, numpy as np\n"
-        "from lightning_topo.report.figures import *\n"
-        "from lightning_topo.report.crocker import crocker\n"
+        "from lightning_topo.figures.persistence import *\n"
+        "from lightning_topo.figures.style import pixels\n"
+        "from lightning_topo.figures.captures import crocker\n"
         "c = {0: (np.array([[0.0, 1.0]]),), 5: (np.array([[0.0, 2.0]]),)}\n"
         "for f in (diagram_figure(c[0], 'a'), betti_figure(c, 'b'), crocker_figure(crocker(c, 9), 'c')): pixels(f)\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

@@ -1,27 +1,17 @@
-"""A group's persistence as matplotlib figures, for experiment trackers and notebooks; no pyplot, no global state.
+"""A group's persistence as figures: its diagram at one capture, its Betti curves and CROCKER plot over many."""
 
-matplotlib is the extra `plot`: `pip install "lightning-topo[plot]"`.
-"""
-
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import UInt8
 
-from lightning_topo.report.crocker import Crocker, Pairs, crocker
-from lightning_topo.report.thinning import spread
+from lightning_topo.figures.captures import Crocker, Pairs, crocker, spread
+from lightning_topo.figures.style import COLOURS, GREY, look_of_ticks, new_figure, own_style, plain_numbers
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people with any colour vision tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _MARKERS = ("o", "^", "s", "D")
-GREY = "#666666"
 _N_CURVES = 5
 _N_SCALES = 80
 
@@ -32,7 +22,7 @@ def diagram_figure(pairs: tuple[Pairs, ...], title: str) -> "Figure":
     top = max((float(values.max()) for values in finite if len(values)), default=0.0) or 1.0
     never = 1.08 * top
     with own_style():
-        figure, (axes,) = panels_below(1, title)
+        figure, (axes,) = new_figure(1, title, height=3.9)
         axes.plot([0.0, never], [0.0, never], color=GREY, linewidth=0.8)
         axes.axhline(never, color=GREY, linewidth=0.8, linestyle="--")
         axes.text(never, never, "\u221e", color=GREY, ha="right", va="bottom")
@@ -55,7 +45,7 @@ def betti_figure(captures: Mapping[int, tuple[Pairs, ...]], title: str) -> "Figu
     from matplotlib import colormaps
 
     with own_style():
-        figure, panels = panels_below(len(found.betti), title)
+        figure, panels = new_figure(len(found.betti), title)
         darkness = np.linspace(0.25, 1.0, len(found.steps)) if len(found.steps) > 1 else [1.0]
         for k, (axes, betti) in enumerate(zip(panels, found.betti, strict=True)):
             for step, curve, dark in zip(found.steps, betti, darkness, strict=True):
@@ -63,7 +53,7 @@ def betti_figure(captures: Mapping[int, tuple[Pairs, ...]], title: str) -> "Figu
                     found.scales, curve, where="post", color=colormaps["Blues"](dark), linewidth=1.6, label=_step(step)
                 )
             axes.set(xscale="log", xlabel="scale (distance)", ylabel=f"Betti number $b_{k}$")
-            _plain_numbers(axes.xaxis, found.scales)
+            plain_numbers(axes.xaxis, found.scales[0], found.scales[-1])
             axes.set_ylim(0.0, max(1.0, float(betti.max())) * 1.08)
         panels[0].legend(frameon=False)
     return figure
@@ -74,78 +64,29 @@ def crocker_figure(found: Crocker, title: str) -> "Figure":
 
     Source: Topaz, Ziegelmeier, Halverson, PLoS ONE 10(5), 2015.
     """
-    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.colors import BoundaryNorm, LogNorm
 
     with own_style():
-        figure, panels = panels_below(len(found.betti), title)
+        figure, panels = new_figure(len(found.betti), title)
         for k, (axes, betti) in enumerate(zip(panels, found.betti, strict=True)):
             largest = max(int(betti.max()), 1)
-            norm = LogNorm(1, largest) if largest >= 10 else Normalize(0, largest)
+            few = np.arange(largest + 1) + 0.5
+            norm = LogNorm(1, largest) if largest >= 10 else BoundaryNorm(few, 256)
             shown = np.ma.masked_equal(betti.T.astype(float), 0.0)
             edges = _edges(found.steps)
             mesh = axes.pcolormesh(edges, _log_edges(found.scales), shown, norm=norm, cmap="viridis_r")
-            marks = range(largest + 1) if largest < 10 else _round_numbers(largest)
+            marks = range(1, largest + 1) if largest < 10 else _round_numbers(largest)
             bar = figure.colorbar(mesh, ax=axes, label=f"Betti number $b_{k}$")
             bar.set_ticks(list(marks), labels=[f"{n:,}" for n in marks])
             bar.ax.minorticks_off()
-            _look_of_ticks(bar.ax)
+            look_of_ticks(bar.ax)
             axes.set(yscale="log", xlabel="step", ylabel="scale (distance)")
-            _plain_numbers(axes.yaxis, found.scales)
+            plain_numbers(axes.yaxis, found.scales[0], found.scales[-1])
     return figure
-
-
-def pixels(figure: "Figure") -> UInt8[np.ndarray, "height width 4"]:
-    """The figure as an image, red, green, blue and opacity."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.array(canvas.buffer_rgba())
-
-
-def panels_below(n_panels: int, title: str) -> "tuple[Figure, list[Axes]]":
-    from matplotlib.figure import Figure
-
-    # One below the other: trackers show images in narrow columns.
-    size = (5.0, 4.2 if n_panels == 1 else 3.0 * n_panels + 0.3)
-    figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(h_pad=0.08)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
-    figure.suptitle(title if len(title) <= 60 else f"{title[:29]} \u2026 {title[-29:]}", fontsize=11)
-    panels = list(figure.subplots(n_panels, 1, squeeze=False)[:, 0])
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        _look_of_ticks(axes)
-    return figure, panels
-
-
-@contextmanager
-def own_style() -> Iterator[None]:
-    """The same figure whatever style the user has chosen for others."""
-    import matplotlib
-
-    parts = ("axes", "figure", "font", "grid", "legend", "lines", "mathtext", "scatter", "text", "xtick", "ytick")
-    defaults: Any = {name: v for name, v in matplotlib.rcParamsDefault.items() if name.split(".")[0] in parts}
-    with matplotlib.rc_context(defaults):
-        yield
 
 
 def _step(step: int) -> str:
     return f"step {step:,}"
-
-
-def _look_of_ticks(axes: "Axes") -> None:
-    """Ticks are made only when they are drawn, perhaps under another style."""
-    axes.tick_params(which="both", labelsize=10, color="black", labelcolor="black", width=0.8)
-
-
-def _plain_numbers(axis: "Axis", scales: tuple[float, ...]) -> None:
-    """On a logarithmic axis of less than a decade, powers of ten are no help."""
-    from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
-
-    if scales[-1] < 10.0 * scales[0]:
-        axis.set_major_locator(MaxNLocator(6))
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_locator(NullLocator())
 
 
 def _round_numbers(largest: int) -> list[int]:

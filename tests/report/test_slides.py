@@ -4,8 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_topo.figures.captures import bars, betti_curve, crocker
 from lightning_topo.homology import betti_number, persistence
-from lightning_topo.report.crocker import bars, betti_curve, crocker, slides
+from lightning_topo.report.slides import slides
 from tests.report.synthetic import ring_diagram
 
 lengths = st.floats(0.0, 10.0)

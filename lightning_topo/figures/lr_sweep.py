@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lightning_topo.report.figures import COLOURS, GREY, own_style, panels_below
+from lightning_topo.figures.style import COLOURS, GREY, new_figure, own_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def lr_figure(
 ) -> "Figure":
     """Above the loss, below what is critical at 1, both over the learning rate on a logarithmic axis."""
     with own_style():
-        figure, (above, below) = panels_below(2, "Sweep of the learning rate")
+        figure, (above, below) = new_figure(2, "Sweep of the learning rate")
         above.plot(lrs, _drawable(losses), color=COLOURS[0], linewidth=1.6)
         above.set(xscale="log", yscale="log" if min(losses) > 0.0 else "linear", ylabel="loss")
         lowest = float("inf")
