@@ -33,7 +33,7 @@ def blocks_of(page):
 
 
 def test_the_blocks_of_a_page_are_found():
-    page = "text\n\n```python\na = 1\n```\n\n- item\n\n    ```python\n    if a:\n        b = 2\n    ```\n```bash\nls\n```\n"
+    page = "text\n\n```python\na = 1\n```\n\n- item\n\n    ```python\n    if a:\n        b = 2\n    ```\n```bash\n```\n"
     assert python_blocks(page) == ["a = 1\n", "if a:\n    b = 2\n"]
 
 
