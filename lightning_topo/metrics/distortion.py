@@ -21,7 +21,7 @@ class CriticalRatio(TopologyMetric):
     tensor(0.5000)
     """
 
-    plot_lower_bound = 0.0
+    plot_lower_bound: float | None = 0.0
     ratio: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
@@ -48,7 +48,7 @@ class LipschitzDistortion(TopologyMetric):
     tensor(0.6931)
     """
 
-    plot_lower_bound = 0.0
+    plot_lower_bound: float | None = 0.0
     contraction: Tensor
     expansion: Tensor
 

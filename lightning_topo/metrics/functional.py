@@ -1,5 +1,7 @@
 """Topological quantities of neuron clouds as tensors: the functions under the metric classes."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from lightning_topo.geometry import step_distortion
 from lightning_topo.geometry.precision import real_dtype
 from lightning_topo.homology import (
+    PersistenceDiagram,
     betti_number,
     bottleneck,
     log_bottleneck,
@@ -16,7 +19,11 @@ from lightning_topo.homology import (
 from lightning_topo.homology import persistence_entropy as diagram_entropy
 from lightning_topo.homology import total_persistence as diagram_total
 
-DISTANCES = {"bottleneck": bottleneck, "log_bottleneck": log_bottleneck, "wasserstein": wasserstein}
+DISTANCES: dict[str, Callable[[PersistenceDiagram, PersistenceDiagram, int], float]] = {
+    "bottleneck": bottleneck,
+    "log_bottleneck": log_bottleneck,
+    "wasserstein": wasserstein,
+}
 """Distances between persistence diagrams by name."""
 
 

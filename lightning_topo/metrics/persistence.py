@@ -13,7 +13,7 @@ from lightning_topo.metrics.topology_metric import TopologyMetric
 class _MeanOverClouds(TopologyMetric):
     """The mean of a vector of max_dim + 1 values over the clouds seen; NaN before the first."""
 
-    plot_lower_bound = 0.0
+    plot_lower_bound: float | None = 0.0
     total: Tensor
     count: Tensor
 
@@ -114,7 +114,7 @@ class DiagramDistance(TopologyMetric):
     tensor(4.)
     """
 
-    plot_lower_bound = 0.0
+    plot_lower_bound: float | None = 0.0
     largest: Tensor
 
     def __init__(

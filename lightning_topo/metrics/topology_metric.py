@@ -13,9 +13,9 @@ class TopologyMetric(Metric):
     States are reduced by maximum or minimum, or as sum and count together, so replicas are not counted twice.
     """
 
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
+    is_differentiable: bool | None = False
+    higher_is_better: bool | None = False
+    full_state_update: bool | None = False
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """Plot the value, or a sequence of values over time; returns a figure and axes of matplotlib."""

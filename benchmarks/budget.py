@@ -1,0 +1,145 @@
+"""Whether the monitor at its defaults stays within max_overhead, and what a step costs on which nothing is due.
+
+    python -m benchmarks.budget [--steps 1000] [--device cuda]
+
+The monitor's own time is taken by a callback before it and one after it, so that a busy machine slows both alike:
+its share of the wall time over the whole training, and from step 300 on, when its periods have been set (the first 200
+steps are always measured fully). A quiet step is one on which no probe is due.
+"""
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+
+import lightning as L
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_topo import Distortion, TopologyMonitor
+
+SETTLED = 300
+
+
+class Wide(L.LightningModule):
+    """Two hidden layers of 1024 units: few groups, each large. Batches of 512."""
+
+    batch, epoch = 512, 100
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(64, 1024), nn.Tanh(), nn.Linear(1024, 1024), nn.Tanh(), nn.Linear(1024, 10))
+
+    def data(self) -> TensorDataset:
+        """An epoch of noise."""
+        n = self.batch * self.epoch
+        return TensorDataset(torch.randn(n, 64), torch.randint(0, 10, (n,)))
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Transformer(L.LightningModule):
+    """Twelve encoder blocks of width 64: 48 groups. Batches of 8 sequences of 32 tokens."""
+
+    batch, epoch = 8, 100
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = nn.TransformerEncoderLayer(64, 4, 256, batch_first=True, dropout=0.0)
+        self.net = nn.Sequential(
+            nn.Embedding(50, 64), nn.TransformerEncoder(block, 12, enable_nested_tensor=False), nn.Linear(64, 50)
+        )
+
+    def data(self) -> TensorDataset:
+        """An epoch of noise."""
+        return TensorDataset(torch.randint(0, 50, (self.batch * self.epoch, 32)))
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]).flatten(0, 1), batch[0].flatten())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+class Stopwatch(L.Callback):
+    """Placed before the monitor it starts its clock, placed after it stops it: the time in the monitor, by step."""
+
+    def __init__(self, first: "Stopwatch | None" = None) -> None:
+        self.first = first
+        self.now = self.began = 0.0
+        self.spent: list[float] = [0.0]
+        self.walls: list[float] = []
+
+    def _note(self) -> None:
+        self.now = time.perf_counter()
+        if self.first is not None:
+            self.spent[-1] += self.now - self.first.now
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self._note()
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self._note()
+        self.walls.append(self.now)
+        self.spent.append(0.0)
+
+    def on_train_epoch_end(self, *_: object) -> None:
+        self._note()
+
+    def share(self, start: int) -> float:
+        """Of the wall time from a step on."""
+        return sum(self.spent[start:]) / (self.walls[-1] - self.walls[start])
+
+
+def watched(module: "Wide | Transformer", monitor: TopologyMonitor, steps: int, device: torch.device) -> Stopwatch:
+    """Train, and hand back the stopwatch."""
+    first = Stopwatch()
+    last = Stopwatch(first)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = L.Trainer(
+            max_steps=steps,
+            max_epochs=-1,
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+            callbacks=[first, monitor, last],
+        )
+        trainer.fit(module, DataLoader(module.data(), batch_size=module.batch))
+    return last
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+    print(f"| network | ms a step | quiet step / step | share, from step {SETTLED} on | share, all {arguments.steps} |")
+    print("|---|---|---|---|---|")
+    for make in (Wide, Transformer):
+        torch.manual_seed(0)
+        quiet = watched(make(), TopologyMonitor([Distortion(100)], report=False, verbose=False), 100, device)
+        step = statistics.median(b - a for a, b in zip(quiet.walls[20:], quiet.walls[21:], strict=False))
+        still = statistics.median(quiet.spent[20:95])
+        run = watched(make(), TopologyMonitor(report=False, verbose=False), arguments.steps, device)
+        shares = f"{run.share(SETTLED):.2%} | {run.share(0):.1%}"
+        print(f"| {make.__name__} | {step * 1e3:.0f} | {still / step:.2%} | {shares} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
