@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.patheffects import Normal, Stroke
 
 from lightning_topo import Phase
 
@@ -65,9 +67,9 @@ CRITICAL = LinearSegmentedColormap.from_list(
 )
 
 
-def critical_norm(decades: float = 3.0) -> LogNorm:
+def critical_norm(decades: float) -> LogNorm:
     """Of a map of r: as many decades below 1 as above it, so that white is at 1."""
-    return LogNorm(10.0**-decades, 10.0**decades, clip=True)
+    return LogNorm(10.0**-decades, 10.0**decades)
 
 
 def figure(height: float, width: float = WIDTH) -> Figure:
@@ -95,6 +97,16 @@ def log_axis(axes: Axes, low: float | None = None, high: float | None = None) ->
     axes.set_axisbelow(True)
 
 
+def log_steps(axes: Axes) -> None:
+    """A logarithmic axis of steps, in whole numbers: what happens first gets room."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
+HALO = [Stroke(linewidth=3.0, foreground="white"), Normal()]
+"""Around lines that run over dark colours."""
+
+
 def phase_ribbon(axes: Axes, phases: Sequence[tuple[int, Phase]], last: int) -> None:
     """The phase at every step, as a band of colours."""
     codes = np.full(last + 1, int(Phase.UNKNOWN))
@@ -116,8 +128,6 @@ PHASE_NORM = BoundaryNorm(np.arange(-1.5, 4.0), PHASE_CMAP.N)
 
 def phase_handles(phases: Sequence[Phase]) -> list[Any]:
     """Patches for a legend."""
-    from matplotlib.patches import Patch
-
     return [Patch(color=PHASE_COLOURS[phase], label=PHASE_NAMES[phase]) for phase in phases]
 
 

@@ -31,7 +31,7 @@ SHOWN = (0.5, 0.9, 2.0, 8.0)
 
 
 class TwoLayer(nn.Module):
-    """x -> GAIN * mean_i tanh(w_i . x): neuron i is its incoming weights w_i, the outgoing ones are all equal, fixed."""
+    """x -> GAIN * mean_i tanh(w_i . x): neuron i is its incoming weights w_i; the outgoing are fixed and equal."""
 
     def __init__(self, neurons: Float[Tensor, "n d"]) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def problem(shape: Float[Tensor, "n d"], seed: int) -> TensorDataset:
 
 
 def critical_eta(net: TwoLayer, data: TensorDataset) -> float:
-    """The step size at which the first step of gradient descent has r = 1, on these neurons exactly: r is linear in it."""
+    """The step size at which the first step of gradient descent has r = 1, exactly: r is linear in it."""
     x, y = data.tensors
     weight = net.hidden.weight
     (gradient,) = torch.autograd.grad(squared_error(net(x), y), weight)
@@ -134,7 +134,7 @@ def trial(shape: Float[Tensor, "n d"], seed: int, multiple: float, steps: int) -
 
 
 def row(name: str, found: Trial) -> Row:
-    steps, loss = found.run.loss
+    _, loss = found.run.loss
     whole = step_distortion(found.cloud(0), found.shape)
     # Fact: bars with log(death/birth) above this must survive a map with these constants.
     needed = 2.0 * max(math.log(whole.expansion), -math.log(max(whole.contraction, 1e-300)))
@@ -181,7 +181,9 @@ def draw(name: str, shown: Sequence[Trial], trials: Sequence[Trial]) -> Figure:
             left.plot(np.arange(1, len(t.r) + 1), t.r, color=colour(t.multiple), label=f"{t.multiple:g} η*")
     drawing.log_axis(left, None, 200.0)
     drawing.critical_line(left, "r = 1")
-    left.set(title="Critical ratio of each step", xlabel="optimizer step", ylabel="r = η / η*, observed", xlim=(1, None))
+    left.set(
+        title="Critical ratio of each step", xlabel="optimizer step", ylabel="r = η / η*, observed", xlim=(1, None)
+    )
     left.legend(ncols=3, loc="upper right", columnspacing=1.2)
     draw_bars(right, [(title.split(",")[0], multiple) for title, multiple, _ in views], bars)
     return figure
@@ -227,20 +229,27 @@ def draw_bars(axes: Axes, views: Sequence[tuple[str, float | None]], bars: Seque
     axes.set_axisbelow(True)
 
 
-def run(small: bool) -> Outcome:
-    """The experiment; small: fewer neurons, step sizes and steps, one seed."""
+def measure(small: bool) -> dict[str, list[Trial]]:
+    """Every training, by shape; small: fewer neurons, step sizes and steps, one seed."""
     multiples = SHOWN if small else (*SHOWN[:3], 4.0, 8.0, 16.0)
     seeds, steps = (range(1), 12) if small else (range(3), 60)
     shapes = {
         "figure eight": figure_eight(80 if small else 240),
         "genus two": 0.5 * genus_two(250 if small else 600),
     }
-    rows, figures = [], {}
-    for name, shape in shapes.items():
-        trials = [trial(shape, seed, multiple, steps) for seed in seeds for multiple in multiples]
-        rows += [row(name, found) for found in trials]
-        shown = [found for found in trials if found.seed == 0 and found.multiple in SHOWN]
-        figures[name.replace(" ", "-")] = draw(name, shown, trials)
+    return {
+        name: [trial(shape, seed, multiple, steps) for seed in seeds for multiple in multiples]
+        for name, shape in shapes.items()
+    }
+
+
+def present(trials: dict[str, list[Trial]]) -> Outcome:
+    """The evidence in them."""
+    rows = [row(name, found) for name, several in trials.items() for found in several]
+    figures = {}
+    for name, several in trials.items():
+        first = [found for found in several if found.seed == 0]
+        figures[name.replace(" ", "-")] = draw(name, [found for found in first if found.multiple in SHOWN], first)
     return Outcome(
         "Neurons on a figure eight and on a surface of genus two",
         figures,

@@ -44,6 +44,10 @@ class Trial:
         return cloud
 
 
+Trials = dict[tuple[str, float], list[Trial]]
+"""By optimizer and learning rate, a trial a seed."""
+
+
 def classifier(neurons: Float[Tensor, "n d"], n_inputs: int) -> nn.Sequential:
     """A two-layer tanh network; row i is neuron i: incoming weights, bias, outgoing weights."""
     n, d = neurons.shape
@@ -120,7 +124,7 @@ def row(found: list[Trial], steps: int) -> Row:
     }
 
 
-def draw(trials: dict[tuple[str, float], list[Trial]], steps: int) -> Figure:
+def draw(trials: Trials, steps: int) -> Figure:
     figure = drawing.figure(6.2)
     top, bottom = figure.subfigures(2, 1, height_ratios=(2.6, 1.0))
     axes = top.subplots(3, 2, sharex=True, sharey="row")
@@ -128,14 +132,14 @@ def draw(trials: dict[tuple[str, float], list[Trial]], steps: int) -> Figure:
         r_axes, b_axes, stretch = axes[:, column]
         for lr, colour in zip(rates, COLOURS, strict=True):
             runs = [t.run for t in trials[name, lr]]
-            draw_band = partial(drawing.band, colour=colour, label=f"{lr:g}")
+            draw_band = partial(drawing.band, colour=colour, label=f"η = {lr:g}")
             for ax, quantity in ((r_axes, "critical_ratio"), (b_axes, "betti_0"), (stretch, "total_expansion")):
                 values = [run.series(quantity) for run in runs]
                 draw_band(ax, values[0][0], np.stack([v for _, v in values]))
         r_axes.set_title("Full-batch gradient descent" if name == "GD" else name)
-        r_axes.legend(title="learning rate", ncols=3, title_fontsize=8, loc="upper right")
+        r_axes.legend(ncols=3, loc="upper right", columnspacing=1.2)
         drawing.critical_line(r_axes, "r = 1")
-        drawing.log_axis(r_axes, 1e-5, 300.0)
+        drawing.log_axis(r_axes, 1e-4, 1e4)
         drawing.log_axis(b_axes, 0.8, None)
         drawing.log_axis(stretch, 0.8, None)
         stretch.set(xlabel="optimizer step", xlim=(0, steps))
@@ -160,19 +164,24 @@ def draw(trials: dict[tuple[str, float], list[Trial]], steps: int) -> Figure:
     return figure
 
 
-def run(small: bool, data: Path | None = None) -> Outcome:
-    """The experiment; small: fewer neurons and steps, one seed."""
-    n, steps, every, seeds = (100, 20, 10, range(1)) if small else (500, 400, 20, range(3))
+def measure(small: bool, data: Path | None = None) -> Trials:
+    """Every training; small: fewer neurons and steps, one seed."""
+    n, steps, every, seeds = (100, 20, 10, range(1)) if small else (500, 200, 20, range(3))
     arrays = load(data)
-    trials = {
+    return {
         (name, lr): [trial(arrays, name, lr, seed, n, steps, every) for seed in seeds]
         for name, (_, rates) in RATES.items()
         for lr in rates
     }
-    caption = f"{n} neurons, {steps} full-batch steps; ranges are those of {len(seeds)} seed(s)."
+
+
+def present(trials: Trials) -> Outcome:
+    """The evidence in them."""
+    runs = next(iter(trials.values()))
+    n, steps = len(runs[0].cloud(0)), max(max(t.run.clouds) for found in trials.values() for t in found)
+    caption = f"{n} neurons, {steps} full-batch steps; ranges are those of {len(runs)} seed{'s' * (len(runs) > 1)}."
     return Outcome(
         "A classifier whose neurons start on a sphere",
         {"": draw(trials, steps)},
         [Table(caption, [row(found, steps) for found in trials.values()])],
-        {"data": "scikit-learn's digits, 1000 of them" if data is None else f"{data.name}, at most 1000 samples"},
     )

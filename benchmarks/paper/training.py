@@ -72,7 +72,7 @@ def train(
     watch = _Watch(keep=frozenset(keep))
     module = Learner(net, loss, optimizer, schedule)
     axes = {f"net.{parameter}": axis for parameter, axis in (neurons or {}).items()}
-    with tempfile.TemporaryDirectory() as folder, _silence():
+    with tempfile.TemporaryDirectory() as folder, _Silence():
         monitor = TopologyMonitor(
             probes=probes,
             groups=declare_neurons(module, "hidden", axes) if axes else "auto",
@@ -151,7 +151,7 @@ class _Watch(L.Callback):
             self.clouds[step] = {group.name: group.gather(parameters) for group in self.monitor.groups}
 
 
-class _silence(warnings.catch_warnings):  # noqa: N801 - a context manager
+class _Silence(warnings.catch_warnings):
     """Lightning's advice on workers, loggers and devices is not for a benchmark."""
 
     def __enter__(self) -> None:
