@@ -1,0 +1,174 @@
+"""Train a network under a `TopologyMonitor`, and hand back what it saw."""
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_topo import Phase, RunRecord, TopologyEvent, TopologyMonitor, declare_neurons, read_record
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+Series = tuple[np.ndarray, np.ndarray]
+"""Steps, and a value at each."""
+
+# A loss so far above where it began will not come back.
+_DIVERGED = 1e3
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training: its record, its phases by step, and the clouds kept on the way."""
+
+    record: RunRecord
+    phases: Sequence[tuple[int, Phase]]
+    clouds: Mapping[int, Mapping[str, Tensor]]
+    diverged: bool
+
+    def series(self, name: str, group: str | None = None, worst: Callable[..., float] = max) -> Series:
+        """A measured quantity over steps: of one group, or the worst of all."""
+        found: dict[int, list[float]] = {}
+        for m in self.record.measurements:
+            if name in m.values and group in (None, m.group):
+                found.setdefault(m.step, []).append(m.values[name])
+        steps = sorted(found)
+        return np.array(steps, dtype=int), np.array([worst(found[step]) for step in steps], dtype=float)
+
+    @property
+    def loss(self) -> Series:
+        """The training loss before each step."""
+        return self.series("loss")
+
+    @property
+    def events(self) -> tuple[TopologyEvent, ...]:
+        """What happened."""
+        return self.record.events
+
+
+def train(
+    net: nn.Module,
+    loss: Loss,
+    batches: Dataset[Any],
+    optimizer: MakeOptimizer,
+    *,
+    probes: Sequence[Any],
+    keep: Collection[int] = (),
+    schedule: Callable[[int], float] | None = None,
+    neurons: Mapping[str, int] | None = None,
+) -> Run:
+    """One pass over `batches`, a step each. `keep` are the steps after which the neurons are kept; 0 is the start.
+
+    `neurons` names them by hand, as axes of the network's parameters; by default they are found.
+    """
+    watch = _Watch(keep=frozenset(keep))
+    module = Learner(net, loss, optimizer, schedule)
+    axes = {f"net.{parameter}": axis for parameter, axis in (neurons or {}).items()}
+    with tempfile.TemporaryDirectory() as folder, _Silence():
+        monitor = TopologyMonitor(
+            probes=probes,
+            groups=declare_neurons(module, "hidden", axes) if axes else "auto",
+            dirpath=folder,
+            max_overhead=None,
+            report=False,
+            on_error="raise",
+            verbose=False,
+        )
+        watch.monitor = monitor
+        trainer = L.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            callbacks=[monitor, watch],
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+        trainer.fit(module, DataLoader(batches, batch_size=None))
+        assert monitor.dirpath is not None
+        record = read_record(monitor.dirpath)
+    return Run(record, watch.phases, watch.clouds, watch.diverged)
+
+
+class Learner(L.LightningModule):
+    """A network and its loss; `schedule` gives the factor of the learning rate at every step."""
+
+    def __init__(
+        self, net: nn.Module, loss: Loss, optimizer: MakeOptimizer, schedule: Callable[[int], float] | None = None
+    ) -> None:
+        super().__init__()
+        self.net, self.loss, self.optimizer, self.schedule = net, loss, optimizer, schedule
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return self.loss(self.net(x), y)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.parameters())
+        if self.schedule is None:
+            return optimizer
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@dataclass
+class _Watch(L.Callback):
+    """Keeps what the record does not: phases by step, and whole clouds; ends a training that diverges."""
+
+    keep: frozenset[int] = frozenset()
+    monitor: TopologyMonitor | None = None
+    phases: list[tuple[int, Phase]] = field(default_factory=list)
+    clouds: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    diverged: bool = False
+    first_loss: float | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._look(0, trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = float(outputs["loss"])
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+        self._look(batch_idx + 1, trainer, pl_module)
+        if not loss < _DIVERGED * self.first_loss:
+            self.diverged = trainer.should_stop = True
+
+    def _look(self, step: int, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert self.monitor is not None
+        if "topology/phase" in trainer.callback_metrics:
+            self.phases.append((step, Phase(int(trainer.callback_metrics["topology/phase"]))))
+        if step in self.keep:
+            parameters = dict(module.named_parameters())
+            self.clouds[step] = {group.name: group.gather(parameters) for group in self.monitor.groups}
+
+
+class _Silence(warnings.catch_warnings):
+    """Lightning's advice on workers, loggers and devices is not for a benchmark."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.filterwarnings("ignore", module="lightning")
+        for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def sgd(lr: float, **options: Any) -> MakeOptimizer:
+    return partial(torch.optim.SGD, lr=lr, **options)
+
+
+def adam(lr: float, **options: Any) -> MakeOptimizer:
+    return partial(torch.optim.Adam, lr=lr, **options)
+
+
+def squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """Half the squared error, summed over outputs, mean over samples."""
+    return 0.5 * (output - target).square().reshape(len(output), -1).sum(1).mean()
