@@ -1,6 +1,7 @@
 """Named arrays in one .npz file: written whole or not at all, and read without trust in who wrote it."""
 
 import io
+import math
 import os
 import zipfile
 import zlib
@@ -75,5 +76,8 @@ def _array(data: bytes) -> np.ndarray:
     shape, columns_first, dtype = readers[version](file)
     if dtype.kind not in _KINDS:
         raise ValueError(f"an array of {dtype}")
-    flat = np.frombuffer(bytearray(data[file.tell() :]), dtype)
+    rest = bytearray(data[file.tell() :])
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(rest):
+        raise ValueError(f"an array whose header promises the shape {shape}, with {len(rest):,} bytes of it")
+    flat = np.frombuffer(rest, dtype) if rest else np.empty(0, dtype)
     return flat.reshape(shape, order="F" if columns_first else "C")

@@ -105,8 +105,9 @@ def _measurement(line: Mapping[str, Any]) -> Measurement:
 
 def _event(line: Mapping[str, Any]) -> TopologyEvent:
     words = _checked(line, step=int, epoch=int, group=str, message=str, remedy=str)
-    numbers = {name: None if line[name] is None else float(line[name]) for name in ("value", "threshold")}
-    return TopologyEvent(EventName(line["name"]), severity=Severity(line["severity"]), **words, **numbers)
+    value, threshold = (None if line[name] is None else float(line[name]) for name in ("value", "threshold"))
+    name, severity = EventName(line["name"]), Severity(line["severity"])
+    return TopologyEvent(name, severity=severity, value=value, threshold=threshold, **words)
 
 
 def _checked(line: Mapping[str, Any], **kinds: type) -> dict[str, Any]:

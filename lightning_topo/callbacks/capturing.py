@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.callbacks.training_loss import training_loss
+from lightning_topo.homology import Worker
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons.capture import Sharding, gather_clouds, sharding
 from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult
@@ -39,11 +40,17 @@ class Capturing:
         self.groups = tuple(groups)
         self.own = tuple(group for k, group in enumerate(groups) if ranks.owns(k))
         self.reference: Mapping[str, Tensor] = {}
+        self.worker: Worker | None = None  # what is measured at the start is wanted at once
         self._trainer, self._module, self._batch, self._seed = trainer, module, batch, seed
         self._root = sharded_root(trainer, module)
         self.sharding: Sharding = sharding(self._root)
         self._before: tuple[int, Clouds] | None = None
         self._parameters_before: tuple[int, Mapping[str, Tensor]] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The present epoch."""
+        return self._trainer.current_epoch
 
     def clouds(self) -> Clouds:
         """The neurons as they stand; where no process needs another for it, gathered when first asked for."""
@@ -92,6 +99,7 @@ class Capturing:
             previous=previous,
             parameters_before=parameters if at == step - 1 and _needs_parameters_before(probe) else None,
             sharding=self.sharding,
+            worker=self.worker,
         )
 
 

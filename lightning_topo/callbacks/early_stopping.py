@@ -234,14 +234,21 @@ class TopologyEarlyStopping(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict.get("version") != _STATE_VERSION:
+        try:
+            if state_dict["version"] != _STATE_VERSION:
+                raise ValueError(f"version {state_dict['version']!r}")
+            counted = StopState(**state_dict["counted"])
+            counts = {str(name): int(n) for name, n in counted.counts.items()}
+            numbers = {"step": int(counted.step), "quiet_captures": int(counted.quiet_captures)}
+            reason, epoch = state_dict["stopping_reason"], int(state_dict["stopped_epoch"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             rank_zero_warn(
-                f"TopologyEarlyStopping expected a checkpoint state of version {_STATE_VERSION}, got "
-                f"{state_dict.get('version')}: it counts from zero."
+                f"TopologyEarlyStopping expected a checkpoint state of version {_STATE_VERSION}, got one that cannot "
+                f"be used ({type(error).__name__}: {error}): it counts from zero."
             )
             return
-        self._counted = StopState(**state_dict["counted"])
-        self.stopping_reason, self.stopped_epoch = state_dict["stopping_reason"], state_dict["stopped_epoch"]
+        self._counted = replace(counted, counts=counts, **numbers)
+        self.stopping_reason, self.stopped_epoch = reason if isinstance(reason, str) else None, epoch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.stopping_reason is not None:

@@ -1,9 +1,11 @@
 """The few things of Lightning that have no public name, in one place; tests/callbacks watches them."""
 
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
+from torch.optim import Optimizer
 
 
 def batches_stepped(trainer: Trainer) -> int:
@@ -55,3 +57,10 @@ def key_prefix(logger: Logger) -> str:
     """What a logger made with `prefix=...` puts before every key of `log_metrics`."""
     prefix = getattr(logger, "_prefix", "")
     return f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else ""  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def torch_optimizer(optimizer: Any) -> Optimizer:
+    """torch's own optimizer inside a wrapper, as DeepSpeed has one."""
+    while not isinstance(optimizer, Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer

@@ -156,7 +156,7 @@ class TopologyMonitor(Callback):
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._close()
+        self._close(in_haste=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()
@@ -190,11 +190,11 @@ class TopologyMonitor(Callback):
         with self._guarded("could not start, and does not watch this training"):
             self._session = Session(self.settings, trainer, pl_module, batch, saved, ranks)
 
-    def _close(self) -> None:
+    def _close(self, *, in_haste: bool = False) -> None:
         self._waits_for_batch = False
         with self._guarded("could not finish its record and report"):
             if self._session is not None:
-                self._session.close()
+                self._session.close(in_haste=in_haste)
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
-from torch.optim import Optimizer
 
+from lightning_topo.callbacks.awaited import lost_result
 from lightning_topo.callbacks.capturing import Capturing, needs_step
 from lightning_topo.callbacks.clock import Clock
 from lightning_topo.callbacks.discovery import discover_together
 from lightning_topo.callbacks.findings import Findings
 from lightning_topo.callbacks.journal import open_journal
-from lightning_topo.callbacks.lightning_internals import batches_stepped, is_last_of_epoch, log_period
-from lightning_topo.callbacks.probing import GO_ON, Found, Look, Probing
+from lightning_topo.callbacks.lightning_internals import batches_stepped, is_last_of_epoch, log_period, torch_optimizer
+from lightning_topo.callbacks.probing import GO_ON, Found, Late, Look, Probing
 from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.callbacks.references import keep, read_back
-from lightning_topo.callbacks.saved import SavedSession, saved_session
+from lightning_topo.callbacks.saved import SavedSession, resumed, saved_session
 from lightning_topo.callbacks.settings import MonitorSettings
+from lightning_topo.callbacks.training_loss import batch_loss
+from lightning_topo.homology import Worker
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 from lightning_topo.probes import Probe
@@ -29,6 +30,9 @@ from lightning_topo.record import REPORT, read_record
 
 REPORT_SECONDS = 60.0
 """The report is rewritten during training at most this often."""
+
+HASTE_SECONDS = 10.0
+"""When training breaks off, what other processes still compute is waited for so long."""
 
 
 class Session:
@@ -66,11 +70,12 @@ class Session:
         self._probing = Probing(settings.probes, ranks)
         self._pacer = settings.pacer()
         self._every_recorded: dict[str, int] = dict(self._pacer.every)
-        self._handles = [_inner(o).register_step_post_hook(self._note_step) for o in trainer.optimizers]
+        self._handles = [torch_optimizer(o).register_step_post_hook(self._note_step) for o in trainer.optimizers]
         self._closed = False
         try:
             with self._timed():
                 self._start(saved, batch)
+            self._capturing.worker = Worker()
         except BaseException:
             self._release()
             raise
@@ -97,8 +102,9 @@ class Session:
             stepped, self._stepped = self._stepped, False
             step = batches_stepped(self._trainer) + 1
             if stepped:
+                self._take_late(step, self._probing.late(self.groups, step))
                 if due := self._due("step", step):
-                    self._measure(due, step, self._loss(outputs))
+                    self._measure(due, step, batch_loss(self._trainer, outputs))
                 if step % REPACE_STEPS == 0:
                     self._repace(step)
                 self._alone(self._publish, step, log=_divides(log_period(self._trainer), step))
@@ -135,14 +141,26 @@ class Session:
         self._n_events_told += len(events)
         return Findings(self._found_at, self._trainer.current_epoch, found, events)
 
-    def close(self) -> bool:
-        """Finish: release the optimizers, close the record, write the report. False if that was done already."""
+    def close(self, *, in_haste: bool = False) -> bool:
+        """Finish: take in what is awaited, close the record, write the report. False if that was done already.
+
+        `in_haste` where something has gone wrong: what is not ready within seconds is then given up, and what other
+        processes would have to share.
+        """
         if self._closed:
             return False
         self._closed = True
-        self._release()
-        self._journal.close()
         try:
+            if in_haste and self._ranks.size > 1:
+                late = self._probing.give_up("training broke off before all processes had shared it")
+            else:
+                late = self._probing.late(self.groups, most_seconds=HASTE_SECONDS if in_haste else None)
+            self._take_late(batches_stepped(self._trainer), late)
+        finally:
+            self._release()
+            self._journal.close()
+        try:
+            self._raise_what_waits()
             self.write_report()
             self._say_what_it_came_to()
         finally:
@@ -152,6 +170,9 @@ class Session:
     def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
+        capturing = getattr(self, "_capturing", None)
+        if capturing is not None and capturing.worker is not None:
+            capturing.worker.close()
 
     def write_report(self) -> None:
         """Write the report from the record as it stands."""
@@ -172,7 +193,7 @@ class Session:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
         record = self._journal.record
         place = (None, None) if record is None else (record.dirpath, record.run_id)
-        return SavedSession(*place, self._journal.detector, self._pacer.every).to_dict()
+        return SavedSession(*place, self._journal.detector, self._pacer.every, self._probing.awaited.steps).to_dict()
 
     # --- the start -------------------------------------------------------------------------------------------------
 
@@ -193,7 +214,7 @@ class Session:
             self._alone(self._fail, "neurons", problem.group, problem.message, problem.remedy, step)
         if damage is not None:
             self._alone(self._journal.happened, damage)
-        self._refer(step, resumed=saved is not None)
+        self._refer(step, saved)
         for probe in tuple(self._probing.probes):
             # A step that was not taken yet has the identity's values, and a resumed state has been recorded already.
             if saved is not None or needs_step(probe):
@@ -206,26 +227,18 @@ class Session:
     def _open_journal(self, saved: SavedSession | None) -> None:
         self._journal = open_journal(self._trainer, self._settings, self.groups, saved)
 
-    def _refer(self, step: int, *, resumed: bool) -> None:
+    def _refer(self, step: int, saved: SavedSession | None) -> None:
         """Find or take the clouds from which distances since the beginning are measured."""
         capturing, journal = self._capturing, self._journal
         now = capturing.own_clouds(capturing.clouds())
-        kept = read_back(journal.record, self.groups, now, self._ranks) if resumed else None
+        kept = read_back(journal.record, self.groups, now, self._ranks) if saved is not None else None
         capturing.reference = now if kept is None else kept
         if kept is None:
             keep(journal, step, self.groups, capturing.parameters(), now, self._ranks)
-        if resumed:
+        if saved is not None:
             since = "" if kept is not None else " The clouds of the beginning are lost: totals count from here."
-            self._alone(
-                journal.happened,
-                TopologyEvent(
-                    EventName.GAP,
-                    step,
-                    self._trainer.current_epoch,
-                    message=f"Resumed from a checkpoint at step {step}; later steps are measured again.{since}",
-                    remedy="Nothing to do.",
-                ),
-            )
+            since += saved.under_way()
+            self._alone(journal.happened, resumed(step, self._trainer.current_epoch, since))
 
     def _preview(self, probe: Probe, step: int) -> None:
         """Publish what a probe sees before the first step, without recording it."""
@@ -240,16 +253,24 @@ class Session:
         now = self._capturing.clouds()
         look = self._probing.look(probes, self._capturing, step, now, loss, self._overhead_now())
         self._overhead = look.overhead
-        found = self._found or {}
-        self._found, self._found_at = found, step
-        for probe in probes:
-            if not look.found[probe.name].error or look.found[probe.name].values:
-                found[probe.name] = look.found[probe.name].values
+        self._note_findings(step, look.found)
         self._alone(self._take, probes, look, step)
         self._capturing.after_step(probes, step, now)
 
+    def _take_late(self, step: int, late: Sequence[Late]) -> None:
+        """Take in what was captured before and computed elsewhere."""
+        for one in late:
+            self._note_findings(step, {one.probe.name: one.found})
+            self._alone(self._take_one, one.probe, one.found, one.step, one.epoch)
+
+    def _note_findings(self, step: int, founds: Mapping[str, Found]) -> None:
+        """Have something to tell the other callbacks: before anything can fail, since they decide together."""
+        fresh = {name: found.values for name, found in founds.items() if found.values or not found.error}
+        self._found, self._found_at = (self._found or {}) | fresh, step
+
     def _measure_epoch(self, step: int, epoch: int) -> None:
         self._epoch_measured = epoch
+        self._take_late(step, self._probing.late(self.groups))
         due = self._due("epoch", epoch + 1)
         if due:
             self._measure(due, step)
@@ -273,22 +294,28 @@ class Session:
         if look.loss is not None:
             self._journal.noted(Measurement(step, epoch, "training", GLOBAL, {"loss": look.loss}))
         for probe in probes:
-            found = look.found[probe.name]
-            if not found.error:
-                self._pacer.spent(probe.name, found.seconds)
-            self._note_failure(probe, found, step)
-            for group, values in found.values.items():
-                self._failing.discard((probe.name, group))
-                if group in self._proposed and needs_step(probe):
-                    values = {**values, "proposed_critical_ratio": self._proposed[group]}
-                self._journal.measured(Measurement(step, epoch, probe.name, group, values))
-            for group, message in found.failures.items():
-                self._fail(probe.name, group, f"{probe.name} could not measure {group}: {message}", GO_ON, step)
-            self._journal.captured(step, found.diagrams)
+            if look.found[probe.name].lag is None:
+                self._take_one(probe, look.found[probe.name], step, epoch)
+
+    def _take_one(self, probe: Probe, found: Found, step: int, epoch: int) -> None:
+        if not found.error:
+            self._pacer.spent(probe.name, found.seconds)
+        self._note_failure(probe, found, step)
+        for group, values in found.values.items():
+            self._failing.discard((probe.name, group))
+            if group in self._proposed and needs_step(probe):
+                values = {**values, "proposed_critical_ratio": self._proposed[group]}
+            self._journal.measured(Measurement(step, epoch, probe.name, group, values))
+        for group, message in found.failures.items():
+            self._fail(probe.name, group, f"{probe.name} could not measure {group}: {message}", GO_ON, step)
+        self._journal.captured(step, found.diagrams)
 
     def _note_failure(self, probe: Probe, found: Found, step: int) -> None:
         """An event where a probe has failed as a whole; or its error, where the user wants to know."""
         if not found.error:
+            return
+        if found.lost:
+            self._journal.happened(lost_result(probe.name, found.error, step, self._trainer.current_epoch))
             return
         if self._settings.on_error == "raise" and not found.off:
             raise self._probing.errors[probe.name]
@@ -304,14 +331,6 @@ class Session:
         self._journal.happened(
             TopologyEvent(EventName.PROBE_FAILED, step, epoch, group, Severity.WARN, message=message, remedy=remedy)
         )
-
-    def _loss(self, outputs: Any) -> float | None:
-        """The loss of this process's batch."""
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if not (isinstance(loss, Tensor) and loss.numel() == 1):
-            return None
-        # Lightning divides by the number of accumulated batches; the loss is the module's own again.
-        return float(loss) * (self._trainer.accumulate_grad_batches if self._module.automatic_optimization else 1)
 
     def _due(self, unit: str, count: int) -> list[Probe]:
         return [
@@ -375,13 +394,6 @@ class Session:
         error, self._waiting = self._waiting, None
         if error is not None:
             raise error
-
-
-def _inner(optimizer: Any) -> Optimizer:
-    """torch's own optimizer inside a wrapper, as DeepSpeed has one."""
-    while not isinstance(optimizer, Optimizer):
-        optimizer = optimizer.optimizer
-    return optimizer
 
 
 def _divides(period: int, step: int) -> bool:

@@ -167,8 +167,14 @@ class TopologyStepGuard(Callback):
         return {"version": _STATE_VERSION, **self._counts}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict.get("version") == _STATE_VERSION:
-            self._counts = {name: state_dict[name] for name in self._counts}
+        try:
+            if state_dict["version"] == _STATE_VERSION:
+                self._counts = {name: int(state_dict[name]) for name in self._counts}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            rank_zero_warn(
+                f"TopologyStepGuard cannot use its state in the checkpoint ({type(error).__name__}: {error}): "
+                "it counts from zero."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither the hooks of one fit nor what Lightning attaches, bound to the module, belongs to a copy.

@@ -4,7 +4,7 @@ from lightning_topo.homology.diagram import Bars, PersistenceDiagram
 from lightning_topo.homology.engines import available_engines
 from lightning_topo.homology.h0 import h0_deaths
 from lightning_topo.homology.matching import bottleneck, log_bottleneck, log_bottleneck_bound, wasserstein
-from lightning_topo.homology.rips import persistence
+from lightning_topo.homology.rips import RipsTask, persistence, rips_task
 from lightning_topo.homology.summaries import (
     betti_number,
     max_persistence,
@@ -12,10 +12,15 @@ from lightning_topo.homology.summaries import (
     total_persistence,
 )
 from lightning_topo.homology.vectors import betti_curve, crocker, landscape, persistence_image
+from lightning_topo.homology.worker import JobLost, Worker, WorkerBroken
 
 __all__ = [
     "Bars",
+    "JobLost",
     "PersistenceDiagram",
+    "RipsTask",
+    "Worker",
+    "WorkerBroken",
     "available_engines",
     "betti_curve",
     "betti_number",
@@ -29,6 +34,7 @@ __all__ = [
     "persistence",
     "persistence_entropy",
     "persistence_image",
+    "rips_task",
     "total_persistence",
     "wasserstein",
 ]

@@ -7,7 +7,6 @@ does not fit, Borůvka again, on lists of nearest neighbours that are renewed ti
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from lightning_topo.geometry.distances import Rows, check_cloud, squared_distance_matrix
 from lightning_topo.geometry.precision import full_precision, real_dtype
 from lightning_topo.homology.neighbours import NeighbourLists, least_of_each
+from lightning_topo.homology.spanning import prim
 
 MATRIX_BYTES = 1 << 30
 """Distances are held in full up to this many bytes."""
@@ -55,31 +55,13 @@ def spanning_weights(weights: Float[Tensor, "n n"]) -> Float[Tensor, " m"]:
     if len(weights) < 2:
         return weights.new_empty(0)
     if weights.device.type == "cpu":
-        return torch.from_numpy(_prim(weights.numpy()))
+        return torch.from_numpy(prim(weights.numpy()))
 
     def nearest_outside(labels: Labels) -> tuple[Tensor, Tensor]:
         nearest, neighbours = weights.masked_fill(labels[:, None] == labels, torch.inf).min(dim=1)
         return nearest, neighbours
 
     return _boruvka(torch.arange(len(weights), device=weights.device), nearest_outside).sort().values
-
-
-def _prim(weights: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " m"]:
-    """The tree grows by the nearest outside point, n - 1 times."""
-    n = len(weights)
-    joined = np.empty(n - 1, dtype=weights.dtype)
-    nearest = weights[0].copy()
-    in_tree = np.zeros_like(nearest)
-    in_tree[0] = np.inf
-    outside = np.empty_like(nearest)
-    for k in range(n - 1):
-        np.add(nearest, in_tree, out=outside)
-        new = outside.argmin()
-        joined[k] = outside[new]
-        in_tree[new] = np.inf
-        np.minimum(nearest, weights[new], out=nearest)
-    joined.sort()
-    return joined
 
 
 def _boruvka(labels: Labels, nearest_outside: NearestOutside) -> Float[Tensor, " m"]:

@@ -1,5 +1,9 @@
 """Vietoris-Rips persistence of a cloud: H0 on its device, H1 and up by an engine."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -36,6 +40,67 @@ def persistence(
     >>> diagram[1].births, diagram[1].deaths
     (tensor([1.]), tensor([1.4142]))
     """
+    task = rips_task(points, max_dim, max_landmarks, engine)
+    intervals = [] if task.distances is None else rips_intervals(task.distances, task.max_dim, task.engine)
+    return task.diagram(intervals)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RipsTask:
+    """What is known of a cloud's diagram before its homology in dimension 1 and up, which `distances` would give.
+
+    `distances` is None where nothing is left to compute. `deaths` are the finite ones of H0; None where they are left
+    to whoever computes the rest, which is cheaper where that is another process.
+    """
+
+    distances: Float[np.ndarray, "m m"] | None
+    deaths: Float[Tensor, " _"] | None
+    max_dim: int
+    engine: str
+    n_used: int
+    n_points: int
+    diameter: float
+    covering_radius: float
+    like: Float[Tensor, "0"]
+
+    def handed_over(self) -> "RipsTask":
+        """The same without the distances, which someone else has now."""
+        return replace(self, distances=None)
+
+    def diagram(self, intervals: Sequence[np.ndarray]) -> PersistenceDiagram:
+        """The diagram, from one (k, 2) array of births and deaths per dimension 1, ..., max_dim.
+
+        Where `deaths` is None, those of H0 come first.
+        """
+        finite, rest = self.deaths, list(intervals)
+        if finite is None:
+            finite = torch.from_numpy(rest.pop(0)).to(self.like)
+        deaths = torch.cat([finite, finite.new_full((min(self.n_used, 1),), torch.inf)])
+        bars = [Bars(torch.zeros_like(deaths), deaths)]
+        bars += [Bars(*torch.from_numpy(pairs).to(self.like).unbind(1)) for pairs in rest]
+        return PersistenceDiagram(
+            bars=tuple(bars),
+            n_points=self.n_points,
+            diameter=self.diameter,
+            covering_radius=self.covering_radius,
+            engine=self.engine,
+            exact=self.n_used == self.n_points,
+        )
+
+
+@torch.no_grad()
+def rips_task(
+    points: Float[Tensor, "n d"],
+    max_dim: int = 1,
+    max_landmarks: int | None = None,
+    engine: str | None = None,
+    *,
+    leave_h0: bool = False,
+) -> RipsTask:
+    """The part of `persistence` that is done on the cloud's own device; its parameters and errors are the same.
+
+    With `leave_h0` the H0 of a cloud on the CPU is left to whoever computes the rest.
+    """
     check_cloud(points)
     if max_dim < 0:
         raise ValueError(f"expected max_dim >= 0, got {max_dim}")
@@ -53,20 +118,18 @@ def persistence(
         )
     if fits:
         distances = pairwise_distances(points)
-        finite, largest = spanning_weights(distances), distances.amax() if len(points) else 0.0
+        left = leave_h0 and max_dim > 0 and distances.device.type == "cpu"
+        finite, largest = None if left else spanning_weights(distances), distances.amax() if len(points) else 0.0
     else:
         distances, finite, largest = None, h0_deaths(points, MATRIX_BYTES), diameter(points)
-    deaths = torch.cat([finite, finite.new_full((min(len(points), 1),), torch.inf)])
-    bars = [Bars(torch.zeros_like(deaths), deaths)]
-    if distances is not None and max_dim > 0:
-        for intervals in rips_intervals(distances.cpu().numpy(), max_dim, name):
-            births, deaths = torch.from_numpy(intervals).to(finite).unbind(1)
-            bars.append(Bars(births, deaths))
-    return PersistenceDiagram(
-        bars=tuple(bars),
+    return RipsTask(
+        distances=None if distances is None or max_dim == 0 else distances.cpu().numpy(),
+        deaths=finite,
+        max_dim=max_dim,
+        engine=name if max_dim > 0 else "mst",
+        n_used=len(points),
         n_points=n,
         diameter=float(largest),
         covering_radius=covering_radius,
-        engine=name if max_dim > 0 else "mst",
-        exact=len(points) == n,
+        like=torch.empty(0, dtype=real_dtype(points), device=points.device),
     )

@@ -5,7 +5,15 @@ from lightning_topo.probes.distortion import Distortion
 from lightning_topo.probes.pacing import Pacer
 from lightning_topo.probes.period import Period
 from lightning_topo.probes.persistence import Persistence
-from lightning_topo.probes.probe import Capture, Clouds, Probe, ProbeResult, ProbeUnavailable
+from lightning_topo.probes.probe import (
+    Capture,
+    Clouds,
+    Pending,
+    Probe,
+    ProbeResult,
+    ProbeUnavailable,
+    ResultLost,
+)
 from lightning_topo.probes.sharpness import Sharpness
 
 __all__ = [
@@ -14,10 +22,12 @@ __all__ = [
     "Clouds",
     "Distortion",
     "Pacer",
+    "Pending",
     "Period",
     "Persistence",
     "Probe",
     "ProbeResult",
     "ProbeUnavailable",
+    "ResultLost",
     "Sharpness",
 ]

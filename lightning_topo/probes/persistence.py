@@ -1,25 +1,31 @@
 """The persistent homology of every group's neurons."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import numpy as np
 from torch import Tensor
 
 from lightning_topo.geometry import step_distortion
 from lightning_topo.homology import (
+    JobLost,
     PersistenceDiagram,
+    RipsTask,
+    Worker,
+    WorkerBroken,
     betti_number,
     log_bottleneck,
     log_bottleneck_bound,
     max_persistence,
-    persistence,
     persistence_entropy,
+    rips_task,
     total_persistence,
 )
+from lightning_topo.homology.engines import rips_intervals
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes.period import Period
-from lightning_topo.probes.probe import Capture, ProbeResult, blocks
+from lightning_topo.probes.probe import Capture, Pending, ProbeResult, ProbeUnavailable, ResultLost, blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,11 @@ class Persistence:
     `entropy_k`, `max_persistence_k`; `log_bottleneck_k` to the previous capture, with `log_bottleneck_bound`, the most
     that the distortion in between allows (exact diagrams only).
 
+    With `lag=0` training waits while a diagram is computed. With `lag=k` homology in dimension 1 and up is left to a
+    process of its own, and its result is taken in when k more optimizer steps are done, at the end of the next epoch
+    or of the training at the latest, whether it was ready before or not: so the outcome depends on no clock. Lines of
+    the record keep the step of the capture. What takes longer than `timeout` seconds is given up, with a `gap`.
+
     >>> Persistence().period, Persistence(every_n_steps=20).period.unit
     (Period(every=1, unit='epoch', adaptive=True), 'step')
     """
@@ -43,6 +54,8 @@ class Persistence:
     max_landmarks: int | None = 512
     betti_scale: float = 0.25
     engine: str | None = None
+    lag: int = 0
+    timeout: float = 300.0
     name: str = field(default="persistence", init=False, repr=False)
     by_group: ClassVar[bool] = True
 
@@ -52,6 +65,10 @@ class Persistence:
             raise ValueError(f"expected max_dim >= 0, got {self.max_dim}")
         if not self.betti_scale > 0.0:
             raise ValueError(f"expected betti_scale > 0, got {self.betti_scale}")
+        if self.lag < 0:
+            raise ValueError(f"expected lag >= 0, got {self.lag}")
+        if not self.timeout > 0.0:
+            raise ValueError(f"expected timeout > 0, got {self.timeout}")
 
     @property
     def period(self) -> Period:
@@ -60,34 +77,88 @@ class Persistence:
             return Period.parse(self.every_n_steps, default=100)
         return Period.parse(self.every_n_epochs, default=1, unit="epoch")
 
-    def measure(self, capture: Capture) -> ProbeResult:
-        """The diagrams of each group, block by block, and their summaries."""
-        values: dict[str, Mapping[str, float]] = {}
+    def measure(self, capture: Capture) -> ProbeResult | Pending:
+        """The diagrams of each group, block by block, and their summaries; with a lag, the promise of them."""
+        worker = capture.worker if self.lag > 0 and self.max_dim > 0 and Worker.is_supported() else None
+        # The worker computes H0 too, or leaves it to the devices: one or the other for all groups.
+        leave_h0 = worker is not None and all(cloud.device.type == "cpu" for cloud in capture.neurons.values())
         failures: dict[str, str] = {}
-        diagrams: dict[str, PersistenceDiagram] = {}
-        seen: Mapping[str, _Block] = {} if capture.previous is None else capture.previous.carry
-        carry = dict(seen)
+        tasks: dict[str, dict[str, _Task]] = {}
         for group in capture.groups:
             try:
-                now = self._blocks(capture.neurons[group.name], group)
+                tasks[group.name] = self._tasks(capture.neurons[group.name], group, leave_h0=leave_h0)
             except ValueError as error:
                 failures[group.name] = str(error)
-                continue
-            values[group.name] = self._summaries(list(now.values())) | self._change(seen, now)
-            diagrams |= {name: block.diagram for name, block in now.items()}
-            carry |= now
-        return ProbeResult(values, failures, diagrams, carry)
+        if worker is not None:
+            return self._handed_over(worker, tasks, failures)
+        found = [_computed(task.rips) for blocks in tasks.values() for task in blocks.values()]
+        return self._result(tasks, found, failures, capture.previous)
 
-    def _blocks(self, cloud: Tensor, group: NeuronGroup) -> "dict[str, _Block]":
+    def _tasks(self, cloud: Tensor, group: NeuronGroup, *, leave_h0: bool) -> "dict[str, _Task]":
         clouds = blocks(cloud, group)
         names = [group.name] if len(clouds) == 1 else [f"{group.name}[{b}]" for b in range(len(clouds))]
+        how = (self.max_dim, self.max_landmarks, self.engine)
         return {
-            name: _Block(
-                points,
-                persistence(points, max_dim=self.max_dim, max_landmarks=self.max_landmarks, engine=self.engine),
-            )
+            name: _Task(points, rips_task(points, *how, leave_h0=leave_h0))
             for name, points in zip(names, clouds, strict=True)
         }
+
+    def _handed_over(
+        self, worker: Worker, tasks: "Mapping[str, Mapping[str, _Task]]", failures: Mapping[str, str]
+    ) -> Pending:
+        each = [task.rips for blocks in tasks.values() for task in blocks.values()]
+        matrices = [rips.distances for rips in each if rips.distances is not None]
+        spanning = any(rips.deaths is None for rips in each)
+        engine = each[0].engine if each else ""
+        try:
+            job = worker.submit(matrices, self.max_dim, engine, spanning=spanning)
+        except WorkerBroken as error:
+            remedy = (
+                "Persistence(lag=0) computes in the training process; Persistence(engine=...) names another engine."
+            )
+            raise ProbeUnavailable(str(error), remedy) from error
+        # Without the distances: many captures may wait.
+        kept = {
+            group: {name: _Task(task.points, task.rips.handed_over()) for name, task in found.items()}
+            for group, found in tasks.items()
+        }
+
+        def collect(previous: ProbeResult | None, most_seconds: float | None) -> ProbeResult:
+            try:
+                found = worker.collect(job, self.timeout if most_seconds is None else most_seconds)
+            except JobLost as error:
+                raise ResultLost(str(error)) from error
+            return self._result(kept, found, failures, previous)
+
+        return Pending(self.lag, collect)
+
+    def _result(
+        self,
+        tasks: "Mapping[str, Mapping[str, _Task]]",
+        found: "Sequence[Sequence[np.ndarray] | RuntimeError]",
+        failures: Mapping[str, str],
+        previous: ProbeResult | None,
+    ) -> ProbeResult:
+        """`found` holds the intervals of all blocks of all groups, in the order of `tasks`."""
+        values: dict[str, Mapping[str, float]] = {}
+        failed = dict(failures)
+        diagrams: dict[str, PersistenceDiagram] = {}
+        seen: Mapping[str, _Block] = {} if previous is None else previous.carry
+        carry = dict(seen)
+        left = iter(found)
+        for group, blocks_of in tasks.items():
+            now: dict[str, _Block] = {}
+            for (name, task), intervals in zip(blocks_of.items(), left):  # noqa: B905 - the next group goes on with it
+                if isinstance(intervals, RuntimeError):
+                    failed[group] = str(intervals)
+                else:
+                    now[name] = _Block(task.points, task.rips.diagram(intervals))
+            if group in failed:
+                continue
+            values[group] = self._summaries(list(now.values())) | self._change(seen, now)
+            diagrams |= {name: block.diagram for name, block in now.items()}
+            carry |= now
+        return ProbeResult(values, failed, diagrams, carry)
 
     def _summaries(self, found: "list[_Block]") -> dict[str, float]:
         diagrams = [block.diagram for block in found]
@@ -124,3 +195,21 @@ class _Block:
 
     points: Tensor
     diagram: PersistenceDiagram
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A block's cloud with what is known of its diagram so far."""
+
+    points: Tensor
+    rips: RipsTask
+
+
+def _computed(task: RipsTask) -> list[np.ndarray] | RuntimeError:
+    """The intervals of dimension 1 and up, here and now; the engine's error where it fails."""
+    if task.distances is None:
+        return []
+    try:
+        return rips_intervals(task.distances, task.max_dim, task.engine)
+    except RuntimeError as error:
+        return error

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lightning_topo.homology import PersistenceDiagram
+from lightning_topo.homology import PersistenceDiagram, Worker
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons.capture import Sharding
@@ -101,13 +101,32 @@ class ProbeResult:
         return found if isinstance(found, ProbeResult) else cls(values={GLOBAL: found})
 
 
+class ResultLost(RuntimeError):
+    """A pending measurement will never be finished; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A measurement that is made elsewhere while training goes on: it is taken in `lag` optimizer steps later.
+
+    Exactly then, whether it was ready long before or has to be waited for: what is published when depends on no clock,
+    and is the same on every rank. `collect(previous, most_seconds)` gives the result, waiting no longer than that
+    (None: as long as the probe thinks right); `previous` is the result taken in before it. It raises `ResultLost`
+    where there will be none.
+    """
+
+    lag: int
+    collect: "Callable[[ProbeResult | None, float | None], ProbeResult]"
+
+
 @dataclass(frozen=True, slots=True)
 class Capture:
     """The network at one step, for the probes to look at; nothing in it may be changed.
 
     `before` holds the clouds before the step that led here, None where there was none; `reference` those when
     training began. `parameters_before` holds the trainable parameters before that step, by name, for probes that set
-    `needs_parameters_before`. `training_loss(loss_fn)` is a context that yields the loss on the probe batch as a
+    `needs_parameters_before`. `worker` computes homology elsewhere; None where a result is wanted at once.
+    `training_loss(loss_fn)` is a context that yields the loss on the probe batch as a
     function of nothing (of `loss_fn`, or by default of the module's own training step; a `BatchLoss`, which can be cut
     into parts), and leaves the training untouched.
 
@@ -128,6 +147,7 @@ class Capture:
     previous: ProbeResult | None = None
     parameters_before: Mapping[str, Tensor] | None = None
     sharding: Sharding = "whole"
+    worker: Worker | None = None
 
 
 @runtime_checkable
@@ -149,8 +169,8 @@ class Probe(Protocol):
         """Under which its measurements are recorded."""
         ...
 
-    def measure(self, capture: Capture) -> ProbeResult | Mapping[str, float]:
-        """The measurement."""
+    def measure(self, capture: Capture) -> ProbeResult | Pending | Mapping[str, float]:
+        """The measurement, or the promise of it."""
         ...
 
 

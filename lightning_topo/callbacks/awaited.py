@@ -1,0 +1,54 @@
+"""Measurements that are made elsewhere, until they are taken in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lightning_topo.phases import EventName, Severity, TopologyEvent
+from lightning_topo.probes import Pending, Probe
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A capture that was handed over at `step`, at the cost of so many `seconds`."""
+
+    probe: Probe
+    step: int
+    epoch: int
+    pending: Pending
+    seconds: float
+
+
+@dataclass(slots=True)
+class AwaitedResults:
+    """In the order in which they were captured; each is taken in when the steps of its lag are done."""
+
+    _captures: list[Awaited] = field(default_factory=list)
+
+    def add(self, awaited: Awaited) -> None:
+        """Wait for one more."""
+        self._captures.append(awaited)
+
+    def due(self, step: int | None = None) -> Iterator[Awaited]:
+        """Those to take in after so many steps (None: all), each no longer waited for when it is handed out."""
+        for awaited in tuple(self._captures):
+            if step is None or awaited.step + awaited.pending.lag <= step:
+                self._captures.remove(awaited)
+                yield awaited
+
+    @property
+    def steps(self) -> dict[str, tuple[int, ...]]:
+        """The steps of the captures that are waited for, by probe."""
+        names = dict.fromkeys(awaited.probe.name for awaited in self._captures)
+        return {name: tuple(a.step for a in self._captures if a.probe.name == name) for name in names}
+
+
+def lost_result(probe: str, reason: str, step: int, epoch: int) -> TopologyEvent:
+    """The event of a capture at `step` whose result will never come."""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        severity=Severity.WARN,
+        message=f"What {probe} captured at step {step} is lost: {reason}.",
+        remedy="Later captures are measured. If this happens often, measure less often, or with fewer landmarks.",
+    )
