@@ -150,18 +150,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         return worker(options)
-    print(
-        "| parameters | groups | processes | whole ms | measure ms | share ms | clouds MB | parameter MB | received MB | message kB |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    arguments = [
-        "--width",
-        str(options.width),
-        "--repeats",
-        str(options.repeats),
-        "--groups",
-        *map(str, options.groups),
-    ]
+    columns = ("parameters", "groups", "processes", "whole ms", "measure ms", "share ms")
+    sizes = ("clouds MB", "parameter MB", "received MB", "message kB")
+    print(f"| {' | '.join(columns + sizes)} |\n|{'---|' * 10}")
+    arguments = [f"--width={options.width}", f"--repeats={options.repeats}", "--groups", *map(str, options.groups)]
     for n in options.processes:
         for strategy, n_groups, row in launched(n, arguments):
             times = " | ".join(f"{row[name]:.1f}" for name in ("whole", "measured", "shared"))

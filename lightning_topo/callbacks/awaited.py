@@ -9,16 +9,12 @@ from lightning_topo.probes import Pending, Probe
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """A capture that was handed over at `step`, at the cost of so many `seconds`, to be taken in `lag` steps later.
-
-    `pending` is this process's part of it: None where it has none, because its own measurement failed.
-    """
+    """A capture that was handed over at `step`, at the cost of so many `seconds`."""
 
     probe: Probe
     step: int
     epoch: int
-    lag: int
-    pending: Pending | None
+    pending: Pending
     seconds: float
 
 
@@ -35,7 +31,7 @@ class AwaitedResults:
     def due(self, step: int | None = None) -> Iterator[Awaited]:
         """Those to take in after so many steps (None: all), each no longer waited for when it is handed out."""
         for awaited in tuple(self._captures):
-            if step is None or awaited.step + awaited.lag <= step:
+            if step is None or awaited.step + awaited.pending.lag <= step:
                 self._captures.remove(awaited)
                 yield awaited
 

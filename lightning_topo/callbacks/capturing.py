@@ -25,8 +25,7 @@ class Capturing:
     """Takes the clouds of one training, group k on process k % world, and keeps those from before a step.
 
     `clouds` and `before_step` are collectives where parameters are sharded; where every process has them whole,
-    nothing travels. A process holds the clouds of its own groups, and no others. `reference` are those when training
-    began, and `worker` computes homology elsewhere.
+    nothing travels. A process holds the clouds of its own groups, and no others.
     """
 
     def __init__(
@@ -41,12 +40,17 @@ class Capturing:
         self.groups = tuple(groups)
         self.own = tuple(group for k, group in enumerate(groups) if ranks.owns(k))
         self.reference: Mapping[str, Tensor] = {}
-        self.worker: Worker | None = None
+        self.worker: Worker | None = None  # what is measured at the start is wanted at once
         self._trainer, self._module, self._batch, self._seed = trainer, module, batch, seed
         self._root = sharded_root(trainer, module)
         self.sharding: Sharding = sharding(self._root)
         self._before: tuple[int, Clouds] | None = None
         self._parameters_before: tuple[int, Mapping[str, Tensor]] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The present epoch."""
+        return self._trainer.current_epoch
 
     def clouds(self) -> Clouds:
         """The neurons as they stand; where no process needs another for it, gathered when first asked for."""
@@ -54,11 +58,6 @@ class Capturing:
             return Clouds(self.groups, self.parameters() or {})
         here, failures = gather_clouds(self._root, self.groups, [group.name for group in self.own])
         return Clouds((), {}, here, failures)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch in which it captures."""
-        return self._trainer.current_epoch
 
     def own_clouds(self, clouds: Clouds) -> Clouds:
         """This process's share of them, gathered."""
@@ -89,7 +88,7 @@ class Capturing:
         at, parameters = self._parameters_before or (None, None)
         return Capture(
             step=step,
-            epoch=self.epoch,
+            epoch=self._trainer.current_epoch,
             module=self._module,
             groups=self.own if is_divided(probe) else self.groups,
             neurons=now,
@@ -99,8 +98,8 @@ class Capturing:
             training_loss=lambda loss_fn: training_loss(self._trainer, self._module, self._batch, loss_fn, self._seed),
             previous=previous,
             parameters_before=parameters if at == step - 1 and _needs_parameters_before(probe) else None,
-            worker=self.worker,
             sharding=self.sharding,
+            worker=self.worker,
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
 
 
 def is_lightnings(thing: Any, *names: str) -> bool:
@@ -93,3 +94,10 @@ def key_prefix(logger: Logger) -> str:
     """What a logger made with `prefix=...` puts before every key of `log_metrics`."""
     prefix = getattr(logger, "_prefix", "")
     return f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else ""  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def torch_optimizer(optimizer: Any) -> Optimizer:
+    """torch's own optimizer inside a wrapper, as DeepSpeed has one."""
+    while not isinstance(optimizer, Optimizer):
+        optimizer = optimizer.optimizer
+    return optimizer

@@ -1,7 +1,7 @@
 """Running the probes, and putting together what several processes have found."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lightning_topo.callbacks.awaited import Awaited, AwaitedResults
@@ -9,6 +9,7 @@ from lightning_topo.callbacks.capturing import Capturing, is_divided
 from lightning_topo.callbacks.clock import Clock
 from lightning_topo.callbacks.ranks import ElsewhereError, Ranks
 from lightning_topo.homology import Bars, PersistenceDiagram
+from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes import Clouds, Pending, Probe, ProbeResult, ProbeUnavailable, ResultLost
 
 GO_ON = (
@@ -21,8 +22,7 @@ class Found:
     """What one probe has found, on one process or on all together; it holds no more than a message between them.
 
     `error` says why the probe failed as a whole, if it did, and `remedy` what would help; `off` that it cannot measure
-    this training at all. With a `lag` nothing is found yet: it comes so many optimizer steps later, or, as `lost` then
-    says, never.
+    this training at all, `lost` that a result that was awaited will never come. With a `lag`, the result is awaited.
     """
 
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -33,13 +33,18 @@ class Found:
     error: str = ""
     remedy: str = ""
     off: bool = False
-    lag: int = 0
-    lost: str = ""
+    lost: bool = False
+    lag: int | None = None
 
-    @property
-    def has_come(self) -> bool:
-        """Whether there is something to take in: on a process or on all, something was measured."""
-        return bool(self.values) or not (self.error or self.lag or self.lost)
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """What was captured at `step` and computed elsewhere."""
+
+    probe: Probe
+    step: int
+    epoch: int
+    found: Found
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +59,13 @@ class Look:
 class Probing:
     """The probes of one training, as long as they can measure it, and what each has found last.
 
-    `errors` holds what the probes of the last look raised, by name, and `awaited` what they measure elsewhere.
+    `errors` holds what the probes of the last look raised, by name.
     """
 
     def __init__(self, probes: Sequence[Probe], ranks: Ranks) -> None:
         self.probes = list(probes)
         self.errors: dict[str, Exception] = {}
         self.awaited = AwaitedResults()
-        self._pending: dict[str, Pending] = {}
         self._ranks = ranks
         self._previous: dict[str, ProbeResult] = {}
         self._again: dict[str, bool] = {}
@@ -79,74 +83,95 @@ class Probing:
 
         A probe that fails, on one process or on all, has failed in the result: no process is left waiting.
         """
-        self.errors, self._pending = {}, {}
-        mine = Look({probe.name: self._run(probe, capturing, step, now) for probe in probes}, loss, overhead)
+        self.errors = {}
+        captured: dict[str, tuple[Found, Pending | None]] = {
+            probe.name: self._run(probe, capturing, step, now) for probe in probes
+        }
+        mine = Look({name: found for name, (found, _) in captured.items()}, loss, overhead)
         # Diagrams make longer messages than numbers: each kind of look has room of its own.
         every = self._ranks.all("+".join(mine.found), mine)
-        together = {
-            probe.name: self._united(probe, [look.found[probe.name] for look in every], capturing) for probe in probes
-        }
+        together: dict[str, Found] = {}
         for probe in probes:
-            found = together[probe.name]
-            if found.off:
-                self.probes.remove(probe)
-            if not found.error:
-                self._again[probe.name] = found.again_after_step
-            if found.lag:
-                pending, seconds = self._pending.get(probe.name), mine.found[probe.name].seconds
-                self.awaited.add(Awaited(probe, step, capturing.epoch, found.lag, pending, seconds))
+            found = together[probe.name] = self._united(
+                probe, [look.found[probe.name] for look in every], capturing.groups
+            )
+            if found.lag is not None:
+                own, pending = captured[probe.name]
+                pending = pending or _at_hand(found.lag, self._previous[probe.name])
+                self.awaited.add(Awaited(probe, step, capturing.epoch, pending, own.seconds))
         losses = [look.loss for look in every if look.loss is not None]
         return Look(together, math.fsum(losses) / len(losses) if losses else None, every[0].overhead)
 
-    def take_in(
-        self, due: Iterable[Awaited], capturing: Capturing, most_seconds: float | None = None
-    ) -> Iterator[tuple[Awaited, Found]]:
-        """What was captured before and computed elsewhere, waiting for it if need be; a collective for each capture."""
-        for awaited in due:
-            self.errors = {}
-            name, pending = awaited.probe.name, awaited.pending
-            mine = Found()
-            if pending is not None:
-                collect, previous = pending.collect, self._previous.get(name)
-                # Called at once, not later.
-                mine = self._attempt(name, lambda: collect(previous, most_seconds), awaited.seconds)  # noqa: B023
-            yield awaited, self._united(awaited.probe, self._ranks.all(f"{name}, later", mine), capturing)
+    def late(
+        self, groups: Sequence[NeuronGroup], step: int | None = None, most_seconds: float | None = None
+    ) -> list[Late]:
+        """What is due after so many steps (None: all that is awaited), put together by one small collective.
 
-    def _united(self, probe: Probe, every: Sequence[Found], capturing: Capturing) -> Found:
-        found = united(every, is_divided(probe), {group.name: k for k, group in enumerate(capturing.groups)})
-        if found.error and not found.off and probe.name not in self.errors:
-            self.errors[probe.name] = ElsewhereError(f"{probe.name} failed {found.error}")
-        return found
+        Every process waits for the same captures; where nothing is due there is no message.
+        """
+        due = list(self.awaited.due(step))
+        if not due:
+            return []
+        self.errors = {}
+        every = self._ranks.all("late", [self._collect(awaited, most_seconds) for awaited in due])
+        return [
+            Late(a.probe, a.step, a.epoch, self._united(a.probe, [theirs[k] for theirs in every], groups))
+            for k, a in enumerate(due)
+        ]
+
+    def give_up(self, reason: str) -> list[Late]:
+        """All that is awaited, as lost: where processes can no longer put it together."""
+        return [Late(a.probe, a.step, a.epoch, Found(error=reason, lost=True)) for a in self.awaited.due()]
 
     def is_wanted_again(self, probe: Probe) -> bool:
         """Whether the probe waited for a step that has come now, or will have come when this batch is done."""
         return self._again.get(probe.name, False)
 
-    def _run(self, probe: Probe, capturing: Capturing, step: int, now: Clouds) -> Found:
+    def _united(self, probe: Probe, every: Sequence[Found], groups: Sequence[NeuronGroup]) -> Found:
+        """What all processes have found by one probe, with what follows from it for the next looks."""
+        found = united(every, is_divided(probe), {group.name: k for k, group in enumerate(groups)})
+        if found.off and probe in self.probes:
+            self.probes.remove(probe)
+        elif found.error and probe.name not in self.errors:
+            self.errors[probe.name] = ElsewhereError(f"{probe.name} failed {found.error}")
+        if not found.error:
+            self._again[probe.name] = found.again_after_step
+        return found
+
+    def _run(self, probe: Probe, capturing: Capturing, step: int, now: Clouds) -> tuple[Found, Pending | None]:
+        clock = Clock()
         previous = self._previous.get(probe.name)
-        return self._attempt(probe.name, lambda: probe.measure(capturing.capture(probe, step, now, previous)))
+        made = self._attempt(probe, lambda: probe.measure(capturing.capture(probe, step, now, previous)))
+        if isinstance(made, Pending):
+            return Found(seconds=clock.seconds(), lag=made.lag), made
+        return replace(made, seconds=clock.seconds()), None
+
+    def _collect(self, awaited: Awaited, most_seconds: float | None) -> Found:
+        clock = Clock()
+        previous = self._previous.get(awaited.probe.name)
+        made = self._attempt(awaited.probe, lambda: awaited.pending.collect(previous, most_seconds))
+        assert isinstance(made, Found)
+        return replace(made, seconds=awaited.seconds + clock.seconds())
 
     def _attempt(
-        self, name: str, measure: Callable[[], ProbeResult | Pending | Mapping[str, float]], seconds: float = 0.0
-    ) -> Found:
-        """What a probe does here, after the `seconds` that it has taken before."""
-        clock = Clock()
+        self, probe: Probe, measure: Callable[[], ProbeResult | Pending | Mapping[str, float]]
+    ) -> Found | Pending:
+        """What a probe does here; where it fails, that."""
         try:
-            result = measure()
-            if isinstance(result, Pending):
-                self._pending[name] = result
-                return Found(lag=result.lag, seconds=clock.seconds())
-            result = ProbeResult.of(result)
+            made = measure()
+            if isinstance(made, Pending):
+                return made
+            result = ProbeResult.of(made)
             found = self._found(result)
         except ProbeUnavailable as error:
             return Found(error=str(error), remedy=error.remedy, off=True)
         except ResultLost as error:
-            return Found(lost=str(error))
+            return Found(error=str(error), lost=True)
         except Exception as error:
-            self.errors[name] = error
+            self.errors[probe.name] = error
             return Found(error=str(error) or type(error).__name__, remedy=GO_ON)
-        self._previous[name] = result
-        return replace(found, seconds=seconds + clock.seconds())
+        self._previous[probe.name] = result
+        return found
 
     def _found(self, result: ProbeResult) -> Found:
         values, diagrams = result.values, result.diagrams
@@ -177,8 +202,8 @@ def united(every: Sequence[Found], divided: bool, order: Mapping[str, int]) -> F
         error=failed[0][1].error if alike else error,
         remedy=failed[0][1].remedy if failed else "",
         off=any(found.off for found in every),
-        lag=max(found.lag for found in every),
-        lost="; ".join(dict.fromkeys(found.lost for found in every if found.lost)),
+        lost=any(found.lost for found in every),
+        lag=None if failed else max((found.lag for found in every if found.lag is not None), default=None),
     )
     if not divided:
         return replace(united, values={}, failures={}, diagrams={}) if failed else united
@@ -198,6 +223,11 @@ def united(every: Sequence[Found], divided: bool, order: Mapping[str, int]) -> F
         failures={name: failures[name] for name in sorted(failures, key=lambda name: by_group(name)[0])},
         diagrams={name: diagrams[name] for name in sorted(diagrams, key=lambda name: by_group(name)[0])},
     )
+
+
+def _at_hand(lag: int, result: ProbeResult) -> Pending:
+    """A result that is there already, where other processes still wait for theirs."""
+    return Pending(lag, lambda previous, most_seconds: result)
 
 
 def _on_cpu(diagram: PersistenceDiagram) -> PersistenceDiagram:

@@ -74,3 +74,14 @@ def saved_session(state: Any, step: int, epoch: int) -> tuple[SavedSession | Non
             message=f"The monitor's state in the checkpoint cannot be used: {error}. It begins anew at step {step}.",
             remedy="Earlier steps are in the record of the run before; another checkpoint may be whole.",
         )
+
+
+def resumed(step: int, epoch: int, since: str) -> TopologyEvent:
+    """The event of a run that goes on, with what is to be said of it."""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        message=f"Resumed from a checkpoint at step {step}; later steps are measured again.{since}",
+        remedy="Nothing to do.",
+    )

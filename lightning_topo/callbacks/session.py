@@ -1,27 +1,26 @@
 """One fit, as the monitor lives through it: what is captured when, and what is made of it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
-from torch.optim import Optimizer
 
-from lightning_topo.callbacks.awaited import Awaited, lost_result
+from lightning_topo.callbacks.awaited import lost_result
 from lightning_topo.callbacks.capturing import Capturing, needs_step
 from lightning_topo.callbacks.clock import Clock
 from lightning_topo.callbacks.discovery import discover_together
 from lightning_topo.callbacks.findings import Findings
 from lightning_topo.callbacks.journal import open_journal
-from lightning_topo.callbacks.lightning_internals import batches_stepped, is_last_of_epoch, log_period
-from lightning_topo.callbacks.probing import GO_ON, Found, Look, Probing
+from lightning_topo.callbacks.lightning_internals import batches_stepped, is_last_of_epoch, log_period, torch_optimizer
+from lightning_topo.callbacks.probing import GO_ON, Found, Late, Look, Probing
 from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.callbacks.references import keep, read_back
-from lightning_topo.callbacks.saved import SavedSession, saved_session
+from lightning_topo.callbacks.saved import SavedSession, resumed, saved_session
 from lightning_topo.callbacks.settings import MonitorSettings
+from lightning_topo.callbacks.training_loss import batch_loss
 from lightning_topo.homology import Worker
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import EventName, Severity, TopologyEvent
@@ -72,7 +71,7 @@ class Session:
         self._worker = Worker()
         self._pacer = settings.pacer()
         self._every_recorded: dict[str, int] = dict(self._pacer.every)
-        self._handles = [_inner(o).register_step_post_hook(self._note_step) for o in trainer.optimizers]
+        self._handles = [torch_optimizer(o).register_step_post_hook(self._note_step) for o in trainer.optimizers]
         self._closed = False
         try:
             with self._timed():
@@ -105,9 +104,9 @@ class Session:
             stepped, self._stepped = self._stepped, False
             step = batches_stepped(self._trainer) + 1
             if stepped:
-                self._take_in(step, self._probing.awaited.due(step))
+                self._take_late(step, self._probing.late(self.groups, step))
                 if due := self._due("step", step):
-                    self._measure(due, step, self._loss(outputs))
+                    self._measure(due, step, batch_loss(self._trainer, outputs))
                 if step % REPACE_STEPS == 0:
                     self._repace(step)
             self._proposed.clear()
@@ -149,17 +148,23 @@ class Session:
     def close(self, *, in_haste: bool = False) -> bool:
         """Finish: take in what is awaited, close the record, write the report. False if that was done already.
 
-        `in_haste` where something has gone wrong: what is not ready within seconds is then given up.
+        `in_haste` where something has gone wrong: what is not ready within seconds is then given up, and what other
+        processes would have to share.
         """
         if self._closed:
             return False
         self._closed = True
         try:
-            self._take_in_the_last(HASTE_SECONDS if in_haste else None)
+            if in_haste and self._ranks.size > 1:
+                late = self._probing.give_up("training broke off before all processes had shared it")
+            else:
+                late = self._probing.late(self.groups, most_seconds=HASTE_SECONDS if in_haste else None)
+            self._take_late(batches_stepped(self._trainer), late)
         finally:
             self._release()
             self._journal.close()
         try:
+            self._raise_what_waits()
             self.write_report()
             self._say_what_it_came_to()
         finally:
@@ -230,23 +235,14 @@ class Session:
         """Find or take the clouds from which distances since the beginning are measured."""
         capturing, journal = self._capturing, self._journal
         now = capturing.own_clouds(capturing.clouds())
-        kept = None if saved is None else read_back(journal.record, self.groups, now, self._ranks)
+        kept = read_back(journal.record, self.groups, now, self._ranks) if saved is not None else None
         capturing.reference = now if kept is None else kept
         if kept is None:
             keep(journal, step, self.groups, capturing.parameters(), now, self._ranks)
         if saved is not None:
             since = "" if kept is not None else " The clouds of the beginning are lost: totals count from here."
             since += saved.under_way()
-            self._alone(
-                journal.happened,
-                TopologyEvent(
-                    EventName.GAP,
-                    step,
-                    self._trainer.current_epoch,
-                    message=f"Resumed from a checkpoint at step {step}; later steps are measured again.{since}",
-                    remedy="Nothing to do.",
-                ),
-            )
+            self._alone(journal.happened, resumed(step, self._trainer.current_epoch, since))
 
     def _preview(self, probe: Probe, step: int) -> None:
         """Publish what a probe sees before the first step, without recording it."""
@@ -261,36 +257,24 @@ class Session:
         now = self._capturing.clouds()
         look = self._probing.look(probes, self._capturing, step, now, loss, self._overhead_now())
         self._overhead = look.overhead
-        found = self._found or {}
-        self._found, self._found_at = found, step
-        for probe in probes:
-            if look.found[probe.name].has_come:
-                found[probe.name] = look.found[probe.name].values
-        self._alone(self._take_look, probes, look, step)
+        self._note_findings(step, look.found)
+        self._alone(self._take, probes, look, step)
         self._capturing.after_step(probes, step, now)
 
-    def _take_in(self, step: int, due: Iterable[Awaited], most_seconds: float | None = None) -> None:
+    def _take_late(self, step: int, late: Sequence[Late]) -> None:
         """Take in what was captured before and computed elsewhere."""
-        for awaited, result in self._probing.take_in(due, self._capturing, most_seconds):
-            found = self._found or {}
-            self._found, self._found_at = found, step
-            if result.has_come:
-                found[awaited.probe.name] = result.values
-            self._alone(self._take, awaited.probe, result, awaited.step, awaited.epoch)
+        for one in late:
+            self._note_findings(step, {one.probe.name: one.found})
+            self._alone(self._take_one, one.probe, one.found, one.step, one.epoch)
 
-    def _take_in_the_last(self, most_seconds: float | None) -> None:
-        """Take in what is still awaited; of several processes not all may be here, and then it is given up."""
-        awaited = self._probing.awaited
-        if self._ranks.size == 1:
-            self._take_in(batches_stepped(self._trainer), awaited.due(), most_seconds)
-            self._raise_what_waits()
-        for left in awaited.due():
-            event = lost_result(left.probe.name, "training ended before it could be taken in", left.step, left.epoch)
-            self._journal.happened(event)
+    def _note_findings(self, step: int, founds: Mapping[str, Found]) -> None:
+        """Have something to tell the other callbacks: before anything can fail, since they decide together."""
+        fresh = {name: found.values for name, found in founds.items() if found.values or not found.error}
+        self._found, self._found_at = (self._found or {}) | fresh, step
 
     def _measure_epoch(self, step: int, epoch: int, *, log: bool = False) -> None:
         self._epoch_measured = epoch
-        self._take_in(step, self._probing.awaited.due())
+        self._take_late(step, self._probing.late(self.groups))
         due = self._due("epoch", epoch + 1)
         if due:
             self._measure(due, step)
@@ -308,20 +292,18 @@ class Session:
             return epoch
         return self._ranks.all("epoch", epoch)[0] if stepped else None
 
-    def _take_look(self, probes: Sequence[Probe], look: Look, step: int) -> None:
+    def _take(self, probes: Sequence[Probe], look: Look, step: int) -> None:
         """Take in what was found, by this process or all together."""
         epoch = self._trainer.current_epoch
         if look.loss is not None:
             self._journal.noted(Measurement(step, epoch, "training", GLOBAL, {"loss": look.loss}))
         for probe in probes:
-            self._take(probe, look.found[probe.name], step, epoch)
+            if look.found[probe.name].lag is None:
+                self._take_one(probe, look.found[probe.name], step, epoch)
 
-    def _take(self, probe: Probe, found: Found, step: int, epoch: int) -> None:
-        """Take in what one probe has found of the network at a step."""
-        if not found.error and not found.lag:
+    def _take_one(self, probe: Probe, found: Found, step: int, epoch: int) -> None:
+        if not found.error:
             self._pacer.spent(probe.name, found.seconds)
-        if found.lost:
-            self._journal.happened(lost_result(probe.name, found.lost, step, epoch))
         self._note_failure(probe, found, step)
         for group, values in found.values.items():
             self._failing.discard((probe.name, group))
@@ -335,6 +317,9 @@ class Session:
     def _note_failure(self, probe: Probe, found: Found, step: int) -> None:
         """An event where a probe has failed as a whole; or its error, where the user wants to know."""
         if not found.error:
+            return
+        if found.lost:
+            self._journal.happened(lost_result(probe.name, found.error, step, self._trainer.current_epoch))
             return
         if self._settings.on_error == "raise" and not found.off:
             raise self._probing.errors[probe.name]
@@ -350,14 +335,6 @@ class Session:
         self._journal.happened(
             TopologyEvent(EventName.PROBE_FAILED, step, epoch, group, Severity.WARN, message=message, remedy=remedy)
         )
-
-    def _loss(self, outputs: Any) -> float | None:
-        """The loss of this process's batch."""
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if not (isinstance(loss, Tensor) and loss.numel() == 1):
-            return None
-        # Lightning divides by the number of accumulated batches; the loss is the module's own again.
-        return float(loss) * (self._trainer.accumulate_grad_batches if self._module.automatic_optimization else 1)
 
     def _due(self, unit: str, count: int) -> list[Probe]:
         return [
@@ -422,13 +399,6 @@ class Session:
         error, self._waiting = self._waiting, None
         if error is not None:
             raise error
-
-
-def _inner(optimizer: Any) -> Optimizer:
-    """torch's own optimizer inside a wrapper, as DeepSpeed has one."""
-    while not isinstance(optimizer, Optimizer):
-        optimizer = optimizer.optimizer
-    return optimizer
 
 
 def _divides(period: int, step: int) -> bool:

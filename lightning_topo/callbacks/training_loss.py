@@ -109,6 +109,15 @@ def run_training_step(module: LightningModule, batch: Any) -> Tensor:
     return loss
 
 
+def batch_loss(trainer: Trainer, outputs: Any) -> float | None:
+    """The loss that this process's batch has had, from what `on_train_batch_end` is given."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    if not (isinstance(loss, Tensor) and loss.numel() == 1):
+        return None
+    # Lightning divides by the number of accumulated batches; the loss is the module's own again.
+    return float(loss) * (trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1)
+
+
 def _refuse_unless_pure(module: LightningModule) -> None:
     remedy = "Give the probe a loss of its own: Sharpness(loss_fn=lambda module, batch: ...)."
     if not module.automatic_optimization:

@@ -146,8 +146,8 @@ class Capture:
     training_loss: Callable[[LossFn | None], AbstractContextManager[Callable[[], Tensor]]]
     previous: ProbeResult | None = None
     parameters_before: Mapping[str, Tensor] | None = None
-    worker: Worker | None = None
     sharding: Sharding = "whole"
+    worker: Worker | None = None
 
 
 @runtime_checkable

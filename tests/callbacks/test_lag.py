@@ -70,7 +70,7 @@ class KillsTheWorker(L.Callback):
         self.at, self.how, self.pids = at, how, []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        pid = trainer.callbacks[0]._session._worker.pid
+        pid = trainer.callbacks[0]._session._capturing.worker.pid
         if pid is not None:
             self.pids.append(pid)
         if trainer.global_step == self.at:

@@ -132,7 +132,7 @@ def computing_elsewhere(root: Path, end: str) -> None:
     """Train with a worker that still computes when training ends in one way or another."""
 
     def finish(trainer: L.Trainer) -> None:
-        worker = trainer.callbacks[0]._session._worker  # type: ignore[attr-defined]
+        worker = trainer.callbacks[0]._session._capturing.worker  # type: ignore[attr-defined]
         # More than it can do in the time that is left to it.
         points = torch.randn(1200, 3)
         worker.submit([torch.cdist(points, points).numpy()], 1, available_engines()[0], spanning=False)
