@@ -243,8 +243,8 @@ class Session:
         wanted = self._settings.dirpath or run_folder(self._trainer) / "topology"
         try:
             if saved is not None and saved.dirpath is not None and saved.run_id is not None:
-                return RecordWriter.resume(saved.dirpath, saved.run_id, otherwise=wanted)
-            return RecordWriter.create(wanted)
+                return RecordWriter.resume(saved.dirpath, saved.run_id, wanted, self._settings.max_record_bytes)
+            return RecordWriter.create(wanted, self._settings.max_record_bytes)
         except OSError as error:
             if self._settings.on_error == "raise":
                 raise

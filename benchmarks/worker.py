@@ -1,0 +1,75 @@
+"""What a capture costs the training when its homology is computed by the worker, and when it is computed at once.
+
+    python -m benchmarks.worker [--repeats 5]
+
+The stall is the wall time of `Persistence.measure` with a lag (distances, and handing them over) and of taking the
+result in when it is ready (summaries and the distance to the capture before). Beside it stand the worker's part alone,
+handing over and fetching, and the whole measurement without a lag, of the same clouds in the same run.
+"""
+
+import argparse
+import statistics
+import time
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from lightning_topo import NeuronGroup, Persistence
+from lightning_topo.homology import Worker, available_engines
+from lightning_topo.homology.engines import rips_intervals
+from lightning_topo.neurons import ParamSlice
+from lightning_topo.probes import Capture, Clouds, Pending
+
+
+def capture(n: int, d: int, seed: int, worker: Worker | None) -> Capture:
+    """One group of n neurons in R^d."""
+    groups = [NeuronGroup("net", "unit", n, (), (ParamSlice("w"),))]
+    cloud = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+    clouds = Clouds(groups, {"w": cloud}).gather()
+    return Capture(1, 0, nn.Identity(), groups, clouds, None, clouds, [], nullcontext, worker=worker)
+
+
+def timed(call):
+    """What a call gives, and the milliseconds that it takes."""
+    began = time.perf_counter()
+    found = call()
+    return found, (time.perf_counter() - began) * 1e3
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    torch.set_num_threads(1)
+    worker, engine = Worker(), available_engines()[0]
+    _, start = timed(lambda: worker.collect(worker.submit([torch.zeros(3, 3).numpy()], 1, engine, spanning=True), 60.0))
+    print(f"engine {engine}; the worker is ready after {start / 1e3:.1f} s, during which training goes on\n")
+    print("| n | d | hand over | take in | stall | worker's part | homology alone | at once | stall / homology |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for n, d in ((512, 64), (512, 1024), (1024, 256), (1600, 256)):
+        lagging, direct = (Persistence(max_landmarks=None, lag=lag) for lag in (1, 0))
+        rows = []
+        for seed in range(repeats + 1):
+            given, here = capture(n, d, seed, worker), capture(n, d, seed, None)
+            pending, hand_over = timed(lambda c=given: lagging.measure(c))
+            assert isinstance(pending, Pending)
+            worker.collect(worker.submit([torch.zeros(3, 3).numpy()], 1, engine, spanning=True), 600.0)  # it is ready
+            _, take_in = timed(lambda p=pending: p.collect(None, None))
+            distances = torch.cdist(here.neurons["net"], here.neurons["net"]).numpy()
+            job, submit = timed(lambda m=distances: worker.submit([m], 1, engine, spanning=True))
+            worker.collect(worker.submit([torch.zeros(3, 3).numpy()], 1, engine, spanning=True), 600.0)
+            _, fetch = timed(lambda j=job: worker.collect(j, 60.0))
+            _, homology = timed(lambda m=distances: rips_intervals(m, 1, engine))
+            _, at_once = timed(lambda c=here: direct.measure(c))
+            rows.append((hand_over, take_in, hand_over + take_in, submit + fetch, homology, at_once))
+        # The first warms up; the least of the others is what it takes where nothing else takes the processor.
+        best = [min(row[i] for row in rows[1:]) for i in range(6)]
+        ratio = statistics.median(row[2] / row[4] for row in rows[1:])
+        print(f"| {n} | {d} | " + " | ".join(f"{ms:.1f} ms" for ms in best) + f" | {ratio:.1%} |", flush=True)
+    worker.close()
+
+
+if __name__ == "__main__":
+    main()
