@@ -177,3 +177,11 @@ def test_a_kill_in_the_midst_of_thinning_leaves_a_whole_record(tmp_path):
         lines = (folder / MEASUREMENTS).read_text().splitlines()
         assert all(json.loads(line) for line in lines)
         assert json.loads(lines[0])["run_id"] == record.run_id
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
+def test_a_limit_is_a_positive_number(limit):
+    from lightning_topo import TopologyMonitor
+
+    with pytest.raises(ValueError, match="max_record_mb > 0"):
+        TopologyMonitor(max_record_mb=limit)
