@@ -98,15 +98,16 @@ def soak(root: Path, steps: int, samples: int = 100, max_record_mb: float | None
     """Train for so many steps with everything on."""
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(64, 4), torch.randint(0, 3, (64,)))
-    lag = 5
-    probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=50, lag=lag), Sharpness(every_n_steps=50)]
+    # Every row brings new figures, which cost a hundred steps each.
+    seldom = 250
+    probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=seldom, lag=5), Sharpness(every_n_steps=50)]
     gauge = Gauge(max(1, steps // samples), aloud=aloud)
     trainer = L.Trainer(
         max_steps=steps,
         max_epochs=-1,
         accelerator="cpu",
         logger=TensorBoardLogger(root),
-        log_every_n_steps=50,
+        log_every_n_steps=seldom,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=root,
