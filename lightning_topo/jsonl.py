@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
-        self._file = open(path, "ab", buffering=0, opener=_open_no_link)  # noqa: SIM115 - closed by close()
+        self._file = _open_to_append(path)
         self._backlog: list[bytes] = []
         _cut_partial_line(path)
         if path.stat().st_size == 0:
@@ -44,6 +45,30 @@ class JsonLines:
                 self._file.truncate(end)
                 raise
             del self._backlog[0]
+
+    @property
+    def size(self) -> int:
+        """How many bytes the file has."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def rewrite(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Put these lines, the header among them, in the place of all; a kill leaves the old file or the new one.
+
+        Raises `OSError` where there is no room; the old file then stays. What waits to be written goes on waiting.
+        """
+        path = Path(self._file.name)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:
+                file.writelines(map(encoded, lines))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._file.close()
+        self._file = _open_to_append(path)
 
     def close(self) -> None:
         """Close the file, after one last try at what has waited."""
@@ -95,6 +120,10 @@ def _cut_partial_line(path: Path) -> None:
                 break
             end = start
         file.truncate(end)
+
+
+def _open_to_append(path: Path) -> FileIO:
+    return open(path, "ab", buffering=0, opener=_open_no_link)  # closed by `close`
 
 
 def _open_no_link(path: str, flags: int) -> int:

@@ -40,7 +40,7 @@ _MUTABLE = (Tensor, list, dict, set, deque)
 def _snapshot(value: Any) -> Callable[[], None]:
     """A function that gives a mutable value its present contents back."""
     if isinstance(value, Tensor):
-        if value.is_inference():  # cannot be changed in place
+        if value.is_inference() or value.is_meta:  # cannot be changed in place, or has no contents
             return lambda: None
         copy = value.detach().clone()
 

@@ -16,7 +16,8 @@ import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from lightning_topo.jsonl import JsonLines, read_objects
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.notebook import RecordViews
 from lightning_topo.phases import EventName, Severity, TopologyEvent
+from lightning_topo.thinning import N_MERGED, PROBE, Thinned, thinned
 
 SCHEMA = 1
 MEASUREMENTS = "measurements.jsonl"
@@ -38,8 +40,10 @@ EVENTS = "events.jsonl"
 REPORT = "report.html"
 _REFERENCE = Path("reference") / "clouds.npz"
 _DIAGRAM_FIELDS = ("n_points", "diameter", "covering_radius", "engine", "exact")
-_LINE_KEYS = ("step", "epoch", "probe", "group", "reference_step")
+_LINE_KEYS = ("step", "epoch", "probe", "group", "reference_step", N_MERGED)
 _LARGEST_STEP = 1 << 53
+_FEWEST_CAPTURES = 8
+_MOST_PASSES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,8 @@ class RunRecord(RecordViews):
     """A record as read back from its folder; as frames and figures, see `RecordViews`.
 
     `n_unreadable` counts lines that are no JSON (a killed process can leave one, at the end). Where a resumed run
-    measured a step again, the later measurement stands.
+    measured a step again, the later measurement stands. `thinned` says what a record that has reached its size holds
+    no more; None where it is whole.
     """
 
     dirpath: Path
@@ -56,6 +61,7 @@ class RunRecord(RecordViews):
     events: tuple[TopologyEvent, ...] = ()
     diagram_steps: tuple[int, ...] = ()
     n_unreadable: int = 0
+    thinned: Thinned | None = None
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -78,10 +84,13 @@ def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
     run_id = _run_id(folder / MEASUREMENTS)
     measurements: dict[tuple[int, str, str], Measurement] = {}
     events: dict[str, TopologyEvent] = {}
-    n_unreadable = 0
+    n_unreadable, gone = 0, None
     for line in islice(read_objects(folder / MEASUREMENTS), 1, None):
         try:
             m = _measurement(line)
+            if m.probe == PROBE:
+                gone = Thinned.of(m.values)
+                continue
             # Popped first, so that a step measured again also takes its place in the order again.
             measurements.pop((m.step, m.probe, m.group), None)
             measurements[m.step, m.probe, m.group] = m
@@ -96,7 +105,8 @@ def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
         except (KeyError, TypeError, ValueError, OverflowError):
             n_unreadable += 1
     steps = _diagram_steps(folder)
-    return RunRecord(folder, run_id, tuple(measurements.values()), tuple(events.values()), tuple(steps), n_unreadable)
+    found = (tuple(measurements.values()), tuple(events.values()), tuple(steps))
+    return RunRecord(folder, run_id, *found, n_unreadable, gone)
 
 
 def _measurement(line: Mapping[str, Any]) -> Measurement:
@@ -126,21 +136,27 @@ class RecordWriter:
 
     Every line is flushed as it is written. A write that fails (a full disk) raises `OSError`, leaves no partial
     line, and is tried again, in order, at the next one: nothing is lost if there is room again.
+
+    Where measurements and diagrams take more than `max_bytes`, they are thinned to half of it: of the older captures
+    every second is dropped, and of the older measurements two become one, with their extremes. Events are all kept.
     """
 
     dirpath: Path
     run_id: str
     reference_step: int = 0
+    max_bytes: float = math.inf
     _measurements: JsonLines = field(init=False, repr=False)
     _events: JsonLines = field(init=False, repr=False)
+    _diagram_bytes: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         header = {"schema": SCHEMA, "run_id": self.run_id}
         self._measurements = JsonLines(self.dirpath / MEASUREMENTS, header)
         self._events = JsonLines(self.dirpath / EVENTS, header)
+        self._diagram_bytes = self._measure_diagrams()
 
     @classmethod
-    def create(cls, dirpath: str | os.PathLike[str]) -> "RecordWriter":
+    def create(cls, dirpath: str | os.PathLike[str], max_bytes: float = math.inf) -> "RecordWriter":
         """Begin a record in `dirpath`, or, where another run's record stands, in `dirpath-v1`, `-v2`, ...
 
         Raises `OSError` if the folder cannot be made.
@@ -155,11 +171,15 @@ class RecordWriter:
             except FileExistsError:
                 version += 1
             else:
-                return cls(folder, uuid.uuid4().hex)
+                return cls(folder, uuid.uuid4().hex, max_bytes=max_bytes)
 
     @classmethod
     def resume(
-        cls, dirpath: str | os.PathLike[str], run_id: str, otherwise: str | os.PathLike[str] | None = None
+        cls,
+        dirpath: str | os.PathLike[str],
+        run_id: str,
+        otherwise: str | os.PathLike[str] | None = None,
+        max_bytes: float = math.inf,
     ) -> "RecordWriter":
         """Go on with the record of the run `run_id`, in `dirpath` or in `otherwise`; begin a new one if neither has it.
 
@@ -173,8 +193,8 @@ class RecordWriter:
             except (OSError, ValueError):
                 continue
             if found:
-                return cls(folder, run_id)
-        return cls.create(wanted)
+                return cls(folder, run_id, max_bytes=max_bytes)
+        return cls.create(wanted, max_bytes)
 
     def measurement(self, measurement: Measurement) -> None:
         """Append a measurement."""
@@ -188,6 +208,12 @@ class RecordWriter:
             "reference_step": self.reference_step,
         }
         self._measurements.append(line | {k: _to_json(float(v)) for k, v in measurement.values.items()})
+        if self._measurements.size + self._diagram_bytes > self.max_bytes:
+            try:
+                self._thin()
+            except OSError:
+                self.max_bytes *= 2.0  # no room even for less: not tried again at every line
+                raise
 
     def event(self, event: TopologyEvent) -> None:
         """Append an event."""
@@ -202,7 +228,9 @@ class RecordWriter:
                 arrays[f"{group}/H{k}"] = torch.stack((bars.births, bars.deaths), dim=1).cpu().numpy()
             meta[group] = {name: _to_json(getattr(diagram, name)) for name in _DIAGRAM_FIELDS}
         arrays["meta"] = np.array(json.dumps(meta))
-        write_arrays(_diagram_path(self.dirpath, step), arrays.items())
+        path = _diagram_path(self.dirpath, step)
+        write_arrays(path, arrays.items())
+        self._diagram_bytes += path.stat().st_size
 
     def reference(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> None:
         """Keep the clouds from which distances since the beginning are measured, each with its group's name.
@@ -224,6 +252,30 @@ class RecordWriter:
             return None
         self.reference_step = step
         return cloud
+
+    def _thin(self) -> None:
+        """Make room, to half of the limit; a kill in the midst of it leaves every file whole."""
+        path = self.dirpath / MEASUREMENTS
+        found = [line for line in read_objects(path) if line.get("probe") == PROBE]
+        gone = Thinned.of(found[-1]) if found else Thinned()
+        steps = _diagram_steps(self.dirpath)
+        while self._diagram_bytes > self.max_bytes / 4 and len(steps) > _FEWEST_CAPTURES:
+            dropped = steps[1 : len(steps) * 3 // 4 : 2]
+            for step in dropped:
+                _diagram_path(self.dirpath, step).unlink(missing_ok=True)
+            gone = replace(gone, n_captures=gone.n_captures + len(dropped))
+            steps, self._diagram_bytes = _diagram_steps(self.dirpath), self._measure_diagrams()
+        header = {"schema": SCHEMA, "run_id": self.run_id}
+        for _ in range(_MOST_PASSES):
+            self._measurements.rewrite(chain([header], thinned(partial(read_objects, path), gone)))
+            if self._measurements.size <= self.max_bytes / 2:
+                return
+            gone = Thinned.of(next(islice(read_objects(path), 1, None)))
+        # Nothing more can be made of it: not tried again before it has doubled.
+        self.max_bytes = 2.0 * (self._measurements.size + self._diagram_bytes)
+
+    def _measure_diagrams(self) -> int:
+        return sum(_diagram_path(self.dirpath, step).stat().st_size for step in _diagram_steps(self.dirpath))
 
     def close(self) -> None:
         """Close the files, after one last try at what could not be written."""

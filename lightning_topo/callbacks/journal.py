@@ -111,8 +111,8 @@ def _open_record(trainer: Trainer, settings: MonitorSettings, saved: SavedSessio
     wanted = settings.dirpath or run_folder(trainer) / "topology"
     try:
         if saved is not None and saved.dirpath is not None and saved.run_id is not None:
-            return RecordWriter.resume(saved.dirpath, saved.run_id, otherwise=wanted)
-        return RecordWriter.create(wanted)
+            return RecordWriter.resume(saved.dirpath, saved.run_id, wanted, settings.max_record_bytes)
+        return RecordWriter.create(wanted, settings.max_record_bytes)
     except OSError as error:
         if settings.on_error == "raise":
             raise

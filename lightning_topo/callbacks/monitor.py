@@ -38,6 +38,8 @@ class TopologyMonitor(Callback):
         seed: Of the monitor's own random choices (probe batch, dropout mask, verification).
         verbose: Whether to show the phase and the critical ratio in the progress bar, a line for each event, and a
             summary at the end.
+        max_record_mb: Where the record's measurements and diagrams become larger, older ones are thinned, with their
+            extremes kept; events are all kept. None (the default) keeps everything.
 
     Raises:
         ValueError: A parameter is out of its range, or two probes have the same name.
@@ -62,6 +64,7 @@ class TopologyMonitor(Callback):
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
         verbose: bool = True,
+        max_record_mb: float | None = None,
     ) -> None:
         if isinstance(groups, str) and groups != "auto":
             raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
@@ -75,6 +78,7 @@ class TopologyMonitor(Callback):
             on_error=on_error,
             seed=seed,
             verbose=verbose,
+            max_record_mb=max_record_mb,
         )
         self._session: Session | None = None
         self._saved: Any = None

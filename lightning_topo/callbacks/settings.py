@@ -1,5 +1,6 @@
 """The parameters of the monitor, checked in one place."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,12 @@ class MonitorSettings:
     on_error: Literal["warn", "raise"]
     seed: int
     verbose: bool = True
+    max_record_mb: float | None = None
+
+    @property
+    def max_record_bytes(self) -> float:
+        """How large measurements and diagrams may become; infinite without a limit."""
+        return math.inf if self.max_record_mb is None else self.max_record_mb * 2**20
 
     def __post_init__(self) -> None:
         names = [probe.name for probe in self.probes]
@@ -29,6 +36,8 @@ class MonitorSettings:
             raise ValueError(f"expected probes with different names, got {names}")
         if self.on_error not in ("warn", "raise"):
             raise ValueError(f'expected on_error "warn" or "raise", got {self.on_error!r}')
+        if self.max_record_mb is not None and not self.max_record_mb > 0.0:
+            raise ValueError(f"expected max_record_mb > 0 or None, got {self.max_record_mb}")
         _ = self.pacer(), Publisher((), self.log_groups)
 
     def described(self) -> dict[str, Any]:

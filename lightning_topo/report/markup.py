@@ -119,6 +119,13 @@ def about(run: RunView, *, named: bool) -> str:
         )
     if any(detail.slides is not None and detail.slides.merged for detail in run.details):
         lines.append("Bars of a diagram that fall on one pixel are one mark.")
+    if run.thinned is not None:
+        lines.append(
+            f"The record had reached its size and was thinned: up to step {run.thinned.until_step:,} one line stands "
+            f"for up to {run.thinned.factor:,} measurements, with their largest r and expansion and least contraction, "
+            f"and {run.thinned.n_captures:,} captured diagrams were dropped. Events and phases are all kept, "
+            "as they were detected while training."
+        )
     if len(lines) == 1:
         lines.append("Nothing is thinned out: every measured step and every capture is shown.")
     landmarks = [detail for detail in run.details if detail.n_landmarks is not None]

@@ -15,6 +15,7 @@ from lightning_topo.report.outcome import Outcome, history, series
 from lightning_topo.report.slides import DiagramSlides, slides
 from lightning_topo.report.thinning import StepTable, envelope, step_table
 from lightning_topo.report.verdict import sentence
+from lightning_topo.thinning import Thinned
 
 _GLOBAL_CURVES = (("training", "loss"), ("sharpness", "sharpness_ratio"), ("sharpness", "eta_lambda"))
 _BAND = ("contraction", "expansion", "total_contraction", "total_expansion")
@@ -94,6 +95,7 @@ class RunView:
     n_captures: int
     n_unreadable: int
     n_lost_captures: int
+    thinned: Thinned | None
 
 
 def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
@@ -122,6 +124,7 @@ def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
         n_captures=len(record.diagram_steps),
         n_unreadable=record.n_unreadable,
         n_lost_captures=n_lost,
+        thinned=record.thinned,
     )
 
 

@@ -211,6 +211,22 @@ def test_declared_groups_are_measured_where_parameters_are_sharded(out, pair):
         assert math.isclose(ours["critical_ratio"], theirs["critical_ratio"], rel_tol=1e-4)
 
 
+@pytest.mark.slow
+def test_four_processes_measure_what_one_does(out, single):
+    """FSDP2 over two, tensor parallel over two."""
+    (out / "four").mkdir()
+    saw = train_together(["plain-2d", "plain-ddp"], out / "four", size=4, seconds=240)
+    for mode in ("2d", "ddp"):
+        one, four = table(out / "single"), table(out / "four" / f"plain-{mode}")
+        assert list(one) == list(four)
+        for at, values in one.items():
+            for key, value in values.items():
+                if key not in OF_THE_METHOD:
+                    assert four[at][key] == pytest.approx(value, rel=tolerance(mode, key), abs=1e-6), (at, key)
+        assert [process["reference"] for process in saw[f"plain-{mode}"]] == [[name] for name in single["groups"]]
+        assert all(process["metrics"] == saw[f"plain-{mode}"][0]["metrics"] for process in saw[f"plain-{mode}"])
+
+
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed")
 def test_zero_3_measures_what_one_process_does(out, single):
     pair = train_together(["plain-zero3"], out, seconds=240)["plain-zero3"]

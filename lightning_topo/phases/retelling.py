@@ -1,0 +1,52 @@
+"""The phases of a run as its events tell them, where its measurements are too few to be replayed."""
+
+from collections.abc import Iterable, Mapping
+
+from lightning_topo.measurement import GLOBAL
+from lightning_topo.phases.detector import DetectorState, Replay
+from lightning_topo.phases.event import PHASE_EVENTS, EventName, TopologyEvent
+from lightning_topo.phases.phase import Phase
+
+
+def retell(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> Replay:
+    """What a replay would give, from the events that were written down live, in the order of their steps.
+
+    `first_steps` says when each group was first measured: before, its phase is not known.
+
+    >>> broken = TopologyEvent(EventName.TOPOLOGY_BREAKDOWN, 7, 0, "net.0")
+    >>> retell([broken], {"net.0": 1}).phases[""]
+    ((1, <Phase.PRESERVED: 0>), (7, <Phase.BREAKDOWN: 3>))
+    """
+    told = tuple(sorted((event for event in events if event.name in PHASE_EVENTS), key=lambda event: event.step))
+    begins = dict(first_steps) | {GLOBAL: min(first_steps.values(), default=0)}
+    changes: dict[str, list[tuple[int, Phase]]] = {
+        group: [(step, Phase.PRESERVED)] for group, step in begins.items() if first_steps
+    }
+    changes.setdefault(GLOBAL, [])
+    broken: set[str] = set()
+    at_edge = unprotected = False
+    for event in told:
+        match event.name:
+            case EventName.TOPOLOGY_BREAKDOWN:
+                broken.add(event.group)
+            case EventName.TOPOLOGY_RESTORED:
+                broken.discard(event.group)
+            case EventName.EDGE_OF_STABILITY_ENTER | EventName.EDGE_OF_STABILITY_EXIT:
+                at_edge = event.name is EventName.EDGE_OF_STABILITY_ENTER
+            case _:
+                unprotected = event.name is EventName.CURVATURE_BOUND_EXCEEDED
+        rest = Phase.EDGE_OF_STABILITY if at_edge else Phase.UNPROTECTED if unprotected else Phase.PRESERVED
+        for group, series in changes.items():
+            phase = Phase.BREAKDOWN if group in broken or (group == GLOBAL and broken) else rest
+            _append(series, max(event.step, begins.get(group, 0)), phase)
+    return Replay(told, {group: tuple(series) for group, series in changes.items()}, DetectorState())
+
+
+def _append(series: list[tuple[int, Phase]], step: int, phase: Phase) -> None:
+    """Note a change of phase; of several at one step the last counts."""
+    if series and series[-1][1] is phase:
+        return
+    if series and series[-1][0] == step:
+        series.pop()
+    if not series or series[-1][1] is not phase:
+        series.append((step, phase))
