@@ -21,6 +21,7 @@ def test_the_slope_is_that_of_a_line():
     assert slope([0, 1000, 2000], [5.0, 5.0, 5.0]).kb_per_1000 == 0.0
 
 
+@pytest.mark.slow
 def test_memory_and_handles_stay_flat(tmp_path):
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
