@@ -118,8 +118,11 @@ class Probe(Protocol):
         """Under which its measurements are recorded."""
         ...
 
-    def measure(self, capture: Capture) -> ProbeResult | Mapping[str, float]:
-        """The measurement."""
+    def measure(self, capture: Capture) -> Any:
+        """The measurement: a `ProbeResult`, or named numbers for the whole network.
+
+        Declared as anything, because LightningCLI takes only those classes for probes that declare the very same.
+        """
         ...
 
 
