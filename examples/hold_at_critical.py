@@ -109,7 +109,6 @@ def main() -> None:
         "lr 0.1": (None, 0.1),
         "held at 0.005 lr*": (HoldAtCritical(0.005), 0.01),
         "held at 0.01 lr*": (HoldAtCritical(0.01), 0.01),
-        "held at 0.02 lr*": (HoldAtCritical(0.02), 0.01),
     }
     print("| run | r in the last half: geometric mean | largest | lr: step 100 | step 200 | last | last loss |")
     print("|---|---|---|---|---|---|---|")

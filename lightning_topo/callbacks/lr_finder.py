@@ -64,7 +64,8 @@ class TopologyLRFinder(Callback):
             schedulers, as the learning rate that they start from. By default it is only said.
         attr_name: The module's attribute, else `lr` or `learning_rate`, of the module or its `hparams`.
         groups: The groups of neurons, or "auto" to find and verify them.
-        sharpness: How to measure the curvature, or None to leave it out, which makes the sweep several times faster.
+        sharpness: How to measure the curvature, "auto" for `Sharpness()`, or None to leave it out, which makes the
+            sweep several times faster.
         seed: Of the batches drawn, of dropout in the sweep, and of the search for groups.
 
     With several parameter groups the learning rate is the first group's; the others keep their ratio to it.
@@ -96,7 +97,7 @@ class TopologyLRFinder(Callback):
         attr_name: str = "",
         *,
         groups: Literal["auto"] | Sequence[NeuronGroup] = "auto",
-        sharpness: Sharpness | None = Sharpness(),
+        sharpness: Literal["auto"] | Sharpness | None = "auto",
         seed: int = 0,
     ) -> None:
         if not 0.0 < min_lr < max_lr:
@@ -109,10 +110,12 @@ class TopologyLRFinder(Callback):
             raise ValueError(f"expected early_stop_threshold > 1 or None, got {early_stop_threshold}")
         if isinstance(groups, str) and groups != "auto":
             raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
+        if isinstance(sharpness, str) and sharpness != "auto":
+            raise ValueError(f'expected sharpness "auto", a Sharpness or None, got {sharpness!r}')
         self.min_lr, self.max_lr, self.num_training_steps, self.mode = min_lr, max_lr, num_training_steps, mode
         self.early_stop_threshold, self.update_attr, self.attr_name = early_stop_threshold, update_attr, attr_name
         self.chosen_groups = None if isinstance(groups, str) else tuple(groups)
-        self.sharpness, self.seed = sharpness, seed
+        self.sharpness, self.seed = Sharpness() if isinstance(sharpness, str) else sharpness, seed
         self.sweep: LRSweep | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.phases.detector import DetectorState, Replay
-from lightning_topo.phases.event import PHASE_EVENTS, EventName, TopologyEvent
+from lightning_topo.phases.event import DETECTED, EventName, TopologyEvent
 from lightning_topo.phases.phase import Phase
 
 
@@ -17,7 +17,7 @@ def retell(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> R
     >>> retell([broken], {"net.0": 1}).phases[""]
     ((1, <Phase.PRESERVED: 0>), (7, <Phase.BREAKDOWN: 3>))
     """
-    told = tuple(sorted((event for event in events if event.name in PHASE_EVENTS), key=lambda event: event.step))
+    told = tuple(sorted((event for event in events if event.name in DETECTED), key=lambda event: event.step))
     begins = dict(first_steps) | {GLOBAL: min(first_steps.values(), default=0)}
     changes: dict[str, list[tuple[int, Phase]]] = {
         group: [(step, Phase.PRESERVED)] for group, step in begins.items() if first_steps
@@ -33,8 +33,10 @@ def retell(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> R
                 broken.discard(event.group)
             case EventName.EDGE_OF_STABILITY_ENTER | EventName.EDGE_OF_STABILITY_EXIT:
                 at_edge = event.name is EventName.EDGE_OF_STABILITY_ENTER
-            case _:
+            case EventName.CURVATURE_BOUND_EXCEEDED | EventName.CURVATURE_BOUND_RESTORED:
                 unprotected = event.name is EventName.CURVATURE_BOUND_EXCEEDED
+            case _:
+                continue
         rest = Phase.EDGE_OF_STABILITY if at_edge else Phase.UNPROTECTED if unprotected else Phase.PRESERVED
         for group, series in changes.items():
             phase = Phase.BREAKDOWN if group in broken or (group == GLOBAL and broken) else rest

@@ -169,8 +169,11 @@ class Probe(Protocol):
         """Under which its measurements are recorded."""
         ...
 
-    def measure(self, capture: Capture) -> ProbeResult | Pending | Mapping[str, float]:
-        """The measurement, or the promise of it."""
+    def measure(self, capture: Capture) -> Any:
+        """The measurement: a `ProbeResult`, the promise of one (`Pending`), or named numbers for the whole network.
+
+        Declared as anything, because LightningCLI takes only those classes for probes that declare the very same.
+        """
         ...
 
 

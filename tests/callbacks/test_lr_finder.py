@@ -460,6 +460,7 @@ def test_parameters_are_checked():
         ({"mode": "cubic"}, "mode"),
         ({"early_stop_threshold": 0.5}, "early_stop_threshold"),
         ({"groups": "all"}, "groups"),
+        ({"sharpness": "none"}, "sharpness"),
     ):
         with pytest.raises((ValueError, TypeError), match=match):
             TopologyLRFinder(**options)

@@ -125,9 +125,10 @@ def fit(module, *callbacks, logger=False):
     return trainer
 
 torch.manual_seed(0)
-monitor = TopologyMonitor([Distortion(every_n_steps=1), Sharpness(every_n_steps=4)], report=False, on_error="raise",
-                          max_overhead=None)
-guard, gate, finder = TopologyStepGuard(), TopologyEarlyStopping("gap"), TopologyLRFinder(0.01, 30.0, 6, update_attr=True)
+probes = [Distortion(every_n_steps=1), Sharpness(every_n_steps=4)]
+monitor = TopologyMonitor(probes, report=False, on_error="raise", max_overhead=None)
+guard, gate = TopologyStepGuard(), TopologyEarlyStopping("gap")
+finder = TopologyLRFinder(0.01, 30.0, 6, update_attr=True)
 module, logger = Module(30.0), CSVLogger("logs", version=0)
 trainer = fit(module, gate, monitor, guard, finder, logger=logger)
 assert module.lr == finder.sweep.suggestion != 30.0
