@@ -87,7 +87,7 @@ def event_line(event: TopologyEvent) -> str:
     >>> event_line(TopologyEvent(EventName.GAP, 3, 0, "net.0", message="Resumed.", remedy="Nothing to do."))
     'gap at step 3 [net.0]: Resumed. Nothing to do.'
     >>> event_line(TopologyEvent(EventName.GAP, 3, 0, "n" * 99, message="No " + "n" * 99, remedy="Wait."))[:70]
-    'gap at step 3 [nnnnnnnnnnnnnnnnnnn…nnnnnnnnnnnnnnnnnnnn]: No nnnnnnnnnnn'
+    'gap at step 3 [nnnnnnnnnnnnnnnnnnn…nnnnnnnnnnnnnnnnnnnn]: No nnnnnnnnn'
     """
     where = f" [{_shortened(event.group)}]" if event.group else ""
     message = event.message.replace(event.group, _shortened(event.group)) if event.group else event.message

@@ -243,7 +243,7 @@ def test_runs_side_by_side(browser: Browser, demo: RunRecord, control: RunRecord
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] <= right["x"]
     # On the common axis a run is drawn as far as it has come, and no further.
-    for chart in ("ribbon", "ratio", "crocker0"):
+    for chart in ("ribbon", "ratio"):
         assert [traces(page, chart, run)[0]["x"][-1] for run in (0, 1)] == [800.5, 400.5]
     page.select_option("#group", "net.2")
     assert page.text_content('[data-chart=diagram][data-run="1"]') == "This run has no group of this name."
