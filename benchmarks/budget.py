@@ -1,9 +1,9 @@
 """Whether the monitor at its defaults stays within max_overhead, and what a step costs on which nothing is due.
 
-    python -m benchmarks.budget [--steps 1000] [--device cuda]
+    python -m benchmarks.budget [--steps 500] [--device cuda]
 
 The monitor's own time is taken by a callback before it and one after it, in processor time, which a busy machine
-distorts less: its share over the whole training, and from step 300 on, when its periods have been set (the first 200
+distorts less: its share over the whole training, and from step 200 on, when its periods have been set (the first 200
 steps are always measured fully). A quiet step is one on which no probe is due.
 """
 
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_topo import Distortion, TopologyMonitor
 
-SETTLED = 300
+SETTLED = 200
 
 
 class Wide(L.LightningModule):
@@ -124,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--network", choices=("Wide", "Transformer"), action="append", help="one only (default: both)")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     warnings.filterwarnings("ignore")
@@ -132,6 +133,8 @@ def main() -> None:
     print(f"| network | ms a step | quiet step / step | share, from step {SETTLED} on | share, all {arguments.steps} |")
     print("|---|---|---|---|---|")
     for make in (Wide, Transformer):
+        if arguments.network and make.__name__ not in arguments.network:
+            continue
         torch.manual_seed(0)
         quiet = watched(make(), TopologyMonitor([Distortion(100)], report=False, verbose=False), 100, device)
         step = statistics.median(b - a for a, b in zip(quiet.walls[20:], quiet.walls[21:], strict=False))
