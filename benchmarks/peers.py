@@ -31,8 +31,8 @@ SECTIONS = ("h0", "h1", "matching", "monitors")
 
 def h0(device: torch.device, quick: bool) -> str:
     """H0 against what could be called instead, and how each grows."""
-    sizes = [(256, 64), (512, 64)] if quick else [(512, 64), (1024, 64), (2048, 64), (2048, 1024)]
-    against, growth = peers_homology.sized(peers_homology.h0_calls, sizes, device, 1 if quick else 2)
+    sizes = [(256, 64), (512, 64)] if quick else [(512, 64), (1024, 64), (2048, 64), (1024, 1024)]
+    against, growth = peers_homology.sized(peers_homology.h0_calls, sizes, device, 1 if quick else 3)
     return (
         "## H0: the minimum spanning tree of a cloud\n\n"
         f"Time over that of `h0_deaths`, on {device.type}. Each is given the cloud of n points in d dimensions. "
@@ -45,8 +45,8 @@ def h0(device: torch.device, quick: bool) -> str:
 
 def h1(device: torch.device, quick: bool) -> str:
     """H1 by our engines and by the libraries alone."""
-    sizes = [(64, 16)] if quick else [(64, 64), (128, 64), (256, 64), (256, 1024)]
-    against, growth = peers_homology.sized(peers_homology.h1_calls, sizes, device, 1 if quick else 2)
+    sizes = [(64, 16)] if quick else [(64, 64), (128, 64), (256, 64), (128, 1024)]
+    against, growth = peers_homology.sized(peers_homology.h1_calls, sizes, device, 1 if quick else 3)
     return (
         "## H1: Vietoris-Rips persistence\n\n"
         "Time over that of `persistence(max_dim=1)` with its default engine, the first column; one thread. Ours does "
@@ -65,14 +65,14 @@ def matching(device: torch.device, quick: bool) -> str:
         "Time over ours, for random diagrams of so many bars. Ours are exact; hera's Wasserstein is to 1 %. GUDHI's "
         "own `bottleneck_distance` is under the GPL, and is not used by lightning-topo. persim's Wasserstein is left "
         "out above 400 bars.\n\n"
-        f"{peers_homology.matching(counts, 1 if quick else 2)}\n"
+        f"{peers_homology.matching(counts, 1 if quick else 3)}\n"
     )
 
 
 def monitors(device: torch.device, quick: bool) -> str:
     """What watching costs."""
-    sizes = [(32, 2)] if quick else [(64, 2), (256, 2), (64, 8)]
-    steps, repeats = (60, 1) if quick else (200, 3)
+    sizes = [(32, 2)] if quick else [(64, 2), (256, 2), (64, 6)]
+    steps, repeats = (50, 1) if quick else (100, 2)
     table, failed = peers_monitors.overhead(sizes, steps, device, repeats)
     missing = "".join(f"- {line}\n" for line in failed)
     return (
@@ -81,7 +81,7 @@ def monitors(device: torch.device, quick: bool) -> str:
         f"batch {peers_monitors.BATCH}; all look every {peers_monitors.PERIOD} steps, unless said otherwise). Each "
         "measures something else: the numbers say what it costs, not what it is worth. These networks are small, a "
         "step takes a few milliseconds: against a larger step every one of these costs less. The clock runs from the "
-        "first step to the last.\n\n"
+        "first step to the last; what W&B does in a process of its own is not in it.\n\n"
         f"{table}\n" + (f"\nDid not run here:\n\n{missing}" if missing else "")
     )
 
@@ -98,8 +98,8 @@ def header(device: torch.device) -> str:
     return (
         "# Peers, side by side\n\n"
         "Written by `python -m benchmarks.peers --write`: all calls of a table take turns in one run, the best of each "
-        "counts, and only ratios are shown. Run it on your machine before you "
-        "rely on them.\n\n"
+        "counts, and only ratios are shown; on a CPU of processor time, so that a busy machine distorts them less. "
+        "Run it on your machine before you rely on them.\n\n"
         f"Python {platform.python_version()}, {where}, {torch.get_num_threads()} thread(s). {', '.join(found)}.\n"
     )
 

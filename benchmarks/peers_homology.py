@@ -15,29 +15,31 @@ Calls = dict[str, Callable[[], object]]
 OURS = "lightning-topo"
 
 
-def fastest(calls: Calls, repeats: int, device: torch.device, limit: float = 60.0) -> dict[str, float]:
+def clock(device: torch.device) -> float:
+    """Seconds: of this process on a CPU, where other processes may be busy; of the wall where a GPU does the work."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def fastest(calls: Calls, turns: int, device: torch.device) -> dict[str, float]:
     """The best time of each call in seconds, after one that does not count; all take turns.
 
-    A call slower than `limit` is not called again.
+    A short call is repeated within its turn for a twentieth of a second.
     """
     best = dict.fromkeys(calls, float("inf"))
-    for turn in range(repeats + 1):
+    for call in calls.values():
+        call()
+    for _ in range(turns):
         for name, call in calls.items():
-            if turn > 0 and best[name] > limit:
-                continue
-            wait(device)
-            began = time.perf_counter()
-            call()
-            wait(device)
-            taken = time.perf_counter() - began
-            best[name] = taken if turn <= 1 else min(best[name], taken)
+            began, count = clock(device), 0
+            while count == 0 or (taken < 0.05 and count < 1000):
+                call()
+                count += 1
+                taken = clock(device) - began
+            best[name] = min(best[name], taken / count)
     return best
-
-
-def wait(device: torch.device) -> None:
-    """Until the device is idle, so that a clock can be read."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -127,10 +129,10 @@ def matching_calls(count: int) -> dict[str, Calls]:
 
 
 def sized(
-    make: Callable[[Tensor], Calls], sizes: Sequence[tuple[int, int]], device: torch.device, repeats: int
+    make: Callable[[Tensor], Calls], sizes: Sequence[tuple[int, int]], device: torch.device, turns: int
 ) -> tuple[str, str]:
     """Two tables over clouds of n points in d dimensions: each time over ours, and over its own at the first size."""
-    measured = [(n, d, fastest(make(cloud(n, d, device)), repeats, device)) for n, d in sizes]
+    measured = [(n, d, fastest(make(cloud(n, d, device)), turns, device)) for n, d in sizes]
     names = list(dict.fromkeys(name for _, _, times in measured for name in times))
     first, unit = measured[0][2], names[0]
 
@@ -144,14 +146,14 @@ def sized(
     return table(head, against), table(head, growth)
 
 
-def matching(counts: Sequence[int], repeats: int) -> str:
+def matching(counts: Sequence[int], turns: int) -> str:
     """A table over numbers of bars, with ours = 1 for each distance."""
     cpu = torch.device("cpu")
     names: list[str] = []
     measured = []
     for count in counts:
         for distance, calls in matching_calls(count).items():
-            times = fastest(calls, repeats, cpu, limit=10.0)
+            times = fastest(calls, turns, cpu)
             names += [name for name in times if name not in names]
             measured.append((distance, count, times))
     rows = [

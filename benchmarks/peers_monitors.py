@@ -6,7 +6,6 @@ are extended by BackPACK), and so has its own bare loop beside it.
 
 import logging
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +16,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.peers_homology import table
+from benchmarks.peers_homology import clock, table
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor
 
-BATCH, PERIOD = 128, 50
+BATCH, PERIOD = 128, 25
 
 
 class Classifier(L.LightningModule):
@@ -57,11 +56,14 @@ def data() -> TensorDataset:
 class Clock(L.Callback):
     """The time from the first step to the last."""
 
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
     def on_train_start(self, *_: object) -> None:
-        self.began = time.perf_counter()
+        self.began = clock(self.device)
 
     def on_train_end(self, *_: object) -> None:
-        self.taken = time.perf_counter() - self.began
+        self.taken = clock(self.device) - self.began
 
 
 class WandbWatch(L.Callback):
@@ -97,7 +99,7 @@ class WeightWatcherAnalysis(L.Callback):
 
 def in_lightning(width: int, layers: int, steps: int, device: torch.device, watch: L.Callback | None) -> float:
     """Seconds that the training takes."""
-    clock = Clock()
+    stopwatch = Clock(device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
             max_steps=steps,
@@ -109,10 +111,10 @@ def in_lightning(width: int, layers: int, steps: int, device: torch.device, watc
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
-            callbacks=[clock, *([] if watch is None else [watch])],
+            callbacks=[stopwatch, *([] if watch is None else [watch])],
         )
         trainer.fit(Classifier(width, layers), DataLoader(data(), batch_size=BATCH))
-    return clock.taken
+    return stopwatch.taken
 
 
 def in_a_loop(width: int, layers: int, steps: int, device: torch.device, *, with_cockpit: bool) -> float:
@@ -130,7 +132,7 @@ def in_a_loop(width: int, layers: int, steps: int, device: torch.device, *, with
         cockpit = Cockpit(net.parameters(), quantities=quantities)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     batches = [(x.to(device), y.to(device)) for x, y in DataLoader(data(), batch_size=BATCH)]
-    began = time.perf_counter()
+    began = clock(device)
     for step in range(steps):
         x, y = batches[step % len(batches)]
         optimizer.zero_grad()
@@ -148,7 +150,7 @@ def in_a_loop(width: int, layers: int, steps: int, device: torch.device, *, with
             with cockpit(step, info=info):
                 loss.backward(create_graph=cockpit.create_graph(step))
         optimizer.step()
-    return time.perf_counter() - began
+    return clock(device) - began
 
 
 def watched() -> dict[str, Callable[[], L.Callback]]:
