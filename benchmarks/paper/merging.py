@@ -52,7 +52,7 @@ class ClosePairs:
 class Setting:
     """A problem, the learning rates to try, and which of them to show one by one.
 
-    The swap ratio is the largest over so many of the closest `pairs`: of the figure eight, as many as it has neighbours.
+    The swap ratio is the largest over so many of the closest `pairs`; the figure eight has as many neighbours.
     """
 
     name: str

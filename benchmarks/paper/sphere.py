@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 from benchmarks.paper import clouds, drawing
 from benchmarks.paper.outcome import Outcome, Row, Table, spread
-from benchmarks.paper.training import MakeOptimizer, Run, adam, sgd, train
+from benchmarks.paper.training import MakeOptimizer, Run, StepRatio, adam, sgd, stacked, train
 from lightning_topo import Distortion, Persistence, persistence
 from lightning_topo.demo import FullBatch
 
@@ -27,6 +27,7 @@ RATES: dict[str, tuple[MakeOptimizer | Any, tuple[float, ...]]] = {
 }
 COLOURS = ("#6eb0d8", "#0b63a5", "#c2560c")
 """Of the small, the middle and the large learning rate."""
+N_SAMPLES = 500
 H2_LANDMARKS = 128
 SCALE = 0.25
 """Betti numbers are those of the Rips complex at this fraction of the diameter."""
@@ -74,7 +75,7 @@ def load(path: Path | None) -> tuple[Float[Tensor, "m d"], Int[Tensor, " m"]]:
 
 def trial(data: tuple[Tensor, Tensor], name: str, lr: float, seed: int, n: int, steps: int, every: int) -> Trial:
     x, y = data
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:1000]
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:N_SAMPLES]
     n_classes = int(y.max()) + 1
     neurons = clouds.sphere(n, x.shape[1] + 1 + n_classes, RADIUS, seed)
     make, _ = RATES[name]
@@ -84,7 +85,8 @@ def trial(data: tuple[Tensor, Tensor], name: str, lr: float, seed: int, n: int, 
         FullBatch(TensorDataset(x[chosen], y[chosen]), steps),
         make(lr),
         probes=[
-            Distortion(every_n_steps=1),
+            StepRatio(),
+            Distortion(every_n_steps=every),
             Persistence(every_n_steps=every, max_landmarks=None, betti_scale=SCALE),
         ],
         keep=(0, steps),
@@ -101,7 +103,7 @@ def second_betti(cloud: Float[Tensor, "n d"]) -> int:
 
 def row(found: list[Trial], steps: int) -> Row:
     """One setting, over its seeds."""
-    r = [t.run.series("critical_ratio")[1] for t in found]
+    r = [t.run.series("r")[1][1:] for t in found]
     betti = {k: [t.run.series(f"betti_{k}")[1] for t in found] for k in (0, 1)}
     last = [max(t.run.clouds) for t in found]
     return {
@@ -133,9 +135,8 @@ def draw(trials: Trials, steps: int) -> Figure:
         for lr, colour in zip(rates, COLOURS, strict=True):
             runs = [t.run for t in trials[name, lr]]
             draw_band = partial(drawing.band, colour=colour, label=f"η = {lr:g}")
-            for ax, quantity in ((r_axes, "critical_ratio"), (b_axes, "betti_0"), (stretch, "total_expansion")):
-                values = [run.series(quantity) for run in runs]
-                draw_band(ax, values[0][0], np.stack([v for _, v in values]))
+            for ax, quantity in ((r_axes, "r"), (b_axes, "betti_0"), (stretch, "total_expansion")):
+                draw_band(ax, *stacked(runs, quantity))
         r_axes.set_title("Full-batch gradient descent" if name == "GD" else name)
         r_axes.legend(ncols=3, loc="upper right", columnspacing=1.2)
         drawing.critical_line(r_axes, "r = 1")
@@ -166,7 +167,7 @@ def draw(trials: Trials, steps: int) -> Figure:
 
 def measure(small: bool, data: Path | None = None) -> Trials:
     """Every training; small: fewer neurons and steps, one seed."""
-    n, steps, every, seeds = (100, 20, 10, range(1)) if small else (500, 200, 20, range(3))
+    n, steps, every, seeds = (100, 20, 10, range(1)) if small else (500, 120, 15, range(3))
     arrays = load(data)
     return {
         (name, lr): [trial(arrays, name, lr, seed, n, steps, every) for seed in seeds]

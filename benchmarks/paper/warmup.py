@@ -54,7 +54,7 @@ def trial(case: Case, seed: int, steps: int) -> Run:
 
 def measure(small: bool) -> Trials:
     """Every training; small: few steps, one seed."""
-    steps, warm_up = (12, 6) if small else (200, 100)
+    steps, warm_up = (12, 6) if small else (130, 100)
     cases = [Case(model, up) for model in MODELS for up in (0, warm_up)]
     return {case: [trial(case, seed, steps) for seed in range(1 if small else 3)] for case in cases}
 
