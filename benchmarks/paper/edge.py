@@ -33,7 +33,7 @@ class Setting:
 
 SETTINGS = (
     Setting("GD", 0.3, 500, False),
-    Setting("GD", 0.1, 500, True),
+    Setting("GD", 0.1, 600, True),
     Setting("Adam", 3e-3, 400, False),
     Setting("Adam", 3e-4, 400, True),
 )
@@ -113,7 +113,7 @@ def draw(trials: dict[Setting, list[Run]]) -> Figure:
         drawing.log_axis(r, 1e-5, 4.0)
         drawing.critical_line(r, "r = 1")
         drawing.log_axis(stretch, 0.9, None)
-        stretch.set(xlabel="optimizer step", xlim=(0, max(setting.steps for setting in chosen)))
+        stretch.set(xlabel="optimizer step", xlim=(0, min(setting.steps for setting in chosen)))
         loss.legend(loc="upper right", ncols=2)
     labels = (
         "training loss",
