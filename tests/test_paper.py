@@ -35,7 +35,7 @@ def test_the_sphere_is_one():
     cloud = sphere(200, 10, radius=0.3)
     torch.testing.assert_close(cloud.norm(dim=1), torch.full((200,), 0.3))
     assert torch.linalg.matrix_rank(cloud, tol=1e-4) == 3
-    diagram = persistence(cloud, max_dim=2, max_landmarks=100)
+    diagram = persistence(cloud, max_dim=2)
     at = 0.25 * diagram.diameter
     assert [int(((bars.births <= at) & (at < bars.deaths)).sum()) for bars in diagram] == [1, 0, 1]
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.paper import drawing
 from benchmarks.paper.outcome import Outcome, Row, Table, spread
-from benchmarks.paper.training import MakeOptimizer, Run, adam, sgd, squared_error, train
+from benchmarks.paper.training import MakeOptimizer, Run, StepRatio, adam, sgd, squared_error, stacked, train
 from lightning_topo import Distortion, Persistence, Phase, Sharpness
 from lightning_topo.demo import DigitsMLP, FullBatch, digits
 
@@ -32,17 +32,17 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("GD", 0.3, 800, False),
-    Setting("GD", 0.1, 800, True),
-    Setting("Adam", 3e-3, 600, False),
-    Setting("Adam", 3e-4, 600, True),
+    Setting("GD", 0.3, 500, False),
+    Setting("GD", 0.1, 600, True),
+    Setting("Adam", 3e-3, 400, False),
+    Setting("Adam", 3e-4, 400, True),
 )
 
 
 def trial(setting: Setting, seed: int, steps: int) -> Run:
     torch.manual_seed(seed)
     net = DigitsMLP().net
-    probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=100), Sharpness(every_n_steps=10)]
+    probes = [StepRatio(), Distortion(every_n_steps=10), Persistence(every_n_steps=100), Sharpness(every_n_steps=10)]
     return train(net, squared_error, FullBatch(digits(), steps), setting.make, probes=probes)
 
 
@@ -63,7 +63,7 @@ def row(setting: Setting, runs: list[Run]) -> Row:
         if at is not None and (steps >= at + 50).any()
     ]
     past = [first_at(run, "eta_lambda") for run in runs]
-    r = [run.series("critical_ratio")[1] for run in runs]
+    r = [run.series("r")[1][1:] for run in runs]
     return {
         "run": setting.name,
         "ratio at step 10": spread([float(v[s == 10][0]) for s, v in ratios]),
@@ -102,12 +102,9 @@ def draw(trials: dict[Setting, list[Run]]) -> Figure:
             last = int(runs[0].loss[0][-1])
             drawing.phase_ribbon(axes[place, column], runs[0].phases, last)
             axes[place, column].set_ylabel(f"{setting.lr:g}", rotation=0, ha="right", va="center", color=colour)
-            quantities = ("loss", "sharpness_ratio", "critical_ratio", "total_expansion")
+            quantities = ("loss", "sharpness_ratio", "r", "total_expansion")
             for ax, name in zip(axes[2:, column], quantities, strict=True):
-                values = [run.series(name) for run in runs]
-                drawing.band(
-                    ax, values[0][0], np.stack([v for _, v in values]), colour, f"lr {setting.lr:g}", linestyle=style
-                )
+                drawing.band(ax, *stacked(runs, name), colour, f"lr {setting.lr:g}", linestyle=style)
         axes[0, column].set_title("Full-batch gradient descent" if optimizer == "GD" else optimizer)
         loss, ratio, r, stretch = axes[2:, column]
         drawing.log_axis(loss)
@@ -116,7 +113,7 @@ def draw(trials: dict[Setting, list[Run]]) -> Figure:
         drawing.log_axis(r, 1e-5, 4.0)
         drawing.critical_line(r, "r = 1")
         drawing.log_axis(stretch, 0.9, None)
-        stretch.set(xlabel="optimizer step", xlim=(0, max(setting.steps for setting in chosen)))
+        stretch.set(xlabel="optimizer step", xlim=(0, min(setting.steps for setting in chosen)))
         loss.legend(loc="upper right", ncols=2)
     labels = (
         "training loss",
@@ -132,9 +129,9 @@ def draw(trials: dict[Setting, list[Run]]) -> Figure:
 
 
 def measure(small: bool) -> dict[Setting, list[Run]]:
-    """Every training; small: few steps, one seed."""
-    seeds = range(1 if small else 3)
-    return {setting: [trial(setting, seed, 40 if small else setting.steps) for seed in seeds] for setting in SETTINGS}
+    """Every training, of three seeds, the controls of one; small: few steps, one seed."""
+    seeds = {setting: range(1 if small or setting.is_control else 3) for setting in SETTINGS}
+    return {s: [trial(s, seed, 12 if small else s.steps) for seed in seeds[s]] for s in SETTINGS}
 
 
 def present(trials: dict[Setting, list[Run]]) -> Outcome:

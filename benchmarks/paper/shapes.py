@@ -161,8 +161,8 @@ def row(name: str, found: Trial) -> Row:
 def draw(name: str, shown: Sequence[Trial], trials: Sequence[Trial]) -> Figure:
     """The shape at the start and after some of the trainings; r over the steps; the bars of H1."""
     flat = shown[0].shape.shape[1] == 2
-    figure = drawing.figure(4.5)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.0, 1.4))
+    figure = drawing.figure(4.9)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.0, 1.2))
     views: list[tuple[str, float | None, Tensor]] = [("start", None, shown[0].cloud(0))]
     views += [(f"{t.multiple:g} η*, step {t.step}", t.multiple, t.shape) for t in shown]
     bars = [loops(cloud) for _, _, cloud in views]
@@ -224,7 +224,11 @@ def draw_bars(axes: Axes, views: Sequence[tuple[str, float | None]], bars: Seque
     note = "long: above the dashed line,\nwhere death = 2 birth"
     axes.text(1.0, 1.0, note, transform=axes.transAxes, ha="right", va="top", fontsize=8)
     axes.set_xticks(range(len(views)), [name for name, _ in views])
-    axes.set(title="Loops: the 12 longest bars of $H_1$", ylabel="log(death / birth)", ylim=(0, None))
+    axes.set(
+        title="Loops: the 12 longest bars of $H_1$",
+        ylabel="log(death / birth)",
+        ylim=(0, 1.25 * max(found[0] for found in bars)),
+    )
     axes.grid(axis="y")
     axes.set_axisbelow(True)
 

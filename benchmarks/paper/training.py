@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_topo import Phase, RunRecord, TopologyEvent, TopologyMonitor, declare_neurons, read_record
+from lightning_topo import (
+    Phase,
+    RunRecord,
+    TopologyEvent,
+    TopologyMonitor,
+    declare_neurons,
+    read_record,
+    step_distortion,
+)
+from lightning_topo.probes import Period
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -98,6 +107,24 @@ def train(
     return Run(record, watch.phases, watch.clouds, watch.diverged)
 
 
+class StepRatio:
+    """r of every step and nothing else, the worst group's, as `r`: half of what `Distortion` costs.
+
+    It holds for groups of a single block.
+    """
+
+    name = "step_ratio"
+    period = Period(1)
+
+    def __init__(self) -> None:
+        self._before: Mapping[str, Tensor] = {}
+
+    def measure(self, capture: Any) -> Mapping[str, float]:
+        now = {name: capture.neurons[name] for name in capture.neurons}
+        before, self._before = self._before or now, now
+        return {"r": max(step_distortion(before[name], cloud).critical_ratio for name, cloud in now.items())}
+
+
 class Learner(L.LightningModule):
     """A network and its loss; `schedule` gives the factor of the learning rate at every step."""
 
@@ -159,6 +186,14 @@ class _Silence(warnings.catch_warnings):
         warnings.filterwarnings("ignore", module="lightning")
         for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def stacked(runs: Sequence[Run], name: str) -> Series:
+    """A quantity of several seeds, a row each, over the steps that all of them have; from the first step on."""
+    found = [run.series(name) for run in runs]
+    n = min(len(steps) for steps, _ in found)
+    steps, values = found[0][0][:n], np.stack([v[:n] for _, v in found])
+    return steps[steps > 0], values[:, steps > 0]
 
 
 def sgd(lr: float, **options: Any) -> MakeOptimizer:
