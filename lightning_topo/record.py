@@ -115,7 +115,8 @@ def _measurement(line: Mapping[str, Any]) -> Measurement:
 
 
 def _event(line: Mapping[str, Any]) -> TopologyEvent:
-    words = _checked(line, step=int, epoch=int, group=str, message=str, remedy=str)
+    # A message and a remedy may be missing, as they were in older records.
+    words = _checked({"message": "", "remedy": "", **line}, step=int, epoch=int, group=str, message=str, remedy=str)
     value, threshold = (None if line[name] is None else float(line[name]) for name in ("value", "threshold"))
     name, severity = EventName(line["name"]), Severity(line["severity"])
     return TopologyEvent(name, severity=severity, value=value, threshold=threshold, **words)

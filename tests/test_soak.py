@@ -12,7 +12,7 @@ from benchmarks.soak import slope, soak
 from lightning_topo import read_record
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and handles are read from /proc")
-STEPS = 2000
+STEPS = 1000
 
 
 def test_the_slope_is_that_of_a_line():
@@ -22,9 +22,9 @@ def test_the_slope_is_that_of_a_line():
 
 
 @pytest.mark.slow
-def test_memory_and_handles_stay_flat(tmp_path):
+def test_memory_and_handles_stay_flat(tmp_path, caplog):
     warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    caplog.set_level(logging.ERROR, "lightning.pytorch")
     before = len(os.listdir("/proc/self/fd"))
     gauge = soak(tmp_path, STEPS, samples=20, max_record_mb=0.3)
     settled = len(gauge.steps) // 4

@@ -109,7 +109,7 @@ def test_what_is_written_goes_through_no_link(tmp_path):
     with pytest.raises(OSError, match="a link"):
         again.diagrams(1, {"g": persistence(torch.eye(3), 0)})
     with pytest.raises(OSError, match="a link"):
-        again.reference(1, {"g": torch.eye(3)})
+        again.reference(1, {"g": torch.eye(3)}.items())
     assert everything(outside) == {outside / "precious": b"mine\n"}
 
 
@@ -247,7 +247,7 @@ def test_diagrams_that_are_none_are_counted(tmp_path, fields, arrays):
     meta = {"g": fields if isinstance(fields, list) else whole | fields}
     write_arrays(
         tmp_path / "run" / "diagrams" / "step-000000002.npz",
-        {"g/H0": np.array([[0.0, 1.0]]), **arrays, "meta": np.array(json.dumps(meta))},
+        {"g/H0": np.array([[0.0, 1.0]]), **arrays, "meta": np.array(json.dumps(meta))}.items(),
     )
     page = render_page([read_record(tmp_path / "run")])
     known = fields == {"surprise": 1}  # what is not asked for does no harm

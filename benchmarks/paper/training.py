@@ -178,14 +178,23 @@ class _Watch(L.Callback):
             self.clouds[step] = {group.name: group.gather(parameters) for group in self.monitor.groups}
 
 
+_TALKERS = ("lightning.pytorch", "lightning.fabric", "lightning")
+
+
 class _Silence(warnings.catch_warnings):
     """Lightning's advice on workers, loggers and devices is not for a benchmark."""
 
     def __enter__(self) -> None:
         super().__enter__()
         warnings.filterwarnings("ignore", module="lightning")
-        for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        self._levels = {name: logging.getLogger(name).level for name in _TALKERS}
+        for name in _TALKERS:
             logging.getLogger(name).setLevel(logging.ERROR)
+
+    def __exit__(self, *exception: object) -> None:
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)
+        super().__exit__(*exception)
 
 
 def stacked(runs: Sequence[Run], name: str) -> Series:

@@ -40,8 +40,8 @@ EXACT = ("betti_0", "betti_1", "distinct_neurons", "critical_i", "critical_j")
 CLOUDS = 1e-4
 EXACT_PRODUCTS = 1e-4
 FINITE_DIFFERENCES = {"sharpness": 2e-3, "sharpness_ratio": 2e-3, "eta_lambda": 2e-3, "directional_ratio": 2e-2}
-OF_THE_METHOD = ("residual", "ratio_residual", "n_hvp", "converged")
-"""How Lanczos' method went, which depends on rounding."""
+OF_THE_METHOD = ("residual", "ratio_residual", "n_hvp", "converged", "exact")
+"""How Lanczos' method went, which depends on rounding, and by which kind of products."""
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def test_an_unknown_optimizer_has_no_ratio():
 
     optimizer = torch.optim.Rprop(module.parameters())
     made = capture(cloud(0, 4, 2), module=module, optimizers=[optimizer], training_loss=training_loss)
-    assert set(Sharpness().measure(made).values[""]) == {"sharpness", "residual", "n_hvp", "converged"}
+    assert set(Sharpness().measure(made).values[""]) == {"sharpness", "residual", "n_hvp", "converged", "exact"}
 
 
 @pytest.mark.parametrize(

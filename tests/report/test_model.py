@@ -77,7 +77,7 @@ def test_the_loudest_events_are_kept_in_order(hostile: RunRecord) -> None:
     view = run_view(hostile, "hostile", replace(WHOLE, events=3))
     assert [event.severity for event in view.events] == ["error"] * 3
     assert [event.step for event in view.events] == sorted(event.step for event in view.events)
-    assert view.outcome.n_events == 7
+    assert view.outcome.n_events == 8
 
 
 def test_blocks_of_a_group_share_its_row(tmp_path: Path) -> None:
