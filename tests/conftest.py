@@ -1,5 +1,8 @@
 """Shapes are checked here, and only here: every annotation of the package is enforced while the tests run."""
 
+import logging
+
+import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -10,3 +13,12 @@ install_import_hook("lightning_topo", f"{tests.typecheck.__name__}.check")
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 torch.set_num_threads(1)  # the networks of the tests are too small for more
+
+
+@pytest.fixture(autouse=True)
+def lightning_can_be_heard():
+    """Whatever ran before: MLflow's migrations disable every logger there is, and some trainings are to be quiet."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "lightning" and isinstance(logger, logging.Logger):
+            logger.disabled = False
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
