@@ -133,7 +133,7 @@ class Sharpness:
             values["batch_sharpness"] = _batch_sharpness(parts, params, replace(approach, micro_batch=None))
         return ProbeResult(
             {GLOBAL: values} | by_group,
-            carry=_Start(approach, raw.vector, None if scaled is None else scaled.vector),
+            carry=start.followed_by(approach, raw.vector, None if scaled is None else scaled.vector),
             # Only once: an optimizer that waits longer is met again at the regular times.
             again_after_step=capture.previous is None and awaits_first_step(capture.optimizers),
         )
@@ -181,13 +181,27 @@ class Sharpness:
         return found
 
 
+_COLD_EVERY = 10
+"""A warm start stays with its eigenvector when another one overtakes it: every so often one begins without."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """What the next measurement starts from: how the last one could be made, and its Ritz vectors."""
+    """What the next measurement starts from: how the last one could be made, and its Ritz vectors.
+
+    `age` counts the measurements since one began without them.
+    """
 
     approach: Approach
     raw: Tensor | None = None
     scaled: Tensor | None = None
+    age: int = 0
+
+    def followed_by(self, approach: Approach, raw: Tensor, scaled: Tensor | None) -> "_Start":
+        """The start of the measurement after this one, whose results these are."""
+        if self.age + 1 >= _COLD_EVERY:
+            return _Start(approach)
+        return _Start(approach, raw, scaled, self.age + 1)
 
 
 def _explained(approach: Approach) -> str:

@@ -275,3 +275,31 @@ def test_parts_and_finite_differences_go_together(setting):
         found = Sharpness(loss_fn=loss_fn, tolerance=1e-4).measure(capture(setting, optimizer)).values[""]
     assert (found["exact"], found["micro_batch"]) == (0.0, 20.0)
     assert found["sharpness_ratio"] == pytest.approx(truth["sharpness_ratio"], rel=1e-3)
+
+
+def test_an_eigenvector_that_is_overtaken_is_left_after_some_measurements():
+    """Curvatures 4 and 1, then 4 and 9: a start on the first axis is invariant and would stay there for ever."""
+    module = nn.Linear(2, 1, bias=False).double()
+    curvatures = torch.tensor([4.0, 1.0], dtype=torch.float64)
+
+    def loss(module, batch):
+        return 0.5 * (curvatures * module.weight[0] ** 2).sum()
+
+    group = NeuronGroup("all", "unit", 1, (), (ParamSlice("weight"),))
+    batch = (torch.zeros(1, 2, dtype=torch.float64),)
+
+    @contextmanager
+    def training_loss(loss_fn):
+        yield BatchLoss(lambda b: loss(module, b), batch)
+
+    clouds = Clouds([group], dict(module.named_parameters()))
+    optimizer, result, found = torch.optim.SGD(module.parameters(), lr=0.1), None, []
+    for k in range(20):
+        if k == 2:
+            curvatures[1] = 9.0
+        made = Capture(1, 0, module, [group], clouds, None, clouds, [optimizer], training_loss, result)
+        result = Sharpness().measure(made)
+        found.append(round(result.values[""]["sharpness"], 6))
+    assert found[:2] == [4.0, 4.0]
+    assert 9.0 in found[:11]
+    assert set(found[11:]) == {9.0}

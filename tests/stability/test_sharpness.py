@@ -239,3 +239,19 @@ def test_parameters_without_an_optimizer_do_not_move():
     raw, found = stability(lambda: (a**2 + 100 * b**2).sum(), [a, b], [optimizer])
     assert raw.value == pytest.approx(200.0, rel=1e-3)
     assert found.ratio == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_cold_start_is_not_taken_in_by_a_crowd_below_the_top():
+    """Of 4000 eigenvalues one is 10 and ten are near 8.5: a residual of 20 % is soon reached, and says nothing."""
+    curvatures = torch.cat([torch.tensor([10.0]), torch.linspace(8.0, 9.0, 10), torch.rand(4000)]).double()
+    for seed in range(20):
+        w = torch.randn(len(curvatures), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        w.requires_grad_()
+        found = sharpness(lambda w=w: 0.5 * (curvatures * w**2).sum(), [w], tolerance=0.1, seed=seed)
+        assert found.value == pytest.approx(10.0, rel=0.005)
+
+
+def test_a_cold_start_needs_no_gradient():
+    w = torch.zeros(20, dtype=torch.float64, requires_grad=True)
+    found = sharpness(lambda: 0.5 * (torch.arange(20.0) * w**2).sum(), [w])
+    assert found.value == pytest.approx(19.0, rel=0.01)
