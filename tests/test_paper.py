@@ -116,6 +116,13 @@ def test_tables_are_markdown():
     ]
 
 
+def test_the_command_writes_figures_and_a_table_that_names_it(tmp_path, capsys):
+    main(["edge", "--small", "--out", str(tmp_path)])
+    assert "edge: " in capsys.readouterr().out
+    assert (tmp_path / "edge.png").read_bytes().startswith(b"\x89PNG")
+    assert "`python -m benchmarks.paper edge --small`" in (tmp_path / "edge.md").read_text()
+
+
 def test_unknown_experiments_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["figures"])

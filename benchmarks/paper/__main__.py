@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in chosen.names or EXPERIMENTS:
         began = time.perf_counter()
         outcome = experiment(name, small=chosen.small, data=chosen.data)
-        options = ["--small"] * chosen.small + [f"--data {chosen.data.name}"] * bool(chosen.data)
+        options = ["--small"] * chosen.small + ([f"--data {chosen.data.name}"] if chosen.data else [])
         command = " ".join(["python -m benchmarks.paper", name, *options])
         written = outcome.write(folder, name, command)
         print(f"{name}: {', '.join(map(str, written))} in {time.perf_counter() - began:.0f} s", flush=True)

@@ -153,7 +153,7 @@ def draw(trials: Trials, steps: int) -> Figure:
 
 def measure(small: bool, data: Path | None = None) -> Trials:
     """Every training; small: fewer neurons and steps."""
-    n, steps, every, seeds = (100, 20, 10, range(1)) if small else (500, 120, 15, range(1))
+    n, steps, every, seeds = (100, 20, 10, range(1)) if small else (500, 1000, 50, range(3))
     arrays = load(data)
     return {
         (name, lr): [trial(arrays, name, lr, seed, n, steps, every) for seed in seeds]
