@@ -64,8 +64,20 @@ def events(run: RunView, *, named: bool) -> str:
     if not run.events:
         return f'{title}<p class="absent">No events: nothing in this run called for one.</p>'
     hidden = run.outcome.n_events - len(run.events)
-    more = f'<p class="note">{hidden:,} events of the least severity are left out.</p>' if hidden else ""
-    rows = "".join(_event_row(event) for event in run.events)
+    more = (
+        f'<p class="note">Of {run.outcome.n_events:,} events {len(run.events):,} are shown: the most severe, and of '
+        "the rest an even spread. All of them are in events.jsonl.</p>"
+        if hidden
+        else ""
+    )
+    first: dict[str, int] = {}  # a remedy said once need not be said two hundred times
+    for event in run.events:
+        first.setdefault(event.remedy, event.step)
+    said: set[str] = set()
+    rows = ""
+    for event in run.events:
+        rows += _event_row(event, f"As at step {first[event.remedy]:,}." if event.remedy in said else event.remedy)
+        said.add(event.remedy)
     return (
         f'{title}<div class="scroll" tabindex="0" role="region" aria-label="Events"><table class="events"><thead><tr>'
         '<th scope="col" class="when">Step</th><th scope="col">Event</th><th scope="col">Where</th>'
@@ -74,7 +86,7 @@ def events(run: RunView, *, named: bool) -> str:
     )
 
 
-def _event_row(event: TopologyEvent) -> str:
+def _event_row(event: TopologyEvent, remedy: str) -> str:
     name = text(event.name.value).replace("_", "_<wbr>")
     where = text(_shortened(event.group)) if event.group else "<i>whole network</i>"
     return (
@@ -83,7 +95,7 @@ def _event_row(event: TopologyEvent) -> str:
         f'<td data-head="Event"><span class="severity">{event.severity.value}</span> {name}</td>'
         f'<td data-head="Where" class="name" title="{text(event.group)}">{where}</td>'
         f'<td data-head="What happened">{text(event.message)}</td>'
-        f'<td data-head="What to do">{text(event.remedy)}</td></tr>'
+        f'<td data-head="What to do">{text(remedy)}</td></tr>'
     )
 
 

@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 from lightning_topo.figures.captures import Crocker, Pairs, bars, by_blocks, crocker, spread
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.phases import Phase, Replay, TopologyEvent
+from lightning_topo.phases import Phase, Replay, Severity, TopologyEvent
 from lightning_topo.record import RunRecord
 from lightning_topo.report.outcome import Outcome, history, series
 from lightning_topo.report.slides import DiagramSlides, slides
@@ -151,9 +151,11 @@ def _shown_groups(record: RunRecord, limit: int) -> tuple[str, ...]:
 
 
 def _loudest(events: Sequence[TopologyEvent], limit: int) -> tuple[TopologyEvent, ...]:
-    """All events, or where there are too many the most severe, in order."""
-    loudness = {"info": 0, "warn": 1, "error": 2}
-    kept = sorted(range(len(events)), key=lambda i: (-loudness[events[i].severity], i))[:limit]
+    """All events, or where there are too many the most severe, in order; of the last kind that fits, evenly spread."""
+    kept: list[int] = []
+    for severity in (Severity.ERROR, Severity.WARN, Severity.INFO):
+        of_kind = [i for i, event in enumerate(events) if event.severity is severity]
+        kept += spread(of_kind, limit - len(kept)) if len(kept) < limit else ()
     return tuple(events[i] for i in sorted(kept))
 
 

@@ -206,6 +206,22 @@ def test_hostile_names_show_as_they_are(browser: Browser, hostile: RunRecord) ->
     page.close()
 
 
+def test_events_that_are_left_out_are_counted_where_they_are_missed(browser: Browser, large: RunRecord) -> None:
+    page = browser.open([large])
+    wait_until(page, lambda: page.query_selector("[data-chart=ribbon]").evaluate("node => node.data !== undefined"))
+    [count] = page.eval_on_selector_all(
+        "#verdict", "nodes => nodes.map(n => n.textContent.match(/([0-9,]+) events/)[1])"
+    )
+    note = page.text_content("#ribbon .panel .note")
+    assert note.startswith(f"Of {count} events 200 have a mark")
+    rows = page.eval_on_selector_all("table.events tbody tr", "nodes => nodes.map(n => n.lastChild.textContent)")
+    assert len(rows) == len(traces(page, "ribbon")[1]["x"]) == 200
+    # A remedy is spelt out once.
+    spelt_out = [remedy for remedy in rows if not remedy.startswith("As at step ")]
+    assert len(spelt_out) == len(set(spelt_out)) < 10
+    page.close()
+
+
 def test_infinite_and_missing_ratios_do_not_pass_for_numbers(browser: Browser, hostile: RunRecord) -> None:
     page = browser.open([hostile])
     heat = traces(page, "ratio")[0]

@@ -10,6 +10,7 @@ from lightning_topo.record import RecordWriter, RunRecord, read_record
 from lightning_topo.report import render_page
 from lightning_topo.report.facts import differences, facts
 from lightning_topo.report.model import Budget, run_view
+from lightning_topo.report.outcome import history
 from tests.report.synthetic import distortion, ring_diagram
 
 WHOLE = Budget.of(1)
@@ -78,6 +79,18 @@ def test_the_loudest_events_are_kept_in_order(hostile: RunRecord) -> None:
     assert [event.severity for event in view.events] == ["error"] * 3
     assert [event.step for event in view.events] == sorted(event.step for event in view.events)
     assert view.outcome.n_events == 8
+
+
+def test_of_too_many_equal_events_an_even_spread_is_kept(large: RunRecord) -> None:
+    view = run_view(large, "large", replace(WHOLE, events=50))
+    every = [event.step for event in history(large).events]
+    assert view.outcome.n_events == len(every) > 500
+    assert len(view.events) == 50
+    assert (view.events[0].step, view.events[-1].step) == (every[0], every[-1])
+    for part in range(5):
+        low, high = (every[0] + (every[-1] - every[0]) * k / 5 for k in (part, part + 1))
+        share = sum(low <= step <= high for step in every) / len(every)
+        assert sum(low <= event.step <= high for event in view.events) == pytest.approx(50 * share, abs=3)
 
 
 def test_blocks_of_a_group_share_its_row(tmp_path: Path) -> None:

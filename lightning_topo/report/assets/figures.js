@@ -24,7 +24,9 @@ function ribbonFigure(run, view) {
     type: "heatmap", name: "phases", x: edges, y: names.map((_, i) => i), z, zmin: -1.5, zmax: 3.5, colorscale: scale, showscale: false, ygap: 2,
     text, hovertemplate: "%{text}<extra></extra>", hoverongaps: false, zsmooth: false,
   };
-  return { data: [map, marks], layout: layout(view, rowsHeight(names.length), rowAxis(names, view), { annotations: spanLabels(z, edges, names.length, view, shown.map((e) => [e.step, rowOf(e)])) }) };
+  const [all, kept] = [run.outcome.n_events, run.events.length];
+  const note = kept < all ? `Of ${count(all)} events ${count(kept)} have a mark: the most severe, and of the rest an even spread.` : undefined;
+  return { data: [map, marks], layout: layout(view, rowsHeight(names.length), rowAxis(names, view), { annotations: spanLabels(z, edges, names.length, view, shown.map((e) => [e.step, rowOf(e)])) }), note };
 }
 
 // The phase's name inside its span, where there is room for it: colour is never the only sign.
