@@ -1,5 +1,6 @@
 """Distortion of steps as metrics: extremes over all steps since the last reset."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,13 @@ class CriticalRatio(TopologyMetric):
     def compute(self) -> Tensor:
         """The largest ratio so far."""
         return self.ratio
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
+        """Plot the value, or a sequence of values over time, and the critical point 1; returns figure and axes."""
+        figure, axes = super().plot(val, ax)
+        axes.axhline(1.0, color="#b3261e", linewidth=1.0, linestyle="--", label="critical")
+        axes.legend(loc="best")
+        return figure, axes
 
 
 class LipschitzDistortion(TopologyMetric):

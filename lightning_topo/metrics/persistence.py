@@ -14,6 +14,7 @@ class _MeanOverClouds(TopologyMetric):
     """The mean of a vector of max_dim + 1 values over the clouds seen; NaN before the first."""
 
     plot_lower_bound: float | None = 0.0
+    plot_legend_name: str | None = "dimension"
     total: Tensor
     count: Tensor
 
@@ -115,6 +116,7 @@ class DiagramDistance(TopologyMetric):
     """
 
     plot_lower_bound: float | None = 0.0
+    plot_legend_name: str | None = "dimension"
     largest: Tensor
 
     def __init__(

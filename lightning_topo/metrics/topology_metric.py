@@ -14,7 +14,7 @@ class TopologyMetric(Metric):
     """
 
     is_differentiable: bool | None = False
-    higher_is_better: bool | None = False
+    higher_is_better: bool | None = None  # a network has no best topology, and r = 0 is one that does not learn
     full_state_update: bool | None = False
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:

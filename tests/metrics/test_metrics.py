@@ -132,6 +132,9 @@ def test_plot(make, arity):
     for shown in (None, values):
         figure, axes = metric.plot(shown)
         assert axes.has_data()
+        assert not [text.get_text() for text in axes.texts if "Optimal" in text.get_text()]  # there is none
+        if isinstance(metric, CriticalRatio):
+            assert [1.0, 1.0] in [list(line.get_ydata()) for line in axes.lines]
         pyplot.close(figure)
 
 
