@@ -17,6 +17,7 @@ from lightning_topo.measurement import Measurement
 from lightning_topo.phases import DetectorState, observe
 from lightning_topo.record import MEASUREMENTS, RecordWriter, read_record
 from lightning_topo.report import render_page
+from lightning_topo.report.model import Budget, run_view
 from lightning_topo.report.outcome import history
 from lightning_topo.thinning import Thinned, thinned
 
@@ -76,6 +77,14 @@ def test_it_keeps_to_its_limit(pair):
     assert all(small.diagrams(step) for step in small.diagram_steps)
 
 
+def test_a_line_that_stands_for_many_leaves_no_holes_in_the_map(pair):
+    ratio = run_view(pair[1], "small", Budget.of(2)).ratio
+    assert ratio is not None
+    for column in ratio.columns.values():
+        measured = [value is not None for value in column]
+        assert all(measured[measured.index(True) :])
+
+
 def test_every_event_and_phase_is_as_in_the_whole_record(pair):
     whole, small = (history(record) for record in pair)
     assert [(e.name, e.step, e.group) for e in small.events] == [(e.name, e.step, e.group) for e in whole.events]
@@ -85,6 +94,11 @@ def test_every_event_and_phase_is_as_in_the_whole_record(pair):
         assert [phase for _, phase in small.replay.phases[group]] == [phase for _, phase in phases]
         # But for the first, which begins where the first line that is left stands.
         assert small.replay.phases[group][1:] == phases[1:]
+    frames = [
+        record.phases_frame().groupby("group").apply(lambda rows: rows[["step", "name"]].to_numpy().tolist()[1:])
+        for record in pair
+    ]
+    assert frames[0].to_dict() == frames[1].to_dict()
     for name in ("worst_phase", "phase", "breakdowns", "edge_step", "peak_ratio", "final_loss", "nonfinite_loss_step"):
         assert getattr(small.outcome, name) == getattr(whole.outcome, name), name
 

@@ -1,4 +1,4 @@
-"""Measurements, events and diagrams as tidy pandas frames: a row for each thing, a column for each property."""
+"""Measurements, events, phases and diagrams as tidy pandas frames: a row for each thing, a column for each property."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
@@ -9,7 +9,7 @@ import numpy as np
 from lightning_topo.figures.captures import block_of
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
-from lightning_topo.phases import TopologyEvent
+from lightning_topo.phases import Phase, TopologyEvent
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -35,6 +35,14 @@ def events_frame(events: Iterable[TopologyEvent]) -> "DataFrame":
     rows = [asdict(event) | {"name": str(event.name), "severity": str(event.severity)} for event in events]
     frame = pd.DataFrame(rows, columns=[field.name for field in fields(TopologyEvent)])
     return frame.astype({"value": float, "threshold": float})
+
+
+def phases_frame(phases: Mapping[str, Iterable[tuple[int, Phase]]]) -> "DataFrame":
+    """A row for each change of phase: `step`, `group` ("" for the network), `phase` (its number), `name`."""
+    pd = _pandas()
+    rows = [(step, group, int(phase), phase.name.lower()) for group, found in phases.items() for step, phase in found]
+    frame = pd.DataFrame(rows, columns=["step", "group", "phase", "name"])
+    return frame.astype({"step": int, "group": str, "phase": int, "name": str})
 
 
 def diagrams_frame(captures: Mapping[int, Mapping[str, PersistenceDiagram]]) -> "DataFrame":

@@ -9,8 +9,9 @@ from lightning_topo.figures.captures import Pairs, bars, by_blocks, crocker, spr
 from lightning_topo.figures.style import abbreviated
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.notebook.frames import diagrams_frame, events_frame, measurements_frame
-from lightning_topo.phases import TopologyEvent, replay
+from lightning_topo.notebook.frames import diagrams_frame, events_frame, measurements_frame, phases_frame
+from lightning_topo.phases import Phase, TopologyEvent, told
+from lightning_topo.thinning import Thinned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +36,8 @@ class Recorded(Protocol):
     def diagram_steps(self) -> tuple[int, ...]: ...
     @property
     def groups(self) -> tuple[str, ...]: ...
+    @property
+    def thinned(self) -> Thinned | None: ...
     def diagrams(self, step: int) -> Mapping[str, PersistenceDiagram]: ...
 
 
@@ -56,6 +59,10 @@ class RecordViews:
         """A row for each event: name, step, epoch, group, severity, value, threshold, message, remedy."""
         return events_frame(self.events)
 
+    def phases_frame(self: Recorded) -> "DataFrame":
+        """A row for each change of phase of the network ("") or a group: step, group, phase, name."""
+        return phases_frame(_phases(self))
+
     def diagrams_frame(self: Recorded, steps: Sequence[int] | None = None) -> "DataFrame":
         """A row for each bar of the diagrams captured at `steps` (by default at all `diagram_steps`)."""
         return diagrams_frame({step: self.diagrams(step) for step in (self.diagram_steps if steps is None else steps)})
@@ -66,7 +73,7 @@ class RecordViews:
 
         if not self.measurements:
             raise ValueError(_nothing(self, "measurements"))
-        phases = replay(self.measurements).phases
+        phases = _phases(self)
         rows = {NETWORK: phases[GLOBAL]} | {group: phases.get(group, ()) for group in self.groups}
         last = max(m.step for m in self.measurements)
         return phases_figure(rows, sorted({event.step for event in self.events}), last, "Phases")
@@ -135,6 +142,10 @@ class RecordViews:
         if table is None:
             raise ValueError(f"expected neurons that differ, got a cloud of {group} in which all are one point")
         return crocker_figure(table, f"{abbreviated(group)}: CROCKER plot")
+
+
+def _phases(record: Recorded) -> Mapping[str, tuple[tuple[int, Phase], ...]]:
+    return told(record.measurements, record.events, complete=record.thinned is None).phases
 
 
 def _series(record: Recorded, group: str, name: str) -> list[tuple[int, float]]:

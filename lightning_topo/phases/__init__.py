@@ -3,7 +3,7 @@
 from lightning_topo.phases.detector import DetectorState, Replay, observe, replay
 from lightning_topo.phases.event import DETECTED, EventName, Severity, TopologyEvent
 from lightning_topo.phases.phase import Phase
-from lightning_topo.phases.retelling import retell
+from lightning_topo.phases.retelling import retell, told
 from lightning_topo.phases.rules import Band, PhaseRules
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "observe",
     "replay",
     "retell",
+    "told",
 ]

@@ -1,11 +1,26 @@
 """The phases of a run as its events tell them, where its measurements are too few to be replayed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from lightning_topo.measurement import GLOBAL
-from lightning_topo.phases.detector import DetectorState, Replay
+from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.phases.detector import DetectorState, Replay, replay
 from lightning_topo.phases.event import DETECTED, EventName, TopologyEvent
 from lightning_topo.phases.phase import Phase
+
+
+def told(measurements: Sequence[Measurement], events: Iterable[TopologyEvent], *, complete: bool) -> Replay:
+    """The phases of a recorded run: replayed from its measurements where these are `complete`, else from its events.
+
+    >>> told([Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.1})], [], complete=True).phases["net.0"]
+    ((1, <Phase.PRESERVED: 0>),)
+    """
+    if complete:
+        return replay(measurements)
+    first: dict[str, int] = {}
+    for m in measurements:
+        if m.group != GLOBAL:
+            first[m.group] = min(m.step, first.get(m.group, m.step))
+    return retell(events, first)
 
 
 def retell(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> Replay:

@@ -13,7 +13,7 @@ from lightning_topo.phases import Phase, Replay, Severity, TopologyEvent
 from lightning_topo.record import RunRecord
 from lightning_topo.report.outcome import Outcome, history, series
 from lightning_topo.report.slides import DiagramSlides, slides
-from lightning_topo.report.thinning import StepTable, envelope, step_table
+from lightning_topo.report.thinning import StepTable, envelope, held, step_table
 from lightning_topo.report.verdict import sentence
 from lightning_topo.thinning import Thinned
 
@@ -116,7 +116,7 @@ def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
         outcome=past.outcome,
         groups=groups,
         ribbon=_ribbon(past.replay, groups),
-        ratio=_ratio(by_group, groups, budget),
+        ratio=_ratio(by_group, groups, budget, 0 if record.thinned is None else record.thinned.until_step),
         curves=curves,
         events=_loudest(past.events, budget.events),
         details=tuple(_group_view(by_group.get(group, ()), captured[group], budget) for group in groups),
@@ -177,11 +177,13 @@ def _codes(changes: Sequence[tuple[int, Phase]], steps: Sequence[int]) -> tuple[
     return tuple(codes)
 
 
-def _ratio(by_group: Mapping[str, Sequence[Measurement]], groups: Sequence[str], budget: Budget) -> StepTable | None:
+def _ratio(
+    by_group: Mapping[str, Sequence[Measurement]], groups: Sequence[str], budget: Budget, thinned_until: int
+) -> StepTable | None:
     found = {str(i): series(by_group.get(group, ()), "distortion", "critical_ratio") for i, group in enumerate(groups)}
     if not any(found.values()):
         return None
-    return step_table(found, lambda _: max, budget.ratio_columns)
+    return held(step_table(found, lambda _: max, budget.ratio_columns), thinned_until)
 
 
 def _captures(record: RunRecord, groups: Sequence[str], budget: Budget) -> tuple[dict[str, "_Captures"], int]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.phases import DETECTED, EventName, Phase, Replay, TopologyEvent, replay, retell
+from lightning_topo.phases import DETECTED, EventName, Phase, Replay, TopologyEvent, told
 from lightning_topo.record import RunRecord
 
 
@@ -56,18 +56,10 @@ def history(record: RunRecord) -> History:
 
     Of a thinned record all events do: fewer measurements would tell another story.
     """
-    seen = replay(record.measurements) if record.thinned is None else retell(record.events, _first_steps(record))
+    seen = told(record.measurements, record.events, complete=record.thinned is None)
     other = [event for event in record.events if event.name not in DETECTED]
     events = tuple(sorted((*seen.detected, *other), key=lambda event: event.step))
     return History(seen, events, _outcome(record.measurements, events, seen))
-
-
-def _first_steps(record: RunRecord) -> dict[str, int]:
-    steps: dict[str, int] = {}
-    for m in record.measurements:
-        if m.group != GLOBAL:
-            steps[m.group] = min(m.step, steps.get(m.group, m.step))
-    return steps
 
 
 def _outcome(measurements: Sequence[Measurement], events: Sequence[TopologyEvent], seen_again: Replay) -> Outcome:

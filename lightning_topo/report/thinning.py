@@ -64,6 +64,23 @@ def step_table(
     return StepTable(starts, columns, max(counts, default=1))
 
 
+def held(table: StepTable, until_step: int) -> StepTable:
+    """Up to `until_step` each value stands until the next of its own column: of a thinned record a line is many.
+
+    >>> held(StepTable((1, 2, 3, 4), {"a": (0.5, None, None, None), "b": (None, 0.1, 0.2, None)}), until_step=3).columns
+    {'a': (0.5, 0.5, 0.5, None), 'b': (None, 0.1, 0.2, None)}
+    """
+    columns: dict[str, tuple[float | None, ...]] = {}
+    for name, values in table.columns.items():
+        last: float | None = None
+        filled = []
+        for step, value in zip(table.steps, values, strict=True):
+            last = value if value is not None else last if step <= until_step else None
+            filled.append(last)
+        columns[name] = tuple(filled)
+    return StepTable(table.steps, columns, table.merged)
+
+
 def envelope(name: str, points: Series, max_points: int) -> StepTable:
     """One series as a line of at most `max_points`, the least and the greatest value of every column kept.
 

@@ -11,7 +11,7 @@ import torch
 from lightning_topo import read_record
 from lightning_topo.homology import persistence
 from lightning_topo.measurement import Measurement
-from lightning_topo.phases import EventName, Severity, TopologyEvent
+from lightning_topo.phases import EventName, Phase, Severity, TopologyEvent
 from lightning_topo.record import RecordWriter
 from tests.callbacks.tracked import dense, hot
 from tests.callbacks.training import fit
@@ -75,6 +75,21 @@ def test_events_are_rows(written, trained):
     assert list(trained.record.events_frame().name) == [str(event.name) for event in trained.record.events]
 
 
+def test_changes_of_phase_are_rows(trained):
+    frame = trained.record.phases_frame()
+    assert list(frame.columns) == ["step", "group", "phase", "name"]
+    assert set(frame.group) == {"", *trained.record.groups}
+    worst = {m.step: 0.0 for m in trained.record.measurements}
+    for m in trained.record.measurements:
+        worst[m.step] = max(worst[m.step], m.values.get("critical_ratio", 0.0))
+    broken = [step for step, r in sorted(worst.items()) if r >= 1.0]
+    rows = frame[(frame.group == "") & (frame.name == "breakdown")]
+    assert rows.step.tolist()[:1] == broken[:1]
+    assert {(row.phase, row.name) for row in frame.itertuples(index=False)} <= {
+        (p.value, p.name.lower()) for p in Phase
+    }
+
+
 def test_bars_are_rows_with_their_block(written, trained):
     frame = written.diagrams_frame()
     assert list(frame.columns) == ["step", "group", "block", "dimension", "birth", "death"]
@@ -98,6 +113,7 @@ def test_frames_of_nothing_have_their_columns(tmp_path):
     record = read_record(tmp_path)
     assert list(record.measurements_frame().columns) == ["step", "epoch", "probe", "group"]
     assert len(record.events_frame().columns) == 9
+    assert record.phases_frame().empty
     assert list(record.diagrams_frame().dtypes) == list(record.diagrams_frame().dtypes)
     assert record.diagrams_frame().step.dtype == "int64"
     for name in PLOTS:
