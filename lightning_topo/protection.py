@@ -1,5 +1,6 @@
 """Running a module's own code without leaving a trace in it."""
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,3 +63,9 @@ def _snapshot(value: Any) -> Callable[[], None]:
             value.update(items)
 
     return refill
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator refused, by its type or by what the allocators of the CPU, MPS and cuBLAS say."""
+    said = re.search(r"(?i)can't allocate memory|not enough memory|out of memory|ALLOC_FAILED", str(error))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or said is not None

@@ -18,6 +18,7 @@ from lightning_topo.neurons.group import KINDS, Kind, NeuronGroup
 from lightning_topo.neurons.preserve import Run, named_state, run_with, significant, untouched
 from lightning_topo.neurons.trace import CouplingTrace
 from lightning_topo.neurons.verify import verify_groups
+from lightning_topo.protection import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ def find_neuron_groups(
 
     A model without hidden neurons gives an empty list. Where the model runs but cannot be traced, the groups
     are those of single layers, with `status="incoming_only"` and the reason. Raises RuntimeError where the
-    forward pass fails on the given `example_inputs`, or where parameters are still lazy.
+    forward pass fails on the given `example_inputs`, or where parameters are still lazy; where memory runs out, that
+    error is raised, and fewer samples will do.
 
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> [group] = find_neuron_groups(model, torch.randn(4, 3))
@@ -90,6 +92,8 @@ def find_neuron_groups(
         guesses = guess_expert_groups(model, trace)
         _report_unknown(trace)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if by_hand and (failure := _fails(model, run)) is not None:
             raise RuntimeError(f"expected a model that runs on its inputs, got {failure!r}") from failure
         reason = f"the run cannot be traced ({_summary(error)}): declare its groups with declare_neurons"

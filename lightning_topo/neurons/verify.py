@@ -20,6 +20,7 @@ from lightning_topo.neurons.preserve import (
     significant,
     untouched,
 )
+from lightning_topo.protection import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, 
     one by one only where that leaves a doubt: the cost is two gradients in all if all is well, and another
     gradient and two forward passes for each group in doubt. Where a model cannot run in float64, its own
     precision and a coarser tolerance are used; where it has no gradient, the output alone is compared, and
-    `reason` says so. The model is not changed.
+    `reason` says so. The model is not changed. Where memory runs out, that error is raised: run it on fewer samples.
     """
     if all(group.status == "incoming_only" for group in groups):
         return list(groups)
@@ -75,6 +76,8 @@ def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, 
             try:
                 return Bench(model, run, seed, attempt).judge(groups)
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 log.info("no verification by %s (%s)", attempt, reason)
     reason = f"the model did not run on perturbed parameters ({reason})"

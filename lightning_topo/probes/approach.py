@@ -1,6 +1,5 @@
 """How the curvature of a loss can be had at all: whole or in parts, exactly or by differences of the gradient."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_topo.probes.batch_loss import BatchLoss
+from lightning_topo.protection import is_out_of_memory
 from lightning_topo.stability import (
     Curvature,
     Differentiate,
@@ -80,12 +80,6 @@ def adapted(approach: Approach, loss_fn: Callable[[], Tensor], measure: Callable
         # Out here the failed attempt's frames, and the tensors in them, are gone.
         approach = following
         torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator refused, by its type or by what the allocators of the CPU, MPS and cuBLAS say."""
-    said = re.search(r"(?i)can't allocate memory|not enough memory|out of memory|ALLOC_FAILED", str(error))
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or said is not None
 
 
 def parts_of(loss_fn: Callable[[], Tensor], size: int) -> Sequence[LossPart]:

@@ -29,7 +29,7 @@ class BatchLoss:
     @property
     def n_samples(self) -> int:
         """The length of the batch's first tensor that has one; 0 where none has."""
-        return next((len(leaf) for leaf in tree_leaves(self.batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
+        return _n_samples(self.batch)
 
     def parts(self, size: int) -> tuple[tuple[float, Callable[[], Tensor]], ...]:
         """The loss on consecutive parts of at most `size` samples, with the fraction of the batch that each holds.
@@ -49,6 +49,21 @@ class BatchLoss:
             ((min(first + size, n) - first) / n, partial(self.evaluate, _cut(self.batch, n, first, first + size)))
             for first in range(0, n, size)
         )
+
+
+def half_of(batch: Any) -> Any | None:
+    """The first half of a batch's samples; None where there is no second one to leave out.
+
+    >>> import torch
+    >>> half_of([torch.arange(5), ["a", "b", "c", "d", "e"], 0.5]), half_of(torch.ones(1, 3))
+    ([tensor([0, 1, 2]), ['a', 'b', 'c'], 0.5], None)
+    """
+    n = _n_samples(batch)
+    return _cut(batch, n, 0, (n + 1) // 2) if n > 1 else None
+
+
+def _n_samples(batch: Any) -> int:
+    return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
 
 
 def _cut(batch: Any, n: int, first: int, last: int) -> Any:

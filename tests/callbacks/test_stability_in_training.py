@@ -148,13 +148,16 @@ def test_a_probe_batch_larger_than_memory_is_measured_in_parts_while_training_go
             return super().training_step(batch, batch_idx)
 
     with pytest.warns(UserWarning, match="32 samples of the probe batch at a time") as said:
-        _, record = watched(tmp_path, Small(), [Sharpness(every_n_steps=4)])
+        _, record = watched(tmp_path, Small(), [Sharpness(every_n_steps=4), Distortion()])
     assert sum("memory ran out" in str(w.message) for w in said) == 1
     whole = watched(tmp_path / "whole", Classifier(), [Sharpness(every_n_steps=4)])[1]
     found, truth = sharpnesses(record), sharpnesses(whole)
     assert all(values["micro_batch"] == 32.0 for values in found.values())
     assert len(found) == len(truth) == 3
     assert not [e for e in record.events if "sharpness" in e.message]
+    # Neurons are found, whole, on as many samples as there is room for.
+    assert record.groups
+    assert not [e for e in record.events if "neurons" in e.message.lower()]
 
 
 @pytest.mark.parametrize("empty", ["map", "stream", "limit"])
