@@ -35,6 +35,9 @@ NAMES = [
     "resumed-ddp",
     "resumed-fsdp2",
     "declared-fsdp2",
+    "lagging-ddp-slow",
+    "lagging-fsdp2-slow",
+    "lagging-ddp-killed",
     # Last: DeepSpeed changes torch for the rest of a process's life.
     *(("plain-zero3", "brittle-zero3", "gate-zero3") if has_deepspeed else ()),
 ]
@@ -62,11 +65,12 @@ def single(out):
         saw = scenarios.plain(out / "single", 0, "single")
         scenarios.fit(out / "longer", 0, "single", max_epochs=3)
         gated = scenarios.gate(out / "gated", 0, "single")
+        lagged = scenarios.lagging(out / "lagged", 0, "single")
     monitor = scenarios.monitored(scenarios.by_group())
     short = make_trainer("single", out / "checkpointed", [monitor], 1)
     short.fit(Net(), loader())
     short.save_checkpoint(out / "one.ckpt")
-    return saw | {"gated": gated}
+    return saw | {"gated": gated, "lagged": lagged}
 
 
 @pytest.fixture(scope="module")
@@ -85,19 +89,23 @@ def tolerance(mode, key):
     return EXACT_PRODUCTS if key in FINITE_DIFFERENCES else CLOUDS
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_two_processes_measure_what_one_does(out, single, pair, mode):
-    one, two = table(out / "single"), table(out / f"plain-{mode}")
-    if mode in ("fsdp1", "zero3"):
-        one = {at: values for at, values in one.items() if at[1] != "sharpness"}
-    assert list(one) == list(two)
+def assert_alike(two, one, mode):
+    assert list(two) == list(one)
     for at, values in one.items():
-        assert values.keys() == two[at].keys(), at
+        assert two[at].keys() == values.keys(), at
         for key, value in values.items():
             if key in EXACT:
                 assert two[at][key] == value, (at, key)
             elif key not in OF_THE_METHOD:
                 assert two[at][key] == pytest.approx(value, rel=tolerance(mode, key), abs=1e-6), (at, key)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_measure_what_one_does(out, single, pair, mode):
+    one, two = table(out / "single"), table(out / f"plain-{mode}")
+    if mode in ("fsdp1", "zero3"):
+        one = {at: values for at, values in one.items() if at[1] != "sharpness"}
+    assert_alike(two, one, mode)
     both = pair[f"plain-{mode}"]
     assert both[0]["status"] == single["status"] == ["verified"] * 4
     assert [e for e in both[0]["events"] if e["name"] != "probe_failed"] == single["events"]
@@ -220,6 +228,34 @@ def test_declared_groups_are_measured_where_parameters_are_sharded(out, pair):
     for step in range(1, 9):
         ours, theirs = found[step, "distortion", "hidden"], one[step, "distortion", "net.0"]
         assert math.isclose(ours["critical_ratio"], theirs["critical_ratio"], rel_tol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_with_a_lag_results_come_at_the_same_step_on_both_however_slow_a_worker_is(out, single, pair, mode):
+    first, second = pair[f"lagging-{mode}-slow"]
+    [worker], [slow] = first["pids"], second["pids"]
+    assert worker != slow
+    assert first["known"] == second["known"]
+    came = [step for step in range(2, 9) if first["known"][step - 1] != first["known"][step - 2]]
+    assert came == [5, 7, 8]  # those of steps 2 and 4, three steps later, and at the end the rest
+    for ours, theirs in zip(first["known"], single["lagged"]["known"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert_alike(table(out / f"lagging-{mode}-slow"), table(out / "lagged"), mode)
+
+
+def test_with_a_lag_what_one_worker_loses_is_a_gap_on_both(out, pair):
+    first, second = pair["lagging-ddp-killed"]
+    assert (len(first["pids"]), len(second["pids"])) == (1, 2)  # a new worker
+    assert first["known"] == second["known"]
+    assert first["events"] == second["events"]
+    [gap] = first["events"]
+    assert gap["name"] == "gap"
+    assert "on process 1: the worker died" in gap["message"]
+    assert gap["step"] in (2, 4)  # the first that the worker had not done
+    found = table(out / "lagging-ddp-killed")
+    assert (gap["step"], "persistence", "net.0") in found
+    assert (gap["step"], "persistence", "net.2") not in found
+    assert (6, "persistence", "net.2") in found
 
 
 @pytest.mark.slow
