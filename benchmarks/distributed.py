@@ -3,14 +3,17 @@
     python -m benchmarks.distributed [--width 256] [--processes 1 2 4]
 
 For a stack of tanh layers of one width, whole on every process (as under DDP) and sharded by FSDP2, each row is one
-capture with Distortion on 1, 2, 4 processes. The three times are those of the slowest process: making whole (and
-taking apart into clouds), measuring (in CPU time, so that more processes than cores do not lengthen it), and sharing
-what was found. Memory is what the busiest process holds: clouds
-(now, before, reference), and the largest parameter while it is whole. Traffic is what one process receives: counted
-from the sizes of the collectives that ran.
+capture with Distortion on 1, 2, 4 processes, which are started anew for it. The three times are those of the slowest
+process: making whole (and taking apart into clouds), measuring (in CPU time, so that more processes than cores do not
+lengthen it), and sharing what was found. Memory is what the process with the most holds: the bytes of its clouds (now,
+before, reference), counted on the tensors between captures, and by how much its resident memory rose at its peak above
+what it was with the model and before the first capture (Linux only; the larger the width, the less noise). Traffic is
+what one process receives: counted from the sizes of the collectives that ran.
 """
 
 import argparse
+import gc
+import itertools
 import json
 import os
 import socket
@@ -18,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_topo import Distortion, find_neuron_groups
 from lightning_topo.callbacks.probing import Found, Look
 from lightning_topo.callbacks.ranks import Ranks
+from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons.capture import gather_clouds, sharding
 from lightning_topo.probes import Capture, Clouds, ProbeResult
 
@@ -48,10 +53,29 @@ class Traffic(TorchDispatchMode):
         return out
 
 
+def resident(name: str) -> float:
+    """MiB of this process: VmRSS is what is resident, VmHWM the most that was since `forget_peak`."""
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def held(*clouds: Clouds | None) -> int:
+    """Bytes of the storages that these clouds keep alive, each counted once."""
+    tensors = [cloud for some in clouds if some is not None for cloud in some.values()]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
 def stack(width: int, n_groups: int) -> nn.Sequential:
     torch.manual_seed(0)
     layers = [layer for _ in range(n_groups) for layer in (nn.Linear(width, width), nn.Tanh())]
     return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+def captured(model: nn.Module, own: list[NeuronGroup], now: Clouds, before: Clouds | None, first: Clouds) -> Capture:
+    return Capture(1, 0, model, own, now, before, first, (), lambda _: None, sharding="fsdp2")
 
 
 def measure(strategy: str, width: int, n_groups: int, repeats: int) -> dict[str, float]:
@@ -71,6 +95,9 @@ def measure(strategy: str, width: int, n_groups: int, repeats: int) -> dict[str,
     before: Clouds | None = None
     reference: Clouds | None = None
     received = message = 0
+    gc.collect()
+    forget_peak()
+    at_rest = resident("VmRSS")
     for _ in range(repeats + 1):
         with torch.no_grad():  # a step of any kind: not one that scales all distances alike, which no bound can prune
             for p in model.parameters():
@@ -84,8 +111,8 @@ def measure(strategy: str, width: int, n_groups: int, repeats: int) -> dict[str,
             else:
                 now = Clouds((), {}, gather_clouds(model, groups, [group.name for group in own])[0])
         at_whole, worked = time.perf_counter(), time.process_time()
-        capture = Capture(1, 0, model, own, now, before, reference or now, (), lambda _: None, sharding="fsdp2")  # pyright: ignore
-        found = ProbeResult.of(Distortion().measure(capture))
+        # In one expression: a capture that outlived its measurement would hold clouds of the step before.
+        found = ProbeResult.of(Distortion().measure(captured(model, own, now, before, reference or now)))
         worked = time.process_time() - worked
         at_measured = time.perf_counter()
         sent = ranks.n_bytes
@@ -97,10 +124,11 @@ def measure(strategy: str, width: int, n_groups: int, repeats: int) -> dict[str,
             times["shared"].append(at_shared - at_measured)
         received, message = traffic.n_bytes, ranks.n_bytes - sent
         before, reference = now, reference or now
+    peak, clouds = resident("VmHWM"), held(now, before, reference)
     largest = max(p.numel() * 4 for p in model.parameters()) if strategy == "fsdp2" else 0
-    clouds = sum(cloud.numel() * cloud.element_size() for cloud in now.values())
     return {name: 1e3 * statistics.median(taken) for name, taken in times.items()} | {
-        "clouds": 3 * clouds / 2**20,
+        "clouds": clouds / 2**20,
+        "peak": peak - at_rest,
         "parameter": largest / 2**20,
         "received": received / 2**20,
         "message": message / 2**10,
@@ -111,25 +139,26 @@ def measure(strategy: str, width: int, n_groups: int, repeats: int) -> dict[str,
 def worker(options: argparse.Namespace) -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    for strategy in ("ddp", "fsdp2"):
-        for n_groups in options.groups:
-            row = measure(strategy, options.width, n_groups, options.repeats)
-            rows: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(rows, row)
-            if dist.get_rank() == 0:
-                print(json.dumps([strategy, n_groups, {k: max(r[k] for r in rows) for k in row}]), flush=True)
+    strategy, [n_groups] = options.worker, options.groups
+    measure(strategy, 16, 2, 1)  # what libraries take when first called is not of the capture
+    row = measure(strategy, options.width, n_groups, options.repeats)
+    rows: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(rows, row)
+    if dist.get_rank() == 0:
+        print(json.dumps({k: max(r[k] for r in rows) for k in row}), flush=True)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def launched(n: int, arguments: list[str]) -> list[Any]:
+def launched(n: int, arguments: list[str]) -> dict[str, float]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n)}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is let go is given back, and counts no more
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.distributed", "--worker", *arguments],
+            [sys.executable, "-m", "benchmarks.distributed", *arguments],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,
@@ -137,7 +166,7 @@ def launched(n: int, arguments: list[str]) -> list[Any]:
         for rank in range(n)
     ]
     outputs = [process.communicate(timeout=600)[0] for process in processes]
-    return [json.loads(line) for line in outputs[0].splitlines() if line.startswith("[")]
+    return json.loads(outputs[0].splitlines()[-1])
 
 
 def main() -> None:
@@ -146,19 +175,19 @@ def main() -> None:
     parser.add_argument("--groups", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("ddp", "fsdp2"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         return worker(options)
     columns = ("parameters", "groups", "processes", "whole ms", "measure ms", "share ms")
-    sizes = ("clouds MB", "parameter MB", "received MB", "message kB")
-    print(f"| {' | '.join(columns + sizes)} |\n|{'---|' * 10}")
-    arguments = [f"--width={options.width}", f"--repeats={options.repeats}", "--groups", *map(str, options.groups)]
-    for n in options.processes:
-        for strategy, n_groups, row in launched(n, arguments):
-            times = " | ".join(f"{row[name]:.1f}" for name in ("whole", "measured", "shared"))
-            held = " | ".join(f"{row[name]:.2f}" for name in ("clouds", "parameter", "received", "message"))
-            print(f"| {strategy}, {row['parameters']:.1f} MB | {n_groups} | {n} | {times} | {held} |", flush=True)
+    sizes = ("clouds MB", "parameter MB", "peak MB", "received MB", "message kB")
+    print(f"| {' | '.join(columns + sizes)} |\n|{'---|' * 11}")
+    for n, strategy, n_groups in itertools.product(options.processes, ("ddp", "fsdp2"), options.groups):
+        arguments = [f"--width={options.width}", f"--repeats={options.repeats}", f"--groups={n_groups}"]
+        row = launched(n, [*arguments, f"--worker={strategy}"])
+        times = " | ".join(f"{row[name]:.1f}" for name in ("whole", "measured", "shared"))
+        memory = " | ".join(f"{row[name]:.2f}" for name in ("clouds", "parameter", "peak", "received", "message"))
+        print(f"| {strategy}, {row['parameters']:.1f} MB | {n_groups} | {n} | {times} | {memory} |", flush=True)
     return None
 
 

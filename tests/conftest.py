@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+import pytest_randomly
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -12,6 +13,8 @@ import tests.typecheck
 install_import_hook("lightning_topo", f"{tests.typecheck.__name__}.check")
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
+# DeepSpeed would have itself imported into every test run here, to seed torch: tests that need a seed set it.
+pytest_randomly.entrypoint_reseeds = []
 torch.set_num_threads(1)  # the networks of the tests are too small for more
 
 

@@ -1,3 +1,3 @@
-"""DeepSpeed is no dependency: what needs it is imported only by its own test."""
+"""DeepSpeed need not be installed: what imports it is imported by the processes of its scenarios alone."""
 
 collect_ignore = ["zero.py"]

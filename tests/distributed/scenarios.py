@@ -1,7 +1,14 @@
 """Trainings of several processes, each a function of its folder and the rank: what `worker.py` goes through."""
 
+import contextlib
+import os
+import signal
+import threading
+from datetime import timedelta
+
 import lightning as L
 from torch import distributed
+from torch.distributed import distributed_c10d
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_topo import (
@@ -173,6 +180,51 @@ def declared(folder, rank, mode):
     return fit(folder, rank, mode, probes=[Distortion(every_n_steps=1)], monitor={"groups": groups})
 
 
+class Worked(L.Callback):
+    """What a process knew of one group of each process after each step; on process 1 its worker is held or killed."""
+
+    def __init__(self, rank, harm=""):
+        self.harm, self.known, self.pids = harm if rank == 1 else "", [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        keys = [f"topology/net_{layer}/total_persistence_1" for layer in (0, 2)]
+        self.known.append([float(trainer.callback_metrics[key]) for key in keys])
+        [monitor] = [c for c in trainer.callbacks if isinstance(c, TopologyMonitor)]
+        pid = monitor._session._capturing.worker.pid
+        self.pids += [] if pid in (None, *self.pids) else [pid]
+        if self.harm == "slow" and pid is not None:
+            os.kill(pid, signal.SIGSTOP)
+            threading.Timer(0.1, _go_on, [pid]).start()
+        elif self.harm == "killed" and trainer.global_step == 3:
+            os.kill(pid, signal.SIGSTOP)  # it cannot answer what it is given at step 4
+        elif self.harm == "killed" and trainer.global_step == 4:
+            os.kill(pid, signal.SIGKILL)
+
+
+def _go_on(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+def lagging(folder, rank, mode, harm=""):
+    """Homology is left to a worker of each process; those are not equally fast."""
+    n, part = parts(mode, rank, size())
+    probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=2, lag=3)]
+    worked = Worked(rank, harm)
+    data = loader(batch_size=8, parts=n, part=part)
+    saw = fit(folder, rank, mode, probes=probes, data=data, callbacks=[worked], max_epochs=1)
+    return saw | {"known": worked.known, "pids": worked.pids}
+
+
+class Impatient(L.Callback):
+    """Once all are in step, torch's own limit on waiting for each other is short: `SECONDS`."""
+
+    SECONDS = 5
+
+    def on_train_start(self, trainer, pl_module):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=self.SECONDS))
+
+
 def endless(folder, rank):
     """Until someone ends it."""
-    return fit(folder, rank, "ddp", probes=by_group(), max_epochs=-1)
+    return fit(folder, rank, "ddp", probes=by_group(), max_epochs=-1, callbacks=[Impatient()])

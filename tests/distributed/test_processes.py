@@ -17,9 +17,11 @@ from tests.distributed.processes import train_together
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch without torch.distributed")
 
-MODES = ("ddp", "fsdp1", "fsdp2", "tp", "2d")
+has_deepspeed = importlib.util.find_spec("deepspeed") is not None
+ZERO3 = pytest.param("zero3", marks=pytest.mark.skipif(not has_deepspeed, reason="needs DeepSpeed"))
+MODES = ("ddp", "fsdp1", "fsdp2", "tp", "2d", ZERO3)
 NAMES = [
-    *(f"plain-{mode}" for mode in MODES),
+    *(f"plain-{mode}" for mode in MODES if mode is not ZERO3),
     "failing-divided",
     "failing-whole",
     "brittle-ddp",
@@ -33,6 +35,11 @@ NAMES = [
     "resumed-ddp",
     "resumed-fsdp2",
     "declared-fsdp2",
+    "lagging-ddp-slow",
+    "lagging-fsdp2-slow",
+    "lagging-ddp-killed",
+    # Last: DeepSpeed changes torch for the rest of a process's life.
+    *(("plain-zero3", "brittle-zero3", "gate-zero3") if has_deepspeed else ()),
 ]
 
 # Relative to one process; weights differ by rounding of the summed gradients, 1e-7, and distances of steps by more.
@@ -58,11 +65,12 @@ def single(out):
         saw = scenarios.plain(out / "single", 0, "single")
         scenarios.fit(out / "longer", 0, "single", max_epochs=3)
         gated = scenarios.gate(out / "gated", 0, "single")
+        lagged = scenarios.lagging(out / "lagged", 0, "single")
     monitor = scenarios.monitored(scenarios.by_group())
     short = make_trainer("single", out / "checkpointed", [monitor], 1)
     short.fit(Net(), loader())
     short.save_checkpoint(out / "one.ckpt")
-    return saw | {"gated": gated}
+    return saw | {"gated": gated, "lagged": lagged}
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +89,23 @@ def tolerance(mode, key):
     return EXACT_PRODUCTS if key in FINITE_DIFFERENCES else CLOUDS
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_two_processes_measure_what_one_does(out, single, pair, mode):
-    one, two = table(out / "single"), table(out / f"plain-{mode}")
-    if mode == "fsdp1":
-        one = {at: values for at, values in one.items() if at[1] != "sharpness"}
-    assert list(one) == list(two)
+def assert_alike(two, one, mode):
+    assert list(two) == list(one)
     for at, values in one.items():
-        assert values.keys() == two[at].keys(), at
+        assert two[at].keys() == values.keys(), at
         for key, value in values.items():
             if key in EXACT:
                 assert two[at][key] == value, (at, key)
             elif key not in OF_THE_METHOD:
                 assert two[at][key] == pytest.approx(value, rel=tolerance(mode, key), abs=1e-6), (at, key)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_measure_what_one_does(out, single, pair, mode):
+    one, two = table(out / "single"), table(out / f"plain-{mode}")
+    if mode in ("fsdp1", "zero3"):
+        one = {at: values for at, values in one.items() if at[1] != "sharpness"}
+    assert_alike(two, one, mode)
     both = pair[f"plain-{mode}"]
     assert both[0]["status"] == single["status"] == ["verified"] * 4
     assert [e for e in both[0]["events"] if e["name"] != "probe_failed"] == single["events"]
@@ -135,10 +147,17 @@ def test_the_record_of_rank_0_has_every_diagram_and_every_reference(out, pair, m
         assert sorted(cloud.flatten().tolist()) == sorted(v for t in expected for v in t.flatten().tolist())
 
 
-def test_sharpness_says_what_to_do_where_it_cannot_be_measured(pair):
-    [event] = pair["plain-fsdp1"][0]["events"]
+@pytest.mark.parametrize("mode", MODES)
+def test_parameters_lie_as_the_strategy_says(pair, mode):
+    expected = {"ddp": "whole", "tp": "tensor_parallel", "2d": "fsdp2"}
+    assert [process["sharding"] for process in pair[f"plain-{mode}"]] == [expected.get(mode, mode)] * 2
+
+
+@pytest.mark.parametrize("mode", ["fsdp1", ZERO3])
+def test_sharpness_says_what_to_do_where_it_cannot_be_measured(pair, mode):
+    [event] = pair[f"plain-{mode}"][0]["events"]
     assert event["name"] == "probe_failed"
-    assert "FSDP1" in event["message"]
+    assert {"fsdp1": "FSDP1", "zero3": "ZeRO-3"}[mode] in event["message"]
     assert "ModelParallelStrategy" in event["remedy"]
 
 
@@ -154,7 +173,7 @@ def test_a_probe_that_raises_on_one_process_has_failed_on_all(out, pair, kind):
     assert [step for step, probe, group in found if (probe, group) == ("distortion", "net.2")] == list(range(1, 9))
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2", ZERO3])
 def test_a_group_that_cannot_be_measured_on_its_process_is_named_on_all(out, pair, mode):
     for process in pair[f"brittle-{mode}"]:
         assert {event["group"] for event in process["events"]} == {"net.2"}
@@ -183,7 +202,7 @@ def test_loaders_of_different_lengths_leave_nobody_waiting(out, pair, kind):
     assert sorted({step for step, probe, _ in found if probe == "persistence"}) == [0, 4, 8, 12]  # rank 0's epochs
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2", ZERO3])
 def test_a_gate_stops_all_at_the_step_at_which_it_stops_one(single, pair, mode):
     first, second = pair[f"gate-{mode}"]
     assert first["steps"] == second["steps"] == single["gated"]["steps"] < 24
@@ -211,6 +230,34 @@ def test_declared_groups_are_measured_where_parameters_are_sharded(out, pair):
         assert math.isclose(ours["critical_ratio"], theirs["critical_ratio"], rel_tol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_with_a_lag_results_come_at_the_same_step_on_both_however_slow_a_worker_is(out, single, pair, mode):
+    first, second = pair[f"lagging-{mode}-slow"]
+    [worker], [slow] = first["pids"], second["pids"]
+    assert worker != slow
+    assert first["known"] == second["known"]
+    came = [step for step in range(2, 9) if first["known"][step - 1] != first["known"][step - 2]]
+    assert came == [5, 7, 8]  # those of steps 2 and 4, three steps later, and at the end the rest
+    for ours, theirs in zip(first["known"], single["lagged"]["known"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert_alike(table(out / f"lagging-{mode}-slow"), table(out / "lagged"), mode)
+
+
+def test_with_a_lag_what_one_worker_loses_is_a_gap_on_both(out, pair):
+    first, second = pair["lagging-ddp-killed"]
+    assert (len(first["pids"]), len(second["pids"])) == (1, 2)  # a new worker
+    assert first["known"] == second["known"]
+    assert first["events"] == second["events"]
+    [gap] = first["events"]
+    assert gap["name"] == "gap"
+    assert "on process 1: the worker died" in gap["message"]
+    assert gap["step"] in (2, 4)  # the first that the worker had not done
+    found = table(out / "lagging-ddp-killed")
+    assert (gap["step"], "persistence", "net.0") in found
+    assert (gap["step"], "persistence", "net.2") not in found
+    assert (6, "persistence", "net.2") in found
+
+
 @pytest.mark.slow
 def test_four_processes_measure_what_one_does(out, single):
     """FSDP2 over two, tensor parallel over two."""
@@ -225,16 +272,3 @@ def test_four_processes_measure_what_one_does(out, single):
                     assert four[at][key] == pytest.approx(value, rel=tolerance(mode, key), abs=1e-6), (at, key)
         assert [process["reference"] for process in saw[f"plain-{mode}"]] == [[name] for name in single["groups"]]
         assert all(process["metrics"] == saw[f"plain-{mode}"][0]["metrics"] for process in saw[f"plain-{mode}"])
-
-
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed")
-def test_zero_3_measures_what_one_process_does(out, single):
-    pair = train_together(["plain-zero3"], out, seconds=240)["plain-zero3"]
-    one = {at: values for at, values in table(out / "single").items() if at[1] != "sharpness"}
-    two = table(out / "plain-zero3")
-    assert list(one) == list(two)
-    for at, values in one.items():
-        assert two[at] == pytest.approx(values, rel=CLOUDS, abs=1e-6), at
-    assert pair[0]["sharding"] == "zero3"
-    assert (pair[0]["reference"], pair[1]["reference"]) == (["net.0", "net.4"], ["net.2", "net.6"])
-    assert ["ZeRO-3" in event["message"] for event in pair[1]["events"]] == [True]

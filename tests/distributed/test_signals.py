@@ -21,7 +21,7 @@ def test_a_signal_to_one_process_ends_both_and_leaves_a_whole_record(tmp_path, t
         assert time.monotonic() < deadline and all(process.poll() is None for process in processes)  # noqa: PT018
         time.sleep(0.05)
     processes[target].send_signal(signal.SIGTERM)
-    codes = wait(processes, 90)
+    codes = wait(processes, 60)
     assert None not in codes, "a process was left waiting"
     record = read_record(tmp_path / "endless" / "topology")
     assert record.n_unreadable == 0
