@@ -171,8 +171,9 @@ def test_a_checkpoint_in_between_changes_nothing(found, at):
         state, new = observe(state, m, QUICK)
         events += new
     whole = replay(found, QUICK)
-    assert tuple(events) == whole.detected
-    assert state == whole.state
+    # In words: from Python 3.13 on, NaN in a dataclass is not equal to itself.
+    assert repr(tuple(events)) == repr(whole.detected)
+    assert repr(state) == repr(whole.state)
 
 
 @given(measurements)
@@ -195,7 +196,8 @@ def test_what_passes_by_changes_nothing(found):
         ]
         for m in found
     ]
-    assert replay([m for three in noise for m in three], QUICK).detected == replay(found, QUICK).detected
+    polled = replay([m for three in noise for m in three], QUICK)
+    assert repr(polled.detected) == repr(replay(found, QUICK).detected)
 
 
 @given(measurements, st.lists(st.integers(0, 5), max_size=60))
@@ -209,8 +211,9 @@ def test_it_does_not_matter_how_often_it_is_asked(found, asked):
         state, new = observe(state, m, QUICK)
         events += new
     whole = replay(found, QUICK)
-    assert tuple(events) == whole.detected
-    assert state == whole.state
+    # In words: from Python 3.13 on, NaN in a dataclass is not equal to itself.
+    assert repr(tuple(events)) == repr(whole.detected)
+    assert repr(state) == repr(whole.state)
 
 
 @given(st.lists(st.floats(0.0, 2.0), max_size=15), st.integers(1, 3))
