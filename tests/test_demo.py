@@ -1,6 +1,7 @@
 """The demo reproduces what is known of it, and its command does what the README says."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lightning_topo import demo, read_record
 from lightning_topo.cli import main
-from lightning_topo.phases import replay
+from lightning_topo.phases import DETECTED, replay
 from lightning_topo.stability import hessian
 
 
@@ -109,18 +110,23 @@ def test_sharpness_along_the_demo_against_float64(tmp_path):
         assert found[step]["sharpness_ratio"] == pytest.approx(0.15 * found[step]["sharpness"])
 
 
-def test_the_command_trains_reports_and_says_where_to_look(tmp_path, record):
-    """All its probes measure the training that the sharpness alone has seen: it enters the edge at the same step."""
-    done = subprocess.run(
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """The command, ended, and the folder in which it ran."""
+    root = tmp_path_factory.mktemp("command")
+    return subprocess.run(
         [sys.executable, "-m", "lightning_topo", "demo", "--steps", "300"],
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
+        cwd=root,
         timeout=300,
-    )
+    ), root / "topology_demo" / "version_0" / "topology"
+
+
+def test_the_command_trains_reports_and_says_where_to_look(command):
+    done, folder = command
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "topology_demo" / "version_0" / "topology"
     page = re.search(r"file://(\S+report\.html)", done.stdout).group(1)
     assert page == str(folder / "report.html")
     assert (folder / "report.html").stat().st_size > 10_000
@@ -128,19 +134,26 @@ def test_the_command_trains_reports_and_says_where_to_look(tmp_path, record):
     assert [m.step for m in found.measurements if m.probe == "distortion" and m.group == "net.0"] == list(range(1, 301))
     assert found.diagram_steps == tuple(range(0, 301, 20))
     assert "300/300" in done.stdout + done.stderr
-    assert entered(found) == entered(record("edge-0"))
+
+
+@pytest.mark.slow
+def test_all_its_probes_see_the_training_that_the_sharpness_alone_has_seen(command, record):
+    """It enters the edge at the same step, and its events come out of its record again."""
+    found = read_record(command[1])
+    assert entered(found) == entered(record("edge-0")) != []
     assert ratios(found).items() <= ratios(record("edge-0")).items()
+    assert replay(found.measurements).detected == tuple(e for e in found.events if e.name in DETECTED)
 
 
-def test_the_report_is_made_anew_from_the_record_alone(tmp_path, capsys):
-    monitor, _ = demo.run(steps=30, save_dir=tmp_path, progress=False)
-    (monitor.dirpath / "report.html").unlink()
-    capsys.readouterr()
+def test_the_report_is_made_anew_from_the_record_alone(command, tmp_path, capsys):
+    folder = tmp_path / "version_0" / "topology"
+    shutil.copytree(command[1], folder)
+    (folder / "report.html").unlink()
     # The folder of the version serves as well as the one in it.
-    assert main(["report", str(monitor.dirpath.parent)]) == 0
-    assert (monitor.dirpath / "report.html").is_file()
+    assert main(["report", str(folder.parent)]) == 0
+    assert (folder / "report.html").is_file()
     other = tmp_path / "other.html"
-    assert main(["report", str(monitor.dirpath), str(monitor.dirpath), "--out", str(other)]) == 0
+    assert main(["report", str(folder), str(folder), "--out", str(other)]) == 0
     assert other.is_file()
     assert capsys.readouterr().out.count("file://") == 2
 
