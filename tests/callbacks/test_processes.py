@@ -1,4 +1,4 @@
-"""The monitor where Lightning itself starts a second process."""
+"""The monitor and the guard where Lightning itself starts a second process."""
 
 import os
 import subprocess
@@ -18,11 +18,21 @@ SCRIPT = """
     import os
     import warnings
     import torch
+    from lightning_topo import TopologyStepGuard
     from tests.callbacks.test_processes import train
+    from tests.callbacks.training import Classifier, fit
 
     warnings.simplefilter("ignore")
     trainer = train({root!r}, devices=2, strategy="ddp", use_distributed_sampler=False)
     assert "topology/critical_ratio" in trainer.callback_metrics, "every rank can be gated"
+
+    torch.manual_seed(0)
+    module, guard = Classifier(lr=30.0), TopologyStepGuard()
+    trainer = fit(module, [guard], root={root!r}, max_epochs=2, devices=2, strategy="ddp")
+    sums = trainer.strategy.all_gather(torch.stack([p.double().sum() for p in module.parameters()]))
+    assert torch.equal(sums[0], sums[1])
+    assert trainer.world_size == 2 and guard.n_held > 0
+    print("held", guard.n_held)
     trainer.strategy.barrier()  # gloo aborts a process that leaves while its peer still talks
     torch.distributed.destroy_process_group()
 """
@@ -38,7 +48,7 @@ def train(root, devices=1, **options):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="gloo on one machine")
-def test_two_processes_measure_what_one_does(tmp_path):
+def test_two_processes_measure_what_one_does_and_hold_the_same_steps(tmp_path):
     """Each of two ranks sees half of every batch: together they take the steps of one process."""
     path = tmp_path / "two.py"
     path.write_text(textwrap.dedent(SCRIPT).format(root=str(tmp_path / "two")))
@@ -46,6 +56,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
     command = [sys.executable, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
+    assert "held" in done.stdout
     train(tmp_path / "one")
     one, two = (read_record(tmp_path / name / "topology") for name in ("one", "two"))
     assert [(m.step, m.probe, m.group) for m in one.measurements if m.probe != "training"] == [
