@@ -1,64 +1,105 @@
-"""The monitor and the guard where Lightning itself starts a second process."""
+"""Monitor, guard and gate where Lightning itself starts the second process: one pair of them goes through all three."""
 
+import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 from torch.utils.data import DistributedSampler
 
-from lightning_topo import Distortion, Persistence, TopologyMonitor, read_record
+from lightning_topo import (
+    Distortion,
+    Persistence,
+    TopologyEarlyStopping,
+    TopologyEvent,
+    TopologyMonitor,
+    TopologyStepGuard,
+    read_record,
+)
+from lightning_topo.callbacks import Findings
 from tests.callbacks.training import Classifier, dataset, fit, loader
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="gloo on one machine")
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
-    import os
-    import warnings
-    import torch
-    from lightning_topo import TopologyStepGuard
-    from tests.callbacks.test_processes import train
-    from tests.callbacks.training import Classifier, fit
+import sys
+from tests.callbacks.test_processes import all_three
 
-    warnings.simplefilter("ignore")
-    trainer = train({root!r}, devices=2, strategy="ddp", use_distributed_sampler=False)
-    assert "topology/critical_ratio" in trainer.callback_metrics, "every rank can be gated"
-
-    torch.manual_seed(0)
-    module, guard = Classifier(lr=30.0), TopologyStepGuard()
-    trainer = fit(module, [guard], root={root!r}, max_epochs=2, devices=2, strategy="ddp")
-    sums = trainer.strategy.all_gather(torch.stack([p.double().sum() for p in module.parameters()]))
-    assert torch.equal(sums[0], sums[1])
-    assert trainer.world_size == 2 and guard.n_held > 0
-    print("held", guard.n_held)
-    trainer.strategy.barrier()  # gloo aborts a process that leaves while its peer still talks
-    torch.distributed.destroy_process_group()
+all_three(sys.argv[1])
 """
 
 
-def train(root, devices=1, **options):
-    """Two epochs of batches of 16, which the processes divide."""
+def train(root, callbacks, devices=1, module=None, **options):
+    """Batches of 16, which the processes divide."""
     torch.manual_seed(0)
-    monitor = TopologyMonitor([Distortion(every_n_steps=1), Persistence(every_n_epochs=1)], on_error="raise")
     sampler = DistributedSampler(dataset(), devices, int(os.environ.get("LOCAL_RANK", 0)), shuffle=False)
     data = loader(batch_size=16 // devices, sampler=sampler)
-    return fit(Classifier(), [monitor], root=root, data=data, max_epochs=2, devices=devices, **options)
+    options = {"max_epochs": 2, "devices": devices, "use_distributed_sampler": False} | options
+    return fit(Classifier() if module is None else module, callbacks, root=root, data=data, **options)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="gloo on one machine")
-def test_two_processes_measure_what_one_does_and_hold_the_same_steps(tmp_path):
-    """Each of two ranks sees half of every batch: together they take the steps of one process."""
-    path = tmp_path / "two.py"
-    path.write_text(textwrap.dedent(SCRIPT).format(root=str(tmp_path / "two")))
+def monitor():
+    return TopologyMonitor([Distortion(every_n_steps=1), Persistence(every_n_epochs=1)], on_error="raise")
+
+
+class OnlyOne(TopologyEarlyStopping):
+    """Hears of an event in the second process alone."""
+
+    def on_topology_findings(self, trainer, pl_module, findings):
+        here = trainer.global_rank == 1 and findings.step == 5
+        events = (TopologyEvent("topology_breakdown", 5, 0, "net.0"),) if here else ()
+        super().on_topology_findings(
+            trainer, pl_module, Findings(findings.step, findings.epoch, findings.values, events)
+        )
+
+
+def all_three(root):
+    """What each of the two processes does; it writes down what it saw."""
+    two = {"devices": 2, "strategy": "ddp"}
+    measured = train(f"{root}/measured", [monitor()], **two)
+    module, guard = Classifier(lr=30.0), TopologyStepGuard()
+    train(f"{root}/held", [guard], module=module, **two)
+    gate = OnlyOne()
+    stopped = train(f"{root}/stopped", [gate, TopologyMonitor([Distortion(1)], on_error="raise")], **two)
+    saw = {
+        "size": measured.world_size,
+        "keys": sorted(measured.callback_metrics),
+        "held": guard.n_held,
+        "weights": [p.tolist() for p in module.parameters()],
+        "stopped at": stopped.global_step,
+        "reason": gate.stopping_reason,
+    }
+    Path(f"{root}/saw-{stopped.global_rank}.json").write_text(json.dumps(saw))
+    stopped.strategy.barrier()  # gloo aborts a process that leaves while its peer still talks
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The folder of a pair of processes that is done."""
+    root = tmp_path_factory.mktemp("two")
+    (root / "two.py").write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, str(path)]
+    command = [sys.executable, str(root / "two.py"), str(root)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "held" in done.stdout
-    train(tmp_path / "one")
-    one, two = (read_record(tmp_path / name / "topology") for name in ("one", "two"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def pair(root):
+    """What each process saw."""
+    return [json.loads((root / f"saw-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_two_processes_measure_what_one_does(root, pair):
+    """Each of two ranks sees half of every batch: together they take the steps of one process."""
+    train(root / "one", [monitor()])
+    one, two = (read_record(root / name / "topology") for name in ("one", "measured"))
     assert [(m.step, m.probe, m.group) for m in one.measurements if m.probe != "training"] == [
         (m.step, m.probe, m.group) for m in two.measurements if m.probe != "training"
     ]
@@ -69,4 +110,21 @@ def test_two_processes_measure_what_one_does_and_hold_the_same_steps(tmp_path):
         )
     ]
     assert all(a == pytest.approx(b, rel=1e-3) for a, b in pairs)
-    assert not (tmp_path / "two" / "topology-v1").exists()
+    assert not (root / "measured" / "topology-v1").exists()
+    for process in pair:
+        assert process["size"] == 2
+        assert "topology/critical_ratio" in process["keys"], "every rank can be gated"
+
+
+def test_two_processes_hold_the_same_steps(pair):
+    assert pair[0]["held"] == pair[1]["held"] > 0
+    assert pair[0]["weights"] == pair[1]["weights"]
+
+
+def test_two_processes_stop_together(root, pair):
+    """Only the second process sees an event; both stop at its step."""
+    for process, reason in zip(pair, ("Another process", "at step 5 in net.0"), strict=True):
+        assert process["stopped at"] == 5
+        assert reason in process["reason"]
+    lines = (root / "stopped" / "topology" / "measurements.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if '"gate"' in line] == [5]
