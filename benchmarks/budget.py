@@ -10,7 +10,6 @@ steps are always measured fully). A quiet step is one on which no probe is due.
 import argparse
 import logging
 import statistics
-import tempfile
 import time
 import warnings
 
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.stopwatch import Laps, train
 from lightning_topo import Distortion, TopologyMonitor
 
 SETTLED = 200
@@ -68,55 +68,11 @@ class Transformer(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
-class Stopwatch(L.Callback):
-    """Placed before the monitor it starts its clock, placed after it stops it: the time in the monitor, by step."""
-
-    def __init__(self, first: "Stopwatch | None" = None) -> None:
-        self.first = first
-        self.now = self.began = 0.0
-        self.spent: list[float] = [0.0]
-        self.walls: list[float] = []
-
-    def _note(self) -> None:
-        self.now = time.process_time()
-        if self.first is not None:
-            self.spent[-1] += self.now - self.first.now
-
-    def on_train_batch_start(self, *_: object) -> None:
-        self._note()
-
-    def on_train_batch_end(self, *_: object) -> None:
-        self._note()
-        self.walls.append(self.now)
-        self.spent.append(0.0)
-
-    def on_train_epoch_end(self, *_: object) -> None:
-        self._note()
-
-    def share(self, start: int) -> float:
-        """Of the time from a step on."""
-        return sum(self.spent[start:]) / (self.walls[-1] - self.walls[start])
-
-
-def watched(module: "Wide | Transformer", monitor: TopologyMonitor, steps: int, device: torch.device) -> Stopwatch:
-    """Train, and hand back the stopwatch."""
-    first = Stopwatch()
-    last = Stopwatch(first)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            max_steps=steps,
-            max_epochs=-1,
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-            callbacks=[first, monitor, last],
-        )
-        trainer.fit(module, DataLoader(module.data(), batch_size=module.batch))
-    return last
+def watched(module: "Wide | Transformer", monitor: TopologyMonitor, steps: int, device: torch.device) -> Laps:
+    """Train, and hand back the monitor's share of it."""
+    laps = Laps(time.process_time)
+    train(module, DataLoader(module.data(), batch_size=module.batch), steps, device, laps.around(monitor))
+    return laps
 
 
 def main() -> None:
@@ -137,10 +93,11 @@ def main() -> None:
             continue
         torch.manual_seed(0)
         quiet = watched(make(), TopologyMonitor([Distortion(100)], report=False, verbose=False), 100, device)
-        step = statistics.median(b - a for a, b in zip(quiet.walls[20:], quiet.walls[21:], strict=False))
+        step = statistics.median(b - a for a, b in zip(quiet.marks[20:], quiet.marks[21:], strict=False))
         still = statistics.median(quiet.spent[20:95])
         run = watched(make(), TopologyMonitor(report=False, verbose=False), arguments.steps, device)
-        shares = f"{run.share(SETTLED):.2%} | {run.share(0):.1%}"
+        settled = f"{run.share(SETTLED):.2%}" if arguments.steps > SETTLED else "-"
+        shares = f"{settled} | {run.share():.1%}"
         print(f"| {make.__name__} | {step * 1e3:.0f} | {still / step:.2%} | {shares} |", flush=True)
 
 

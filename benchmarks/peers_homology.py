@@ -1,6 +1,5 @@
 """Persistence, H0 and matching against other libraries: one row a size, one column a library, ratios only."""
 
-import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
@@ -8,19 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.stopwatch import clock
 from lightning_topo.homology import PersistenceDiagram, bottleneck, h0_deaths, persistence, wasserstein
 from lightning_topo.homology.engines import available_engines
 
 Calls = dict[str, Callable[[], object]]
 OURS = "lightning-topo"
-
-
-def clock(device: torch.device) -> float:
-    """Seconds: of this process on a CPU, where other processes may be busy; of the wall where a GPU does the work."""
-    if device.type != "cuda":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def fastest(calls: Calls, turns: int, device: torch.device) -> dict[str, float]:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.peers_homology import clock, table
+from benchmarks.peers_homology import table
+from benchmarks.stopwatch import Stopwatch, clock, train
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor
 
 BATCH, PERIOD = 128, 25
@@ -53,19 +54,6 @@ def data() -> TensorDataset:
     )
 
 
-class Clock(L.Callback):
-    """The time from the first step to the last."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def on_train_start(self, *_: object) -> None:
-        self.began = clock(self.device)
-
-    def on_train_end(self, *_: object) -> None:
-        self.taken = clock(self.device) - self.began
-
-
 class WandbWatch(L.Callback):
     """`wandb.watch(log="all")`: histograms of parameters and gradients every `PERIOD` steps, offline."""
 
@@ -99,22 +87,10 @@ class WeightWatcherAnalysis(L.Callback):
 
 def in_lightning(width: int, layers: int, steps: int, device: torch.device, watch: L.Callback | None) -> float:
     """Seconds that the training takes."""
-    stopwatch = Clock(device)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            max_steps=steps,
-            max_epochs=-1,
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-            callbacks=[stopwatch, *([] if watch is None else [watch])],
-        )
-        trainer.fit(Classifier(width, layers), DataLoader(data(), batch_size=BATCH))
-    return stopwatch.taken
+    stopwatch = Stopwatch(lambda: clock(device))
+    callbacks = [stopwatch] if watch is None else [stopwatch, watch]
+    train(Classifier(width, layers), DataLoader(data(), batch_size=BATCH), steps, device, callbacks)
+    return stopwatch.seconds
 
 
 def in_a_loop(width: int, layers: int, steps: int, device: torch.device, *, with_cockpit: bool) -> float:

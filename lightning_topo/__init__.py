@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lightning_topo.homology import PersistenceDiagram, persistence
     from lightning_topo.neurons import NeuronGroup, declare_neurons, find_neuron_groups
     from lightning_topo.phases import Phase, TopologyEvent
-    from lightning_topo.probes import Distortion, Persistence, Sharpness
+    from lightning_topo.probes import Distortion, Period, Persistence, ProbeResult, ProbeUnavailable, Sharpness
     from lightning_topo.record import RunRecord, read_record
     from lightning_topo.stability import SharpnessEstimate, sharpness
 
@@ -36,7 +36,7 @@ _HOMES = {
     "homology": ("PersistenceDiagram", "persistence"),
     "neurons": ("NeuronGroup", "declare_neurons", "find_neuron_groups"),
     "phases": ("Phase", "TopologyEvent"),
-    "probes": ("Distortion", "Persistence", "Sharpness"),
+    "probes": ("Distortion", "Period", "Persistence", "ProbeResult", "ProbeUnavailable", "Sharpness"),
     "record": ("RunRecord", "read_record"),
     "stability": ("SharpnessEstimate", "sharpness"),
 }
@@ -47,9 +47,12 @@ __all__ = [
     "Findings",
     "LRSweep",
     "NeuronGroup",
+    "Period",
     "Persistence",
     "PersistenceDiagram",
     "Phase",
+    "ProbeResult",
+    "ProbeUnavailable",
     "RunRecord",
     "Sharpness",
     "SharpnessEstimate",

@@ -1,9 +1,9 @@
 """Running a module's own code without leaving a trace in it."""
 
-import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,32 +40,23 @@ _MUTABLE = (Tensor, list, dict, set, deque)
 
 def _snapshot(value: Any) -> Callable[[], None]:
     """A function that gives a mutable value its present contents back."""
-    if isinstance(value, Tensor):
-        if value.is_inference() or value.is_meta:  # cannot be changed in place, or has no contents
-            return lambda: None
-        copy = value.detach().clone()
-
-        def restore() -> None:
-            # Not by the version counter: kernels such as batch_norm's write without counting.
-            if not torch.equal(value, copy):
-                with torch.no_grad():
-                    value.copy_(copy)
-
-        return restore
-
-    items = value.copy()
-
-    def refill() -> None:
-        value.clear()
-        if isinstance(value, list | deque):
-            value.extend(items)
-        else:
-            value.update(items)
-
-    return refill
+    if not isinstance(value, Tensor):
+        return partial(_refill, value, value.copy())
+    if value.is_inference() or value.is_meta:  # cannot be changed in place, or has no contents
+        return lambda: None
+    return partial(_restore, value, value.detach().clone())
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocator refused, by its type or by what the allocators of the CPU, MPS and cuBLAS say."""
-    said = re.search(r"(?i)can't allocate memory|not enough memory|out of memory|ALLOC_FAILED", str(error))
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or said is not None
+def _restore(tensor: Tensor, copy: Tensor) -> None:
+    # Not by the version counter: kernels such as batch_norm's write without counting.
+    if not torch.equal(tensor, copy):
+        with torch.no_grad():
+            tensor.copy_(copy)
+
+
+def _refill(container: Any, items: Any) -> None:
+    container.clear()
+    if isinstance(container, list | deque):
+        container.extend(items)
+    else:
+        container.update(items)

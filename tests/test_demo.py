@@ -1,6 +1,7 @@
 """The demo reproduces what is known of it, and its command does what the README says."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lightning_topo import demo, read_record
 from lightning_topo.cli import main
-from lightning_topo.phases import replay
+from lightning_topo.phases import DETECTED, replay
 from lightning_topo.stability import hessian
 
 
@@ -19,40 +20,68 @@ def ratios(record):
     return {m.step: m.values["sharpness_ratio"] for m in record.measurements if m.probe == "sharpness"}
 
 
-def demo_record(folder, *options):
-    """The record that the command leaves; a process of its own, where no shape is checked, is twice as fast."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning_topo", "demo", "--save-dir", str(folder), *options],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+RUNS = {"edge-0": (0.3, 0), "edge-1": (0.3, 1), "edge-2": (0.3, 2), "control": (0.1, 0)}
+"""Learning rate and seed."""
+
+
+def train(folder, lr, seed, steps, every_n_steps, *callbacks):
+    """The demo's training with its sharpness alone; the record."""
+    torch.manual_seed(seed)
+    monitor = demo.TopologyMonitor([demo.Sharpness(every_n_steps=every_n_steps)], report=False, verbose=False)
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[*callbacks, monitor],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
     )
-    assert done.returncode == 0, done.stderr
-    return read_record(folder / "topology_demo" / "version_0" / "topology")
+    data = demo.FullBatch(demo.digits(), steps)
+    trainer.fit(demo.DigitsMLP(lr), torch.utils.data.DataLoader(data, batch_size=None))
+    return read_record(monitor.dirpath)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """The record of one of `RUNS`, trained when first asked for."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = train(tmp_path_factory.mktemp(name), *RUNS[name], steps=800, every_n_steps=10)
+        return made[name]
+
+    return get
+
+
+def entered(record):
+    """The steps at which the edge was entered."""
+    return [e.step for e in record.events if e.name == "edge_of_stability_enter"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", ["0", "1", "2"])
-def test_the_edge_is_entered_at_lr_03(tmp_path, seed):
-    record = demo_record(tmp_path, "--seed", seed)
-    entered = [e.step for e in record.events if e.name == "edge_of_stability_enter"]
-    assert len(entered) == 1
-    assert 200 <= entered[0] <= 350
-    found = ratios(record)
+@pytest.mark.parametrize("name", ["edge-0", "edge-1", "edge-2"])
+def test_the_edge_is_entered_at_lr_03(record, name):
+    [at] = entered(record(name))
+    assert 200 <= at <= 350
+    found = ratios(record(name))
     assert 0.3 <= found[10] <= 0.4
-    later = sorted(value for step, value in found.items() if step >= entered[0] + 50)
+    later = sorted(value for step, value in found.items() if step >= at + 50)
     assert 0.98 <= later[len(later) // 2] <= 1.06
     # Recomputed from the record alone, the events are the same.
-    assert [(e.name, e.step) for e in replay(record.measurements).detected] == [(e.name, e.step) for e in record.events]
+    events = [(e.name, e.step) for e in record(name).events]
+    assert [(e.name, e.step) for e in replay(record(name).measurements).detected] == events
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", ["0", "1", "2"])
-def test_the_edge_is_never_reached_at_lr_01(tmp_path, seed):
-    record = demo_record(tmp_path, "--seed", seed, "--lr", "0.1")
-    assert [e for e in record.events if e.name == "edge_of_stability_enter"] == []
-    assert max(ratios(record).values()) < 0.6
+def test_the_edge_is_never_reached_at_lr_01(record):
+    """One seed; benchmarks/edge.py has many runs outside the edge."""
+    assert entered(record("control")) == []
+    found = ratios(record("control"))
+    assert max(found) == 800
+    assert max(found.values()) < 0.6
 
 
 @pytest.mark.slow
@@ -65,21 +94,8 @@ def test_sharpness_along_the_demo_against_float64(tmp_path):
             if batch_idx + 1 in steps:
                 weights[batch_idx + 1] = {k: v.double().clone() for k, v in pl_module.state_dict().items()}
 
-    torch.manual_seed(0)
-    module = demo.DigitsMLP()
-    monitor = demo.TopologyMonitor([demo.Sharpness(every_n_steps=25)], report=False)
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        callbacks=[Keep(), monitor],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        default_root_dir=tmp_path,
-    )
-    data = demo.FullBatch(demo.digits(), steps[-1])
-    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=None))
-    found = {m.step: m.values for m in read_record(monitor.dirpath).measurements if m.probe == "sharpness"}
+    measured = train(tmp_path, 0.3, 0, steps[-1], 25, Keep()).measurements
+    found = {m.step: m.values for m in measured if m.probe == "sharpness"}
 
     x, onehot = (t.double() for t in demo.digits().tensors)
     exact = demo.DigitsMLP().double()
@@ -94,35 +110,50 @@ def test_sharpness_along_the_demo_against_float64(tmp_path):
         assert found[step]["sharpness_ratio"] == pytest.approx(0.15 * found[step]["sharpness"])
 
 
-def test_the_command_trains_reports_and_says_where_to_look(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning_topo", "demo", "--steps", "60"],
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """The command, ended, and the folder in which it ran."""
+    root = tmp_path_factory.mktemp("command")
+    return subprocess.run(
+        [sys.executable, "-m", "lightning_topo", "demo", "--steps", "300"],
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
+        cwd=root,
         timeout=300,
-    )
+    ), root / "topology_demo" / "version_0" / "topology"
+
+
+def test_the_command_trains_reports_and_says_where_to_look(command):
+    done, folder = command
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "topology_demo" / "version_0" / "topology"
     page = re.search(r"file://(\S+report\.html)", done.stdout).group(1)
     assert page == str(folder / "report.html")
     assert (folder / "report.html").stat().st_size > 10_000
-    record = read_record(folder)
-    assert [m.step for m in record.measurements if m.probe == "distortion" and m.group == "net.0"] == list(range(1, 61))
-    assert record.diagram_steps == (0, 20, 40, 60)
-    assert "60/60" in done.stdout + done.stderr
+    found = read_record(folder)
+    assert [m.step for m in found.measurements if m.probe == "distortion" and m.group == "net.0"] == list(range(1, 301))
+    assert found.diagram_steps == tuple(range(0, 301, 20))
+    assert "300/300" in done.stdout + done.stderr
 
 
-def test_the_report_is_made_anew_from_the_record_alone(tmp_path, capsys):
-    monitor, _ = demo.run(steps=30, save_dir=tmp_path, progress=False)
-    (monitor.dirpath / "report.html").unlink()
-    capsys.readouterr()
+@pytest.mark.slow
+def test_all_its_probes_see_the_training_that_the_sharpness_alone_has_seen(command, record):
+    """It enters the edge at the same step, and its events come out of its record again."""
+    found = read_record(command[1])
+    assert entered(found) == entered(record("edge-0")) != []
+    assert ratios(found).items() <= ratios(record("edge-0")).items()
+    assert replay(found.measurements).detected == tuple(e for e in found.events if e.name in DETECTED)
+
+
+def test_the_report_is_made_anew_from_the_record_alone(command, tmp_path, capsys):
+    folder = tmp_path / "version_0" / "topology"
+    shutil.copytree(command[1], folder)
+    (folder / "report.html").unlink()
     # The folder of the version serves as well as the one in it.
-    assert main(["report", str(monitor.dirpath.parent)]) == 0
-    assert (monitor.dirpath / "report.html").is_file()
+    assert main(["report", str(folder.parent)]) == 0
+    assert (folder / "report.html").is_file()
     other = tmp_path / "other.html"
-    assert main(["report", str(monitor.dirpath), str(monitor.dirpath), "--out", str(other)]) == 0
+    assert main(["report", str(folder), str(folder), "--out", str(other)]) == 0
     assert other.is_file()
     assert capsys.readouterr().out.count("file://") == 2
 

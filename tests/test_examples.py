@@ -30,11 +30,16 @@ def test_the_script_says_why_it_stopped(tmp_path, monkeypatch, capsys):
     assert "times the critical one" in said
 
 
+@pytest.fixture(scope="module")
+def free(tmp_path_factory):
+    """The course of a training whose learning rate stays as it is."""
+    return hold_at_critical.train(None, 0.01, 120, tmp_path_factory.mktemp("free"))
+
+
 @pytest.mark.parametrize("multiple", [0.002, 0.005])
-def test_the_learning_rate_is_held_at_the_multiple(tmp_path, multiple):
+def test_the_learning_rate_is_held_at_the_multiple(tmp_path, multiple, free):
     hold = hold_at_critical.HoldAtCritical(multiple, max_change=1.2)
     course = hold_at_critical.train(hold, 0.01, 120, tmp_path)
-    free = hold_at_critical.train(None, 0.01, 120, tmp_path)
     assert hold_at_critical.geometric_mean(course.ratios[60:]) == pytest.approx(multiple, rel=0.3)
     assert hold_at_critical.geometric_mean(free.ratios[60:]) < 0.5 * multiple
     assert len(set(course.rates)) > 100

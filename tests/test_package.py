@@ -115,9 +115,9 @@ import torch
 from torch import nn
 
 from lightning_topo import (
-    Distortion, NeuronGroup, Persistence, PersistenceDiagram, RunRecord, Sharpness, StepDistortion,
-    TopologyEarlyStopping, TopologyMonitor, TopologyStepGuard, find_neuron_groups, persistence, read_record, sharpness,
-    step_distortion,
+    Distortion, NeuronGroup, Period, Persistence, PersistenceDiagram, ProbeResult, ProbeUnavailable, RunRecord,
+    Sharpness, StepDistortion, TopologyEarlyStopping, TopologyMonitor, TopologyStepGuard, find_neuron_groups,
+    persistence, read_record, sharpness, step_distortion,
 )
 from lightning_topo.metrics import CriticalRatio
 from lightning_topo.phases import EventName, TopologyEvent
@@ -145,7 +145,17 @@ class Own:
         return {"one": 1.0}
 
 
-TopologyMonitor([Own()])
+class Seldom:
+    name = "seldom"
+    period = Period(2, "epoch", adaptive=True)
+
+    def measure(self, capture: object) -> ProbeResult:
+        if capture is None:
+            raise ProbeUnavailable("nothing to see", remedy="Look elsewhere.")
+        return ProbeResult({"net.0": {"one": 1.0}}, carry=capture)
+
+
+TopologyMonitor([Own(), Seldom()])
 """
 WRONG = """
 from lightning_topo import Distortion, TopologyMonitor, step_distortion

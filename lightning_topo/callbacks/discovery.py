@@ -13,11 +13,11 @@ from lightning_topo.callbacks.capturing import sharded_root
 from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.callbacks.training_loss import run_training_step, training_loss
 from lightning_topo.measurement import GLOBAL
+from lightning_topo.memory import is_out_of_memory
 from lightning_topo.neurons import NeuronGroup, find_neuron_groups, verify_groups
 from lightning_topo.neurons.capture import n_elements, sharding, whole_copy
 from lightning_topo.probes import ProbeUnavailable
 from lightning_topo.probes.batch_loss import half_of
-from lightning_topo.protection import is_out_of_memory
 
 _TOO_LARGE = "the sharded parameters are too many for one process. Verify them on a small model of the same kind."
 _REMEDY = "Name the groups by hand: TopologyMonitor(groups=declare_neurons(module, ...))."

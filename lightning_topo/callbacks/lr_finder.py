@@ -51,6 +51,9 @@ class TopologyLRFinder(Callback):
     does not move, and weights, optimizer, buffers, metrics, scaler and random states are put back. Schedulers, loops,
     loggers and other callbacks take no part. A resumed training is not swept again, nor is `fast_dev_run`.
 
+    Of several processes with whole parameters (DDP) each draws batches of its own, as in training, and all find the
+    same: what one process finds that accumulates as many batches.
+
     The result is in `sweep`, an `LRSweep`, and `sweep.plot()` draws it. The order of the callbacks does not matter.
 
     Args:
@@ -255,8 +258,8 @@ class _Sweep:
     def _step(self, lr: float, k: int) -> tuple[float, float]:
         """Loss and r of one step with the learning rate that is set; k says on which batches."""
         trainer, [optimizer] = self._trainer, self._trainer.optimizers
-        n, self._ratio = trainer.accumulate_grad_batches, math.nan
-        batches = [sample_batch(trainer, self._finder.seed + k * n + i, at_least=1) for i in range(n)]
+        self._ratio = math.nan
+        batches = [sample_batch(trainer, seed, at_least=1) for seed in self._seeds(k)]
         watched = WatchedOptimizer(trainer, self._module, optimizer, self._groups, 1.0, self._updated)
         try:
             loss = take_step(trainer, self._module, batches)
@@ -269,6 +272,11 @@ class _Sweep:
                 "into a scheduler, or leave the finder out.",
             )
         return loss, self._ratio
+
+    def _seeds(self, k: int) -> list[int]:
+        """Of the batches that this process draws for the k-th step: each of several draws its own, as in training."""
+        n, size = self._trainer.accumulate_grad_batches, self._trainer.world_size
+        return [self._finder.seed + (k * n + i) * size + self._trainer.global_rank for i in range(n)]
 
     def _first_step(self, lr: float) -> float:
         """r of a first step of this size, from where the sweep began."""

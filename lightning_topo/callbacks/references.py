@@ -6,6 +6,7 @@ number of processes, and rank 0 holds one cloud of another process at a time whi
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -48,8 +49,7 @@ def read_back(
                 cloud = torch.zeros(kind.shape, dtype=kind.dtype)
         if ranks.size > 1 and cloud is not None:
             cloud = cloud.to(ranks.device)
-        room = lambda kind=kind: torch.empty(kind.shape, dtype=kind.dtype, device=ranks.device)  # noqa: E731
-        arrived = ranks.send(cloud, 0, ranks.owner(k), room)
+        arrived = ranks.send(cloud, 0, ranks.owner(k), partial(_room, kind, ranks))
         if arrived is not None:
             clouds[group.name] = arrived
     return clouds if all(ranks.all("reference", whole)) else None
@@ -87,10 +87,8 @@ def _arriving(
     for k, group in enumerate(groups):
         if group.name not in every:  # it could not be gathered
             continue
-        kind = every[group.name]
         cloud = now[group.name] if ranks.owns(k) else None
-        room = lambda kind=kind: torch.empty(kind.shape, dtype=kind.dtype, device=ranks.device)  # noqa: E731
-        arrived = ranks.send(cloud, ranks.owner(k), 0, room)
+        arrived = ranks.send(cloud, ranks.owner(k), 0, partial(_room, every[group.name], ranks))
         if arrived is not None:
             yield group.name, arrived
 
@@ -100,3 +98,8 @@ def _stored(record: RecordWriter | None, groups: Sequence[NeuronGroup]) -> dict[
         return {}
     found = ((group.name, record.read_reference(group.name)) for group in groups)
     return {name: Stored(tuple(cloud.shape), cloud.dtype) for name, cloud in found if cloud is not None}
+
+
+def _room(kind: Stored, ranks: Ranks) -> Tensor:
+    """For a cloud that arrives."""
+    return torch.empty(kind.shape, dtype=kind.dtype, device=ranks.device)

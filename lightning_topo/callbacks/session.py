@@ -9,8 +9,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_topo.callbacks.awaited import lost_result
+from lightning_topo.callbacks.budget import Budget
 from lightning_topo.callbacks.capturing import Capturing, needs_step
-from lightning_topo.callbacks.clock import Clock
 from lightning_topo.callbacks.discovery import discover_together
 from lightning_topo.callbacks.findings import Findings
 from lightning_topo.callbacks.journal import open_journal
@@ -25,7 +25,7 @@ from lightning_topo.homology import Worker
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 from lightning_topo.probes import Probe
-from lightning_topo.probes.pacing import FULL_STEPS, REPACE_STEPS
+from lightning_topo.probes.pacing import REPACE_STEPS
 from lightning_topo.record import REPORT, read_record
 
 REPORT_SECONDS = 60.0
@@ -56,9 +56,8 @@ class Session:
         ranks: Ranks,
     ) -> None:
         self._settings, self._trainer, self._module, self._ranks = settings, trainer, module, ranks
-        self._clock = Clock()
-        self._reported = self._spent = 0.0
-        self._pace_mark = (0.0, 0.0, 0)
+        self._budget = Budget(settings.pacer(), ranks)
+        self._reported = 0.0
         self._stepped = False
         self._failing: set[tuple[str, str]] = set()
         self._proposed: dict[str, float] = {}
@@ -69,8 +68,6 @@ class Session:
         self._waiting: Exception | None = None
         self._probing = Probing(settings.probes, ranks)
         self._worker = Worker()
-        self._pacer = settings.pacer()
-        self._every_recorded: dict[str, int] = dict(self._pacer.every)
         self._handles = [torch_optimizer(o).register_step_post_hook(self._note_step) for o in trainer.optimizers]
         self._closed = False
         try:
@@ -122,7 +119,7 @@ class Session:
         with self._timed():
             if self.epochs_agree and self._epoch_measured != self._trainer.current_epoch:
                 self._measure_epoch(batches_stepped(self._trainer), self._trainer.current_epoch)
-        if self._clock.seconds() - self._reported > REPORT_SECONDS:
+        if self._budget.seconds() - self._reported > REPORT_SECONDS:
             self.write_report()
 
     def proposed(self, group: str, ratio: float) -> None:
@@ -178,7 +175,7 @@ class Session:
 
     def write_report(self) -> None:
         """Write the report from the record as it stands."""
-        self._reported = self._clock.seconds()
+        self._reported = self._budget.seconds()
         if self.dirpath is None or not self._settings.report:
             return
         from lightning_topo.report import write_report
@@ -195,7 +192,7 @@ class Session:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
         record = self._journal.record
         place = (None, None) if record is None else (record.dirpath, record.run_id)
-        return SavedSession(*place, self._journal.detector, self._pacer.every, self._probing.awaited.steps).to_dict()
+        return SavedSession(*place, self._journal.detector, self._budget.every, self._probing.awaited.steps).to_dict()
 
     # --- the start -------------------------------------------------------------------------------------------------
 
@@ -210,8 +207,7 @@ class Session:
         ranks.together("record", lambda: self._open_journal(saved))
         self._capturing = Capturing(trainer, self._module, self.groups, batch, settings.seed, ranks)
         if saved is not None:
-            self._pacer.every |= {name: n for name, n in saved.every.items() if name in self._pacer.every}
-            self._every_recorded = dict(self._pacer.every)
+            self._budget.go_on_with(saved.every)
         for problem in problems:
             self._alone(self._fail, "neurons", problem.group, problem.message, problem.remedy, step)
         if damage is not None:
@@ -255,7 +251,7 @@ class Session:
 
     def _measure(self, probes: Sequence[Probe], step: int, loss: float | None = None) -> None:
         now = self._capturing.clouds()
-        look = self._probing.look(probes, self._capturing, step, now, loss, self._overhead_now())
+        look = self._probing.look(probes, self._capturing, step, now, loss, self._budget.share())
         self._overhead = look.overhead
         self._note_findings(step, look.found)
         self._alone(self._take, probes, look, step)
@@ -303,7 +299,7 @@ class Session:
 
     def _take_one(self, probe: Probe, found: Found, step: int, epoch: int) -> None:
         if not found.error:
-            self._pacer.spent(probe.name, found.seconds)
+            self._budget.spent(probe.name, found.seconds)
         self._note_failure(probe, found, step)
         for group, values in found.values.items():
             self._failing.discard((probe.name, group))
@@ -340,7 +336,7 @@ class Session:
         return [
             probe
             for probe in self._probing.probes
-            if self._pacer.due(probe.name, unit, count) or (unit == "step" and self._probing.is_wanted_again(probe))
+            if self._budget.due(probe.name, unit, count) or (unit == "step" and self._probing.is_wanted_again(probe))
         ]
 
     def _note_step(self, *_: Any) -> None:
@@ -350,7 +346,7 @@ class Session:
 
     def _publish(self, step: int, *, log: bool) -> None:
         # Of several processes rank 0's counts, as of the last look, so that all publish the same.
-        overhead = self._overhead_now() if self._ranks.size == 1 else self._overhead
+        overhead = self._budget.share() if self._ranks.size == 1 else self._overhead
         self._journal.publisher.take(GLOBAL, {"phase": float(self._journal.detector.phase), "overhead": overhead})
         metrics = self._journal.publisher.metrics()
         self._trainer.callback_metrics.update(metrics)
@@ -361,32 +357,17 @@ class Session:
             self._journal.tracking.row(publisher.row(), step, publisher.keys)
 
     def _repace(self, step: int) -> None:
-        """Fit the adaptive periods to the budget, by rank 0's clock."""
-        now, (then, spent, since) = self._clock.seconds(), self._pace_mark
-        if step < FULL_STEPS or step == since:
-            return
-        self._pace_mark = (now, self._spent, step)
-        seconds = max(now - then - (self._spent - spent), 0.0) / (step - since)
-        epochs = self._trainer.current_epoch + 1
-        self._pacer.repace(seconds, steps_per_epoch=step / epochs)
-        every = self._ranks.first("periods", lambda: dict(self._pacer.every))
-        if every != self._every_recorded:
-            self._every_recorded = dict(every)
+        """Fit the adaptive periods to the budget, and record what they are where that has changed them."""
+        epoch = self._trainer.current_epoch
+        if every := self._budget.repace(step, epoch + 1):
             periods = {f"{name}_every": float(n) for name, n in every.items()}
-            self._alone(self._journal.noted, Measurement(step, epochs - 1, "schedule", GLOBAL, periods))
-        self._pacer.every = every
-
-    def _overhead_now(self) -> float:
-        return self._spent / max(self._clock.seconds(), 1e-9)
+            self._alone(self._journal.noted, Measurement(step, epoch, "schedule", GLOBAL, periods))
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        began = self._clock.seconds()
-        try:
+        with self._budget.spending():
             yield
             self._raise_what_waits()
-        finally:
-            self._spent += self._clock.seconds() - began
 
     def _alone(self, action: Callable[..., None], *args: Any, **options: Any) -> None:
         """Do what no other process waits for; an error waits until the collectives of this hook are done."""

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 import lightning_topo.neurons.rules  # noqa: F401 - registers the rules
+from lightning_topo.memory import is_out_of_memory
 from lightning_topo.neurons.assembly import assemble, distinct
 from lightning_topo.neurons.experts import guess_expert_groups
 from lightning_topo.neurons.fallback import incoming_groups
@@ -18,7 +19,6 @@ from lightning_topo.neurons.group import KINDS, Kind, NeuronGroup
 from lightning_topo.neurons.preserve import Run, named_state, run_with, significant, untouched
 from lightning_topo.neurons.trace import CouplingTrace
 from lightning_topo.neurons.verify import verify_groups
-from lightning_topo.protection import is_out_of_memory
 
 log = logging.getLogger(__name__)
 

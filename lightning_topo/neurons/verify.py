@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float64, Shaped
 from torch import Tensor, nn
 
+from lightning_topo.memory import is_out_of_memory
 from lightning_topo.neurons.group import NeuronGroup, ParamSlice, block_derangement
 from lightning_topo.neurons.precision import float64_everywhere
 from lightning_topo.neurons.preserve import (
@@ -20,7 +21,6 @@ from lightning_topo.neurons.preserve import (
     significant,
     untouched,
 )
-from lightning_topo.protection import is_out_of_memory
 
 log = logging.getLogger(__name__)
 

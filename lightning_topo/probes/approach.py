@@ -7,8 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from lightning_topo.memory import is_out_of_memory
 from lightning_topo.probes.batch_loss import BatchLoss
-from lightning_topo.protection import is_out_of_memory
 from lightning_topo.stability import (
     Curvature,
     Differentiate,

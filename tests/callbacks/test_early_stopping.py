@@ -1,9 +1,7 @@
 """Gates on real trainings: ours, and Lightning's own over our keys."""
 
-import json
 import logging
 import math
-import subprocess
 
 import lightning as L
 import pytest
@@ -16,7 +14,6 @@ from lightning_topo import Distortion, Persistence, Sharpness, TopologyEarlyStop
 from lightning_topo.callbacks import Findings
 from lightning_topo.callbacks.early_stopping import StopRules, StopState, advance, reason_to_stop
 from lightning_topo.phases import EventName, TopologyEvent
-from tests.callbacks.test_processes import script
 from tests.callbacks.training import Classifier, fit, loader
 
 BREAKDOWN = "topology_breakdown"
@@ -277,43 +274,6 @@ def test_what_was_stopped_can_be_resumed(tmp_path):
     )
     assert again.stopping_reason is None
     assert trainer.current_epoch == 4
-
-
-# --- many processes ---------------------------------------------------------------------------------------------------
-
-
-def test_two_processes_stop_together(tmp_path):
-    """Only the second process sees an event; both stop at its step."""
-    command = script(
-        tmp_path / "two.py",
-        f"""
-        from lightning_topo import TopologyEarlyStopping, TopologyEvent
-        from lightning_topo.callbacks import Findings
-
-        class OnlyOne(TopologyEarlyStopping):
-            def on_topology_findings(self, trainer, pl_module, findings):
-                here = trainer.global_rank == 1 and findings.step == 5
-                events = (TopologyEvent("topology_breakdown", 5, 0, "net.0"),) if here else ()
-                findings = Findings(findings.step, findings.epoch, findings.values, events)
-                super().on_topology_findings(trainer, pl_module, findings)
-
-        torch.manual_seed(0)
-        gate = OnlyOne()
-        trainer = L.Trainer(max_epochs=3, devices=2, strategy="ddp", use_distributed_sampler=False,
-                            callbacks=[gate, TopologyMonitor([Distortion(every_n_steps=1)], on_error="raise")],
-                            default_root_dir={str(tmp_path)!r}, **QUIET)
-        trainer.fit(Module(), loader(64, 4, 2))
-        assert trainer.global_step == 5, trainer.global_step
-        reason = "at step 5 in net.0" if trainer.global_rank == 1 else "Another process"
-        assert reason in gate.stopping_reason, gate.stopping_reason
-        trainer.strategy.barrier()  # gloo aborts a process that leaves while its peer still talks
-        torch.distributed.destroy_process_group()
-        """,
-    )
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "topology" / "measurements.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines if '"gate"' in line] == [5]
 
 
 # --- Lightning's own --------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from torch import nn
 
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, read_record
 from lightning_topo.cli import main
-from lightning_topo.demo import run
 from lightning_topo.phases import DETECTED, EventName, replay
 from lightning_topo.report.outcome import history
 from tests.callbacks.training import Classifier, fit, loader
@@ -198,10 +197,3 @@ def test_small_steps_do_not(tmp_path):
     torch.manual_seed(0)
     found = events(tmp_path, Classifier(width=24, lr=1e-3), max_epochs=4)
     assert {e.name for e in found} <= {EventName.PROBE_FAILED}
-
-
-def test_the_demo_s_events_come_out_of_its_record_again(tmp_path):
-    monitor, _ = run(lr=0.3, steps=320, save_dir=tmp_path, progress=False)
-    record = read_record(monitor.dirpath)
-    assert replay(record.measurements).detected == tuple(e for e in record.events if e.name in DETECTED)
-    assert any(e.name == "edge_of_stability_enter" for e in record.events)

@@ -114,6 +114,7 @@ def test_all_of_them_work_under_the_other_namespace(tmp_path):
     code = (
         textwrap.dedent(MODULE.format(namespace="pytorch_lightning"))
         + """
+import random
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from lightning_topo import *
@@ -125,8 +126,9 @@ def fit(module, *callbacks, logger=False):
     return trainer
 
 torch.manual_seed(0)
-probes = [Distortion(every_n_steps=1), Sharpness(every_n_steps=4)]
-monitor = TopologyMonitor(probes, report=False, on_error="raise", max_overhead=None)
+drawn = random.getstate()
+probes = [Distortion(every_n_steps=1), Persistence(every_n_epochs=1), Sharpness(every_n_steps=4)]
+monitor = TopologyMonitor(probes, on_error="raise", max_overhead=None)
 guard, gate = TopologyStepGuard(), TopologyEarlyStopping("gap")
 finder = TopologyLRFinder(0.01, 30.0, 6, update_attr=True)
 module, logger = Module(30.0), CSVLogger("logs", version=0)
@@ -134,6 +136,10 @@ trainer = fit(module, gate, monitor, guard, finder, logger=logger)
 assert module.lr == finder.sweep.suggestion != 30.0
 assert guard.n_updates == 16 and guard.groups == tuple(monitor.groups)
 assert str(monitor.dirpath) == "logs/lightning_logs/version_0/topology"
+assert random.getstate() == drawn
+trainer.save_checkpoint("other.ckpt")
+state = torch.load("other.ckpt", weights_only=True)["callbacks"][monitor.state_key]
+assert state["run_id"] == read_record(monitor.dirpath).run_id
 assert "topology/critical_ratio" in open("logs/lightning_logs/version_0/metrics.csv").readline()
 
 gate = TopologyEarlyStopping("topology_breakdown")

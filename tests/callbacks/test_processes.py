@@ -1,106 +1,105 @@
-"""The monitor where processes die, and where there are two of them."""
+"""Monitor, guard and gate where Lightning itself starts the second process: one pair of them goes through all three."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import textwrap
-import time
+from pathlib import Path
 
 import pytest
+import torch
+from torch import distributed
+from torch.utils.data import DistributedSampler
 
-from lightning_topo import read_record
+from lightning_topo import (
+    Distortion,
+    Persistence,
+    TopologyEarlyStopping,
+    TopologyEvent,
+    TopologyMonitor,
+    TopologyStepGuard,
+    read_record,
+)
+from lightning_topo.callbacks import Findings
+from tests.callbacks.training import Classifier, dataset, fit, loader
 
-PRELUDE = """
-    import os
-    import lightning as L
-    import torch
-    from torch import nn
-    from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="gloo on one machine")
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import sys
+from tests.callbacks.test_processes import all_three
 
-    class Module(L.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
-
-        def training_step(self, batch, batch_idx):
-            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    def loader(n, batch_size, ranks=1):
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(n, 4, generator=generator)
-        data = torch.utils.data.TensorDataset(x, torch.randint(0, 3, (n,), generator=generator))
-        if ranks == 1:
-            return torch.utils.data.DataLoader(data, batch_size=batch_size)
-        rank = int(os.environ.get("LOCAL_RANK", 0))
-        sampler = torch.utils.data.DistributedSampler(data, ranks, rank, shuffle=False)
-        return torch.utils.data.DataLoader(data, batch_size=batch_size, sampler=sampler)
-
-    QUIET = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                 enable_model_summary=False)
+all_three(sys.argv[1])
 """
 
 
-def script(path, body):
-    path.write_text(textwrap.dedent(PRELUDE) + textwrap.dedent(body))
-    return [sys.executable, str(path)]
+def train(root, callbacks, devices=1, module=None, **options):
+    """Batches of 16, which the processes divide."""
+    torch.manual_seed(0)
+    sampler = DistributedSampler(dataset(), devices, int(os.environ.get("LOCAL_RANK", 0)), shuffle=False)
+    data = loader(batch_size=16 // devices, sampler=sampler)
+    options = {"max_epochs": 2, "devices": devices, "use_distributed_sampler": False} | options
+    return fit(Classifier() if module is None else module, callbacks, root=root, data=data, **options)
 
 
-def test_a_killed_training_leaves_every_line(tmp_path):
-    command = script(
-        tmp_path / "endless.py",
-        f"""
-        torch.manual_seed(0)
-        trainer = L.Trainer(max_epochs=-1, callbacks=[TopologyMonitor(max_overhead=None)],
-                            default_root_dir={str(tmp_path)!r}, **QUIET)
-        trainer.fit(Module(), loader(64, 8))
-        """,
-    )
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    lines = tmp_path / "topology" / "measurements.jsonl"
-    try:
-        deadline = time.monotonic() + 120
-        while not (lines.is_file() and lines.read_bytes().count(b"\n") > 300):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    text = lines.read_text()
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    assert all(json.loads(line) for line in whole)
-    record = read_record(tmp_path / "topology")
-    assert len(record.measurements) == len(whole) - 1
-    steps = [m.step for m in record.measurements if m.probe == "distortion" and m.group == "net.0"]
-    assert steps == list(range(1, len(steps) + 1))
-    assert record.diagrams(record.diagram_steps[-1]).keys() == {"net.0", "net.2"}
+def monitor():
+    return TopologyMonitor([Distortion(every_n_steps=1), Persistence(every_n_epochs=1)], on_error="raise")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="gloo on one machine")
-def test_two_processes_measure_what_one_does(tmp_path):
+class OnlyOne(TopologyEarlyStopping):
+    """Hears of an event in the second process alone."""
+
+    def on_topology_findings(self, trainer, pl_module, findings):
+        here = trainer.global_rank == 1 and findings.step == 5
+        events = (TopologyEvent("topology_breakdown", 5, 0, "net.0"),) if here else ()
+        super().on_topology_findings(
+            trainer, pl_module, Findings(findings.step, findings.epoch, findings.values, events)
+        )
+
+
+def all_three(root):
+    """What each of the two processes does; it writes down what it saw."""
+    two = {"devices": 2, "strategy": "ddp"}
+    measured = train(f"{root}/measured", [monitor()], **two)
+    module, guard = Classifier(lr=30.0), TopologyStepGuard()
+    train(f"{root}/held", [guard], module=module, **two)
+    gate = OnlyOne()
+    stopped = train(f"{root}/stopped", [gate, TopologyMonitor([Distortion(1)], on_error="raise")], **two)
+    saw = {
+        "size": measured.world_size,
+        "keys": sorted(measured.callback_metrics),
+        "held": guard.n_held,
+        "weights": [p.tolist() for p in module.parameters()],
+        "stopped at": stopped.global_step,
+        "reason": gate.stopping_reason,
+    }
+    Path(f"{root}/saw-{stopped.global_rank}.json").write_text(json.dumps(saw))
+    stopped.strategy.barrier()  # gloo aborts a process that leaves while its peer still talks
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The folder of a pair of processes that is done."""
+    root = tmp_path_factory.mktemp("two")
+    (root / "two.py").write_text(SCRIPT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(root / "two.py"), str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+@pytest.fixture(scope="module")
+def pair(root):
+    """What each process saw."""
+    return [json.loads((root / f"saw-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_two_processes_measure_what_one_does(root, pair):
     """Each of two ranks sees half of every batch: together they take the steps of one process."""
-    body = """
-        torch.manual_seed(0)
-        monitor = TopologyMonitor([Distortion(every_n_steps=1), Persistence(every_n_epochs=1)], on_error="raise")
-        trainer = L.Trainer(max_epochs=2, callbacks=[monitor], default_root_dir={root!r}, devices={devices},
-                            strategy={strategy!r}, use_distributed_sampler=False, **QUIET)
-        trainer.fit(Module(), loader(64, {batch_size}, {devices}))
-        assert "topology/critical_ratio" in trainer.callback_metrics, "every rank can be gated"
-        if torch.distributed.is_initialized():  # gloo aborts a process that leaves while its peer still talks
-            trainer.strategy.barrier()
-            torch.distributed.destroy_process_group()
-    """
-    for devices, strategy, batch_size in ((1, "auto", 16), (2, "ddp", 8)):
-        options = {"root": str(tmp_path / strategy), "devices": devices, "strategy": strategy, "batch_size": batch_size}
-        command = script(tmp_path / f"{strategy}.py", body.format(**options))
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    one, two = (read_record(tmp_path / strategy / "topology") for strategy in ("auto", "ddp"))
+    train(root / "one", [monitor()])
+    one, two = (read_record(root / name / "topology") for name in ("one", "measured"))
     assert [(m.step, m.probe, m.group) for m in one.measurements if m.probe != "training"] == [
         (m.step, m.probe, m.group) for m in two.measurements if m.probe != "training"
     ]
@@ -111,4 +110,21 @@ def test_two_processes_measure_what_one_does(tmp_path):
         )
     ]
     assert all(a == pytest.approx(b, rel=1e-3) for a, b in pairs)
-    assert not (tmp_path / "ddp" / "topology-v1").exists()
+    assert not (root / "measured" / "topology-v1").exists()
+    for process in pair:
+        assert process["size"] == 2
+        assert "topology/critical_ratio" in process["keys"], "every rank can be gated"
+
+
+def test_two_processes_hold_the_same_steps(pair):
+    assert pair[0]["held"] == pair[1]["held"] > 0
+    assert pair[0]["weights"] == pair[1]["weights"]
+
+
+def test_two_processes_stop_together(root, pair):
+    """Only the second process sees an event; both stop at its step."""
+    for process, reason in zip(pair, ("Another process", "at step 5 in net.0"), strict=True):
+        assert process["stopped at"] == 5
+        assert reason in process["reason"]
+    lines = (root / "stopped" / "topology" / "measurements.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if '"gate"' in line] == [5]

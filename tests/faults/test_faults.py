@@ -26,11 +26,6 @@ def test_training_goes_on_and_nothing_is_lost(name, nursery, tmp_path):
     assert found.n_lost == 0
 
 
-def test_kill_9(nursery, tmp_path):
-    assert cases.killed(nursery, tmp_path, times=3).n_lost == 0
-
-
-@pytest.mark.slow
 def test_kill_9_twenty_times(nursery, tmp_path):
     assert cases.killed(nursery, tmp_path, times=20).n_lost == 0
 

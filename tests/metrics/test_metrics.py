@@ -1,11 +1,7 @@
 """Metrics: one truth with their functional twins, and good citizens of torchmetrics."""
 
 import pickle
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +19,6 @@ from lightning_topo.metrics import (
     functional,
 )
 
-ROOT = Path(__file__).parents[2]
 MAX_DIM = 1 if available_engines() else 0
 
 
@@ -147,38 +142,19 @@ def test_bad_arguments():
         CriticalRatio().update(torch.tensor([[0.0], [torch.nan]]), torch.zeros(2, 1))
 
 
-REPLICA = """
-import sys
-import torch
-from tests.metrics.test_metrics import EVERY, cloud
+@pytest.mark.parametrize(("make", "arity"), [(make, arity) for make, _, arity in EVERY])
+def test_replicas_are_not_counted_twice(make: Callable[[], Metric], arity: int) -> None:
+    """Two processes that hold the same weights find what one finds; torchmetrics lets the other be made up."""
+    gathered = []
 
-def computed():
-    for make, _, arity in EVERY:
-        metric = make()
-        for seed in range(2):
+    def both(state: torch.Tensor, group: object = None) -> list[torch.Tensor]:
+        gathered.append(state)
+        return [state, state.clone()]
+
+    alone, replica = make(), make()
+    replica.distributed_available_fn, replica.dist_sync_fn = (lambda: True), both
+    for seed in range(2):
+        for metric in (alone, replica):
             metric.update(*[cloud(seed + i) for i in range(arity)])
-        yield metric.compute()
-
-alone = list(computed())
-torch.distributed.init_process_group(
-    "gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=int(sys.argv[1]), world_size=2
-)
-for together, expected in zip(computed(), alone, strict=True):
-    torch.testing.assert_close(together, expected)
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_replicas_are_not_counted_twice():
-    """Two processes that hold the same weights find what one finds."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # Processes of their own: to fork one that has threads can hang.
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", REPLICA, str(rank), str(port)], stderr=subprocess.PIPE, cwd=ROOT)
-        for rank in range(2)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=120)
-        assert rank.returncode == 0, errors.decode()
+    torch.testing.assert_close(replica.compute(), alone.compute())
+    assert gathered

@@ -46,7 +46,7 @@ def run(tmp_path_factory):
             "n", tracking_uri=f"sqlite:///{root / 'm.db'}", artifact_location=(root / "artifacts").as_uri()
         ),
     }
-    probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=4)]
+    probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=8)]
     monitor = dense(probes=probes, groups=groups(), dirpath=root / "record", on_error="raise")
     fit(Classifier(), [monitor], root=root, logger=list(loggers.values()), log_every_n_steps=1)
     for logger in loggers.values():
@@ -115,7 +115,7 @@ def test_wandb_takes_them_too(tmp_path, monkeypatch):
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=4)]
+    probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=8)]
     monitor = dense(probes=probes, groups=groups(), on_error="raise")
     logger = WandbLogger(offline=True, save_dir=tmp_path)
     fit(Classifier(), [monitor], root=tmp_path, logger=logger, log_every_n_steps=1)
