@@ -26,6 +26,7 @@ from lightning_topo.stability import (
     flatten,
     parameter_scalings,
     scaled_sharpness,
+    shaped,
     swap_curvature,
 )
 
@@ -100,11 +101,11 @@ class Sharpness:
         self, capture: Capture, loss_fn: Callable[[], Tensor], start: "_Start", approach: Approach
     ) -> ProbeResult:
         params = tuple(p for p in capture.module.parameters() if p.requires_grad)
-        scalings = parameter_scalings(capture.optimizers, params)
         settings = LanczosSettings(
             self.tolerance, max_products=self.max_products, n_largest=self.n_largest, seed=self.seed
         )
         curvature = approach.curvature(loss_fn, params)
+        scalings = parameter_scalings(capture.optimizers, params, shaped(curvature.gradient, params))
         raw = curvature_sharpness(curvature, start=start.raw, settings=settings)
         values = {
             "sharpness": raw.value,

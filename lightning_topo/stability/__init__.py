@@ -17,6 +17,7 @@ from lightning_topo.stability.hessian import (
     SplitHessian,
     flatten,
     hessian,
+    shaped,
     split_hessian,
 )
 from lightning_topo.stability.lanczos import Extremes, LanczosSettings, extreme_eigenvalues
@@ -54,6 +55,7 @@ __all__ = [
     "hessian",
     "parameter_scalings",
     "scaled_sharpness",
+    "shaped",
     "sharpness",
     "split_finite_difference_hessian",
     "split_hessian",

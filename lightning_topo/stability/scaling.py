@@ -35,7 +35,9 @@ class ParameterScaling:
 
 
 def parameter_scalings(
-    optimizers: Iterable[torch.optim.Optimizer], params: Iterable[Tensor]
+    optimizers: Iterable[torch.optim.Optimizer],
+    params: Iterable[Tensor],
+    gradients: Iterable[Tensor] | None = None,
 ) -> tuple[ParameterScaling, ...] | None:
     """The scaling of each parameter in the next step, or None where a threshold is not known.
 
@@ -49,8 +51,12 @@ def parameter_scalings(
     | Adagrad | 2 | 1 | sqrt(sum) + eps, with lr / (1 + t lr_decay) for lr |
 
     NAdam: A = (1-mu_t) / (1-P_t) and B = mu_(t+1) / (1 - P_t mu_(t+1)), with P_t its `mu_product`. Where the weight
-    decay wd is decoupled (AdamW), 2 - lr wd takes the place of 2 in c. The moments are those behind the last step,
-    t, the learning rate is the one in force now.
+    decay wd is decoupled (AdamW), 2 - lr wd takes the place of 2 in c. The learning rate is the one in force now.
+
+    The moments are those behind the last step, t. With the `gradients` of the params where they stand, they are those
+    of the step that would follow: an adaptive optimizer takes a gradient into its second moments before it divides by
+    them. Where an entry has hardly had a gradient so far, the difference is all: without, its scaling is lr / eps,
+    which no step ever has.
 
     None for any other optimizer, for `maximize=True`, and as long as `awaits_first_step`. A parameter that no
     optimizer holds, or that an adaptive one has never moved, has scaling 0.
@@ -65,6 +71,8 @@ def parameter_scalings(
     if awaits_first_step(optimizers):
         return None
     still = ParameterScaling(stability=0.0, step=0.0)
+    params = tuple(params)
+    ahead = {} if gradients is None else {id(p): g for p, g in zip(params, gradients, strict=True)}
     found: dict[int, ParameterScaling] = {}
     for optimizer in optimizers:
         rule = _RULES.get(type(optimizer))
@@ -74,8 +82,37 @@ def parameter_scalings(
             for param in group["params"]:
                 state = optimizer.state.get(param, {})
                 moved = type(optimizer) not in _ADAPTIVE or _steps(state) > 0
+                if moved and type(optimizer) in _ADAPTIVE and id(param) in ahead:
+                    state = _following(group, state, _decayed(group, param, ahead[id(param)]))
                 found[id(param)] = rule(group, state) if moved else still
     return tuple(found.get(id(param), still) for param in params)
+
+
+def _decayed(group: "_Options", param: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient as the optimizer takes it in: with the weight decay that is coupled to it."""
+    gradient = gradient.detach()
+    decay = float(group["weight_decay"])
+    coupled = decay != 0.0 and not group.get("decoupled_weight_decay", False)
+    return gradient + decay * param.detach() if coupled else gradient
+
+
+def _following(group: "_Options", state: "_Options", gradient: Tensor) -> dict[str, Any]:
+    """An adaptive optimizer's state once it has taken in a gradient, as far as its preconditioner goes."""
+    squared = gradient**2
+    if "sum" in state:  # Adagrad's decayed learning rate is that of the step to come already
+        return dict(state) | {"sum": state["sum"] + squared}
+    after: dict[str, Any] = {**state, "step": _steps(state) + 1.0}
+    name = "exp_avg_sq" if "exp_avg_sq" in state else "square_avg"
+    beta = float(group["betas"][1] if "betas" in group else group["alpha"])
+    after[name] = beta * state[name] + (1.0 - beta) * squared
+    if "max_exp_avg_sq" in state:
+        after["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], after[name])
+    if "grad_avg" in state:
+        after["grad_avg"] = beta * state["grad_avg"] + (1.0 - beta) * gradient
+    if "mu_product" in state:
+        now = float(group["betas"][0]) * (1.0 - 0.5 * 0.96 ** (after["step"] * float(group["momentum_decay"])))
+        after["mu_product"] = float(state["mu_product"]) * now
+    return after
 
 
 def awaits_first_step(optimizers: Iterable[torch.optim.Optimizer]) -> bool:

@@ -122,6 +122,54 @@ def test_the_step_is_linear_in_the_newest_gradient_with_slope_m(kind, options):
     assert (moved[0] - moved[1]) / 1e-8 == pytest.approx(float(scaling.step), rel=1e-3)
 
 
+@pytest.mark.parametrize(("kind", "options"), OPTIMIZERS)
+@pytest.mark.parametrize("steps", [1, 7])
+def test_with_gradients_the_scaling_is_that_behind_the_step_they_would_make(kind, options, steps):
+    generator = torch.Generator().manual_seed(steps)
+    theta = torch.randn(5, generator=generator, dtype=torch.float64).requires_grad_()
+    optimizer = kind([theta], lr=0.1, **options)
+    for _ in range(steps):
+        theta.grad = torch.randn(5, generator=generator, dtype=torch.float64) * torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])
+        optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    gradient = torch.randn(5, generator=generator, dtype=torch.float64)
+    (ahead,) = parameter_scalings([optimizer], [theta], [gradient])
+    for name, value in optimizer.state_dict()["state"][0].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(state["state"][0][name])), "only looked at"
+    theta.grad = gradient
+    optimizer.step()
+    (behind,) = parameter_scalings([optimizer], [theta])
+    torch.testing.assert_close(ahead.stability, behind.stability)
+    torch.testing.assert_close(ahead.step, behind.step)
+    assert ahead.weight_decay == behind.weight_decay
+
+
+def test_a_weight_that_has_had_no_gradient_so_far_does_not_count_as_unbounded():
+    """Its second moment is 0, so that lr / eps would be its scaling; the next step takes its gradient in first."""
+    theta = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([theta], lr=1e-3)
+    for _ in range(25):
+        theta.grad = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        optimizer.step()
+    (without,) = parameter_scalings([optimizer], [theta])
+    (with_it,) = parameter_scalings([optimizer], [theta], [torch.tensor([1.0, 1.0], dtype=torch.float64)])
+    assert float(without.stability[1] / without.stability[0]) > 1e6
+    # v = (1 - b2) against (1 - b2^26): 26 times less, so 5 times the scaling.
+    assert float(with_it.stability[1] / with_it.stability[0]) == pytest.approx(26**0.5, rel=0.01)
+
+
+def test_adagrads_learning_rate_decays_by_the_step_to_come():
+    theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adagrad([theta], lr=0.1, lr_decay=0.5)
+    for _ in range(3):
+        step(optimizer, theta)
+    (ahead,) = parameter_scalings([optimizer], [theta], [torch.ones(1, dtype=torch.float64)])
+    before = theta.item()
+    theta.grad = torch.ones(1, dtype=torch.float64)
+    optimizer.step()
+    assert before - theta.item() == pytest.approx(float(ahead.step), rel=1e-6)
+
+
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.NAdam, torch.optim.RMSprop, torch.optim.Adagrad])
 def test_before_its_first_step_an_adaptive_optimizer_has_no_scaling(kind):
     theta = torch.ones(2, requires_grad=True)
