@@ -26,7 +26,6 @@ from lightning_topo.stability import (
     flatten,
     parameter_scalings,
     scaled_sharpness,
-    shaped,
     swap_curvature,
 )
 
@@ -105,7 +104,7 @@ class Sharpness:
             self.tolerance, max_products=self.max_products, n_largest=self.n_largest, seed=self.seed
         )
         curvature = approach.curvature(loss_fn, params)
-        scalings = parameter_scalings(capture.optimizers, params, shaped(curvature.gradient, params))
+        scalings = parameter_scalings(capture.optimizers, params, curvature.gradient)
         raw = curvature_sharpness(curvature, start=start.raw, settings=settings)
         values = {
             "sharpness": raw.value,

@@ -70,14 +70,11 @@ def events(run: RunView, *, named: bool) -> str:
         if hidden
         else ""
     )
-    first: dict[str, int] = {}  # a remedy said once need not be said two hundred times
+    rows, said_at = "", dict[str, int]()  # a remedy said once need not be said two hundred times
     for event in run.events:
-        first.setdefault(event.remedy, event.step)
-    said: set[str] = set()
-    rows = ""
-    for event in run.events:
-        rows += _event_row(event, f"As at step {first[event.remedy]:,}." if event.remedy in said else event.remedy)
-        said.add(event.remedy)
+        said = event.remedy in said_at
+        rows += _event_row(event, f"As at step {said_at[event.remedy]:,}." if said else event.remedy)
+        said_at.setdefault(event.remedy, event.step)
     return (
         f'{title}<div class="scroll" tabindex="0" role="region" aria-label="Events"><table class="events"><thead><tr>'
         '<th scope="col" class="when">Step</th><th scope="col">Event</th><th scope="col">Where</th>'

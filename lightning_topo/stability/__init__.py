@@ -17,7 +17,6 @@ from lightning_topo.stability.hessian import (
     SplitHessian,
     flatten,
     hessian,
-    shaped,
     split_hessian,
 )
 from lightning_topo.stability.lanczos import Extremes, LanczosSettings, extreme_eigenvalues
@@ -55,7 +54,6 @@ __all__ = [
     "hessian",
     "parameter_scalings",
     "scaled_sharpness",
-    "shaped",
     "sharpness",
     "split_finite_difference_hessian",
     "split_hessian",

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_topo.stability.hessian import whole
+from lightning_topo.stability.hessian import shaped, whole
 
 Scale = float | Float[Tensor, "..."]
 """One value for a whole parameter, or one for each of its entries."""
@@ -37,7 +37,7 @@ class ParameterScaling:
 def parameter_scalings(
     optimizers: Iterable[torch.optim.Optimizer],
     params: Iterable[Tensor],
-    gradients: Iterable[Tensor] | None = None,
+    gradient: Float[Tensor, " p"] | None = None,
 ) -> tuple[ParameterScaling, ...] | None:
     """The scaling of each parameter in the next step, or None where a threshold is not known.
 
@@ -53,10 +53,9 @@ def parameter_scalings(
     NAdam: A = (1-mu_t) / (1-P_t) and B = mu_(t+1) / (1 - P_t mu_(t+1)), with P_t its `mu_product`. Where the weight
     decay wd is decoupled (AdamW), 2 - lr wd takes the place of 2 in c. The learning rate is the one in force now.
 
-    The moments are those behind the last step, t. With the `gradients` of the params where they stand, they are those
+    The moments are those behind the last step, t. With the flat `gradient` of `params` where they stand, they are those
     of the step that would follow: an adaptive optimizer takes a gradient into its second moments before it divides by
-    them. Where an entry has hardly had a gradient so far, the difference is all: without, its scaling is lr / eps,
-    which no step ever has.
+    them. It matters for entries that have hardly had a gradient so far: without, D is eps for them, as in no step.
 
     None for any other optimizer, for `maximize=True`, and as long as `awaits_first_step`. A parameter that no
     optimizer holds, or that an adaptive one has never moved, has scaling 0.
@@ -72,7 +71,7 @@ def parameter_scalings(
         return None
     still = ParameterScaling(stability=0.0, step=0.0)
     params = tuple(params)
-    ahead = {} if gradients is None else {id(p): g for p, g in zip(params, gradients, strict=True)}
+    ahead = {} if gradient is None else {id(p): g for p, g in zip(params, shaped(gradient, params), strict=True)}
     found: dict[int, ParameterScaling] = {}
     for optimizer in optimizers:
         rule = _RULES.get(type(optimizer))
@@ -90,7 +89,8 @@ def parameter_scalings(
 
 def _decayed(group: "_Options", param: Tensor, gradient: Tensor) -> Tensor:
     """The gradient as the optimizer takes it in: with the weight decay that is coupled to it."""
-    gradient = gradient.detach()
+    # Squares of small numbers vanish in half precision.
+    gradient = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
     decay = float(group["weight_decay"])
     coupled = decay != 0.0 and not group.get("decoupled_weight_decay", False)
     return gradient + decay * param.detach() if coupled else gradient

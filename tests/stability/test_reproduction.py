@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from lightning_topo.demo import digits
-from lightning_topo.stability import curvature_sharpness, hessian, parameter_scalings, scaled_sharpness, shaped
+from lightning_topo.stability import curvature_sharpness, hessian, parameter_scalings, scaled_sharpness
 
 TRAININGS = {
     "sgd": (torch.optim.SGD, {"lr": 0.5}),
+    "momentum": (torch.optim.SGD, {"lr": 0.5, "momentum": 0.9}),
     "dampening": (torch.optim.SGD, {"lr": 0.6, "momentum": 0.5, "dampening": 0.3}),
     "nesterov": (torch.optim.SGD, {"lr": 0.2, "momentum": 0.9, "nesterov": True}),
     "adam": (torch.optim.Adam, {"lr": 6e-3}),
@@ -42,8 +43,7 @@ def ratios(kind, options, steps=300, every=20):
         if step % every == 0:
             curvature = hessian(loss_fn, model.parameters())
             raw = curvature_sharpness(curvature, start=None if raw is None else raw.vector)
-            gradients = shaped(curvature.gradient, curvature.params)
-            scalings = parameter_scalings([optimizer], curvature.params, gradients)
+            scalings = parameter_scalings([optimizer], curvature.params, curvature.gradient)
             scaled = scaled_sharpness(curvature, scalings, raw, start=None if scaled is None else scaled.vector)
             found.append(scaled.ratio)
     return found

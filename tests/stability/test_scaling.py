@@ -124,7 +124,7 @@ def test_the_step_is_linear_in_the_newest_gradient_with_slope_m(kind, options):
 
 @pytest.mark.parametrize(("kind", "options"), OPTIMIZERS)
 @pytest.mark.parametrize("steps", [1, 7])
-def test_with_gradients_the_scaling_is_that_behind_the_step_they_would_make(kind, options, steps):
+def test_with_a_gradient_the_scaling_is_that_behind_the_step_it_would_make(kind, options, steps):
     generator = torch.Generator().manual_seed(steps)
     theta = torch.randn(5, generator=generator, dtype=torch.float64).requires_grad_()
     optimizer = kind([theta], lr=0.1, **options)
@@ -133,7 +133,7 @@ def test_with_gradients_the_scaling_is_that_behind_the_step_they_would_make(kind
         optimizer.step()
     state = copy.deepcopy(optimizer.state_dict())
     gradient = torch.randn(5, generator=generator, dtype=torch.float64)
-    (ahead,) = parameter_scalings([optimizer], [theta], [gradient])
+    (ahead,) = parameter_scalings([optimizer], [theta], gradient)
     for name, value in optimizer.state_dict()["state"][0].items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(state["state"][0][name])), "only looked at"
     theta.grad = gradient
@@ -152,7 +152,7 @@ def test_a_weight_that_has_had_no_gradient_so_far_does_not_count_as_unbounded():
         theta.grad = torch.tensor([1.0, 0.0], dtype=torch.float64)
         optimizer.step()
     (without,) = parameter_scalings([optimizer], [theta])
-    (with_it,) = parameter_scalings([optimizer], [theta], [torch.tensor([1.0, 1.0], dtype=torch.float64)])
+    (with_it,) = parameter_scalings([optimizer], [theta], torch.tensor([1.0, 1.0], dtype=torch.float64))
     assert float(without.stability[1] / without.stability[0]) > 1e6
     # v = (1 - b2) against (1 - b2^26): 26 times less, so 5 times the scaling.
     assert float(with_it.stability[1] / with_it.stability[0]) == pytest.approx(26**0.5, rel=0.01)
@@ -163,7 +163,7 @@ def test_adagrads_learning_rate_decays_by_the_step_to_come():
     optimizer = torch.optim.Adagrad([theta], lr=0.1, lr_decay=0.5)
     for _ in range(3):
         step(optimizer, theta)
-    (ahead,) = parameter_scalings([optimizer], [theta], [torch.ones(1, dtype=torch.float64)])
+    (ahead,) = parameter_scalings([optimizer], [theta], torch.ones(1, dtype=torch.float64))
     before = theta.item()
     theta.grad = torch.ones(1, dtype=torch.float64)
     optimizer.step()
