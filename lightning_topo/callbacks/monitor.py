@@ -7,16 +7,20 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
 
-from lightning_topo.callbacks.publish import LogGroups
-from lightning_topo.callbacks.ranks import Ranks
-from lightning_topo.callbacks.session import Session
-from lightning_topo.callbacks.settings import MonitorSettings
-from lightning_topo.callbacks.training_loss import first_batch, sample_batch
+from lightning_topo.callbacks.lightning_internals import run_folder, torch_optimizer
+from lightning_topo.callbacks.printer import TrainerPrinter
+from lightning_topo.callbacks.trainer_training import TrainerTraining
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.phases import TopologyEvent
+from lightning_topo.outputs import Outputs, open_outputs
+from lightning_topo.outputs.record import RunRecord, read_record
+from lightning_topo.phases import PhaseRules, TopologyEvent
 from lightning_topo.probes import Distortion, Persistence, Probe, Sharpness
-from lightning_topo.record import RunRecord, read_record
+from lightning_topo.watch import Watch, WatchSettings
+from lightning_topo.watch.readings import LogGroups
+from lightning_topo.watch.settings import Groups
 
 
 class TopologyMonitor(Callback):
@@ -26,23 +30,28 @@ class TopologyMonitor(Callback):
     every group of neurons, and how close the training is to the edge of stability; detects phases and events; sends
     values to `trainer.callback_metrics` and to every logger under `topology/...`; keeps a record and a report.
 
+    The neurons are found on the first training step as it runs: nothing of the module's code is run a second time.
+
     Args:
         probes: What to measure; by default `Distortion()`, `Persistence()` and `Sharpness()`.
-        groups: The groups of neurons, or "auto" to find and verify them when training begins.
+        groups: The groups of neurons, or "auto" to find and verify them in the first step.
         dirpath: The run folder; by default `topology` beside Lightning's checkpoints.
-        log_groups: Which groups' values go to the loggers beside the global ones: per quantity the "worst" group's,
-            "all", or the worst and those whose name fits a pattern. `callback_metrics` and the record hold all.
+        log_groups: Which groups' values go to the loggers beside the network's: per quantity the "worst" group's,
+            "all", or the worst and those whose name fits a pattern; "auto" is "all" for at most 4 groups.
+            `callback_metrics` and the record hold all.
         max_overhead: The fraction of wall time that periods set to "auto" may take together; None leaves them dense.
         report: Whether to write `report.html` into the run folder.
         on_error: "warn" and go on when a measurement fails, or "raise".
-        seed: Of the monitor's own random choices (probe batch, dropout mask, verification).
+        seed: Of the monitor's own random choices (times of measurements, verification).
         verbose: Whether to show the phase and the critical ratio in the progress bar, a line for each event, and a
             summary at the end.
-        max_record_mb: Where the record's measurements and diagrams become larger, older ones are thinned, with their
-            extremes kept; events are all kept. None (the default) keeps everything.
+        max_record_mb: Where the record becomes larger, older measurements are thinned, with their extremes kept;
+            events are all kept. None (the default) keeps everything.
+        rules: The thresholds between phases.
 
     Raises:
-        ValueError: A parameter is out of its range, or two probes have the same name.
+        TypeError: A probe without a name or a `measure`.
+        ValueError: A parameter is out of its range, two probes share a name, or one has a name of the monitor's own.
 
     Source: Yang, Poggio, Chuang, Ziyin, *Topological Invariance and Breakdown in Learning*, arXiv:2510.02670.
 
@@ -56,21 +65,20 @@ class TopologyMonitor(Callback):
         self,
         probes: Sequence[Probe] | None = None,
         *,
-        groups: Literal["auto"] | Sequence[NeuronGroup] = "auto",
+        groups: Groups = "auto",
         dirpath: str | Path | None = None,
-        log_groups: LogGroups = "worst",
+        log_groups: LogGroups = "auto",
         max_overhead: float | None = 0.02,
         report: bool = True,
         on_error: Literal["warn", "raise"] = "warn",
         seed: int = 0,
         verbose: bool = True,
         max_record_mb: float | None = None,
+        rules: PhaseRules = PhaseRules(),
     ) -> None:
-        if isinstance(groups, str) and groups != "auto":
-            raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
-        self.settings = MonitorSettings(
+        self.settings = WatchSettings(
             probes=(Distortion(), Persistence(), Sharpness()) if probes is None else tuple(probes),
-            groups=None if isinstance(groups, str) else tuple(groups),
+            groups=groups if isinstance(groups, str) else tuple(groups),
             dirpath=None if dirpath is None else Path(dirpath),
             log_groups=log_groups,
             max_overhead=max_overhead,
@@ -79,30 +87,33 @@ class TopologyMonitor(Callback):
             seed=seed,
             verbose=verbose,
             max_record_mb=max_record_mb,
+            rules=rules,
         )
-        self._session: Session | None = None
+        self.watch: Watch | None = None
+        self._training: TrainerTraining | None = None
+        self._outputs: Outputs | None = None
+        self._losses: list[Tensor] = []
         self._saved: Any = None
-        self._waits_for_batch = False
 
     @property
     def events(self) -> Sequence[TopologyEvent]:
         """What has happened in the present or last fit, oldest first."""
-        return () if self._session is None else self._session.events
+        return () if self.watch is None else self.watch.events
 
     @property
     def groups(self) -> Sequence[NeuronGroup]:
-        """The groups of neurons that are measured in the present or last fit."""
-        return () if self._session is None else self._session.groups
+        """The groups of neurons that are measured in the present or last fit; known after its first step."""
+        return () if self.watch is None else self.watch.groups
 
     @property
     def epochs_agree(self) -> bool:
         """Whether all processes end their epochs at the same step."""
-        return self._session is None or self._session.epochs_agree
+        return self.watch is None or self.watch.epochs_agree
 
     @property
     def dirpath(self) -> Path | None:
         """The run folder of the present or last fit; None before it, and where none could be written."""
-        return None if self._session is None else self._session.dirpath
+        return None if self.watch is None else self.watch.dirpath
 
     @property
     def record(self) -> RunRecord | None:
@@ -111,55 +122,73 @@ class TopologyMonitor(Callback):
 
     def note_proposal(self, group: str, ratio: float) -> None:
         """Take in the critical ratio of an update that a guard did not let pass as it was."""
-        if self._session is not None:
-            self._session.proposed(group, ratio)
+        if self.watch is not None:
+            self.watch.proposed(group, ratio)
 
     def note_stop(self, values: Mapping[str, float]) -> None:
         """Take in that a gate stops the training, with the numbers that made it."""
         with self._guarded("could not note that training was stopped"):
-            if self._session is not None:
-                self._session.stopped(values)
+            if self.watch is not None:
+                self.watch.stopped(values)
 
     @property
     def state_key(self) -> str:
         """Distinguishes several monitors in one checkpoint."""
-        return self._generate_state_key(
-            dirpath=str(self.settings.dirpath), probes=[probe.name for probe in self.settings.probes]
-        )
+        return self._generate_state_key(dirpath=str(self.settings.dirpath))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._session, self._waits_for_batch = None, True
-        ranks = Ranks(trainer)
-        with self._guarded("could not draw a probe batch from the training data; takes the first training batch"):
-            batch = ranks.together("a probe batch", lambda: sample_batch(trainer, self.settings.seed))
-            if all(ranks.all("has batch", batch is not None)):
-                self._begin(trainer, pl_module, batch, ranks)
-        self._tell(trainer, pl_module)
+        saved, self._saved, self.watch = self._saved, None, None
+        with self._guarded("could not start, and does not watch this training"):
+            training = TrainerTraining(trainer, pl_module)
+            outputs = open_outputs(
+                self.settings,
+                folder=self.settings.dirpath or run_folder(trainer) / "topology",
+                loggers=trainer.loggers,
+                is_first_rank=trainer.is_global_zero,
+                resume=saved,
+                printer=TrainerPrinter(trainer),
+            )
+            self._training, self._outputs = training, outputs
+            self.watch = Watch(training, self.settings, outputs, saved)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._waits_for_batch:
-            self._waits_for_batch = False
-            ranks = Ranks(trainer)
-            with self._guarded("could not share the first training batch"):
-                batch = first_batch(trainer, batch, ranks)
-                self._begin(trainer, pl_module, batch, ranks)
-        with self._guarded("could not capture the neurons before a step"):
-            if self._session is not None:
-                self._session.before_batch()
-        self._tell(trainer, pl_module)
+        self._losses = []
+        with self._guarded("could not look at a step before it began"):
+            if self.watch is not None:
+                self.watch.before_batch(batch)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        with self._guarded("could not look at a loss"):
+            if self.watch is not None and self._training is not None:
+                self._losses.append(loss.detach())
+                self.watch.before_backward(loss, scale=self._training.loss_scale)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self._guarded("could not look at a step after its gradient"):
+            if self.watch is not None:
+                self.watch.after_backward(goes_on=not pl_module.automatic_optimization)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        with self._guarded("could not look at the parameters before an update"):
+            if self.watch is not None:
+                self.watch.before_update(torch_optimizer(optimizer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         with self._guarded("could not measure a step"):
-            if self._session is not None:
-                self._session.after_batch(outputs)
+            if self.watch is not None and self._training is not None:
+                loss = self._training.batch_loss(outputs)
+                if loss is None and self._losses:  # manual optimization: all that was differentiated
+                    loss = sum(self._losses[1:], self._losses[0])
+                self.watch.after_batch(loss)
+        self._losses = []
         self._tell(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._guarded("could not measure an epoch"):
-            if self._session is not None:
-                self._session.after_epoch()
+            if self.watch is not None:
+                self.watch.after_epoch()
         self._tell(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -172,21 +201,22 @@ class TopologyMonitor(Callback):
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
-        if self._session is not None:
-            return self._session.state()
+        if self.watch is not None:
+            return self.watch.state()
         return dict(self._saved) if isinstance(self._saved, Mapping) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Whatever it is: the session reads it with care, and says in an event what it could not use.
+        # Whatever it is: the watch reads it with care, and reports in an event what it could not use.
         self._saved = state_dict or None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Neither the live session nor what Lightning attaches (`log`, bound to the module) belongs to a copy.
-        return {"settings": self.settings, "_session": None, "_saved": self._saved, "_waits_for_batch": False}
+        # Neither the live watch nor what Lightning attaches (`log`, bound to the module) belongs to a copy.
+        empty = {"watch": None, "_training": None, "_outputs": None, "_losses": []}
+        return {"settings": self.settings, "_saved": self._saved, **empty}
 
     def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give fresh findings to every callback that wants them."""
-        findings = None if self._session is None else self._session.take_findings()
+        findings = None if self._outputs is None else self._outputs.take()
         if findings is None:
             return
         for callback in _callbacks(trainer):
@@ -194,17 +224,10 @@ class TopologyMonitor(Callback):
             if listen is not None:
                 listen(trainer, pl_module, findings)
 
-    def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any, ranks: Ranks) -> None:
-        self._waits_for_batch = False
-        saved, self._saved = self._saved, None
-        with self._guarded("could not start, and does not watch this training"):
-            self._session = Session(self.settings, trainer, pl_module, batch, saved, ranks)
-
     def _close(self, *, in_haste: bool = False) -> None:
-        self._waits_for_batch = False
         with self._guarded("could not finish its record and report"):
-            if self._session is not None:
-                self._session.close(in_haste=in_haste)
+            if self.watch is not None:
+                self.watch.close(in_haste=in_haste)
 
     @contextmanager
     def _guarded(self, what: str) -> Iterator[None]:

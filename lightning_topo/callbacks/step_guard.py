@@ -1,21 +1,27 @@
 """Keeping every step below the critical point."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.optim import LBFGS
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
 
-from lightning_topo.callbacks.group_choice import choose_groups
 from lightning_topo.callbacks.learning_rates import overwriting_schedulers, scale_learning_rate
-from lightning_topo.callbacks.lightning_internals import misconfigured, shards_parameters
+from lightning_topo.callbacks.lightning_internals import misconfigured, shards_parameters, torch_optimizer
 from lightning_topo.callbacks.monitor import monitors
-from lightning_topo.callbacks.training_loss import sample_batch
-from lightning_topo.callbacks.watched_optimizer import WatchedOptimizer
+from lightning_topo.callbacks.trainer_training import TrainerTraining
+from lightning_topo.geometry.precision import wide_dtype
 from lightning_topo.neurons import NeuronGroup
+from lightning_topo.outputs import Outputs
+from lightning_topo.watch import Watch, WatchSettings
+from lightning_topo.watch.holding import drop, proposed_values, take_part, update_ratios
+from lightning_topo.watch.settings import Groups
+from lightning_topo.watch.steps import Update
 
 Mode = Literal["rescale", "lower_lr", "skip"]
 
@@ -94,7 +100,7 @@ class TopologyStepGuard(Callback):
         max_ratio: float = 0.9,
         mode: Mode = "rescale",
         *,
-        groups: Literal["auto"] | Sequence[NeuronGroup] = "auto",
+        groups: Groups = "auto",
         seed: int = 0,
     ) -> None:
         if not 0.0 < max_ratio < 1.0:
@@ -104,12 +110,13 @@ class TopologyStepGuard(Callback):
         if isinstance(groups, str) and groups != "auto":
             raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
         self.max_ratio, self.mode, self.seed = max_ratio, mode, seed
-        self.chosen_groups = None if isinstance(groups, str) else tuple(groups)
+        self.chosen_groups = groups if isinstance(groups, str) else tuple(groups)
         self.groups: tuple[NeuronGroup, ...] = ()
         self.latest: GuardedUpdate | None = None
         self._counts: dict[str, int] = dict.fromkeys(("n_updates", "n_held", "n_dropped"), 0)
-        self._watched: list[WatchedOptimizer] = []
-        self._waits_for_batch = False
+        self._trainer: Trainer | None = None
+        self._watch: Watch | None = None
+        self._owns_watch = False
 
     @property
     def n_updates(self) -> int:
@@ -138,16 +145,43 @@ class TopologyStepGuard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._refuse(trainer)
-        self._waits_for_batch = True
+        self._trainer = trainer
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._waits_for_batch:
-            self._waits_for_batch = False
-            self.groups = self._find_groups(trainer, pl_module, batch)
-            self._watched = [
-                WatchedOptimizer(trainer, pl_module, optimizer, self.groups, self.max_ratio, self._updated)
-                for optimizer in trainer.optimizers
-            ]
+        if self._watch is None:
+            self._watch, self._owns_watch = self._watch_of(trainer, pl_module)
+            # First, before anybody measures what the guard is about to change.
+            self._watch.steps.guards.insert(0, self._updated)
+        if self._owns_watch:
+            self._watch.before_batch(batch)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if self._watch is not None and self._owns_watch:
+            self._watch.before_backward(loss, scale=TrainerTraining(trainer, pl_module).loss_scale)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._watch is not None and self._owns_watch:
+            self._watch.after_backward(goes_on=not pl_module.automatic_optimization)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self._watch is not None and self._owns_watch:
+            self._watch.before_update(torch_optimizer(optimizer))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._watch is None:
+            return
+        if self._owns_watch:
+            self._watch.after_batch(None)
+        if self._watch.has_unseen_steps:
+            names = ", ".join(dict.fromkeys(type(o).__name__ for o in trainer.optimizers)) or "an optimizer of your own"
+            raise misconfigured(
+                trainer,
+                f"TopologyStepGuard cannot hold what it cannot see: parameters moved, and {names} does not step "
+                "through torch's Optimizer.step. Step by `optimizer.step()` of a class that calls "
+                "`torch.optim.Optimizer.__init__`, or leave the guard out.",
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._release()
@@ -178,12 +212,14 @@ class TopologyStepGuard(Callback):
     def __getstate__(self) -> dict[str, Any]:
         # Neither the hooks of one fit nor what Lightning attaches, bound to the module, belongs to a copy.
         state = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
-        return state | {"_watched": [], "_waits_for_batch": False}
+        return state | {"_trainer": None, "_watch": None, "_owns_watch": False}
 
     def _release(self) -> None:
-        self._waits_for_batch = False
-        while self._watched:
-            self._watched.pop().release()
+        watch, self._watch = self._watch, None
+        if watch is not None and self._owns_watch:
+            watch.release()
+        elif watch is not None and self._updated in watch.steps.guards:
+            watch.steps.guards.remove(self._updated)
 
     def _refuse(self, trainer: Trainer) -> None:
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
@@ -208,19 +244,21 @@ class TopologyStepGuard(Callback):
                 "multiplies the present one (StepLR, ExponentialLR, LinearLR, CosineAnnealingLR, SequentialLR, ...).",
             )
 
-    def _find_groups(self, trainer: Trainer, module: LightningModule, batch: Any) -> tuple[NeuronGroup, ...]:
-        if self.chosen_groups is None:
+    def _watch_of(self, trainer: Trainer, module: LightningModule) -> tuple[Watch, bool]:
+        """The watch of a monitor beside the guard, else one of its own; whether it is its own."""
+        if isinstance(self.chosen_groups, str):
             for monitor in monitors(trainer):
-                if monitor.groups:
-                    return tuple(monitor.groups)
-        sample = sample_batch(trainer, self.seed)
-        return choose_groups(
-            "TopologyStepGuard", self.chosen_groups, trainer, module, batch if sample is None else sample, self.seed
-        )
+                if monitor.watch is not None:
+                    return monitor.watch, False
+        settings = WatchSettings(probes=(), groups=self.chosen_groups, seed=self.seed, report=False, verbose=False)
+        return Watch(TrainerTraining(trainer, module), settings, Outputs()), True
 
-    def _updated(self, watched: WatchedOptimizer) -> None:
+    def _updated(self, update: Update) -> None:
         """Hold back the update that an optimizer has just made, if it is too large."""
-        proposed = watched.ratios()
+        assert self._watch is not None and self._trainer is not None
+        if not self.groups:
+            self.groups = self._found()
+        proposed = self._ratios(update)
         worst = max(proposed.values(), default=0.0)
         self._counts["n_updates"] += 1
         factor = 1.0
@@ -228,25 +266,48 @@ class TopologyStepGuard(Callback):
             self._counts["n_held"] += 1
             if self.mode == "lower_lr":
                 lower = max(self.max_ratio / worst, _STEEPEST)
-                schedulers = [config.scheduler for config in watched.trainer.lr_scheduler_configs]
-                scale_learning_rate(watched.optimizer, lower, schedulers)
+                schedulers = [config.scheduler for config in self._trainer.lr_scheduler_configs]
+                scale_learning_rate(update.optimizer, lower, schedulers)
             else:
-                factor, worst = self._hold(watched, worst)
+                factor, worst = self._hold(update, worst)
                 self._counts["n_dropped"] += factor == 0.0
-                for monitor in monitors(watched.trainer):
+                for monitor in monitors(self._trainer):
                     for group, ratio in proposed.items():
                         monitor.note_proposal(group, ratio)
         self.latest = GuardedUpdate(proposed, factor, worst)
 
-    def _hold(self, watched: WatchedOptimizer, ratio: float) -> tuple[float, float]:
+    def _found(self) -> tuple[NeuronGroup, ...]:
+        """The groups to hold; raises `MisconfigurationException` where there are none."""
+        assert self._watch is not None and self._trainer is not None
+        groups = tuple(self._watch.find_neurons())
+        if not groups:
+            raise misconfigured(
+                self._trainer,
+                "TopologyStepGuard has no neurons to work on: no group of exchangeable neurons was found in the first "
+                "step. Name the groups by hand: TopologyStepGuard(groups=declare_neurons(module, ...)).",
+            )
+        return groups
+
+    def _ratios(self, update: Update) -> dict[str, float]:
+        """The critical ratio by group of an update as it stands now; the same on every process."""
+        assert self._watch is not None and self._trainer is not None
+        found = update_ratios(update, self.groups, self._watch.steps.trained(), self.max_ratio)
+        if self._trainer.world_size > 1 and found:
+            device = self._trainer.strategy.root_device
+            shared = torch.tensor(list(found.values()), device=device, dtype=wide_dtype(device))
+            shared = torch.as_tensor(self._trainer.strategy.reduce(shared, reduce_op="max"))
+            found = dict(zip(found, shared.tolist(), strict=True))
+        return found
+
+    def _hold(self, update: Update, ratio: float) -> tuple[float, float]:
         """Shrink the update until it fits; the fraction that is taken, and its critical ratio."""
-        update, factor, margin = watched.update(), 1.0, _HAIR
+        proposed, factor, margin = proposed_values(update), 1.0, _HAIR
         for _ in range(_TRIES if self.mode == "rescale" and math.isfinite(ratio) else 0):
             factor *= self.max_ratio / ratio * (1.0 - margin)
-            watched.take(update, factor)
-            ratio = max(watched.ratios().values())
+            take_part(update, proposed, factor)
+            ratio = max(self._ratios(update).values())
             if ratio <= self.max_ratio:
                 return factor, ratio
             margin *= 100.0 / 3.0
-        watched.drop()
+        drop(update)
         return 0.0, 0.0

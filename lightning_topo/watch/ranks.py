@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import Trainer
 from torch import distributed as dist
 
 T = TypeVar("T")
@@ -19,7 +18,7 @@ class ElsewhereError(RuntimeError):
 
 
 class Ranks:
-    """This process among those of a training; alone, it talks to nobody.
+    """This process among those of a training; `alone`, it talks to nobody. Messages travel through `device`.
 
     Every method below `owns` is a collective: all processes call it, in the same order, also those with nothing to
     say. What one of them raises becomes part of the message, so that none is left waiting.
@@ -27,10 +26,10 @@ class Ranks:
     Messages are pickled: they come from the very processes that train, by the connection that carries the gradients.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        several = trainer.world_size > 1 and dist.is_available() and dist.is_initialized()
+    def __init__(self, device: torch.device | str = "cpu", *, alone: bool = False) -> None:
+        several = not alone and dist.is_available() and dist.is_initialized()
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
-        self.device = trainer.strategy.root_device
+        self.device = torch.device(device)
         self.n_bytes = 0
         self._room: dict[str, int] = {}
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from lightning_topo.phases import EventName, Severity, TopologyEvent
 from lightning_topo.probes import Pending, Probe
 
 
@@ -40,15 +39,3 @@ class AwaitedResults:
         """The steps of the captures that are waited for, by probe."""
         names = dict.fromkeys(awaited.probe.name for awaited in self._captures)
         return {name: tuple(a.step for a in self._captures if a.probe.name == name) for name in names}
-
-
-def lost_result(probe: str, reason: str, step: int, epoch: int) -> TopologyEvent:
-    """The event of a capture at `step` whose result will never come."""
-    return TopologyEvent(
-        EventName.GAP,
-        step,
-        epoch,
-        severity=Severity.WARN,
-        message=f"What {probe} captured at step {step} is lost: {reason}.",
-        remedy="Later captures are measured. If this happens often, measure less often, or with fewer landmarks.",
-    )

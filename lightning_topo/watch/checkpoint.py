@@ -1,46 +1,53 @@
-"""What a checkpoint holds of a session, read back with care: it may be damaged, or made by someone else."""
+"""What a checkpoint holds of a watch, read back with care: it may be damaged, or made by someone else."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning_topo.phases import DetectorState, EventName, Severity, TopologyEvent
+from lightning_topo.watch.coverage import Shares
+from lightning_topo.watch.schedule import Slot
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
-class SavedSession:
-    """The state of an earlier session of the same run.
+class SavedWatch:
+    """The state of an earlier watch of the same run, after `step`.
 
-    `dirpath` and `run_id` say where its record is, None where it had none; `every` holds the periods in force, and
+    `dirpath` and `run_id` say where its record is, None where it had none; `slots` are those of adaptive probes, and
     `awaited` the steps of captures, by probe, whose results had not come yet.
     """
 
     dirpath: Path | None
     run_id: str | None
+    step: int
     detector: DetectorState
-    every: Mapping[str, int] = field(default_factory=dict)
+    slots: Mapping[str, Slot] = field(default_factory=dict)
+    shares: Shares = field(default_factory=Shares)
     awaited: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, state: Any) -> "SavedSession":
+    def read(cls, state: Any) -> "SavedWatch":
         """From a checkpoint's state; raises `ValueError` where it is none, with the reason."""
         if not isinstance(state, Mapping):
-            raise ValueError(f"it is no mapping but a {type(state).__name__}")
+            raise ValueError(f"expected a mapping, got {type(state).__name__}")
         if state.get("version") != STATE_VERSION:
-            raise ValueError(f"it has version {state.get('version')!r}, expected {STATE_VERSION}")
+            raise ValueError(f"expected version {STATE_VERSION}, got {state.get('version')!r}")
         try:
-            dirpath, run_id = state["dirpath"], state["run_id"]
-            every = {str(name): int(n) for name, n in state["every"].items()}
+            dirpath, run_id, step = state["dirpath"], state["run_id"], int(state["step"])
+            slots = {str(name): Slot(*(int(n) for n in slot)) for name, slot in state["slots"].items()}
             detector = DetectorState.from_dict(state["detector"])
-            awaited = {str(k): tuple(int(step) for step in steps) for k, steps in state.get("awaited", {}).items()}
+            shares = Shares(**{name: int(n) for name, n in state["shares"].items()})
+            awaited = {str(k): tuple(int(step) for step in steps) for k, steps in state["awaited"].items()}
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from error
-        if not all(isinstance(text, str | None) for text in (dirpath, run_id)) or any(n < 1 for n in every.values()):
-            raise ValueError("it is damaged (a folder that is no text, or a period below 1)")
-        return cls(None if dirpath is None else Path(dirpath), run_id, detector, every, awaited)
+        if not all(isinstance(text, str | None) for text in (dirpath, run_id)):
+            raise ValueError("it is damaged (a folder or run that is not text)")
+        if step < 0 or any(slot.stride < 1 for slot in slots.values()):
+            raise ValueError("it is damaged (a negative step, or a stride below 1)")
+        return cls(None if dirpath is None else Path(dirpath), run_id, step, detector, slots, shares, awaited)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and containers, for a checkpoint."""
@@ -48,23 +55,25 @@ class SavedSession:
             "version": STATE_VERSION,
             "dirpath": None if self.dirpath is None else str(self.dirpath),
             "run_id": self.run_id,
+            "step": self.step,
             "detector": self.detector.to_dict(),
-            "every": dict(self.every),
+            "slots": {name: [slot.start, slot.stride, slot.at] for name, slot in self.slots.items()},
+            "shares": asdict(self.shares),
             "awaited": {probe: list(steps) for probe, steps in self.awaited.items()},
         }
 
     def under_way(self) -> str:
-        """A sentence about what was awaited when the checkpoint was made; nothing where nothing was."""
+        """A sentence about what was awaited when the checkpoint was made; empty where nothing was."""
         if not self.awaited:
             return ""
         what = "; ".join(f"{probe} at step {', '.join(map(str, steps))}" for probe, steps in self.awaited.items())
-        return f" Still being computed then, and lost unless the record has it: {what}."
+        return f" Results that were still being computed are lost unless the record has them: {what}."
 
 
-def saved_session(state: Any, step: int, epoch: int) -> tuple[SavedSession | None, TopologyEvent | None]:
+def saved_watch(state: Any, step: int, epoch: int) -> tuple[SavedWatch | None, TopologyEvent | None]:
     """A checkpoint's state (None where there was none), or the event that says why it cannot be used."""
     try:
-        return None if state is None else SavedSession.read(state), None
+        return None if state is None else SavedWatch.read(state), None
     except ValueError as error:
         return None, TopologyEvent(
             EventName.GAP,
@@ -77,7 +86,7 @@ def saved_session(state: Any, step: int, epoch: int) -> tuple[SavedSession | Non
 
 
 def resumed(step: int, epoch: int, since: str) -> TopologyEvent:
-    """The event of a run that goes on, with what is to be said of it."""
+    """A run goes on from a checkpoint; `since` is what else a reader should know."""
     return TopologyEvent(
         EventName.GAP,
         step,

@@ -4,18 +4,17 @@ Each process holds those of its own groups. The record has one file for all, so 
 number of processes, and rank 0 holds one cloud of another process at a time while it writes or reads it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from lightning_topo.callbacks.journal import Journal
-from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes import Clouds
-from lightning_topo.record import RecordWriter
+from lightning_topo.watch.output import ReferenceStore
+from lightning_topo.watch.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +26,13 @@ class Stored:
 
 
 def read_back(
-    record: RecordWriter | None, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks
+    store: ReferenceStore | None, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks
 ) -> dict[str, Tensor] | None:
     """This process's clouds of the beginning, from rank 0's record; None on every process where they do not fit.
 
     A collective. `now` are this process's clouds as they stand.
     """
-    stored = ranks.first("reference", lambda: _stored(record, groups))
+    stored = ranks.first("reference", lambda: _stored(store, groups))
     fits = all(name in stored and stored[name].shape == tuple(cloud.shape) for name, cloud in now.items())
     if not all(ranks.all("reference", fits)):
         return None
@@ -42,8 +41,8 @@ def read_back(
     for k, group in enumerate(groups):
         kind = stored[group.name]
         cloud = None
-        if ranks.rank == 0 and record is not None:
-            cloud = record.read_reference(group.name)
+        if ranks.rank == 0 and store is not None:
+            cloud = store.read_reference(group.name)
             whole &= cloud is not None
             if cloud is None:  # the owner waits for it all the same
                 cloud = torch.zeros(kind.shape, dtype=kind.dtype)
@@ -56,32 +55,18 @@ def read_back(
 
 
 def keep(
-    journal: Journal,
-    step: int,
-    groups: Sequence[NeuronGroup],
-    parameters: Mapping[str, Tensor] | None,
-    now: Clouds,
-    ranks: Ranks,
+    store: ReferenceStore | None, step: int, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks
 ) -> None:
-    """Write the clouds of all processes, as they stand, into rank 0's record.
-
-    A collective. `parameters` are the whole ones where every process has them: then no cloud travels.
-    """
-    arriving = _arriving(groups, parameters, now, ranks)
-    if ranks.rank == 0:
-        journal.began(step, arriving)
-    for _ in arriving:  # what a record that cannot be written has left: the others wait to hand it over
+    """Hand the clouds of all processes, as they stood after `step`, to rank 0's store. A collective."""
+    arriving = _arriving(groups, now, ranks)
+    if store is not None:
+        store.reference(step, arriving)
+    for _ in arriving:  # what a store that fails has left: the others wait to hand it over
         pass
 
 
-def _arriving(
-    groups: Sequence[NeuronGroup], parameters: Mapping[str, Tensor] | None, now: Clouds, ranks: Ranks
-) -> Iterator[tuple[str, Tensor]]:
+def _arriving(groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
     """On rank 0 the clouds of all groups, one after the other; on the others, none."""
-    if parameters is not None:
-        for k, group in enumerate(groups if ranks.rank == 0 else ()):
-            yield group.name, now[group.name] if ranks.owns(k) else group.gather(parameters)
-        return
     kinds = {name: Stored(tuple(cloud.shape), cloud.dtype) for name, cloud in now.items()}
     every = {name: kind for theirs in ranks.all("reference", kinds) for name, kind in theirs.items()}
     for k, group in enumerate(groups):
@@ -93,10 +78,10 @@ def _arriving(
             yield group.name, arrived
 
 
-def _stored(record: RecordWriter | None, groups: Sequence[NeuronGroup]) -> dict[str, Stored]:
-    if record is None:
+def _stored(store: ReferenceStore | None, groups: Sequence[NeuronGroup]) -> dict[str, Stored]:
+    if store is None:
         return {}
-    found = ((group.name, record.read_reference(group.name)) for group in groups)
+    found = ((group.name, store.read_reference(group.name)) for group in groups)
     return {name: Stored(tuple(cloud.shape), cloud.dtype) for name, cloud in found if cloud is not None}
 
 

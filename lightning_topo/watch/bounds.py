@@ -1,0 +1,86 @@
+"""Upper bounds of the critical ratio of every step, for all groups of one process together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_topo.geometry import BoundTable, Snapshot, pair_bounds, snapshot
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons.displacements import DisplacementMeter, gather_rows
+
+
+@dataclass(frozen=True, slots=True)
+class GroupBound:
+    """Upper bounds of r of one step of a group, and of the net map since its snapshot; inf or NaN certify nothing."""
+
+    step: float
+    span: float
+
+
+class Bounds:
+    """Bounds each step from the lengths of displacements, since a snapshot of all groups at one moment.
+
+    Holds one copy of the parameters, those of the snapshot, and works along their own axes: no cloud is gathered.
+    """
+
+    def __init__(self, groups: Sequence[NeuronGroup], parameters: Mapping[str, Tensor]) -> None:
+        self.groups = tuple(groups)
+        self.names = frozenset(parameters)
+        self._meter = DisplacementMeter.of(self.groups, parameters)
+        self._origin = {name: parameters[name].detach().clone() for name in self._meter.buffers}
+        self._snapshots: list[Snapshot] = []
+        self._table: BoundTable | None = None
+        self._since: Tensor | None = None
+        self._take(parameters)
+
+    def renew(self, parameters: Mapping[str, Tensor]) -> None:
+        """Take a new snapshot of all groups."""
+        torch._foreach_copy_(list(self._origin.values()), [parameters[name].detach() for name in self._origin])
+        self._take(parameters)
+
+    def forget_path(self) -> None:
+        """Something else than an update has moved parameters: measure anew how far they are from the snapshot."""
+        self._since = None
+
+    def of_step(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, GroupBound]:
+        """The bounds of the step between two states of the parameters, by group."""
+        assert self._table is not None
+        since = self._meter.lengths(self._origin, before) if self._since is None else self._since
+        step = self._meter.lengths(before, after)
+        span = self._meter.lengths(self._origin, after)
+        self._since = span
+        bounds = torch.stack([self._table.bounds(step, since), self._table.bounds(span)]).tolist()
+        found = {g.name: GroupBound(*pair) for g, pair in zip(self.groups, zip(*bounds, strict=True), strict=True)}
+        for group, one in zip(self.groups, self._snapshots, strict=True):
+            if len(one.pairs):
+                found[group.name] = self._with_pairs(group, one, found[group.name], before, after)
+        return found
+
+    def _with_pairs(
+        self,
+        group: NeuronGroup,
+        one: Snapshot,
+        bound: GroupBound,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+    ) -> GroupBound:
+        """The bounds with the pairs that are so near that they are computed exactly."""
+        start, middle, end = (
+            gather_rows(group, {name: tensors[name] for name in self._origin}, one.pairs)
+            for tensors in (self._origin, before, after)
+        )
+        exact = torch.stack([pair_bounds(one, middle, end), pair_bounds(one, start, end)]).tolist()
+        return GroupBound(_larger(bound.step, exact[0]), _larger(bound.span, exact[1]))
+
+    def _take(self, parameters: Mapping[str, Tensor]) -> None:
+        named = {name: parameters[name] for name in self._origin}
+        clouds = [group.gather(named).unflatten(0, (group.n_blocks, group.n)) for group in self.groups]
+        self._snapshots = [replace(snapshot(cloud), origin=None) for cloud in clouds]
+        self._table, self._since = BoundTable.of(self._snapshots), None
+
+
+def _larger(a: float, b: float) -> float:
+    """The larger of two; NaN where either is."""
+    return a if a != a or a >= b else b

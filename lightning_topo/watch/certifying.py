@@ -1,0 +1,126 @@
+"""Certifying every step: by its bound where that is enough, else by measuring it."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from lightning_topo.measurement import StepState
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.probes import Distortion, Probe
+from lightning_topo.watch.bounds import Bounds, GroupBound
+from lightning_topo.watch.budget import Budget
+from lightning_topo.watch.coverage import Certificate, Coverage
+from lightning_topo.watch.outcome import Outcome, joined
+from lightning_topo.watch.probing import Probing
+from lightning_topo.watch.snapshots import Snapshots
+from lightning_topo.watch.steps import Steps
+
+LIMIT = 0.9
+"""A bound from here on asks for an exact measurement."""
+EXACT_SHARE = 0.05
+"""Measurements that bounds ask for may take so much of the time ..."""
+EXACT_STEPS = 10.0
+"""... and in the beginning as long as so many steps."""
+
+
+class Certifying:
+    """Gives each step of this process's groups a certificate; `probe` is the `Distortion` of the run, if it has one.
+
+    Groups are measured exactly when the probe is due, and where the bound of the step or of the span since the last
+    snapshot reaches 0.9, as long as that takes a small share of the time. Without the probe nothing is certified.
+    """
+
+    def __init__(self, snapshots: Snapshots, steps: Steps, probing: Probing, *, limited: bool) -> None:
+        self.coverage = Coverage()
+        self.probe = next((probe for probe in probing.probes if isinstance(probe, Distortion)), None)
+        self._snapshots, self._steps, self._probing, self._limited = snapshots, steps, probing, limited
+        self._bounds: Bounds | None = None
+        self._seconds = 0.0
+
+    def moved_outside(self) -> None:
+        """Something else than an update has moved parameters."""
+        if self._bounds is not None:
+            self._bounds.forget_path()
+
+    def unseen(self, step: int, names: Sequence[str]) -> None:
+        """No hook has seen the update that moved these parameters: the step is open."""
+        moved = set(names)
+        groups = [g for g in self._snapshots.own if any(name in moved for piece in g.slices for name in piece.names(g.n))]
+        self.coverage.note(step, {group.name: Certificate(StepState.OPEN) for group in groups})
+        self.moved_outside()
+
+    def settle(self, step: int, epoch: int, due: Sequence[Probe], budget: Budget) -> list[Outcome]:
+        """Certify the updates of this batch, and return what was measured for it."""
+        probe = self.probe
+        if probe is None or probe not in self._probing.probes:
+            return []
+        if self._snapshots.sharding != "whole":
+            return self._settle_sharded(step, epoch, probe in due)
+        groups = self._snapshots.touched()
+        if not groups:
+            return []
+        bounds = self._bound()
+        reached = [g for g in groups if not (bounds[g.name].step < LIMIT and bounds[g.name].span < LIMIT)]
+        asked = groups if probe in due else tuple(reached) if self._may_measure(budget) else ()
+        outcomes: list[Outcome] = []
+        if asked:
+            began = budget.seconds()
+            outcomes = [self._measure(probe, step, epoch, asked)]
+            if reached:
+                self._renew()
+            if probe not in due:
+                self._seconds += budget.seconds() - began
+        measured = {name for outcome in outcomes for name in outcome.values}
+        self.coverage.note(step, {g.name: _certificate(g.name in measured, bounds[g.name]) for g in groups})
+        return outcomes
+
+    def _measure(self, probe: Probe, step: int, epoch: int, groups: Sequence[NeuronGroup]) -> Outcome:
+        now = self._snapshots.now()
+        return self._probing.run(
+            probe, lambda previous: self._snapshots.capture(probe, step, now, previous, groups), step, epoch
+        )
+
+    def _settle_sharded(self, step: int, epoch: int, is_due: bool) -> list[Outcome]:
+        """Where parameters are sharded, steps are measured or open: a bound would gather them every time."""
+        groups = self._snapshots.own
+        outcomes = []
+        if is_due and self.probe is not None:
+            now = self._snapshots.now()
+            probe = self.probe
+            outcomes = [
+                self._probing.run(
+                    probe, lambda previous: self._snapshots.capture(probe, step, now, previous, groups), step, epoch
+                )
+            ]
+            self._snapshots.after_step(step, now)
+        measured = {name for outcome in outcomes for name in outcome.values}
+        states = {g.name: StepState.EXACT if g.name in measured else StepState.OPEN for g in groups}
+        self.coverage.note(step, {name: Certificate(state) for name, state in states.items()})
+        return outcomes
+
+    def _may_measure(self, budget: Budget) -> bool:
+        if not self._limited:
+            return True
+        at_first = EXACT_STEPS * (budget.step_seconds or 0.0)
+        return budget.step_seconds is None or self._seconds <= EXACT_SHARE * budget.seconds() + at_first
+
+    def _bound(self) -> Mapping[str, GroupBound]:
+        """The bounds of the present updates; a first snapshot is taken of where they began."""
+        before, after = self._steps.before(), self._steps.trained()
+        groups = self._snapshots.active()
+        bounds = self._bounds
+        if bounds is None or bounds.names != after.keys() or bounds.groups != groups:
+            bounds = self._bounds = Bounds(groups, before)
+        return bounds.of_step(before, after)
+
+    def _renew(self) -> None:
+        if self._bounds is not None:
+            self._bounds.renew(self._steps.trained())
+
+
+def _certificate(measured: bool, bound: GroupBound) -> Certificate:
+    if measured:
+        return Certificate(StepState.EXACT)
+    if bound.step < 1.0:
+        return Certificate(StepState.BOUNDED, bound.step)
+    known = None if math.isnan(bound.step) else bound.step
+    return Certificate(StepState.SPANNED if bound.span < 1.0 else StepState.OPEN, known)

@@ -1,0 +1,113 @@
+"""What is known of every step: exact, bounded, spanned or open, by group."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from lightning_topo.measurement import Measurement, StepState
+
+MOST_STEPS = 1000
+"""A run of equal states is written down at least so often: a killed process loses no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The state of one step of one group, with an upper bound of its critical ratio where one is known."""
+
+    state: StepState
+    bound: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Consecutive steps of one group in the same state; `bound` is the largest of theirs."""
+
+    since: int
+    last: int
+    state: StepState
+    bound: float | None
+    written: int
+
+    def joined(self, step: int, certificate: Certificate) -> "_Stretch":
+        bounds = [bound for bound in (self.bound, certificate.bound) if bound is not None]
+        return replace(self, last=step, bound=max(bounds, default=None))
+
+
+@dataclass(slots=True)
+class Coverage:
+    """Keeps the states of the steps of one process's groups, as one line for each run of equal states.
+
+    >>> coverage = Coverage()
+    >>> coverage.note(1, {"net.0": Certificate(StepState.EXACT)})
+    >>> coverage.note(2, {"net.0": Certificate(StepState.BOUNDED, 0.1)})
+    >>> coverage.note(3, {"net.0": Certificate(StepState.BOUNDED, 0.2)})
+    >>> [(m.values["from"], m.step, StepState(int(m.values["state"])).name) for m in coverage.lines(0, flush=True)]
+    [(1.0, 1, 'EXACT'), (2.0, 3, 'BOUNDED')]
+    """
+
+    uncertified: dict[int, StepState] = field(default_factory=dict)
+    _stretches: dict[str, _Stretch] = field(default_factory=dict)
+    _ended: list[tuple[str, _Stretch]] = field(default_factory=list)
+
+    def note(self, step: int, certificates: Mapping[str, Certificate]) -> None:
+        """Note the states of one step; the same step's second update can only weaken them."""
+        for group, certificate in certificates.items():
+            self._note(step, group, certificate)
+            if certificate.state in (StepState.SPANNED, StepState.OPEN):
+                weakest = self.uncertified.get(step, StepState.SPANNED)
+                is_open = StepState.OPEN in (weakest, certificate.state)
+                self.uncertified[step] = StepState.OPEN if is_open else StepState.SPANNED
+
+    def lines(self, epoch: int, *, flush: bool = False) -> list[Measurement]:
+        """The lines not written yet: of stretches that ended, that have just begun, that are long; all to `flush`."""
+        due = [(group, stretch) for group, stretch in self._ended if stretch.written < stretch.last]
+        self._ended = []
+        for group, stretch in self._stretches.items():
+            is_new = stretch.written < stretch.since
+            is_long = stretch.last - stretch.written >= MOST_STEPS
+            if stretch.written < stretch.last and (flush or is_long or (is_new and stretch.state is StepState.OPEN)):
+                due.append((group, stretch))
+                self._stretches[group] = replace(stretch, written=stretch.last)
+        return [_line(group, stretch, epoch) for group, stretch in due]
+
+    def take_uncertified(self) -> dict[int, StepState]:
+        """Steps with a group that is spanned or open, since this was last asked."""
+        found, self.uncertified = self.uncertified, {}
+        return found
+
+    def _note(self, step: int, group: str, certificate: Certificate) -> None:
+        stretch = self._stretches.get(group)
+        if stretch is not None and stretch.state is certificate.state and stretch.last in (step - 1, step):
+            self._stretches[group] = stretch.joined(step, certificate)
+            return
+        if stretch is not None:
+            self._ended.append((group, stretch))
+        self._stretches[group] = _Stretch(step, step, certificate.state, certificate.bound, step - 1)
+
+
+@dataclass(slots=True)
+class Shares:
+    """How many of all steps are certified in every group, or at least spanned."""
+
+    n_steps: int = 0
+    n_spanned: int = 0
+    n_open: int = 0
+
+    def take(self, n_steps: int, uncertified: Mapping[int, StepState]) -> None:
+        """Count in `n_steps` more, of which those named are not certified."""
+        self.n_steps += n_steps
+        self.n_open += sum(state is StepState.OPEN for state in uncertified.values())
+        self.n_spanned += sum(state is StepState.SPANNED for state in uncertified.values())
+
+    def values(self) -> dict[str, float]:
+        """As published; nothing before the first step."""
+        if self.n_steps == 0:
+            return {}
+        certified = self.n_steps - self.n_spanned - self.n_open
+        return {"coverage": certified / self.n_steps, "coverage_span": self.n_spanned / self.n_steps}
+
+
+def _line(group: str, stretch: _Stretch, epoch: int) -> Measurement:
+    values = {"from": float(stretch.since), "state": float(stretch.state)}
+    if stretch.bound is not None:
+        values["bound"] = stretch.bound
+    return Measurement(stretch.last, epoch, "coverage", group, values)

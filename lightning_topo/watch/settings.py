@@ -1,0 +1,101 @@
+"""The parameters of a watch, checked in one place."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.phases import PhaseRules
+from lightning_topo.probes import Distortion, Period, Persistence, Probe, Sharpness
+from lightning_topo.quantities import PROBES, RESERVED_PROBES
+from lightning_topo.watch.readings import LogGroups, Readings
+from lightning_topo.watch.schedule import Schedule
+
+Groups = Literal["auto"] | Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchSettings:
+    """What is measured, how often and where it goes: the parameters of `TopologyMonitor` and `TopologyWatch`.
+
+    Raises `ValueError` where a parameter is out of its range, two probes share a name, or a name is the monitor's own.
+
+    >>> WatchSettings(max_overhead=2.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: expected max_overhead between 0 and 1, or None, got 2.0
+    """
+
+    probes: tuple[Probe, ...] = (Distortion(), Persistence(), Sharpness())
+    groups: Groups = "auto"
+    dirpath: Path | None = None
+    log_groups: LogGroups = "auto"
+    max_overhead: float | None = 0.02
+    report: bool = True
+    on_error: Literal["warn", "raise"] = "warn"
+    seed: int = 0
+    verbose: bool = True
+    max_record_mb: float | None = None
+    rules: PhaseRules = PhaseRules()
+
+    def __post_init__(self) -> None:
+        _check_probes(self.probes)
+        if isinstance(self.groups, str) and self.groups != "auto":
+            raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {self.groups!r}')
+        if self.on_error not in ("warn", "raise"):
+            raise ValueError(f'expected on_error "warn" or "raise", got {self.on_error!r}')
+        if self.max_record_mb is not None and not self.max_record_mb > 0.0:
+            raise ValueError(f"expected max_record_mb > 0 or None, got {self.max_record_mb}")
+        if not isinstance(self.rules, PhaseRules):
+            raise TypeError(f"expected rules=PhaseRules(...), got {type(self.rules).__name__}")
+        _ = self.schedule(), Readings((), self.log_groups)
+
+    @property
+    def max_record_bytes(self) -> float:
+        """How large measurements and diagrams may become; infinite without a limit."""
+        return math.inf if self.max_record_mb is None else self.max_record_mb * 2**20
+
+    @property
+    def declared(self) -> tuple[Any, ...] | None:
+        """The groups given by hand, None where they are to be found."""
+        return None if isinstance(self.groups, str) else tuple(self.groups)
+
+    def schedule(self, planned_steps: int | None = None) -> Schedule:
+        """The times at which the probes measure."""
+        default = Period(25, "step", adaptive=True)
+        periods = {probe.name: getattr(probe, "period", default) for probe in self.probes}
+        dense = frozenset(probe.name for probe in self.probes if isinstance(probe, Distortion))
+        return Schedule(periods, self.max_overhead, self.seed, planned_steps, dense)
+
+    def described(self) -> dict[str, Any]:
+        """The parameters as plain values that may leave the machine: of a user's own probe no more than its name."""
+        return {
+            "probes": {probe.name: _described(probe) for probe in self.probes},
+            "log_groups": self.log_groups if isinstance(self.log_groups, str) else list(self.log_groups),
+            "max_overhead": self.max_overhead,
+            "seed": self.seed,
+        }
+
+
+def _check_probes(probes: Sequence[Probe]) -> None:
+    names = []
+    for probe in probes:
+        if not isinstance(probe, Probe) or isinstance(probe, type):
+            what = f"the class {probe.__name__}" if isinstance(probe, type) else repr(probe)
+            raise TypeError(f"expected probes with a name and a method measure(capture), got {what}")
+        names.append(probe.name)
+        is_ours = type(probe).__module__.startswith("lightning_topo.")
+        if probe.name in RESERVED_PROBES or (probe.name in PROBES and not is_ours):
+            raise ValueError(f"expected a probe whose name is not the monitor's own, got {probe.name!r}: rename it")
+    if len(set(names)) != len(names):
+        raise ValueError(f"expected probes with different names, got {names}")
+
+
+def _described(probe: Probe) -> dict[str, Any]:
+    kind = type(probe).__name__
+    if not (type(probe).__module__.startswith("lightning_topo.") and is_dataclass(probe)):
+        return {"class": kind}
+    values = {f.name: getattr(probe, f.name) for f in fields(probe) if f.init}
+    return {"class": kind} | {k: v for k, v in values.items() if v is None or isinstance(v, bool | int | float | str)}

@@ -1,0 +1,107 @@
+"""What this process sees of the network at one step: its share of the groups, and where the step began."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from lightning_topo.homology import Worker
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons.capture import Sharding, gather_clouds, sharding
+from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult
+from lightning_topo.probes.probe import LossFn
+from lightning_topo.watch.probing import is_divided, measures_steps
+from lightning_topo.watch.steps import Steps
+from lightning_topo.watch.training import Training
+
+TrainingLoss = Callable[[LossFn | None], AbstractContextManager[Callable[[], Tensor]]]
+
+
+class Snapshots:
+    """Takes the clouds of one training: group k on process k % world.
+
+    A cloud holds the parameters that an optimizer owns and trains; of frozen parts, targets and teachers nothing.
+    `now` and `before_step` are collectives where parameters are sharded; where every process has them whole, nothing
+    travels. A process holds the clouds of its own groups, and no others.
+    """
+
+    def __init__(
+        self, training: Training, steps: Steps, groups: Sequence[NeuronGroup], training_loss: TrainingLoss
+    ) -> None:
+        self.groups = tuple(groups)
+        self.own = tuple(group for k, group in enumerate(groups) if training.ranks.owns(k))
+        self.sharding: Sharding = sharding(training.root)
+        self.reference: Mapping[str, Tensor] = {}
+        self.worker: Worker | None = None
+        self._training, self._steps, self._training_loss = training, steps, training_loss
+        self._sharded_before: tuple[int, Clouds] | None = None
+
+    def active(self) -> tuple[NeuronGroup, ...]:
+        """Of this process's groups those in which an optimizer trains something."""
+        if self.sharding != "whole":
+            return self.own
+        trained = self._steps.trained()
+        return tuple(group for group in self.own if any(name in trained for name in member_names(group)))
+
+    def touched(self) -> tuple[NeuronGroup, ...]:
+        """Of this process's groups those of which the present batch's updates have a part."""
+        names = {name for update in self._steps.pending for name in update.after}
+        return tuple(group for group in self.own if any(name in names for name in member_names(group)))
+
+    def now(self) -> Clouds:
+        """The neurons as they stand; where parameters are whole, gathered when first asked for."""
+        if self.sharding == "whole":
+            return Clouds(self.groups, self._steps.trained())
+        here, failures = gather_clouds(self._training.root, self.groups, [group.name for group in self.own])
+        return Clouds((), {}, here, failures)
+
+    def before(self, step: int) -> Clouds | None:
+        """The neurons before the updates of the present batch."""
+        if self.sharding == "whole":
+            return Clouds(self.groups, self._steps.before()) if self._steps.pending else None
+        kept = self._sharded_before
+        return kept[1] if kept is not None and kept[0] == step - 1 else None
+
+    def before_step(self, step: int, probes: Sequence[Probe]) -> None:
+        """Where parameters are sharded, keep the clouds before a step that one of these probes measures."""
+        if self.sharding == "whole" or not any(measures_steps(probe) for probe in probes):
+            return
+        if self._sharded_before is None or self._sharded_before[0] != step - 1:
+            self._sharded_before = (step - 1, self.now())
+
+    def after_step(self, step: int, now: Clouds) -> None:
+        """Where parameters are sharded, the present clouds are those before the next step."""
+        if self.sharding != "whole":
+            self._sharded_before = (step, now)
+
+    def capture(
+        self,
+        probe: Probe,
+        step: int,
+        now: Clouds,
+        previous: ProbeResult | None,
+        groups: Sequence[NeuronGroup] | None = None,
+    ) -> Capture:
+        """What one probe is given; of a probe by group only these `groups`."""
+        mine = self.active() if groups is None else tuple(groups)
+        wants_parameters = getattr(probe, "needs_parameters_before", False) and self.sharding == "whole"
+        return Capture(
+            step=step,
+            epoch=self._training.epoch,
+            module=self._training.module,
+            groups=mine if is_divided(probe) else self.groups,
+            neurons=now,
+            before=self.before(step),
+            reference=self.reference,
+            optimizers=self._steps.optimizers or [o for o in self._training.optimizers],
+            training_loss=self._training_loss,
+            previous=previous,
+            parameters_before=self._steps.before() if wants_parameters and self._steps.pending else None,
+            sharding=self.sharding,
+            worker=self.worker,
+        )
+
+
+def member_names(group: NeuronGroup) -> tuple[str, ...]:
+    """The names of all parameters and buffers in which a group has a part."""
+    return tuple(name for piece in group.slices for name in piece.names(group.n))

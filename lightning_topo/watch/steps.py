@@ -1,0 +1,225 @@
+"""The optimizers' own updates: where each began, where it ended, and weights that something else has moved."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from lightning_topo.neurons.group import clean_name
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One update of one optimizer: the trained parameters that it owns, by name, before and after.
+
+    `before` holds copies that are valid until the optimizer steps again; `after` holds the parameters themselves. Both
+    are empty where parameters lie in shards.
+    """
+
+    optimizer: Optimizer
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A parameter, and its value after its last update or when it was first met."""
+
+    parameter: Tensor
+    copy: Tensor
+    version: int
+
+    def has_moved(self) -> bool:
+        """Whether anything has written to the parameter since.
+
+        On the CPU by value: `.data` writes without counting. On a device the comparison would wait for the device.
+        """
+        if self.parameter.device.type != "cpu":
+            return self.parameter._version != self.version
+        # `equal` alone would take NaN for a change of NaN.
+        return not torch.equal(self.parameter, self.copy) and not _same_bits(self.parameter, self.copy)
+
+
+class Steps:
+    """Sees every update of a module's trained parameters, whichever optimizer makes it, and whenever it joins.
+
+    Listens to torch's hooks for all optimizers, so that those inside wrappers and those held by hand are seen too. Of
+    nested optimizers the outermost counts. Optimizers of other modules are passed over. With `keep_copies=False`
+    (parameters in shards) updates are only counted.
+
+    `guards` are called right after an update, before anything looks at it; they may change the parameters.
+    `on_settle` is called before a second update in one batch overwrites the copies of the first. `on_outside` is
+    called with names where something else has moved parameters between two updates.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        on_settle: Callable[[], None],
+        on_outside: Callable[[Optimizer, Sequence[str]], None],
+        keep_copies: bool = True,
+    ) -> None:
+        self.guards: list[Callable[[Update], None]] = []
+        self.pending: list[Update] = []
+        self.optimizers: list[Optimizer] = []
+        self._module, self._on_settle, self._on_outside = module, on_settle, on_outside
+        self._keeps_copies = keep_copies
+        self._names: dict[int, tuple[str, ...]] = {}
+        self._kept: dict[int, _Kept] = {}
+        self._foreign: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
+        self._running: list[Optimizer] = []
+        self._checks_later = False
+        self.read_names()
+        self._handles = [
+            register_optimizer_step_pre_hook(self._before_update),
+            register_optimizer_step_post_hook(self._after_update),
+        ]
+
+    def release(self) -> None:
+        """Stop listening, and let all copies go."""
+        for handle in self._handles:
+            handle.remove()
+        self.pending, self._running = [], []
+        self._kept.clear()
+        self.guards.clear()
+
+    def read_names(self) -> None:
+        """Read the module's parameters anew: some may have been added, replaced or renamed."""
+        names: dict[int, list[str]] = {}
+        for name, parameter in self._module.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(clean_name(name))
+        self._names = {key: tuple(found) for key, found in names.items()}
+
+    def keep(self, optimizers: Iterable[Any]) -> None:
+        """Copy the parameters that these optimizers train, as far as there is no copy yet."""
+        for optimizer in optimizers if self._keeps_copies else ():
+            for parameter in _trained(optimizer):
+                if id(parameter) in self._names:
+                    self._keep(parameter)
+
+    def begin(self) -> None:
+        """Forget updates that never ended."""
+        self._running = []
+
+    def check(self, optimizer: Optimizer) -> None:
+        """Find parameters that something else has moved since the last update, and take their values as they are.
+
+        For loops that know the moment just before an update; where an update runs a closure, its pre-hook is too early.
+        """
+        if self._checks_later and optimizer in self._running:
+            self._checks_later = False
+            self._check(optimizer, self._owned(optimizer))
+
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that optimizers train, by each of their names, as far as they have been seen."""
+        return {
+            name: kept.parameter.detach()
+            for key, kept in self._kept.items()
+            if kept.parameter.requires_grad
+            for name in self._names.get(key, ())
+        }
+
+    def before(self) -> dict[str, Tensor]:
+        """`trained()` as it was before the updates of this batch."""
+        return self.trained() | {name: tensor for update in self.pending for name, tensor in update.before.items()}
+
+    def advance(self) -> None:
+        """Take the present values as those before the next updates; those of this batch are done."""
+        _renew([self._kept[id(p)] for p in _unique(self.pending)])
+        self.pending = []
+
+    def moved(self) -> list[str]:
+        """Names of kept parameters that have moved though no update of this batch moved them."""
+        own = {id(p) for p in _unique(self.pending)}
+        moved = [key for key, kept in self._kept.items() if key not in own and key in self._names and kept.has_moved()]
+        _renew([self._kept[key] for key in moved])
+        return [self._names[key][0] for key in moved]
+
+    def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if self._running and optimizer is not self._running[0]:
+            self._running.append(optimizer)
+            return
+        owned = self._owned(optimizer)
+        if not owned:
+            return
+        self._running = [optimizer]
+        updated = {id(p) for p in _unique(self.pending)}
+        if any(id(p) in updated for p in owned):
+            self._on_settle()
+            self.advance()
+        # A closure computes the gradient first: what it moves is not the optimizer's doing.
+        self._checks_later = any(callable(value) for value in (*args[1:], *options.values()))
+        if not self._checks_later:
+            self._check(optimizer, owned)
+
+    def _check(self, optimizer: Optimizer, owned: Sequence[Tensor]) -> None:
+        if not self._keeps_copies:
+            return
+        outside = []
+        for parameter in owned:
+            kept = self._kept.get(id(parameter))
+            if kept is None:
+                self._keep(parameter)
+            elif kept.has_moved():
+                outside.append(kept)
+        if outside:
+            _renew(outside)
+            self._on_outside(optimizer, [self._names[id(kept.parameter)][0] for kept in outside])
+
+    def _after_update(self, optimizer: Optimizer, *_: Any) -> None:
+        if not self._running or self._running[-1] is not optimizer:
+            return
+        self._running.pop()
+        if self._running:
+            return
+        if not any(optimizer is known for known in self.optimizers):
+            self.optimizers.append(optimizer)
+        kept = [self._kept[id(p)] for p in self._owned(optimizer) if id(p) in self._kept]
+        named = [(name, k) for k in kept for name in self._names[id(k.parameter)]]
+        update = Update(optimizer, {name: k.copy for name, k in named}, {name: k.parameter for name, k in named})
+        for guard in self.guards:
+            guard(update)
+        self.pending.append(update)
+
+    def _owned(self, optimizer: Optimizer) -> list[Tensor]:
+        """The module's parameters that the optimizer trains."""
+        trained = _trained(optimizer)
+        found = [p for p in trained if id(p) in self._names]
+        if len(found) < len(trained) and self._foreign.get(optimizer) != len(trained):
+            self.read_names()  # a parameter was added or replaced, or is another module's
+            found = [p for p in trained if id(p) in self._names]
+            if len(found) < len(trained):
+                self._foreign[optimizer] = len(trained)
+        return found
+
+    def _keep(self, parameter: Tensor) -> None:
+        if id(parameter) not in self._kept and not is_lazy(parameter):
+            self._kept[id(parameter)] = _Kept(parameter, parameter.detach().clone(), parameter._version)
+
+
+def _trained(optimizer: Any) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def _unique(updates: Iterable[Update]) -> list[Tensor]:
+    return list({id(p): p for update in updates for p in update.after.values()}.values())
+
+
+@torch.no_grad()
+def _renew(kept: Sequence[_Kept]) -> None:
+    """Copy the present values."""
+    if kept:
+        torch._foreach_copy_([k.copy for k in kept], [k.parameter for k in kept])
+    for k in kept:
+        k.version = k.parameter._version
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -1,0 +1,64 @@
+"""The seam between the engine and a training loop: all that the engine asks of one, and nothing else."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from lightning_topo.watch.ranks import Ranks
+
+
+class Training(Protocol):
+    """One training of one module, whichever loop runs it.
+
+    `root` is the module from which whole parameters can be had: the module itself, or FSDP1's outermost wrapper.
+    `log_every_n_steps` is how often a row goes to the loggers, 0 for never.
+    """
+
+    module: nn.Module
+    root: nn.Module
+    ranks: Ranks
+    log_every_n_steps: int
+
+    @property
+    def optimizers(self) -> Sequence[Any]:
+        """The optimizers that the loop was given."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """How many batches have led to an update, before the present one."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The present epoch, from 0."""
+        ...
+
+    @property
+    def planned_steps(self) -> int | None:
+        """How many batches will lead to an update in all; None where nobody knows."""
+        ...
+
+    @property
+    def ends_epoch(self) -> bool:
+        """At the end of a batch: whether it was the epoch's last."""
+        ...
+
+    @property
+    def epochs_agree(self) -> bool:
+        """Whether all processes end their epochs at the same step."""
+        ...
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The context in which the loop computes losses."""
+        ...
+
+    def publish(self, values: Mapping[str, Tensor]) -> None:
+        """Offer values to whoever watches the training from inside."""
+        ...
+
+    def facts(self) -> Mapping[str, Any]:
+        """What a reader of the record wants to know of the training, as plain values."""
+        ...
