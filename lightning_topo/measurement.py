@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from lightning_topo.quantities import RESERVED_VALUES
+
 GLOBAL = ""
 """The group of a measurement that belongs to the whole network."""
 
@@ -14,6 +16,8 @@ class Measurement:
     `step` counts the optimizer steps that lie behind the measured weights: 0 is the initial network, k the
     network after its k-th step, as in the names of Lightning's checkpoints. `values` may hold NaN and
     infinities; a quantity that has no meaning is left out.
+
+    Raises `ValueError` for a negative step or epoch, and for a value named like a field of the measurement itself.
 
     >>> Measurement(step=3, epoch=0, probe="distortion", group="net.0", values={"critical_ratio": 0.02})
     Measurement(step=3, epoch=0, probe='distortion', group='net.0', values={'critical_ratio': 0.02})
@@ -28,3 +32,9 @@ class Measurement:
     def __post_init__(self) -> None:
         if self.step < 0 or self.epoch < 0:
             raise ValueError(f"expected step >= 0 and epoch >= 0, got {self.step} and {self.epoch}")
+        if not RESERVED_VALUES.isdisjoint(self.values):
+            clash = sorted(RESERVED_VALUES & self.values.keys())
+            raise ValueError(
+                f"{self.probe}: {', '.join(clash)} cannot be the name of a value, because each line of the record has "
+                "a field of that name; choose another"
+            )

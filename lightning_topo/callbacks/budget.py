@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from lightning_topo.callbacks.clock import Clock
 from lightning_topo.callbacks.ranks import Ranks
+from lightning_topo.outputs.clock import Clock
 from lightning_topo.probes import Pacer
 from lightning_topo.probes.pacing import FULL_STEPS
 

@@ -8,15 +8,15 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_topo.callbacks.publish import LogGroups
 from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.callbacks.session import Session
 from lightning_topo.callbacks.settings import MonitorSettings
 from lightning_topo.callbacks.training_loss import first_batch, sample_batch
 from lightning_topo.neurons import NeuronGroup
+from lightning_topo.outputs.record import RunRecord, read_record
 from lightning_topo.phases import TopologyEvent
 from lightning_topo.probes import Distortion, Persistence, Probe, Sharpness
-from lightning_topo.record import RunRecord, read_record
+from lightning_topo.watch.readings import LogGroups
 
 
 class TopologyMonitor(Callback):

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from lightning_topo.callbacks.awaited import Awaited, AwaitedResults
 from lightning_topo.callbacks.capturing import Capturing, is_divided
-from lightning_topo.callbacks.clock import Clock
 from lightning_topo.callbacks.ranks import ElsewhereError, Ranks
 from lightning_topo.homology import Bars, PersistenceDiagram
 from lightning_topo.neurons import NeuronGroup
+from lightning_topo.outputs.clock import Clock
 from lightning_topo.probes import Clouds, Pending, Probe, ProbeResult, ProbeUnavailable, ResultLost
 
 GO_ON = (

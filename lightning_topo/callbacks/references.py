@@ -14,8 +14,8 @@ from torch import Tensor
 from lightning_topo.callbacks.journal import Journal
 from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.neurons import NeuronGroup
+from lightning_topo.outputs.record import RecordWriter
 from lightning_topo.probes import Clouds
-from lightning_topo.record import RecordWriter
 
 
 @dataclass(frozen=True, slots=True)

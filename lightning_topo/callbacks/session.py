@@ -12,7 +12,6 @@ from lightning_topo.callbacks.awaited import lost_result
 from lightning_topo.callbacks.budget import Budget
 from lightning_topo.callbacks.capturing import Capturing, needs_step
 from lightning_topo.callbacks.discovery import discover_together
-from lightning_topo.callbacks.findings import Findings
 from lightning_topo.callbacks.journal import open_journal
 from lightning_topo.callbacks.lightning_internals import batches_stepped, is_last_of_epoch, log_period, torch_optimizer
 from lightning_topo.callbacks.probing import GO_ON, Found, Late, Look, Probing
@@ -23,10 +22,11 @@ from lightning_topo.callbacks.settings import MonitorSettings
 from lightning_topo.callbacks.training_loss import batch_loss
 from lightning_topo.homology import Worker
 from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.outputs.feed import Findings
+from lightning_topo.outputs.record import REPORT, read_record
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 from lightning_topo.probes import Probe
 from lightning_topo.probes.pacing import REPACE_STEPS
-from lightning_topo.record import REPORT, read_record
 
 REPORT_SECONDS = 60.0
 """The report is rewritten during training at most this often."""
@@ -178,7 +178,7 @@ class Session:
         self._reported = self._budget.seconds()
         if self.dirpath is None or not self._settings.report:
             return
-        from lightning_topo.report import write_report
+        from lightning_topo.outputs.page import write_report
 
         with self._timed():
             write_report([read_record(self.dirpath)], self.dirpath / REPORT)

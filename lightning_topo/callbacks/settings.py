@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_topo.callbacks.publish import LogGroups, Publisher
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes import Pacer, Period, Probe
+from lightning_topo.watch.readings import LogGroups, Publisher
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,9 +30,10 @@ class EventName(StrEnum):
     EQUIVARIANCE_BROKEN = "equivariance_broken"
     GAP = "gap"
     PROBE_FAILED = "probe_failed"
+    REWIND = "rewind"
 
 
-DETECTED = frozenset(EventName) - {EventName.GAP, EventName.PROBE_FAILED}
+DETECTED = frozenset(EventName) - {EventName.GAP, EventName.PROBE_FAILED, EventName.REWIND}
 """The events that follow from measurements alone: a replay of the record makes them again."""
 
 

@@ -1,0 +1,1 @@
+"""One training watched, whatever runs its loop."""
