@@ -25,10 +25,10 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from lightning_topo.callbacks.publish import LogGroups, Publisher
-from lightning_topo.callbacks.tracking import Tracking, run_facts
 from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.outputs.trackers.tracking import Tracking, run_facts
 from lightning_topo.phases import Phase
+from lightning_topo.watch.readings import LogGroups, Publisher
 
 STEP = ("critical_ratio", "contraction", "expansion", "log_distortion", "total_contraction", "total_expansion")
 STEP += ("total_log_distortion", "distinct_neurons")

@@ -12,8 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from lightning_topo.report import write_report
-from tests.report.synthetic import large_run
+from lightning_topo.outputs.page import write_report
+from tests.outputs.page.synthetic import large_run
 
 
 def first_paints(page: Path, width: int, repeats: int = 5) -> list[float]:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from lightning_topo.geometry import StepDistortion, step_distortion
     from lightning_topo.homology import PersistenceDiagram, persistence
     from lightning_topo.neurons import NeuronGroup, declare_neurons, find_neuron_groups
+    from lightning_topo.outputs.record import RunRecord, read_record
     from lightning_topo.phases import Phase, TopologyEvent
     from lightning_topo.probes import Distortion, Period, Persistence, ProbeResult, ProbeUnavailable, Sharpness
-    from lightning_topo.record import RunRecord, read_record
     from lightning_topo.stability import SharpnessEstimate, sharpness
 
 _HOMES = {
@@ -37,7 +37,7 @@ _HOMES = {
     "neurons": ("NeuronGroup", "declare_neurons", "find_neuron_groups"),
     "phases": ("Phase", "TopologyEvent"),
     "probes": ("Distortion", "Period", "Persistence", "ProbeResult", "ProbeUnavailable", "Sharpness"),
-    "record": ("RunRecord", "read_record"),
+    "outputs.record": ("RunRecord", "read_record"),
     "stability": ("SharpnessEstimate", "sharpness"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -52,8 +52,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     import torch
 
     from lightning_topo.demo import run
-    from lightning_topo.record import REPORT, read_record
-    from lightning_topo.report import verdict
+    from lightning_topo.outputs.page import verdict
+    from lightning_topo.outputs.record import REPORT, read_record
 
     torch.set_num_threads(1)  # threads cost more than they bring to matrices this small
     monitor, _ = run(lr=arguments.lr, steps=arguments.steps, seed=arguments.seed, save_dir=arguments.save_dir)
@@ -66,8 +66,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from lightning_topo.record import REPORT, read_record
-    from lightning_topo.report import verdict, write_report
+    from lightning_topo.outputs.page import verdict, write_report
+    from lightning_topo.outputs.record import REPORT, read_record
 
     records = [read_record(_run_folder(path)) for path in arguments.runs]
     for record in records:
@@ -92,7 +92,7 @@ def _neurons(arguments: argparse.Namespace) -> int:
 
 
 def _workspace(arguments: argparse.Namespace) -> int:
-    from lightning_topo.report.workspace import push_workspace, write_workspace
+    from lightning_topo.outputs.trackers.workspace import push_workspace, write_workspace
 
     entity, _, project = (arguments.push or "").partition("/")
     if arguments.push is not None and (not entity or not project or "/" in project):

@@ -62,7 +62,7 @@ def test_the_wheel_holds_the_package_its_types_its_assets_and_the_licences_and_n
     names = zipfile.ZipFile(built[0]).namelist()
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_topo").rglob("*.py")}
     assert sources <= set(names)
-    assert {"lightning_topo/py.typed", "lightning_topo/report/assets/page.html"} <= set(names)
+    assert {"lightning_topo/py.typed", "lightning_topo/outputs/page/assets/page.html"} <= set(names)
     assert [name for name in names if name.endswith("licenses/LICENSE")]
     assert [name for name in names if name.endswith("plotly.LICENSE") and "licenses" in name]
     others = [name for name in names if not re.match(r"lightning_topo(-[\d.]+\.dist-info)?/", name)]

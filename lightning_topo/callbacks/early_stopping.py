@@ -8,10 +8,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_topo.callbacks.findings import Findings
 from lightning_topo.callbacks.lightning_internals import epochs_finished, is_trial_run, misconfigured
 from lightning_topo.callbacks.monitor import monitors
 from lightning_topo.measurement import GLOBAL
+from lightning_topo.outputs.feed import Findings
 from lightning_topo.phases import EventName
 from lightning_topo.probes import Persistence
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_topo.callbacks.lightning_internals import run_folder, torch_optimizer
-from lightning_topo.callbacks.printer import TrainerPrinter
+from lightning_topo.callbacks.trainer_printer import TrainerPrinter
 from lightning_topo.callbacks.trainer_training import TrainerTraining
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.outputs import Outputs, open_outputs
@@ -19,6 +19,7 @@ from lightning_topo.outputs.record import RunRecord, read_record
 from lightning_topo.phases import PhaseRules, TopologyEvent
 from lightning_topo.probes import Distortion, Persistence, Probe, Sharpness
 from lightning_topo.watch import Watch, WatchSettings
+from lightning_topo.watch.checkpoint import saved_place
 from lightning_topo.watch.readings import LogGroups
 from lightning_topo.watch.settings import Groups
 
@@ -139,17 +140,23 @@ class TopologyMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         saved, self._saved, self.watch = self._saved, None, None
         with self._guarded("could not start, and does not watch this training"):
-            training = TrainerTraining(trainer, pl_module)
+            training, settings = TrainerTraining(trainer, pl_module), self.settings
             outputs = open_outputs(
-                self.settings,
-                folder=self.settings.dirpath or run_folder(trainer) / "topology",
+                settings.dirpath or run_folder(trainer) / "topology",
                 loggers=trainer.loggers,
                 is_first_rank=trainer.is_global_zero,
-                resume=saved,
+                resume=saved_place(saved),
+                step=training.step,
+                epoch=training.epoch,
                 printer=TrainerPrinter(trainer),
+                verbose=settings.verbose,
+                report=settings.report,
+                max_overhead=settings.max_overhead,
+                max_record_bytes=settings.max_record_bytes,
+                on_error=settings.on_error,
             )
             self._training, self._outputs = training, outputs
-            self.watch = Watch(training, self.settings, outputs, saved)
+            self.watch = Watch(training, settings, outputs, saved)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._losses = []

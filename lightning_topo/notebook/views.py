@@ -11,7 +11,6 @@ from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.notebook.frames import diagrams_frame, events_frame, measurements_frame, phases_frame
 from lightning_topo.phases import Phase, TopologyEvent, told
-from lightning_topo.thinning import Thinned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +36,7 @@ class Recorded(Protocol):
     @property
     def groups(self) -> tuple[str, ...]: ...
     @property
-    def thinned(self) -> Thinned | None: ...
+    def thinned(self) -> object | None: ...
     def diagrams(self, step: int) -> Mapping[str, PersistenceDiagram]: ...
 
 

@@ -30,9 +30,13 @@ class EventName(StrEnum):
     EQUIVARIANCE_BROKEN = "equivariance_broken"
     GAP = "gap"
     PROBE_FAILED = "probe_failed"
+    UNSEEN_STEP = "unseen_step"
+    OUTSIDE_CHANGE = "outside_change"
+    UNWATCHED_PARAMETERS = "unwatched_parameters"
+    REWIND = "rewind"
 
 
-DETECTED = frozenset(EventName) - {EventName.GAP, EventName.PROBE_FAILED}
+DETECTED = frozenset(EventName) - {EventName.GAP, EventName.PROBE_FAILED, EventName.REWIND}
 """The events that follow from measurements alone: a replay of the record makes them again."""
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import median
 
-from lightning_topo.watch.clock import Clock
+from lightning_topo.clock import Clock
 
 _WINDOW = 64
 

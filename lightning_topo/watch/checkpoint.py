@@ -70,6 +70,15 @@ class SavedWatch:
         return f" Results that were still being computed are lost unless the record has them: {what}."
 
 
+def saved_place(state: Any) -> tuple[Path | None, str | None] | None:
+    """The run folder and the run that a checkpoint's state names; None where it names none."""
+    try:
+        saved = SavedWatch.read(state)
+    except ValueError:
+        return None
+    return None if saved.run_id is None else (saved.dirpath, saved.run_id)
+
+
 def saved_watch(state: Any, step: int, epoch: int) -> tuple[SavedWatch | None, TopologyEvent | None]:
     """A checkpoint's state (None where there was none), or the event that says why it cannot be used."""
     try:

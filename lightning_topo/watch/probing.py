@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_topo.probes import Capture, Pending, Probe, ProbeResult, ProbeUnavailable, ResultLost
 from lightning_topo.watch.awaited import Awaited, AwaitedResults
-from lightning_topo.watch.clock import Clock
+from lightning_topo.clock import Clock
 from lightning_topo.watch.outcome import Failure, FailureKind, Outcome, joined, plain_values, portable, united
 from lightning_topo.watch.ranks import ElsewhereError, Ranks
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import DetectorState, PhaseRules, TopologyEvent, observe
+from lightning_topo.quantities import OUR_PROBES
 from lightning_topo.watch.output import Output, Run
 from lightning_topo.watch.readings import Readings
 
@@ -35,6 +36,8 @@ class Reporting:
         self.outputs.measurement(measurement)
         if published and self.readings is not None:
             self.readings.take(measurement)
+        if measurement.probe not in OUR_PROBES:  # a user's own names mean what the user says
+            return
         self.detector, events = observe(self.detector, measurement, self.rules)
         for event in events:
             self.event(event)

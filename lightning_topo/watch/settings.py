@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import PhaseRules
 from lightning_topo.probes import Distortion, Period, Persistence, Probe, Sharpness
-from lightning_topo.quantities import PROBES, RESERVED_PROBES
+from lightning_topo.quantities import OUR_PROBES, RESERVED_PROBES
 from lightning_topo.watch.readings import LogGroups, Readings
 from lightning_topo.watch.schedule import Schedule
 
@@ -87,7 +87,7 @@ def _check_probes(probes: Sequence[Probe]) -> None:
             raise TypeError(f"expected probes with a name and a method measure(capture), got {what}")
         names.append(probe.name)
         is_ours = type(probe).__module__.startswith("lightning_topo.")
-        if probe.name in RESERVED_PROBES or (probe.name in PROBES and not is_ours):
+        if probe.name in RESERVED_PROBES or (probe.name in OUR_PROBES and not is_ours):
             raise ValueError(f"expected a probe whose name is not the monitor's own, got {probe.name!r}: rename it")
     if len(set(names)) != len(names):
         raise ValueError(f"expected probes with different names, got {names}")

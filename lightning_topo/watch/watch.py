@@ -105,7 +105,7 @@ class Watch:
     @property
     def events(self) -> Sequence[TopologyEvent]:
         """Everything that has happened, oldest first."""
-        return tuple(self._reporting.events)
+        return tuple(sorted([*self._reporting.events, *self._outputs.noticed], key=lambda event: event.step))
 
     @property
     def has_unseen_steps(self) -> bool:
@@ -278,7 +278,7 @@ class Watch:
         """Find or take the clouds from which distances since the beginning are measured."""
         snapshots, saved = self._snapshots, self._saved
         assert snapshots is not None
-        store: ReferenceStore | None = self._outputs.reference
+        store: ReferenceStore | None = self._outputs.store
         start = snapshots.before(step) or snapshots.now()
         clouds = start.gather(group.name for group in snapshots.active())
         kept = read_back(store, self.groups, clouds, self._ranks) if saved is not None else None
@@ -462,8 +462,9 @@ class Watch:
         # Of several processes rank 0's share, as of the last exchange, so that all publish the same.
         overhead = self.budget.share() if self._ranks.size == 1 else self._overhead
         phase = float(self._reporting.detector.phase)
-        values = {"phase": phase, "overhead": overhead} | self._shares.values()
-        readings.take(Measurement(step, self._training.epoch, "monitor", GLOBAL, values))
+        epoch = self._training.epoch
+        readings.take(Measurement(step, epoch, "phase", GLOBAL, {"phase": phase, "overhead": overhead}))
+        readings.take(Measurement(step, epoch, "coverage", GLOBAL, self._shares.values()))
         self._training.publish(readings.metrics())
         if log:  # on every rank, so that "since the last log" means the same on each
             self._reporting.row(step, self._training.epoch)

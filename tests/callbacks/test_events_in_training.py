@@ -13,8 +13,8 @@ from torch import nn
 
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, read_record
 from lightning_topo.cli import main
+from lightning_topo.outputs.page.outcome import history
 from lightning_topo.phases import DETECTED, EventName, replay
-from lightning_topo.report.outcome import history
 from tests.callbacks.training import Classifier, fit, loader
 
 

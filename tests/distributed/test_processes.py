@@ -133,7 +133,7 @@ def test_the_record_of_rank_0_has_every_diagram_and_every_reference(out, pair, m
     assert ours.diagram_steps == one.diagram_steps
     for step in one.diagram_steps:
         assert list(ours.diagrams(step)) == list(one.diagrams(step))
-    from lightning_topo.record import RecordWriter
+    from lightning_topo.outputs.record import RecordWriter
 
     stored = RecordWriter.resume(out / f"plain-{mode}" / "topology", ours.run_id)
     whole = dict(Net().named_parameters())

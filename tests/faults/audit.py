@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_topo.record import MEASUREMENTS, RunRecord, read_record
-from lightning_topo.report import render_page
+from lightning_topo.outputs.page import render_page
+from lightning_topo.outputs.record import MEASUREMENTS, RunRecord, read_record
 from tests.faults.training import PUBLISHED
 
 Key = tuple[str, int, str, str]

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_topo import Distortion, Persistence, TopologyEarlyStopping, TopologyMonitor, TopologyStepGuard
 from lightning_topo.homology import available_engines
-from lightning_topo.record import EVENTS, MEASUREMENTS, read_record
+from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, read_record
 from tests.faults.audit import audit, opens, published
 from tests.faults.nursery import Nursery, said
 from tests.faults.training import PUBLISHED, Small, last_checkpoint, probes, train

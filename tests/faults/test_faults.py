@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lightning_topo.record import MEASUREMENTS
+from lightning_topo.outputs.record import MEASUREMENTS
 from tests.faults import cases
 from tests.faults.audit import audit
 from tests.faults.nursery import Nursery

@@ -11,10 +11,10 @@ import torch
 from lightning_topo import read_record
 from lightning_topo.homology import persistence
 from lightning_topo.measurement import Measurement
+from lightning_topo.outputs.record import RecordWriter
 from lightning_topo.phases import EventName, Phase, Severity, TopologyEvent
-from lightning_topo.record import RecordWriter
-from tests.callbacks.tracked import dense, hot
 from tests.callbacks.training import fit
+from tests.outputs.trackers.tracked import dense, hot
 
 pytest.importorskip("matplotlib")
 pandas = pytest.importorskip("pandas")

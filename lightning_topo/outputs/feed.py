@@ -1,0 +1,64 @@
+"""What other callbacks are given: the findings of each hook, as soon as there are any."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lightning_topo.homology import PersistenceDiagram
+from lightning_topo.measurement import Measurement
+from lightning_topo.phases import TopologyEvent
+from lightning_topo.quantities import RESERVED_PROBES
+from lightning_topo.watch.output import Run
+
+_FOUND = RESERVED_PROBES - {"coverage"}
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """The fresh measurements of one look at the network, and what has happened since the look before.
+
+    `measurements` are of those probes alone that measured now. Every callback of the trainer that has a method
+    `on_topology_findings(trainer, pl_module, findings)` is given them, on every rank and before the hook in which the
+    monitor measured ends: the order of the callbacks does not matter.
+    """
+
+    step: int
+    epoch: int
+    measurements: tuple[Measurement, ...]
+    events: tuple[TopologyEvent, ...] = ()
+
+
+@dataclass(slots=True)
+class FeedOutput:
+    """Collects findings until they are taken; on every rank."""
+
+    name: str = field(default="The feed of findings", init=False)
+    _measurements: list[Measurement] = field(init=False, default_factory=list, repr=False)
+    _events: list[TopologyEvent] = field(init=False, default_factory=list, repr=False)
+
+    def start(self, run: Run) -> None:
+        """Nothing."""
+
+    def measurement(self, measurement: Measurement) -> None:
+        """Keep what a probe has found; what the monitor notes of the training is no finding."""
+        if measurement.probe not in _FOUND:
+            self._measurements.append(measurement)
+
+    def event(self, event: TopologyEvent) -> None:
+        """Keep an event."""
+        self._events.append(event)
+
+    def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
+        """Nothing."""
+
+    def end(self, *, in_haste: bool = False) -> None:
+        """Nothing."""
+
+    def take(self) -> Findings | None:
+        """What was found since this was last asked; None where nothing was."""
+        if not self._measurements and not self._events:
+            return None
+        last = (self._measurements or self._events)[-1]
+        found = Findings(last.step, last.epoch, tuple(self._measurements), tuple(self._events))
+        self._measurements.clear()
+        self._events.clear()
+        return found

@@ -1,0 +1,79 @@
+"""The summary of a run as named facts, and the differences between runs as the facts that are not the same."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from lightning_topo.outputs.page.model import RunView
+from lightning_topo.phases import Phase
+
+ABSENT = "not measured"
+NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One line of a run's summary."""
+
+    name: str
+    value: str
+
+
+def phase_words(phase: Phase) -> str:
+    """The name of a phase as people write it.
+
+    >>> phase_words(Phase.EDGE_OF_STABILITY)
+    'Edge of stability'
+    """
+    return phase.name.replace("_", " ").capitalize()
+
+
+def facts(run: RunView) -> tuple[Fact, ...]:
+    """The summary of a run, the same lines for every run."""
+    found = run.outcome
+    peak = found.peak_ratio
+    first = found.breakdowns[0] if found.breakdowns else None
+    return (
+        Fact("Optimizer steps", "none" if found.last_step is None else f"{found.first_step:,} to {found.last_step:,}"),
+        Fact("Phase now", phase_words(found.phase)),
+        Fact("Highest phase", phase_words(found.worst_phase)),
+        Fact("Largest r", ABSENT if peak is None else f"{peak.value:.3g} at step {peak.step:,} in {peak.group}"),
+        Fact("First breakdown", NEVER if first is None else f"step {first.step:,} in {first.group}"),
+        Fact("Edge of stability reached", _at(found.edge_step)),
+        Fact("Curvature bound passed", _at(found.curvature_step)),
+        Fact("Sharpness ratio now", _number(found.final_sharpness_ratio)),
+        Fact("Loss now", _number(found.final_loss)),
+        Fact("Groups of neurons", f"{found.n_groups:,}"),
+        Fact("Neurons", _neurons(run)),
+        Fact("Captured diagrams", f"{run.n_captures:,}"),
+    )
+
+
+def differences(runs: Sequence[RunView]) -> tuple[tuple[str, tuple[str, ...], bool], ...]:
+    """(name, value in each run, whether they differ), those that differ first; then the groups that are not shared."""
+    columns = [facts(run) for run in runs]
+    rows = [
+        (row[0].name, tuple(fact.value for fact in row), any(a.value != b.value for a, b in pairwise(row)))
+        for row in zip(*columns, strict=True)
+    ]
+    shared = set.intersection(*(set(run.groups) for run in runs)) if runs else set()
+    own = tuple(", ".join(group for group in run.groups if group not in shared) or "none" for run in runs)
+    rows.append(("Groups only in this run", own, any(value != "none" for value in own)))
+    return tuple(sorted(rows, key=lambda row: not row[2]))
+
+
+def _neurons(run: RunView) -> str:
+    counts = [(d.n_neurons, d.n_distinct) for d in run.details if d.n_neurons is not None]
+    if not counts:
+        return ABSENT
+    total = sum(n for n, _ in counts if n is not None)
+    merged = sum(max(0, n - distinct) for n, distinct in counts if n is not None and distinct is not None)
+    return f"{total:,}, {merged:,} of them merged" if merged else f"{total:,}"
+
+
+def _at(step: int | None) -> str:
+    return NEVER if step is None else f"step {step:,}"
+
+
+def _number(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.3g}"

@@ -1,0 +1,253 @@
+"""A record as the data of its page: everything that is counted, thinned or rounded, is so here."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from zipfile import BadZipFile
+
+from lightning_topo.figures.captures import Crocker, Pairs, bars, by_blocks, crocker, spread
+from lightning_topo.homology import PersistenceDiagram
+from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.outputs.page.outcome import Outcome, history, series
+from lightning_topo.outputs.page.slides import DiagramSlides, slides
+from lightning_topo.outputs.page.thinning import StepTable, envelope, held, step_table
+from lightning_topo.outputs.page.verdict import sentence
+from lightning_topo.outputs.record import RunRecord
+from lightning_topo.outputs.record.thin import Thinned
+from lightning_topo.phases import Phase, Replay, Severity, TopologyEvent
+
+_GLOBAL_CURVES = (("training", "loss"), ("sharpness", "sharpness_ratio"), ("sharpness", "eta_lambda"))
+_BAND = ("contraction", "expansion", "total_contraction", "total_expansion")
+_CHANGE = ("betti_0", "betti_1", "log_bottleneck_0", "log_bottleneck_1", "log_bottleneck_bound")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How much of a run a page carries, so that it stays small: limits for each run and each group of it."""
+
+    groups: int
+    events: int
+    curve_points: int
+    ratio_columns: int
+    band_columns: int
+    captures: int
+    scales: int
+    slide_numbers: int
+
+    @classmethod
+    def of(cls, n_groups: int, scale: float = 1.0) -> "Budget":
+        """The limits for a page that shows so many groups, over all its runs; `scale` shrinks them all."""
+
+        def share(total: int, least: int, most: int) -> int:
+            return max(least, round(scale * min(most, total / max(1, n_groups))))
+
+        return cls(
+            groups=64,
+            events=round(200 * scale),
+            curve_points=round(2000 * scale),
+            ratio_columns=share(20_000, 30, 1000),
+            band_columns=share(6_000, 20, 600),
+            captures=share(3_200, 15, 160),
+            scales=share(1_800, 16, 60),
+            slide_numbers=share(110_000, 500, 20_000),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ribbon:
+    """The phase of each row (the network, then the groups) from `steps[i]` to `steps[i + 1]`, as codes."""
+
+    steps: tuple[int, ...]
+    codes: tuple[tuple[int | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """What is shown of the chosen group: None where it was not measured."""
+
+    band: StepTable | None
+    change: StepTable | None
+    crocker: Crocker | None
+    slides: DiagramSlides | None
+    n_captures: int
+    n_neurons: int | None
+    n_distinct: int | None
+    n_landmarks: int | None
+    covering_radius: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """One run as the page shows it: `details[i]`, column "i" of `ratio` and row i + 1 of `ribbon` show `groups[i]`."""
+
+    label: str
+    run_id: str
+    verdict: str
+    outcome: Outcome
+    groups: tuple[str, ...]
+    ribbon: Ribbon | None
+    ratio: StepTable | None
+    curves: Mapping[str, StepTable]
+    events: tuple[TopologyEvent, ...]
+    details: tuple[GroupView, ...]
+    n_measurements: int
+    n_captures: int
+    n_unreadable: int
+    n_lost_captures: int
+    thinned: Thinned | None
+
+
+def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
+    """A record as its page shows it, thinned to the budget."""
+    past = history(record)
+    groups = _shown_groups(record, budget.groups)
+    by_group = _by_group(record.measurements)
+    captured, n_lost = _captures(record, groups, budget)
+    curves = {
+        name: envelope(name, points, budget.curve_points)
+        for probe, name in _GLOBAL_CURVES
+        if (points := series(by_group.get(GLOBAL, ()), probe, name))
+    }
+    return RunView(
+        label=label,
+        run_id=record.run_id,
+        verdict=sentence(past.outcome),
+        outcome=past.outcome,
+        groups=groups,
+        ribbon=_ribbon(past.replay, groups),
+        ratio=_ratio(by_group, groups, budget, 0 if record.thinned is None else record.thinned.until_step),
+        curves=curves,
+        events=_loudest(past.events, budget.events),
+        details=tuple(_group_view(by_group.get(group, ()), captured[group], budget) for group in groups),
+        n_measurements=len(record.measurements),
+        n_captures=len(record.diagram_steps),
+        n_unreadable=record.n_unreadable,
+        n_lost_captures=n_lost,
+        thinned=record.thinned,
+    )
+
+
+def _by_group(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    found: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        found.setdefault(measurement.group, []).append(measurement)
+    return found
+
+
+def _shown_groups(record: RunRecord, limit: int) -> tuple[str, ...]:
+    """All groups, or where there are too many those with the largest critical ratios, in the record's order."""
+    groups = record.groups
+    if len(groups) <= limit:
+        return groups
+    peaks = dict.fromkeys(groups, 0.0)
+    for m in record.measurements:
+        if m.group != GLOBAL:
+            ratio = m.values.get("critical_ratio", 0.0)
+            # NaN is never larger.
+            peaks[m.group] = ratio if ratio > peaks[m.group] else peaks[m.group]
+    kept = set(sorted(groups, key=lambda group: -peaks[group])[:limit])
+    return tuple(group for group in groups if group in kept)
+
+
+def _loudest(events: Sequence[TopologyEvent], limit: int) -> tuple[TopologyEvent, ...]:
+    """All events, or where there are too many the most severe, in order; of the last kind that fits, evenly spread."""
+    kept: list[int] = []
+    for severity in (Severity.ERROR, Severity.WARN, Severity.INFO):
+        of_kind = [i for i, event in enumerate(events) if event.severity is severity]
+        kept += spread(of_kind, limit - len(kept)) if len(kept) < limit else ()
+    return tuple(events[i] for i in sorted(kept))
+
+
+def _ribbon(seen: Replay, groups: Sequence[str]) -> Ribbon | None:
+    rows = [seen.phases.get(group, ()) for group in (GLOBAL, *groups)]
+    steps = sorted({step for row in rows for step, _ in row})
+    if not steps:
+        return None
+    return Ribbon(tuple(steps), tuple(_codes(row, steps) for row in rows))
+
+
+def _codes(changes: Sequence[tuple[int, Phase]], steps: Sequence[int]) -> tuple[int | None, ...]:
+    at = dict(changes)
+    codes: list[int | None] = []
+    code = None
+    for step in steps:
+        code = int(at[step]) if step in at else code
+        codes.append(code)
+    return tuple(codes)
+
+
+def _ratio(
+    by_group: Mapping[str, Sequence[Measurement]], groups: Sequence[str], budget: Budget, thinned_until: int
+) -> StepTable | None:
+    found = {str(i): series(by_group.get(group, ()), "distortion", "critical_ratio") for i, group in enumerate(groups)}
+    if not any(found.values()):
+        return None
+    return held(step_table(found, lambda _: max, budget.ratio_columns), thinned_until)
+
+
+def _captures(record: RunRecord, groups: Sequence[str], budget: Budget) -> tuple[dict[str, "_Captures"], int]:
+    """What was captured of each group, and how many captures could not be read."""
+    found = {group: _Captures({}, []) for group in groups}
+    n_lost = 0
+    for step in spread(record.diagram_steps, budget.captures):
+        try:
+            diagrams = record.diagrams(step)
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            n_lost += 1
+            continue
+        for group, blocks in by_blocks(diagrams, groups).items():
+            found[group].bars[step] = bars(blocks)
+            found[group].latest[:] = blocks
+    return found, n_lost
+
+
+@dataclass(frozen=True, slots=True)
+class _Captures:
+    """The bars of a group by step, and the diagrams of its blocks as captured last."""
+
+    bars: dict[int, tuple[Pairs, ...]]
+    latest: list[PersistenceDiagram]
+
+
+def _group_view(measurements: Sequence[Measurement], captured: "_Captures", budget: Budget) -> GroupView:
+    captures, latest = captured.bars, captured.latest
+    distinct = [
+        int(value) for _, value in series(measurements, "distortion", "distinct_neurons") if 0.0 <= value < math.inf
+    ]
+    return GroupView(
+        band=_table(measurements, "distortion", _BAND, budget),
+        change=_table(measurements, "persistence", _CHANGE, budget),
+        crocker=crocker(captures, budget.scales),
+        slides=_slides(captures, budget.slide_numbers),
+        n_captures=max(len(captures), len(series(measurements, "persistence", "betti_0"))),
+        n_neurons=sum(diagram.n_points for diagram in latest) or max(distinct, default=None),
+        n_distinct=distinct[-1] if distinct else None,
+        n_landmarks=None if all(d.exact for d in latest) else sum(len(d[0]) for d in latest),
+        covering_radius=max((diagram.covering_radius for diagram in latest), default=0.0),
+    )
+
+
+def _slides(captures: Mapping[int, tuple[Pairs, ...]], most: int) -> DiagramSlides | None:
+    """All bars; if those are too many, one of each pixel; if those still are, of fewer captures."""
+    found = slides(captures)
+    if found is not None and found.n_numbers > most:
+        found = slides(captures, merge_pixels=True)
+    if found is not None and found.n_numbers > most:
+        kept = spread(tuple(captures), max(2, len(captures) * most // found.n_numbers))
+        found = slides({step: captures[step] for step in kept}, merge_pixels=True)
+    return found
+
+
+def _table(measurements: Sequence[Measurement], probe: str, names: Sequence[str], budget: Budget) -> StepTable | None:
+    found = {name: points for name in names if (points := series(measurements, probe, name))}
+    if not found:
+        return None
+    return step_table(found, lambda name: min if "contraction" in name else max, budget.band_columns)
+
+
+def page_json(runs: Sequence[RunView]) -> dict[str, Any]:
+    """The data of the page's charts. Groups are told apart by their place, never by a key made of their name."""
+    first = min((r.outcome.first_step for r in runs if r.outcome.first_step is not None), default=0)
+    last = max((r.outcome.last_step for r in runs if r.outcome.last_step is not None), default=0)
+    return {"schema": 1, "first_step": first, "last_step": last, "runs": runs}

@@ -1,0 +1,111 @@
+"""What a run came to: the facts that the verdict, the summary and the comparison of runs are made of."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.outputs.record import RunRecord
+from lightning_topo.phases import DETECTED, EventName, Phase, Replay, TopologyEvent, told
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The largest value of a quantity: where and when it was attained."""
+
+    value: float
+    group: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The facts of one run; None for what was not measured or did not happen.
+
+    `peak_ratio` is the largest critical ratio of those at `n_ratio_steps` steps; `breakdowns` the first breakdown of
+    each group that had one, by step. `phase` is the phase at the last step, `worst_phase` the highest of all.
+    """
+
+    n_groups: int
+    first_step: int | None
+    last_step: int | None
+    phase: Phase
+    worst_phase: Phase
+    n_events: int
+    breakdowns: tuple[TopologyEvent, ...]
+    curvature_step: int | None
+    edge_step: int | None
+    peak_ratio: Peak | None
+    n_ratio_steps: int
+    final_loss: float | None
+    nonfinite_loss_step: int | None
+    final_sharpness_ratio: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A record seen again: the replayed phases, all events in the order of steps, and what the run came to."""
+
+    replay: Replay
+    events: tuple[TopologyEvent, ...]
+    outcome: Outcome
+
+
+def history(record: RunRecord) -> History:
+    """Replay a record's measurements; of the record's own list come the events that no measurement makes (a gap).
+
+    Of a thinned record all events do: fewer measurements would tell another story.
+    """
+    seen = told(record.measurements, record.events, complete=record.thinned is None)
+    other = [event for event in record.events if event.name not in DETECTED]
+    events = tuple(sorted((*seen.detected, *other), key=lambda event: event.step))
+    return History(seen, events, _outcome(record.measurements, events, seen))
+
+
+def _outcome(measurements: Sequence[Measurement], events: Sequence[TopologyEvent], seen_again: Replay) -> Outcome:
+    steps = [m.step for m in measurements]
+    seen = [phase for _, phase in seen_again.phases[GLOBAL]]
+    breakdowns: dict[str, TopologyEvent] = {}
+    for event in events:
+        if event.name is EventName.TOPOLOGY_BREAKDOWN:
+            breakdowns.setdefault(event.group, event)
+    whole = [m for m in measurements if m.group == GLOBAL]
+    losses = series(whole, "training", "loss")
+    nonfinite = [step for step, loss in losses if not math.isfinite(loss)]
+    ratios = series(whole, "sharpness", "sharpness_ratio")
+    return Outcome(
+        n_groups=len({m.group for m in measurements} - {GLOBAL}),
+        first_step=min(steps, default=None),
+        last_step=max(steps, default=None),
+        phase=seen[-1] if seen else Phase.UNKNOWN,
+        worst_phase=max(seen, default=Phase.UNKNOWN),
+        n_events=len(events),
+        breakdowns=tuple(breakdowns.values()),
+        curvature_step=_first_step(events, EventName.CURVATURE_BOUND_EXCEEDED),
+        edge_step=_first_step(events, EventName.EDGE_OF_STABILITY_ENTER),
+        peak_ratio=_peak(measurements),
+        n_ratio_steps=len({m.step for m in measurements if not math.isnan(m.values.get("critical_ratio", math.nan))}),
+        final_loss=losses[-1][1] if losses else None,
+        nonfinite_loss_step=nonfinite[0] if nonfinite else None,
+        final_sharpness_ratio=ratios[-1][1] if ratios else None,
+    )
+
+
+def series(measurements: Iterable[Measurement], probe: str, name: str) -> list[tuple[int, float]]:
+    """One quantity by step, from the measurements of one group."""
+    found = [(m.step, m.values[name]) for m in measurements if m.probe == probe and name in m.values]
+    return sorted(found, key=lambda point: point[0])
+
+
+def _first_step(events: Iterable[TopologyEvent], name: EventName) -> int | None:
+    return next((event.step for event in events if event.name is name), None)
+
+
+def _peak(measurements: Iterable[Measurement]) -> Peak | None:
+    peak: Peak | None = None
+    for m in measurements:
+        ratio = m.values.get("critical_ratio", math.nan)
+        # A comparison with NaN is false: NaN never becomes the peak.
+        if m.group != GLOBAL and ratio >= (0.0 if peak is None else peak.value):
+            peak = peak if peak is not None and ratio == peak.value else Peak(ratio, m.group, m.step)
+    return peak

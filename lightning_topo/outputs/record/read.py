@@ -1,0 +1,215 @@
+"""A record read back: nothing that it holds is executed, and nothing in it is trusted."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from lightning_topo.homology import Bars, PersistenceDiagram
+from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.notebook import RecordViews
+from lightning_topo.outputs.record.archive import read_arrays
+from lightning_topo.outputs.record.branch import REWIND, rewind_floors
+from lightning_topo.outputs.record.jsonl import Line, read_objects
+from lightning_topo.outputs.record.layout import (
+    EVENTS,
+    HISTORY,
+    MEASUREMENTS,
+    Parent,
+    diagram_path,
+    diagram_steps,
+    read_header,
+)
+from lightning_topo.outputs.record.thin import N_MERGED, PROBE, Thinned
+from lightning_topo.phases import EventName, Severity, TopologyEvent
+from lightning_topo.quantities import COVERAGE_STATES
+
+LINE_KEYS = ("step", "epoch", "probe", "group", "reference_step", N_MERGED)
+_LARGEST_STEP = 1 << 53
+
+_T = TypeVar("_T")
+_Stepped = TypeVar("_Stepped", Measurement, TopologyEvent)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord(RecordViews):
+    """A record as read back from its folder; as frames and figures, see `RecordViews`.
+
+    `n_unreadable` counts lines that are no JSON (a killed process can leave one, at the end). Where a resumed run
+    measured a step again, the later measurement stands; `n_abandoned` lines that lie behind a rewind are left out.
+    `thinned` says what a record that has reached its size holds no more; None where it is whole. A run that began from
+    another's checkpoint has a `parent`, and in `history` and `history_events` what that one recorded up to there.
+    """
+
+    dirpath: Path
+    run_id: str
+    measurements: tuple[Measurement, ...] = ()
+    events: tuple[TopologyEvent, ...] = ()
+    diagram_steps: tuple[int, ...] = ()
+    n_unreadable: int = 0
+    thinned: Thinned | None = None
+    parent: Parent | None = None
+    history: tuple[Measurement, ...] = ()
+    history_events: tuple[TopologyEvent, ...] = ()
+    n_abandoned: int = 0
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the measured groups, in the order of their first measurement."""
+        return tuple(dict.fromkeys(m.group for m in self.measurements if m.group != GLOBAL))
+
+    def diagrams(self, step: int) -> dict[str, PersistenceDiagram]:
+        """The persistence diagrams of every group, as captured at a step of `diagram_steps`."""
+        return _read_diagrams(diagram_path(self.dirpath, step))
+
+
+def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
+    """Read a run folder, also while its run is still being written.
+
+    Raises `FileNotFoundError` where there is no record and `ValueError` where it has another schema.
+    """
+    folder = Path(dirpath)
+    if not (folder / MEASUREMENTS).is_file():
+        raise FileNotFoundError(f"expected a run folder with {MEASUREMENTS}, found none in {folder}")
+    header = read_header(folder / MEASUREMENTS)
+    measured = _measurements(islice(read_objects(folder / MEASUREMENTS), 1, None))
+    happened = _events(islice(read_objects(folder / EVENTS), 1, None))
+    # A copy of what another run has recorded: its own rewinds were left out as it was made.
+    older = _measurements(read_objects(folder / HISTORY / MEASUREMENTS))
+    older_events = _events(read_objects(folder / HISTORY / EVENTS))
+    return RunRecord(
+        folder,
+        header.run_id,
+        measured.found,
+        happened.found,
+        tuple(diagram_steps(folder)),
+        measured.n_unreadable + happened.n_unreadable,
+        measured.thinned,
+        header.parent,
+        older.found,
+        older_events.found,
+        measured.n_abandoned + happened.n_abandoned,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Lines(Generic[_T]):
+    """What the lines of one file say."""
+
+    found: tuple[_T, ...]
+    n_unreadable: int
+    n_abandoned: int
+    thinned: Thinned | None = None
+
+
+def _measurements(lines: Iterable[Line]) -> _Lines[Measurement]:
+    kept: dict[tuple[int, str, str], tuple[int, Measurement]] = {}
+    rewinds: list[tuple[int, int | None]] = []
+    n_unreadable, gone = 0, None
+    for i, line in enumerate(lines):
+        try:
+            m = _measurement(line)
+            if m.probe == PROBE:
+                gone = Thinned.of(m.values)
+            elif m.probe == REWIND:
+                rewinds.append((i, m.step))
+            else:
+                # Popped first, so that a step measured again also takes its place in the order again.
+                kept.pop((m.step, m.probe, m.group), None)
+                kept[m.step, m.probe, m.group] = i, m
+        except (KeyError, TypeError, ValueError, OverflowError):
+            n_unreadable += 1
+    found, n_abandoned = _live(list(kept.values()), rewinds)
+    return _Lines(found, n_unreadable, n_abandoned, gone)
+
+
+def _events(lines: Iterable[Line]) -> _Lines[TopologyEvent]:
+    kept: dict[str, tuple[int, TopologyEvent]] = {}
+    rewinds: list[tuple[int, int | None]] = []
+    n_unreadable = 0
+    for i, line in enumerate(lines):
+        try:
+            event = _event(line)
+            if event.name is EventName.REWIND:
+                rewinds.append((i, event.step))
+            # An event that a resumed run has met again takes its place in the order again.
+            kept.pop(repr(event), None)
+            kept[repr(event)] = i, event
+        except (KeyError, TypeError, ValueError, OverflowError):
+            n_unreadable += 1
+    found, n_abandoned = _live(list(kept.values()), rewinds)
+    return _Lines(found, n_unreadable, n_abandoned)
+
+
+def _live(
+    kept: Sequence[tuple[int, _Stepped]], rewinds: Sequence[tuple[int, int | None]]
+) -> tuple[tuple[_Stepped, ...], int]:
+    """Without what a later rewind has abandoned, in the order of lines; how many are left out."""
+    floors = rewind_floors(rewinds)
+    live, at = [], 0
+    for i, thing in kept:
+        while at < len(floors) and floors[at][0] <= i:
+            at += 1
+        if at == len(floors) or thing.step <= floors[at][1]:
+            live.append(thing)
+    return tuple(live), len(kept) - len(live)
+
+
+def _measurement(line: Line) -> Measurement:
+    where = _checked(line, step=int, epoch=int, probe=str, group=str)
+    return Measurement(
+        **where, values={name: _number(name, value) for name, value in line.items() if name not in LINE_KEYS}
+    )
+
+
+def _number(name: str, value: Any) -> float:
+    if name == "state" and value in COVERAGE_STATES:
+        return float(COVERAGE_STATES.index(value))
+    return float(value)
+
+
+def _event(line: Line) -> TopologyEvent:
+    # A message and a remedy may be missing, as they were in older records.
+    words = _checked({"message": "", "remedy": "", **line}, step=int, epoch=int, group=str, message=str, remedy=str)
+    value, threshold = (None if line[name] is None else float(line[name]) for name in ("value", "threshold"))
+    name, severity = EventName(line["name"]), Severity(line["severity"])
+    return TopologyEvent(name, severity=severity, value=value, threshold=threshold, **words)
+
+
+def _checked(line: Mapping[str, Any], **kinds: type) -> dict[str, Any]:
+    """These fields, each of its type; a count must be one that a float holds exactly."""
+    for name, kind in kinds.items():
+        value = line[name]
+        if type(value) is not kind or (kind is int and not 0 <= value <= _LARGEST_STEP):
+            raise TypeError(f"expected {name} of type {kind.__name__}, got {value!r}")
+    return {name: line[name] for name in kinds}
+
+
+def _read_diagrams(path: Path) -> dict[str, PersistenceDiagram]:
+    stored = read_arrays(path)
+    try:
+        meta = json.loads(str(stored["meta"]))
+        return {str(group): _diagram(stored, group, fields) for group, fields in meta.items()}
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"expected diagrams with their meta data in {path}, got {error!r}") from error
+
+
+def _diagram(stored: Mapping[str, np.ndarray], group: str, fields: Mapping[str, Any]) -> PersistenceDiagram:
+    bars: list[Bars] = []
+    while (array := stored.get(f"{group}/H{len(bars)}")) is not None:
+        # NaN is in no order with anything.
+        if array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] != 2 or not (array >= 0.0).all():
+            raise ValueError(
+                f"expected births and deaths of shape (m, 2) in {group!r}, got {array.dtype} {array.shape}"
+            )
+        bars.append(Bars(*torch.from_numpy(array).unbind(dim=1)))
+    n_points, engine, exact = int(fields["n_points"]), str(fields["engine"]), bool(fields["exact"])
+    return PersistenceDiagram(
+        tuple(bars), n_points, float(fields["diameter"]), float(fields["covering_radius"]), engine, exact
+    )

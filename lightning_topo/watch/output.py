@@ -1,0 +1,89 @@
+"""Where a run's measurements and events go: what the engine hands out, and to what."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lightning_topo.homology import PersistenceDiagram
+from lightning_topo.measurement import Measurement
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.phases import TopologyEvent
+from lightning_topo.watch.readings import Readings
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What every output is given when a run begins or goes on.
+
+    `settings` and `facts` (optimizer, learning rate, ...) are plain values: they may leave the machine.
+    """
+
+    groups: Sequence[NeuronGroup]
+    readings: Readings
+    settings: Mapping[str, Any]
+    step: int = 0
+    epoch: int = 0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Output(Protocol):
+    """Where a run's measurements and events go: five verbs; one that fails harms no other."""
+
+    def start(self, run: Run) -> None:
+        """The run begins, or goes on after a resume."""
+        ...
+
+    def measurement(self, measurement: Measurement) -> None:
+        """Take in one measurement."""
+        ...
+
+    def event(self, event: TopologyEvent) -> None:
+        """Take in one event."""
+        ...
+
+    def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
+        """Take in the diagrams of one capture."""
+        ...
+
+    def end(self, *, in_haste: bool = False) -> None:
+        """The run is over; `in_haste` where it broke off: only what takes milliseconds."""
+        ...
+
+
+class ReferenceStore(Protocol):
+    """Keeps the clouds from which distances since the beginning are measured."""
+
+    def reference(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> None:
+        """Keep the clouds of `step`, each with its group's name."""
+        ...
+
+    def read_reference(self, group: str) -> Tensor | None:
+        """The cloud kept of a group; None where there is none."""
+        ...
+
+
+class RunOutputs(Output, Protocol):
+    """All outputs of one run together; `record` keeps the clouds of the beginning, on the first rank alone."""
+
+    @property
+    def dirpath(self) -> Path | None:
+        """The run folder; None where there is no record."""
+        ...
+
+    @property
+    def run_id(self) -> str | None:
+        """The record's name of the run; None where there is no record."""
+        ...
+
+    @property
+    def store(self) -> ReferenceStore | None:
+        """Where the clouds of the beginning are kept; None on other ranks than the first."""
+        ...
+
+    @property
+    def noticed(self) -> Sequence[TopologyEvent]:
+        """Events that the outputs themselves have made and sent."""
+        ...

@@ -1,0 +1,275 @@
+"""The page as a person meets it, in Chromium."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from lightning_topo.outputs.page import verdict
+from lightning_topo.outputs.page.outcome import history
+from lightning_topo.outputs.record import RunRecord
+from tests.outputs.page.conftest import Browser
+from tests.outputs.page.synthetic import HOSTILE
+
+pytestmark = pytest.mark.browser
+
+SMALL_TEXT = """() => [...document.querySelectorAll("body *")].flatMap((node) => {
+  const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim());
+  const size = parseFloat(getComputedStyle(node).fontSize);
+  const small = own && size < 12 && node.getClientRects().length;
+  return small ? [`${node.tagName} ${node.textContent.trim()}: ${size}`] : [];
+})"""
+CHARTS = ["ribbon", "ratio", "worst", "loss", "sharpness"]
+CHARTS += ["crocker0", "crocker1", "diagram", "total", "step", "betti", "bottleneck"]
+
+
+def traces(page, chart: str, run: int = 0) -> list[dict]:
+    """What Plotly drew, as it holds it."""
+    return page.evaluate(
+        """([chart, run]) => document.querySelector(`[data-chart=${chart}][data-run="${run}"]`).data
+             .map((t) => ({name: t.name, x: Array.from(t.x), y: Array.from(t.y), z: t.z, customdata: t.customdata}))""",
+        [chart, str(run)],
+    )
+
+
+def axis_range(page, chart: str, run: int = 0) -> list[float]:
+    return page.evaluate(
+        "([c, r]) => document.querySelector(`[data-chart=${c}][data-run='${r}']`).layout.xaxis.range", [chart, run]
+    )
+
+
+def wait_until(page, settled: Callable[[], bool]) -> None:
+    """Waits up to 30 s: charts draw when they are seen, and the page's policy forbids Playwright's own waiting."""
+    for _ in range(300):
+        if settled():
+            return
+        page.wait_for_timeout(100)
+    pytest.fail("the page did not settle within 30 s")
+
+
+def recorded(record: RunRecord, group: str, name: str) -> tuple[list[int], list[float]]:
+    found = [(m.step, m.values[name]) for m in record.measurements if m.group == group and name in m.values]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, demo: RunRecord):
+    return browser.open([demo])
+
+
+def test_the_verdict_and_every_pane_are_there(page, demo: RunRecord) -> None:
+    assert page.text_content("#verdict") == verdict(demo)
+    drawn = page.eval_on_selector_all(".plot[data-drawn] .main-svg", "nodes => nodes.map(n => n.closest('.plot'))")
+    assert len(drawn) >= len(CHARTS)
+    assert page.eval_on_selector_all(".plot", "nodes => nodes.map(n => n.dataset.chart)") == CHARTS
+    assert page.query_selector(".plot.absent") is None
+    assert page.errors == []
+
+
+@pytest.mark.parametrize(
+    ("chart", "group", "name"),
+    [("loss", "", "loss"), ("sharpness", "", "sharpness_ratio"), ("betti", "net.2", "betti_0")],
+)
+def test_lines_show_the_recorded_numbers(page, demo: RunRecord, chart: str, group: str, name: str) -> None:
+    steps, values = recorded(demo, group, name)
+    line = traces(page, chart)[0]
+    assert line["x"] == steps
+    assert line["y"] == pytest.approx(values, rel=5.1e-4)
+
+
+def test_the_ratio_map_shows_every_measured_step(page, demo: RunRecord) -> None:
+    heat = traces(page, "ratio")[0]
+    for row, group in enumerate(demo.groups):
+        steps, values = recorded(demo, group, "critical_ratio")
+        assert heat["x"] == [step - 0.5 for step in steps] + [steps[-1] + 0.5]
+        assert heat["customdata"][row] == pytest.approx(values, rel=5.1e-4)
+        logs = [math.log10(value) for value in values[1:]]
+        assert heat["z"][row][1:] == pytest.approx(logs, abs=5e-4)
+
+
+def test_the_ribbon_shows_the_phases_and_the_events(page, demo: RunRecord) -> None:
+    past = history(demo)
+    heat, marks = traces(page, "ribbon")
+    assert heat["z"][0] == [int(phase) for _, phase in past.replay.phases[""]]
+    assert marks["x"] == [event.step for event in past.events]
+    rows = page.query_selector_all("#events tbody tr")
+    assert [row.query_selector("b").text_content() for row in rows] == [f"{event.step:,}" for event in past.events]
+    assert past.events[0].remedy in rows[0].text_content()
+
+
+def test_the_slider_pages_through_the_diagrams(page, demo: RunRecord) -> None:
+    slider = page.locator("#capture")
+    slider.focus()
+    assert page.text_content("#capture-step") == "step 800"
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    step = demo.diagram_steps[1]
+    assert page.text_content("#capture-step") == f"step {step}"
+    diagram = demo.diagrams(step)["net.2"]
+    last = pytest.approx(max(diagram[1].deaths.tolist()), abs=1e-3)
+    wait_until(page, lambda: max(traces(page, "diagram")[1]["y"]) == last)
+    h0, h1 = traces(page, "diagram")
+    assert h0["customdata"].count("never") == 1
+    assert sorted(h0["y"])[:-1] == pytest.approx(sorted(diagram[0].deaths.tolist())[:-1], abs=1e-3)
+    assert sorted(h1["y"]) == pytest.approx(sorted(diagram[1].deaths.tolist()), abs=1e-3)
+    assert "64 bars in H0" in page.text_content("#diagram .note")
+
+
+def test_the_group_picker_changes_every_chart_of_a_group(page, demo: RunRecord) -> None:
+    page.select_option("#group", "net.0")
+    wait_until(page, lambda: "net.0" in page.text_content("#band .of"))
+    page.locator("#change").scroll_into_view_if_needed()
+    _, betti = recorded(demo, "net.0", "betti_0")
+    wait_until(page, lambda: traces(page, "betti")[0]["y"] == pytest.approx(betti))
+    assert traces(page, "betti")[0]["y"] == pytest.approx(betti)
+    _, low = recorded(demo, "net.0", "total_contraction")
+    assert min(traces(page, "total")[0]["y"]) == pytest.approx(min(low), rel=1e-3)
+    counts = traces(page, "crocker0")[0]["customdata"]
+    assert [max(row[i] for row in counts) for i in range(33)] == [64] * 33
+    page.select_option("#group", "net.2")
+
+
+def test_all_charts_share_one_step_axis_and_zoom_together(page) -> None:
+    on_steps = [chart for chart in CHARTS if chart != "diagram"]
+
+    def shown() -> set[tuple[float, ...]]:
+        return {tuple(axis_range(page, chart)) for chart in on_steps}
+
+    wait_until(page, lambda: shown() == {(-0.5, 800.5)})
+    page.fill("#from", "100")
+    page.press("#from", "Enter")
+    page.fill("#to", "300")
+    page.press("#to", "Enter")
+    wait_until(page, lambda: shown() == {(99.5, 300.5)})
+    page.click("#reset")
+    wait_until(page, lambda: shown() == {(-0.5, 800.5)})
+
+
+def test_dragging_over_one_chart_zooms_all(browser: Browser, demo: RunRecord) -> None:
+    page = browser.open([demo])
+    chart = page.locator("[data-chart=worst] .nsewdrag")
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
+    page.mouse.up()
+    wait_until(page, lambda: axis_range(page, "ribbon") == pytest.approx([200, 400], abs=5))
+    wait_until(page, lambda: axis_range(page, "ratio") == axis_range(page, "ribbon"))
+    page.close()
+
+
+def test_controls_can_be_reached_by_keyboard(page) -> None:
+    page.click("#verdict")
+    reached = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+    assert [name for name in reached if name][:4] == ["group", "from", "to", "capture"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "theme", "width"),
+    [
+        *((kind, theme, width) for kind in ("demo", "hostile") for theme in ("light", "dark") for width in (1280, 390)),
+        ("large", "dark", 390),
+    ],
+)
+def test_pages_fit_and_can_be_read(
+    browser: Browser, request: pytest.FixtureRequest, kind: str, theme: str, width: int
+) -> None:
+    page = browser.open([request.getfixturevalue(kind)], width, theme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(SMALL_TEXT) == []
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    ink = page.evaluate("document.querySelector('[data-chart=worst]').layout.font.color")
+    assert (paper, ink) == {
+        "light": ("rgb(245, 246, 248)", "#1c2430"),
+        "dark": ("rgb(17, 21, 27)", "#e8ecf2"),
+    }[theme]
+    assert page.errors == []
+    page.close()
+
+
+def test_hostile_names_show_as_they_are(browser: Browser, hostile: RunRecord) -> None:
+    page = browser.open([hostile])
+    shown = [name.replace("\u202e", "\\u202e") for name in HOSTILE]
+    options = page.eval_on_selector_all("#group option", "nodes => nodes.map(n => n.value)")
+    assert options == shown
+    labels = page.eval_on_selector_all("[data-chart=ratio] .ytick text", "nodes => nodes.map(n => n.textContent)")
+    assert "__proto__" in labels
+    assert any(label.startswith("<b>x</b> & &") for label in labels)
+    assert page.query_selector("[data-chart=ratio] .ytick tspan[style*=bold]") is None
+    page.select_option("#group", HOSTILE[1])
+    assert HOSTILE[1] in page.text_content("#band .of")
+    assert page.errors == []
+    page.close()
+
+
+def test_events_that_are_left_out_are_counted_where_they_are_missed(browser: Browser, large: RunRecord) -> None:
+    page = browser.open([large])
+    wait_until(page, lambda: page.query_selector("[data-chart=ribbon]").evaluate("node => node.data !== undefined"))
+    [count] = page.eval_on_selector_all(
+        "#verdict", "nodes => nodes.map(n => n.textContent.match(/([0-9,]+) events/)[1])"
+    )
+    note = page.text_content("#ribbon .panel .note")
+    assert note.startswith(f"Of {count} events 200 have a mark")
+    rows = page.eval_on_selector_all("table.events tbody tr", "nodes => nodes.map(n => n.lastChild.textContent)")
+    assert len(rows) == len(traces(page, "ribbon")[1]["x"]) == 200
+    # A remedy is spelt out once.
+    spelt_out = [remedy for remedy in rows if not remedy.startswith("As at step ")]
+    assert len(spelt_out) == len(set(spelt_out)) < 10
+    page.close()
+
+
+def test_infinite_and_missing_ratios_do_not_pass_for_numbers(browser: Browser, hostile: RunRecord) -> None:
+    page = browser.open([hostile])
+    heat = traces(page, "ratio")[0]
+    _, values = recorded(hostile, HOSTILE[0], "critical_ratio")
+    for z, value in zip(heat["z"][0], values, strict=True):
+        assert (z is None) == math.isnan(value)
+        assert z is None or z <= 1.0
+    page.close()
+
+
+@pytest.mark.parametrize("kind", ["empty", "one_step"])
+def test_what_was_not_measured_is_said_in_place(browser: Browser, request: pytest.FixtureRequest, kind: str) -> None:
+    page = browser.open([request.getfixturevalue(kind)])
+    absent = page.eval_on_selector_all(".plot.absent", "nodes => nodes.map(n => n.dataset.chart)")
+    expected = [] if kind == "empty" else ["ribbon", "ratio", "worst", "total", "step"]
+    assert absent == [chart for chart in CHARTS if chart not in expected]
+    assert all(page.eval_on_selector_all(".plot.absent", "nodes => nodes.map(n => n.textContent.length > 10)"))
+    assert not page.locator(".slider").is_visible()
+    assert page.errors == []
+    page.close()
+
+
+def test_runs_side_by_side(browser: Browser, demo: RunRecord, control: RunRecord) -> None:
+    page = browser.open([demo, control])
+    assert page.eval_on_selector_all(".verdict", "nodes => nodes.map(n => n.textContent)") == [
+        verdict(demo),
+        verdict(control),
+    ]
+    differing = page.eval_on_selector_all("tr.differs th", "nodes => nodes.map(n => n.textContent)")
+    assert {"Optimizer steps", "Edge of stability reached"} <= set(differing)
+    assert axis_range(page, "loss", 0) == axis_range(page, "loss", 1) == [-0.5, 800.5]
+    ranges = page.eval_on_selector_all("[data-chart=sharpness]", "nodes => nodes.map(n => n.layout.yaxis.range)")
+    assert ranges[0] == ranges[1]
+    left, right = (page.locator(f'[data-chart=loss][data-run="{run}"]').bounding_box() for run in (0, 1))
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
+    # On the common axis a run is drawn as far as it has come, and no further.
+    for chart in ("ribbon", "ratio"):
+        assert [traces(page, chart, run)[0]["x"][-1] for run in (0, 1)] == [800.5, 400.5]
+    page.select_option("#group", "net.2")
+    assert page.text_content('[data-chart=diagram][data-run="1"]') == "This run has no group of this name."
+    assert page.errors == []
+    page.close()
+
+
+def test_a_change_of_theme_redraws(browser: Browser, demo: RunRecord) -> None:
+    page = browser.open([demo])
+    page.emulate_media(color_scheme="dark")
+    ink = "document.querySelector('[data-chart=worst]').layout.font.color"
+    wait_until(page, lambda: page.evaluate(ink) == "#e8ecf2")
+    page.close()

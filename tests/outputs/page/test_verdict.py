@@ -1,0 +1,139 @@
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_topo.measurement import Measurement
+from lightning_topo.outputs.page import verdict
+from lightning_topo.outputs.page.outcome import history
+from lightning_topo.outputs.page.verdict import above
+from lightning_topo.outputs.record import RunRecord
+
+
+def run(*measurements: Measurement) -> RunRecord:
+    return RunRecord(Path("run"), "id", measurements)
+
+
+def ratio(step: int, value: float, group: str = "net.0") -> Measurement:
+    return Measurement(step, 0, "distortion", group, {"critical_ratio": value})
+
+
+def sharpness(step: int, **values: float) -> Measurement:
+    return Measurement(step, 0, "sharpness", "", values)
+
+
+def series(record: RunRecord, name: str) -> dict[str, list[float]]:
+    """By group, in the order of steps."""
+    found: dict[str, list[float]] = {}
+    for m in record.measurements:
+        if name in m.values:
+            found.setdefault(m.group, []).append(m.values[name])
+    return found
+
+
+def n_events(record: RunRecord) -> int:
+    """How many events the rules of docs/events.md make of a synthetic run, counted from its measurements."""
+    spans = [n_spans(ratios) for ratios in series(record, "critical_ratio").values()]
+    levels = [n_levels(counts) for k in (0, 1) for counts in series(record, f"betti_{k}").values()]
+    whole = series(record, "eta_lambda")[""], series(record, "sharpness_ratio")[""]
+    return sum(spans) + sum(levels) + n_crossings(whole[0], 1.0, 0.8) + n_crossings(whole[1], 0.95, 0.7)
+
+
+def n_spans(ratios: Sequence[float]) -> int:
+    """A beginning where r >= 1, and an end after a hundred steps below."""
+    spans = re.findall("1(?:0{,99}1)*(0{100})?", "".join("1" if r >= 1.0 else "0" for r in ratios))
+    return sum(2 if end else 1 for end in spans)
+
+
+def n_levels(counts: Sequence[float]) -> int:
+    """A Betti number has changed where two captures in a row lie on the same side of it."""
+    told, n = 0, 0
+    for k, (one, other) in enumerate(pairwise(counts)):
+        if k > told and (one - counts[told]) * (other - counts[told]) > 0.0:
+            told, n = k + 1, n + 1
+    return n
+
+
+def n_crossings(values: Sequence[float], enter: float, leave: float) -> int:
+    """In where the median of 3 is at least the one threshold, out where that of 5 is below the other."""
+    inside, n = False, 0
+    for k in range(5, len(values) + 1):
+        turned = median(values[k - 5 : k]) < leave if inside else median(values[k - 3 : k]) >= enter
+        inside, n = inside ^ turned, n + turned
+    return n
+
+
+def test_a_breakdown_comes_first_with_its_group_step_and_ratio(breakdown: RunRecord) -> None:
+    said = f"net.0: topology_breakdown at step 300 (r = 1.31) \u2013 {n_events(breakdown)} events"
+    assert verdict(breakdown) == said
+
+
+def test_more_broken_groups_are_counted() -> None:
+    record = run(ratio(1, 1.5, "b"), ratio(2, 2.0, "a"), ratio(3, 9.0, "c"))
+    assert verdict(record) == "b: topology_breakdown at step 1 (r = 1.5), and later in 2 more groups \u2013 3 events"
+
+
+def test_the_edge_comes_with_a_bound_on_r(demo: RunRecord) -> None:
+    peak = max(m.values["critical_ratio"] for m in demo.measurements if m.probe == "distortion")
+    step = next(e.step for e in history(demo).events if e.name == "edge_of_stability_enter")
+    assert 225 <= step <= 300
+    entered = f"Entered the edge of stability at step {step}; r stayed below {above(peak)}"
+    assert verdict(demo) == f"{entered} \u2013 {n_events(demo)} events"
+
+
+@pytest.mark.parametrize(
+    ("measurements", "expected"),
+    [
+        ((), "Nothing was measured yet \u2013 no events"),
+        ((ratio(0, 0.0),), "Nothing trained yet: only the initial network was measured \u2013 no events"),
+        (
+            (ratio(1, 0.0187), ratio(2, 0.01), sharpness(0, sharpness_ratio=0.1)),
+            "Topology preserved over 2 steps: r stayed below 0.019 \u2013 no events",
+        ),
+        (
+            (ratio(0, 0.0), ratio(800, 0.0187)),
+            "Topology preserved over 800 steps: r stayed below 0.019 at the 2 measured steps \u2013 no events",
+        ),
+        (
+            (ratio(0, 0.0), ratio(1, 0.0)),
+            "Topology preserved over 1 step: r was 0, no neuron moved against another \u2013 no events",
+        ),
+        (
+            tuple(sharpness(k, eta_lambda=1.2) for k in range(4)),
+            "Passed the curvature bound at step 2; the critical ratio r was not measured \u2013 1 event",
+        ),
+        (
+            tuple(sharpness(k, sharpness_ratio=0.3) for k in range(4)),
+            "Below the edge of stability over 3 steps; the critical ratio r was not measured \u2013 no events",
+        ),
+        (
+            (Measurement(5, 0, "training", "", {"loss": 1.0}),),
+            "No phase could be told over 5 steps: the critical ratio r was not measured \u2013 no events",
+        ),
+        (
+            (ratio(0, 0.1), ratio(2, math.nan), Measurement(2, 0, "training", "", {"loss": math.nan})),
+            "Topology preserved over 2 steps: r stayed below 0.11 at the 1 measured step; "
+            "the loss is not finite at step 2 \u2013 1 event",
+        ),
+    ],
+)
+def test_what_is_said_of_each_kind_of_run(measurements: tuple[Measurement, ...], expected: str) -> None:
+    assert verdict(run(*measurements)) == expected
+
+
+def test_recorded_events_of_the_replayed_kinds_are_not_counted_twice(demo: RunRecord, hostile: RunRecord) -> None:
+    doubled = replace(demo, events=history(demo).events)
+    assert verdict(doubled) == verdict(demo)
+    assert {"gap", "probe_failed"} <= {event.name.value for event in history(hostile).events}
+
+
+@given(st.floats(1e-9, 1e9))
+def test_above_is_above_and_close(value: float) -> None:
+    assert value < float(above(value)) <= value * 1.12

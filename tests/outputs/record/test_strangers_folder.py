@@ -1,0 +1,254 @@
+"""A run folder made by someone else: reading it executes nothing, fills no memory, and writes nowhere else."""
+
+import io
+import json
+import os
+import re
+import resource
+import zipfile
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_topo.callbacks.saved import SavedSession
+from lightning_topo.cli import main
+from lightning_topo.homology import persistence
+from lightning_topo.measurement import Measurement
+from lightning_topo.outputs.page import render_page, write_report
+from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordWriter, read_record
+from lightning_topo.outputs.record.archive import read_arrays, write_arrays
+from lightning_topo.outputs.trackers import RunFacts, Tracker
+from lightning_topo.phases import DetectorState, EventName, TopologyEvent
+from lightning_topo.watch.readings import mangled_names
+
+NAMES = (
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    "javascript:alert(3)",
+    '"><img src=x onerror=alert(4)>',
+    "'-alert(5)-'",
+    "../../../etc/x",
+    "/etc/passwd",
+    "..\\..\\x",
+    "a\u202eb\u2028c\x00d",
+    "\ud800",
+    "{{data}}",
+    "<!--<script>",
+)
+
+
+def stranger(folder, names=NAMES):
+    """A record in which every text is chosen to do harm."""
+    writer = RecordWriter.create(folder)
+    cloud = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    for step in (1, 2):
+        for name in names:
+            writer.measurement(Measurement(step, 0, "distortion", name, {"critical_ratio": 1.5, name: 1.0}))
+            writer.event(TopologyEvent(EventName.GAP, step, 0, name, message=name, remedy=name))
+        writer.diagrams(step, {name: persistence(cloud, 1) for name in names if "\ud800" not in name})
+    writer.close()
+    return writer
+
+
+def everything(folder):
+    """Every file below a folder, with its content."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_every_name_stays_text_in_the_report(tmp_path):
+    stranger(tmp_path / "<img src=x>" / "topology")
+    page = render_page([read_record(tmp_path / "<img src=x>" / "topology")])
+    plain = re.sub(r'<script type="text/plain" id="plotly">.*?</script>', "", page, flags=re.DOTALL)
+    assert page.count("<script") == page.count("</script>") == 3
+    assert "<img" not in plain
+    assert "<!--<" not in plain
+    found = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.extend((tag, name) for name, _ in attributes)
+    parser.feed(plain)
+    assert ("td", "title") in found
+    assert not [name for _, name in found if name in ("href", "src", "srcdoc") or name.startswith("on")]
+    data = re.search(r'id="page-data">(.*?)</script>', page, re.DOTALL)[1]
+    assert not set("<>&") & set(data)
+    assert json.loads(data)["runs"][0]["groups"][0] == NAMES[0]
+
+
+def test_reading_and_reporting_write_only_the_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = stranger(tmp_path / "run" / "topology").dirpath
+    before = everything(tmp_path)
+    assert main(["report", str(folder)]) == 0
+    after = everything(tmp_path)
+    assert after.keys() - before.keys() == {folder / "report.html"}
+    assert {path: after[path] for path in before} == before
+
+
+def test_what_is_written_goes_through_no_link(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("mine\n")
+    writer = RecordWriter.create(tmp_path / "topology")
+    writer.close()
+    folder = writer.dirpath
+    # A report, and the temporary name beside it, replaced and not followed.
+    (folder / "report.html").symlink_to(outside / "precious")
+    (folder / f".report.html.{os.getpid()}.tmp").symlink_to(outside / "precious")
+    write_report([read_record(folder)], folder / "report.html")
+    # Lines and arrays of a run that is resumed.
+    (folder / EVENTS).unlink()
+    (folder / EVENTS).symlink_to(outside / "precious")
+    with pytest.raises(OSError, match=EVENTS):
+        RecordWriter.resume(folder, writer.run_id)
+    (folder / EVENTS).unlink()
+    for name in ("diagrams", "reference"):
+        (folder / name).symlink_to(outside, target_is_directory=True)
+    again = RecordWriter.resume(folder, writer.run_id)
+    with pytest.raises(OSError, match="a link"):
+        again.diagrams(1, {"g": persistence(torch.eye(3), 0)})
+    with pytest.raises(OSError, match="a link"):
+        again.reference(1, {"g": torch.eye(3)}.items())
+    assert everything(outside) == {outside / "precious": b"mine\n"}
+
+
+def test_a_checkpoint_cannot_choose_where_a_record_begins(tmp_path):
+    """A resume appends where the run's own record is, and begins a new one only where this training's files go."""
+    elsewhere, wanted = tmp_path / "elsewhere", tmp_path / "logs" / "topology"
+    state = SavedSession(elsewhere, "some run", DetectorState()).to_dict()
+    saved = SavedSession.read(state)
+    writer = RecordWriter.resume(saved.dirpath, saved.run_id, otherwise=wanted)
+    assert writer.dirpath == wanted
+    assert not elsewhere.exists()
+    other = RecordWriter.create(elsewhere)
+    assert RecordWriter.resume(elsewhere, "some run", otherwise=wanted).dirpath.name == "topology-v1"
+    assert RecordWriter.resume(elsewhere, other.run_id, otherwise=wanted).dirpath == elsewhere
+    # A run whose folder has been moved to where its files go now.
+    assert RecordWriter.resume(tmp_path / "gone", writer.run_id, otherwise=wanted).dirpath == wanted
+
+
+def test_figures_of_any_group_stay_in_the_run_folder(tmp_path):
+    class Figure:
+        def savefig(self, path):
+            path.write_text("a figure")
+
+    tracker = Tracker(CSVLogger(tmp_path / "logs"))
+    tracker.began(RunFacts("id", tmp_path / "run" / "topology", {}, []))
+    (tmp_path / "run" / "topology").mkdir(parents=True)
+    for key in mangled_names([*NAMES, "../" * 10 + "x", "a/" + "b" * 5000]).values():
+        tracker.figure(f"topology/{key}/diagram", Figure(), 3)
+    found = everything(tmp_path)
+    assert len(found) >= len(NAMES)
+    assert all(path.resolve().is_relative_to(tmp_path / "run" / "topology" / "figures") for path in found)
+
+
+def test_a_link_in_a_run_folder_is_sent_to_no_tracker(tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "diagram").symlink_to(tmp_path / "secret")
+    (tmp_path / "run" / EVENTS).write_text("")
+    assert [str(name) for _, name in RunFacts("id", tmp_path / "run", {}, []).files()] == [EVENTS]
+
+
+# --- what is made to fill the memory ----------------------------------------------------------------------------------
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def zipped(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("members", "complaint"),
+    [
+        ({"a.npy": npy(np.zeros(3 << 27, np.uint8))}, "unpack to"),
+        ({f"{i}.npy": npy(np.zeros(1 << 26, np.uint8)) for i in range(5)}, "unpack to"),
+        # Headers that promise more than there is.
+        ({"a.npy": npy(np.zeros(8)).replace(b"(8,)", b"(9999999999999,)")}, "promises"),
+        ({"a.npy": npy(np.zeros((2, 4))).replace(b"(2, 4)", b"(-1, 4)")}, "promises"),
+        ({"a.npy": b"\x93NUMPY\x03\x00" + b"\xff" * 40}, "format"),
+        ({"a.npy": npy(np.zeros(2, dtype=[("x", "<f8")]))}, "array of"),
+        ({"a.npy": b"no array"}, "magic"),
+    ],
+)
+def test_archives_that_lie_or_swell_are_an_error(tmp_path, members, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        read_arrays(zipped(tmp_path / "bomb.npz", members))
+
+
+def test_a_size_that_a_zip_lies_about_is_not_exceeded(tmp_path):
+    path = zipped(tmp_path / "lie.npz", {"a.npy": npy(np.zeros(1 << 22, np.uint8))})
+    data = path.read_bytes()
+    size = (1 << 22) + 128
+    assert data.count(size.to_bytes(4, "little")) == 2
+    path.write_bytes(data.replace(size.to_bytes(4, "little"), (1000).to_bytes(4, "little")))
+    with pytest.raises(ValueError, match=r"CRC|promises"):
+        read_arrays(path)
+
+
+def test_names_inside_an_archive_lead_nowhere(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    path = zipped(tmp_path / "in" / "x.npz", {"../../evil.npy": npy(np.ones(2)), "/abs.npy": npy(np.ones(1))})
+    assert read_arrays(path)["../../evil"].tolist() == [1.0, 1.0]
+    assert list(everything(tmp_path)) == [path]
+
+
+def test_lines_without_end_are_read_in_bounded_memory(tmp_path):
+    stranger(tmp_path / "run", names=("g",))
+    with (tmp_path / "run" / MEASUREMENTS).open("ab") as file:
+        file.truncate(file.tell() + (1 << 29))  # half a gigabyte without a newline, that takes no room on the disk
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    record = read_record(tmp_path / "run")
+    assert len(record.measurements) == 2
+    assert record.n_unreadable == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path):
+    writer = stranger(tmp_path / "run", names=("g",))
+    os.mkfifo(tmp_path / "run" / "diagrams" / "step-000000003.npz")
+    (tmp_path / "run" / EVENTS).unlink()
+    os.mkfifo(tmp_path / "run" / EVENTS)
+    record = read_record(tmp_path / "run")
+    assert record.events == ()
+    assert "1 of the captured diagrams could not be read" in render_page([record])
+    (tmp_path / "run" / MEASUREMENTS).unlink()
+    os.mkfifo(tmp_path / "run" / MEASUREMENTS)
+    with pytest.raises(FileNotFoundError):
+        read_record(tmp_path / "run")
+    assert RecordWriter.resume(tmp_path / "run", writer.run_id).dirpath.name == "run-v1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "arrays"),
+    [
+        ({"n_points": "many"}, {}),
+        ({"surprise": 1}, {}),
+        ([], {}),
+        ({}, {"g/H0": np.zeros((2, 3))}),
+        ({}, {"g/H0": np.array([[0.0, np.nan]])}),
+        ({}, {"g/H0": np.zeros((2, 2), dtype=int)}),
+    ],
+)
+def test_diagrams_that_are_none_are_counted(tmp_path, fields, arrays):
+    stranger(tmp_path / "run", names=("g",))
+    whole = {"n_points": 2, "diameter": 1.0, "covering_radius": 0.0, "engine": "x", "exact": True}
+    meta = {"g": fields if isinstance(fields, list) else whole | fields}
+    write_arrays(
+        tmp_path / "run" / "diagrams" / "step-000000002.npz",
+        {"g/H0": np.array([[0.0, 1.0]]), **arrays, "meta": np.array(json.dumps(meta))}.items(),
+    )
+    page = render_page([read_record(tmp_path / "run")])
+    known = fields == {"surprise": 1}  # what is not asked for does no harm
+    assert ("could not be read" in page) != known

@@ -1,0 +1,43 @@
+"""MLflow, started for real on a sqlite store."""
+
+import json
+
+import pytest
+from lightning.pytorch.loggers import MLFlowLogger
+
+from lightning_topo import read_record
+from tests.callbacks.training import fit
+from tests.outputs.trackers.tracked import dense, hot
+
+
+def test_mlflow_holds_values_figures_settings_and_the_record(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    logger = MLFlowLogger("topology", tracking_uri=store, artifact_location=(tmp_path / "artifacts").as_uri())
+    monitor = dense(log_groups="worst", on_error="warn")
+    fit(hot(lr=10.0), [monitor], root=tmp_path, logger=logger, log_every_n_steps=1, max_epochs=2)
+    record = read_record(monitor.dirpath)
+
+    client = mlflow.tracking.MlflowClient(store)
+    logged = {m.step: m.value for m in client.get_metric_history(logger.run_id, "topology/critical_ratio")}
+    worst = {}
+    for m in record.measurements:
+        if m.probe == "distortion":
+            worst[m.step - 1] = max(worst.get(m.step - 1, 0.0), m.values["critical_ratio"])
+    assert logged == pytest.approx(worst, rel=1e-6)
+    assert client.get_run(logger.run_id).data.tags["topology.phase"] in ("BREAKDOWN", "EDGE_OF_STABILITY")
+
+    def files(folder):
+        found = client.list_artifacts(logger.run_id, folder)
+        return [f.path for f in found if not f.is_dir] + [p for f in found if f.is_dir for p in files(f.path)]
+
+    paths = set(files("topology"))
+    assert {"topology/config.json", "topology/record/measurements.jsonl", "topology/record/events.jsonl"} <= paths
+    assert "topology/record/diagrams/step-000000016.npz" in paths
+    assert "topology/crocker/000000015.png" in paths
+    assert not any("reference" in path for path in paths)
+    config = json.loads((tmp_path / "artifacts" / logger.run_id / "artifacts" / "topology/config.json").read_text())
+    assert config["run_id"] == record.run_id
+    assert [group["name"] for group in config["groups"]] == [group.name for group in monitor.groups]
