@@ -2,6 +2,7 @@
 
 from lightning_topo.neurons.declaration import declare_neurons
 from lightning_topo.neurons.discovery import find_neuron_groups
+from lightning_topo.neurons.displacements import DisplacementMeter, gather_rows
 from lightning_topo.neurons.group import NeuronGroup, ParamSlice
 from lightning_topo.neurons.registry import register_rule
 from lightning_topo.neurons.state import gather_state, named_moments
@@ -9,10 +10,12 @@ from lightning_topo.neurons.table import neuron_table
 from lightning_topo.neurons.verify import verify_groups
 
 __all__ = [
+    "DisplacementMeter",
     "NeuronGroup",
     "ParamSlice",
     "declare_neurons",
     "find_neuron_groups",
+    "gather_rows",
     "gather_state",
     "named_moments",
     "neuron_table",

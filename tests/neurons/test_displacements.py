@@ -1,0 +1,68 @@
+"""Displacements along the axes of the parameters against those of the gathered clouds."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_topo.geometry import displacement_lengths
+from lightning_topo.neurons import DisplacementMeter, find_neuron_groups, gather_rows
+from lightning_topo.neurons.group import NeuronGroup, ParamSlice
+
+HEADS = NeuronGroup(
+    "attn",
+    "head_dim",
+    8,
+    (4,),
+    (ParamSlice("qkv", (("unflatten", 0, (3, 4, 8)),), (1, 2)), ParamSlice("out", (("unflatten", 1, (4, 8)),), (1, 2))),
+)
+EXPERTS = NeuronGroup("experts", "expert", 3, (), (ParamSlice("experts.*.weight"), ParamSlice("gate")))
+
+
+def state(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"qkv": (96, 32), "out": (32, 32), "gate": (3, 5)} | {f"experts.{i}.weight": (4, 5) for i in range(3)}
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+
+
+def of_clouds(groups, before, after, centre=False):
+    lengths = []
+    for group in groups:
+        clouds = (group.gather(tensors).unflatten(0, (group.n_blocks, group.n)) for tensors in (before, after))
+        lengths.append(displacement_lengths(*clouds, centre).flatten())
+    return torch.cat(lengths)
+
+
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_as_from_the_clouds(centre, dtype):
+    before, after = state(0, dtype), state(1, dtype)
+    meter = DisplacementMeter.of([HEADS, EXPERTS], before)
+    for start, end in ((before, after), (after, before)):
+        expected = of_clouds([HEADS, EXPERTS], start, end, centre)
+        torch.testing.assert_close(meter.lengths(start, end, centre=centre), expected, rtol=1e-3, atol=0)
+
+
+def test_of_a_model_and_never_below_the_truth():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 3)
+    )
+    groups = find_neuron_groups(model, torch.randn(2, 3, 8, 8))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    after = {name: p + 1e-3 * torch.randn_like(p) for name, p in before.items()}
+    lengths = DisplacementMeter.of(groups, before).lengths(before, after)
+    truth = torch.cat([(g.gather(after).double() - g.gather(before).double()).norm(dim=1) for g in groups])
+    assert bool((lengths >= truth).all())
+    torch.testing.assert_close(lengths, truth, rtol=1e-3, atol=0)
+
+
+def test_rows_alone():
+    tensors, rows = state(0), torch.tensor([[0, 31], [9, 9]])
+    assert torch.equal(gather_rows(HEADS, tensors, rows), HEADS.gather(tensors)[rows])
+
+
+def test_what_does_not_fit():
+    with pytest.raises(ValueError, match="expected tensors keyed by parameter name"):
+        DisplacementMeter.of([HEADS], {"other": torch.zeros(2)})
+    with pytest.raises(ValueError, match="got shape"):
+        DisplacementMeter.of([HEADS], state(0) | {"qkv": torch.zeros(95, 32)})
+    assert len(DisplacementMeter.of([], {}).lengths({}, {})) == 0
