@@ -6,16 +6,12 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
-from lightning_topo.callbacks.capturing import sharded_root
-from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.callbacks.training_loss import run_training_step, training_loss
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.memory import is_out_of_memory
 from lightning_topo.neurons import NeuronGroup, find_neuron_groups, verify_groups
-from lightning_topo.neurons.capture import n_elements, sharding, whole_copy
 from lightning_topo.probes import ProbeUnavailable
 from lightning_topo.probes.batch_loss import half_of
 
@@ -32,35 +28,7 @@ class Problem:
     remedy: str = _REMEDY
 
 
-MOST_WHOLE = 2**28
-"""A sharded module of more parameters than this is traced without values: its groups are found, but not verified."""
-
 Found = tuple[Sequence[NeuronGroup], Sequence[Problem]]
-
-
-def discover_together(
-    groups: Sequence[NeuronGroup] | None, trainer: Trainer, module: LightningModule, batch: Any, seed: int, ranks: Ranks
-) -> Found:
-    """What `discover` finds on rank 0, for every process. A collective.
-
-    Where parameters are sharded, rank 0 looks at a copy of the module as it was before: around whole parameters, as
-    long as it looks, or, from `MOST_WHOLE` parameters on, around none at all. Declared groups need no more than a
-    look at the parameters' shapes.
-    """
-    root = sharded_root(trainer, module)
-    if sharding(root) == "whole":
-        return ranks.first("groups", lambda: discover(groups, trainer, module, batch, seed))
-    values = max(ranks.all("size", n_elements(root))) * (ranks.size if sharding(root) == "fsdp1" else 1) <= MOST_WHOLE
-    copy = cast("LightningModule | None", whole_copy(root, mine=ranks.rank == 0, values=values))
-
-    def look() -> Found:
-        assert copy is not None
-        if values:
-            return discover(groups, trainer, copy, batch, seed)
-        there = tree_map(lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf, batch)
-        return discover(groups, trainer, copy, there, seed, verify=False)
-
-    return ranks.first("groups", look)
 
 
 def discover(

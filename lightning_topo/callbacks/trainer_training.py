@@ -93,9 +93,7 @@ class TrainerTraining:
     def facts(self) -> Mapping[str, Any]:
         """Optimizers, learning rates, hyperparameters, sizes and versions."""
         trainer, hparams = self._trainer, getattr(self.module, "hparams", {})
-        plain = {
-            str(k): v for k, v in dict(hparams).items() if v is None or isinstance(v, bool | int | float | str)
-        }
+        plain = {str(k): v for k, v in dict(hparams).items() if v is None or isinstance(v, bool | int | float | str)}
         first = [optimizer.param_groups[0] for optimizer in self.optimizers]
         return {
             "optimizer": ", ".join(type(optimizer).__name__ for optimizer in self.optimizers),

@@ -15,7 +15,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.probes import BatchLoss, ProbeUnavailable
 from lightning_topo.probes.probe import LossFn
 from lightning_topo.protection import unchanged
@@ -41,14 +40,6 @@ def sample_batch(trainer: Trainer, seed: int, at_least: int = MIN_SAMPLES) -> An
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module.on_before_batch_transfer(batch, 0)
         return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-
-
-def first_batch(trainer: Trainer, batch: Any, ranks: Ranks) -> Any:
-    """The batch that rank 0 trains on first, on this process's device: all must look at the same."""
-    if ranks.size == 1:
-        return batch
-    on_cpu = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, batch)
-    return trainer.strategy.batch_to_device(ranks.first("sharing a batch", lambda: on_cpu), dataloader_idx=0)
 
 
 def _sample(loader: DataLoader, seed: int, at_least: int) -> Any:
@@ -107,15 +98,6 @@ def run_training_step(module: LightningModule, batch: Any) -> Tensor:
     if not isinstance(loss, Tensor):
         raise ValueError(f"expected a loss from training_step, got {type(output).__name__}")
     return loss
-
-
-def batch_loss(trainer: Trainer, outputs: Any) -> float | None:
-    """The loss that this process's batch has had, from what `on_train_batch_end` is given."""
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    if not (isinstance(loss, Tensor) and loss.numel() == 1):
-        return None
-    # Lightning divides by the number of accumulated batches; the loss is the module's own again.
-    return float(loss) * (trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1)
 
 
 def _refuse_unless_pure(module: LightningModule) -> None:

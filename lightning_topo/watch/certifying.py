@@ -9,7 +9,7 @@ from lightning_topo.probes import Distortion, Probe
 from lightning_topo.watch.bounds import Bounds, GroupBound
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.coverage import Certificate, Coverage
-from lightning_topo.watch.outcome import Outcome, joined
+from lightning_topo.watch.outcome import Outcome
 from lightning_topo.watch.probing import Probing
 from lightning_topo.watch.snapshots import Snapshots
 from lightning_topo.watch.steps import Steps
@@ -44,7 +44,9 @@ class Certifying:
     def unseen(self, step: int, names: Sequence[str]) -> None:
         """No hook has seen the update that moved these parameters: the step is open."""
         moved = set(names)
-        groups = [g for g in self._snapshots.own if any(name in moved for piece in g.slices for name in piece.names(g.n))]
+        groups = [
+            g for g in self._snapshots.own if any(name in moved for piece in g.slices for name in piece.names(g.n))
+        ]
         self.coverage.note(step, {group.name: Certificate(StepState.OPEN) for group in groups})
         self.moved_outside()
 
@@ -58,9 +60,10 @@ class Certifying:
         groups = self._snapshots.touched()
         if not groups:
             return []
+        is_first = self._bounds is None
         bounds = self._bound()
         reached = [g for g in groups if not (bounds[g.name].step < LIMIT and bounds[g.name].span < LIMIT)]
-        asked = groups if probe in due else tuple(reached) if self._may_measure(budget) else ()
+        asked = groups if probe in due or is_first else tuple(reached) if self._may_measure(budget) else ()
         outcomes: list[Outcome] = []
         if asked:
             began = budget.seconds()

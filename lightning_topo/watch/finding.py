@@ -1,6 +1,6 @@
 """Finding the neurons of the module that trains, and the loss that it trains on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any

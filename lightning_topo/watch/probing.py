@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lightning_topo.clock import Clock
 from lightning_topo.probes import Capture, Pending, Probe, ProbeResult, ProbeUnavailable, ResultLost
 from lightning_topo.watch.awaited import Awaited, AwaitedResults
-from lightning_topo.clock import Clock
 from lightning_topo.watch.outcome import Failure, FailureKind, Outcome, joined, plain_values, portable, united
 from lightning_topo.watch.ranks import ElsewhereError, Ranks
 

@@ -54,9 +54,7 @@ def read_back(
     return clouds if all(ranks.all("reference", whole)) else None
 
 
-def keep(
-    store: ReferenceStore | None, step: int, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks
-) -> None:
+def keep(store: ReferenceStore | None, step: int, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks) -> None:
     """Hand the clouds of all processes, as they stood after `step`, to rank 0's store. A collective."""
     arriving = _arriving(groups, now, ranks)
     if store is not None:

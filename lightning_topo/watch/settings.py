@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import PhaseRules
 from lightning_topo.probes import Distortion, Period, Persistence, Probe, Sharpness
 from lightning_topo.quantities import OUR_PROBES, RESERVED_PROBES

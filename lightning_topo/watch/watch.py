@@ -1,8 +1,6 @@
 """One training watched from its first step to its last, whichever loop runs it."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from lightning_topo.watch.reporting import Reporting
 from lightning_topo.watch.schedule import Slot
 from lightning_topo.watch.settings import WatchSettings
 from lightning_topo.watch.snapshots import Snapshots
-from lightning_topo.watch.steps import Steps, Update
+from lightning_topo.watch.steps import Steps
 from lightning_topo.watch.training import Training
 
 EXCHANGE_STEPS = 10
@@ -59,9 +57,7 @@ class Watch:
     one process alone (its record, its loggers) is fenced by the outputs.
     """
 
-    def __init__(
-        self, training: Training, settings: WatchSettings, outputs: RunOutputs, saved: Any = None
-    ) -> None:
+    def __init__(self, training: Training, settings: WatchSettings, outputs: RunOutputs, saved: Any = None) -> None:
         self._training, self._settings, self._outputs = training, settings, outputs
         self._ranks = training.ranks
         self.budget = Budget()
@@ -322,7 +318,10 @@ class Watch:
         for probe in probes:
             self._outbox.append(
                 self._probing.run(
-                    probe, lambda previous, p=probe: snapshots.capture(p, step, now, previous), step, self._training.epoch
+                    probe,
+                    lambda previous, p=probe: snapshots.capture(p, step, now, previous),
+                    step,
+                    self._training.epoch,
                 )
             )
 
