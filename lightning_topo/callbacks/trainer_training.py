@@ -12,9 +12,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_topo.callbacks.lightning_internals import batches_stepped, is_last_of_epoch, log_period, torch_optimizer
 from lightning_topo.watch.ranks import Ranks
+from lightning_topo.watch.training import Training
 
 
-class TrainerTraining:
+class TrainerTraining(Training):
     """One `Trainer.fit`, asked for what `lightning_topo.watch.training.Training` names; a collective to make."""
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:

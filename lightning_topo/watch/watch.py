@@ -12,12 +12,12 @@ from lightning_topo.homology import Worker
 from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import DetectorState, EventName, Severity, TopologyEvent
-from lightning_topo.probes import Probe
+from lightning_topo.probes import Distortion, Persistence, Probe
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.certifying import Certifying
 from lightning_topo.watch.checkpoint import SavedWatch, resumed, saved_watch
 from lightning_topo.watch.coverage import Shares
-from lightning_topo.watch.finding import Finding
+from lightning_topo.watch.finding import Finding, Recording
 from lightning_topo.watch.losses import Losses, mean_losses
 from lightning_topo.watch.messages import lost_result, moved_outside, unseen_step, unwatched
 from lightning_topo.watch.outcome import FailureKind, Outcome
@@ -31,7 +31,10 @@ from lightning_topo.watch.settings import WatchSettings
 from lightning_topo.watch.snapshots import Snapshots
 from lightning_topo.watch.steps import Steps
 from lightning_topo.watch.training import Training
+from lightning_topo.watch.training_loss import TrainingLoss
 
+RECORD_EVERY = 4
+"""Where more samples of the loss are wanted, every so many steps are recorded."""
 EXCHANGE_STEPS = 10
 """Several processes tell each other what they have found at least this often."""
 
@@ -72,6 +75,10 @@ class Watch:
         self._losses = Losses()
         self._worker = Worker()
         self._finding = Finding(training, settings.declared, settings.seed)
+        self._recording = Recording(training)
+        self._training_loss = TrainingLoss(training, settings.seed)
+        self._batch: Any = None
+        self._is_recorded = False
         self.steps = Steps(
             training.module,
             on_settle=self._settle_early,
@@ -79,6 +86,7 @@ class Watch:
             keep_copies=self._finding.sharding == "whole",
         )
         self._probing = Probing(settings.probes, self._ranks, {})
+        self._measures_losses = not all(isinstance(probe, Distortion | Persistence) for probe in settings.probes)
         self._snapshots: Snapshots | None = None
         self._certifying: Certifying | None = None
         self._outbox: list[Outcome] = []
@@ -148,7 +156,9 @@ class Watch:
             self.steps.begin()
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)
-            self._finding.begin(batch)
+            if self._records(self._training.step + 1):
+                self._batch, self._is_recorded = batch, True
+                self._recording.begin()
             if self._snapshots is not None:
                 step = self._training.step + 1
                 self._snapshots.before_step(step, self._due("step", step))
@@ -159,13 +169,12 @@ class Watch:
         with self.budget.spending():
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)  # lazy parameters have their shapes now
-            self._finding.loss(loss, scale)
+            self._recording.loss(loss, scale)
 
     def after_backward(self, *, goes_on: bool = False) -> None:
         """A gradient is there; `goes_on` where the step may compute further losses."""
-        if goes_on:
-            with self.budget.spending():
-                self._finding.resume()
+        with self.budget.spending():
+            self._recording.differentiated(goes_on=goes_on)
 
     def before_update(self, optimizer: Optimizer) -> None:
         """An optimizer is about to change its parameters."""
@@ -176,7 +185,7 @@ class Watch:
         """A batch is over; `loss` is the mean loss of this process's batch, undivided and unscaled."""
         self.budget.end_step()
         with self.budget.spending():
-            self._finding.end()
+            self._end_recording()
             step = self._training.step + 1
             stepped = self._has_stepped(step)
             if stepped:
@@ -194,7 +203,6 @@ class Watch:
                 self._outbox += self._probing.collect(step)
                 if self._is_exchange(step, due):
                     self._exchange(step)
-                self._finding.after_step(self.steps)
                 self.steps.advance()
             self._proposed.clear()
             log = stepped and _divides(self._training.log_every_n_steps, step)
@@ -219,7 +227,7 @@ class Watch:
             return False
         self._closed = True
         try:
-            self._finding.end()
+            self._recording.end()
             if in_haste:
                 late = self._probing.give_up("training broke off before it was ready")
             else:
@@ -236,7 +244,7 @@ class Watch:
 
     def release(self) -> None:
         """Leave the training alone: remove all hooks, let copies go, end the worker."""
-        self._finding.end()
+        self._recording.end()
         self.steps.release()
         self._worker.close()
 
@@ -245,15 +253,30 @@ class Watch:
     def find_neurons(self) -> Sequence[NeuronGroup]:
         """Find the neurons on what has been recorded of the present batch so far; a collective."""
         if not self.groups:
-            self.groups = tuple(group for group in self._finding.groups(self.steps) if group.n > 1)
+            self.groups = self._finding.groups(self._recording.so_far(), self._recording.obstacle)
         return self.groups
+
+    def _records(self, step: int) -> bool:
+        """Whether to record the step that begins: the first, and later ones as long as samples are wanted."""
+        if self._snapshots is None:
+            return True
+        return self._measures_losses and self._training_loss.wants_tapes and step % RECORD_EVERY == 0
+
+    def _end_recording(self) -> None:
+        """Keep what this step's losses are made of, for measuring them later."""
+        tapes = self._recording.end()
+        if self._is_recorded and self._measures_losses:
+            self._training_loss.keep(tapes, self._batch)
+            if self._recording.obstacle:
+                self._training_loss.refuse(self._recording.obstacle)
+        self._batch, self._is_recorded = None, False
 
     def _start(self, step: int) -> None:
         """The first step is done: find the neurons, and tell the outputs."""
         training, settings, saved = self._training, self._settings, self._saved
         self.find_neurons()
         self._probing.order |= {group.name: k for k, group in enumerate(self.groups)}
-        self._snapshots = Snapshots(training, self.steps, self.groups, self._finding.training_loss)
+        self._snapshots = Snapshots(training, self.steps, self.groups, self._training_loss)
         self._certifying = Certifying(
             self._snapshots, self.steps, self._probing, limited=settings.max_overhead is not None
         )
@@ -265,7 +288,7 @@ class Watch:
         for problem in self._finding.problems:
             self._fail("neurons", problem.group, problem.message, problem.remedy, step)
         sizes = {name: p.numel() for name, p in training.module.named_parameters()}
-        if (event := unwatched(self._finding.without_group, sizes, step, training.epoch)) is not None:
+        if (event := unwatched(self._finding.uncovered, sizes, step, training.epoch)) is not None:
             self._reporting.event(event)
         self._refer(step)
         self._snapshots.worker = self._worker
