@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -28,6 +28,7 @@ class Run:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Output(Protocol):
     """Where a run's measurements and events go: five verbs; one that fails harms no other."""
 
@@ -52,6 +53,7 @@ class Output(Protocol):
         ...
 
 
+@runtime_checkable
 class ReferenceStore(Protocol):
     """Keeps the clouds from which distances since the beginning are measured."""
 
