@@ -135,7 +135,7 @@ def test_the_record_of_rank_0_has_every_diagram_and_every_reference(out, pair, m
         assert list(ours.diagrams(step)) == list(one.diagrams(step))
     from lightning_topo.outputs.record import RecordWriter
 
-    stored = RecordWriter.resume(out / f"plain-{mode}" / "topology", ours.run_id)
+    stored = RecordWriter.open(out / f"plain-{mode}" / "topology", resume=(None, ours.run_id))
     whole = dict(Net().named_parameters())
     for name, (incoming, outgoing) in {"net.2": (2, 4), "net.6": (6, 8)}.items():  # another process's
         cloud = stored.read_reference(name)

@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def written(tmp_path):
     """A small record with a group of two blocks, an infinity, and a NaN."""
-    writer = RecordWriter.create(tmp_path)
+    writer = RecordWriter.open(tmp_path)
     for step in (1, 2):
         values = {"critical_ratio": math.inf if step == 2 else 0.1, "contraction": 0.5}
         writer.measurement(Measurement(step, 0, "distortion", "heads", values))
@@ -109,7 +109,7 @@ def test_bars_are_rows_with_their_block(written, trained):
 
 
 def test_frames_of_nothing_have_their_columns(tmp_path):
-    RecordWriter.create(tmp_path).close()
+    RecordWriter.open(tmp_path).close()
     record = read_record(tmp_path)
     assert list(record.measurements_frame().columns) == ["step", "epoch", "probe", "group"]
     assert len(record.events_frame().columns) == 9

@@ -205,7 +205,7 @@ def _copy_from(origin: Path | None, parent: Parent, dirpath: Path) -> list[str]:
 
 def _copy_reference(origin: Path, dirpath: Path) -> None:
     source = origin / REFERENCE
-    if not source.is_file():
+    if not source.is_file() or source.is_symlink() or source.parent.is_symlink():
         return
     target = own_folder(dirpath, REFERENCE.parent.name) / REFERENCE.name
     temporary = target.with_name(f".{target.name}.tmp")

@@ -62,7 +62,7 @@ def demo_run(
 ) -> RunRecord:
     """A run like the demo's: sharpening up to the edge of stability, r far below 1, or with a breakdown."""
     rng = np.random.default_rng(seed)
-    writer = RecordWriter.create(folder)
+    writer = RecordWriter.open(folder)
     loss = 0.5
     for step in range(n_steps + 1):
         progress = step / max(1, n_steps)
@@ -106,7 +106,7 @@ def large_run(folder: Path, n_groups: int = 50, n_captures: int = 500, n_neurons
     groups = [
         f"transformer.layers.{i // 3}.{('attention.heads', 'mlp.up', 'mlp.down')[i % 3]}" for i in range(n_groups)
     ]
-    writer = RecordWriter.create(folder)
+    writer = RecordWriter.open(folder)
     for capture in range(n_captures):
         step = 20 * capture
         progress = capture / n_captures
@@ -139,7 +139,7 @@ HOSTILE = (
 
 def hostile_run(folder: Path) -> RunRecord:
     """Names that are markup, or very long, and numbers that are not finite."""
-    writer = RecordWriter.create(folder)
+    writer = RecordWriter.open(folder)
     for step in range(12):
         for i, group in enumerate(HOSTILE):
             ratio = (0.01, math.nan, math.inf, 0.5, 2.0)[(step + i) % 5] if step > 4 else 0.02 * (i + 1)
@@ -158,14 +158,14 @@ def hostile_run(folder: Path) -> RunRecord:
 
 def empty_run(folder: Path) -> RunRecord:
     """A run that has not measured anything."""
-    writer = RecordWriter.create(folder)
+    writer = RecordWriter.open(folder)
     writer.close()
     return read_record(writer.dirpath)
 
 
 def one_step_run(folder: Path) -> RunRecord:
     """The initial network alone, of one group."""
-    writer = RecordWriter.create(folder)
+    writer = RecordWriter.open(folder)
     writer.measurement(distortion(0, "net.0", 0.0, 1.0, 1.0))
     writer.close()
     return read_record(writer.dirpath)

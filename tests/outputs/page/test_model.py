@@ -94,7 +94,7 @@ def test_of_too_many_equal_events_an_even_spread_is_kept(large: RunRecord) -> No
 
 
 def test_blocks_of_a_group_share_its_row(tmp_path: Path) -> None:
-    writer = RecordWriter.create(tmp_path / "run")
+    writer = RecordWriter.open(tmp_path / "run")
     writer.measurement(distortion(0, "heads", 0.0, 1.0, 1.0))
     writer.diagrams(0, {f"heads[{b}]": ring_diagram(8, 1.0, 0.2, b, 2) for b in range(3)})
     writer.close()
@@ -153,7 +153,7 @@ def test_a_measurement_of_an_unknown_probe_changes_nothing(demo: RunRecord) -> N
 
 
 def test_subsampled_diagrams_say_how_far_they_may_be_off(tmp_path: Path) -> None:
-    writer = RecordWriter.create(tmp_path / "run")
+    writer = RecordWriter.open(tmp_path / "run")
     writer.measurement(distortion(0, "net.0", 0.0, 1.0, 1.0))
     diagram = replace(ring_diagram(16, 1.0, 0.2, 0), n_points=900, exact=False, covering_radius=0.25)
     writer.diagrams(0, {"net.0": diagram})
@@ -175,7 +175,7 @@ def test_no_value_of_any_quantity_breaks_the_page(demo: RunRecord, value: float)
 
 
 def test_a_damaged_diagram_file_is_counted(tmp_path: Path) -> None:
-    writer = RecordWriter.create(tmp_path / "run")
+    writer = RecordWriter.open(tmp_path / "run")
     writer.measurement(distortion(0, "net.0", 0.0, 1.0, 1.0))
     for step in (0, 1, 2):
         writer.diagrams(step, {"net.0": ring_diagram(8, 1.0, 0.2, step)})

@@ -49,7 +49,7 @@ def test_a_cut_off_diagram_does_not_hide_the_others(folder):
     from lightning_topo.homology import persistence
     from lightning_topo.outputs.record import RecordWriter
 
-    writer = RecordWriter.resume(folder, "old")
+    writer = RecordWriter.open(folder, resume=(None, "old"))
     for step in (1, 2, 3):
         writer.diagrams(step, {"fc": persistence(torch.randn(8, 2, generator=torch.Generator().manual_seed(step)), 0)})
     writer.close()

@@ -13,7 +13,6 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_topo.callbacks.saved import SavedSession
 from lightning_topo.cli import main
 from lightning_topo.homology import persistence
 from lightning_topo.measurement import Measurement
@@ -21,7 +20,7 @@ from lightning_topo.outputs.page import render_page, write_report
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordWriter, read_record
 from lightning_topo.outputs.record.archive import read_arrays, write_arrays
 from lightning_topo.outputs.trackers import RunFacts, Tracker
-from lightning_topo.phases import DetectorState, EventName, TopologyEvent
+from lightning_topo.phases import EventName, TopologyEvent
 from lightning_topo.watch.readings import mangled_names
 
 NAMES = (
@@ -42,7 +41,7 @@ NAMES = (
 
 def stranger(folder, names=NAMES):
     """A record in which every text is chosen to do harm."""
-    writer = RecordWriter.create(folder)
+    writer = RecordWriter.open(folder)
     cloud = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     for step in (1, 2):
         for name in names:
@@ -90,7 +89,7 @@ def test_what_is_written_goes_through_no_link(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("mine\n")
-    writer = RecordWriter.create(tmp_path / "topology")
+    writer = RecordWriter.open(tmp_path / "topology")
     writer.close()
     folder = writer.dirpath
     # A report, and the temporary name beside it, replaced and not followed.
@@ -101,11 +100,11 @@ def test_what_is_written_goes_through_no_link(tmp_path):
     (folder / EVENTS).unlink()
     (folder / EVENTS).symlink_to(outside / "precious")
     with pytest.raises(OSError, match=EVENTS):
-        RecordWriter.resume(folder, writer.run_id)
+        RecordWriter.open(folder, resume=(folder, writer.run_id))
     (folder / EVENTS).unlink()
     for name in ("diagrams", "reference"):
         (folder / name).symlink_to(outside, target_is_directory=True)
-    again = RecordWriter.resume(folder, writer.run_id)
+    again = RecordWriter.open(folder, resume=(folder, writer.run_id))
     with pytest.raises(OSError, match="a link"):
         again.diagrams(1, {"g": persistence(torch.eye(3), 0)})
     with pytest.raises(OSError, match="a link"):
@@ -113,25 +112,36 @@ def test_what_is_written_goes_through_no_link(tmp_path):
     assert everything(outside) == {outside / "precious": b"mine\n"}
 
 
-def test_a_checkpoint_cannot_choose_where_a_record_begins(tmp_path):
-    """A resume appends where the run's own record is, and begins a new one only where this training's files go."""
+def test_a_checkpoint_cannot_choose_where_a_record_goes(tmp_path):
+    """A run is recorded where this training's files go, whatever folder the checkpoint names."""
     elsewhere, wanted = tmp_path / "elsewhere", tmp_path / "logs" / "topology"
-    state = SavedSession(elsewhere, "some run", DetectorState()).to_dict()
-    saved = SavedSession.read(state)
-    writer = RecordWriter.resume(saved.dirpath, saved.run_id, otherwise=wanted)
+    writer = RecordWriter.open(wanted, resume=(elsewhere, "some run"), step=3)
+    writer.close()
     assert writer.dirpath == wanted
     assert not elsewhere.exists()
-    other = RecordWriter.create(elsewhere)
-    assert RecordWriter.resume(elsewhere, "some run", otherwise=wanted).dirpath.name == "topology-v1"
-    assert RecordWriter.resume(elsewhere, other.run_id, otherwise=wanted).dirpath == elsewhere
-    # A run whose folder has been moved to where its files go now.
-    assert RecordWriter.resume(tmp_path / "gone", writer.run_id, otherwise=wanted).dirpath == wanted
+    other = stranger(elsewhere, names=("g",))
+    before = everything(elsewhere)
+    branch = RecordWriter.open(wanted, resume=(elsewhere, other.run_id), step=3)
+    branch.measurement(Measurement(4, 0, "distortion", "g", {"critical_ratio": 0.5}))
+    branch.close()
+    assert branch.dirpath == tmp_path / "logs" / "topology-v1"
+    assert everything(elsewhere) == before
+
+
+def test_a_link_in_a_parents_folder_is_not_copied(tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    parent = stranger(tmp_path / "parent", names=("g",))
+    (parent.dirpath / "reference").mkdir()
+    (parent.dirpath / "reference" / "clouds.npz").symlink_to(tmp_path / "secret")
+    branch = RecordWriter.open(tmp_path / "own", resume=(parent.dirpath, parent.run_id), step=2)
+    branch.close()
+    assert not (branch.dirpath / "reference").exists()
 
 
 def test_figures_of_any_group_stay_in_the_run_folder(tmp_path):
     class Figure:
-        def savefig(self, path):
-            path.write_text("a figure")
+        def savefig(self, file, format):
+            file.write(b"a figure")
 
     tracker = Tracker(CSVLogger(tmp_path / "logs"))
     tracker.began(RunFacts("id", tmp_path / "run" / "topology", {}, []))
@@ -143,12 +153,39 @@ def test_figures_of_any_group_stay_in_the_run_folder(tmp_path):
     assert all(path.resolve().is_relative_to(tmp_path / "run" / "topology" / "figures") for path in found)
 
 
-def test_a_link_in_a_run_folder_is_sent_to_no_tracker(tmp_path):
+def test_no_figure_goes_through_a_link(tmp_path):
+    class Figure:
+        def savefig(self, file, format):
+            file.write(b"a figure")
+
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "precious").write_text("mine")
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "a").symlink_to(outside, target_is_directory=True)
+    (folder / "figures" / "b").mkdir()
+    (folder / "figures" / "b" / "000000003.png").symlink_to(outside / "precious")
+    tracker = Tracker(CSVLogger(tmp_path / "logs"))
+    tracker.began(RunFacts("id", folder, {}, []))
+    for key in ("a", "a/deep"):
+        with pytest.raises(OSError, match="a link"):
+            tracker.figure(key, Figure(), 3)
+    tracker.figure("b", Figure(), 3)
+    assert everything(outside) == {outside / "precious": b"mine"}
+    assert (folder / "figures" / "b" / "000000003.png").read_bytes() == b"a figure"
+
+
+def test_only_the_records_own_files_are_sent_and_no_links(tmp_path):
     (tmp_path / "secret").write_text("secret")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "diagram").symlink_to(tmp_path / "secret")
-    (tmp_path / "run" / EVENTS).write_text("")
-    assert [str(name) for _, name in RunFacts("id", tmp_path / "run", {}, []).files()] == [EVENTS]
+    folder = stranger(tmp_path / "run", names=("g",)).dirpath
+    for name in (".env", ".git/config", "private.csv", "src/train.py", "diagrams/x.npz", "diagrams/abandoned-1/a"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("secret")
+    (folder / "diagrams" / "step-000000009.npz").symlink_to(tmp_path / "secret")
+    (folder / "report.html").symlink_to(tmp_path / "secret")
+    sent = {str(name) for _, name in RunFacts("id", folder, {}, []).files()}
+    assert sent == {MEASUREMENTS, EVENTS, "diagrams/step-000000001.npz", "diagrams/step-000000002.npz"}
 
 
 # --- what is made to fill the memory ----------------------------------------------------------------------------------
@@ -227,7 +264,7 @@ def test_what_is_no_plain_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "run" / MEASUREMENTS)
     with pytest.raises(FileNotFoundError):
         read_record(tmp_path / "run")
-    assert RecordWriter.resume(tmp_path / "run", writer.run_id).dirpath.name == "run-v1"
+    assert RecordWriter.open(tmp_path / "run", resume=(tmp_path / "run", writer.run_id)).dirpath.name == "run-v1"
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def run(seed=0, n_steps=600):
 
 def written(folder, limit, seed=0, n_steps=600):
     """The record of such a run, with the events that the detector made of it live."""
-    writer = RecordWriter.create(folder, limit)
+    writer = RecordWriter.open(folder, max_bytes=limit)
     state, cloud = DetectorState(), torch.randn(12, 3, generator=torch.Generator().manual_seed(seed))
     for measurement in run(seed, n_steps):
         writer.measurement(measurement)
@@ -134,7 +134,7 @@ def test_no_two_lines_of_a_step_measured_again(tmp_path):
 
 def test_thinning_goes_on_after_a_resume(tmp_path, pair):
     first = written(tmp_path / "run", LIMIT, n_steps=300)
-    writer = RecordWriter.resume(first.dirpath, first.run_id, None, LIMIT)
+    writer = RecordWriter.open(first.dirpath, resume=(None, first.run_id), max_bytes=LIMIT)
     for measurement in run():
         if measurement.step > 280:
             writer.measurement(measurement)
@@ -150,7 +150,7 @@ def test_a_kill_in_the_midst_of_thinning_leaves_a_whole_record(tmp_path):
     code = """
         import os, signal, sys
         from pathlib import Path
-        from tests.test_thinning_of_records import LIMIT, RecordWriter, run
+        from tests.outputs.record.test_thin import LIMIT, RecordWriter, run
         calls, fatal, real = [0], int(sys.argv[2]), {n: getattr(Path, n) for n in ("replace", "unlink")}
         for name, action in real.items():
             def counted(self, *args, action=action, **options):
@@ -159,12 +159,12 @@ def test_a_kill_in_the_midst_of_thinning_leaves_a_whole_record(tmp_path):
                     os.kill(os.getpid(), signal.SIGKILL)
                 return action(self, *args, **options)
             setattr(Path, name, counted)
-        writer = RecordWriter.create(sys.argv[1], LIMIT)
+        writer = RecordWriter.open(sys.argv[1], max_bytes=LIMIT)
         for measurement in run():
             writer.measurement(measurement)
             print(measurement.step, flush=True)
     """
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     for fatal in (1, 2, 5):
         folder = tmp_path / str(fatal)
         done = subprocess.run(
@@ -185,7 +185,7 @@ def test_a_kill_in_the_midst_of_thinning_leaves_a_whole_record(tmp_path):
             expected = {m.step: m.values["critical_ratio"] for m in run() if m.group == group}
             past = [ratio for step, ratio in expected.items() if step <= seen[-1].step]
             assert max(m.values["critical_ratio"] for m in seen) == max(past)
-        again = RecordWriter.resume(folder, record.run_id, None, LIMIT)
+        again = RecordWriter.open(folder, resume=(None, record.run_id), max_bytes=LIMIT)
         again.measurement(Measurement(601, 0, "distortion", "net.0", {"critical_ratio": 0.5}))
         again.close()
         lines = (folder / MEASUREMENTS).read_text().splitlines()

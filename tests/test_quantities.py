@@ -1,0 +1,70 @@
+"""The table of quantities: whole, consistent, and asked by name."""
+
+import re
+
+import pytest
+
+from lightning_topo.quantities import (
+    COVERAGE_STATES,
+    OUR_PROBES,
+    QUANTITIES,
+    RESERVED_PROBES,
+    RESERVED_VALUES,
+    Direction,
+    Keep,
+    Scope,
+    direction,
+    is_published,
+    quantity,
+)
+
+# The keys of the contract: `k` stands for a dimension.
+GLOBAL_KEYS = """phase critical_ratio sharpness sharpness_ratio eta_lambda overhead critical_ratio_bound coverage
+    coverage_span batch_sharpness_ratio critical_sharpness directional_ratio""".split()
+GROUP_KEYS = """critical_ratio contraction expansion log_distortion total_contraction total_expansion
+    total_log_distortion betti_0 betti_1 total_persistence_0 entropy_1 max_persistence_2 log_bottleneck_0
+    log_bottleneck_bound distinct_neurons independent_neurons vanishing_neurons aligned_clusters effective_neurons
+    largest_multiplicity""".split()
+
+
+@pytest.mark.parametrize("name", GLOBAL_KEYS + GROUP_KEYS)
+def test_every_key_of_the_contract_has_a_row(name):
+    row = quantity(name)
+    assert row is not None
+    assert row.published
+    scopes = {Scope.BOTH, Scope.NETWORK if name in GLOBAL_KEYS else Scope.GROUP}
+    assert row.scope in scopes or name in set(GLOBAL_KEYS) & set(GROUP_KEYS)
+
+
+def test_every_row_says_what_it_is():
+    assert len({row.title for row in QUANTITIES.values()}) == len(QUANTITIES)
+    for name, row in QUANTITIES.items():
+        assert name == row.name
+        assert re.fullmatch(r"[a-z][a-z_]*", name)
+        assert name not in RESERVED_VALUES
+        assert row.title[0].isupper() or row.title.startswith("eta")
+        assert row.sentence.endswith(".")
+        assert row.probe in OUR_PROBES
+        # An extreme that is kept is the bad end.
+        assert row.keep is not Keep.MAX or row.direction is Direction.HIGH_IS_BAD
+        assert row.keep is not Keep.MIN or row.direction is Direction.LOW_IS_BAD
+
+
+def test_what_a_users_probe_measures_is_its_own():
+    for name, row in QUANTITIES.items():
+        assert quantity(name, "fit") is None
+        assert is_published(name, "fit")
+        assert direction(name, "fit") is Direction.NEUTRAL
+        assert is_published(name, row.probe) == (row.published and row.probe not in ("training",))
+
+
+def test_families_have_a_dimension():
+    assert quantity("betti_12") is quantity("betti_k")
+    assert quantity("betti_") is None
+    assert quantity("betti") is None
+    assert quantity("sharpness_0") is None
+
+
+def test_the_monitors_own_probes_publish_nothing_that_is_not_in_the_table():
+    assert not any(is_published("anything", probe) for probe in RESERVED_PROBES)
+    assert COVERAGE_STATES == ("open", "spanned", "bounded", "exact")
