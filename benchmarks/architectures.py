@@ -229,7 +229,7 @@ class AttentionPool(nn.Module):
         return self.head(pooled.tanh()).mean(1)
 
 
-@architecture("nn.MultiheadAttention, separate projections", unit=3, head=1, head_dim=2)
+@architecture("nn.MultiheadAttention, separate projections", unit=4, head=1, head_dim=2)
 def attention() -> Any:
     return AttentionPool(), (torch.randn(2, 7, 6),)
 

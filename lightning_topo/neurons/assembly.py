@@ -97,14 +97,18 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
             seen = evidence[atom]
             for name in use.names:
                 seen.roles[name].add(use.role)
-            if use.role == "incoming" and seen.first_use < 0:
-                seen.first_use, seen.first_param = order, min(use.names)
+            own = use.names & {occurrence.param for occurrence in seen.occurrences}
+            if use.role == "incoming" and seen.first_use < 0 and own:
+                seen.first_use, seen.first_param = order, min(own)
             if use.operator:
                 seen.operators.add(use.operator)
     for axis, tag in trace.tags:
         for atom in leaves(axis):
             evidence[atom].tags.add(tag)
-    return {atom: seen for atom, seen in evidence.items() if seen.occurrences}
+    found = {atom: seen for atom, seen in evidence.items() if seen.occurrences}
+    for seen in found.values():
+        seen.first_param = seen.first_param or seen.occurrences[0].param
+    return found
 
 
 def cells_of(axes: list[Axis]) -> Iterator[tuple[tuple[Step, ...], Cell]]:
@@ -147,7 +151,8 @@ def _blocks(atom: Atom, seen: Evidence) -> list[Atom]:
 def _is_hidden(atom: Atom, seen: Evidence) -> bool:
     """Whether something feeds the neurons and something reads them: inputs and outputs are no neurons."""
     roles = {role for found in seen.roles.values() for role in found}
-    read = "outgoing" in roles or atom.frozen or (atom.size > 1 and (seen.is_block or "query_key" in seen.tags))
+    tagged = not seen.tags.isdisjoint({"query_key", "reduced"})
+    read = "outgoing" in roles or atom.frozen or (atom.size > 1 and (seen.is_block or tagged))
     return "incoming" in roles and read
 
 

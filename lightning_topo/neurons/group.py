@@ -59,7 +59,8 @@ class ParamSlice:
         return [self.param.replace("*", str(i)) for i in range(n)] if "*" in self.param else [self.param]
 
     def view(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """The slice as a view (*block_shape, n, *features) of the parameter."""
+        """The slice as a view (*block_shape, n, *features) of the parameter; complex entries as pairs of features."""
+        tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         for step in self.steps:
             tensor = tensor.narrow(*step[1:]) if step[0] == "narrow" else tensor.unflatten(step[1], step[2])
         rest = [dim for dim in range(tensor.dim()) if dim not in self.dims]

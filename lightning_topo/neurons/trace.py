@@ -1,5 +1,6 @@
 """Run a model once and learn which axes of its parameters are coupled."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,12 +23,21 @@ from lightning_topo.neurons.coupling import (
     renewed,
 )
 from lightning_topo.neurons.coupling import unify as unify_axes
+from lightning_topo.neurons.elementwise import is_elementwise
 from lightning_topo.neurons.group import Role, Step
 from lightning_topo.neurons.registry import rule_for
+
+log = logging.getLogger(__name__)
 
 CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor"})
 UNKNOWN_OPERATOR = "unknown operator"
 NOISE_FACTORIES = frozenset({"randn", "rand"})
+# Positions along an axis stay what they are in these, and their rules take them as such in the others.
+KEEPS_POSITIONS = frozenset(
+    {"alias", "clone", "contiguous", "detach", "expand", "lift_fresh", "permute", "select", "slice", "squeeze",
+     "transpose", "unbind", "unsqueeze", "view", "_unsafe_view", "split", "split_with_sizes", "cat"}
+)  # fmt: skip
+READS_POSITIONS = frozenset({"gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,8 @@ class CouplingTrace(TorchDispatchMode):
         self._weights = WeakTensorKeyDictionary()  # tensors that depend on no data -> the parameters they come from
         self._nodes = WeakTensorKeyDictionary()
         self._bases = WeakTensorKeyDictionary()
+        self.literals = WeakTensorKeyDictionary()  # tensors that the code itself writes out, as in x[:, [-1]]
+        self._positions = WeakTensorKeyDictionary()  # integer tensors -> the axes that their values index, and why
         self._parents: list[tuple[int, ...]] = []
         self._depths: list[int] = []  # contractions on the longest path to each node
 
@@ -142,6 +154,22 @@ class CouplingTrace(TorchDispatchMode):
         """Record a hidden tensor, so that atoms it does not hold together are known to be independent."""
         self.witnesses.append(axes)
 
+    def point(self, tensor: Tensor, axis: Axis, reason: str) -> None:
+        """Say that a tensor's values are positions along an axis, which is frozen once they are read as numbers."""
+        self._positions[tensor] = (*self._found(tensor), (axis, reason))
+
+    def pointed(self, tensor: Tensor) -> list[Axis]:
+        """The axes that the values of a tensor are positions along."""
+        return [axis for axis, _ in self._found(tensor)]
+
+    def _found(self, tensor: Tensor) -> tuple[tuple[Axis, str], ...]:
+        return self._positions.get(tensor) or ()
+
+    def reduce(self, tensor: Tensor, axis: Axis) -> None:
+        """Record that a symmetric function of the entries along an axis of an activation was taken."""
+        if self.is_activation(tensor):
+            self.tag([atom for atom in flat(axis) if atom.size > 1], "reduced")
+
     def imply(self, tokens: Axis, experts: Axis) -> None:
         """Say that each entry of one axis belongs to one entry of another, as tokens sorted by expert do."""
         for token_atom, expert_atom in zip(flat(tokens)[:1], flat(experts)[:1], strict=False):
@@ -169,6 +197,8 @@ class CouplingTrace(TorchDispatchMode):
     def broadcast(self, out: Tensor, tensors: Iterable[Tensor]) -> None:
         """The rule of pointwise operators: axes of one position, where not of length 1, are tied."""
         axes: list[Axis] = [[] for _ in out.shape]
+        tensors = list(tensors)
+        self._note_created_axes(tensors)
         for tensor in tensors:
             offset = out.dim() - tensor.dim()
             for i, axis in enumerate(self.axes(tensor)):
@@ -178,14 +208,24 @@ class CouplingTrace(TorchDispatchMode):
                     axis = new_axis(size, frozen=True)
                 if (tensor.shape[i] == 1 and size > 1) or not axis:
                     continue
-                if axes[j]:
-                    unify_axes(axes[j], axis)
-                else:
+                if not axes[j] or _is_constant_axis(axes[j]):
                     axes[j] = axis
+                elif not _is_constant_axis(axis):
+                    unify_axes(axes[j], axis)
         for i, size in enumerate(out.shape):
             if size > 1 and not axes[i]:
                 axes[i] = new_axis(size, constant=True)
         self.assign(out, axes)
+
+    def _note_created_axes(self, tensors: list[Tensor]) -> None:
+        """A weight along whose axis no activation varies feeds the neurons there, as centres and frequencies do."""
+        active = [self.axes(tensor)[::-1] for tensor in tensors if tensor.dim() and self.is_activation(tensor)]
+        for tensor in tensors:
+            if not active or not self.is_weight(tensor):
+                continue
+            for i, axis in enumerate(self.axes(tensor)[::-1]):
+                if axis_size(axis) > 1 and all(i >= len(axes) or _is_constant_axis(axes[i]) for axes in active):
+                    self.used(tensor, axis, "incoming")
 
     # The dispatch
 
@@ -201,28 +241,52 @@ class CouplingTrace(TorchDispatchMode):
     def _apply_rule(self, func: Any, call: OperatorCall) -> None:
         """Find the operator's rule and apply it, or freeze what an unknown operator touches."""
         rule = rule_for(func)
+        self._follow_positions(call)
         if rule is not None:
-            rule(self, call)
+            try:
+                rule(self, call)
+            except Exception as error:
+                log.warning("the rule of %s failed (%s: %s)", func, type(error).__name__, error)
+                self._bar(func, call, f"its rule failed ({type(error).__name__}: {error})")
         elif torch.Tag.pointwise in func.tags and len(call.outputs) == 1:
             self.broadcast(call.out, call.inputs)
+        elif call.inputs and is_elementwise(func, call.arguments, call.outputs):
+            for out in call.outputs:
+                self.broadcast(out, call.inputs)
         elif not call.inputs:
             for out in call.outputs:
                 if call.name in CONSTANT_FACTORIES | NOISE_FACTORIES:
                     self.assign_constant(out)
                 else:
                     self.assign_data(out)
-                self._weights[out] = frozenset()
         elif call.outputs:
-            self.unknown[str(func)] += 1
-            for tensor in call.inputs:
-                for axis in self.axes(tensor):
-                    freeze(axis, f"{UNKNOWN_OPERATOR} {func}: teach its rule with register_rule")
-            for out in call.outputs:
-                self.assign_data(out)
+            self._bar(func, call, "teach its rule with register_rule")
+
+    def _bar(self, func: Any, call: OperatorCall, reason: str) -> None:
+        """Freeze all that an operator touches, as nothing is known of what it does."""
+        self.unknown[str(func)] += 1
+        for tensor in call.inputs:
+            for axis in self.axes(tensor):
+                freeze(axis, f"{UNKNOWN_OPERATOR} {func}: {reason}")
+        for out in call.outputs:
+            self.assign_data(out)
+
+    def _follow_positions(self, call: OperatorCall) -> None:
+        """Positions along an axis pass on as long as they are only moved; else the axis is frozen."""
+        for tensor in call.inputs:
+            for axis, reason in self._found(tensor):
+                whole = call.name == "_to_copy" and not call.out.is_floating_point()
+                if whole or call.name in KEEPS_POSITIONS:
+                    for out in call.outputs:
+                        self.point(out, axis, reason)
+                elif call.name not in READS_POSITIONS:
+                    freeze(axis, reason)
 
     def _link(self, func: Any, call: OperatorCall) -> None:
         """Keep origins, ancestry and view bases, which need no rule."""
         if not call.inputs:
+            for out in call.outputs:
+                self._weights[out] = frozenset()
             return
         origins = [self._weights.get(tensor) for tensor in call.inputs]
         names = [origin for origin in origins if origin is not None]
@@ -277,8 +341,12 @@ class CouplingTrace(TorchDispatchMode):
 
 
 CONTRACTIONS = frozenset(
-    {"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mv", "_grouped_mm", "convolution", "embedding"}
+    {"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mv", "_grouped_mm", "convolution", "embedding", "_trilinear"}
 )
+
+
+def _is_constant_axis(axis: Axis) -> bool:
+    return all(is_constant(atom) for atom in flat(axis))
 
 
 def _operator_call(func: Any, args: Any, kwargs: Any, result: Any) -> OperatorCall:

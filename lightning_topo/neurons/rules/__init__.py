@@ -1,13 +1,25 @@
 """What each operator does to the axes of its tensors, by family; importing a family registers its rules."""
 
 from lightning_topo.neurons.rules import (
+    complexes,
     contractions,
     convolutions,
     indexing,
     joins,
+    matrices,
     normalizations,
     reductions,
     views,
 )
 
-__all__ = ["contractions", "convolutions", "indexing", "joins", "normalizations", "reductions", "views"]
+__all__ = [
+    "complexes",
+    "contractions",
+    "convolutions",
+    "indexing",
+    "joins",
+    "matrices",
+    "normalizations",
+    "reductions",
+    "views",
+]

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lightning_topo.neurons.coupling import Axis
+from lightning_topo.neurons.coupling import Axis, axis_size, new_axis
 from lightning_topo.neurons.registry import aten_rule
 from lightning_topo.neurons.trace import CouplingTrace, OperatorCall
 
@@ -40,6 +40,8 @@ def _record(
         trace.used(left, shared, "incoming" if trace.is_weight(right) else "outgoing")
         for axis in [*rows, *batch]:
             trace.used(left, axis, "incoming")
+    if trace.is_activation(left) and trace.is_activation(right):
+        trace.reduce(left, shared)
     if trace.is_activation(left) and trace.is_activation(right) and batch:
         for axis in batch:
             trace.tag(axis, "head")
@@ -58,6 +60,52 @@ def add_matmul(trace: CouplingTrace, call: OperatorCall) -> None:
     bias, left, right = call.inputs[:3]
     trace.assign(call.out, contract(trace, left, right))
     trace.broadcast(call.out, [call.out, bias])
+
+
+@aten_rule("_trilinear")
+def trilinear(trace: CouplingTrace, call: OperatorCall) -> None:
+    """A product of three tensors, each given axes of length 1 where it lacks some, summed over several axes."""
+    tensors, summed = call.inputs[:3], set(call["sumdim"])
+    each: list[list[Axis]] = []
+    for tensor, missing in zip(tensors, (call["expand1"], call["expand2"], call["expand3"]), strict=True):
+        axes = trace.axes(tensor)
+        for dim in sorted(missing):
+            axes.insert(dim, [])
+        each.append(axes)
+    axes: list[Axis] = []
+    for versions in zip(*each, strict=True):
+        present = [axis for axis in versions if axis]
+        for axis in present[1:]:
+            trace.unify(present[0], axis)
+        axes.append(present[0] if present else [])
+    for tensor, own in zip(tensors, each, strict=True):
+        for dim, axis in enumerate(own):
+            if axis:
+                trace.used(tensor, axis, "outgoing" if dim in summed else "incoming")
+    trace.witness(axes)
+    kept = {dim: [] for dim in summed} if call.out.dim() == len(axes) else {}
+    trace.assign(call.out, [kept.get(dim, axis) for dim, axis in enumerate(axes) if dim not in summed or kept])
+
+
+@aten_rule("_cdist_forward", "_euclidean_dist", "cdist")
+def distances(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Distances (..., p, r) between points (..., p, m) and (..., r, m), batch axes broadcast."""
+    left, right = call.inputs[:2]
+    a, b = trace.axes(left), trace.axes(right)
+    trace.unify(a[-1], b[-1])
+    batch: list[Axis] = [new_axis(size, constant=True) for size in call.out.shape[:-2]]
+    for tensor, axes in ((left, a), (right, b)):
+        for i, axis in enumerate(axes[:-2]):
+            j = i - tensor.dim() + 2 + len(batch)
+            if axis and axis_size(axis) == call.out.shape[j]:
+                trace.unify(batch[j], axis)
+                batch[j] = axis
+        trace.used(tensor, axes[-2], "incoming")
+        trace.used(tensor, axes[-1], "outgoing")
+        trace.witness(axes)
+    trace.reduce(left, a[-1])
+    trace.reduce(right, b[-1])
+    trace.assign(call.out, [*batch, a[-2], b[-2]])
 
 
 @aten_rule("linear")

@@ -1,4 +1,6 @@
-"""Convolutions, pooling, resampling, padding."""
+"""Convolutions, pooling, resampling, padding, unfolding."""
+
+import math
 
 from lightning_topo.neurons.coupling import Atom, Axis, flat, new_axis, sum_axis, take
 from lightning_topo.neurons.registry import aten_rule
@@ -87,3 +89,27 @@ def pixel_shuffle(trace: CouplingTrace, call: OperatorCall) -> None:
     if channels is None:
         channels = new_axis(call.out.shape[-3], frozen=True)
     trace.assign(call.out, [*axes[:-3], channels, *frozen_axes(call.out.shape[-2:])])
+
+
+@aten_rule("im2col")
+def unfold(trace: CouplingTrace, call: OperatorCall) -> None:
+    """(..., channels, *space) to (..., channels x kernel positions, blocks)."""
+    *axes, channels, height, width = trace.axes(call.inputs[0])
+    for axis in (height, width):
+        trace.freeze(axis, "positions in space")
+    kernel = new_axis(math.prod(call["kernel_size"]), frozen=True)
+    trace.assign(call.out, [*axes, channels + kernel, new_axis(call.out.shape[-1], frozen=True)])
+
+
+@aten_rule("col2im")
+def fold(trace: CouplingTrace, call: OperatorCall) -> None:
+    """(..., channels x kernel positions, blocks) to (..., channels, *space)."""
+    *axes, columns, blocks = trace.axes(call.inputs[0])
+    kernel = flat(columns)
+    channels = take(kernel, call.out.shape[-3])
+    trace.freeze(blocks, "positions in space")
+    if channels is None:
+        trace.freeze(columns, "channels that do not factor")
+        channels, kernel = new_axis(call.out.shape[-3], frozen=True), []
+    trace.freeze(kernel, "positions in space")
+    trace.assign(call.out, [*axes, channels, *frozen_axes(call.out.shape[-2:])])

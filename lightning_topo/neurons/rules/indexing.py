@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_topo.neurons.coupling import axis_size, new_axis
+from lightning_topo.neurons.coupling import Axis, axis_size, new_axis, slice_axis
 from lightning_topo.neurons.registry import aten_rule
 from lightning_topo.neurons.trace import CouplingTrace, OperatorCall
 
@@ -13,6 +13,13 @@ def index(trace: CouplingTrace, call: OperatorCall) -> None:
     """Indexed axes are frozen; the axes of the index take the place of the first, if adjacent."""
     tensor, positions, dim = call.inputs[0], [], 0
     axes = trace.axes(tensor)
+    chosen = [(i, index) for i, index in enumerate(call["indices"]) if index is not None]
+    if len(chosen) == 1 and _is_literal(trace, chosen[0][1]):
+        dim, index = chosen[0]
+        first = int(index) % tensor.shape[dim]
+        axes[dim] = slice_axis(axes[dim], first, first + 1)
+        trace.assign(call.out, axes)
+        return
     for chosen in call["indices"]:
         width = 1
         if chosen is not None:
@@ -29,6 +36,11 @@ def index(trace: CouplingTrace, call: OperatorCall) -> None:
     trace.assign(call.out, [*kept[:start], *new, *kept[start:]])
 
 
+def _is_literal(trace: CouplingTrace, index: Tensor) -> bool:
+    """Whether an index is a list of one number in the code: a slice of length 1."""
+    return index in trace.literals and index.shape == (1,) and index.dtype == torch.int64
+
+
 @aten_rule("index_select")
 def index_select(trace: CouplingTrace, call: OperatorCall) -> None:
     tensor = call.inputs[0]
@@ -43,7 +55,7 @@ def gather(trace: CouplingTrace, call: OperatorCall) -> None:
     """Entries are picked along `dim`; the other axes pass where the index leaves them whole."""
     tensor = call.inputs[0]
     axes, dim = trace.axes(tensor), call["dim"] % max(tensor.dim(), 1)
-    trace.freeze(axes[dim], "an index of data")
+    _address(trace, axes[dim] if axes else [], call["index"])
     trace.assign(
         call.out,
         [
@@ -53,13 +65,36 @@ def gather(trace: CouplingTrace, call: OperatorCall) -> None:
     )
 
 
+def _address(trace: CouplingTrace, axis: Axis, index: Tensor) -> None:
+    """Positions found along an axis address that axis; those from data address one that cannot be exchanged."""
+    found = trace.pointed(index)
+    for other in found:
+        trace.unify(axis, other)
+    if not found:
+        trace.freeze(axis, "an index of data")
+
+
 @aten_rule("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill")
 def scatter(trace: CouplingTrace, call: OperatorCall) -> None:
     """Entries are written along `dim`; the other axes of what is written are tied to the tensor's."""
     tensor = call.inputs[0]
     dim = call["dim"] % max(tensor.dim(), 1)
     source = call.get("src", call.get("source"))
-    _write(trace, call, {dim}, source)
+    index = call["index"]
+    written = trace.pointed(index) if call.name.startswith("scatter") else []
+    if not written:
+        _write(trace, call, {dim}, source)
+        return
+    axes = trace.axes(tensor)
+    _address(trace, axes[dim], index)
+    for other in [index] if source is None else [index, source]:
+        for i, axis in enumerate(trace.axes(other)):
+            if i == dim or other.shape[i] != tensor.shape[i]:
+                trace.freeze(axis, "written in parts")
+            else:
+                trace.unify(axes[i], axis)
+    axes[dim] = written[0]
+    trace.assign(call.out, axes)
 
 
 @aten_rule("index_put", "_index_put_impl", "_unsafe_index_put")
@@ -114,7 +149,7 @@ def elementwise(trace: CouplingTrace, call: OperatorCall) -> None:
 
 
 @aten_rule(
-    "nonzero", "nonzero_numpy", "_local_scalar_dense", "item", "bincount", "one_hot", "histc", "multinomial",
+    "nonzero", "nonzero_numpy", "_local_scalar_dense", "item", "bincount", "one_hot", "multinomial",
     "unique2", "_unique2", "searchsorted", "bucketize",
 )  # fmt: skip
 def read_out(trace: CouplingTrace, call: OperatorCall) -> None:

@@ -15,20 +15,26 @@ def chosen_dims(call: OperatorCall, tensor: Tensor, argument: str = "dim") -> se
     return {dim % max(tensor.dim(), 1) for dim in (dims if isinstance(dims, (list, tuple)) else [dims])}
 
 
+WITH_POSITIONS = frozenset({"max", "min", "median", "nanmedian", "mode", "kthvalue", "argmax", "argmin"})
+
+
 @aten_rule(
     "sum", "mean", "amax", "amin", "var", "std", "var_mean", "std_mean", "logsumexp", "norm",
-    "linalg_vector_norm", "prod", "any", "all", "max", "min", "median", "nansum", "nanmean", "aminmax",
+    "linalg_vector_norm", "prod", "any", "all", "max", "min", "median", "nanmedian", "mode", "kthvalue", "nansum",
+    "nanmean", "aminmax", "argmax", "argmin", "count_nonzero",
 )  # fmt: skip
 def reduce(trace: CouplingTrace, call: OperatorCall) -> None:
-    """Symmetric functions of the entries along an axis; a returned position freezes the axis."""
+    """Symmetric functions of the entries along an axis; a position that is read as a number freezes the axis."""
     tensor = call.inputs[0]
     if call.overload == "other":
         trace.broadcast(call.out, call.inputs)
         return
     axes, dims = trace.axes(tensor), chosen_dims(call, tensor)
-    if len(call.outputs) == 2 and call.name in ("max", "min", "median"):
-        for dim in dims:
-            trace.freeze(axes[dim], "the position of an extreme")
+    for dim in dims:
+        if len(dims) < tensor.dim():  # what is summed up to a single number are outputs, not neurons
+            trace.reduce(tensor, axes[dim])
+        if call.name in WITH_POSITIONS and not call.outputs[-1].is_floating_point():
+            trace.point(call.outputs[-1], axes[dim], "the position of an extreme")
     for out in call.outputs:
         if out.dim() == len(axes):
             trace.assign(out, [[] if i in dims else axis for i, axis in enumerate(axes)])
@@ -60,9 +66,43 @@ def class_loss(trace: CouplingTrace, call: OperatorCall) -> None:
         trace.assign_data(out)
 
 
+@aten_rule("_ctc_loss", "_cudnn_ctc_loss", "ctc_loss")
+def alignment_loss(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Log-probabilities are (time, batch, classes)."""
+    axes = trace.axes(call.inputs[0])
+    trace.freeze(axes[0], "positions in time")
+    trace.freeze(axes[-1], "classes")
+    for out in call.outputs:
+        trace.assign_data(out)
+
+
+@aten_rule("sort", "topk", "argsort", "msort")
+def ranked(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Values by rank are symmetric functions of the entries; positions by rank freeze the axis once they are read."""
+    tensor, dim = call.inputs[0], call.get("dim", 0 if call.name == "msort" else -1)
+    if not tensor.dim():
+        for out in call.outputs:
+            trace.assign(out, [])
+        return
+    axes, dim = trace.axes(tensor), dim % tensor.dim()
+    trace.reduce(tensor, axes[dim])
+    for out in call.outputs:
+        ranks = [*axes[:dim], new_axis(out.shape[dim], frozen=True), *axes[dim + 1 :]]
+        trace.assign(out, ranks)
+        if out is call.outputs[-1] and call.name != "msort":
+            trace.point(out, axes[dim], f"{call.name} along it")
+
+
+@aten_rule("histc")
+def histogram(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Counts of values: a symmetric function of all entries."""
+    for axis in trace.axes(call.inputs[0]):
+        trace.reduce(call.inputs[0], axis)
+    trace.assign_data(call.out)
+
+
 @aten_rule(
-    "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "topk", "kthvalue", "argmax", "argmin",
-    "argsort", "flip", "roll", "tril", "triu",
+    "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "flip", "roll", "tril", "triu",
 )  # fmt: skip
 def ordered(trace: CouplingTrace, call: OperatorCall) -> None:
     """The order along the axis matters, so it is frozen."""

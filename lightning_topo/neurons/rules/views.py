@@ -1,6 +1,6 @@
 """Operators that show the same entries under another shape, and copies of a tensor."""
 
-from lightning_topo.neurons.coupling import Axis, flat, new_axis, take
+from lightning_topo.neurons.coupling import Axis, axis_size, flat, new_axis, take
 from lightning_topo.neurons.registry import aten_rule
 from lightning_topo.neurons.trace import CouplingTrace, OperatorCall
 
@@ -22,11 +22,10 @@ def reshape(trace: CouplingTrace, call: OperatorCall) -> None:
 
 @aten_rule("squeeze")
 def squeeze(trace: CouplingTrace, call: OperatorCall) -> None:
-    tensor, dims = call.inputs[0], call.get("dim")
-    chosen = range(tensor.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
-    gone = {dim % max(tensor.dim(), 1) for dim in chosen}
-    axes = trace.axes(tensor)
-    trace.assign(call.out, [axis for i, axis in enumerate(axes) if i not in gone or tensor.shape[i] != 1])
+    axes, dims = trace.axes(call.inputs[0]), call.get("dim")  # in place, the input already has the new shape
+    chosen = range(len(axes)) if dims is None else [dims] if isinstance(dims, int) else dims
+    gone = {dim % max(len(axes), 1) for dim in chosen}
+    trace.assign(call.out, [axis for i, axis in enumerate(axes) if i not in gone or axis_size(axis) != 1])
 
 
 @aten_rule("unsqueeze")
@@ -41,10 +40,10 @@ def permute(trace: CouplingTrace, call: OperatorCall) -> None:
     trace.assign(call.out, [axes[dim] for dim in call["dims"]])
 
 
-@aten_rule("transpose")
+@aten_rule("transpose", "swapaxes", "swapdims")
 def transpose(trace: CouplingTrace, call: OperatorCall) -> None:
     axes = trace.axes(call.inputs[0])
-    i, j = call["dim0"], call["dim1"]
+    i, j = (call.get(name, call.get(other)) for name, other in (("dim0", "axis0"), ("dim1", "axis1")))
     if axes:
         axes[i], axes[j] = axes[j], axes[i]
     trace.assign(call.out, axes)
@@ -56,11 +55,18 @@ def matrix_transpose(trace: CouplingTrace, call: OperatorCall) -> None:
 
 
 @aten_rule(
-    "clone", "contiguous", "detach", "alias", "_to_copy", "to", "lift_fresh", "lift_fresh_copy", "dropout",
+    "clone", "contiguous", "detach", "alias", "_to_copy", "to", "dropout",
     "fill", "zero", "bernoulli", "normal", "uniform", "nan_to_num", "logical_not",
 )  # fmt: skip
 def same(trace: CouplingTrace, call: OperatorCall) -> None:
     """The output has the axes of the (first) input."""
+    trace.assign(call.out, trace.axes(call.inputs[0]))
+
+
+@aten_rule("lift_fresh", "lift_fresh_copy")
+def literal(trace: CouplingTrace, call: OperatorCall) -> None:
+    """A tensor written out in the code."""
+    trace.literals[call.out] = True
     trace.assign(call.out, trace.axes(call.inputs[0]))
 
 
