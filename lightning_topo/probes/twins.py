@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lightning_topo.geometry import distinct_neurons
+from lightning_topo.geometry import distinct_neurons, equal_rows
 from lightning_topo.neurons import NeuronGroup, gather_state
 from lightning_topo.probes.probe import blocks
 
@@ -17,11 +17,7 @@ Twins = tuple[Int[Tensor, " k"], ...]
 def find_twins(group: NeuronGroup, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Twins:
     """The neurons that are now exactly equal in parameters and optimizer state, block by block."""
     states = gather_state(group, module, optimizers, state="params+moments")
-    found: list[Tensor] = []
-    for b, block in enumerate(blocks(states, group)):
-        _, labels, counts = block.unique(dim=0, return_inverse=True, return_counts=True)
-        found += [b * group.n + (labels == label).nonzero().flatten() for label in (counts > 1).nonzero().flatten()]
-    return tuple(found)
+    return tuple(b * group.n + rows for b, block in enumerate(blocks(states, group)) for rows in equal_rows(block))
 
 
 def n_split(twins: Twins, after: Float[Tensor, "rows d"]) -> int:
