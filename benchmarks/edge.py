@@ -44,7 +44,7 @@ from torch import nn
 from lightning_topo.demo import digits
 from lightning_topo.measurement import Measurement
 from lightning_topo.phases import Replay, replay
-from lightning_topo.stability import curvature_sharpness, hessian, parameter_scalings, scaled_sharpness
+from lightning_topo.stability import curvature_sharpness, hessian, parameter_thresholds, scaled_sharpness
 
 Make = Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
 
@@ -133,9 +133,9 @@ def train(setting: Setting) -> Run:
         nonlocal raw, scaled
         curvature = hessian(loss_fn, model.parameters())
         raw = curvature_sharpness(curvature, start=None if raw is None else raw.vector)
-        scalings = parameter_scalings([optimizer], curvature.params, curvature.gradient)
-        assert scalings is not None
-        scaled = scaled_sharpness(curvature, scalings, raw, start=None if scaled is None else scaled.vector)
+        thresholds = parameter_thresholds([optimizer], curvature.params, curvature.gradient).parameters
+        assert thresholds is not None
+        scaled = scaled_sharpness(curvature, thresholds, raw, start=None if scaled is None else scaled.vector)
         return scaled.ratio
 
     for step in range(1 - SETTLING, STEPS + 1):

@@ -56,3 +56,8 @@ class StepState(IntEnum):
     """An upper bound of r is below 1."""
     EXACT = 3
     """r was measured over all pairs."""
+
+    @property
+    def certified(self) -> bool:
+        """Whether r was measured, or is known to be below 1."""
+        return self >= StepState.BOUNDED

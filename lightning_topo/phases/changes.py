@@ -4,11 +4,7 @@ Every detector here is a pure step (state, value) -> (state, fired). Its state i
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
-
-from lightning_topo.phases.rules import PhaseRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,40 +83,13 @@ def follow_span(state: SpanState, *, active: bool, quiet: bool, hold: int) -> tu
     return (SpanState() if calm >= hold else SpanState(inside=True, quiet=calm)), False
 
 
-@dataclass(frozen=True, slots=True)
-class StabilityState:
-    """Recent losses and the latest sharpness ratio, which together tell a divergence."""
+def follow_decline(state: LevelState, value: float, confirm: int) -> tuple[LevelState, bool]:
+    """Report a count that has fallen, once the last `confirm` values all lay below the level; a rise is not reported.
 
-    losses: tuple[float, ...] = ()
-    ratio: float | None = None
-    span: SpanState = SpanState()
-
-
-def follow_stability(
-    state: StabilityState, loss: float | None, ratio: float | None, rules: PhaseRules
-) -> tuple[StabilityState, bool]:
-    """Report an instability: a loss that is not finite, or one that rises at a ratio over `rules.instability_ratio`.
-
-    It is over when `rules.instability_hold` values in a row showed neither: a finite loss, and a ratio below 1.
+    >>> follow_decline(LevelState(reported=8.0), 7.0, confirm=1)
+    (LevelState(reported=7.0, differing=()), True)
+    >>> follow_decline(LevelState(reported=8.0), 9.0, confirm=1)
+    (LevelState(reported=9.0, differing=()), False)
     """
-    window = rules.loss_window
-    # NaN is no larger than anything, itself included: as infinity it can be ordered and compared.
-    losses = state.losses if loss is None else (*state.losses, loss if loss < math.inf else math.inf)[-2 * window :]
-    latest = state.ratio if ratio is None else ratio
-    broken = loss is not None and not math.isfinite(loss)
-    sharp = latest is not None and latest > rules.instability_ratio
-    active = broken or (sharp and rises(losses, window))
-    quiet = not broken and (latest is None or latest < 1.0)
-    span, fired = follow_span(state.span, active=active, quiet=quiet, hold=rules.instability_hold)
-    return StabilityState(losses, latest, span), fired
-
-
-def rises(losses: Sequence[float], window: int) -> bool:
-    """Whether the median of the last `window` losses is above that of the `window` before.
-
-    >>> rises([1.0, 0.9, 0.8, 1.0, 1.2, 1.4], window=3), rises([1.0, 2.0], window=3)
-    (True, False)
-    """
-    if len(losses) < 2 * window:
-        return False
-    return median(losses[-window:]) > median(losses[-2 * window : -window])
+    after, changed = follow_level(state, value, confirm)
+    return after, changed and state.reported is not None and value < state.reported

@@ -5,119 +5,27 @@ a checkpoint, or replayed from its record, all with the same result.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from statistics import median
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.phases import messages
 from lightning_topo.phases.changes import (
     FloorState,
     LevelState,
     SpanState,
-    StabilityState,
+    follow_decline,
     follow_floor,
     follow_level,
     follow_span,
-    follow_stability,
 )
+from lightning_topo.phases.coverage import follow_coverage
+from lightning_topo.phases.edge import advance, follow_edge
 from lightning_topo.phases.event import TopologyEvent
+from lightning_topo.phases.instability import follow_stability
 from lightning_topo.phases.phase import Phase
-from lightning_topo.phases.rules import Band, PhaseRules
-
-
-@dataclass(frozen=True, slots=True)
-class BandState:
-    """Whether a quantity is inside its band, and the recent values that decide when that changes."""
-
-    inside: bool = False
-    recent: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Breakdown:
-    """A group's span of breakdown that is not over yet."""
-
-    since: int
-    peak: float
-    peak_step: int
-    quiet_steps: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class DetectorState:
-    """All that the detector remembers. A fresh one has measured nothing.
-
-    `distinct` and `splits` are kept by group, `betti` and `jumps` by quantity and group: "betti_0 net.0".
-    """
-
-    measured: bool = False
-    curvature: BandState = BandState()
-    edge: BandState = BandState()
-    breakdowns: Mapping[str, Breakdown] = field(default_factory=dict)
-    stability: StabilityState = field(default_factory=StabilityState)
-    distinct: Mapping[str, FloorState] = field(default_factory=dict)
-    splits: Mapping[str, SpanState] = field(default_factory=dict)
-    betti: Mapping[str, LevelState] = field(default_factory=dict)
-    jumps: Mapping[str, SpanState] = field(default_factory=dict)
-
-    @property
-    def phase(self) -> Phase:
-        """The phase of the whole network: the highest that holds."""
-        return max((self.phase_of(group) for group in self.breakdowns), default=self.phase_of(GLOBAL))
-
-    def phase_of(self, group: str) -> Phase:
-        """The phase of one group: its own breakdown, else the curvature phase of the whole network."""
-        if group in self.breakdowns:
-            return Phase.BREAKDOWN
-        if self.edge.inside:
-            return Phase.EDGE_OF_STABILITY
-        if self.curvature.inside:
-            return Phase.UNPROTECTED
-        return Phase.PRESERVED if self.measured else Phase.UNKNOWN
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, tuples and numbers, for a checkpoint."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Any]) -> "DetectorState":
-        """The inverse of `to_dict`; what an older version did not know yet is as in a fresh state.
-
-        Raises `KeyError`, `TypeError`, `AttributeError` or `ValueError` where it is no such state.
-        """
-
-        def numbers(plain: Iterable[Any]) -> tuple[float, ...]:
-            return tuple(float(value) for value in plain)
-
-        def number(plain: Any) -> float | None:
-            return None if plain is None else float(plain)
-
-        def each(name: str, kind: Callable[..., Any]) -> dict[str, Any]:
-            return {str(key): kind(**plain) for key, plain in state.get(name, {}).items()}
-
-        def band(plain: Mapping[str, Any]) -> BandState:
-            return BandState(bool(plain["inside"]), numbers(plain["recent"]))
-
-        def span(inside: Any, quiet: Any) -> SpanState:
-            return SpanState(bool(inside), int(quiet))
-
-        def breakdown(since: Any, peak: Any, peak_step: Any, quiet_steps: Any) -> Breakdown:
-            return Breakdown(int(since), float(peak), int(peak_step), int(quiet_steps))
-
-        seen = state.get("stability", asdict(StabilityState()))
-        return cls(
-            measured=bool(state["measured"]),
-            curvature=band(state["curvature"]),
-            edge=band(state["edge"]),
-            breakdowns=each("breakdowns", breakdown),
-            stability=StabilityState(numbers(seen["losses"]), number(seen["ratio"]), span(**seen["span"])),
-            distinct=each("distinct", lambda floor, recent: FloorState(number(floor), numbers(recent))),
-            splits=each("splits", span),
-            betti=each("betti", lambda reported, differing: LevelState(number(reported), numbers(differing))),
-            jumps=each("jumps", span),
-        )
+from lightning_topo.phases.rules import PhaseRules
+from lightning_topo.phases.state import Breakdown, DetectorState
 
 
 def observe(
@@ -125,14 +33,17 @@ def observe(
 ) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
     """Take in one measurement: the next state, and the events that it made.
 
-    Reads of a group its `critical_ratio`, `distinct_neurons`, `twins_split`, `betti_k` and `log_bottleneck_k`, of the
-    whole network `eta_lambda`, `sharpness_ratio` and the training's `loss`; other values pass by. NaN says nothing and
-    is skipped, but for a loss.
+    Reads of a group its `critical_ratio`, `distinct_neurons`, `twins_split`, `betti_k`, `log_bottleneck_k`,
+    `vanishing_neurons` and `aligned_clusters`, of the whole network `eta_lambda`, the edge ratios (`EdgeSource`) and
+    the training's `loss`, and lines of the probe "coverage" with `from`, `state` and `bound` (`follow_coverage`); other
+    values pass by. NaN says nothing and is skipped, but for a loss and a bound.
 
     >>> state, events = observe(DetectorState(), Measurement(7, 0, "distortion", "net.0", {"critical_ratio": 1.3}))
     >>> state.phase, events[0].name
     (<Phase.BREAKDOWN: 3>, <EventName.TOPOLOGY_BREAKDOWN: 'topology_breakdown'>)
     """
+    if measurement.probe == "coverage":
+        return _observe_coverage(state, measurement, rules)
     values = {name: value for name, value in measurement.values.items() if not math.isnan(value)}
     seen = replace(measurement, values=values)
     if measurement.group != GLOBAL:
@@ -146,22 +57,36 @@ def _observe_network(
 ) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
     values, events = measurement.values, []
     if "eta_lambda" in values:
-        band, level = _advance(state.curvature, values["eta_lambda"], rules.curvature)
+        band, level = advance(state.curvature, values["eta_lambda"], rules.curvature)
         if band.inside != state.curvature.inside:
             events.append(messages.curvature(measurement, band.inside, level, rules.curvature))
         state = replace(state, curvature=band, measured=True)
-    ratio = values.get("sharpness_ratio")
-    if ratio is not None:
-        band, level = _advance(state.edge, ratio, rules.edge)
-        if band.inside != state.edge.inside:
-            events.append(messages.edge(measurement, band.inside, level, rules.edge))
-        state = replace(state, edge=band, measured=True)
+    edge, change = follow_edge(state.edge, values, rules)
+    if change is not None:
+        events.append(messages.edge(measurement, change, change.source.band(rules)))
+    ratio = next((values[source.quantity] for source in edge.carrying if source.quantity in values), None)
+    state = replace(state, edge=edge, measured=state.measured or ratio is not None)
     if ratio is not None or loss is not None:
-        stability, fired = follow_stability(state.stability, loss, ratio, rules)
-        if fired:
-            events.append(messages.instability(measurement, loss, stability.ratio, rules))
-        state = replace(state, stability=stability)
+        stability, found = follow_stability(state.stability, measurement.step, loss, ratio, rules)
+        if found is not None:
+            events.append(messages.instability(measurement, found, rules))
+        finite = state.finite if loss is None else math.isfinite(loss)
+        state = replace(state, stability=stability, finite=finite)
     return state, tuple(events)
+
+
+def _observe_coverage(
+    state: DetectorState, measurement: Measurement, rules: PhaseRules
+) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
+    """What is known of a run of steps; those with a bound below 1 count towards the end of a breakdown."""
+    group, values = measurement.group, measurement.values
+    begins = values.get("from", math.nan)
+    code, bound = values.get("state", math.nan), values.get("bound")
+    run = follow_coverage(state.coverage.get(group), begins, measurement.step, code, bound)
+    state = replace(state, coverage={**state.coverage, group: run})
+    if run.state is not StepState.BOUNDED or group not in state.breakdowns:
+        return state, ()
+    return _quiet(state, measurement, max(measurement.step - int(begins), 1), rules)
 
 
 def _observe_group(
@@ -170,8 +95,8 @@ def _observe_group(
     group, values = measurement.group, measurement.values
     events: list[TopologyEvent] = []
     if "critical_ratio" in values:
-        state, event = _observe_ratio(state, measurement, values["critical_ratio"], rules)
-        events += [event] if event else []
+        state, found = _observe_ratio(state, measurement, values["critical_ratio"], rules)
+        events += found
     if "distinct_neurons" in values:
         before = state.distinct.get(group, FloorState())
         floor, fired = follow_floor(before, values["distinct_neurons"], rules.merge_confirm)
@@ -202,39 +127,56 @@ def _observe_group(
             if fired:
                 events.append(messages.jump(measurement, k, value, values.get("log_bottleneck_bound"), rules))
             state = replace(state, jumps={**state.jumps, key: span})
+    state, found = _observe_fate(state, measurement, rules)
+    return state, (*events, *found)
+
+
+def _observe_fate(
+    state: DetectorState, measurement: Measurement, rules: PhaseRules
+) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
+    """Neurons that shrink to nothing, or turn into the same directions."""
+    events: list[TopologyEvent] = []
+    for name, sign, message in (
+        ("vanishing_neurons", -1.0, messages.vanishing),
+        ("aligned_clusters", 1.0, messages.condensing),
+    ):
+        if name not in measurement.values:
+            continue
+        key, count = f"{name} {measurement.group}", measurement.values[name]
+        before = state.fates.get(key, LevelState())
+        level, fired = follow_decline(before, sign * count, rules.fate_confirm)
+        if fired and before.reported is not None:
+            events.append(message(measurement, count, sign * before.reported))
+        state = replace(state, fates={**state.fates, key: level})
     return state, tuple(events)
-
-
-def _advance(state: BandState, value: float, band: Band) -> tuple[BandState, float]:
-    """The next state of a band, and the median that decided it."""
-    recent = (*state.recent, value)[-band.memory :]
-    size = band.leave_window if state.inside else band.enter_window
-    level = median(recent[-size:])
-    full = len(recent) >= size
-    inside = not (full and level < band.leave) if state.inside else full and level >= band.enter
-    return BandState(inside, recent), level
 
 
 def _observe_ratio(
     state: DetectorState, measurement: Measurement, ratio: float, rules: PhaseRules
-) -> tuple[DetectorState, TopologyEvent | None]:
+) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
     group, step = measurement.group, measurement.step
-    spans = dict(state.breakdowns)
-    span = spans.get(group)
-    event = None
-    if ratio >= rules.critical_ratio:
-        if span is None:
-            span = Breakdown(since=step, peak=ratio, peak_step=step)
-            event = messages.breakdown(measurement, ratio, rules)
-        elif ratio > span.peak:
-            span = replace(span, peak=ratio, peak_step=step)
-        spans[group] = replace(span, quiet_steps=0)
-    elif span is not None:
-        spans[group] = replace(span, quiet_steps=span.quiet_steps + 1)
-        if spans[group].quiet_steps >= rules.hold_steps:
-            del spans[group]
-            event = messages.restored(measurement, span.since, span.peak, span.peak_step, rules)
-    return replace(state, measured=True, breakdowns=spans), event
+    state = replace(state, measured=True)
+    span = state.breakdowns.get(group)
+    if ratio < rules.critical_ratio:
+        return (state, ()) if span is None else _quiet(state, measurement, 1, rules)
+    begins = span is None
+    if span is None or ratio > span.peak:
+        span = Breakdown(step if span is None else span.since, ratio, step)
+    state = replace(state, breakdowns={**state.breakdowns, group: replace(span, quiet_steps=0)})
+    return state, ((messages.breakdown(measurement, ratio, rules),) if begins else ())
+
+
+def _quiet(
+    state: DetectorState, measurement: Measurement, steps: int, rules: PhaseRules
+) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
+    """So many steps of a group that has broken down had r < 1."""
+    spans, group = dict(state.breakdowns), measurement.group
+    span = spans[group] = replace(spans[group], quiet_steps=spans[group].quiet_steps + steps)
+    if span.quiet_steps < rules.hold_steps:
+        return replace(state, breakdowns=spans), ()
+    del spans[group]
+    event = messages.restored(measurement, span.since, span.peak, span.peak_step, rules)
+    return replace(state, breakdowns=spans), (event,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +208,8 @@ def replay(measurements: Iterable[Measurement], rules: PhaseRules = PhaseRules()
         changes.setdefault(measurement.group, [])
         for group, series in changes.items():
             phase = state.phase if group == GLOBAL else state.phase_of(group)
-            if phase is Phase.UNKNOWN or (series and series[-1][1] is phase):
+            # Until something is known there is nothing to tell; later, that nothing is known any more is a change.
+            if phase is (series[-1][1] if series else Phase.UNKNOWN):
                 continue
             if series and series[-1][0] == measurement.step:
                 series.pop()

@@ -28,15 +28,24 @@ class EventName(StrEnum):
     BETTI_CHANGED = "betti_changed"
     DIAGRAM_JUMP = "diagram_jump"
     EQUIVARIANCE_BROKEN = "equivariance_broken"
-    GAP = "gap"
-    PROBE_FAILED = "probe_failed"
+    NEURONS_VANISHING = "neurons_vanishing"
+    NEURONS_CONDENSING = "neurons_condensing"
     UNSEEN_STEP = "unseen_step"
     OUTSIDE_CHANGE = "outside_change"
     UNWATCHED_PARAMETERS = "unwatched_parameters"
     REWIND = "rewind"
+    GAP = "gap"
+    PROBE_FAILED = "probe_failed"
 
 
-DETECTED = frozenset(EventName) - {EventName.GAP, EventName.PROBE_FAILED, EventName.REWIND}
+DETECTED = frozenset(EventName) - {
+    EventName.UNSEEN_STEP,
+    EventName.OUTSIDE_CHANGE,
+    EventName.UNWATCHED_PARAMETERS,
+    EventName.REWIND,
+    EventName.GAP,
+    EventName.PROBE_FAILED,
+}
 """The events that follow from measurements alone: a replay of the record makes them again."""
 
 

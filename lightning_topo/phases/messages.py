@@ -3,7 +3,9 @@
 import math
 
 from lightning_topo.measurement import Measurement
+from lightning_topo.phases.edge import EdgeChange, EdgeSource
 from lightning_topo.phases.event import EventName, Severity, TopologyEvent
+from lightning_topo.phases.instability import Divergence
 from lightning_topo.phases.rules import Band, PhaseRules
 
 
@@ -33,27 +35,36 @@ def curvature(measurement: Measurement, exceeded: bool, value: float, band: Band
     )
 
 
-def edge(measurement: Measurement, entered: bool, value: float, band: Band) -> TopologyEvent:
-    """The sharpness reached, or left, the optimizer's stability threshold."""
-    if entered:
+_AT_EDGE = {
+    EdgeSource.SHARPNESS: "the sharpness is {:.3g} times the threshold of this optimizer and learning rate",
+    EdgeSource.BATCH: "the curvature of the training's own batches, along their gradients, is {:.3g} times what this "
+    "optimizer and learning rate settle at",
+    EdgeSource.DIRECTIONAL: "along its own direction a step goes {:.3g} times as far as leaves the loss where it was",
+    EdgeSource.CRITICAL: "a step goes {:.3g} times as far as it may before the loss is no lower than it was",
+}
+
+
+def edge(measurement: Measurement, change: EdgeChange, band: Band) -> TopologyEvent:
+    """The edge ratio reached 1, or left it, as one source sees it."""
+    ground = _AT_EDGE[change.source].format(change.level)
+    if change.entered:
         return TopologyEvent(
             EventName.EDGE_OF_STABILITY_ENTER,
             measurement.step,
             measurement.epoch,
             severity=Severity.WARN,
-            value=value,
+            value=change.level,
             threshold=band.enter,
-            message=f"Training is at the edge of stability: the sharpness is {value:.3g} times the threshold "
-            "of this optimizer and learning rate.",
+            message=f"Training is at the edge of stability: {ground} (source: {change.source}).",
             remedy="Often harmless: the loss goes on falling, unevenly. If it does not, lower the learning rate.",
         )
     return TopologyEvent(
         EventName.EDGE_OF_STABILITY_EXIT,
         measurement.step,
         measurement.epoch,
-        value=value,
+        value=change.level,
         threshold=band.leave,
-        message=f"Training has left the edge of stability: the sharpness is {value:.3g} times its threshold.",
+        message=f"Training has left the edge of stability: {ground} (source: {change.source}).",
         remedy="Nothing to do.",
     )
 
@@ -93,22 +104,33 @@ def restored(measurement: Measurement, since: int, peak: float, peak_step: int, 
     )
 
 
-def instability(measurement: Measurement, loss: float | None, ratio: float | None, rules: PhaseRules) -> TopologyEvent:
-    """The loss is no longer finite, or rises far beyond the edge of stability."""
-    broken = loss is not None and not math.isfinite(loss)
+def instability(measurement: Measurement, found: Divergence, rules: PhaseRules) -> TopologyEvent:
+    """The loss is no longer finite, explodes, or rises far beyond the edge of stability."""
+    go_back = "Go back to a checkpoint before this step and lower the learning rate, or warm it up; clip gradients."
+    value, threshold, remedy = found.loss, found.level, go_back
+    if found.ratio is not None:
+        value, threshold = found.ratio, rules.instability_ratio
+        message = (
+            f"The loss rises beyond its own noise, and the edge ratio is {found.ratio:.3g}: more than this optimizer "
+            "and learning rate can bear."
+        )
+        remedy = f"Lower the learning rate by {_factor(found.ratio)} or more, unless the loss comes down by itself."
+    elif found.level is not None:
+        message = (
+            f"The loss explodes: the last {rules.loss_window} losses are all above {found.level:.3g}, beyond what the "
+            "first one and their own variation allow."
+        )
+    else:
+        message = f"The loss is {found.loss}: training has diverged."
     return TopologyEvent(
         EventName.INSTABILITY,
         measurement.step,
         measurement.epoch,
         severity=Severity.ERROR,
-        value=loss if broken else ratio,
-        threshold=None if broken else rules.instability_ratio,
-        message=f"The loss is {loss}: training has diverged."
-        if broken
-        else f"The loss rises, and the sharpness is {ratio:.3g} times what this optimizer and learning rate can bear.",
-        remedy="Go back to a checkpoint before this step and lower the learning rate, or warm it up; clip gradients."
-        if broken
-        else f"Lower the learning rate by {_factor(ratio or 2.0)} or more, unless the loss comes down again by itself.",
+        value=value,
+        threshold=threshold,
+        message=message,
+        remedy=remedy,
     )
 
 
@@ -126,6 +148,39 @@ def merged(measurement: Measurement, count: float, before: float | None) -> Topo
         message=f"Neurons of {measurement.group} have become equal: {count:.0f} distinct ones are left{fewer}.",
         remedy="Equal neurons stay equal under most optimizers, and their capacity is lost. Lower the learning rate or "
         "the weight decay, or perturb them, if it is needed.",
+    )
+
+
+def vanishing(measurement: Measurement, count: float, before: float) -> TopologyEvent:
+    """More neurons than before are near 0."""
+    return TopologyEvent(
+        EventName.NEURONS_VANISHING,
+        measurement.step,
+        measurement.epoch,
+        group=measurement.group,
+        severity=Severity.WARN,
+        value=count,
+        threshold=before,
+        message=f"Neurons of {measurement.group} are vanishing: {count:.0f} are far smaller than the largest, "
+        f"{before:.0f} before.",
+        remedy="What is near 0 does little. Lower the weight decay, initialise those neurons anew, or prune them.",
+    )
+
+
+def condensing(measurement: Measurement, count: float, before: float) -> TopologyEvent:
+    """The neurons point in fewer directions than before."""
+    return TopologyEvent(
+        EventName.NEURONS_CONDENSING,
+        measurement.step,
+        measurement.epoch,
+        group=measurement.group,
+        severity=Severity.INFO,
+        value=count,
+        threshold=before,
+        message=f"The neurons of {measurement.group} are condensing: they point in {count:.0f} directions, "
+        f"{before:.0f} before.",
+        remedy="Usual after a small initialisation. If the capacity is needed, initialise larger or lower the learning "
+        "rate; else a narrower layer would do.",
     )
 
 

@@ -16,12 +16,12 @@ class Phase(IntEnum):
     """
 
     UNKNOWN = -1
-    """Nothing measured yet."""
+    """Nothing measured yet, steps of which nothing is known, or a loss that is not finite."""
     PRESERVED = 0
-    """r < 1 at every measured step, and eta * K < 1 where it was measured."""
+    """r < 1 at every step since the last other phase, measured or bounded, and eta * K < 1 where it was measured."""
     UNPROTECTED = 1
     """eta * K >= 1: the sufficient condition cannot hold any more, though r < 1 as observed."""
     EDGE_OF_STABILITY = 2
-    """The sharpness has reached the optimizer's stability threshold."""
+    """The edge ratio has reached 1: the sharpness the optimizer's threshold, or the steps twice their minimum."""
     BREAKDOWN = 3
     """r >= 1 in some group: neurons may have torn apart or merged."""

@@ -1,26 +1,46 @@
 """The phases of a run as its events tell them, where its measurements are too few to be replayed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.phases.detector import DetectorState, Replay, replay
+from lightning_topo.phases.detector import Replay, replay
+from lightning_topo.phases.edge import EdgeSource
 from lightning_topo.phases.event import DETECTED, EventName, TopologyEvent
 from lightning_topo.phases.phase import Phase
+from lightning_topo.phases.state import DetectorState
 
 
 def told(measurements: Sequence[Measurement], events: Iterable[TopologyEvent], *, complete: bool) -> Replay:
     """The phases of a recorded run: replayed from its measurements where these are `complete`, else from its events.
 
+    A record without a line of coverage is from before there were any, and says what it said then: the rule of those
+    days read no loss for the phase and no edge but the sharpness's, and its instabilities are those written down.
+
     >>> told([Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.1})], [], complete=True).phases["net.0"]
     ((1, <Phase.PRESERVED: 0>),)
     """
-    if complete:
+    if complete and any(m.probe == "coverage" for m in measurements):
         return replay(measurements)
+    if complete:
+        seen = replay(_as_read_before_coverage(measurements))
+        unstable = [event for event in events if event.name is EventName.INSTABILITY]
+        detected = sorted((*seen.detected, *unstable), key=lambda event: event.step)
+        return replace(seen, detected=tuple(detected))
     first: dict[str, int] = {}
     for m in measurements:
         if m.group != GLOBAL:
             first[m.group] = min(m.step, first.get(m.group, m.step))
     return retell(events, first)
+
+
+def _as_read_before_coverage(measurements: Iterable[Measurement]) -> Iterator[Measurement]:
+    for m in measurements:
+        unread = {"loss"} if m.probe == "training" else _LATER_EDGES
+        yield replace(m, values={name: value for name, value in m.values.items() if name not in unread})
+
+
+_LATER_EDGES = {source.quantity for source in EdgeSource if source is not EdgeSource.SHARPNESS}
 
 
 def retell(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> Replay:

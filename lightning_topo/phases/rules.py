@@ -31,33 +31,59 @@ class Band:
         return max(self.enter_window, self.leave_window)
 
 
+_COUNTS = (
+    "hold_steps",
+    "instability_confirm",
+    "instability_age",
+    "instability_hold",
+    "loss_window",
+    "loss_memory",
+    "betti_confirm",
+    "fate_confirm",
+    "merge_confirm",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class PhaseRules:
     """When one phase ends and another begins.
 
-    `hold_steps` is how many measured steps of a group must have r < `critical_ratio` before its breakdown is over,
-    and how many must keep equal neurons together before another split of some is an event again.
+    `hold_steps` is how many measured or bounded steps of a group must have r < `critical_ratio` before its breakdown is
+    over, and how many measurements must keep equal neurons together before another split of some is an event again.
 
-    An `instability` is a loss that is not finite, or whose median over `loss_window` values rises while the sharpness
-    ratio is over `instability_ratio`; it is over after `instability_hold` calm values. A Betti number has changed
-    when `betti_confirm` captures in a row differ from it on the same side; neurons that parted again must stay so for
-    `merge_confirm` measurements before their next merger is an event. `diagram_jump` is the log-bottleneck distance
-    between two captures that makes an event: log 2 is a feature twice as long.
+    The edge of stability has a band for each source: `edge` for the sharpness over the optimizer's threshold,
+    `batch_edge` for the curvature of the training's own batches, `directional_edge` and `critical_edge` for the steps'
+    own ratios, which vary more from one measurement to the next.
+
+    An `instability` is a loss that is not finite, or of which `loss_window` in a row lie above what the first one and
+    the last `loss_memory` allow; or above nine tenths of these while the last `instability_confirm` edge ratios, none
+    older than `instability_age` steps, were over `instability_ratio`. It is over after `instability_hold` calm losses.
+    A Betti number has changed when `betti_confirm` captures in a row differ from it on the same side; neurons that
+    parted again must stay so for `merge_confirm` measurements before their next merger is an event. `diagram_jump` is
+    the log-bottleneck distance between two captures that makes an event: log 2 is a feature twice as long. Neurons are
+    vanishing, or condensing, when `fate_confirm` captures in a row have more of them near 0, or fewer directions.
     """
 
     critical_ratio: float = 1.0
     hold_steps: int = 100
     curvature: Band = field(default_factory=lambda: Band(enter=1.0, leave=0.8))
     edge: Band = field(default_factory=lambda: Band(enter=0.95, leave=0.70))
+    batch_edge: Band = field(default_factory=lambda: Band(enter=0.85, leave=0.60, enter_window=5, leave_window=9))
+    directional_edge: Band = field(default_factory=lambda: Band(enter=0.90, leave=0.60, enter_window=5, leave_window=9))
+    critical_edge: Band = field(default_factory=lambda: Band(enter=0.85, leave=0.55, enter_window=5, leave_window=9))
     instability_ratio: float = 1.5
+    instability_confirm: int = 2
+    instability_age: int = 50
     instability_hold: int = 5
     loss_window: int = 5
+    loss_memory: int = 50
     betti_confirm: int = 2
+    fate_confirm: int = 2
     merge_confirm: int = 5
     diagram_jump: float = math.log(2.0)
 
     def __post_init__(self) -> None:
-        for name in ("hold_steps", "instability_hold", "loss_window", "betti_confirm", "merge_confirm"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
         if not self.instability_ratio > 1.0:

@@ -17,14 +17,14 @@ from lightning_topo.stability import (
     Curvature,
     LanczosSettings,
     LossPart,
-    ParameterScaling,
+    ParameterThreshold,
     awaits_first_step,
     by_autograd,
     by_backward,
     curvature_sharpness,
     directional_ratio,
     flatten,
-    parameter_scalings,
+    parameter_thresholds,
     scaled_sharpness,
     swap_curvature,
 )
@@ -104,7 +104,7 @@ class Sharpness:
             self.tolerance, max_products=self.max_products, n_largest=self.n_largest, seed=self.seed
         )
         curvature = approach.curvature(loss_fn, params)
-        scalings = parameter_scalings(capture.optimizers, params, curvature.gradient)
+        thresholds = parameter_thresholds(capture.optimizers, params, curvature.gradient).parameters
         raw = curvature_sharpness(curvature, start=start.raw, settings=settings)
         values = {
             "sharpness": raw.value,
@@ -116,8 +116,8 @@ class Sharpness:
         if approach.micro_batch is not None:
             values["micro_batch"] = float(approach.micro_batch)
         scaled = None
-        if scalings is not None:
-            scaled = scaled_sharpness(curvature, scalings, raw, start=start.scaled, settings=settings)
+        if thresholds is not None:
+            scaled = scaled_sharpness(curvature, thresholds, raw, start=start.scaled, settings=settings)
             values |= {
                 "sharpness_ratio": scaled.ratio,
                 "ratio_residual": scaled.residual,
@@ -126,7 +126,7 @@ class Sharpness:
                 "converged": float(raw.converged and scaled.converged),
             }
         values |= _directional(curvature, capture)
-        by_group = self._swaps(curvature, capture, scalings)
+        by_group = self._swaps(curvature, capture, thresholds)
         if self.batch_sharpness is not None:
             del curvature  # its graph makes room
             parts = parts_of(loss_fn, self.batch_sharpness)
@@ -162,14 +162,14 @@ class Sharpness:
             )
 
     def _swaps(
-        self, curvature: Curvature, capture: Capture, scalings: Sequence[ParameterScaling] | None
+        self, curvature: Curvature, capture: Capture, thresholds: Sequence[ParameterThreshold] | None
     ) -> dict[str, dict[str, float]]:
         """By group, the pair whose swap the step feels most, of the closest ones."""
         found: dict[str, dict[str, float]] = {}
         params = dict(capture.module.named_parameters())
         for group in capture.groups if self.swap_pairs else ():
             swaps = [
-                swap_curvature(curvature, direction, scalings)
+                swap_curvature(curvature, direction, thresholds)
                 for direction in swap_directions(group, capture.neurons[group.name], params, self.swap_pairs)
             ]
             if not swaps:

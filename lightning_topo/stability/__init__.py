@@ -20,7 +20,8 @@ from lightning_topo.stability.hessian import (
     split_hessian,
 )
 from lightning_topo.stability.lanczos import Extremes, LanczosSettings, extreme_eigenvalues
-from lightning_topo.stability.scaling import ParameterScaling, awaits_first_step, parameter_scalings
+from lightning_topo.stability.optimizer_rules import ParameterThreshold
+from lightning_topo.stability.recognition import Recognised, recognised
 from lightning_topo.stability.sharpness import (
     ScaledSharpness,
     SharpnessEstimate,
@@ -28,6 +29,7 @@ from lightning_topo.stability.sharpness import (
     scaled_sharpness,
     sharpness,
 )
+from lightning_topo.stability.thresholds import Thresholds, awaits_first_step, parameter_thresholds
 
 __all__ = [
     "Curvature",
@@ -38,11 +40,13 @@ __all__ = [
     "LanczosSettings",
     "LossPart",
     "NotTwiceDifferentiable",
-    "ParameterScaling",
+    "ParameterThreshold",
+    "Recognised",
     "ScaledSharpness",
     "SharpnessEstimate",
     "SplitHessian",
     "SwapCurvature",
+    "Thresholds",
     "awaits_first_step",
     "by_autograd",
     "by_backward",
@@ -52,7 +56,8 @@ __all__ = [
     "finite_difference_hessian",
     "flatten",
     "hessian",
-    "parameter_scalings",
+    "parameter_thresholds",
+    "recognised",
     "scaled_sharpness",
     "sharpness",
     "split_finite_difference_hessian",

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_topo.stability.hessian import Curvature
-from lightning_topo.stability.scaling import ParameterScaling, spread
+from lightning_topo.stability.optimizer_rules import ParameterThreshold
+from lightning_topo.stability.thresholds import spread
 
 
 def directional_ratio(curvature: Curvature, step: Float[Tensor, " p"]) -> float | None:
@@ -40,7 +41,7 @@ class SwapCurvature:
 
 
 def swap_curvature(
-    curvature: Curvature, direction: Float[Tensor, " p"], scalings: Sequence[ParameterScaling] | None
+    curvature: Curvature, direction: Float[Tensor, " p"], thresholds: Sequence[ParameterThreshold] | None
 ) -> SwapCurvature:
     """The curvature along the swap direction of one pair of neurons, by one product.
 
@@ -51,7 +52,9 @@ def swap_curvature(
     """
     image, length = curvature @ direction, float(direction.norm())
     along = float(direction @ image) / length**2
-    if scalings is None:
+    if thresholds is None:
         return SwapCurvature(along, None)
-    step, decay = (spread([getattr(s, name) for s in scalings], curvature.params) for name in ("step", "weight_decay"))
+    step, decay = (
+        spread([getattr(s, name) for s in thresholds], curvature.params) for name in ("step", "weight_decay")
+    )
     return SwapCurvature(along, float((step * (image + decay * direction)).norm()) / length)

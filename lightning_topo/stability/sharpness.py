@@ -10,7 +10,8 @@ from torch import Tensor
 from lightning_topo.stability.finite_differences import finite_difference_hessian
 from lightning_topo.stability.hessian import Curvature, NotTwiceDifferentiable, hessian
 from lightning_topo.stability.lanczos import Extremes, LanczosSettings, extreme_eigenvalues
-from lightning_topo.stability.scaling import ParameterScaling, spread
+from lightning_topo.stability.optimizer_rules import ParameterThreshold
+from lightning_topo.stability.thresholds import spread
 
 _COLD_PRODUCTS = 10
 """Of a cold start, at the least: stopped by the residual alone, 4 of 48 on a CNN settled on a lower eigenvalue."""
@@ -91,7 +92,7 @@ class ScaledSharpness:
     `ratio` is lambda_max(S^1/2 H S^1/2), the edge of stability at 1, with its `residual`. `eta_lambda` is the larger
     of |theta_max| and |theta_min| over the Ritz values of M^1/2 H M^1/2: the paper's eta K as a point estimate, never
     a certificate. It treats momentum and preconditioner as constants in the step. `vector` is the Ritz vector of
-    `ratio`; None where the scaling is a number and those of the sharpness serve. `n_hvp` counts further products.
+    `ratio`; None where the threshold is a number and those of the sharpness serve. `n_hvp` counts further products.
     """
 
     ratio: float
@@ -122,27 +123,28 @@ def curvature_sharpness(
 
 def scaled_sharpness(
     curvature: Curvature,
-    scalings: Sequence[ParameterScaling],
+    thresholds: Sequence[ParameterThreshold],
     raw: SharpnessEstimate,
     *,
     start: Float[Tensor, " p"] | None = None,
     settings: LanczosSettings = LanczosSettings(),
 ) -> ScaledSharpness:
-    """The curvature scaled by an optimizer, from its scaling of each of `curvature.params`.
+    """The curvature scaled by an optimizer, from its threshold of each of `curvature.params`.
 
     Where one number scales every parameter the spectrum only shifts and stretches, and `raw` is all that is needed.
     Otherwise Lanczos' method on the scaled operator, from `start` (the `vector` of an earlier result) or from the
     scaled vector of `raw`.
     """
-    if all(isinstance(s.stability, float) and isinstance(s.step, float) for s in scalings) and len(set(scalings)) == 1:
-        only = scalings[0]
+    uniform = all(isinstance(s.stability, float) and isinstance(s.step, float) for s in thresholds)
+    if uniform and len(set(thresholds)) == 1:
+        only = thresholds[0]
         top, bottom = raw.value + only.weight_decay, raw.smallest + only.weight_decay
         at_edge, in_step = float(only.stability), float(only.step)
         return ScaledSharpness(
             at_edge * top, in_step * max(abs(top), abs(bottom)), at_edge * raw.residual, raw.converged
         )
     settings = replace(settings, n_largest=1)
-    decay = spread([s.weight_decay for s in scalings], curvature.params)
+    decay = spread([s.weight_decay for s in thresholds], curvature.params)
 
     def extremes(sizes: Tensor, start: Tensor | None) -> Extremes:
         root = sizes.sqrt()
@@ -156,7 +158,7 @@ def scaled_sharpness(
         usable = next(c for c in candidates if c is not None and c.shape == root.shape and c.any())
         return _warm_lanczos(operator, curvature, usable, settings)
 
-    stable, step = (spread([getattr(s, name) for s in scalings], curvature.params) for name in ("stability", "step"))
+    stable, step = (spread([getattr(s, name) for s in thresholds], curvature.params) for name in ("stability", "step"))
     if not stable.any():
         return ScaledSharpness(0.0, 0.0, 0.0, converged=True)
     found = extremes(stable, start)

@@ -41,7 +41,7 @@ class Coverage:
     >>> coverage.note(2, {"net.0": Certificate(StepState.BOUNDED, 0.1)})
     >>> coverage.note(3, {"net.0": Certificate(StepState.BOUNDED, 0.2)})
     >>> [(m.values["from"], m.step, StepState(int(m.values["state"])).name) for m in coverage.lines(0, flush=True)]
-    [(1.0, 1, 'EXACT'), (2.0, 3, 'BOUNDED')]
+    [(0.0, 1, 'EXACT'), (1.0, 3, 'BOUNDED')]
     """
 
     uncertified: dict[int, StepState] = field(default_factory=dict)
@@ -107,7 +107,8 @@ class Shares:
 
 
 def _line(group: str, stretch: _Stretch, epoch: int) -> Measurement:
-    values = {"from": float(stretch.since), "state": float(stretch.state)}
+    # From the weights behind step `from` to those behind `step`: what was written before is not written again.
+    values = {"from": float(stretch.written), "state": float(stretch.state)}
     if stretch.bound is not None:
         values["bound"] = stretch.bound
     return Measurement(stretch.last, epoch, "coverage", group, values)

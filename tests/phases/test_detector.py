@@ -312,11 +312,34 @@ def test_a_loss_that_is_not_finite_is_an_instability_once():
     assert replay(losses([1.0])).state.phase is Phase.UNKNOWN
 
 
+def ratios_at(value, steps):
+    return [ratio(k, value) for k in steps]
+
+
 def test_a_rising_loss_is_unstable_only_beyond_the_edge_and_a_sharp_step_only_with_a_rising_loss():
-    rising, falling = [1.0 + 0.1 * k for k in range(12)], [3.0 - 0.1 * k for k in range(12)]
-    assert names(replay([ratio(0, 1.4), *losses(rising, 1)])) == []
-    assert names(replay([ratio(0, 1.6), *losses(falling, 1)])) == []
-    assert names(replay([ratio(0, 1.6), *losses(rising, 1)])) == [("instability", 10)]
+    level, rising = [2.0] * 12, [2.0 + 0.1 * k for k in range(1, 12)]
+    falling = [3.0 - 0.1 * k for k in range(12)]
+    assert names(replay([*ratios_at(1.4, [0, 0]), *losses([*level, *rising], 1)])) == []
+    assert names(replay([*ratios_at(1.6, [0, 0]), *losses(falling, 1)])) == []
+    # Five losses in a row above nine tenths of those before.
+    assert names(replay([*ratios_at(1.6, [0, 0]), *losses([*level, *rising], 1)])) == [("instability", 17)]
+
+
+def test_evidence_of_instability_is_confirmed_and_fresh():
+    level, rising = [2.0] * 60, [2.0 + 0.1 * k for k in range(1, 12)]
+    once = [ratio(0, 100.0)]
+    stale = ratios_at(100.0, [0, 1])
+    assert names(replay([*once, *losses([*level[:12], *rising], 1)])) == []
+    assert names(replay([*stale, *losses([*level, *rising], 1)])) == []
+    fresh = ratios_at(100.0, [59, 60])
+    assert names(replay([*losses(level), *fresh, *losses(rising, 61)])) == [("instability", 65)]
+
+
+def test_a_loss_that_explodes_is_an_instability_whatever_is_measured():
+    exploding = [3.0 * 2.0**k for k in range(1, 12)]
+    # Three times the first loss is 6: 12, ..., 192 are the first five in a row above the level.
+    assert names(replay(losses([2.0, 1.5, *[1.0] * 50, *exploding]))) == [("instability", 57)]
+    assert names(replay(losses([2.0, *[1.0, 50.0] * 30]))) == [], "a loss that always varies by as much"
 
 
 def test_an_instability_is_over_after_calm_values_and_can_come_again():
@@ -342,6 +365,8 @@ def test_every_event_of_a_replay_says_what_happened_and_what_to_do():
         *persistences([1, 2, 2]),
         *persistences([2.0], "log_bottleneck_0"),
         Measurement(1, 0, "distortion", "g", {"critical_ratio": 2.0, "twins_split": 1.0}),
+        *persistences([0, 3, 3], "vanishing_neurons"),
+        *persistences([9, 3, 3], "aligned_clusters"),
         *sharpnesses([3.0] * 3, "eta_lambda"),
         *sharpnesses([3.0] * 3),
     ]

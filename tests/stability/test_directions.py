@@ -8,7 +8,7 @@ from lightning_topo.stability import (
     directional_ratio,
     flatten,
     hessian,
-    parameter_scalings,
+    parameter_thresholds,
     split_hessian,
     swap_curvature,
 )
@@ -76,7 +76,7 @@ def test_the_swap_ratio_is_the_critical_ratio_that_gradient_descent_gives_near_n
     u = flatten(swap)
     truth_along = float(u @ dense_hessian(loss_fn, model.parameters()) @ u / (u @ u))
     assert swap_curvature(curvature, u, None).ratio is None
-    found = swap_curvature(curvature, u, parameter_scalings([optimizer], curvature.params))
+    found = swap_curvature(curvature, u, parameter_thresholds([optimizer], curvature.params).parameters)
 
     def neurons():
         return torch.cat([first, bias[:, None], second.T], dim=1).detach().clone()

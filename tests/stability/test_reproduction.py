@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_topo.demo import digits
-from lightning_topo.stability import curvature_sharpness, hessian, parameter_scalings, scaled_sharpness
+from lightning_topo.stability import curvature_sharpness, hessian, parameter_thresholds, scaled_sharpness
 
 TRAININGS = {
     "sgd": (torch.optim.SGD, {"lr": 0.5}),
@@ -43,8 +43,8 @@ def ratios(kind, options, steps=300, every=20):
         if step % every == 0:
             curvature = hessian(loss_fn, model.parameters())
             raw = curvature_sharpness(curvature, start=None if raw is None else raw.vector)
-            scalings = parameter_scalings([optimizer], curvature.params, curvature.gradient)
-            scaled = scaled_sharpness(curvature, scalings, raw, start=None if scaled is None else scaled.vector)
+            thresholds = parameter_thresholds([optimizer], curvature.params, curvature.gradient).parameters
+            scaled = scaled_sharpness(curvature, thresholds, raw, start=None if scaled is None else scaled.vector)
             found.append(scaled.ratio)
     return found
 

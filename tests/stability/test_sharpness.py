@@ -10,11 +10,11 @@ from torch import nn
 
 from lightning_topo.stability import (
     LanczosSettings,
-    ParameterScaling,
+    ParameterThreshold,
     curvature_sharpness,
     extreme_eigenvalues,
     hessian,
-    parameter_scalings,
+    parameter_thresholds,
     scaled_sharpness,
     sharpness,
 )
@@ -33,8 +33,8 @@ def stability(loss_fn, params, optimizers, **settings):
     """The sharpness, and what the optimizers make of it, from one gradient graph."""
     curvature, settings = hessian(loss_fn, params), LanczosSettings(**settings)
     raw = curvature_sharpness(curvature, settings=settings)
-    scalings = parameter_scalings(optimizers, curvature.params)
-    return raw, scaled_sharpness(curvature, scalings, raw, settings=settings)
+    thresholds = parameter_thresholds(optimizers, curvature.params).parameters
+    return raw, scaled_sharpness(curvature, thresholds, raw, settings=settings)
 
 
 @pytest.fixture
@@ -171,11 +171,11 @@ def test_the_threshold_is_where_the_optimizer_itself_diverges(options, side):
     """Simulate the optimizer on a quadratic whose ratio is just below, or just above, 1."""
     lr, h = 0.1, 4.0
     theta = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
-    (scaling,) = parameter_scalings([sgd([theta], lr=1.0, **options)], [theta])
-    lr = side / (scaling.stability * (h + scaling.weight_decay))
+    (threshold,) = parameter_thresholds([sgd([theta], lr=1.0, **options)], [theta]).parameters
+    lr = side / (threshold.stability * (h + threshold.weight_decay))
     optimizer = sgd([theta], lr=lr, **options)
-    (scaling,) = parameter_scalings([optimizer], [theta])
-    assert scaling.stability * (h + scaling.weight_decay) == pytest.approx(side)
+    (threshold,) = parameter_thresholds([optimizer], [theta]).parameters
+    assert threshold.stability * (h + threshold.weight_decay) == pytest.approx(side)
     for _ in range(3000):
         optimizer.zero_grad()
         (0.5 * h * theta**2).sum().backward()
@@ -194,19 +194,19 @@ def test_eta_lambda_is_the_lipschitz_constant_of_the_newest_gradient_in_the_step
             if start is not None:
                 with torch.no_grad():
                     theta.fill_(start)
-                (scaling,) = parameter_scalings([optimizer], [theta])
+                (threshold,) = parameter_thresholds([optimizer], [theta]).parameters
             optimizer.zero_grad()
             (0.5 * h * theta**2).sum().backward()
             before = theta.item()
             optimizer.step()
         steps.append(theta.item() - before)
-    assert abs(steps[1] - steps[0]) / 0.001 == pytest.approx(scaling.step * (h + scaling.weight_decay))
+    assert abs(steps[1] - steps[0]) / 0.001 == pytest.approx(threshold.step * (h + threshold.weight_decay))
 
 
 def test_unknown_optimizers_have_no_threshold():
     theta = torch.ones(2, requires_grad=True)
-    assert parameter_scalings([torch.optim.Rprop([theta])], [theta]) is None
-    assert parameter_scalings([torch.optim.SGD([theta], lr=0.1, maximize=True)], [theta]) is None
+    assert parameter_thresholds([torch.optim.Rprop([theta])], [theta]).parameters is None
+    assert parameter_thresholds([torch.optim.SGD([theta], lr=0.1, maximize=True)], [theta]).parameters is None
 
 
 def test_plain_sgd_has_eta_lambda_twice_the_ratio(problem):
@@ -235,7 +235,7 @@ def test_learning_rates_by_group_against_the_dense_matrix(problem):
 def test_parameters_without_an_optimizer_do_not_move():
     a, b = (torch.ones(1, requires_grad=True) for _ in range(2))
     optimizer = torch.optim.SGD([a], lr=0.5)
-    assert parameter_scalings([optimizer], [a, b])[1] == ParameterScaling(0.0, 0.0)
+    assert parameter_thresholds([optimizer], [a, b]).parameters[1] == ParameterThreshold(0.0, 0.0)
     raw, found = stability(lambda: (a**2 + 100 * b**2).sum(), [a, b], [optimizer])
     assert raw.value == pytest.approx(200.0, rel=1e-3)
     assert found.ratio == pytest.approx(0.5, rel=1e-3)
