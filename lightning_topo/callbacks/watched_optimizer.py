@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lightning_topo.geometry import resolved_critical_ratio
 from lightning_topo.geometry.precision import wide_dtype
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.neurons.preserve import named_state
+from lightning_topo.neurons.one_run import named_state
 from lightning_topo.probes.probe import blocks
 
 

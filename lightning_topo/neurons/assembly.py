@@ -7,7 +7,7 @@ from itertools import takewhile
 
 from lightning_topo.neurons.coupling import Atom, Axis, axis_size, flat, leaves
 from lightning_topo.neurons.group import Kind, NeuronGroup, ParamSlice, Role, Step, owner
-from lightning_topo.neurons.trace import UNKNOWN_OPERATOR, CouplingTrace, Piece
+from lightning_topo.neurons.trace import FAILED_RULE, UNKNOWN_OPERATOR, CouplingTrace, Piece
 
 Cell = list[Atom | None]
 
@@ -27,6 +27,7 @@ class Evidence:
     """What the trace saw of one atom."""
 
     occurrences: list[Occurrence] = field(default_factory=list)
+    carried: list[Occurrence] = field(default_factory=list)  # in recorded draws, which are permuted along
     company: set[Atom] | None = None  # atoms present in every tensor that holds this one
     tags: set[str] = field(default_factory=set)
     operators: set[str] = field(default_factory=set)
@@ -49,7 +50,7 @@ def assemble(trace: CouplingTrace, trainable: Mapping[str, bool]) -> list[Neuron
         evidence[block].is_block = True
     groups: list[tuple[int, NeuronGroup]] = []
     for atom, seen in evidence.items():
-        broken = atom.frozen and atom.reason.startswith(UNKNOWN_OPERATOR)
+        broken = atom.frozen and atom.reason.startswith((UNKNOWN_OPERATOR, FAILED_RULE))
         single = atom.size == 1 and not seen.blocks
         if not (broken or (single and not atom.frozen) or _is_exchanged(atom)) or not _is_hidden(atom, seen):
             continue
@@ -59,6 +60,11 @@ def assemble(trace: CouplingTrace, trainable: Mapping[str, bool]) -> list[Neuron
         groups.append((seen.first_use, group.incoming_only(atom.reason) if broken else group))
     groups.sort(key=lambda item: item[0])
     return distinct([group for _, group in groups])
+
+
+def is_carried(name: str) -> bool:
+    """Whether a name is that of recorded numbers, which belong to a permutation but to no neuron."""
+    return name.startswith("@")
 
 
 def _is_exchanged(atom: Atom) -> bool:
@@ -91,7 +97,8 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
             for steps, cells in cells_of(_with_copies(piece)):
                 meet(cells)
                 for atom in dict.fromkeys(atom for atom in cells if atom is not None):
-                    evidence[atom].occurrences.append(Occurrence(name, (*piece.steps, *steps), cells, len(piece.axes)))
+                    seen = evidence[atom].carried if is_carried(name) else evidence[atom].occurrences
+                    seen.append(Occurrence(name, (*piece.steps, *steps), cells, len(piece.axes)))
     for order, use in enumerate(trace.uses):
         for atom in leaves(use.axis):
             seen = evidence[atom]
@@ -145,7 +152,7 @@ def _blocks(atom: Atom, seen: Evidence) -> list[Atom]:
     """The atoms that accompany this one in every tensor: it permutes separately for each of their indices."""
     others = (seen.company or set()) - {atom}
     first = [cell for cell in seen.occurrences[0].axes if cell in others]
-    return [other for other in first if other and all(other in occurrence.axes for occurrence in seen.occurrences)]
+    return [other for other in first if other and all(other in place.axes for place in [*seen.occurrences, *seen.carried])]
 
 
 def _is_hidden(atom: Atom, seen: Evidence) -> bool:
@@ -194,7 +201,7 @@ def _common_owner(seen: Evidence) -> str:
 
 
 def _slices(atom: Atom, seen: Evidence, trainable: Mapping[str, bool]) -> Iterator[ParamSlice]:
-    for occurrence in seen.occurrences:
+    for occurrence in [*seen.occurrences, *seen.carried]:
         dims = [dim for dim, cell in enumerate(occurrence.axes) if cell is atom]
         for position, dim in enumerate(dims):
             yield ParamSlice(

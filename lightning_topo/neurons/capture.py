@@ -11,7 +11,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_topo.neurons.group import NeuronGroup, ParamSlice, clean_name
+from lightning_topo.neurons.group import NeuronGroup, ParamSlice
+from lightning_topo.tape.names import clean_name
 
 Sharding = Literal["whole", "tensor_parallel", "fsdp2", "fsdp1", "zero3"]
 """How parameters lie on the processes; FSDP2 with tensor parallel inside counts as "fsdp2"."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_topo.neurons.group import Kind, NeuronGroup, ParamSlice, Role, Step
-from lightning_topo.neurons.preserve import named_state
+from lightning_topo.neurons.one_run import named_state
 
 Axis = int | tuple[int, str] | tuple[int, str, tuple[int, int]]
 

@@ -1,8 +1,7 @@
 """Find the neurons of a model by running it once."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -10,21 +9,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-import lightning_topo.neurons.rules  # noqa: F401 - registers the rules
 from lightning_topo.memory import is_out_of_memory
-from lightning_topo.neurons.assembly import assemble, distinct
-from lightning_topo.neurons.experts import guess_expert_groups
 from lightning_topo.neurons.fallback import incoming_groups
-from lightning_topo.neurons.group import KINDS, Kind, NeuronGroup
-from lightning_topo.neurons.preserve import Run, named_state, run_with, significant, untouched
-from lightning_topo.neurons.trace import CouplingTrace
-from lightning_topo.neurons.verify import verify_groups
+from lightning_topo.neurons.from_tapes import DEFAULT_KINDS, groups_from_tapes, wanted
+from lightning_topo.neurons.group import KINDS, NeuronGroup
+from lightning_topo.neurons.one_run import Run, record_run, untouched
 
 log = logging.getLogger(__name__)
-
-DEFAULT_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "residual")
-# Buffers that training updates as it does parameters: batch norm and, of old and new kind, spectral norm.
-STATE_BUFFERS = ("running_mean", "running_var", "._u", "._v", "weight_u", "weight_v")
 
 
 def find_neuron_groups(
@@ -41,9 +32,10 @@ def find_neuron_groups(
 ) -> list[NeuronGroup]:
     """The groups of exchangeable hidden neurons of a model, each verified by permuting it.
 
-    The model runs once under a trace that carries which axes of which tensors belong together; what may be
-    reindexed together, without a change of the output, is a group. The units of the model's outputs are not
-    a group, nor are its inputs. The model is left as it was: parameters, buffers, random state, modes, hooks.
+    The model runs once, in evaluation mode, and is recorded; along the recording it is followed which axes of which
+    tensors belong together. What may be reindexed together, without a change of the output, is a group. The units of
+    the model's outputs are not a group, nor are its inputs. The model is left as it was: parameters, buffers, random
+    state, modes, hooks.
 
     `example_inputs` is a tensor, a tuple (positional arguments) or a mapping (keywords) for `forward`;
     without it, the model's `example_input_array` or a guess from its first layer is used. `run(model)`
@@ -78,63 +70,29 @@ def find_neuron_groups(
             "first, then find its neurons"
         )
 
-    def wanted(groups: Iterable[NeuronGroup]) -> list[NeuronGroup]:
-        return [group for group in groups if group.kind in kinds and _is_selected(group.name, include, exclude)]
-
     by_hand = run is None and example_inputs is not None
     run = run or _forward(model, example_inputs)
-    if run is None:
-        reason = "there are no example inputs to run the model on: pass example_inputs or run"
-        return [*wanted(incoming_groups(model, reason)), *declared]
-    guesses: list[NeuronGroup] = []
-    try:
-        groups, trace = trace_groups(model, run)
-        guesses = guess_expert_groups(model, trace)
-        _report_unknown(trace)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        if by_hand and (failure := _fails(model, run)) is not None:
-            raise RuntimeError(f"expected a model that runs on its inputs, got {failure!r}") from failure
-        reason = f"the run cannot be traced ({_summary(error)}): declare its groups with declare_neurons"
+    reason = "there are no example inputs to run the model on: pass example_inputs or run"
+    if run is not None:
+        try:
+            tape = record_run(model, run)
+            reason = f"the run cannot be traced ({tape.obstacle}): declare its groups with declare_neurons"
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            if by_hand and (failure := _fails(model, run)) is not None:
+                raise RuntimeError(f"expected a model that runs on its inputs, got {failure!r}") from failure
+            reason = f"the run cannot be traced ({_summary(error)}): declare its groups with declare_neurons"
+        else:
+            if not tape.obstacle:
+                options = {"kinds": kinds, "include": include, "exclude": exclude, "declared": declared}
+                return list(groups_from_tapes([tape], module=model, **options, verify=verify, seed=seed).groups)
         log.warning("%s", reason)
-        groups = incoming_groups(model, reason)
-    known = {frozenset(group.slices) for group in declared}
-    groups = [group for group in wanted(groups) if frozenset(group.slices) not in known] + list(declared)
-    if not verify:
-        return groups
-    proved = [g for g in verify_groups(model, wanted(guesses), run, seed=seed) if g.status == "verified"]
-    return distinct(verify_groups(model, groups, run, seed=seed) + proved)
-
-
-def trace_groups(model: nn.Module, run: Run) -> tuple[list[NeuronGroup], CouplingTrace]:
-    """The groups that one run shows, unverified, and the trace itself."""
-    parameters, buffers = named_state(model)
-    tensors = {name: t.detach().clone() for name, t in {**parameters, **buffers}.items()}
-    trace = CouplingTrace()
-    for name, tensor in tensors.items():
-        trace.register(name, tensor, frozen=name in buffers and not name.endswith(STATE_BUFFERS))
-    with untouched(model), torch.no_grad(), trace:
-        output = run_with(model, run, tensors)
-    for leaf in significant(output):
-        for axis in trace.axes(leaf):
-            trace.freeze(axis, "an output of the model")
-    return assemble(trace, {name: p.requires_grad for name, p in parameters.items()}), trace
-
-
-def _is_selected(name: str, include: Collection[str], exclude: Collection[str]) -> bool:
-    """Whether a group's name matches a pattern of `include` and none of `exclude`."""
-    included = any(fnmatchcase(name, pattern) for pattern in include)
-    return included and not any(fnmatchcase(name, pattern) for pattern in exclude)
-
-
-def _report_unknown(trace: CouplingTrace) -> None:
-    for operator, count in trace.unknown.items():
-        log.warning("%s (%d calls) has no rule (register_rule): what it touches is frozen", operator, count)
+    return [*wanted(incoming_groups(model, reason), kinds, include, exclude), *declared]
 
 
 def _fails(model: nn.Module, run: Run) -> Exception | None:
-    """The error that the run raises without any tracing, if it does."""
+    """The error that a run which has failed raises without any tracing, if it does."""
     try:
         with untouched(model), torch.no_grad():
             run(model)

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 
 from lightning_topo.neurons.coupling import axis_size, leaves
-from lightning_topo.neurons.group import NeuronGroup, ParamSlice, clean_name, owner
-from lightning_topo.neurons.preserve import named_state
+from lightning_topo.neurons.group import NeuronGroup, ParamSlice, owner
+from lightning_topo.neurons.one_run import named_state
 from lightning_topo.neurons.trace import CouplingTrace
+from lightning_topo.tape.names import clean_name
 
 CHOICES = ("topk", "argmax", "sort", "argsort", "max")
 PICKED = ("the expert of a token is data", "a single index is selected", "stacked", "an index of data")

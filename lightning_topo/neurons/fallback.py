@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from lightning_topo.neurons.group import NeuronGroup, ParamSlice, clean_name
+from lightning_topo.neurons.group import NeuronGroup, ParamSlice
+from lightning_topo.tape.names import clean_name
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+
 Kind = Literal["unit", "channel", "head", "head_dim", "recurrent", "expert", "residual"]
 Status = Literal["verified", "inert", "unverified", "incoming_only", "declared"]
 Role = Literal["incoming", "outgoing", "elementwise", "buffer"]
@@ -16,21 +17,7 @@ Step = tuple[Literal["narrow"], int, int, int] | tuple[Literal["unflatten"], int
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-
-
 _TILE = 128  # columns that are transposed at once, for the cache's sake
-
-
-def clean_name(name: str) -> str:
-    """The parameter's name without what torch.compile, FSDP and activation checkpointing put into it.
-
-    >>> clean_name("net._orig_mod.0.weight")
-    'net.0.weight'
-    """
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from lightning_topo.neurons.group import NeuronGroup
-from lightning_topo.neurons.preserve import named_state
+from lightning_topo.neurons.one_run import named_state
 
 State = Literal["params", "params+moments"]
 

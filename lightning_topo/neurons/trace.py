@@ -1,6 +1,5 @@
 """Run a model once and learn which axes of its parameters are coupled."""
 
-import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -27,10 +26,9 @@ from lightning_topo.neurons.elementwise import is_elementwise
 from lightning_topo.neurons.group import Role, Step
 from lightning_topo.neurons.registry import rule_for
 
-log = logging.getLogger(__name__)
-
 CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor"})
 UNKNOWN_OPERATOR = "unknown operator"
+FAILED_RULE = "the rule failed of"
 NOISE_FACTORIES = frozenset({"randn", "rand"})
 # Positions along an axis stay what they are in these, and their rules take them as such in the others.
 KEEPS_POSITIONS = frozenset(
@@ -87,7 +85,7 @@ class CouplingTrace(TorchDispatchMode):
 
     Afterwards `pieces` holds the axes of each registered parameter, `witnesses` the axes of every tensor met
     (also of hidden ones, as attention scores), `uses` how weights were used, `unknown` the operators without
-    a rule, whose inputs were frozen.
+    a rule, whose inputs were frozen, `failed` those whose rule failed, likewise.
     """
 
     def __init__(self) -> None:
@@ -98,6 +96,7 @@ class CouplingTrace(TorchDispatchMode):
         self.uses: list[Use] = []
         self.tags: list[tuple[Axis, str]] = []
         self.unknown: Counter[str] = Counter()
+        self.failed: dict[str, str] = {}  # operators whose rule raised an error -> the first one
         self.n_operators = 0
         self.implied: dict[Atom, Atom] = {}  # sorted tokens -> their experts
         self.stacks: dict[Atom, dict[Atom, list[Axis]]] = {}  # stacked atom -> inner atom -> a copy per index
@@ -119,6 +118,30 @@ class CouplingTrace(TorchDispatchMode):
         self.names[id(tensor)] = name
         self._axes[tensor] = axes
         self._weights[tensor] = frozenset({name})
+
+    def carry(self, name: str, tensor: Tensor) -> None:
+        """Let a recorded tensor (random numbers, what other processes sent) be permuted with the axes it has.
+
+        An axis along which it was drawn alike for all entries gets an atom of its own: the numbers as they fell are
+        exchanged with the neurons that they fell on.
+        """
+        axes = [
+            new_axis(size) if all(is_constant(atom) for atom in flat(axis)) else axis
+            for axis, size in zip(self._axes[tensor], tensor.shape, strict=True)
+        ]
+        if name in self.pieces:
+            for known, axis in zip(self.pieces[name][0].axes, axes, strict=True):
+                unify_axes(known, axis)
+        self.assign(tensor, axes)
+        self.pieces.setdefault(name, [Piece((), axes)])
+        self._weights.pop(tensor, None)
+
+    def adopt(self, tensor: Tensor, other: Tensor) -> None:
+        """Take all that is known of `other` for another tensor of its shape."""
+        self.assign(tensor, self._axes[other] if other in self._axes else self.axes(other))
+        for known in (self._weights, self._nodes, self._bases):
+            if other in known:
+                known[tensor] = known[other]
 
     def axes(self, tensor: Tensor) -> list[Axis]:
         """The tensor's axes, for one use. A tensor of unknown origin is data: its axes are frozen."""
@@ -232,22 +255,35 @@ class CouplingTrace(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        self.observe(func, args, kwargs, result)
+        return result
+
+    def observe(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Carry the axes through one call. A rule that fails freezes what the call touches, and nothing else."""
         call = _operator_call(func, args, kwargs, result)
         self.n_operators += 1
-        self._apply_rule(func, call)
+        try:
+            self._apply_rule(func, call)
+        except Exception as error:
+            text = next(iter(str(error).splitlines()), "")
+            self.failed.setdefault(str(func), f"{type(error).__name__}: {text}")
+            self.bar(call, f"{FAILED_RULE} {func} ({type(error).__name__}: {text})")
         self._link(func, call)
-        return result
+
+    def bar(self, call: OperatorCall, reason: str) -> None:
+        """Freeze all that a call reads, and take what it returns for data."""
+        for tensor in call.inputs:
+            for axis in self.axes(tensor):
+                freeze(axis, reason)
+        for out in call.outputs:
+            self.assign_data(out)
 
     def _apply_rule(self, func: Any, call: OperatorCall) -> None:
         """Find the operator's rule and apply it, or freeze what an unknown operator touches."""
         rule = rule_for(func)
         self._follow_positions(call)
         if rule is not None:
-            try:
-                rule(self, call)
-            except Exception as error:
-                log.warning("the rule of %s failed (%s: %s)", func, type(error).__name__, error)
-                self._bar(func, call, f"its rule failed ({type(error).__name__}: {error})")
+            rule(self, call)
         elif torch.Tag.pointwise in func.tags and len(call.outputs) == 1:
             self.broadcast(call.out, call.inputs)
         elif call.inputs and is_elementwise(func, call.arguments, call.outputs):
@@ -260,16 +296,8 @@ class CouplingTrace(TorchDispatchMode):
                 else:
                     self.assign_data(out)
         elif call.outputs:
-            self._bar(func, call, "teach its rule with register_rule")
-
-    def _bar(self, func: Any, call: OperatorCall, reason: str) -> None:
-        """Freeze all that an operator touches, as nothing is known of what it does."""
-        self.unknown[str(func)] += 1
-        for tensor in call.inputs:
-            for axis in self.axes(tensor):
-                freeze(axis, f"{UNKNOWN_OPERATOR} {func}: {reason}")
-        for out in call.outputs:
-            self.assign_data(out)
+            self.unknown[str(func)] += 1
+            self.bar(call, f"{UNKNOWN_OPERATOR} {func}: teach its rule with register_rule")
 
     def _follow_positions(self, call: OperatorCall) -> None:
         """Positions along an axis pass on as long as they are only moved; else the axis is frozen."""

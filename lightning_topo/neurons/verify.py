@@ -1,26 +1,22 @@
-"""Prove groups by permuting their neurons: the output must not change, the gradient only be permuted."""
+"""Prove groups by permuting their neurons on the tape: the loss must not change, the gradient only be permuted."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
 
 import torch
 from jaxtyping import Float64, Shaped
 from torch import Tensor, nn
 
 from lightning_topo.memory import is_out_of_memory
+from lightning_topo.neurons.assembly import assemble, is_carried
 from lightning_topo.neurons.group import NeuronGroup, ParamSlice, block_derangement
-from lightning_topo.neurons.precision import float64_everywhere
-from lightning_topo.neurons.preserve import (
-    Run,
-    named_state,
-    run_with,
-    seed_everywhere,
-    significant,
-    untouched,
-)
+from lightning_topo.neurons.one_run import Run, record_run
+from lightning_topo.neurons.tape_coupling import couple
+from lightning_topo.tape import Tape
+from lightning_topo.tape.choices import with_choices_as_constants
+from lightning_topo.tape.replay import replay
 
 log = logging.getLogger(__name__)
 
@@ -40,14 +36,25 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A way to verify: in float64 or as the model is, how far off its parameters, with gradients or not."""
+    """A way to verify: in float64 or as recorded, how far off the parameters, with gradients or not.
+
+    `choices` are recomputed (as which expert a token goes to), or constants where shapes depend on them.
+    """
 
     float64: bool = True
     spread: float = 1.0
     gradients: bool = True
+    choices: bool = True
 
 
-ATTEMPTS = (Attempt(), Attempt(spread=0.1), Attempt(gradients=False), Attempt(float64=False))
+ATTEMPTS = (
+    Attempt(),
+    Attempt(spread=0.1),
+    Attempt(choices=False),
+    Attempt(gradients=False),
+    Attempt(float64=False),
+    Attempt(float64=False, gradients=False, choices=False, spread=0.1),
+)
 FLOAT64 = Tolerance(ratio=1e-6, floor=1e-8)
 NATIVE = Tolerance(ratio=2e-3, floor=1e-3)
 
@@ -55,33 +62,79 @@ NATIVE = Tolerance(ratio=2e-3, floor=1e-3)
 def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, seed: int = 0) -> list[NeuronGroup]:
     """The groups with their status: `verified`, `inert`, or reduced to `incoming_only` with the reason.
 
-    With P a random permutation of the neurons that leaves none in place, f the output and L the loss (or,
-    where `run` returns no scalar, a fixed random combination of the outputs),
+    `run(model)` is called once, and recorded. With P a random permutation of the neurons that leaves none in place, f
+    the output and L the loss (or, where `run` returns no scalar, a fixed random combination of the outputs),
 
-        f(P theta) = f(theta)   and   grad L(P theta) = P grad L(theta)
+        residual = max |f(P theta) - f(theta)| / max |f|
+        control  = the same with P applied to one slice of the group only
+        gradient = max |grad L(P theta) - P grad L(theta)| / max |grad L|
 
-    are checked in evaluation mode at perturbed float64 copies of the parameters, so that values equal at
-    initialisation (unit norms, zero biases) cannot hide a wrong slice. The residual is judged against a
-    negative control, the change that permuting a single slice makes. All groups are permuted together, and
-    one by one only where that leaves a doubt: the cost is two gradients in all if all is well, and another
-    gradient and two forward passes for each group in doubt. Where a model cannot run in float64, its own
-    precision and a coarser tolerance are used; where it has no gradient, the output alone is compared, and
-    `reason` says so. The model is not changed. Where memory runs out, that error is raised: run it on fewer samples.
+    at theta = perturbed parameters, since norms of ones and biases of zeros hide mistakes. A group is verified
+    where residual and gradient are far below the control. It is inert where the output hardly depends on
+    it. Otherwise its slices do not make up exchangeable neurons, and only what feeds them is kept.
+
+    All groups are permuted at once: two gradients in all if all is well, and a bisection where it is not. Where a tape
+    cannot run in float64, its own precision and a coarser tolerance are used; where it has no gradient, the output
+    alone is compared, and `reason` says so. The model is not changed.
     """
     if all(group.status == "incoming_only" for group in groups):
         return list(groups)
-    reason = ""
-    with untouched(model):
-        for attempt in ATTEMPTS:
-            try:
-                return Bench(model, run, seed, attempt).judge(groups)
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                log.info("no verification by %s (%s)", attempt, reason)
-    reason = f"the model did not run on perturbed parameters ({reason})"
-    return [group if group.status == "incoming_only" else group.with_status("unverified", reason) for group in groups]
+    tape = record_run(model, run)
+    found = assemble(couple([tape]), tape.trainable) if tape.draws and not tape.obstacle else []
+    return verify_on_tapes([tape], [with_carried(group, found) for group in groups], seed=seed)
+
+
+def verify_on_tapes(tapes: Sequence[Tape], groups: Sequence[NeuronGroup], *, seed: int = 0) -> list[NeuronGroup]:
+    """The groups with their status, as `verify_groups`, by the replays of tapes; what was drawn is permuted along.
+
+    A group must be a symmetry of every tape's loss.
+    """
+    usable = [tape for tape in tapes if not tape.obstacle and tape.outputs]
+    judged, reason = None, next((tape.obstacle for tape in tapes if tape.obstacle), "nothing was returned to compare")
+    for attempt in ATTEMPTS if usable else ():
+        try:
+            judged = Bench(usable, seed, attempt).judge(groups)
+            break
+        except Exception as error:
+            failure = error.__cause__ if is_out_of_memory(error) else None
+            reason = f"{type(error).__name__}: {error}".splitlines()[0] if failure is None else str(failure)
+            log.info("no verification by %s (%s)", attempt, reason)
+    if judged is None:
+        reason = f"the model did not run on perturbed parameters ({reason})"
+        judged = [g if g.status == "incoming_only" else g.with_status("unverified", reason) for g in groups]
+    return [without_carried(_noted(group, tapes)) for group in judged]
+
+
+def with_carried(group: NeuronGroup, found: Sequence[NeuronGroup]) -> NeuronGroup:
+    """A group with the recorded draws that are permuted with it, taken from the found group that shares most with it."""
+    alike = [
+        (len(set(group.slices) & set(other.slices)), other)
+        for other in found
+        if (other.n, other.block_shape) == (group.n, group.block_shape)
+    ]
+    shared, other = max(alike, key=lambda item: item[0], default=(0, group))
+    if not shared:
+        return group
+    drawn = tuple(piece for piece in other.slices if is_carried(piece.param))
+    return replace(group, slices=(*group.slices, *drawn))
+
+
+def without_carried(group: NeuronGroup) -> NeuronGroup:
+    """The group's part in parameters and buffers alone."""
+    return replace(group, slices=tuple(piece for piece in group.slices if not is_carried(piece.param)))
+
+
+def _noted(group: NeuronGroup, tapes: Sequence[Tape]) -> NeuronGroup:
+    """The verdict, with what it leans on and what contradicts it."""
+    unlike = frozenset[str]().union(*(tape.unlike for tape in tapes))
+    if group.status in ("verified", "inert") and not unlike.isdisjoint(group.params):
+        reason = next(tape.gradient_obstacle for tape in tapes if tape.unlike)
+        return group.incoming_only(f"the gradient of the loss is not that of the recorded calls: {reason}")
+    reads = {read.operator for tape in tapes for read in tape.host_reads if not read.params.isdisjoint(group.params)}
+    if group.status == "verified" and reads:
+        note = f"values read by the host ({', '.join(sorted(reads))}) are taken as constants"
+        return group.with_status("verified", f"{group.reason}; {note}".removeprefix("; "))
+    return group
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,23 +143,29 @@ class Trial:
 
     residual: float
     gradient_error: float
+    failure: str = ""
 
 
 class Bench:
-    """A model at perturbed copies of its parameters, where permutations are tried."""
+    """Tapes at perturbed copies of their parameters, where permutations are tried."""
 
-    def __init__(self, model: nn.Module, run: Run, seed: int, attempt: Attempt) -> None:
-        self.model = model
-        self.run = run
+    def __init__(self, tapes: Sequence[Tape], seed: int, attempt: Attempt) -> None:
+        self.tapes = tapes if attempt.choices else [with_choices_as_constants(tape) for tape in tapes]
         self.seed = seed
         self.attempt = attempt
+        self.precision = torch.float64 if attempt.float64 else None
         self.tolerance = FLOAT64 if attempt.float64 else NATIVE
-        parameters, buffers = named_state(model)
-        self.trainable = [name for name, p in parameters.items() if p.requires_grad]
+        values: dict[str, Tensor] = {}
+        trainable: dict[str, bool] = {}
+        for tape in tapes:
+            values |= {name: tensor for name, tensor in tape.named_values.items() if name in tape.params}
+            values |= tape.draws
+            trainable |= tape.trainable
+        self.trainable = [name for name, value in values.items() if trainable.get(name, False) and _has_gradient(value)]
         generator = torch.Generator().manual_seed(seed)
         self.tensors = {
-            name: perturbed(t, generator, _spread(name, parameters, attempt), float64=attempt.float64)
-            for name, t in {**parameters, **buffers}.items()
+            name: perturbed(t, generator, _spread(name, trainable, attempt), float64=attempt.float64)
+            for name, t in values.items()
         }
         for name, tensor in self.tensors.items():
             if name.endswith("running_var"):
@@ -123,61 +182,86 @@ class Bench:
 
     def judge(self, groups: Sequence[NeuronGroup]) -> list[NeuronGroup]:
         """Each group with its status."""
-        cases = [group for group in groups if group.n > 1 and group.status != "incoming_only"]
-        together = self._trial(cases)
-        return [self._verdict(group, together) for group in groups]
+        cases = [i for i, group in enumerate(groups) if group.n > 1 and group.status != "incoming_only"]
+        controls = {i: self._control(groups[i]) for i in cases}
+        trials: dict[int, Trial] = {}
+        self._bisect(groups, cases, controls, trials)
+        return [
+            self._verdict(group, trials[i], controls[i]) if i in trials else self._single(group)
+            for i, group in enumerate(groups)
+        ]
 
     def output(self, tensors: Mapping[str, Tensor]) -> Float64[Tensor, " outputs"]:
-        """All significant outputs, flattened."""
-        with torch.no_grad(), self._precision():
-            return self._flatten(self._run(tensors)).detach()
+        """All outputs, flattened."""
+        with torch.no_grad():
+            return self._flatten(tensors).detach()
 
     def evaluate(self, tensors: Mapping[str, Tensor]) -> tuple[Float64[Tensor, " outputs"], dict[str, Tensor]]:
         """Outputs, and the gradient of the loss in the trainable parameters."""
+        if not self.attempt.gradients:
+            return self.output(tensors), {}
         leaves = {name: t.detach().requires_grad_() if name in self.trainable else t for name, t in tensors.items()}
-        with torch.set_grad_enabled(self.attempt.gradients), self._precision():
-            output = self._flatten(self._run(leaves))
+        with torch.enable_grad():
+            output = self._flatten(leaves)
             if not output.requires_grad:
                 return output.detach(), {}
             weights = torch.randn(len(output), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
             loss = output.sum() if len(output) == 1 else output @ weights.to(output.device)
-            names = [name for name in self.trainable if leaves[name].requires_grad]
-            gradients = torch.autograd.grad(loss, [leaves[name] for name in names], allow_unused=True)
-        return output.detach(), {name: g.detach() for name, g in zip(names, gradients, strict=True) if g is not None}
+            gradients = torch.autograd.grad(loss, [leaves[name] for name in self.trainable], allow_unused=True)
+        named = zip(self.trainable, gradients, strict=True)
+        return output.detach(), {name: g.detach() for name, g in named if g is not None}
 
-    def _run(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        seed_everywhere(self.model, self.seed)
-        return significant(run_with(self.model, self.run, tensors))
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        return float64_everywhere() if self.attempt.float64 else nullcontext()
-
-    def _flatten(self, outputs: Sequence[Tensor]) -> Float64[Tensor, " outputs"]:
-        floating = [t.to(torch.float64).flatten() for t in outputs if t.is_floating_point()]
+    def _flatten(self, tensors: Mapping[str, Tensor]) -> Float64[Tensor, " outputs"]:
+        outputs = [out for tape in self.tapes for out in replay(tape, tensors, precision=self.precision)]
+        real = [torch.view_as_real(out) if out.is_complex() else out for out in outputs]
+        floating = [t.to(torch.float64).flatten() for t in real if t.is_floating_point()]
         return torch.cat(floating) if floating else torch.zeros(0, dtype=torch.float64)
+
+    def _bisect(
+        self,
+        groups: Sequence[NeuronGroup],
+        cases: Sequence[int],
+        controls: Mapping[int, float],
+        trials: dict[int, Trial],
+    ) -> None:
+        """Permute groups together, and halves of them where together they do not pass."""
+        if not cases:
+            return
+        trial = self._trial([groups[i] for i in cases])
+        if len(cases) == 1 or all(self._passes(trial, controls[i]) for i in cases):
+            trials.update(dict.fromkeys(cases, trial))
+            return
+        middle = len(cases) // 2
+        self._bisect(groups, cases[:middle], controls, trials)
+        self._bisect(groups, cases[middle:], controls, trials)
 
     def _trial(self, groups: Sequence[NeuronGroup]) -> Trial:
         """Permute groups at once: the change of the output, and the error of the gradient."""
-        tensors, expected = dict(self.tensors), dict(self.gradient)
-        for group in groups:
-            permutation = block_derangement(group, self.generator)
-            tensors = group.permute(tensors, permutation)
-            expected = group.permute(expected, permutation)
-        output, gradient = self.evaluate(tensors)
+        try:
+            tensors, expected = dict(self.tensors), dict(self.gradient)
+            for group in groups:
+                permutation = block_derangement(group, self.generator)
+                tensors = group.permute(tensors, permutation)
+                expected = group.permute(expected, permutation)
+            output, gradient = self.evaluate(tensors)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return Trial(float("inf"), float("inf"), next(iter(str(error).splitlines()), type(error).__name__))
         return Trial(self._change(output), self._gradient_error(gradient, expected))
 
-    def _verdict(self, group: NeuronGroup, together: Trial) -> NeuronGroup:
-        """The status of one group, which is tried alone only where the joint trial leaves it in doubt."""
+    def _single(self, group: NeuronGroup) -> NeuronGroup:
         if group.status == "incoming_only":
             return group
-        if group.n == 1:
-            return group.with_status("verified", "a single neuron has nothing to be exchanged with")
-        control = self._control(group)
-        trial = together if self._passes(together, control) else self._trial([group])
+        return group.with_status("verified", "a single neuron has nothing to be exchanged with")
+
+    def _verdict(self, group: NeuronGroup, trial: Trial, control: float) -> NeuronGroup:
         if self._passes(trial, control):
             if control > self.tolerance.floor:
-                return group.with_status("verified", "" if self.gradient else "by the output alone")
+                return group.with_status("verified", self._caveat())
             return group.with_status("inert", f"the output hardly depends on it (control {control:.1e})")
+        if trial.failure:
+            return group.incoming_only(f"the step does not run with its neurons permuted ({trial.failure})")
         if trial.residual > self.tolerance.ratio * max(control, self.tolerance.floor):
             return group.incoming_only(
                 f"not complete: permuting its neurons changes the output by {trial.residual:.1e} of its size "
@@ -187,6 +271,13 @@ class Bench:
             f"permuting its neurons changes the gradient of the loss by {trial.gradient_error:.1e} of it"
         )
 
+    def _caveat(self) -> str:
+        """What the proof goes without."""
+        notes = [] if self.gradient else ["by the output alone"]
+        if not self.attempt.choices:
+            notes.append("with the choices of the step, on which shapes depend, as constants")
+        return "; ".join(notes)
+
     def _passes(self, trial: Trial, control: float) -> bool:
         small = trial.residual <= self.tolerance.ratio * max(control, self.tolerance.floor)
         return small and trial.gradient_error <= self.tolerance.ratio
@@ -194,12 +285,18 @@ class Bench:
     def _control(self, group: NeuronGroup) -> float:
         """The change made by permuting one slice alone: by the gradient, or by a run where that vanishes."""
         change = 0.0
-        for measure in (self._slope, self._measured):
+        measures: tuple[Callable[[Mapping[str, Tensor]], float], ...] = (self._slope, self._measured)
+        for measure in measures:
             for piece in _strongest(group):
                 alone = NeuronGroup(group.name, group.kind, group.n, group.block_shape, (piece,))
-                part = {name: self.tensors[name] for name in piece.names(group.n)}
-                moved = alone.permute(part, block_derangement(group, self.generator))
-                change = max(change, measure(moved))
+                try:
+                    part = {name: self.tensors[name] for name in piece.names(group.n)}
+                    moved = alone.permute(part, block_derangement(group, self.generator))
+                    change = max(change, measure(moved))
+                except Exception as error:
+                    if is_out_of_memory(error):
+                        raise
+                    continue
                 if change > self.tolerance.floor:
                     return change
         return change
@@ -207,7 +304,7 @@ class Bench:
     def _slope(self, moved: Mapping[str, Tensor]) -> float:
         """The change of the output, to first order, when some tensors are replaced."""
         slope = sum(
-            float((self.gradient[name] * (tensor - self.tensors[name])).sum())
+            float((self.gradient[name] * (tensor - self.tensors[name])).sum().real)
             for name, tensor in moved.items()
             if name in self.gradient
         )
@@ -239,6 +336,11 @@ def perturbed(
 
     Values that are not finite are replaced first: the structure is tested, not the state of training.
     """
+    if tensor.layout is not torch.strided:
+        return tensor.detach()
+    if tensor.is_complex():
+        real = perturbed(torch.view_as_real(tensor.resolve_conj()), generator, spread, float64=float64)
+        return torch.view_as_complex(real)
     if not tensor.is_floating_point():
         return tensor.detach().clone()
     copy = tensor.detach().to(torch.float64 if float64 else tensor.dtype, copy=True).nan_to_num_(0.0, 0.0, 0.0)
@@ -248,13 +350,19 @@ def perturbed(
     return copy
 
 
-def _spread(name: str, parameters: Mapping[str, Tensor], attempt: Attempt) -> float:
-    """Parameters and running statistics are perturbed; other buffers are constants of the model."""
+def _spread(name: str, parameters: Mapping[str, bool], attempt: Attempt) -> float:
+    """Parameters and running statistics are perturbed; other buffers, and draws, are constants of the step."""
     moved = name in parameters or name.endswith(("running_mean", "running_var"))
     return attempt.spread if moved else 0.0
+
+
+def _has_gradient(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _strongest(group: NeuronGroup) -> list[ParamSlice]:
     """The slices most likely to matter alone: the first that feeds and the first that reads the neurons."""
     chosen = [next((s for s in group.slices if s.role == role), None) for role in ("incoming", "outgoing")]
     return [piece for piece in chosen if piece is not None] or list(group.slices[:2])
+
+

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_topo.measurement import GLOBAL
-from lightning_topo.neurons import FoundNeurons, NeuronGroup, RowsOf, groups_from_tapes
+from lightning_topo.neurons import FoundNeurons, NeuronGroup, groups_from_tapes
 from lightning_topo.neurons.capture import sharding
 from lightning_topo.tape import StepRecorder, Tape, accepted, compiled_reason
 from lightning_topo.watch.training import Training
@@ -127,9 +127,7 @@ def _resolved(declared: Sequence[Any] | None, training: Training) -> tuple[tuple
         return (), False
     groups: list[NeuronGroup] = []
     for one in declared:
-        if isinstance(one, RowsOf):
-            groups += one.groups(training.module)
-        elif not isinstance(one, str):
+        if isinstance(one, NeuronGroup):
             groups.append(one)
     return tuple(groups), not any(isinstance(one, str) for one in declared)
 

@@ -1,0 +1,68 @@
+"""For every trained parameter, the groups that it has a part in, or why it is in none."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning_topo.neurons.coupling import leaves
+from lightning_topo.neurons.group import NeuronGroup
+from lightning_topo.neurons.trace import CouplingTrace
+from lightning_topo.tape import Tape
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCoverage:
+    """A trained parameter of `numel` entries: the names of its groups or, where there are none, the reason."""
+
+    param: str
+    numel: int
+    groups: tuple[str, ...]
+    reason: str = ""
+
+
+def parameter_coverage(
+    groups: Sequence[NeuronGroup], tapes: Sequence[Tape], trace: CouplingTrace | None, selected_out: Mapping[str, str]
+) -> tuple[ParameterCoverage, ...]:
+    """Coverage of every parameter that the tapes know as trained, in their order.
+
+    `selected_out` are groups that were found but not wanted, by name, with the reason.
+    """
+    by_param: dict[str, list[str]] = {}
+    for group in groups:
+        for piece in group.slices:
+            for name in piece.names(group.n):
+                by_param.setdefault(name, []).append(group.name)
+    reached = frozenset[str]().union(*(tape.params for tape in tapes)) if tapes else frozenset()
+    found: dict[str, ParameterCoverage] = {}
+    for tape in tapes:
+        for slot, names in tape.names.items():
+            name = names[0]
+            if not tape.trainable.get(name, False):
+                continue
+            inside = tuple(dict.fromkeys(by_param.get(name, ())))
+            if inside:
+                reason = ""
+            elif name in selected_out:
+                reason = selected_out[name]
+            elif all(tape.obstacle for tape in tapes):
+                reason = tapes[0].obstacle
+            elif name not in reached:
+                reason = "the loss of the step does not depend on it"
+            else:
+                reason = _frozen(trace, name)
+            found[name] = ParameterCoverage(name, tape.values[slot].numel(), inside, reason)
+    return tuple(found.values())
+
+
+def _frozen(trace: CouplingTrace | None, name: str) -> str:
+    """Why the axes of a parameter hold no neurons."""
+    if trace is None or name not in trace.pieces:
+        return "the step could not be followed"
+    reasons: dict[str, None] = {}
+    for piece in trace.pieces[name]:
+        for dim, axis in enumerate(piece.axes):
+            for atom in leaves(axis):
+                if atom.frozen:
+                    reasons[f"axis {dim}: {atom.reason or 'data'}"] = None
+                elif atom.size > 1:
+                    reasons[f"axis {dim}: no weight feeds it and is read through it"] = None
+    return "; ".join(reasons) or "it is a single number"

@@ -1,0 +1,23 @@
+"""A training step, watched once: recorded as it runs, replayed afterwards, with none of the user's code."""
+
+from lightning_topo.tape.acceptance import accepted, replayed_gradient
+from lightning_topo.tape.compiled import compiled_reason
+from lightning_topo.tape.curvature import TapeLoss, tape_loss
+from lightning_topo.tape.program import Call, HostRead, Slot, Tape
+from lightning_topo.tape.recorder import StepRecorder
+from lightning_topo.tape.replay import CannotReplay, replay
+
+__all__ = [
+    "Call",
+    "CannotReplay",
+    "HostRead",
+    "Slot",
+    "StepRecorder",
+    "Tape",
+    "TapeLoss",
+    "accepted",
+    "compiled_reason",
+    "replay",
+    "replayed_gradient",
+    "tape_loss",
+]

@@ -1,0 +1,220 @@
+"""A recorded step as a straight-line program: calls on slots, where a slot stands for a tensor."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of a tensor in a program."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a slot's tensor looks like."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call: an operator, its arguments with slots for tensors, and the slots of its tensor outputs.
+
+    `writes` are the slots that it writes in place. `grad` is the grad mode of the call. `draw` names the constant that
+    stands for what the call drew from a generator.
+    """
+
+    operator: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[int | None, ...]
+    writes: tuple[int, ...] = ()
+    grad: bool = True
+    draw: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The operator's name, as `aten::mm`."""
+        schema = getattr(self.operator, "_schema", None)
+        return schema.name if schema is not None else getattr(self.operator, "__name__", str(self.operator))
+
+    def argument(self, name: str) -> Any:
+        """The argument of that name in the operator's schema, or its default; None where there is none."""
+        schema = getattr(self.operator, "_schema", None)
+        for position, declared in enumerate(schema.arguments if schema is not None else ()):
+            if declared.name == name:
+                if position < len(self.args):
+                    return self.args[position]
+                return self.kwargs.get(name, declared.default_value if declared.has_default_value() else None)
+        return self.kwargs.get(name)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """The slots that the call reads."""
+        return tuple(slots_in((self.args, self.kwargs)))
+
+
+def slots_in(value: Any) -> Iterator[int]:
+    """The slots in nested arguments, in order."""
+    if isinstance(value, Slot):
+        yield value.index
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from slots_in(part)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from slots_in(part)
+
+
+@dataclass(frozen=True, slots=True)
+class HostRead:
+    """A value that left the tensors for Python (`item`, a condition), or a shape that depends on values.
+
+    `value` is what was read, where that is a number; `params` are the parameters that it descends from.
+    """
+
+    operator: str
+    slot: int
+    n_calls: int
+    value: float | None = None
+    params: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Tape:
+    """What a step computed up to one loss: calls, constants, and the slots of parameters and buffers by name.
+
+    `names` are the names of each named slot: shared parameters have several, and a parameter that an optimizer moved
+    during the step has a slot before and one after. `values` are the tensors of named slots where they stood, and
+    `constants` all others that no call made. `draws` are recorded random numbers, `outputs` the slots of the loss
+    (or of what a function returned), `scale` the factor by which the recorded loss exceeds the module's own.
+    `host_reads` are those on which the program leans. `obstacle` says why the tape cannot be replayed, and
+    `gradient_obstacle` why its loss or gradient, in the parameters `unlike`, is not the step's although it runs; both
+    are empty where all is well.
+    """
+
+    calls: tuple[Call, ...]
+    outputs: tuple[int, ...]
+    names: Mapping[int, tuple[str, ...]]
+    values: Mapping[int, Tensor]
+    constants: Mapping[int, Tensor]
+    draws: Mapping[str, Tensor]
+    layouts: Sequence[Layout]
+    storages: Sequence[int]
+    trainable: Mapping[str, bool]
+    buffers: frozenset[str] = frozenset()
+    recorded: tuple[Tensor, ...] = ()
+    scale: float = 1.0
+    n_samples: int = 1
+    functions: Mapping[int, str] = field(default_factory=dict)
+    host_reads: tuple[HostRead, ...] = ()
+    obstacle: str = ""
+    gradient_obstacle: str = ""
+    unlike: frozenset[str] = frozenset()
+
+    @property
+    def params(self) -> frozenset[str]:
+        """The first names of the parameters and buffers on which the outputs depend."""
+        used = {slot for call in self.calls for slot in call.inputs} | set(self.outputs)
+        return frozenset(names[0] for slot, names in self.names.items() if slot in used)
+
+    def replaced(self, **changes: Any) -> "Tape":
+        """The same tape with some fields changed."""
+        return replace(self, **changes)
+
+    @property
+    def named_values(self) -> dict[str, Tensor]:
+        """The recorded values by first name; the latest where a parameter moved during the step."""
+        return {names[0]: self.values[slot] for slot, names in self.names.items()}
+
+    @property
+    def written(self) -> frozenset[int]:
+        """The storages that some call writes in place."""
+        return frozenset(self.storages[slot] for call in self.calls for slot in call.writes)
+
+    def owning_its_constants(self) -> "Tape":
+        """The tape with copies of its constants, which nobody else can write to."""
+        return replace(
+            self,
+            constants={slot: tensor.detach().clone() for slot, tensor in self.constants.items()},
+            draws={name: tensor.detach().clone() for name, tensor in self.draws.items()},
+        )
+
+
+@cache
+def write_positions(operator: Any) -> tuple[tuple[int, str], ...]:
+    """The arguments that an operator writes in place, by position and name.
+
+    >>> write_positions(torch.ops.aten.copy_.default)
+    ((0, 'self'),)
+    """
+    schema = getattr(operator, "_schema", None)
+    if schema is None or schema.name in _NO_WRITES:
+        return ()
+    hidden = HIDDEN_WRITES.get(schema.name, ())
+    return tuple(
+        (position, argument.name)
+        for position, argument in enumerate(schema.arguments)
+        if (argument.alias_info is not None and argument.alias_info.is_write) or argument.name in hidden
+    )
+
+
+_STATISTICS = ("running_mean", "running_var")
+HIDDEN_WRITES: Mapping[str, tuple[str, ...]] = {
+    "aten::native_batch_norm": _STATISTICS,
+    "aten::cudnn_batch_norm": _STATISTICS,
+    "aten::miopen_batch_norm": _STATISTICS,
+    "c10d::allreduce_": ("tensors",),
+    "c10d::allreduce_coalesced_": ("tensors",),
+    "c10d::broadcast_": ("tensors",),
+    "c10d::reduce_": ("tensors",),
+    "c10d::allgather_": ("output_tensors",),
+    "c10d::_allgather_base_": ("output_tensor",),
+    "c10d::allgather_coalesced_": ("output_lists",),
+    "c10d::allgather_into_tensor_coalesced_": ("outputs",),
+    "c10d::reduce_scatter_": ("output_tensors",),
+    "c10d::_reduce_scatter_base_": ("output_tensor",),
+    "c10d::gather_": ("output_tensors",),
+    "c10d::scatter_": ("output_tensors",),
+    "c10d::alltoall_": ("output_tensors",),
+    "c10d::alltoall_base_": ("output",),
+    "c10d::recv_": ("tensors",),
+    "c10d::recv_any_source_": ("tensors",),
+}
+"""What operators write although their schema does not say so."""
+
+_NO_WRITES = ("aten::record_stream",)
+
+
+def argument(call_args: Sequence[Any], call_kwargs: Mapping[str, Any], position: int, name: str) -> Any:
+    """An argument given by position or by name; None where it is left out."""
+    return call_args[position] if position < len(call_args) else call_kwargs.get(name)
+
+
+def alias(tensor: Tensor, shape: Sequence[int], stride: Sequence[int], offset: int) -> Tensor:
+    """The same memory under another tensor that no gradient flows through, as `tensor.data` is."""
+    bare = tensor.data
+    if tuple(bare.shape) == tuple(shape):
+        return bare
+    return bare.as_strided(shape, stride, bare.storage_offset() + offset)
+
+
+def region(tensor: Tensor, shape: Sequence[int], stride: Sequence[int], offset: int) -> Tensor:
+    """A part of the same memory, through which gradients flow."""
+    return tensor.as_strided(shape, stride, tensor.storage_offset() + offset)
+
+
+def set_data(tensor: Tensor, new: Tensor) -> None:
+    """`tensor.data = new`."""
+    tensor.data = new.detach()

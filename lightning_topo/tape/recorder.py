@@ -1,0 +1,432 @@
+"""Watch one real training step and write down what it computes."""
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode, _push_mode
+from torch.utils._pytree import tree_leaves
+
+from lightning_topo.tape.collectives import Collective, collective_of
+from lightning_topo.tape.memory_map import MemoryMap
+from lightning_topo.tape.names import named_tensors
+from lightning_topo.tape.program import (
+    Call,
+    HostRead,
+    Slot,
+    Tape,
+    argument,
+    write_positions,
+)
+from lightning_topo.tape.pruning import pruned, with_parameters_born_in_the_step, with_transparent_functions
+
+log = logging.getLogger(__name__)
+
+MAX_CALLS = 20_000
+_SERIAL = itertools.count()  # draws have names of their own in all tapes
+READS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")
+SHAPED_BY_VALUES = (
+    "aten::nonzero",
+    "aten::nonzero_static",
+    "aten::masked_select",
+    "aten::unique_consecutive",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::bincount",
+)
+
+
+class StepRecorder:
+    """Writes down the operators of a training step; the training receives the very tensors it would have had.
+
+    `begin` before the step, `loss` where a backward pass is about to begin (in `on_before_backward`), `resume` where
+    it is over and the step goes on (manual optimization), `end` after the step, whatever has happened in it. One
+    dispatch mode is active from `begin` to `end`; it lets everything pass unseen from each `loss` on. A step of more
+    than `max_calls` operators is given up. Nothing here raises because of what the step does: a tape that cannot be
+    used says why in its `obstacle`.
+
+    >>> model = nn.Linear(2, 1)
+    >>> recorder = StepRecorder()
+    >>> recorder.begin(model)
+    >>> loss = model(torch.ones(3, 2)).square().mean()
+    >>> recorder.loss(loss)
+    >>> loss.backward()
+    >>> [tape] = recorder.end()
+    >>> len(tape.calls), tape.obstacle, tape.n_samples
+    (4, '', 3)
+    """
+
+    def __init__(self, *, max_calls: int = MAX_CALLS) -> None:
+        self.max_calls = max_calls
+        self.obstacle = ""
+        self._tapes: list[Tape] = []
+        self._mode: _Observer | None = None
+        self._listening = False
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the dispatch mode is entered."""
+        return self._mode is not None
+
+    def begin(self, tensors: nn.Module | Mapping[str, Tensor]) -> None:
+        """Enter the mode. `tensors` are the module, or parameters and buffers by name.
+
+        Raises RuntimeError where the recorder has begun already.
+        """
+        if self._mode is not None:
+            raise RuntimeError("expected a recorder that is not recording, got one that is: call end() first")
+        self.obstacle = ""
+        self._tapes = []
+        self._source = tensors
+        self._calls: list[Call] = []
+        self._memory = MemoryMap()
+        self._draws: dict[str, Tensor] = {}
+        self._drawn_in: dict[int, list[str]] = {}
+        self._host_reads: list[HostRead] = []
+        self._pending: dict[int, list[Collective]] = {}
+        self._buffers = (
+            frozenset() if isinstance(tensors, Mapping) else frozenset(named_tensors(dict(_buffers_of(tensors))))
+        )
+        with torch.no_grad():
+            for name, tensor in named_tensors(tensors).items():
+                self.name(name, tensor)
+        self._mode = _Observer(self)
+        self._mode.__enter__()
+        self._listening = True
+
+    def name(self, name: str, tensor: Tensor) -> None:
+        """Say that this tensor, wherever the step uses it, is the parameter or buffer of that name."""
+        was, self._listening = self._listening, False
+        try:
+            if _is_foreign(tensor):
+                self._give_up(f"parameters of type {type(tensor).__name__}")
+            else:
+                self._memory.name(name, tensor, is_buffer=name in self._buffers)
+        finally:
+            self._listening = was
+
+    def loss(self, loss: Tensor, *, scale: float = 1.0, n_samples: int | None = None) -> None:
+        """End the tape of one loss, whose backward pass begins now: what follows is not recorded until `resume`.
+
+        `scale` is the factor by which `loss` exceeds the module's own (a gradient scaler's, one over the number of
+        accumulated batches); `n_samples` the samples it is a mean over, guessed from the data where it is not given.
+        """
+        self.outputs([loss], scale=scale, n_samples=n_samples)
+        self._listening = False
+
+    def outputs(self, outputs: Sequence[Tensor], *, scale: float = 1.0, n_samples: int | None = None) -> None:
+        """End a tape with several results, as those of a function that returns no loss."""
+        was, self._listening = self._listening, False
+        try:
+            if self._mode is None:
+                raise RuntimeError("expected a recorder that is recording, got one that is not: call begin() first")
+            with torch.no_grad():
+                self._tapes.append(self._tape(outputs, scale, n_samples))
+        except Exception as error:
+            self._tapes.append(_empty(f"the tape could not be closed ({type(error).__name__}: {error})"))
+        finally:
+            self._listening = was and not self.obstacle
+
+    def so_far(self) -> tuple[Tape, ...]:
+        """The tapes of the losses up to now, while the recording goes on."""
+        return tuple(self._tapes)
+
+    def resume(self) -> None:
+        """Record again: the backward pass is over, and parameters may have moved."""
+        if self._mode is None or self.obstacle:
+            return
+        with torch.no_grad():
+            for name, tensor in named_tensors(self._source).items():
+                if not _is_foreign(tensor):
+                    self._memory.refresh(name, tensor)
+        self._listening = True
+
+    def end(self) -> tuple[Tape, ...]:
+        """Leave the mode, and return the tapes: one per loss, in order. Does nothing where none was entered."""
+        self._listening = False
+        if self._mode is None:
+            return ()
+        mode, self._mode = self._mode, None
+        _leave(mode)
+        tapes, self._tapes = tuple(self._tapes), []
+        self._calls = []
+        self._memory = MemoryMap()
+        self._draws, self._pending = {}, {}
+        return tapes
+
+    # What the mode calls
+
+    def observe(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one operator as it would have been, and write it down."""
+        if not self._listening:
+            return operator(*args, **kwargs)
+        self._listening = False
+        try:
+            prepared = self._before(operator, args, kwargs)
+        except Exception as error:
+            prepared = None
+            self._give_up(f"{operator} could not be recorded ({type(error).__name__}: {error})")
+        try:
+            result = operator(*args, **kwargs)
+        except BaseException:
+            self._listening = not self.obstacle
+            raise
+        if prepared is not None:
+            try:
+                self._after(operator, args, kwargs, result, *prepared)
+            except Exception as error:
+                self._give_up(f"{operator} could not be recorded ({type(error).__name__}: {error})")
+        self._listening = not self.obstacle
+        return result
+
+    def _before(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Arguments as slots, tensors by slot, what will be written; constants that it would overwrite are copied."""
+        if not hasattr(operator, "_schema"):
+            raise TypeError("a higher-order operator")
+        if torch.compiler.is_compiling():
+            raise TypeError("a compilation")
+        if len(self._calls) >= self.max_calls:
+            self._give_up(f"the step calls more than {self.max_calls} operators")
+            return None
+        found: list[tuple[Tensor, int]] = []
+        grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        pending = self._pending
+        if operator._schema.name == "_c10d_functional::wait_tensor":
+            self._pending = {}  # not complete yet
+        encoded = self._encoded(args, found)
+        encoded_kwargs = {key: self._encoded(value, found) for key, value in kwargs.items()} if kwargs else {}
+        self._pending = pending
+        written = [
+            tensor
+            for position, name in write_positions(operator)
+            for tensor in tree_leaves(argument(args, kwargs, position, name))
+            if isinstance(tensor, Tensor)
+        ]
+        for tensor in written:
+            self._memory.about_to_write(tensor)
+            for draw in self._drawn_in.pop(self._memory.storage_of(tensor), ()):
+                self._draws[draw] = self._draws[draw].clone()
+        collective = collective_of(operator, args, kwargs)
+        return encoded, encoded_kwargs, found, written, grad, collective
+
+    def _after(
+        self,
+        operator: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Any,
+        encoded: tuple[Any, ...],
+        encoded_kwargs: Mapping[str, Any],
+        found: list[tuple[Tensor, int]],
+        written: list[Tensor],
+        grad: bool,
+        collective: Collective | None,
+    ) -> None:
+        schema_name = operator._schema.name
+        known = {id(tensor): slot for tensor, slot in found}
+        flows = grad and schema_name != "aten::detach" and any(tensor.requires_grad for tensor, _ in found)
+        outputs = []
+        for out in _tensors_and_none(result):
+            if out is None:
+                outputs.append(None)
+            elif id(out) in known:
+                outputs.append(known[id(out)])
+            else:
+                outputs.append(self._memory.new(out, connected=flows and _is_differentiable(out)))
+        if schema_name in READS or schema_name in SHAPED_BY_VALUES:
+            for _, slot in found[:1]:
+                value = float(result) if isinstance(result, (int, float)) else None
+                self._host_reads.append(HostRead(schema_name, slot, len(self._calls), value))
+        slots = tuple(dict.fromkeys(known[id(tensor)] for tensor in written))
+        for tensor, slot in zip(written, (known[id(tensor)] for tensor in written), strict=True):
+            if flows and _is_differentiable(tensor):
+                self._memory.connect(slot)
+        if collective is not None:
+            for call, pending, storage in collective.recorded(known, outputs, result, next(_SERIAL)):
+                self._calls.append(call)
+                self._pending.setdefault(self._memory.storage_of(storage), []).append(pending)
+            return
+        draw = self._draw(operator, args, result, known, outputs)
+        self._calls.append(Call(operator, encoded, encoded_kwargs, tuple(outputs), slots, grad, draw))
+
+    def _encoded(self, value: Any, found: list[tuple[Tensor, int]]) -> Any:
+        """Arguments with slots in place of tensors."""
+        if isinstance(value, Tensor):
+            slot = self._slot(value)
+            found.append((value, slot))
+            return Slot(slot)
+        if isinstance(value, (list, tuple)):
+            return tuple(self._encoded(part, found) for part in value)
+        return value
+
+    def _slot(self, tensor: Tensor) -> int:
+        if _is_foreign(tensor):
+            raise TypeError(f"a tensor of type {type(tensor).__name__}")
+        if self._pending:
+            for pending in self._pending.pop(self._memory.storage_of(tensor), ()):
+                name, value = pending.finished()
+                self._draws[name] = value
+        slot, aliases = self._memory.find(tensor)
+        self._calls += aliases
+        return slot
+
+    def _draw(
+        self, operator: Any, args: tuple[Any, ...], result: Any, known: Mapping[int, int], outputs: Sequence[int | None]
+    ) -> str | None:
+        """Keep what a call drew from a generator."""
+        name = operator._schema.name
+        if torch.Tag.nondeterministic_seeded not in operator.tags or "scaled_dot_product" in name or "_rnn" in name:
+            return None
+        tensors = [out for out in _tensors_and_none(result) if out is not None]
+        if name in ("aten::native_dropout", "aten::_fused_dropout"):
+            drawn = tensors[1]
+        elif name.startswith("aten::rrelu_with_noise"):
+            drawn = args[1]
+        else:
+            drawn = tensors[0]
+        key = f"@{next(_SERIAL)}"
+        value = drawn.detach()
+        in_place = id(drawn) in known
+        self._draws[key] = value.clone() if in_place else value
+        if not in_place:
+            self._drawn_in.setdefault(self._memory.storage_of(drawn), []).append(key)
+        return key
+
+    def _give_up(self, reason: str) -> None:
+        log.info("the step is not recorded: %s", reason)
+        self.obstacle = self.obstacle or reason
+        self._listening = False
+        self._calls = []
+
+    def _tape(self, outputs: Sequence[Tensor], scale: float, n_samples: int | None) -> Tape:
+        if self.obstacle:
+            return _empty(self.obstacle, scale)
+        memory = self._memory
+        slots = [self._slot(output) for output in outputs]
+        calls, born = with_parameters_born_in_the_step(self._calls, memory, named_tensors(self._source))
+        calls = with_transparent_functions(calls, memory.functions, memory.connected)
+        names, values = memory.names() | born.names, memory.values() | born.values
+        calls = pruned(calls, slots, memory.storages) if slots else tuple(calls)
+        used = {slot for call in calls for slot in (*call.inputs, *call.outputs) if slot is not None} | set(slots)
+        constants = {slot: value for slot, value in memory.constants().items() if slot in used and slot not in names}
+        draws = {call.draw: self._draws[call.draw] for call in calls if call.draw is not None}
+        tape = Tape(
+            calls=tuple(calls),
+            outputs=tuple(slots),
+            names=names,
+            values=values,
+            constants=constants,
+            draws=draws,
+            layouts=tuple(memory.layouts),
+            storages=tuple(memory.storages),
+            trainable=memory.trainable() | born.trainable,
+            buffers=self._buffers,
+            recorded=tuple(output.detach().clone() for output in outputs),
+            scale=scale,
+            n_samples=n_samples or _leading_size(constants.values()),
+            functions={slot: name for slot, name in memory.functions.items() if slot in used},
+            host_reads=self._leaned_on(calls, names),
+            gradient_obstacle=_hidden_draws(calls),
+        )
+        return tape.owning_its_constants()
+
+
+    def _leaned_on(self, calls: Sequence[Call], names: Mapping[int, tuple[str, ...]]) -> tuple[HostRead, ...]:
+        """The host reads that the calls of a tape show: shapes that depended on values, numbers that came back."""
+        kept = {call.name for call in calls}
+        numbers = {abs(float(x)) for call in calls for x in tree_leaves((call.args, dict(call.kwargs))) if _is_number(x)}
+        found = []
+        for read in self._host_reads:
+            shaped = read.operator in SHAPED_BY_VALUES and read.operator in kept
+            if shaped or (read.value is not None and abs(read.value) in numbers - _COMMON):
+                origin = pruned(self._calls[: read.n_calls], [read.slot], self._memory.storages)
+                slots = {read.slot, *(slot for call in origin for slot in call.inputs)}
+                found.append(replace(read, params=frozenset(names[slot][0] for slot in slots if slot in names)))
+        return tuple(read for read in found if read.params)
+
+
+_COMMON = frozenset({0.0, 1.0, 2.0})
+"""Numbers that a program has of its own anyway."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+class _Observer(TorchDispatchMode):
+    """The dispatch mode of a recorder."""
+
+    supports_higher_order_operators = True  # they pass, and the tape is given up
+
+    def __init__(self, recorder: StepRecorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keeps torch from importing and calling Dynamo around every operator of an eager step."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.recorder.observe(func, args, kwargs or {})
+
+
+def _leave(mode: TorchDispatchMode) -> None:
+    """Take one mode off the stack, from below those that the user has left open."""
+    above: list[Any] = []
+    while (stack := _get_current_dispatch_mode_stack()) and stack[-1] is not mode:
+        if mode not in stack:
+            for other in reversed(above):
+                _push_mode(other)
+            return
+        above.append(_pop_mode())
+    mode.__exit__(None, None, None)
+    for other in reversed(above):
+        _push_mode(other)
+
+
+def _empty(obstacle: str, scale: float = 1.0) -> Tape:
+    return Tape((), (), {}, {}, {}, {}, (), (), {}, scale=scale, obstacle=obstacle)
+
+
+def _buffers_of(module: nn.Module) -> Any:
+    return module.named_buffers(remove_duplicate=False)
+
+
+def _tensors_and_none(result: Any) -> list[Tensor | None]:
+    """The leaves of a result that are tensors, or stand where a tensor would."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, (list, tuple)):
+        return [out for part in result for out in _tensors_and_none(part)]
+    return [None]
+
+
+def _is_differentiable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+_PLAIN = torch._C._disabled_torch_dispatch_impl
+
+
+def _is_foreign(tensor: Tensor) -> bool:
+    """Whether the tensor has a dispatch of its own (a DTensor, a FakeTensor, a quantized one)."""
+    return type(tensor).__torch_dispatch__ is not _PLAIN
+
+
+def _leading_size(constants: Any) -> int:
+    return next((len(tensor) for tensor in constants if tensor.dim() > 0), 1)
+
+
+def _hidden_draws(calls: Sequence[Call]) -> str:
+    """Why a kernel's random numbers cannot be had; empty where none has any."""
+    for call in calls:
+        dropout = call.argument("dropout_p") if "_scaled_dot_product" in call.name else None
+        dropout = call.argument("dropout") if call.name == "aten::_cudnn_rnn" else dropout
+        if dropout:
+            return f"{call.name} keeps its dropout mask to itself"
+    return ""
