@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from lightning_topo.neurons.group import clean_name
+from lightning_topo.tape.names import clean_name
 
 
 @dataclass(frozen=True, slots=True)
