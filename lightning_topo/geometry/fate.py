@@ -5,6 +5,7 @@ All counts come from products x_i·x_j, tile by tile: no n by n matrix is held.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_array
@@ -261,7 +262,7 @@ def _greedy(dependent: Bool[Tensor, "p p"]) -> Int[Tensor, " m"]:
     """The rows kept when each is dropped that depends on one kept before it."""
     matrix = dependent.cpu().numpy()
     kept: list[int] = []
-    dropped = matrix[:0].any(axis=0)
+    dropped = np.zeros(len(matrix), dtype=bool)
     for i in range(len(matrix)):
         if not dropped[i]:
             kept.append(i)

@@ -1,6 +1,6 @@
 """What the neurons of a model are: found by one traced run, proved by permuting them."""
 
-from lightning_topo.neurons.declaration import declare_neurons
+from lightning_topo.neurons.declaration import Rows, declare_neurons, rows
 from lightning_topo.neurons.discovery import find_neuron_groups
 from lightning_topo.neurons.group import NeuronGroup, ParamSlice
 from lightning_topo.neurons.registry import register_rule
@@ -11,11 +11,13 @@ from lightning_topo.neurons.verify import verify_groups
 __all__ = [
     "NeuronGroup",
     "ParamSlice",
+    "Rows",
     "declare_neurons",
     "find_neuron_groups",
     "gather_state",
     "named_moments",
     "neuron_table",
     "register_rule",
+    "rows",
     "verify_groups",
 ]
