@@ -12,6 +12,7 @@ from lightning_topo.geometry.bounds import (
 from lightning_topo.geometry.coincidence import distinct_neurons, equal_rows
 from lightning_topo.geometry.distances import check_cloud, diameter, pairwise_distances
 from lightning_topo.geometry.distortion import StepDistortion, step_distortion
+from lightning_topo.geometry.fate import NeuronFate, neuron_fate
 from lightning_topo.geometry.landmarks import Landmarks, farthest_point_landmarks
 from lightning_topo.geometry.resolution import resolved_critical_ratio
 from lightning_topo.geometry.snapshots import Snapshot, snapshot, snapshot_of_nearest
@@ -19,6 +20,7 @@ from lightning_topo.geometry.snapshots import Snapshot, snapshot, snapshot_of_ne
 __all__ = [
     "BoundTable",
     "Landmarks",
+    "NeuronFate",
     "Snapshot",
     "StepBound",
     "StepDistortion",
@@ -28,6 +30,7 @@ __all__ = [
     "distinct_neurons",
     "equal_rows",
     "farthest_point_landmarks",
+    "neuron_fate",
     "pair_bounds",
     "pairwise_distances",
     "resolved_critical_ratio",

@@ -1,7 +1,7 @@
 """What the neurons of a model are: found by one traced run, proved by permuting them."""
 
 from lightning_topo.neurons.coverage import ParameterCoverage
-from lightning_topo.neurons.declaration import declare_neurons
+from lightning_topo.neurons.declaration import Rows, declare_neurons, rows
 from lightning_topo.neurons.discovery import find_neuron_groups
 from lightning_topo.neurons.displacements import DisplacementMeter, gather_rows
 from lightning_topo.neurons.from_tapes import FoundNeurons, groups_from_tapes
@@ -14,9 +14,10 @@ from lightning_topo.neurons.verify import verify_groups, verify_on_tapes
 __all__ = [
     "DisplacementMeter",
     "FoundNeurons",
-    "ParameterCoverage",
     "NeuronGroup",
     "ParamSlice",
+    "ParameterCoverage",
+    "Rows",
     "declare_neurons",
     "find_neuron_groups",
     "gather_rows",
@@ -25,6 +26,7 @@ __all__ = [
     "named_moments",
     "neuron_table",
     "register_rule",
+    "rows",
     "verify_groups",
     "verify_on_tapes",
 ]

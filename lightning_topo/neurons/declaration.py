@@ -3,11 +3,12 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lightning_topo.neurons.group import Kind, NeuronGroup, ParamSlice, Role, Step
+from lightning_topo.neurons.group import Kind, NeuronGroup, ParamSlice, Role, Step, owner
 from lightning_topo.neurons.one_run import named_state
 
 Axis = int | tuple[int, str] | tuple[int, str, tuple[int, int]]
@@ -60,6 +61,59 @@ def declare_neurons(
             filled = filled.replace("*", star, 1)
         groups.append(_group(filled, kind, [*everywhere, *pieces], tensors, parameters, sizes or {}))
     return groups
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one parameter, or of each that matches a pattern, as a cloud: a declaration before there is a model.
+
+    `resolve` turns it into groups of a module.
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        if not self.pattern:
+            raise ValueError("expected the name of a parameter, or a pattern with *, got an empty string")
+
+    def resolve(self, module: nn.Module) -> list[NeuronGroup]:
+        """A group for each matching parameter, with the status `declared`, named `<module>.rows`.
+
+        Raises ValueError where no parameter matches, or one has no rows.
+        """
+        parameters, _ = named_state(module)
+        found = {name: p for name, p in parameters.items() if _regex(self.pattern).fullmatch(name)}
+        if not found:
+            raise ValueError(f"expected a parameter that matches {self.pattern!r}, got only {', '.join(parameters)}")
+        scalars = [name for name, p in found.items() if p.dim() == 0]
+        if scalars:
+            raise ValueError(f"expected a parameter with rows, got the scalar {scalars[0]!r}")
+        owners = [owner(name) for name in found]
+        return [
+            NeuronGroup(
+                f"{path if owners.count(path) == 1 else name}.rows",
+                "unit",
+                len(p),
+                (),
+                (ParamSlice(name, (), (0,), p.requires_grad),),
+                "declared",
+            )
+            for path, (name, p) in zip(owners, found.items(), strict=True)
+        ]
+
+
+def rows(pattern: str) -> Rows:
+    """Declare the rows of a parameter as a cloud of its own: tokens of an embedding, codes of a codebook, queries.
+
+    Rows that each stand for something are not exchangeable, so such a group is measured, not verified. A `*` in the
+    pattern stands for any text; each matching parameter makes up a group. Hand it over beside "auto", as in
+    `groups=["auto", rows("tok_emb.weight")]`.
+
+    >>> model = nn.ModuleDict({"tok_emb": nn.Embedding(50, 8), "pos_emb": nn.Embedding(16, 8)})
+    >>> [(group.name, group.n, group.status) for group in rows("*_emb.weight").resolve(model)]
+    [('tok_emb.rows', 50, 'declared'), ('pos_emb.rows', 16, 'declared')]
+    """
+    return Rows(pattern)
 
 
 def _regex(pattern: str) -> re.Pattern[str]:

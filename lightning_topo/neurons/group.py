@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-
 Kind = Literal["unit", "channel", "head", "head_dim", "recurrent", "expert", "residual"]
 Status = Literal["verified", "inert", "unverified", "incoming_only", "declared"]
 Role = Literal["incoming", "outgoing", "elementwise", "buffer"]

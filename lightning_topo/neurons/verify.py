@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-
 import torch
 from jaxtyping import Float64, Shaped
 from torch import Tensor, nn

@@ -2,6 +2,7 @@
 
 from lightning_topo.probes.batch_loss import BatchLoss
 from lightning_topo.probes.distortion import Distortion
+from lightning_topo.probes.fate import Fate
 from lightning_topo.probes.pacing import Pacer
 from lightning_topo.probes.period import Period
 from lightning_topo.probes.persistence import Persistence
@@ -21,6 +22,7 @@ __all__ = [
     "Capture",
     "Clouds",
     "Distortion",
+    "Fate",
     "Pacer",
     "Pending",
     "Period",

@@ -1,9 +1,11 @@
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_topo.neurons import declare_neurons, find_neuron_groups, verify_groups
+from lightning_topo.neurons import declare_neurons, find_neuron_groups, rows, verify_groups
 
 
 class Attention(nn.Module):
@@ -120,3 +122,43 @@ def test_groups_are_selected_by_name_and_kind(model: Blocks) -> None:
     chosen = find_neuron_groups(model, X, include=["blocks.0.*"], exclude=["*.attn.*"])
     assert [g.name for g in chosen] == ["blocks.0.fc"]
     assert {g.kind for g in find_neuron_groups(model, X, kinds=["head", "head_dim"])} == {"head", "head_dim"}
+
+
+class Embedded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.position = nn.Embedding(30, 6), nn.Embedding(8, 6)
+        self.head = nn.Linear(6, 4)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+
+def test_rows_of_an_embedding_are_a_cloud() -> None:
+    model = Embedded()
+    [group] = rows("token.weight").resolve(model)
+    assert (group.name, group.kind, group.n, group.block_shape, group.status) == (
+        "token.rows", "unit", 30, (), "declared",
+    )  # fmt: skip
+    assert torch.equal(group.gather(dict(model.named_parameters())), model.token.weight)
+
+
+def test_a_pattern_gives_a_group_for_each_parameter() -> None:
+    groups = rows("*.weight").resolve(Embedded())
+    assert [(g.name, g.n) for g in groups] == [("token.rows", 30), ("position.rows", 8), ("head.rows", 4)]
+    assert [g.name for g in rows("head.*").resolve(Embedded())] == ["head.weight.rows", "head.bias.rows"]
+
+
+def test_rows_know_what_is_trained_and_can_be_kept() -> None:
+    model = Embedded()
+    model.token.weight.requires_grad_(False)
+    declaration = pickle.loads(pickle.dumps(rows("token.weight")))
+    assert declaration == rows("token.weight")
+    assert not declaration.resolve(model)[0].slices[0].trainable
+
+
+def test_rows_that_are_not_there_name_what_is() -> None:
+    with pytest.raises(ValueError, match=r"matches 'tok_emb.weight', got only scale, token.weight, position.weight"):
+        rows("tok_emb.weight").resolve(Embedded())
+    with pytest.raises(ValueError, match="got the scalar 'scale'"):
+        rows("scale").resolve(Embedded())
+    with pytest.raises(ValueError, match="got an empty string"):
+        rows("")

@@ -1,0 +1,123 @@
+"""What becomes of every group's neurons."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_topo.geometry.fate import ALIGNMENT, INDEPENDENCE, VANISHING, NeuronFate, neuron_fate
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons.group import clean_name
+from lightning_topo.probes.period import Period
+from lightning_topo.probes.probe import Capture, ProbeResult, blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """Counts the neurons of every group that are independent, vanish, align or have merged.
+
+    Values by group: `independent_neurons`, `vanishing_neurons`, `aligned_clusters` (of the incoming weights; absent
+    where a group has none, or parameters lie in flat shards), `effective_neurons`, `largest_multiplicity`; over
+    several blocks their sum, and the largest multiplicity. `independence`, `vanishing` and `alignment` are the
+    thresholds of `neuron_fate`. Blocks of more than `max_neurons` neurons are represented by that many at random,
+    the same at every capture, and `measured_neurons` then says how many were measured.
+
+    `every_n_epochs="auto"` begins with every epoch; `every_n_steps` counts optimizer steps instead.
+
+    >>> Fate().period, Fate(every_n_steps=20).period.unit
+    (Period(every=1, unit='epoch', adaptive=True), 'step')
+    """
+
+    every_n_epochs: int | Literal["auto"] = "auto"
+    every_n_steps: int | Literal["auto"] | None = None
+    independence: float = INDEPENDENCE
+    vanishing: float = VANISHING
+    alignment: float = ALIGNMENT
+    max_neurons: int | None = 8192
+    name: str = field(default="fate", init=False, repr=False)
+    by_group: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _ = self.period
+        if not 0.0 < self.independence < 2.0:
+            raise ValueError(f"expected 0 < independence < 2, got {self.independence}")
+        if not 0.0 < self.vanishing < 1.0:
+            raise ValueError(f"expected 0 < vanishing < 1, got {self.vanishing}")
+        if not -1.0 < self.alignment < 1.0:
+            raise ValueError(f"expected -1 < alignment < 1, got {self.alignment}")
+        if self.max_neurons is not None and self.max_neurons < 1:
+            raise ValueError(f"expected max_neurons >= 1, got {self.max_neurons}")
+
+    @property
+    def period(self) -> Period:
+        """How often it measures."""
+        if self.every_n_steps is not None:
+            return Period.parse(self.every_n_steps, default=100)
+        return Period.parse(self.every_n_epochs, default=1, unit="epoch")
+
+    def measure(self, capture: Capture) -> ProbeResult:
+        """The fate of each group's neurons, block by block."""
+        values: dict[str, dict[str, float]] = {}
+        failures: dict[str, str] = {}
+        for group in capture.groups:
+            try:
+                cloud = capture.neurons[group.name]
+                columns = incoming_columns(group, capture.module, cloud.shape[1])
+                found = [self._of_block(block, columns) for block in blocks(cloud, group)]
+            except (ValueError, TypeError) as error:
+                failures[group.name] = str(error)
+                continue
+            values[group.name] = _summary(found)
+        return ProbeResult(values, failures)
+
+    def _of_block(self, cloud: Tensor, columns: Tensor | None) -> NeuronFate:
+        return neuron_fate(
+            cloud,
+            None if columns is None else cloud[:, columns.to(cloud.device)],
+            independence=self.independence,
+            vanishing=self.vanishing,
+            alignment=self.alignment,
+            max_neurons=self.max_neurons,
+        )
+
+
+def incoming_columns(group: NeuronGroup, module: nn.Module, width: int) -> Tensor | None:
+    """The columns of a cloud of `width` coordinates that hold incoming weights; None where there are none.
+
+    None, too, where the parameters' own shapes do not add up to that width: in flat shards they have others.
+    """
+    trainable = {
+        clean_name(name): torch.empty(p.shape, dtype=p.dtype, device="meta")
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
+    columns: list[int] = []
+    offset = 0
+    for piece in group.slices:
+        alone = NeuronGroup(group.name, group.kind, group.n, group.block_shape, (piece,))
+        try:
+            size = alone.dim(trainable)
+        except ValueError:
+            return None
+        if piece.role == "incoming":
+            columns += range(offset, offset + size)
+        offset += size
+    return torch.tensor(columns) if columns and offset == width else None
+
+
+def _summary(found: Sequence[NeuronFate]) -> dict[str, float]:
+    """The values of a group from those of its blocks."""
+    values = {
+        "independent_neurons": float(sum(fate.independent_neurons for fate in found)),
+        "vanishing_neurons": float(sum(fate.vanishing_neurons for fate in found)),
+        "effective_neurons": sum(fate.effective_neurons for fate in found),
+        "largest_multiplicity": float(max(fate.largest_multiplicity for fate in found)),
+    }
+    clusters = [fate.aligned_clusters for fate in found if fate.aligned_clusters is not None]
+    if clusters:
+        values["aligned_clusters"] = float(sum(clusters))
+    if any(fate.subsampled for fate in found):
+        values["measured_neurons"] = float(sum(fate.n_measured for fate in found))
+    return values
