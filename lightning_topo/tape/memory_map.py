@@ -122,6 +122,10 @@ class MemoryMap:
         slot = self._by_id.get(id(tensor))
         return slot if slot in same else same[-1] if same else None
 
+    def forget(self, tensor: Tensor) -> None:
+        """Say that a tensor has become another one."""
+        self._by_id.pop(id(tensor), None)
+
     def connect(self, slot: int) -> None:
         """Say that a gradient flows to the slot since something was written there."""
         self.connected[slot] = True
