@@ -238,6 +238,8 @@ class StepRecorder:
                 outputs.append(known[id(out)])
             else:
                 outputs.append(self._memory.new(out, connected=flows and _is_differentiable(out)))
+        if schema_name == "aten::detach" and found and outputs[0] is not None:
+            self._memory.detached_from[outputs[0]] = found[0][1]
         if schema_name in READS or schema_name in SHAPED_BY_VALUES:
             for _, slot in found[:1]:
                 value = float(result) if isinstance(result, (int, float)) else None

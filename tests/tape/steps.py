@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,11 +40,12 @@ def training(builder: Callable[[], Training]) -> Callable[[], Training]:
 
 
 def batch(step: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(100 + step))
+    """Data: from NumPy, as a loader's are made where nothing is recorded."""
+    return torch.from_numpy(np.random.default_rng(100 + step).standard_normal(shape, dtype=np.float32))
 
 
 def labels(step: int, n: int, classes: int = 3) -> Tensor:
-    return torch.randint(classes, (n,), generator=torch.Generator().manual_seed(200 + step))
+    return torch.from_numpy(np.random.default_rng(200 + step).integers(classes, size=n))
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -96,7 +98,7 @@ class Attention(nn.Module):
 
 
 def tokens(step: int) -> Tensor:
-    return torch.randint(11, (3, 7), generator=torch.Generator().manual_seed(step))
+    return labels(step, 21, 11).view(3, 7)
 
 
 @training
@@ -333,7 +335,7 @@ def queue() -> Training:
 
     def loss(i: int) -> Tensor:
         query, key = (F.normalize(module.net(batch(i + k, 8, 5)), dim=1) for k in (0, 1))
-        logits = torch.cat([(query * key.detach()).sum(1, keepdim=True), query @ module.queue.T], 1) / 0.2
+        logits = torch.cat([(query * key.detach()).sum(1, keepdim=True), query @ module.queue.clone().T], 1) / 0.2
         with torch.no_grad():
             module.queue[module.at : module.at + 8] = key
         module.at = (module.at + 8) % 32
