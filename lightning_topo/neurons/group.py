@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from lightning_topo.tape.names import clean_name
+
+
 Kind = Literal["unit", "channel", "head", "head_dim", "recurrent", "expert", "residual"]
 Status = Literal["verified", "inert", "unverified", "incoming_only", "declared"]
 Role = Literal["incoming", "outgoing", "elementwise", "buffer"]

@@ -84,7 +84,7 @@ class _Follower:
         operator: Any = call.operator
         decomposition = None
         if call.name not in RECURRENT:
-            if rule_for(operator) is not None or torch.Tag.pointwise in operator.tags or call.writes:
+            if rule_for(operator) is not None or torch.Tag.pointwise in operator.tags or call.writes or not call.inputs:
                 return False
             decomposition = torch._decomp.decomposition_table.get(operator)
             if decomposition is None:

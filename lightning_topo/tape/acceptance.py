@@ -25,7 +25,7 @@ def accepted(
     replayed ones what the strategy has done to the step's. A tape through a user's autograd function is taken for
     the derivative of what it computes, and so is refused without gradients that say so.
     """
-    if tape.obstacle:
+    if tape.obstacle or any(output.is_meta for output in tape.recorded):
         return tape
     try:
         outputs, replayed = _evaluated(tape, differentiate=gradients is not None)

@@ -38,6 +38,7 @@ class MemoryMap:
         self.storages: list[int] = []
         self.connected: list[bool] = []  # whether a gradient flows to the slot through recorded calls
         self.functions: dict[int, str] = {}  # outputs of autograd functions, which no call has connected
+        self.detached_from: dict[int, int] = {}
         self._keys: list[Key] = []
         self._by_id: dict[int, int] = {}
         self._by_key: dict[Key, list[int]] = {}
@@ -122,6 +123,10 @@ class MemoryMap:
         slot = self._by_id.get(id(tensor))
         return slot if slot in same else same[-1] if same else None
 
+    def forget(self, tensor: Tensor) -> None:
+        """Say that a tensor has become another one."""
+        self._by_id.pop(id(tensor), None)
+
     def connect(self, slot: int) -> None:
         """Say that a gradient flows to the slot since something was written there."""
         self.connected[slot] = True
@@ -137,8 +142,7 @@ class MemoryMap:
             slot, calls = self._rebound(tensor, named, key)
         else:
             slot, calls = self._by_memory(tensor, key)
-        self._note_function(tensor, slot)
-        return slot, calls
+        return self._with_gradient(tensor, slot), calls
 
     def _rebound(self, tensor: Tensor, named: _Named, key: Key) -> tuple[int, list[Call]]:
         """A parameter whose `data` was replaced: the same variable, with other memory."""
@@ -196,11 +200,23 @@ class MemoryMap:
         """What identifies the memory of a tensor."""
         return self._key(tensor)[0]
 
-    def _note_function(self, tensor: Tensor, slot: int) -> None:
-        """Notice a gradient that no recorded call has given: that of a user's autograd function."""
-        if not self.connected[slot] and tensor.requires_grad and isinstance(tensor.grad_fn, BackwardCFunction):
+    def _with_gradient(self, tensor: Tensor, slot: int) -> int:
+        """The slot whose gradient a tensor has, where that is not what recorded calls have given to its own.
+
+        What autograd saves it detaches, and hands out again, for a derivative of the derivative, with its gradient. A
+        gradient that nothing recorded explains is that of an autograd function of the user's.
+        """
+        if self.connected[slot] or not tensor.requires_grad or tensor.grad_fn is None:
+            return slot
+        origin = slot
+        while origin in self.detached_from:
+            origin = self.detached_from[origin]
+            if self.connected[origin]:
+                return origin
+        if isinstance(tensor.grad_fn, BackwardCFunction):
             self.functions[slot] = tensor.grad_fn.name().removesuffix("Backward")
             self.connected[slot] = True
+        return slot
 
     def _key(self, tensor: Tensor) -> Key:
         if tensor.layout is not torch.strided:

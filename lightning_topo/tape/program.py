@@ -170,6 +170,22 @@ def write_positions(operator: Any) -> tuple[tuple[int, str], ...]:
     )
 
 
+@cache
+def functional_view(operator: Any) -> Any | None:
+    """The operator that returns the view which an in-place one (`transpose_`) turns its tensor into.
+
+    >>> functional_view(torch.ops.aten.t_.default)
+    <OpOverload(op='aten.t', overload='default')>
+    """
+    packet = getattr(torch.ops.aten, operator._schema.name.removeprefix("aten::").removesuffix("_"), None)
+    wanted = [(a.name, str(a.type)) for a in operator._schema.arguments]
+    for overload in packet.overloads() if packet is not None else ():
+        candidate = getattr(packet, overload)
+        if [(a.name, str(a.type)) for a in candidate._schema.arguments] == wanted:
+            return candidate
+    return None
+
+
 _STATISTICS = ("running_mean", "running_var")
 HIDDEN_WRITES: Mapping[str, tuple[str, ...]] = {
     "aten::native_batch_norm": _STATISTICS,

@@ -20,6 +20,7 @@ from lightning_topo.tape.program import (
     Slot,
     Tape,
     argument,
+    functional_view,
     write_positions,
 )
 from lightning_topo.tape.pruning import pruned, with_parameters_born_in_the_step, with_transparent_functions
@@ -49,10 +50,10 @@ class StepRecorder:
     than `max_calls` operators is given up. Nothing here raises because of what the step does: a tape that cannot be
     used says why in its `obstacle`.
 
-    >>> model = nn.Linear(2, 1)
+    >>> model, x = nn.Linear(2, 1), torch.ones(3, 2)
     >>> recorder = StepRecorder()
     >>> recorder.begin(model)
-    >>> loss = model(torch.ones(3, 2)).square().mean()
+    >>> loss = model(x).square().mean()
     >>> recorder.loss(loss)
     >>> loss.backward()
     >>> [tape] = recorder.end()
@@ -227,8 +228,12 @@ class StepRecorder:
         collective: Collective | None,
     ) -> None:
         schema_name = operator._schema.name
+        flows = grad and schema_name not in ("aten::detach", "aten::detach_") and any(t.requires_grad for t, _ in found)
+        if torch.Tag.inplace_view in operator.tags and (plain := functional_view(operator)) is not None:
+            operator, written = plain, []
+            self._memory.forget(result)  # the same tensor, but another view: it gets a slot of its own
+            found = [(tensor, slot) for tensor, slot in found if tensor is not result]
         known = {id(tensor): slot for tensor, slot in found}
-        flows = grad and schema_name != "aten::detach" and any(tensor.requires_grad for tensor, _ in found)
         outputs = []
         for out in _tensors_and_none(result):
             if out is None:
@@ -237,6 +242,8 @@ class StepRecorder:
                 outputs.append(known[id(out)])
             else:
                 outputs.append(self._memory.new(out, connected=flows and _is_differentiable(out)))
+        if schema_name == "aten::detach" and found and outputs[0] is not None:
+            self._memory.detached_from[outputs[0]] = found[0][1]
         if schema_name in READS or schema_name in SHAPED_BY_VALUES:
             for _, slot in found[:1]:
                 value = float(result) if isinstance(result, (int, float)) else None

@@ -260,8 +260,7 @@ def test_a_lightning_module_with_metrics_logging_and_manual_optimization() -> No
     model.automatic_optimization = False
     before = [p.requires_grad for p in model.parameters()]
     [group] = find_neuron_groups(model, run=lambda module: module.training_step(batch, 0))
-    assert group.status == "incoming_only"
-    assert "does not require grad" in group.reason
+    assert group.status == "verified"  # that the step has used up its graph does not matter: its calls are recorded
     assert [p.requires_grad for p in model.parameters()] == before
     assert all(p.grad is None for p in model.parameters())
 
