@@ -19,21 +19,21 @@ from lightning_topo.quantities import (
 )
 
 # The keys of the contract: `k` stands for a dimension.
-GLOBAL_KEYS = [
+GLOBAL_KEYS = (
     "phase",
     "critical_ratio",
+    "critical_ratio_bound",
     "sharpness",
     "sharpness_ratio",
     "eta_lambda",
     "overhead",
-    "critical_ratio_bound",
     "coverage",
     "coverage_span",
     "batch_sharpness_ratio",
     "critical_sharpness",
     "directional_ratio",
-]
-GROUP_KEYS = [
+)
+GROUP_KEYS = (
     "critical_ratio",
     "contraction",
     "expansion",
@@ -54,7 +54,7 @@ GROUP_KEYS = [
     "aligned_clusters",
     "effective_neurons",
     "largest_multiplicity",
-]
+)
 
 
 @pytest.mark.parametrize("name", GLOBAL_KEYS + GROUP_KEYS)

@@ -64,6 +64,7 @@ class Training:
         for group in self.groups:
             r = draw.uniform(0.001, 0.9) if step not in self.hot else 1.0 + draw.random()
             values = {"critical_ratio": r, "contraction": max(1 - r, 0.0), "expansion": 1 + r, "critical_i": 3.0}
+            values |= {"total_contraction": 1 - 0.01 * step, "total_expansion": 1 + step, "distinct_neurons": 8.0}
             self._send(Measurement(step, epoch, "distortion", group.name, values | {"log_distortion": math.log1p(r)}))
         if step % 4 == 0:
             sharp = {"sharpness": 2.0 + step, "sharpness_ratio": 0.1, "eta_lambda": 0.2, "residual": 0.01}
