@@ -19,12 +19,42 @@ from lightning_topo.quantities import (
 )
 
 # The keys of the contract: `k` stands for a dimension.
-GLOBAL_KEYS = """phase critical_ratio sharpness sharpness_ratio eta_lambda overhead critical_ratio_bound coverage
-    coverage_span batch_sharpness_ratio critical_sharpness directional_ratio""".split()
-GROUP_KEYS = """critical_ratio contraction expansion log_distortion total_contraction total_expansion
-    total_log_distortion betti_0 betti_1 total_persistence_0 entropy_1 max_persistence_2 log_bottleneck_0
-    log_bottleneck_bound distinct_neurons independent_neurons vanishing_neurons aligned_clusters effective_neurons
-    largest_multiplicity""".split()
+GLOBAL_KEYS = (
+    "phase",
+    "critical_ratio",
+    "critical_ratio_bound",
+    "sharpness",
+    "sharpness_ratio",
+    "eta_lambda",
+    "overhead",
+    "coverage",
+    "coverage_span",
+    "batch_sharpness_ratio",
+    "critical_sharpness",
+    "directional_ratio",
+)
+GROUP_KEYS = (
+    "critical_ratio",
+    "contraction",
+    "expansion",
+    "log_distortion",
+    "total_contraction",
+    "total_expansion",
+    "total_log_distortion",
+    "betti_0",
+    "betti_1",
+    "total_persistence_0",
+    "entropy_1",
+    "max_persistence_2",
+    "log_bottleneck_0",
+    "log_bottleneck_bound",
+    "distinct_neurons",
+    "independent_neurons",
+    "vanishing_neurons",
+    "aligned_clusters",
+    "effective_neurons",
+    "largest_multiplicity",
+)
 
 
 @pytest.mark.parametrize("name", GLOBAL_KEYS + GROUP_KEYS)

@@ -109,9 +109,10 @@ class Readings:
 
     @property
     def keys(self) -> Collection[str]:
-        """Every key that may come in a row: those that have a value, and the worst group's."""
-        worst = {f"topology/{WORST}/{slot.name}" for slot in self._by_key.values() if slot.group != GLOBAL}
-        return self._latest.keys() | worst
+        """Every key that may come in a row, of what has a value yet."""
+        slots = self._by_key.items()
+        own = {key for key, slot in slots if slot.group == GLOBAL or self.is_wanted(slot.group)}
+        return own | {f"topology/{WORST}/{slot.name}" for _, slot in slots if slot.group != GLOBAL}
 
     @property
     def names(self) -> Mapping[str, str]:

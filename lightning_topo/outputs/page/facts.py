@@ -35,6 +35,7 @@ def facts(run: RunView) -> tuple[Fact, ...]:
     first = found.breakdowns[0] if found.breakdowns else None
     return (
         Fact("Optimizer steps", "none" if found.last_step is None else f"{found.first_step:,} to {found.last_step:,}"),
+        Fact("Begun from", _origin(run)),
         Fact("Phase now", phase_words(found.phase)),
         Fact("Highest phase", phase_words(found.worst_phase)),
         Fact("Largest r", ABSENT if peak is None else f"{peak.value:.3g} at step {peak.step:,} in {peak.group}"),
@@ -60,6 +61,10 @@ def differences(runs: Sequence[RunView]) -> tuple[tuple[str, tuple[str, ...], bo
     own = tuple(", ".join(group for group in run.groups if group not in shared) or "none" for run in runs)
     rows.append(("Groups only in this run", own, any(value != "none" for value in own)))
     return tuple(sorted(rows, key=lambda row: not row[2]))
+
+
+def _origin(run: RunView) -> str:
+    return "its own start" if run.parent is None else f"step {run.parent.step:,} of run {run.parent.run_id[:8]}"
 
 
 def _neurons(run: RunView) -> str:

@@ -144,6 +144,11 @@ def about(run: RunView, *, named: bool) -> str:
             f"Diagrams of {len(landmarks):,} groups are of landmarks, not of every neuron: "
             f"their bars are known up to {2.0 * radius:.3g}, twice the covering radius."
         )
+    if run.parent is not None:
+        shown = "" if run.history_from is None else ": what it measured up to there is drawn, and counted nowhere"
+        lines.append(f"Begun from the checkpoint of run {run.parent.run_id} at step {run.parent.step:,}{shown}.")
+    if run.n_abandoned:
+        lines.append(f"{run.n_abandoned:,} lines lie behind a rewind: the run went back and took other steps.")
     if run.n_unreadable:
         lines.append(f"{run.n_unreadable:,} lines of the record could not be read and are left out.")
     if run.n_lost_captures:

@@ -1,7 +1,7 @@
 """A record as the data of its page: everything that is counted, thinned or rounded, is so here."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zipfile import BadZipFile
@@ -13,9 +13,10 @@ from lightning_topo.outputs.page.outcome import Outcome, history, series
 from lightning_topo.outputs.page.slides import DiagramSlides, slides
 from lightning_topo.outputs.page.thinning import StepTable, envelope, held, step_table
 from lightning_topo.outputs.page.verdict import sentence
-from lightning_topo.outputs.record import RunRecord
+from lightning_topo.outputs.record import Parent, RunRecord
 from lightning_topo.outputs.record.thin import Thinned
-from lightning_topo.phases import Phase, Replay, Severity, TopologyEvent
+from lightning_topo.phases import Phase, Replay, Severity, TopologyEvent, told
+from lightning_topo.quantities import Direction, direction
 
 _GLOBAL_CURVES = (("training", "loss"), ("sharpness", "sharpness_ratio"), ("sharpness", "eta_lambda"))
 _BAND = ("contraction", "expansion", "total_contraction", "total_expansion")
@@ -96,13 +97,17 @@ class RunView:
     n_unreadable: int
     n_lost_captures: int
     thinned: Thinned | None
+    n_abandoned: int = 0
+    parent: Parent | None = None
+    history_from: int | None = None
+    """The first step of the parent's history, which is shown before the run's own steps and counted nowhere."""
 
 
 def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
     """A record as its page shows it, thinned to the budget."""
     past = history(record)
     groups = _shown_groups(record, budget.groups)
-    by_group = _by_group(record.measurements)
+    by_group = _by_group((*_before(record), *record.measurements))
     captured, n_lost = _captures(record, groups, budget)
     curves = {
         name: envelope(name, points, budget.curve_points)
@@ -115,7 +120,7 @@ def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
         verdict=sentence(past.outcome),
         outcome=past.outcome,
         groups=groups,
-        ribbon=_ribbon(past.replay, groups),
+        ribbon=_ribbon(_phases(record, past.replay), groups),
         ratio=_ratio(by_group, groups, budget, 0 if record.thinned is None else record.thinned.until_step),
         curves=curves,
         events=_loudest(past.events, budget.events),
@@ -125,7 +130,26 @@ def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
         n_unreadable=record.n_unreadable,
         n_lost_captures=n_lost,
         thinned=record.thinned,
+        n_abandoned=record.n_abandoned,
+        parent=record.parent,
+        history_from=min((m.step for m in record.history), default=None),
     )
+
+
+def _before(record: RunRecord) -> Iterator[Measurement]:
+    """The parent's history, up to where the run's own steps begin."""
+    first = min((m.step for m in record.measurements), default=math.inf)
+    return (m for m in record.history if m.step < first)
+
+
+def _phases(record: RunRecord, seen: Replay) -> dict[str, list[tuple[int, Phase]]]:
+    """The changes of phase of every group: first those of the parent's history, then the run's own."""
+    changes = {group: list(found) for group, found in seen.phases.items()}
+    if record.history:
+        older = told(tuple(_before(record)), record.history_events, complete=True).phases
+        for group, found in older.items():
+            changes[group] = [*found, *changes.get(group, ())]
+    return changes
 
 
 def _by_group(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
@@ -159,8 +183,8 @@ def _loudest(events: Sequence[TopologyEvent], limit: int) -> tuple[TopologyEvent
     return tuple(events[i] for i in sorted(kept))
 
 
-def _ribbon(seen: Replay, groups: Sequence[str]) -> Ribbon | None:
-    rows = [seen.phases.get(group, ()) for group in (GLOBAL, *groups)]
+def _ribbon(phases: Mapping[str, Sequence[tuple[int, Phase]]], groups: Sequence[str]) -> Ribbon | None:
+    rows = [phases.get(group, ()) for group in (GLOBAL, *groups)]
     steps = sorted({step for row in rows for step, _ in row})
     if not steps:
         return None
@@ -243,11 +267,16 @@ def _table(measurements: Sequence[Measurement], probe: str, names: Sequence[str]
     found = {name: points for name in names if (points := series(measurements, probe, name))}
     if not found:
         return None
-    return step_table(found, lambda name: min if "contraction" in name else max, budget.band_columns)
+    return step_table(found, _extreme, budget.band_columns)
+
+
+def _extreme(name: str) -> Callable[[list[float]], float]:
+    return min if direction(name) is Direction.LOW_IS_BAD else max
 
 
 def page_json(runs: Sequence[RunView]) -> dict[str, Any]:
     """The data of the page's charts. Groups are told apart by their place, never by a key made of their name."""
-    first = min((r.outcome.first_step for r in runs if r.outcome.first_step is not None), default=0)
+    starts = (r.history_from if r.history_from is not None else r.outcome.first_step for r in runs)
+    first = min((step for step in starts if step is not None), default=0)
     last = max((r.outcome.last_step for r in runs if r.outcome.last_step is not None), default=0)
     return {"schema": 1, "first_step": first, "last_step": last, "runs": runs}

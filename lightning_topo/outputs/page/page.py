@@ -84,7 +84,9 @@ def run_labels(dirpaths: Sequence[Path]) -> tuple[str, ...]:
     """
     parts = [path.resolve().parts for path in dirpaths]
     if len(set(parts)) == 1:
-        name = "/".join(parts[0][-2:])
+        # The folder of a home, or of a whole machine's homes, tells of a person.
+        home = Path.home().resolve().parts
+        name = "/".join(part for i, part in enumerate(parts[0]) if i >= len(parts[0]) - 2 and parts[0][: i + 1] != home)
         return tuple(name if i == 0 else f"{name} ({i + 1})" for i in range(len(parts)))
     shortest = min(map(len, parts))
     start = next(i for i in range(shortest + 1) if i == shortest or len({p[i] for p in parts}) > 1)

@@ -28,7 +28,8 @@ class RecordOutput:
     def __init__(self, writer: RecordWriter, notice: Callable[[TopologyEvent], None] = lambda event: None) -> None:
         self.writer = writer
         self._notice = notice
-        self._fails = self._has_told_loss = self._is_closed = False
+        self._failing: set[str] = set()
+        self._has_told_loss = self._is_closed = False
         self._n_lost_captures = 0
         self._at = (0, 0)
 
@@ -81,8 +82,9 @@ class RecordOutput:
         try:
             action(*args)
         except OSError as error:
-            if not self._fails:
-                self._fails = True
+            is_new = not self._failing
+            self._failing.add(action.__name__)
+            if is_new:
                 self._tell(
                     f"The topology record cannot be written ({error})",
                     "Training goes on; lines are kept in memory and written when there is room again. Free space on "
@@ -91,7 +93,7 @@ class RecordOutput:
             return False
         finally:
             self._tell_loss()
-        self._fails = False
+        self._failing.discard(action.__name__)
         return True
 
     def _tell_loss(self) -> None:

@@ -6,8 +6,7 @@ import pytest
 from lightning.pytorch.loggers import MLFlowLogger
 
 from lightning_topo import read_record
-from tests.callbacks.training import fit
-from tests.outputs.trackers.tracked import dense, hot
+from tests.outputs.driving import drive
 
 
 def test_mlflow_holds_values_figures_settings_and_the_record(tmp_path, monkeypatch):
@@ -16,9 +15,8 @@ def test_mlflow_holds_values_figures_settings_and_the_record(tmp_path, monkeypat
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     logger = MLFlowLogger("topology", tracking_uri=store, artifact_location=(tmp_path / "artifacts").as_uri())
-    monitor = dense(log_groups="worst", on_error="warn")
-    fit(hot(lr=10.0), [monitor], root=tmp_path, logger=logger, log_every_n_steps=1, max_epochs=2)
-    record = read_record(monitor.dirpath)
+    training = drive(tmp_path / "topology", hot={3}, loggers=[logger], log_groups="worst")
+    record = read_record(training.outputs.dirpath)
 
     client = mlflow.tracking.MlflowClient(store)
     logged = {m.step: m.value for m in client.get_metric_history(logger.run_id, "topology/critical_ratio")}
@@ -38,6 +36,11 @@ def test_mlflow_holds_values_figures_settings_and_the_record(tmp_path, monkeypat
     assert "topology/record/diagrams/step-000000016.npz" in paths
     assert "topology/crocker/000000015.png" in paths
     assert not any("reference" in path for path in paths)
+    assert not any(str(tmp_path) in text for text in _texts(tmp_path / "artifacts"))
     config = json.loads((tmp_path / "artifacts" / logger.run_id / "artifacts" / "topology/config.json").read_text())
     assert config["run_id"] == record.run_id
-    assert [group["name"] for group in config["groups"]] == [group.name for group in monitor.groups]
+    assert [group["name"] for group in config["groups"]] == [group.name for group in training.groups]
+
+
+def _texts(folder):
+    return [path.read_text() for path in folder.rglob("*.json*")]

@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 
-from lightning_topo import Distortion, NeuronGroup, Persistence, read_record
-from lightning_topo.neurons import ParamSlice
+from lightning_topo import read_record
 from lightning_topo.watch.readings import mangled_names
-from tests.callbacks.training import Classifier, fit
-from tests.outputs.trackers.tracked import dense
+from tests.outputs.driving import drive, group_named
 
 LONG = "block." * 50
 NAMES = (
@@ -28,8 +26,7 @@ NAMES = (
 
 
 def groups():
-    slices = (ParamSlice("net.0.weight", (), (0,)), ParamSlice("net.0.bias", (), (0,)))
-    return [NeuronGroup(name, "unit", 8, (), slices, "incoming_only") for name in NAMES]
+    return tuple(group_named(name) for name in NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +43,10 @@ def run(tmp_path_factory):
             "n", tracking_uri=f"sqlite:///{root / 'm.db'}", artifact_location=(root / "artifacts").as_uri()
         ),
     }
-    probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=8)]
-    monitor = dense(probes=probes, groups=groups(), dirpath=root / "record", on_error="raise")
-    fit(Classifier(), [monitor], root=root, logger=list(loggers.values()), log_every_n_steps=1)
+    training = drive(root / "record", 16, groups=groups(), loggers=loggers.values())
     for logger in loggers.values():
         logger.finalize("success")
-    return root, monitor, read_record(monitor.dirpath), loggers
+    return root, read_record(training.outputs.dirpath), loggers
 
 
 def measured(record, group):
@@ -59,17 +54,17 @@ def measured(record, group):
 
 
 def test_the_record_holds_every_group_and_its_diagrams_under_its_own_name(run):
-    _, _, record, _ = run
+    _, record, _ = run
     assert record.groups == NAMES
     for step in record.diagram_steps:
         assert tuple(record.diagrams(step)) == NAMES
-    assert all(len(measured(record, name)) == 8 for name in NAMES)
+    assert all(len(measured(record, name)) == 16 for name in NAMES)
 
 
 def test_csv_and_tensorboard_hold_every_group_under_its_key(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    _, _, record, loggers = run
+    _, record, loggers = run
     with open(Path(loggers["csv"].log_dir) / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     events = EventAccumulator(loggers["tensorboard"].log_dir, size_guidance={"scalars": 0}).Reload()
@@ -82,19 +77,19 @@ def test_csv_and_tensorboard_hold_every_group_under_its_key(run):
 def test_mlflow_holds_every_group_under_a_name_that_it_takes(run):
     from mlflow.tracking import MlflowClient
 
-    root, _, record, loggers = run
+    root, record, loggers = run
     client = MlflowClient(f"sqlite:///{root / 'm.db'}")
     run_id = loggers["mlflow"].run_id
     keys = [key for key in client.get_run(run_id).data.metrics if key.endswith("/critical_ratio")]
     found = [[m.value for m in client.get_metric_history(run_id, key)] for key in keys]
-    assert sorted(found) == sorted([*(measured(record, name) for name in NAMES), found[keys.index(_global(keys))]])
-    assert len(keys) == len(NAMES) + 1
+    assert sorted(found) == sorted([*(measured(record, name) for name in NAMES), *[_worst(record)] * 2])
+    assert len(keys) == len(NAMES) + 2
     figures = list((root / "artifacts" / run_id / "artifacts").rglob("topology/**/diagram/*.png"))
     assert len({path.parent for path in figures}) == len(NAMES) + 1
 
 
-def _global(keys):
-    return next(key for key in keys if key == "topology/critical_ratio")
+def _worst(record):
+    return [max(values) for values in zip(*(measured(record, name) for name in NAMES), strict=True)]
 
 
 def test_mlflow_takes_a_row_of_more_values_than_one_request_may_hold(tmp_path):
@@ -115,13 +110,11 @@ def test_wandb_takes_them_too(tmp_path, monkeypatch):
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=8)]
-    monitor = dense(probes=probes, groups=groups(), on_error="raise")
     logger = WandbLogger(offline=True, save_dir=tmp_path)
-    fit(Classifier(), [monitor], root=tmp_path, logger=logger, log_every_n_steps=1)
+    training = drive(tmp_path / "record", 16, groups=groups(), loggers=[logger])
     wandb.finish()
     (run,) = offline_runs(tmp_path)
-    record = read_record(monitor.dirpath)
+    record = read_record(training.outputs.dirpath)
     for name, mangled in mangled_names(NAMES).items():
         key = f"topology/{mangled}/critical_ratio"
         assert [item[key] for _, item in run.rows(key) if key in item] == pytest.approx(measured(record, name))

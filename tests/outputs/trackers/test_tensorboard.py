@@ -7,8 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_topo import read_record
 from lightning_topo.outputs.trackers.tensorboard import LAYOUT
-from tests.callbacks.training import fit
-from tests.outputs.trackers.tracked import dense, hot
+from tests.outputs.driving import drive
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +17,11 @@ def run(tmp_path_factory):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     root = tmp_path_factory.mktemp("tensorboard")
-    monitor = dense(log_groups=["net.0"], on_error="warn")
     logger = TensorBoardLogger(root)
-    fit(hot(lr=10.0), [monitor], root=root, logger=logger, log_every_n_steps=1, max_epochs=2)
+    training = drive(root / "topology", hot={3, 4, 9}, loggers=[logger], log_groups=["net.0"])
     logger.finalize("success")
     events = EventAccumulator(logger.log_dir, size_guidance={"tensors": 0, "images": 0, "scalars": 0})
-    return events.Reload(), read_record(monitor.dirpath)
+    return events.Reload(), read_record(training.outputs.dirpath)
 
 
 def texts(events, tag):

@@ -8,25 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
-from lightning_topo import Persistence, read_record
+from lightning_topo import read_record
 from lightning_topo.measurement import GLOBAL
+from lightning_topo.outputs import open_outputs
 from lightning_topo.outputs.trackers.wandb import ARTIFACT_TYPE
-from tests.callbacks.training import Classifier, fit, loader
-from tests.outputs.trackers.tracked import STEPS, dense, hot
-
-
-class Validated(Classifier):
-    """Logs in validation too, between the monitor's rows."""
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val/loss", torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
-
-    def val_dataloader(self):
-        return loader(16)
+from tests.outputs.driving import Training, drive
 
 
 @pytest.fixture
@@ -101,9 +89,9 @@ def number(value):
     return float(value) if not isinstance(value, str) else {"Infinity": math.inf, "NaN": math.nan}[value]
 
 
-def assert_rows_are_the_record(run, monitor, n_steps):
+def assert_rows_are_the_record(run, folder, n_steps):
     """Every step of every group once in the tracker, with the record's values: nothing missing, nothing doubled."""
-    record = read_record(monitor.dirpath)
+    record = read_record(folder)
     rows = {}
     for step, item in run.rows("topology/net_0/critical_ratio"):
         assert step not in rows, f"two rows for step {step}"
@@ -119,59 +107,63 @@ def assert_rows_are_the_record(run, monitor, n_steps):
 
 
 def test_wandb_holds_the_record_row_for_row(wandb, tmp_path):
-    monitor, module = dense(), Validated()
     logger = WandbLogger(offline=True, project="p", save_dir=tmp_path)
-    fit(module, [monitor], root=tmp_path, logger=logger, log_every_n_steps=1, max_epochs=2, val_check_interval=3)
+    outputs = open_outputs(tmp_path / "topology", loggers=[logger], verbose=False, report=False)
+    training = Training(outputs)
+    for step in range(16):
+        logger.log_metrics({"train/loss": 1.0}, step)
+        training.run(1)
+        if step % 4 == 3:  # validation logs between the monitor's rows
+            logger.log_metrics({"val/loss": 2.0}, step)
+    outputs.end()
     wandb.finish()
     (run,) = offline_runs(tmp_path)
-    assert_rows_are_the_record(run, monitor, 16)
+    assert_rows_are_the_record(run, outputs.dirpath, 16)
     assert [step for step, _ in run.rows("train/loss")] == list(range(16))
     assert len(run.rows("val/loss")) == 4
     assert "less than current" not in run.log()
-    sharpness = {
-        m.step: m.values["sharpness"] for m in read_record(monitor.dirpath).measurements if m.probe == "sharpness"
-    }
-    assert {s: i["topology/sharpness"] for s, i in run.rows("topology/sharpness_ratio") if s > 0} == pytest.approx(
-        {step - 1: value for step, value in sharpness.items() if step > 1}
-    )
+    sharpness = {m.step - 1: m.values["sharpness"] for m in training.measured if m.probe == "sharpness"}
+    found = {s: i["topology/sharpness"] for s, i in run.rows("topology/sharpness") if "topology/sharpness" in i}
+    assert found == pytest.approx(sharpness)
 
 
 def test_wandb_defines_each_key_by_its_exact_name_with_its_extremes(wandb, tmp_path):
-    monitor = dense(probes=STEPS)
-    fit(
-        Classifier(), [monitor], root=tmp_path, logger=WandbLogger(offline=True, save_dir=tmp_path), log_every_n_steps=1
-    )
+    logger = WandbLogger(offline=True, save_dir=tmp_path)
+    training = drive(tmp_path / "topology", 9, loggers=[logger])
     wandb.finish()
     (run,) = offline_runs(tmp_path)
     ours = [metric for metric in run.of("metric") if metric.get("name", "").startswith("topology/")]
     assert all("*" not in metric["name"] and "." not in metric["name"] for metric in ours)
     assert {metric["step_metric"] for metric in ours} == {"trainer/global_step"}
-    logged = {k for _, item in run.rows("topology/phase") for k in item if k.startswith("topology/")}
+    logged = {key for row in training.rows for key in row.values}
     assert {metric["name"] for metric in ours} == logged
-    record = read_record(monitor.dirpath)
-    ratios = [m.values["critical_ratio"] for m in record.measurements if m.group == "net.0" and m.probe == "distortion"]
-    folds = [m.values["contraction"] for m in record.measurements if m.group == "net.0" and m.probe == "distortion"]
+    of_group = [m.values for m in training.measured if m.group == "net.0" and m.probe == "distortion"]
     summary = run.summary()
+    for key in ("topology/net_0/critical_ratio", "topology/critical_ratio", "topology/worst/critical_ratio"):
+        assert summary[key].keys() == {"max", "last"}
+    ratios = [values["critical_ratio"] for values in of_group]
     assert summary["topology/net_0/critical_ratio"]["max"] == pytest.approx(max(ratios))
     assert summary["topology/net_0/critical_ratio"]["last"] == pytest.approx(ratios[-1])
+    folds = [values["contraction"] for values in of_group]
     assert summary["topology/net_0/contraction"]["min"] == pytest.approx(min(folds))
     assert summary["topology/overhead"].keys() == {"last"}
 
 
 def test_wandb_events_alerts_media_config_and_artifact(wandb, tmp_path):
-    monitor = dense(log_groups=["net.0"], on_error="warn")
     logger = WandbLogger(offline=True, save_dir=tmp_path)
-    fit(hot(), [monitor], root=tmp_path, logger=logger, log_every_n_steps=2, max_epochs=3)
+    folder = tmp_path / "topology"
+    folder.mkdir()
+    (folder / ".env").write_text("KEY=sk-secret")
+    training = drive(folder, 24, hot={3, 4, 13}, loggers=[logger], log_groups=["net.0"], log_every=2)
     wandb.finish()
     (run,) = offline_runs(tmp_path)
-    events = read_record(monitor.dirpath).events
+    events = read_record(folder).events
     assert {event.name for event in events} >= {"topology_breakdown"}
     told = [
         (row["step"], row["event"], row["group"], row["severity"], row["message"])
         for row in run.table("topology/events")
     ]
     assert told == [(e.step, e.name, e.group, e.severity, e.message) for e in events]
-    assert len(run.rows("topology/events.path")) > 1
 
     alerts = [(alert["title"], alert["level"]) for alert in run.of("alert")]
     wanted = [
@@ -180,11 +172,12 @@ def test_wandb_events_alerts_media_config_and_artifact(wandb, tmp_path):
     assert alerts == wanted
 
     (config,) = [run.config()["topology"]]
-    assert config["run_id"] == read_record(monitor.dirpath).run_id
+    assert config["run_id"] == training.outputs.run_id
     assert [(g["name"], g["neurons"], g["status"]) for g in config["groups"]] == [
-        (g.name, g.n, g.status) for g in monitor.groups
+        (g.name, g.n, g.status) for g in training.groups
     ]
-    assert config["probes"][0].startswith("Distortion(")
+    assert config["probes"][0] == {"name": "distortion", "class": "Distortion"}
+    assert str(tmp_path) not in json.dumps(config)
 
     for name in ("diagram", "betti_curves", "crocker"):
         for key in (f"topology/{name}", f"topology/net_0/{name}"):
@@ -196,38 +189,37 @@ def test_wandb_events_alerts_media_config_and_artifact(wandb, tmp_path):
 
     (artifact,) = [a for a in run.of("artifact") if a["type"] == ARTIFACT_TYPE]
     paths = {entry["path"] for entry in artifact["manifest"]["contents"]}
-    assert paths >= {"measurements.jsonl", "events.jsonl", "diagrams/step-000000008.npz"}
-    assert not any(path.startswith("reference") for path in paths)
+    assert paths == {
+        "measurements.jsonl",
+        "events.jsonl",
+        *(f"diagrams/step-{step:09d}.npz" for step in (8, 16, 24)),
+    }
 
 
 def test_wandb_takes_a_resumed_run_and_two_monitors(wandb, tmp_path):
-    def logger():
-        return WandbLogger(offline=True, save_dir=tmp_path, id="same", prefix="mine")
+    def session(**resume):
+        logger = WandbLogger(offline=True, save_dir=tmp_path, id="same", prefix="mine")
+        trainings = []
+        for name in ("run", "other"):
+            how = {"resume": (None, resume["ids"][name]), "step": 8} if resume else {}
+            outputs = open_outputs(tmp_path / name, loggers=[logger], verbose=False, report=False, **how)
+            trainings.append(Training(outputs, step=how.get("step", 0)))
+        for _ in range(8):
+            for training in trainings:
+                training.run(1)
+        for training in trainings:
+            training.outputs.end()
+        wandb.finish()
+        return {training.outputs.dirpath.name: training.outputs.run_id for training in trainings}
 
-    first = dense(probes=STEPS, dirpath=tmp_path / "run")
-    second = dense(probes=[Persistence(every_n_epochs=1)], dirpath=tmp_path / "other", log_groups="worst")
-    checkpoint = ModelCheckpoint(tmp_path / "ckpt", save_last=True)
-    options = {"log_every_n_steps": 1, "enable_checkpointing": True, "root": tmp_path}
-    fit(Classifier(), [first, second, checkpoint], logger=logger(), **options)
-    wandb.finish()
-    again = dense(probes=STEPS, dirpath=tmp_path / "run")
-    other = dense(probes=[Persistence(every_n_epochs=1)], dirpath=tmp_path / "other", log_groups="worst")
-    last = ModelCheckpoint(tmp_path / "ckpt2")
+    ids = session()
     # W&B names an offline run's folder by the second.
     time.sleep(1.0)
-    fit(
-        Classifier(),
-        [again, other, last],
-        logger=logger(),
-        max_epochs=2,
-        ckpt_path=tmp_path / "ckpt" / "last.ckpt",
-        **options,
-    )
-    wandb.finish()
+    assert session(ids=ids) == ids
     runs = offline_runs(tmp_path)
     assert len(runs) == 2
     steps = [step for run in runs for step, _ in run.rows("mine-topology/net_0/critical_ratio")]
-    assert sorted(steps) == list(range(16))
+    assert sorted(steps) == sorted([*range(16)] * 2)
     for run in runs:
         assert "less than current" not in run.log()
         assert {"topology", "topology_2"} <= run.config().keys()
@@ -235,5 +227,5 @@ def test_wandb_takes_a_resumed_run_and_two_monitors(wandb, tmp_path):
             "mine-topology/critical_ratio",
             "mine-topology/net_0/critical_ratio",
         }
-    record = read_record(again.dirpath)
+    record = read_record(tmp_path / "run")
     assert [m.step for m in record.measurements if m.group == "net.0" and m.probe == "distortion"] == list(range(1, 17))
