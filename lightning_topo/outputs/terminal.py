@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
@@ -18,6 +18,7 @@ _MOST_SPANS = 8
 _LONGEST_NAME = 40
 
 
+@runtime_checkable
 class Printer(Protocol):
     """Shows lines and progress, in whatever way the training loop does."""
 

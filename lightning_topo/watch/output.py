@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -29,6 +29,7 @@ class Run:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Output(Protocol):
     """Where a run's measurements and events go: five verbs; one that fails harms no other."""
 
@@ -53,6 +54,7 @@ class Output(Protocol):
         ...
 
 
+@runtime_checkable
 class ReferenceStore(Protocol):
     """Keeps the clouds from which distances since the beginning are measured."""
 
@@ -65,6 +67,7 @@ class ReferenceStore(Protocol):
         ...
 
 
+@runtime_checkable
 class RunOutputs(Output, Protocol):
     """All outputs of one run together; `record` keeps the clouds of the beginning, on the first rank alone."""
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from lightning_topo.watch.ranks import Ranks
 
 
+@runtime_checkable
 class Training(Protocol):
     """One training of one module, whichever loop runs it.
 
