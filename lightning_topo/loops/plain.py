@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
@@ -77,7 +77,7 @@ class TopologyWatch:
         if self.guard is not None:
             self.guard.refuse(self._training)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TopologyWatch":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
