@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     )
     from lightning_topo.geometry import StepDistortion, step_distortion
     from lightning_topo.homology import PersistenceDiagram, persistence
+    from lightning_topo.loops.plain import TopologyWatch
+    from lightning_topo.loops.transformers import TopologyTrainerCallback
     from lightning_topo.neurons import NeuronGroup, declare_neurons, find_neuron_groups
     from lightning_topo.outputs.record import RunRecord, read_record
     from lightning_topo.phases import Phase, TopologyEvent
@@ -34,6 +36,8 @@ _HOMES = {
     ),
     "geometry": ("StepDistortion", "step_distortion"),
     "homology": ("PersistenceDiagram", "persistence"),
+    "loops.plain": ("TopologyWatch",),
+    "loops.transformers": ("TopologyTrainerCallback",),
     "neurons": ("NeuronGroup", "declare_neurons", "find_neuron_groups"),
     "phases": ("Phase", "TopologyEvent"),
     "probes": ("Distortion", "Period", "Persistence", "ProbeResult", "ProbeUnavailable", "Sharpness"),
@@ -62,6 +66,8 @@ __all__ = [
     "TopologyLRFinder",
     "TopologyMonitor",
     "TopologyStepGuard",
+    "TopologyTrainerCallback",
+    "TopologyWatch",
     "declare_neurons",
     "find_neuron_groups",
     "persistence",

@@ -1,8 +1,7 @@
 """Stopping on what happens to the topology."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,116 +9,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_topo.callbacks.lightning_internals import epochs_finished, is_trial_run, misconfigured
 from lightning_topo.callbacks.monitor import monitors
-from lightning_topo.measurement import GLOBAL
 from lightning_topo.outputs.feed import Findings
+from lightning_topo.outputs.gates import ELSEWHERE, StopRules, StopState, advance, reason_to_stop
 from lightning_topo.phases import EventName
 from lightning_topo.probes import Persistence
 
 _STATE_VERSION = 1
-# These are about the monitor, not about the network: they leave a quiet time quiet.
-_OF_THE_MONITOR = (EventName.GAP, EventName.PROBE_FAILED)
-_ELSEWHERE = "Another process has met its condition to stop on topology."
-
-
-@dataclass(frozen=True, slots=True)
-class StopRules:
-    """When to stop: after `min_count` of the `events`, or after `patience` quiet captures in a row; see the callback.
-
-    Raises `ValueError` for an unknown event, and unless there is a rule at all with positive numbers.
-    """
-
-    events: tuple[EventName, ...] = (EventName.TOPOLOGY_BREAKDOWN,)
-    min_count: int = 1
-    patience: int | None = None
-    groups: tuple[str, ...] | None = None
-    tolerance: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not self.events and self.patience is None:
-            raise ValueError("expected events to stop on, or a patience, got neither")
-        if self.min_count < 1:
-            raise ValueError(f"expected min_count >= 1, got {self.min_count}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"expected patience >= 1 or None, got {self.patience}")
-        if not self.tolerance >= 0.0:
-            raise ValueError(f"expected tolerance >= 0, got {self.tolerance}")
-
-    def concerns(self, group: str) -> bool:
-        """Whether to look at a group: the whole network always counts."""
-        return self.groups is None or group == GLOBAL or any(fnmatchcase(group, pattern) for pattern in self.groups)
-
-
-@dataclass(frozen=True, slots=True)
-class StopState:
-    """What has been counted so far, up to and with the measurements of `step`."""
-
-    step: int = -1
-    counts: Mapping[str, int] = field(default_factory=dict)
-    quiet_captures: int = 0
-    eventful: bool = False
-    latest: str = ""
-
-    @property
-    def n_events(self) -> int:
-        """How many of the events in question there were."""
-        return sum(self.counts.values())
-
-
-def advance(state: StopState, findings: Findings, rules: StopRules) -> StopState:
-    """Count in what the monitor has found.
-
-    A capture is quiet where no event has happened since the one before, and every log-bottleneck distance to it is
-    at most the tolerance. Measurements of a step that was counted already (after a resume) are passed over.
-
-    >>> rules = StopRules(patience=2)
-    >>> still = Findings(8, 0, {"persistence": {"net.0": {"log_bottleneck_0": 0.01}}})
-    >>> advance(StopState(), still, rules).quiet_captures
-    1
-    """
-    counts, eventful, latest = dict(state.counts), state.eventful, state.latest
-    for event in findings.events:
-        if not rules.concerns(event.group):
-            continue
-        eventful |= event.name not in _OF_THE_MONITOR
-        if event.name in rules.events:
-            counts[str(event.name)] = counts.get(str(event.name), 0) + 1
-            latest = f"{event.name} at step {event.step}" + (f" in {event.group}" if event.group else "")
-    state = replace(state, counts=counts, eventful=eventful, latest=latest)
-    changes = _changes(findings, rules)
-    if not changes or findings.step <= state.step:
-        return state
-    quiet = not eventful and all(change <= rules.tolerance for change in changes)
-    return replace(
-        state,
-        step=findings.step,
-        quiet_captures=state.quiet_captures + 1 if quiet else 0,
-        eventful=False,
-    )
-
-
-def reason_to_stop(state: StopState, rules: StopRules) -> str | None:
-    """Why to stop now, in a sentence; None where there is no reason."""
-    if state.n_events >= rules.min_count:
-        times = f" ({state.n_events} of the events to stop on, min_count={rules.min_count})"
-        return f"Training stops on topology: {state.latest}{times if state.n_events > 1 else ''}."
-    if rules.patience is not None and state.quiet_captures >= rules.patience:
-        return (
-            f"Training stops on topology: nothing has happened in {state.quiet_captures} captures in a row, and no "
-            f"log-bottleneck distance was above {rules.tolerance:g}."
-        )
-    return None
-
-
-def _changes(findings: Findings, rules: StopRules) -> list[float]:
-    """Every log-bottleneck distance to the capture before."""
-    return [
-        value
-        for groups in findings.values.values()
-        for group, values in groups.items()
-        if rules.concerns(group)
-        for name, value in values.items()
-        if name.startswith("log_bottleneck_") and name != "log_bottleneck_bound"
-    ]
 
 
 class TopologyEarlyStopping(Callback):
@@ -168,12 +63,8 @@ class TopologyEarlyStopping(Callback):
     ) -> None:
         if min_epochs < 0:
             raise ValueError(f"expected min_epochs >= 0, got {min_epochs}")
-        self.rules = StopRules(
-            events=_event_names(stop_on),
-            min_count=min_count,
-            patience=patience,
-            groups=(groups,) if isinstance(groups, str) else None if groups is None else tuple(groups),
-            tolerance=tolerance,
+        self.rules = StopRules.of(
+            stop_on, min_count=min_count, patience=patience, groups=groups, tolerance=tolerance
         )
         self.min_epochs, self.verbose = min_epochs, verbose
         self.stopping_reason: str | None = None
@@ -226,10 +117,9 @@ class TopologyEarlyStopping(Callback):
             self._decide(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        counted = asdict(self._counted) | {"counts": dict(self._counted.counts)}
         return {
             "version": _STATE_VERSION,
-            "counted": counted,
+            "counted": self._counted.to_dict(),
             "stopping_reason": self.stopping_reason,
             "stopped_epoch": self.stopped_epoch,
         }
@@ -238,9 +128,7 @@ class TopologyEarlyStopping(Callback):
         try:
             if state_dict["version"] != _STATE_VERSION:
                 raise ValueError(f"version {state_dict['version']!r}")
-            counted = StopState(**state_dict["counted"])
-            counts = {str(name): int(n) for name, n in counted.counts.items()}
-            numbers = {"step": int(counted.step), "quiet_captures": int(counted.quiet_captures)}
+            counted = StopState.from_dict(state_dict["counted"])
             reason, epoch = state_dict["stopping_reason"], int(state_dict["stopped_epoch"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             rank_zero_warn(
@@ -248,7 +136,7 @@ class TopologyEarlyStopping(Callback):
                 f"be used ({type(error).__name__}: {error}): it counts from zero."
             )
             return
-        self._counted = replace(counted, counts=counts, **numbers)
+        self._counted = counted
         self.stopping_reason, self.stopped_epoch = reason if isinstance(reason, str) else None, epoch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -266,11 +154,10 @@ class TopologyEarlyStopping(Callback):
         if not trainer.strategy.reduce_boolean_decision(reason is not None, all=False):
             return
         trainer.should_stop = True
-        self.stopping_reason, self.stopped_epoch = reason or _ELSEWHERE, trainer.current_epoch
+        self.stopping_reason, self.stopped_epoch = reason or ELSEWHERE, trainer.current_epoch
         rank_zero_info(self.stopping_reason)
-        values = {"stopped": 1.0, "quiet_captures": float(self._counted.quiet_captures)}
         for monitor in monitors(trainer):
-            monitor.note_stop(values | {name: float(n) for name, n in self._counted.counts.items()})
+            monitor.note_stop(self._counted.values())
         self._counted = StopState(step=self._counted.step)
 
     def _check_groups(self, trainer: Trainer) -> None:
@@ -279,15 +166,5 @@ class TopologyEarlyStopping(Callback):
             return
         self._groups_checked = True
         names = [group.name for monitor in monitors(trainer) for group in monitor.groups]
-        for pattern in self.rules.groups:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                rank_zero_warn(f"TopologyEarlyStopping: no group of neurons fits {pattern!r}; there are {names}.")
-
-
-def _event_names(stop_on: str | Iterable[str] | None) -> tuple[EventName, ...]:
-    names = (stop_on,) if isinstance(stop_on, str) else tuple(stop_on or ())
-    known = [str(name) for name in EventName]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"expected stop_on among {', '.join(known)}, got {name!r}")
-    return tuple(EventName(name) for name in names)
+        for pattern in self.rules.without_a_group(names):
+            rank_zero_warn(f"TopologyEarlyStopping: no group of neurons fits {pattern!r}; there are {names}.")

@@ -1,13 +1,9 @@
 """Keeping every step below the critical point."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-import torch
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
@@ -15,40 +11,18 @@ from lightning_topo.callbacks.learning_rates import overwriting_schedulers, scal
 from lightning_topo.callbacks.lightning_internals import misconfigured, shards_parameters, torch_optimizer
 from lightning_topo.callbacks.monitor import monitors
 from lightning_topo.callbacks.trainer_training import TrainerTraining
-from lightning_topo.geometry.precision import wide_dtype
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.outputs import Outputs
 from lightning_topo.watch import Watch, WatchSettings
-from lightning_topo.watch.holding import drop, proposed_values, take_part, update_ratios
+from lightning_topo.watch.holding import GuardedUpdate, cannot_hold, hold, update_ratios, worst_of_all
 from lightning_topo.watch.settings import Groups
 from lightning_topo.watch.steps import Update
 
 Mode = Literal["rescale", "lower_lr", "skip"]
 
 _STATE_VERSION = 1
-_TRIES = 3
-_HAIR = 1e-4
 _STEEPEST = 0.1
 """The learning rate is lowered at most to this fraction at once: one pair must not end the training."""
-
-
-@dataclass(frozen=True, slots=True)
-class GuardedUpdate:
-    """What became of one update of one optimizer.
-
-    `proposed` holds the critical ratio by group of the update as the optimizer made it, and `factor` is the fraction of
-    it that was taken: 1 as it was, 0 not at all. `critical_ratio` is that of the update taken, the worst group's,
-    measured from the stored parameters in float64.
-    """
-
-    proposed: Mapping[str, float]
-    factor: float
-    critical_ratio: float
-
-    @property
-    def proposed_critical_ratio(self) -> float:
-        """The worst group's."""
-        return max(self.proposed.values(), default=0.0)
 
 
 class TopologyStepGuard(Callback):
@@ -175,13 +149,7 @@ class TopologyStepGuard(Callback):
         if self._owns_watch:
             self._watch.after_batch(None)
         if self._watch.has_unseen_steps:
-            names = ", ".join(dict.fromkeys(type(o).__name__ for o in trainer.optimizers)) or "an optimizer of your own"
-            raise misconfigured(
-                trainer,
-                f"TopologyStepGuard cannot hold what it cannot see: parameters moved, and {names} does not step "
-                "through torch's Optimizer.step. Step by `optimizer.step()` of a class that calls "
-                "`torch.optim.Optimizer.__init__`, or leave the guard out.",
-            )
+            raise misconfigured(trainer, cannot_hold("TopologyStepGuard", trainer.optimizers))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._release()
@@ -258,23 +226,30 @@ class TopologyStepGuard(Callback):
         assert self._watch is not None and self._trainer is not None
         if not self.groups:
             self.groups = self._found()
+        self._counts["n_updates"] += 1
+        if self.mode == "lower_lr":
+            self.latest = self._let_pass(update)
+        else:
+            self.latest = hold(
+                update, lambda: self._ratios(update), self.max_ratio, tries=3 if self.mode == "rescale" else 0
+            )
+            if self.latest.factor < 1.0:
+                self._counts["n_held"] += 1
+                self._counts["n_dropped"] += self.latest.factor == 0.0
+                for monitor in monitors(self._trainer):
+                    for group, ratio in self.latest.proposed.items():
+                        monitor.note_proposal(group, ratio)
+
+    def _let_pass(self, update: Update) -> GuardedUpdate:
+        """Leave the update as it is; above the limit, lower the learning rate of the next steps."""
+        assert self._trainer is not None
         proposed = self._ratios(update)
         worst = max(proposed.values(), default=0.0)
-        self._counts["n_updates"] += 1
-        factor = 1.0
         if worst > self.max_ratio:
             self._counts["n_held"] += 1
-            if self.mode == "lower_lr":
-                lower = max(self.max_ratio / worst, _STEEPEST)
-                schedulers = [config.scheduler for config in self._trainer.lr_scheduler_configs]
-                scale_learning_rate(update.optimizer, lower, schedulers)
-            else:
-                factor, worst = self._hold(update, worst)
-                self._counts["n_dropped"] += factor == 0.0
-                for monitor in monitors(self._trainer):
-                    for group, ratio in proposed.items():
-                        monitor.note_proposal(group, ratio)
-        self.latest = GuardedUpdate(proposed, factor, worst)
+            schedulers = [config.scheduler for config in self._trainer.lr_scheduler_configs]
+            scale_learning_rate(update.optimizer, max(self.max_ratio / worst, _STEEPEST), schedulers)
+        return GuardedUpdate(proposed, 1.0, worst)
 
     def _found(self) -> tuple[NeuronGroup, ...]:
         """The groups to hold; raises `MisconfigurationException` where there are none."""
@@ -290,24 +265,6 @@ class TopologyStepGuard(Callback):
 
     def _ratios(self, update: Update) -> dict[str, float]:
         """The critical ratio by group of an update as it stands now; the same on every process."""
-        assert self._watch is not None and self._trainer is not None
+        assert self._watch is not None
         found = update_ratios(update, self.groups, self._watch.steps.trained(), self.max_ratio)
-        if self._trainer.world_size > 1 and found:
-            device = self._trainer.strategy.root_device
-            shared = torch.tensor(list(found.values()), device=device, dtype=wide_dtype(device))
-            shared = torch.as_tensor(self._trainer.strategy.reduce(shared, reduce_op="max"))
-            found = dict(zip(found, shared.tolist(), strict=True))
-        return found
-
-    def _hold(self, update: Update, ratio: float) -> tuple[float, float]:
-        """Shrink the update until it fits; the fraction that is taken, and its critical ratio."""
-        proposed, factor, margin = proposed_values(update), 1.0, _HAIR
-        for _ in range(_TRIES if self.mode == "rescale" and math.isfinite(ratio) else 0):
-            factor *= self.max_ratio / ratio * (1.0 - margin)
-            take_part(update, proposed, factor)
-            ratio = max(self._ratios(update).values())
-            if ratio <= self.max_ratio:
-                return factor, ratio
-            margin *= 100.0 / 3.0
-        drop(update)
-        return 0.0, 0.0
+        return worst_of_all(found, self._watch.ranks)

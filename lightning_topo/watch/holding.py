@@ -1,7 +1,8 @@
 """Holding an update back: its critical ratio by group, and taking only a part of it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,8 +11,72 @@ from lightning_topo.geometry import resolved_critical_ratio
 from lightning_topo.geometry.precision import wide_dtype
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes.probe import blocks
+from lightning_topo.watch.ranks import Ranks
 from lightning_topo.watch.snapshots import member_names
 from lightning_topo.watch.steps import Update
+
+_TRIES = 3
+_HAIR = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedUpdate:
+    """What became of one update of one optimizer.
+
+    `proposed` holds the critical ratio by group of the update as the optimizer made it, and `factor` is the fraction of
+    it that was taken: 1 as it was, 0 not at all. `critical_ratio` is that of the update taken, the worst group's,
+    measured from the stored parameters in float64.
+    """
+
+    proposed: Mapping[str, float]
+    factor: float
+    critical_ratio: float
+
+    @property
+    def proposed_critical_ratio(self) -> float:
+        """The worst group's."""
+        return max(self.proposed.values(), default=0.0)
+
+
+def hold(
+    update: Update, ratios: Callable[[], Mapping[str, float]], max_ratio: float, *, tries: int = _TRIES
+) -> GuardedUpdate:
+    """Take of an update the largest part with r <= `max_ratio`, at most all of it; of an infinite one nothing.
+
+    `ratios` measures the critical ratio by group of the update as it stands now. The part max_ratio / r is what a
+    smaller learning rate would have done, for any rule linear in it; r is measured again from the stored parameters,
+    and after so many `tries` above `max_ratio` the update is dropped. On return the parameters hold what was taken.
+    """
+    proposed = ratios()
+    ratio = max(proposed.values(), default=0.0)
+    if ratio <= max_ratio:
+        return GuardedUpdate(proposed, 1.0, ratio)
+    values, factor, margin = proposed_values(update), 1.0, _HAIR
+    for _ in range(tries if math.isfinite(ratio) else 0):
+        factor *= max_ratio / ratio * (1.0 - margin)
+        take_part(update, values, factor)
+        ratio = max(ratios().values())
+        if ratio <= max_ratio:
+            return GuardedUpdate(proposed, factor, ratio)
+        margin *= 100.0 / 3.0
+    drop(update)
+    return GuardedUpdate(proposed, 0.0, 0.0)
+
+
+def worst_of_all(found: Mapping[str, float], ranks: Ranks) -> dict[str, float]:
+    """The largest ratio of each group over all processes, so that all hold alike; a collective where there are any."""
+    every = ranks.all("guard", dict(found)) if found else [found]
+    return {name: max(theirs.get(name, 0.0) for theirs in every) for name in found}
+
+
+def cannot_hold(guard: str, optimizers: Sequence[object]) -> str:
+    """Why a guard must stop the training: updates that no hook has seen."""
+    names = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in optimizers))
+    return (
+        f"{guard} cannot hold what it cannot see: parameters moved, and {names or 'an optimizer of your own'} does not "
+        "step through torch's Optimizer.step. Step by `optimizer.step()` of a class that calls "
+        "`torch.optim.Optimizer.__init__`, or leave the guard out."
+    )
 
 
 def update_ratios(

@@ -82,6 +82,11 @@ class Steps:
             register_optimizer_step_post_hook(self._after_update),
         ]
 
+    @property
+    def is_stepping(self) -> bool:
+        """Whether an optimizer is in its `step`: a loss that is computed now belongs to its closure."""
+        return bool(self._running)
+
     def release(self) -> None:
         """Stop listening, and let all copies go."""
         for handle in self._handles:

@@ -23,6 +23,7 @@ from lightning_topo.watch.messages import lost_result, moved_outside, unseen_ste
 from lightning_topo.watch.outcome import FailureKind, Outcome
 from lightning_topo.watch.output import ReferenceStore, Run, RunOutputs
 from lightning_topo.watch.probing import Probing, measures_steps
+from lightning_topo.watch.ranks import Ranks
 from lightning_topo.watch.readings import Readings
 from lightning_topo.watch.reference import keep, read_back
 from lightning_topo.watch.reporting import Reporting
@@ -122,6 +123,16 @@ class Watch:
         return self._outputs.dirpath
 
     @property
+    def ranks(self) -> Ranks:
+        """The processes of the training."""
+        return self._ranks
+
+    @property
+    def last_step(self) -> int:
+        """The step of the last update; before the first, how many steps lay behind the network at the start."""
+        return self._last_step
+
+    @property
     def epochs_agree(self) -> bool:
         """Whether all processes end their epochs at the same step."""
         return self._training.epochs_agree
@@ -211,6 +222,11 @@ class Watch:
                 self._measure_epoch(step if stepped else self._training.step, log=log)
             elif stepped:
                 self._publish(step, log=log)
+
+    def break_off(self) -> None:
+        """The batch has ended in an exception, and another may follow."""
+        self._finding.end()
+        self._proposed.clear()
 
     def after_epoch(self) -> None:
         """Measure what is due at the end of an epoch, unless its last batch was known to be the last."""
