@@ -11,12 +11,13 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from lightning_topo.watch.ranks import Ranks
+from lightning_topo.watch.training import Training
 
 _HOLD_A_MODULE = (DataParallel, DistributedDataParallel, FullyShardedDataParallel)
 
 
 @dataclass(slots=True)
-class LoopTraining:
+class LoopTraining(Training):
     """Answers what `lightning_topo.watch.training.Training` asks; the loop's side counts `step` and `epoch`.
 
     `values` are what was published last.
@@ -30,6 +31,7 @@ class LoopTraining:
     planned_steps: int | None = None
     step: int = 0
     epoch: int = 0
+    epochs_agree: bool = True  # every process calls `end_epoch` after the same step
     values: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -53,11 +55,6 @@ class LoopTraining:
     def ends_epoch(self) -> bool:
         """False: only the loop knows, and says so afterwards."""
         return False
-
-    @property
-    def epochs_agree(self) -> bool:
-        """True: every process calls `end_epoch` after the same step."""
-        return True
 
     def precision(self) -> AbstractContextManager[Any]:
         """Nothing: the loop's own contexts surround its losses."""
