@@ -1,13 +1,13 @@
 """Finding the neurons of the module that trains, on its own first step as that runs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from lightning_topo.measurement import GLOBAL
-from lightning_topo.neurons import FoundNeurons, NeuronGroup, groups_from_tapes
+from lightning_topo.neurons import FoundNeurons, NeuronGroup, Rows, groups_from_tapes
 from lightning_topo.neurons.capture import sharding
 from lightning_topo.tape import StepRecorder, Tape, accepted, compiled_reason
 from lightning_topo.watch.training import Training
@@ -99,7 +99,12 @@ class Finding:
         self.problems: list[Problem] = []
         self.uncovered: dict[str, str] = {}
         self._training, self._seed = training, seed
-        self._declared, self._is_complete = _resolved(declared, training)
+        self._is_complete = declared is not None and not any(isinstance(one, str) for one in declared)
+        self._declared = tuple(one for one in declared or () if isinstance(one, NeuronGroup))
+        # Rows of a parameter are a cloud by the user's word: there is nothing to prove.
+        self._rows = tuple(
+            group for one in declared or () if isinstance(one, Rows) for group in one.resolve(training.module)
+        )
 
     def groups(self, tapes: Sequence[Tape], obstacle: str) -> tuple[NeuronGroup, ...]:
         """The groups that these tapes show, the same on every process. A collective."""
@@ -110,7 +115,8 @@ class Finding:
 
     def _found(self, tapes: Sequence[Tape], obstacle: str) -> FoundNeurons:
         if obstacle or not tapes:
-            return FoundNeurons(self._declared, (), (obstacle or "the step had no loss to follow",))
+            groups = (*self._declared, *self._rows)
+            return FoundNeurons(groups, (), () if groups else (obstacle or "the step had no loss to follow",))
         found = groups_from_tapes(
             tapes,
             module=self._training.module,
@@ -118,18 +124,7 @@ class Finding:
             include=() if self._is_complete else ("*",),
             seed=self._seed,
         )
-        return found
-
-
-def _resolved(declared: Sequence[Any] | None, training: Training) -> tuple[tuple[NeuronGroup, ...], bool]:
-    """The groups given by hand, and whether they are all that is wanted."""
-    if declared is None:
-        return (), False
-    groups: list[NeuronGroup] = []
-    for one in declared:
-        if isinstance(one, NeuronGroup):
-            groups.append(one)
-    return tuple(groups), not any(isinstance(one, str) for one in declared)
+        return replace(found, groups=(*found.groups, *self._rows))
 
 
 def _problems(found: FoundNeurons, obstacle: str) -> list[Problem]:
@@ -143,4 +138,3 @@ def _problems(found: FoundNeurons, obstacle: str) -> list[Problem]:
         for group in found.groups
         if group.status == "incoming_only"
     ]
-

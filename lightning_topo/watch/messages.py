@@ -20,6 +20,19 @@ def lost_result(probe: str, reason: str, step: int, epoch: int) -> TopologyEvent
     )
 
 
+def members_changed(names: Sequence[str], groups: Sequence[str], step: int, epoch: int) -> TopologyEvent:
+    """Parameters have joined or left the training: the clouds of these groups have other coordinates from here on."""
+    whose = f" The totals of {_named(groups, 'groups')} count from here." if groups else ""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        value=float(len(names)),
+        message=f"{_named(names)} joined or left what the optimizers train.{whose}",
+        remedy="Nothing to do: they are watched from now on.",
+    )
+
+
 def moved_outside(optimizer: object, names: Sequence[str], step: int, epoch: int) -> TopologyEvent:
     """Something else than the optimizer has moved its parameters between two updates."""
     return TopologyEvent(
@@ -67,6 +80,6 @@ def unwatched(reasons: Mapping[str, str], sizes: Mapping[str, int], step: int, e
     )
 
 
-def _named(names: Sequence[Any]) -> str:
+def _named(names: Sequence[Any], what: str = "parameters") -> str:
     some = ", ".join(map(str, names[:_MOST_NAMED]))
-    return some if len(names) <= _MOST_NAMED else f"{some} and {len(names) - _MOST_NAMED} more parameters"
+    return some if len(names) <= _MOST_NAMED else f"{some} and {len(names) - _MOST_NAMED} more {what}"

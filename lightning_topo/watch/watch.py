@@ -17,39 +17,27 @@ from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.certifying import Certifying
 from lightning_topo.watch.checkpoint import SavedWatch, resumed, saved_watch
 from lightning_topo.watch.coverage import Shares
+from lightning_topo.watch.exchange import Exchange
 from lightning_topo.watch.finding import Finding, Recording
-from lightning_topo.watch.losses import Losses, mean_losses
-from lightning_topo.watch.messages import lost_result, moved_outside, unseen_step, unwatched
-from lightning_topo.watch.outcome import FailureKind, Outcome
+from lightning_topo.watch.messages import members_changed, moved_outside, unseen_step, unwatched
 from lightning_topo.watch.output import ReferenceStore, Run, RunOutputs
 from lightning_topo.watch.probing import Probing, measures_steps
 from lightning_topo.watch.ranks import Ranks
 from lightning_topo.watch.readings import Readings
 from lightning_topo.watch.reference import keep, read_back
 from lightning_topo.watch.reporting import Reporting
-from lightning_topo.watch.schedule import Slot
 from lightning_topo.watch.settings import WatchSettings
-from lightning_topo.watch.snapshots import Snapshots
+from lightning_topo.watch.snapshots import Snapshots, member_names
 from lightning_topo.watch.steps import Steps
 from lightning_topo.watch.training import Training
 from lightning_topo.watch.training_loss import TrainingLoss
 
 RECORD_EVERY = 4
 """Where more samples of the loss are wanted, every so many steps are recorded."""
+MEMBER_STEPS = 50
+"""The names of the module's parameters are read anew every so many steps."""
 EXCHANGE_STEPS = 10
 """Several processes tell each other what they have found at least this often."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Message:
-    """All that processes tell each other about the steps since the last exchange."""
-
-    outcomes: Sequence[Outcome] = ()
-    lines: Sequence[Measurement] = ()
-    losses: Mapping[int, float] = field(default_factory=dict)
-    uncertified: Mapping[int, StepState] = field(default_factory=dict)
-    overhead: float = 0.0
-    plan: Mapping[str, Slot] = field(default_factory=dict)
 
 
 class Watch:
@@ -72,8 +60,6 @@ class Watch:
         detector = DetectorState() if state is None else state.detector
         self._reporting = Reporting(outputs, detector, settings.rules)
         self._schedule = settings.schedule(training.planned_steps)
-        self._shares = Shares() if state is None else state.shares
-        self._losses = Losses()
         self._worker = Worker()
         self._finding = Finding(training, settings.declared, settings.seed)
         self._recording = Recording(training)
@@ -90,17 +76,17 @@ class Watch:
         self._measures_losses = not all(isinstance(probe, Distortion | Persistence) for probe in settings.probes)
         self._snapshots: Snapshots | None = None
         self._certifying: Certifying | None = None
-        self._outbox: list[Outcome] = []
-        self._failing: set[tuple[str, str]] = set()
-        self._proposed: dict[str, float] = {}
+        shares = Shares() if state is None else state.shares
+        self._exchange = Exchange(training, self._reporting, self._probing, self._schedule, self.budget, shares)
         self._said_outside: set[int] = set()
         self._said_unseen = False
         self._unseen: list[str] = []
+        self._members: frozenset[str] = frozenset()
+        self._known: frozenset[str] = frozenset()
+        self._finds_again = False
         self._first_batch = True
         self._epoch_measured = -1
         self._last_step = step
-        self._counted = step
-        self._overhead = 0.0
         self._closed = False
         if damage is not None:
             self._reporting.event(damage)
@@ -145,13 +131,13 @@ class Watch:
             self._last_step,
             self._reporting.detector,
             dict(self._schedule.slots),
-            self._shares,
+            self._exchange.shares,
             self._probing.awaited.steps,
         ).to_dict()
 
     def proposed(self, group: str, ratio: float) -> None:
         """Note the critical ratio of an update that a guard did not let pass as it was, until the batch is over."""
-        self._proposed[group] = max(ratio, self._proposed.get(group, 0.0))
+        self._exchange.proposed[group] = max(ratio, self._exchange.proposed.get(group, 0.0))
 
     def stopped(self, values: Mapping[str, float]) -> None:
         """Note that a gate stops the training, in the record and under `topology/stopped`."""
@@ -202,20 +188,24 @@ class Watch:
             if stepped:
                 self._first_batch = False
                 self._last_step = step
-                self._losses.note(step, loss)
+                self._exchange.losses.note(step, loss)
                 if self._snapshots is None:
                     self._start(step)
+                elif self._finds_again:
+                    self._find_again()
+                else:
+                    self._follow_members(step)
                 due = self._due("step", step)
                 if self.steps.pending:
                     self._settle(step, due)
                 elif self._certifying is not None:
                     self._certifying.unseen(step, self._unseen)
                 self._run([probe for probe in due if not measures_steps(probe) or self._is_unpaired(probe)], step)
-                self._outbox += self._probing.collect(step)
+                self._exchange.outcomes += self._probing.collect(step)
                 if self._is_exchange(step, due):
-                    self._exchange(step)
+                    self._share(step)
                 self.steps.advance()
-            self._proposed.clear()
+            self._exchange.proposed.clear()
             log = stepped and _divides(self._training.log_every_n_steps, step)
             # Before validation and every hook at the epoch's end, so that these see the new values in any order.
             if self._training.ends_epoch() and self._snapshots is not None and (stepped or self.epochs_agree):
@@ -226,7 +216,7 @@ class Watch:
     def break_off(self) -> None:
         """The batch has ended in an exception, and another may follow."""
         self._finding.end()
-        self._proposed.clear()
+        self._exchange.proposed.clear()
 
     def after_epoch(self) -> None:
         """Measure what is due at the end of an epoch, unless its last batch was known to be the last."""
@@ -248,9 +238,9 @@ class Watch:
                 late = self._probing.give_up("training broke off before it was ready")
             else:
                 late = self._probing.collect()
-            self._outbox += late
+            self._exchange.outcomes += late
             if self._snapshots is not None:
-                self._exchange(self._last_step, last=True, alone=in_haste)
+                self._share(self._last_step, last=True, alone=in_haste)
                 self._publish(self._last_step, log=False)
         finally:
             self.release()
@@ -274,7 +264,7 @@ class Watch:
 
     def _records(self, step: int) -> bool:
         """Whether to record the step that begins: the first, and later ones as long as samples are wanted."""
-        if self._snapshots is None:
+        if self._snapshots is None or self._finds_again:
             return True
         return self._measures_losses and self._training_loss.wants_tapes and step % RECORD_EVERY == 0
 
@@ -290,24 +280,62 @@ class Watch:
     def _start(self, step: int) -> None:
         """The first step is done: find the neurons, and tell the outputs."""
         training, settings, saved = self._training, self._settings, self._saved
-        self.find_neurons()
-        self._probing.order |= {group.name: k for k, group in enumerate(self.groups)}
-        self._snapshots = Snapshots(training, self.steps, self.groups, self._training_loss)
-        self._certifying = Certifying(
-            self._snapshots, self.steps, self._probing, limited=settings.max_overhead is not None
-        )
+        snapshots = self._settle_in()
         readings = Readings([group.name for group in self.groups], settings.log_groups)
         run = Run(self.groups, readings, settings.described(), training.step, training.epoch, training.facts())
         self._reporting.start(run)
         if saved is not None:
             self._schedule.slots.update(saved.slots)
         for problem in self._finding.problems:
-            self._fail("neurons", problem.group, problem.message, problem.remedy, step)
+            self._exchange.fail("neurons", problem.group, problem.message, problem.remedy, step)
         sizes = {name: p.numel() for name, p in training.module.named_parameters()}
         if (event := unwatched(self._finding.uncovered, sizes, step, training.epoch)) is not None:
             self._reporting.event(event)
         self._refer(step)
-        self._snapshots.worker = self._worker
+        snapshots.worker = self._worker
+
+    def _settle_in(self) -> Snapshots:
+        """Find the neurons on the recorded step, and look at them from now on."""
+        self.find_neurons()
+        self._probing.order |= {group.name: k for k, group in enumerate(self.groups)}
+        self._snapshots = snapshots = Snapshots(self._training, self.steps, self.groups, self._training_loss)
+        limited = self._settings.max_overhead is not None
+        self._certifying = Certifying(snapshots, self.steps, self._probing, limited=limited)
+        self._members = frozenset(self.steps.trained())
+        self._known = frozenset(name for name, _ in self._training.module.named_parameters(remove_duplicate=False))
+        return snapshots
+
+    def _follow_members(self, step: int) -> None:
+        """Parameters may have been thawed, frozen, replaced, renamed or added since the last step."""
+        assert self._snapshots is not None
+        if _divides(MEMBER_STEPS, step):
+            self.steps.read_names()
+        names = frozenset(self.steps.trained())
+        if names == self._members:
+            return
+        changed, self._members = names ^ self._members, names
+        if not changed <= self._known:
+            self._finds_again = True  # on the next step as it runs
+        groups = [g for g in self._snapshots.active() if not changed.isdisjoint(member_names(g))]
+        start = self._snapshots.before(step)
+        if groups and start is not None:
+            self._snapshots.reference = {**self._snapshots.reference, **start.gather(g.name for g in groups)}
+        self._reporting.event(members_changed(sorted(changed), [g.name for g in groups], step, self._training.epoch))
+
+    def _find_again(self) -> None:
+        """Find the neurons of a module that has other parameters now than in the first step."""
+        self._finds_again = False
+        assert self._snapshots is not None
+        assert self._certifying is not None
+        coverage, reference = self._certifying.coverage, self._snapshots.reference
+        self.groups = ()
+        self._settle_in()
+        self._certifying.coverage = coverage
+        now = self._snapshots.now().gather(g.name for g in self._snapshots.active())
+        self._snapshots.reference = {
+            name: reference[name] if name in reference and reference[name].shape == cloud.shape else cloud
+            for name, cloud in now.items()
+        }
 
     def _refer(self, step: int) -> None:
         """Find or take the clouds from which distances since the beginning are measured."""
@@ -347,7 +375,7 @@ class Watch:
 
     def _settle(self, step: int, due: Sequence[Probe]) -> None:
         assert self._certifying is not None
-        self._outbox += self._certifying.settle(step, self._training.epoch, due, self.budget)
+        self._exchange.outcomes += self._certifying.settle(step, self._training.epoch, due, self.budget)
 
     def _run(self, probes: Sequence[Probe], step: int) -> None:
         snapshots = self._snapshots
@@ -355,7 +383,7 @@ class Watch:
             return
         now = snapshots.now()
         for probe in probes:
-            self._outbox.append(
+            self._exchange.outcomes.append(
                 self._probing.run(
                     probe,
                     lambda previous, p=probe: snapshots.capture(p, step, now, previous),
@@ -371,10 +399,10 @@ class Watch:
 
     def _measure_epoch(self, step: int, *, log: bool = False) -> None:
         self._epoch_measured = self._training.epoch
-        self._outbox += self._probing.collect()
+        self._exchange.outcomes += self._probing.collect()
         due = self._due("epoch", self._training.epoch + 1)
         self._run(due, step)
-        self._exchange(step)
+        self._share(step)
         self._publish(step, log=log or bool(due))
 
     def _due(self, unit: Any, count: int) -> list[Probe]:
@@ -385,97 +413,15 @@ class Watch:
             or (unit == "step" and self._probing.is_wanted_again(probe))
         ]
 
-    def _is_exchange(self, step: int, due: Sequence[Probe]) -> bool:
-        return self._ranks.size == 1 or bool(due) or step % EXCHANGE_STEPS == 0
-
-    def _exchange(self, step: int, *, last: bool = False, alone: bool = False) -> None:
-        """Put together what all processes have found since the last exchange, and report it."""
+    def _share(self, step: int, *, last: bool = False, alone: bool = False) -> None:
+        """Put together and report what all processes have found since this was last done."""
         assert self._certifying is not None
-        coverage = self._certifying.coverage
-        epoch = self._training.epoch
-        mine = _Message(
-            self._outbox,
-            coverage.lines(epoch, flush=last),
-            self._losses.take(),
-            coverage.take_uncertified(),
-            self.budget.share(),
-            self._schedule.plan(step, self.budget.step_seconds),
-        )
-        self._outbox = []
-        every = [mine] if alone else self._ranks.all("+".join(o.probe for o in mine.outcomes), mine)
-        self._overhead = every[0].overhead
-        uncertified: dict[int, StepState] = {}
-        for message in every:
-            for at, state in message.uncertified.items():
-                uncertified[at] = min(state, uncertified.get(at, state))
-        self._shares.take(step - self._counted, uncertified)
-        self._counted = step
-        for at, loss in mean_losses([message.losses for message in every]).items():
-            self._reporting.measurement(Measurement(at, epoch, "training", GLOBAL, {"loss": loss}), published=False)
-        self._reporting.lines(line for message in every for line in message.lines)
-        for outcome in self._probing.unite([message.outcomes for message in every]):
-            self._take(outcome)
-        before = dict(self._schedule.slots)
-        self._schedule.slots = dict(every[0].plan)
-        if changed := {
-            f"{name}_every": float(slot.stride)
-            for name, slot in self._schedule.slots.items()
-            if name not in before or before[name].stride != slot.stride
-        }:
-            self._reporting.lines([Measurement(step, epoch, "schedule", GLOBAL, changed)])
+        self._exchange.run(step, self._certifying.coverage, last=last, alone=alone)
         if not alone:
             self._raise_first_error()
 
-    def _take(self, outcome: Outcome) -> None:
-        """Report one outcome of all processes."""
-        if outcome.failure is None and outcome.lag is None:
-            self._schedule.spent(outcome.probe, outcome.seconds)
-        self._note_failure(outcome)
-        measures = measures_steps(self._probing.named(outcome.probe))
-        for measurement in outcome.measurements():
-            self._failing.discard((outcome.probe, measurement.group))
-            if measures and measurement.group in self._proposed:
-                proposed = {"proposed_critical_ratio": self._proposed[measurement.group]}
-                measurement = Measurement(
-                    outcome.step, outcome.epoch, outcome.probe, measurement.group, {**measurement.values, **proposed}
-                )
-            self._reporting.measurement(measurement)
-        for group, why in outcome.problems.items():
-            self._fail(outcome.probe, group, f"{outcome.probe} could not measure {group}: {why}", _GO_ON, outcome.step)
-        for name, why in outcome.refused.items():
-            message = f"A value of {outcome.probe} is not recorded: {why}."
-            self._fail(outcome.probe, f"{GLOBAL}:{name}", message, "Its other values are.", outcome.step)
-        self._reporting.diagrams(outcome.step, outcome.diagrams)
-
-    def _note_failure(self, outcome: Outcome) -> None:
-        """Report that a probe has failed as a whole."""
-        failure = outcome.failure
-        if failure is None:
-            self._failing.discard((outcome.probe, GLOBAL))
-            return
-        if failure.kind is FailureKind.LOST:
-            self._reporting.event(lost_result(outcome.probe, failure.message, outcome.step, outcome.epoch))
-            return
-        verb = "is switched off" if failure.kind is FailureKind.UNAVAILABLE else "failed"
-        message = f"{outcome.probe} {verb}: {failure.message}"
-        self._fail(outcome.probe, GLOBAL, message, failure.remedy, outcome.step)
-
-    def _fail(self, probe: str, group: str, message: str, remedy: str, step: int) -> None:
-        """An event, once until the probe succeeds again."""
-        if (probe, group) in self._failing:
-            return
-        self._failing.add((probe, group))
-        self._reporting.event(
-            TopologyEvent(
-                EventName.PROBE_FAILED,
-                step,
-                self._training.epoch,
-                group.partition(":")[0],
-                Severity.WARN,
-                message=message,
-                remedy=remedy,
-            )
-        )
+    def _is_exchange(self, step: int, due: Sequence[Probe]) -> bool:
+        return self._ranks.size == 1 or bool(due) or step % EXCHANGE_STEPS == 0
 
     def _moved_outside(self, optimizer: Optimizer, names: Sequence[str]) -> None:
         """Something else than the optimizer has moved its parameters."""
@@ -498,17 +444,14 @@ class Watch:
         if readings is None:
             return
         # Of several processes rank 0's share, as of the last exchange, so that all publish the same.
-        overhead = self.budget.share() if self._ranks.size == 1 else self._overhead
+        overhead = self.budget.share() if self._ranks.size == 1 else self._exchange.overhead
         phase = float(self._reporting.detector.phase)
         epoch = self._training.epoch
         readings.take(Measurement(step, epoch, "phase", GLOBAL, {"phase": phase, "overhead": overhead}))
-        readings.take(Measurement(step, epoch, "coverage", GLOBAL, self._shares.values()))
+        readings.take(Measurement(step, epoch, "coverage", GLOBAL, self._exchange.shares.values()))
         self._training.publish(readings.metrics())
         if log:  # on every rank, so that "since the last log" means the same on each
             self._reporting.row(step, self._training.epoch)
-
-
-_GO_ON = "Everything else goes on."
 
 
 def _divides(period: int, step: int) -> bool:

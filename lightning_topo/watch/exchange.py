@@ -1,0 +1,140 @@
+"""What processes tell each other of the last steps, and what is reported of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from lightning_topo.measurement import GLOBAL, Measurement, StepState
+from lightning_topo.phases import EventName, Severity, TopologyEvent
+from lightning_topo.watch.budget import Budget
+from lightning_topo.watch.coverage import Coverage, Shares
+from lightning_topo.watch.losses import Losses, mean_losses
+from lightning_topo.watch.messages import lost_result
+from lightning_topo.watch.outcome import FailureKind, Outcome
+from lightning_topo.watch.probing import GO_ON, Probing, measures_steps
+from lightning_topo.watch.reporting import Reporting
+from lightning_topo.watch.schedule import Schedule, Slot
+from lightning_topo.watch.training import Training
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """All that processes tell each other about the steps since the last exchange."""
+
+    outcomes: Sequence[Outcome] = ()
+    lines: Sequence[Measurement] = ()
+    losses: Mapping[int, float] = field(default_factory=dict)
+    uncertified: Mapping[int, StepState] = field(default_factory=dict)
+    overhead: float = 0.0
+    plan: Mapping[str, Slot] = field(default_factory=dict)
+
+
+class Exchange:
+    """Collects what this process has found, and reports what all have found together.
+
+    `outcomes` and `losses` are this process's since the last exchange; `proposed` holds the critical ratios of updates
+    that a guard has held in this batch. `shares` and `overhead` are those of all processes, as of the last exchange.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        reporting: Reporting,
+        probing: Probing,
+        schedule: Schedule,
+        budget: Budget,
+        shares: Shares,
+    ) -> None:
+        self.outcomes: list[Outcome] = []
+        self.losses = Losses()
+        self.proposed: dict[str, float] = {}
+        self.shares, self.overhead = shares, 0.0
+        self._training, self._reporting, self._probing = training, reporting, probing
+        self._schedule, self._budget = schedule, budget
+        self._failing: set[tuple[str, str]] = set()
+        self._counted = training.step
+
+    def run(self, step: int, coverage: Coverage, *, last: bool = False, alone: bool = False) -> None:
+        """Put together what all processes have found since the last exchange, and report it: a collective.
+
+        `last` where the training ends; `alone` where the other processes cannot be waited for.
+        """
+        epoch = self._training.epoch
+        mine = _Message(
+            self.outcomes,
+            coverage.lines(epoch, flush=last),
+            self.losses.take(),
+            coverage.take_uncertified(),
+            self._budget.share(),
+            self._schedule.plan(step, self._budget.step_seconds),
+        )
+        self.outcomes = []
+        every = [mine] if alone else self._training.ranks.all("+".join(o.probe for o in mine.outcomes), mine)
+        self.overhead = every[0].overhead
+        uncertified: dict[int, StepState] = {}
+        for message in every:
+            for at, state in message.uncertified.items():
+                uncertified[at] = min(state, uncertified.get(at, state))
+        self.shares.take(step - self._counted, uncertified)
+        self._counted = step
+        for at, loss in mean_losses([message.losses for message in every]).items():
+            self._reporting.measurement(Measurement(at, epoch, "training", GLOBAL, {"loss": loss}), published=False)
+        self._reporting.lines(line for message in every for line in message.lines)
+        for outcome in self._probing.unite([message.outcomes for message in every]):
+            self._take(outcome)
+        before = dict(self._schedule.slots)
+        self._schedule.slots = dict(every[0].plan)
+        if changed := {
+            f"{name}_every": float(slot.stride)
+            for name, slot in self._schedule.slots.items()
+            if name not in before or before[name].stride != slot.stride
+        }:
+            self._reporting.lines([Measurement(step, epoch, "schedule", GLOBAL, changed)])
+
+    def _take(self, outcome: Outcome) -> None:
+        """Report one outcome of all processes."""
+        if outcome.failure is None and outcome.lag is None:
+            self._schedule.spent(outcome.probe, outcome.seconds)
+        self._note_failure(outcome)
+        measures = measures_steps(self._probing.named(outcome.probe))
+        for measurement in outcome.measurements():
+            self._failing.discard((outcome.probe, measurement.group))
+            if measures and measurement.group in self.proposed:
+                proposed = {"proposed_critical_ratio": self.proposed[measurement.group]}
+                measurement = replace(measurement, values={**measurement.values, **proposed})
+            self._reporting.measurement(measurement)
+        for group, why in outcome.problems.items():
+            self.fail(outcome.probe, group, f"{outcome.probe} could not measure {group}: {why}", GO_ON, outcome.step)
+        for name, why in outcome.refused.items():
+            message = f"A value of {outcome.probe} is not recorded: {why}."
+            self.fail(outcome.probe, f"{GLOBAL}:{name}", message, "Its other values are.", outcome.step)
+        self._reporting.diagrams(outcome.step, outcome.diagrams)
+
+    def _note_failure(self, outcome: Outcome) -> None:
+        """Report that a probe has failed as a whole."""
+        failure = outcome.failure
+        if failure is None:
+            self._failing.discard((outcome.probe, GLOBAL))
+            return
+        if failure.kind is FailureKind.LOST:
+            self._reporting.event(lost_result(outcome.probe, failure.message, outcome.step, outcome.epoch))
+            return
+        verb = "is switched off" if failure.kind is FailureKind.UNAVAILABLE else "failed"
+        message = f"{outcome.probe} {verb}: {failure.message}"
+        self.fail(outcome.probe, GLOBAL, message, failure.remedy, outcome.step)
+
+    def fail(self, probe: str, group: str, message: str, remedy: str, step: int) -> None:
+        """An event, once until the probe succeeds again."""
+        if (probe, group) in self._failing:
+            return
+        self._failing.add((probe, group))
+        self._reporting.event(
+            TopologyEvent(
+                EventName.PROBE_FAILED,
+                step,
+                self._training.epoch,
+                group.partition(":")[0],
+                Severity.WARN,
+                message=message,
+                remedy=remedy,
+            )
+        )
