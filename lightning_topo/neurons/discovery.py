@@ -117,6 +117,7 @@ def trace_groups(model: nn.Module, run: Run) -> tuple[list[NeuronGroup], Couplin
     with untouched(model), torch.no_grad(), trace:
         output = run_with(model, run, tensors)
     for leaf in significant(output):
+        trace.read(leaf)
         for axis in trace.axes(leaf):
             trace.freeze(axis, "an output of the model")
     return assemble(trace, {name: p.requires_grad for name, p in parameters.items()}), trace
