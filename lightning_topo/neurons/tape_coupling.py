@@ -51,6 +51,7 @@ class _Follower:
             for call in self.tape.calls:
                 self._follow(call)
         for slot in self.tape.outputs:
+            self.trace.read(self._tensor(slot))
             for axis in self.trace.axes(self._tensor(slot)):
                 self.trace.freeze(axis, "an output of the model")
 

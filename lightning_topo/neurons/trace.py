@@ -30,8 +30,8 @@ CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor
 UNKNOWN_OPERATOR = "unknown operator"
 FAILED_RULE = "the rule failed of"
 NOISE_FACTORIES = frozenset({"randn", "rand"})
-# Positions along an axis stay what they are in these, and their rules take them as such in the others.
-KEEPS_POSITIONS = frozenset(
+# Operators that only move values, and those whose rules take an index for the positions that it holds.
+KEEPS_MARKS = frozenset(
     {"alias", "clone", "contiguous", "detach", "expand", "lift_fresh", "permute", "select", "slice", "squeeze",
      "transpose", "unbind", "unsqueeze", "view", "_unsafe_view", "split", "split_with_sizes", "cat"}
 )  # fmt: skip
@@ -106,6 +106,7 @@ class CouplingTrace(TorchDispatchMode):
         self._bases = WeakTensorKeyDictionary()
         self.literals = WeakTensorKeyDictionary()  # tensors that the code itself writes out, as in x[:, [-1]]
         self._positions = WeakTensorKeyDictionary()  # integer tensors -> the axes that their values index, and why
+        self._singled = WeakTensorKeyDictionary()  # tensors -> the axes of which they hold one position, and why
         self._parents: list[tuple[int, ...]] = []
         self._depths: list[int] = []  # contractions on the longest path to each node
 
@@ -179,14 +180,24 @@ class CouplingTrace(TorchDispatchMode):
 
     def point(self, tensor: Tensor, axis: Axis, reason: str) -> None:
         """Say that a tensor's values are positions along an axis, which is frozen once they are read as numbers."""
-        self._positions[tensor] = (*self._found(tensor), (axis, reason))
+        self._positions[tensor] = (*self._marks(self._positions, tensor), (axis, reason))
 
     def pointed(self, tensor: Tensor) -> list[Axis]:
         """The axes that the values of a tensor are positions along."""
-        return [axis for axis, _ in self._found(tensor)]
+        return [axis for axis, _ in self._marks(self._positions, tensor)]
 
-    def _found(self, tensor: Tensor) -> tuple[tuple[Axis, str], ...]:
-        return self._positions.get(tensor) or ()
+    def single_out(self, tensor: Tensor, axis: Axis, reason: str) -> None:
+        """Say that a tensor holds the values at one position of an axis, which is frozen once they are read."""
+        self._singled[tensor] = (*self._marks(self._singled, tensor), (axis, reason))
+
+    def read(self, tensor: Tensor) -> None:
+        """Say that a tensor's values are used, as those of an output are: what they tell of an axis freezes it."""
+        for marks in (self._positions, self._singled):
+            for axis, reason in self._marks(marks, tensor):
+                freeze(axis, reason)
+
+    def _marks(self, marks: Any, tensor: Tensor) -> tuple[tuple[Axis, str], ...]:
+        return marks.get(tensor) or ()
 
     def reduce(self, tensor: Tensor, axis: Axis) -> None:
         """Record that a symmetric function of the entries along an axis of an activation was taken."""
@@ -281,7 +292,7 @@ class CouplingTrace(TorchDispatchMode):
     def _apply_rule(self, func: Any, call: OperatorCall) -> None:
         """Find the operator's rule and apply it, or freeze what an unknown operator touches."""
         rule = rule_for(func)
-        self._follow_positions(call)
+        self._follow_marks(call)
         if rule is not None:
             rule(self, call)
         elif torch.Tag.pointwise in func.tags and len(call.outputs) == 1:
@@ -299,16 +310,18 @@ class CouplingTrace(TorchDispatchMode):
             self.unknown[str(func)] += 1
             self.bar(call, f"{UNKNOWN_OPERATOR} {func}: teach its rule with register_rule")
 
-    def _follow_positions(self, call: OperatorCall) -> None:
-        """Positions along an axis pass on as long as they are only moved; else the axis is frozen."""
+    def _follow_marks(self, call: OperatorCall) -> None:
+        """Positions, and values at one position, are only moved, or used as a rule knows how; else they are read."""
+        moved = call.name in KEEPS_MARKS or (call.name == "_to_copy" and not call.out.is_floating_point())
         for tensor in call.inputs:
-            for axis, reason in self._found(tensor):
-                whole = call.name == "_to_copy" and not call.out.is_floating_point()
-                if whole or call.name in KEEPS_POSITIONS:
-                    for out in call.outputs:
+            if moved:
+                for out in call.outputs:
+                    for axis, reason in self._marks(self._positions, tensor):
                         self.point(out, axis, reason)
-                elif call.name not in READS_POSITIONS:
-                    freeze(axis, reason)
+                    for axis, reason in self._marks(self._singled, tensor):
+                        self.single_out(out, axis, reason)
+            elif not (call.name in READS_POSITIONS and tensor is call.get("index")):
+                self.read(tensor)
 
     def _link(self, func: Any, call: OperatorCall) -> None:
         """Keep origins, ancestry and view bases, which need no rule."""

@@ -59,6 +59,10 @@ EXCHANGEABLE = {
     "the k largest kept, written back": lambda h: torch.zeros_like(h).scatter(-1, *h.topk(4, -1)[::-1]),
     "the k largest kept, by a mask": lambda h: h * torch.zeros_like(h).scatter_(-1, h.topk(4, -1).indices, 1.0),
     "a position that nobody reads": lambda h: (h.argmax(-1), h)[1],
+    "one neuron, for its shape only": lambda h: h + torch.zeros(h[..., -1].shape).unsqueeze(-1),
+    "the gradient of one position in time": lambda h: torch.ops.aten.select_backward(h[:, 2], [2, 7, 12], 1, 2),
+    "the gradient of a part of time": lambda h: torch.ops.aten.slice_backward(h[:, 2:5], [2, 7, 12], 1, 2, 5, 1),
+    "strides that are its own": lambda h: h.contiguous().as_strided((2, 7, 12), (84, 12, 1)),
     "divided by its quantile": lambda h: h / (1 + h.abs().quantile(0.9, -1, keepdim=True)),
     "axes added and removed in place": lambda h: h.clone().unsqueeze_(1).squeeze_(1).transpose_(1, 2).transpose_(1, 2),
     "transposed in place": lambda h: h.flatten(0, 1).clone().t_().t_().unflatten(0, (2, 7)),
@@ -261,6 +265,8 @@ ORDERED = {
     "multiplied by its rank": lambda h: h * h.argsort(-1),
     "multiplied by the position of its maximum": lambda h: h * h.argmax(-1, keepdim=True),
     "compared with a position": lambda h: h * (torch.arange(12) == h.argmax(-1, keepdim=True)),
+    "scaled by one neuron": lambda h: h * h[..., 3:4].squeeze(-1).unsqueeze(-1) + h * h[..., 3].unsqueeze(-1),
+    "strides of another shape": lambda h: h.contiguous().as_strided((2, 7, 12), (84, 1, 7)),
     "unfolded along": lambda h: h.unfold(-1, 3, 1).mean(-1).repeat(1, 1, 2)[..., :12],
     "transformed along": lambda h: torch.fft.fft(h, dim=-1).real,
     "Cholesky of its products": lambda h: torch.linalg.cholesky(torch.eye(12) + h.transpose(1, 2) @ h).mean(1, True),
@@ -274,6 +280,17 @@ ORDERED = {
 @pytest.mark.parametrize("between", ORDERED.values(), ids=ORDERED.keys())
 def test_an_order_along_the_neurons_leaves_no_group(between) -> None:
     assert [g for g in find_neuron_groups(Between(between), X) if g.status == "verified"] == []
+
+
+@pytest.mark.parametrize(
+    "shown", [lambda h: h[:, :, 3], lambda h: h[:, :, 3].unsqueeze(0), lambda h: h.argmax(-1), lambda h: h.topk(3)[1]]
+)
+def test_what_the_model_returns_is_read(shown) -> None:
+    """A neuron that is shown, or its position, is not like the others, though no operator takes it up."""
+    model = Made(
+        lambda m, x: (m.last(m.first(x).tanh()), shown(m.first(x))), first=nn.Linear(5, 12), last=nn.Linear(12, 3)
+    )
+    assert find_neuron_groups(model, X) == []
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,15 @@ def elementwise(trace: CouplingTrace, call: OperatorCall) -> None:
         trace.broadcast(out, [tensor for tensor in call.inputs if tensor.dim() <= out.dim()])
 
 
+@aten_rule("masked_select")
+def masked_select(trace: CouplingTrace, call: OperatorCall) -> None:
+    """What a mask lets through, in order."""
+    for tensor in call.inputs:
+        for axis in trace.axes(tensor):
+            trace.freeze(axis, "a mask of data picks entries")
+    trace.assign_data(call.out)
+
+
 @aten_rule(
     "nonzero", "nonzero_numpy", "_local_scalar_dense", "item", "bincount", "one_hot", "multinomial",
     "unique2", "_unique2", "searchsorted", "bucketize",

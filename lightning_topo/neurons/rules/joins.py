@@ -93,19 +93,20 @@ def stack(trace: CouplingTrace, call: OperatorCall) -> None:
 @aten_rule("select")
 def select(trace: CouplingTrace, call: OperatorCall) -> None:
     tensor = call.inputs[0]
-    trace.assign(call.out, _picked(trace, tensor, call["dim"] % tensor.dim(), [call["index"]])[0])
+    trace.assign(call.out, _picked(trace, call, call["dim"] % tensor.dim(), [call["index"]])[0])
 
 
 @aten_rule("unbind")
 def unbind(trace: CouplingTrace, call: OperatorCall) -> None:
     tensor = call.inputs[0]
     dim = call.get("dim", 0) % tensor.dim()
-    for out, axes in zip(call.outputs, _picked(trace, tensor, dim, range(tensor.shape[dim])), strict=True):
+    for out, axes in zip(call.outputs, _picked(trace, call, dim, range(tensor.shape[dim])), strict=True):
         trace.assign(out, axes)
 
 
-def _picked(trace: CouplingTrace, tensor: Tensor, dim: int, indices: Iterable[int]) -> list[list[Axis]]:
+def _picked(trace: CouplingTrace, call: OperatorCall, dim: int, indices: Iterable[int]) -> list[list[Axis]]:
     """The axes that remain at each index of axis `dim`."""
+    tensor = call.inputs[0]
     axes = trace.axes(tensor)
     picked, rest = [atom for atom in flat(axes[dim]) if atom.size > 1], axes[:dim] + axes[dim + 1 :]
     indices = [index % tensor.shape[dim] for index in indices]
@@ -122,8 +123,8 @@ def _picked(trace: CouplingTrace, tensor: Tensor, dim: int, indices: Iterable[in
                 ]
                 for i in indices
             ]
-    if picked:
-        trace.freeze(axes[dim], "a single index is selected")
+    for out in call.outputs if picked else ():
+        trace.single_out(out, axes[dim], "a single index is selected")
     return [rest] * len(indices)
 
 
@@ -165,3 +166,26 @@ def _untouched(atoms: list[Atom]) -> bool:
 
 def _copies(atoms: list[Atom], count: int) -> dict[Atom, list[Axis]]:
     return {atom: [[Atom(atom.size, frozen=atom.frozen)] for _ in range(count)] for atom in atoms}
+
+
+@aten_rule("select_backward")
+def select_backward(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Zeros but at one index."""
+    dim, axes = call["dim"] % call.out.dim(), trace.axes(call.inputs[0])
+    trace.assign(call.out, [*axes[:dim], new_axis(call.out.shape[dim], frozen=True), *axes[dim:]])
+
+
+@aten_rule("slice_backward")
+def slice_backward(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Zeros around a part."""
+    axes, dim = trace.axes(call.inputs[0]), call["dim"] % call.out.dim()
+    size, length = call.out.shape[dim], call.inputs[0].shape[dim]
+    start, _, step = slice(call["start"], call["end"], call["step"]).indices(size)
+    if step != 1:
+        trace.freeze(axes[dim], "a strided slice")
+        axes[dim] = new_axis(size, frozen=True)
+    elif length != size:
+        around = [[Atom(n, constant=True)] if n else None for n in (start, size - start - length)]
+        parts = [around[0], axes[dim] or [Atom(1, frozen=True)], around[1]]
+        axes[dim] = sum_axis([part for part in parts if part])
+    trace.assign(call.out, axes)

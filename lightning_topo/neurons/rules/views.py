@@ -1,5 +1,7 @@
 """Operators that show the same entries under another shape, and copies of a tensor."""
 
+import torch
+
 from lightning_topo.neurons.coupling import Axis, axis_size, flat, new_axis, take
 from lightning_topo.neurons.registry import aten_rule
 from lightning_topo.neurons.trace import CouplingTrace, OperatorCall
@@ -77,6 +79,20 @@ def literal(trace: CouplingTrace, call: OperatorCall) -> None:
 def constant_like(trace: CouplingTrace, call: OperatorCall) -> None:
     """A constant, or noise that is alike for all entries, couples nothing."""
     trace.assign_constant(call.out)
+
+
+@aten_rule("as_strided")
+def as_strided(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Strides that say what shape and order of memory say already, as a pooled image is given; others are barred."""
+    axes, shape = trace.axes(call.inputs[0]), call.out.shape
+    in_order = torch.empty(shape, device="meta").stride()
+    plain = all(size == 1 or a == b for size, a, b in zip(shape, call.out.stride(), in_order, strict=True))
+    if plain and [axis_size(axis) for axis in axes] == list(shape) and not call.get("storage_offset"):
+        trace.assign(call.out, axes)
+        return
+    for axis in axes:
+        trace.freeze(axis, "a view by strides")
+    trace.assign_data(call.out)
 
 
 @aten_rule("expand")
