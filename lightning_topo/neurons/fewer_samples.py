@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_topo.neurons.coupling import Atom, Axis, flat
@@ -61,13 +62,21 @@ def _cut(tape: Tape, trace: CouplingTrace, tensors: Mapping[int, Tensor], kept: 
                 tensor = tensor.narrow(dim, 0, length)
         return tensor
 
-    constants = {slot: cut(value, axes[slot]) if slot in axes else value for slot, value in tape.constants.items()}
+    constants = {
+        slot: cut(value, axes[slot]) if slot in axes else _first(value, tape.n_samples, kept)
+        for slot, value in tape.constants.items()
+    }
     draws = {
         name: cut(value, trace.pieces[name][0].axes) if name in trace.pieces else value
         for name, value in tape.draws.items()
     }
     calls = tuple(_resized(call, tape, shapes) for call in tape.calls)
     return tape.replaced(calls=calls, constants=constants, draws=draws, n_samples=kept)
+
+
+def _first(value: Tensor, n: int, kept: int) -> Tensor:
+    """The first samples of what no rule has looked at (classes, say), where it is as long as the data."""
+    return value[:kept] if value.layout is torch.strided and value.dim() and len(value) == n else value
 
 
 def _atoms(pieces: list[Any]) -> set[Atom]:
