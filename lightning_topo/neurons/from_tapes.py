@@ -13,7 +13,7 @@ from lightning_topo.neurons.experts import guess_expert_groups
 from lightning_topo.neurons.group import KINDS, Kind, NeuronGroup
 from lightning_topo.neurons.tape_coupling import couple
 from lightning_topo.neurons.trace import CouplingTrace
-from lightning_topo.neurons.verify import verify_on_tapes, with_carried, without_carried
+from lightning_topo.neurons.verify import fewer_samples, verify_on_tapes, with_carried, without_carried
 from lightning_topo.tape import Tape
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,8 @@ def groups_from_tapes(
     refused = tuple(tape.obstacle for tape in tapes if tape.obstacle)
     if not usable:
         return FoundNeurons(tuple(declared), parameter_coverage(tuple(declared), tapes, None, {}), refused)
-    trace = couple(usable)
+    coupling = couple(usable)
+    trace = coupling.trace
     trainable = {name: trained for tape in usable for name, trained in tape.trainable.items()}
     assembled = assemble(trace, trainable)
     report_troubles(trace)
@@ -81,8 +82,10 @@ def groups_from_tapes(
     groups = [*chosen, *(with_carried(group, assembled) for group in declared)]
     if verify:
         guesses = wanted(guess_expert_groups(module, trace), kinds, include, exclude) if module is not None else []
-        groups = verify_on_tapes(usable, groups, seed=seed)
-        proved = verify_on_tapes(usable, [with_carried(g, assembled) for g in guesses], seed=seed) if guesses else []
+        cheap = fewer_samples(usable, coupling)
+        groups = verify_on_tapes(usable, groups, seed=seed, cheap=cheap)
+        guesses = [with_carried(group, assembled) for group in guesses]
+        proved = verify_on_tapes(usable, guesses, seed=seed, cheap=cheap) if guesses else []
         groups = distinct(groups + [group for group in proved if group.status == "verified"])
     else:
         groups = [without_carried(group) for group in groups]

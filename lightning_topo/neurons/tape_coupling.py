@@ -1,6 +1,7 @@
 """Carry the axes of tensors along recorded tapes: no operator is run, only its rule."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,15 @@ from lightning_topo.tape.program import Call, Slot, Tape, alias, region, set_dat
 STATE_BUFFERS = ("running_mean", "running_var", "._u", "._v", "weight_u", "weight_v")
 
 
-def couple(tapes: Sequence[Tape]) -> CouplingTrace:
+@dataclass(frozen=True, slots=True)
+class Coupling:
+    """A finished trace, and for each tape the tensor that stood for each slot in it."""
+
+    trace: CouplingTrace
+    tensors: tuple[Mapping[int, Tensor], ...]
+
+
+def couple(tapes: Sequence[Tape]) -> Coupling:
     """The coupling of all tapes together: what one loss ties is tied for all.
 
     The outputs of each tape are frozen. Fused recurrent kernels, and operators that have no rule but that torch can
@@ -26,9 +35,10 @@ def couple(tapes: Sequence[Tape]) -> CouplingTrace:
     """
     trace = CouplingTrace()
     standins: dict[str, Tensor] = {}
-    for tape in tapes:
-        _Follower(trace, tape, standins).run()
-    return trace
+    followers = [_Follower(trace, tape, standins) for tape in tapes]
+    for follower in followers:
+        follower.run()
+    return Coupling(trace, tuple(follower.tensors for follower in followers))
 
 
 class _Follower:

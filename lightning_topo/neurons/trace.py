@@ -150,6 +150,10 @@ class CouplingTrace(TorchDispatchMode):
             self._axes[tensor] = [new_axis(size, frozen=True) for size in tensor.shape]
         return [renewed(axis) for axis in self._axes[tensor]]
 
+    def known_axes(self, tensor: Tensor) -> list[Axis] | None:
+        """The tensor's axes as they are; None where no call has met it."""
+        return self._axes.get(tensor)
+
     def assign(self, tensor: Tensor, axes: list[Axis]) -> None:
         """Say what the axes of an operator's output are."""
         sizes = [axis_size(axis) for axis in axes]

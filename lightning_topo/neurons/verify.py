@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from lightning_topo.memory import is_out_of_memory
 from lightning_topo.neurons.assembly import assemble, is_carried
+from lightning_topo.neurons.fewer_samples import with_fewer_samples
 from lightning_topo.neurons.group import NeuronGroup, ParamSlice, block_derangement
 from lightning_topo.neurons.one_run import Run, record_run
-from lightning_topo.neurons.tape_coupling import couple
+from lightning_topo.neurons.tape_coupling import Coupling, couple
 from lightning_topo.tape import Tape
 from lightning_topo.tape.choices import with_choices_as_constants
 from lightning_topo.tape.replay import replay
@@ -79,24 +80,36 @@ def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, 
     if all(group.status == "incoming_only" for group in groups):
         return list(groups)
     tape = record_run(model, run)
-    found = assemble(couple([tape]), tape.trainable) if tape.draws and not tape.obstacle else []
-    return verify_on_tapes([tape], [with_carried(group, found) for group in groups], seed=seed)
+    if tape.obstacle:
+        return verify_on_tapes([tape], groups, seed=seed)
+    coupling = couple([tape])
+    found = assemble(coupling.trace, tape.trainable) if tape.draws else []
+    groups = [with_carried(group, found) for group in groups]
+    return verify_on_tapes([tape], groups, seed=seed, cheap=fewer_samples([tape], coupling))
 
 
-def verify_on_tapes(tapes: Sequence[Tape], groups: Sequence[NeuronGroup], *, seed: int = 0) -> list[NeuronGroup]:
+def fewer_samples(tapes: Sequence[Tape], coupling: Coupling) -> list[Tape]:
+    """The tapes on some of their samples, where that can be done."""
+    pairs = zip(tapes, coupling.tensors, strict=True)
+    return [with_fewer_samples(tape, coupling.trace, tensors) for tape, tensors in pairs]
+
+
+def verify_on_tapes(
+    tapes: Sequence[Tape], groups: Sequence[NeuronGroup], *, seed: int = 0, cheap: Sequence[Tape] = ()
+) -> list[NeuronGroup]:
     """The groups with their status, as `verify_groups`, by the replays of tapes; what was drawn is permuted along.
 
-    A group must be a symmetry of every tape's loss.
+    A group must be a symmetry of every tape's loss. `cheap` are the same tapes on fewer samples, tried first.
     """
     usable = [tape for tape in tapes if not tape.obstacle and tape.outputs]
     judged, reason = None, next((tape.obstacle for tape in tapes if tape.obstacle), "nothing was returned to compare")
-    for attempt in ATTEMPTS if usable else ():
+    ways = [(cheap, ATTEMPTS[0])] if cheap and any(a is not b for a, b in zip(cheap, tapes, strict=True)) else []
+    for chosen, attempt in [*ways, *((usable, attempt) for attempt in ATTEMPTS)] if usable else ():
         try:
-            judged = Bench(usable, seed, attempt).judge(groups)
+            judged = Bench(chosen, seed, attempt).judge(groups)
             break
         except Exception as error:
-            failure = error.__cause__ if is_out_of_memory(error) else None
-            reason = f"{type(error).__name__}: {error}".splitlines()[0] if failure is None else str(failure)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
             log.info("no verification by %s (%s)", attempt, reason)
     if judged is None:
         reason = f"the model did not run on perturbed parameters ({reason})"

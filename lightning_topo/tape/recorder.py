@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
 
@@ -193,6 +194,8 @@ class StepRecorder:
         if len(self._calls) >= self.max_calls:
             self._give_up(f"the step calls more than {self.max_calls} operators")
             return None
+        if any(is_lazy(leaf) for leaf in tree_leaves(args)):
+            return None  # nothing is computed from a parameter that has no values yet
         found: list[tuple[Tensor, int]] = []
         grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         pending = self._pending

@@ -1,0 +1,132 @@
+"""Where something is compiled no mode may be entered; what is compiled is found."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_topo.tape import StepRecorder, compiled_reason
+from tests.tape.steps import mlp
+
+
+@torch.compile(backend="eager")
+def fast_activation(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def through(x: Tensor) -> Tensor:
+    return fast_activation(x)
+
+
+class Calls(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(3, 4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fast_activation(self.net(x))
+
+
+class CallsDeeper(Calls):
+    def forward(self, x: Tensor) -> Tensor:
+        return through(self.net(x))
+
+
+class Holds(Calls):
+    def __init__(self) -> None:
+        super().__init__()
+        self.activations = [torch.compile(torch.nn.functional.gelu, backend="eager")]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activations[0](self.net(x))
+
+
+class CompiledMethod(Calls):
+    @torch.compile(backend="eager")
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def compiled_in_place() -> nn.Module:
+    net = mlp(3, 4, 2)
+    net[0].compile(backend="eager")
+    return net
+
+
+def compiled_outside() -> nn.Module:
+    return torch.compile(mlp(3, 4, 2), backend="eager")  # pyright: ignore[reportReturnType]
+
+
+def compiled_part() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 3), compiled_outside())
+
+
+@pytest.mark.parametrize(
+    "build", [Calls, CallsDeeper, Holds, CompiledMethod, compiled_in_place, compiled_outside, compiled_part]
+)
+def test_what_is_compiled_is_found(build) -> None:
+    assert "compiled" in (compiled_reason(build()) or "")
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.layer = mlp(3, 4, 2), nn.TransformerEncoderLayer(4, 2, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.gelu(self.net(x))
+
+
+def test_what_is_not_compiled_is_not() -> None:
+    assert compiled_reason(Plain()) is None
+    assert compiled_reason(mlp(3, 4, 2)) is None
+
+
+def test_a_module_that_is_compiled_later_compiles_as_often() -> None:
+    counts = []
+    for watched in (False, True):
+        torch._dynamo.reset()
+        graphs = []
+
+        def backend(graph, inputs, graphs=graphs):
+            graphs.append(graph)
+            return graph.forward
+
+        net, x = mlp(3, 4, 2), torch.ones(2, 3)
+        if watched:
+            recorder = StepRecorder()
+            recorder.begin(net)
+            recorder.loss(net(x).sum())
+            recorder.end()
+        compiled = torch.compile(net, backend=backend)
+        for _ in range(3):
+            compiled(x)
+        counts.append(len(graphs))
+    assert counts == [1, 1]
+
+
+def test_a_step_that_was_taken_for_eager_still_compiles() -> None:
+    """What `compiled_reason` could not see: the tape is given up or right, and the frame compiles as without us."""
+    counts, values = [], []
+    for watched in (False, True):
+        torch._dynamo.reset()
+        graphs = []
+
+        def backend(graph, inputs, graphs=graphs):
+            graphs.append(graph)
+            return graph.forward
+
+        torch.manual_seed(0)
+        net, x = mlp(3, 4, 2), torch.ones(2, 3)
+        hidden = torch.compile(net.forward, backend=backend)
+        for index in range(3):
+            recorder = StepRecorder()
+            if watched and index == 0:
+                recorder.begin(net)
+            loss = hidden(x).sum()
+            if recorder.is_active:
+                recorder.loss(loss)
+                recorder.end()
+        counts.append(len(graphs))
+        values.append(loss.detach())
+    assert counts == [1, 1]
+    assert torch.equal(*values)
