@@ -26,9 +26,10 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.outputs.trackers.tracking import Tracking, run_facts
-from lightning_topo.phases import Phase
-from lightning_topo.watch.readings import LogGroups, Publisher
+from lightning_topo.outputs import Outputs
+from lightning_topo.outputs.trackers import TrackerOutput
+from lightning_topo.watch.output import Run
+from lightning_topo.watch.readings import LogGroups, Readings
 
 STEP = ("critical_ratio", "contraction", "expansion", "log_distortion", "total_contraction", "total_expansion")
 STEP += ("total_log_distortion", "distinct_neurons")
@@ -53,9 +54,9 @@ def milliseconds(
     """The time that publishing takes by step, on the wall and of the thread's computing."""
     random.seed(0)
     groups = [f"transformer.layers.{i // 3}.{('attn', 'mlp.up', 'mlp.down')[i % 3]}" for i in range(n_groups)]
-    publisher, callback_metrics = Publisher(groups, log_groups), {}
-    tracking = Tracking(loggers, groups, log_groups, share=0.005)
-    tracking.began(run_facts(None, (), {}))
+    readings, callback_metrics = Readings(groups, log_groups), {}
+    outputs = Outputs([TrackerOutput(logger, None, share=0.005) for logger in loggers])
+    outputs.start(Run((), readings, {}))
 
     def measured(step: int, probe: str, group: str, names: tuple[str, ...]) -> Measurement:
         return Measurement(step, 0, probe, group, {name: random.random() for name in names})
@@ -68,12 +69,13 @@ def milliseconds(
             found += [measured(step, "persistence", group, names) for group in groups]
         began = time.perf_counter(), time.thread_time()
         for m in found:
-            publisher.take(m.group, m.values)
-            tracking.measured(m, Phase.PRESERVED)
-        publisher.take(GLOBAL, {"phase": 0.0, "overhead": 0.01})
-        callback_metrics.update(publisher.metrics())
+            readings.take(m)
+            outputs.measurement(m)
+        outputs.take()
+        readings.take(Measurement(step, 0, "phase", GLOBAL, {"phase": 0.0, "overhead": 0.01}))
+        callback_metrics.update(readings.metrics())
         if step % every == 0:
-            tracking.row(publisher.row(), step, publisher.keys)
+            outputs.measurement(readings.row(step, 0))
             for logger in loggers:
                 logger.save()  # as Lightning does after each row
         wall += time.perf_counter() - began[0]

@@ -26,6 +26,18 @@ class Findings:
     measurements: tuple[Measurement, ...]
     events: tuple[TopologyEvent, ...] = ()
 
+    @property
+    def values(self) -> dict[str, dict[str, Mapping[str, float]]]:
+        """The named numbers by probe and group, "" for the whole network.
+
+        >>> Findings(3, 0, (Measurement(3, 0, "distortion", "net.0", {"critical_ratio": 0.1}),)).values
+        {'distortion': {'net.0': {'critical_ratio': 0.1}}}
+        """
+        found: dict[str, dict[str, Mapping[str, float]]] = {}
+        for measurement in self.measurements:
+            found.setdefault(measurement.probe, {})[measurement.group] = measurement.values
+        return found
+
 
 @dataclass(slots=True)
 class FeedOutput:

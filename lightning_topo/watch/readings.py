@@ -4,7 +4,7 @@ import fnmatch
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.quantities import WORST, Direction, Keep, Quantity, Scope, is_published, quantity
+from lightning_topo.quantities import WORST, Direction, Keep, Scope, is_published, quantity
 
 LogGroups = Literal["auto", "worst", "all"] | Sequence[str]
+
+_EXTREMES: Mapping[Keep, Callable[[float, float], float] | None] = {Keep.LAST: None, Keep.MAX: max, Keep.MIN: min}
 
 FEW_GROUPS = 4
 """With "auto", the values of so many groups go to trackers one by one."""
@@ -50,8 +52,10 @@ class _Slot:
     key: str
     group: str
     name: str
-    keep: Keep
-    is_global_too: bool
+    extreme: Callable[[float, float], float] | None
+    """Which of two values since the last row is kept; None for the later."""
+    network: "_Slot | None"
+    """Where the worst of all groups is published."""
     worst_is_low: bool
 
 
@@ -75,7 +79,7 @@ class Readings:
     groups: Sequence[str]
     log_groups: LogGroups = "auto"
     _names: dict[str, str] = field(init=False, repr=False)
-    _slots: dict[tuple[str, str, str], _Slot | None] = field(init=False, repr=False, default_factory=dict)
+    _slots: dict[tuple[str, str], dict[str, _Slot | None]] = field(init=False, repr=False, default_factory=dict)
     _owners: dict[str, str] = field(init=False, repr=False, default_factory=dict)
     _by_key: dict[str, _Slot] = field(init=False, repr=False, default_factory=dict)
     _latest: dict[str, float] = field(init=False, repr=False, default_factory=dict)
@@ -90,8 +94,17 @@ class Readings:
 
     def take(self, measurement: Measurement) -> None:
         """Take in a measurement; what only tells how it was made is not published."""
+        probe, group = measurement.probe, measurement.group
+        slots = self._slots.setdefault((probe, group), {})
         for name, value in measurement.values.items():
-            self._take(measurement.probe, measurement.group, name, value)
+            slot = slots[name] if name in slots else self._new(probe, group, name)
+            while slot is not None:
+                key = slot.key
+                if slot.extreme is not None and (key in self._changed or key in self._unsent):
+                    value = slot.extreme(self._latest[key], value)
+                self._latest[key] = value
+                self._changed.add(key)
+                slot = slot.network
 
     def metrics(self) -> Mapping[str, Tensor]:
         """Everything known, by key: for `trainer.callback_metrics`."""
@@ -145,18 +158,6 @@ class Readings:
             return self.log_groups == "all" or (self.log_groups == "auto" and len(self._names) <= FEW_GROUPS)
         return any(fnmatch.fnmatch(group, pattern) for pattern in self.log_groups)
 
-    def _take(self, probe: str, group: str, name: str, value: float) -> None:
-        slot = self._slots[probe, group, name] if (probe, group, name) in self._slots else self._new(probe, group, name)
-        if slot is None:
-            return
-        if slot.is_global_too:
-            self._take(probe, GLOBAL, name, value)
-        key = slot.key
-        if slot.keep is not Keep.LAST and (key in self._changed or key in self._unsent):
-            value = max(self._latest[key], value) if slot.keep is Keep.MAX else min(self._latest[key], value)
-        self._latest[key] = value
-        self._changed.add(key)
-
     def _new(self, probe: str, group: str, name: str) -> _Slot | None:
         """The place of a value that comes for the first time; None for what is not published."""
         if group != GLOBAL and group not in self._names:  # a probe of the user's own may have groups of its own
@@ -165,11 +166,15 @@ class Readings:
         if is_published(name, probe):
             row = quantity(name, probe)
             key = self._claim(probe, group, name, ours=row is not None)
-            keep = Keep.LAST if row is None else row.keep
+            extreme = None if row is None else _EXTREMES[row.keep]
             is_low = row is not None and row.direction is Direction.LOW_IS_BAD
-            slot = _Slot(key, group, name, keep, _is_global_too(group, row), is_low)
+            network = None
+            if group != GLOBAL and row is not None and row.scope is Scope.BOTH:
+                of_network = self._slots.setdefault((probe, GLOBAL), {})
+                network = of_network[name] if name in of_network else self._new(probe, GLOBAL, name)
+            slot = _Slot(key, group, name, extreme, network, is_low)
             self._by_key[key] = slot
-        self._slots[probe, group, name] = slot
+        self._slots.setdefault((probe, group), {})[name] = slot
         return slot
 
     def _claim(self, probe: str, group: str, name: str, *, ours: bool) -> str:
@@ -180,17 +185,13 @@ class Readings:
         if owner is not None and owner != probe:
             if not ours:
                 return self._claim(probe, group, f"{probe}/{name}", ours=False)
-            self._slots.pop((owner, group, name), None)
+            self._slots[owner, group].pop(name, None)
             for known in (self._latest, self._tensors, self._by_key):
                 known.pop(key, None)
             self._changed.discard(key)
             self._unsent.discard(key)
         self._owners[key] = probe
         return key
-
-
-def _is_global_too(group: str, row: Quantity | None) -> bool:
-    return group != GLOBAL and row is not None and row.scope is Scope.BOTH
 
 
 def _badness(value: float, slot: _Slot) -> float:

@@ -1,111 +1,77 @@
-"""What stands in the terminal: the progress bar, a line for each event, the summary."""
+"""What a person is shown: progress, a line for each event, and what the run came to."""
 
 import logging
 import re
 
-import pytest
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
-
 from lightning_topo import Phase, read_record
-from lightning_topo.outputs.terminal import summary
-from tests.callbacks.training import Classifier, fit
-from tests.outputs.trackers.tracked import STEPS, dense, hot
-
-SHOWN = {"enable_progress_bar": True, "log_every_n_steps": 1}
+from lightning_topo.outputs import open_outputs
+from lightning_topo.outputs.terminal import event_line, summary
+from tests.outputs.driving import Training, drive
 
 
 class Keeping:
-    """Keeps what a progress bar was given to show."""
+    """A printer that keeps what it is given."""
 
     def __init__(self):
-        super().__init__()
-        self.shown = []
+        self.lines, self.shown = [], []
 
-    def get_metrics(self, trainer, pl_module):
-        metrics = super().get_metrics(trainer, pl_module)
-        self.shown.append(dict(metrics))
-        return metrics
+    def say(self, text):
+        self.lines.append(text)
 
-
-class KeepingTqdm(Keeping, TQDMProgressBar):
-    pass
+    def progress(self, values):
+        self.shown.append(dict(values))
 
 
-class KeepingRich(Keeping, RichProgressBar):
-    pass
+def shown(folder, **options):
+    printer = Keeping()
+    training = drive(folder, 16, hot={5, 6}, printer=printer, verbose=True, **options)
+    return training, printer
 
 
-@pytest.mark.parametrize("kind", [KeepingTqdm, KeepingRich])
-def test_phase_and_ratio_stand_in_the_bar(tmp_path, kind, capsys, caplog):
-    bar, monitor = kind(), dense(probes=STEPS)
-    with caplog.at_level(logging.INFO, "lightning.pytorch"):
-        fit(hot(lr=10.0), [monitor, bar], root=tmp_path, max_epochs=2, **SHOWN)
-    record = read_record(monitor.dirpath)
+def test_the_bar_shows_the_phase_and_the_largest_ratio_since_the_last_log(tmp_path):
+    training, printer = shown(tmp_path)
     worst = {}
-    for m in record.measurements:
+    for m in training.measured:
         if m.probe == "distortion":
             worst[m.step] = max(worst.get(m.step, 0.0), m.values["critical_ratio"])
-    shown = [(entry["phase"], entry["r"]) for entry in bar.shown if "phase" in entry]
-    assert {ratio for _, ratio in shown} <= {"0"} | {f"{ratio:.3g}" for ratio in worst.values()}
-    assert shown[-1][1] == f"{worst[16]:.3g}"
-    assert shown[-1][0] == "breakdown"
-    out = "".join(capsys.readouterr())
-    assert re.search(r"phase.{1,12}breakdown", out)
-    said = re.sub(r"\s+", " ", out + caplog.text)
-    assert record.events
-    for event in record.events:
-        assert said.count(f"{event.name} at step {event.step} [{event.group}]: ") == 1
+    ratios = [values["r"] for values in printer.shown if "r" in values]
+    assert set(ratios) == {f"{ratio:.3g}" for ratio in worst.values()}
+    assert printer.shown[-1] == {"phase": "breakdown", "r": f"{worst[16]:.3g}"}
+    assert all(a != b for a, b in zip(printer.shown, printer.shown[1:], strict=False))
 
 
-@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
-def test_quiet_when_asked(tmp_path, bar, capsys, caplog):
-    fit(hot(lr=10.0), [dense(probes=STEPS, verbose=False), bar()], root=tmp_path, **SHOWN)
-    said = "".join(capsys.readouterr()) + caplog.text
-    assert "topology_breakdown" not in said
-    assert "Topology" not in said
-    assert "breakdown" not in said
+def test_every_event_has_its_line_and_the_run_its_summary(tmp_path):
+    training, printer = shown(tmp_path / "topology", report=True)
+    *lines, last = printer.lines
+    assert lines == [event_line(event) for event in training.events] != []
+    record = read_record(tmp_path / "topology")
+    assert last == f"{summary(record)}\n  look at   {tmp_path / 'topology' / 'report.html'}"
+    assert (tmp_path / "topology" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
-def test_lightnings_log_level_silences_the_lines(tmp_path, bar, capsys):
-    logger = logging.getLogger("lightning.pytorch")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        fit(hot(lr=10.0), [dense(probes=STEPS), bar()], root=tmp_path, **SHOWN)
-    finally:
-        logger.setLevel(before)
-    assert "topology_breakdown" not in "".join(capsys.readouterr())
-
-
-def test_the_summary_is_the_records(tmp_path, caplog):
-    monitor = dense(report=True)
-    with caplog.at_level(logging.INFO, "lightning.pytorch"):
-        fit(hot(lr=10.0), [monitor], root=tmp_path, max_epochs=2)
-    record = read_record(monitor.dirpath)
-    text = summary(record)
-    assert text in caplog.text
-    assert f"look at   {monitor.dirpath / 'report.html'}" in caplog.text
-    assert (monitor.dirpath / "report.html").is_file()
-    peak = max((m for m in record.measurements if m.group), key=lambda m: m.values.get("critical_ratio", 0.0))
+def test_the_summary_is_the_records(tmp_path):
+    training, _ = shown(tmp_path)
+    text = summary(read_record(tmp_path))
+    peak = max((m for m in training.measured if m.group), key=lambda m: m.values.get("critical_ratio", 0.0))
     assert f"worst     {peak.group}: r = {peak.values['critical_ratio']:.3g} at step {peak.step}" in text
-    n = sum(event.name == "topology_breakdown" for event in record.events)
-    assert (f"{n} x topology_breakdown" if n > 1 else "topology_breakdown") in text
+    n = sum(event.name == "topology_breakdown" for event in training.events)
+    assert f"{n} x topology_breakdown" in text
     spans = re.findall(r"([a-z ]+) (\d+)-(\d+)", text.split("phases")[1].splitlines()[0])
     assert {name.strip() for name, _, _ in spans} <= {phase.name.lower().replace("_", " ") for phase in Phase}
     assert [end for _, _, end in spans[:-1]] == [start for _, start, _ in spans[1:]]
     assert spans[-1][2] == "16"
 
 
-def test_a_bar_of_ones_own_that_cannot_say_whether_it_shows(tmp_path):
-    from lightning.pytorch.callbacks import ProgressBar
+def test_in_haste_one_line_says_where_to_look(tmp_path):
+    _, printer = shown(tmp_path, in_haste=True)
+    assert printer.lines[-1] == f"Topology: the record is closed\n  look at   {tmp_path}"
 
-    class Bare(ProgressBar):
-        def disable(self):
-            pass
 
-        def enable(self):
-            pass
-
-    trainer = fit(Classifier(), [dense(probes=STEPS), Bare()], root=tmp_path, **SHOWN)
-    assert trainer.global_step == 8
+def test_quiet_when_asked_and_logged_where_there_is_no_bar(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "lightning_topo"):
+        drive(tmp_path / "a", 8, hot={3})
+        assert not caplog.messages
+        outputs = open_outputs(tmp_path / "b", report=False)
+        Training(outputs, hot=frozenset({3})).run(8)
+        outputs.end()
+    assert any("topology_breakdown at step 3" in line for line in caplog.messages)

@@ -19,6 +19,8 @@ from lightning_topo.phases import Phase, Replay, Severity, TopologyEvent, told
 from lightning_topo.quantities import Direction, direction
 
 _GLOBAL_CURVES = (("training", "loss"), ("sharpness", "sharpness_ratio"), ("sharpness", "eta_lambda"))
+_MOST_NUMBERS = 1 << 25
+"""Of all captures so many births and deaths are read; what lies behind is left out, and counted."""
 _BAND = ("contraction", "expansion", "total_contraction", "total_expansion")
 _CHANGE = ("betti_0", "betti_1", "log_bottleneck_0", "log_bottleneck_1", "log_bottleneck_bound")
 
@@ -213,15 +215,19 @@ def _ratio(
 def _captures(record: RunRecord, groups: Sequence[str], budget: Budget) -> tuple[dict[str, "_Captures"], int]:
     """What was captured of each group, and how many captures could not be read."""
     found = {group: _Captures({}, []) for group in groups}
-    n_lost = 0
+    n_lost = n_numbers = 0
     for step in spread(record.diagram_steps, budget.captures):
+        if n_numbers > _MOST_NUMBERS:
+            n_lost += 1
+            continue
         try:
             diagrams = record.diagrams(step)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             n_lost += 1
             continue
         for group, blocks in by_blocks(diagrams, groups).items():
-            found[group].bars[step] = bars(blocks)
+            found[group].bars[step] = pairs = bars(blocks)
+            n_numbers += sum(dimension.size for dimension in pairs)
             found[group].latest[:] = blocks
     return found, n_lost
 

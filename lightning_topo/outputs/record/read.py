@@ -32,6 +32,12 @@ from lightning_topo.quantities import COVERAGE_STATES
 
 LINE_KEYS = ("step", "epoch", "probe", "group", "reference_step", N_MERGED)
 _LARGEST_STEP = 1 << 53
+MOST_GROUPS = 10_000
+"""A record of more groups is refused."""
+MOST_VALUES = 1_000
+"""A line of more values is not read."""
+LONGEST_NAME = 10_000
+"""A line with a longer name is not read."""
 
 _T = TypeVar("_T")
 _Stepped = TypeVar("_Stepped", Measurement, TopologyEvent)
@@ -72,7 +78,8 @@ class RunRecord(RecordViews):
 def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
     """Read a run folder, also while its run is still being written.
 
-    Raises `FileNotFoundError` where there is no record and `ValueError` where it has another schema.
+    Raises `FileNotFoundError` where there is no record and `ValueError` where it has another schema, or more groups
+    than a training has.
     """
     folder = Path(dirpath)
     if not (folder / MEASUREMENTS).is_file():
@@ -112,9 +119,13 @@ def _measurements(lines: Iterable[Line]) -> _Lines[Measurement]:
     kept: dict[tuple[int, str, str], tuple[int, Measurement]] = {}
     rewinds: list[tuple[int, int | None]] = []
     n_unreadable, gone = 0, None
+    groups: set[str] = set()
     for i, line in enumerate(lines):
         try:
             m = _measurement(line)
+            groups.add(m.group)
+            if len(groups) > MOST_GROUPS:
+                break
             if m.probe == PROBE:
                 gone = Thinned.of(m.values)
             elif m.probe == REWIND:
@@ -125,6 +136,8 @@ def _measurements(lines: Iterable[Line]) -> _Lines[Measurement]:
                 kept[m.step, m.probe, m.group] = i, m
         except (KeyError, TypeError, ValueError, OverflowError):
             n_unreadable += 1
+    if len(groups) > MOST_GROUPS:
+        raise ValueError(f"expected a record of at most {MOST_GROUPS:,} groups of neurons, found more")
     found, n_abandoned = _live(list(kept.values()), rewinds)
     return _Lines(found, n_unreadable, n_abandoned, gone)
 
@@ -163,6 +176,8 @@ def _live(
 
 def _measurement(line: Line) -> Measurement:
     where = _checked(line, step=int, epoch=int, probe=str, group=str)
+    if len(line) > MOST_VALUES or max(map(len, line)) > LONGEST_NAME:
+        raise ValueError("more values, or longer names, than a probe has")
     return Measurement(
         **where, values={name: _number(name, value) for name, value in line.items() if name not in LINE_KEYS}
     )
@@ -188,6 +203,8 @@ def _checked(line: Mapping[str, Any], **kinds: type) -> dict[str, Any]:
         value = line[name]
         if type(value) is not kind or (kind is int and not 0 <= value <= _LARGEST_STEP):
             raise TypeError(f"expected {name} of type {kind.__name__}, got {value!r}")
+        if kind is str and len(value) > LONGEST_NAME:
+            raise ValueError(f"expected {name} of at most {LONGEST_NAME:,} characters, got {len(value):,}")
     return {name: line[name] for name in kinds}
 
 

@@ -5,23 +5,40 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_topo.outputs.trackers.tracker import RunFacts, Tracker
 from lightning_topo.phases import Phase, TopologyEvent
+from lightning_topo.quantities import Scope, quantity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# By chart: the tags that it shows, as regular expressions.
 _CHARTS: Mapping[str, Sequence[str]] = {
-    "phase: 0 preserved, 1 unprotected, 2 edge, 3 breakdown": [r"^topology/phase$"],
-    "critical ratio eta / eta*, critical at 1": [r"^topology/(.+/)?critical_ratio$"],
-    "sharpness ratio and eta K, edge and bound at 1": [r"^topology/(sharpness_ratio|eta_lambda)$"],
-    "contraction to expansion in a step": [r"^topology/.+/(contraction|expansion)$"],
-    "contraction to expansion since the start": [r"^topology/.+/total_(contraction|expansion)$"],
-    "Betti number b0": [r"^topology/.+/betti_0$"],
-    "Betti number b1": [r"^topology/.+/betti_1$"],
-    "change of the diagrams (log-bottleneck) and its bound": [r"^topology/.+/log_bottleneck_.*$"],
-    "distinct neurons": [r"^topology/.+/distinct_neurons$"],
+    "phase: 0 preserved, 1 unprotected, 2 edge, 3 breakdown": ["phase"],
+    "critical ratio eta / eta*, critical at 1": ["critical_ratio"],
+    "sharpness ratio and eta K, edge and bound at 1": ["sharpness_ratio", "eta_lambda"],
+    "contraction to expansion in a step": ["contraction", "expansion"],
+    "contraction to expansion since the start": ["total_contraction", "total_expansion"],
+    "Betti number b0": ["betti_0"],
+    "Betti number b1": ["betti_1"],
+    "change of the diagrams (log-bottleneck) and its bound": [
+        "log_bottleneck_0",
+        "log_bottleneck_1",
+        "log_bottleneck_bound",
+    ],
+    "distinct neurons": ["distinct_neurons"],
 }
-LAYOUT = {"topology": {title: ["Multiline", list(tags)] for title, tags in _CHARTS.items()}}
+
+
+def tag_pattern(name: str) -> str:
+    """The tags of a quantity, of whichever groups it is measured, as a regular expression.
+
+    >>> tag_pattern("sharpness"), tag_pattern("critical_ratio"), tag_pattern("betti_0")
+    ('^topology/sharpness$', '^topology/(.+/)?critical_ratio$', '^topology/.+/betti_0$')
+    """
+    row = quantity(name)
+    place = {Scope.NETWORK: "", Scope.BOTH: "(.+/)?", Scope.GROUP: ".+/"}
+    return f"^topology/{'' if row is None else place[row.scope]}{name}$"
+
+
+LAYOUT = {"topology": {title: ["Multiline", [tag_pattern(name) for name in names]] for title, names in _CHARTS.items()}}
 """As `SummaryWriter.add_custom_scalars` takes it."""
 
 

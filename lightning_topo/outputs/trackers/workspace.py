@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_topo.phases import Phase
+from lightning_topo.quantities import QUANTITIES
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace
@@ -67,7 +68,7 @@ def _phase() -> "Section":
         _lines("eta K, the paper's condition needs < 1", "topology/eta_lambda", log_y=True),
         _scalar("Peak of r", "topology/critical_ratio.max"),
         _scalar("Peak of the sharpness ratio", "topology/sharpness_ratio.max"),
-        _scalar("Time spent in the monitor", "topology/overhead.last"),
+        _scalar(QUANTITIES["overhead"].title, "topology/overhead.last"),
     ]
     return _section("Topology: phase transitions", panels)
 
@@ -75,11 +76,9 @@ def _phase() -> "Section":
 def _distortion() -> "Section":
     panels = [
         _groups("Critical ratio by group", "critical_ratio", log_y=True),
-        _groups("Contraction in a step", "contraction"),
-        _groups("Expansion in a step", "expansion"),
-        _groups("Contraction since the start", "total_contraction"),
-        _groups("Expansion since the start", "total_expansion", log_y=True),
-        _groups("Distinct neurons", "distinct_neurons"),
+        *(_groups(QUANTITIES[name].title, name) for name in ("contraction", "expansion", "total_contraction")),
+        _groups(QUANTITIES["total_expansion"].title, "total_expansion", log_y=True),
+        _groups(QUANTITIES["distinct_neurons"].title, "distinct_neurons"),
     ]
     return _section("Topology: every group's step map", panels)
 

@@ -289,3 +289,38 @@ def test_diagrams_that_are_none_are_counted(tmp_path, fields, arrays):
     page = render_page([read_record(tmp_path / "run")])
     known = fields == {"surprise": 1}  # what is not asked for does no harm
     assert ("could not be read" in page) != known
+
+
+def test_more_groups_than_any_training_has_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_topo.outputs.record.read.MOST_GROUPS", 50)
+    writer = RecordWriter.open(tmp_path)
+    for i in range(60):
+        writer.measurement(Measurement(1, 0, "distortion", f"g{i}", {"critical_ratio": 0.5}))
+    writer.close()
+    with pytest.raises(ValueError, match="at most 50 groups"):
+        read_record(tmp_path)
+
+
+def test_names_and_lines_without_measure_are_left_out_and_counted(tmp_path):
+    writer = RecordWriter.open(tmp_path)
+    writer.measurement(Measurement(1, 0, "distortion", "g", {"critical_ratio": 0.5}))
+    writer.measurement(Measurement(2, 0, "distortion", "n" * 10_001, {"critical_ratio": 0.5}))
+    writer.measurement(Measurement(3, 0, "distortion", "g", {"v" * 10_001: 0.5}))
+    writer.measurement(Measurement(4, 0, "distortion", "g", {f"v{i}": 0.5 for i in range(2_000)}))
+    writer.event(TopologyEvent(EventName.GAP, 1, 0, "g", message="m" * 100_000))
+    writer.close()
+    record = read_record(tmp_path)
+    assert [m.step for m in record.measurements] == [1]
+    assert record.events == ()
+    assert record.n_unreadable == 4
+
+
+def test_a_page_reads_no_more_bars_than_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_topo.outputs.page.model._MOST_NUMBERS", 100)
+    stranger(tmp_path / "run", names=("g",))
+    writer = RecordWriter.open(tmp_path / "many")
+    writer.measurement(Measurement(1, 0, "distortion", "g", {"critical_ratio": 0.5}))
+    for step in range(1, 8):
+        writer.diagrams(step, {"g": persistence(torch.randn(20, 3, generator=torch.Generator().manual_seed(step)), 1)})
+    writer.close()
+    assert re.search(r"[4-6] of the captured diagrams could not be read", render_page([read_record(tmp_path / "many")]))

@@ -56,7 +56,7 @@ def test_any_logger_gets_values_and_the_run_folder_the_figures(tmp_path):
 def test_figures_take_no_more_than_their_share(tmp_path, monkeypatch):
     """One drawing took a second of a hundred that have passed: the next one waits until a hundred more have."""
     now = [0.0]
-    monkeypatch.setattr("lightning_topo.outputs.clock.Clock.seconds", lambda self: now[0])
+    monkeypatch.setattr("lightning_topo.outputs.trackers.output.Clock.seconds", lambda self: now[0])
     drawn = []
 
     class Slow(Foreign):
