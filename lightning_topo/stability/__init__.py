@@ -1,5 +1,6 @@
 """How sharp the loss is, and how sharp the optimizer can bear."""
 
+from lightning_topo.stability.critical_sharpness import CriticalSharpness, critical_sharpness
 from lightning_topo.stability.directions import SwapCurvature, directional_ratio, swap_curvature
 from lightning_topo.stability.finite_differences import (
     Differentiate,
@@ -32,6 +33,7 @@ from lightning_topo.stability.sharpness import (
 from lightning_topo.stability.thresholds import Thresholds, awaits_first_step, parameter_thresholds
 
 __all__ = [
+    "CriticalSharpness",
     "Curvature",
     "Differentiate",
     "Extremes",
@@ -50,6 +52,7 @@ __all__ = [
     "awaits_first_step",
     "by_autograd",
     "by_backward",
+    "critical_sharpness",
     "curvature_sharpness",
     "directional_ratio",
     "extreme_eigenvalues",
