@@ -78,7 +78,7 @@ def parameter_thresholds(
     >>> theta = torch.zeros(3, requires_grad=True)
     >>> sgd = torch.optim.SGD([theta], lr=0.5)
     >>> parameter_thresholds([sgd], [theta]).parameters
-    (ParameterThreshold(stability=0.25, step=0.5, weight_decay=0.0),)
+    (ParameterThreshold(stability=0.25, step=0.5, weight_decay=0.0, total=0.5),)
     >>> parameter_thresholds([sgd], [theta], gradient_scales=[0.1]).parameters[0].step
     0.05
     >>> parameter_thresholds([torch.optim.LBFGS([theta])], [theta]).reason
