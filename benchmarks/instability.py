@@ -3,16 +3,16 @@
     python benchmarks/instability.py [--jobs 2]
 
 Fixed before any run was looked at. **Healthy**: 36 runs of 300 steps, the loss of every step and the sharpness ratio
-after steps 1 and 2 and then every 25: a digits MLP, a small CNN and an autoencoder, each with Adam 1e-2 and 3e-3, AdamW
-3e-3 and SGD 0.05, three seeds each, batches of 32. **Diverging**: 20 runs of the same three models and kinds of optimizer
-with 100 healthy steps, then a learning rate 30 to 3000 times as large (five factors for each of four optimizers). Truth is
-the loss alone: a run diverges if its last 20 losses all exceed three times the first, or one is not finite; onset is the
-first step from which on no median of 5 is below three times the first. A run with a raised rate that does not diverge is counted
-apart. Seeds: 0, 1, 2 healthy; 100 and up diverging.
+after steps 1 and 2 and then every 25: a digits MLP, a small CNN and an autoencoder, each with Adam 1e-2 and 3e-3,
+AdamW 3e-3 and SGD 0.05, three seeds each, batches of 32. **Diverging**: 20 runs of the same three models and kinds of
+optimizer with 100 healthy steps, then a learning rate 30 to 3000 times as large (five factors for each of four
+optimizers). Truth is the loss alone: a run diverges if its last 20 losses all exceed three times the first, or one is
+not finite; onset is the first step from which on no median of 5 is below three times the first. A run with a raised
+rate that does not diverge is counted apart. Seeds: 0, 1, 2 healthy; 100 and up diverging.
 
-**Further runs.** Of those 20 only 6 diverged by that truth: cross-entropy comes back down to that of a useless network. So
-twenty more, whose loss can grow without bound (the autoencoder), at factors of 1000 to 30000; fixed after the first and
-before any of them was looked at, seeds from 200.
+**Further runs.** Of those 20 only 6 diverged by that truth: cross-entropy comes back down to that of a useless network.
+So twenty more, whose loss can grow without bound (the autoencoder), at factors of 1000 to 30000; fixed after the first
+and before any of them was looked at, seeds from 200.
 """
 
 import argparse
@@ -84,9 +84,8 @@ def network(model: str) -> nn.Module:
     if model == "MLP":
         return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     if model == "autoencoder":
-        return nn.Sequential(
-            nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3), nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 64)
-        )
+        first, second, third, fourth = (nn.Linear(a, b) for a, b in ((64, 32), (32, 3), (3, 32), (32, 64)))
+        return nn.Sequential(first, nn.ReLU(), second, third, nn.ReLU(), fourth)
     features = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2))
     return nn.Sequential(features, nn.Flatten(), nn.Linear(72, 10))
 
@@ -165,9 +164,8 @@ def main() -> None:
     delays: list[int] = []
     for run in runs:
         alarms, onset = run.alarms(), run.onset
-        print(
-            f"{run.setting}: onset {onset}, alarms {alarms}, first loss {run.losses[0]:.3g}, last {run.losses[-1]:.3g}"
-        )
+        first, last = run.losses[0], run.losses[-1]
+        print(f"{run.setting}: onset {onset}, alarms {alarms}, first loss {first:.3g}, last {last:.3g}")
         if run.setting.factor == 1.0:
             false += bool(alarms)
         elif onset is None:
