@@ -126,14 +126,14 @@ def train(setting: Setting) -> Run:
 def ratio(
     loss_fn: Callable[[], torch.Tensor], params: list[nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> float | None:
-    """The sharpness ratio as the probe measures it; None where the loss is not finite."""
+    """The sharpness ratio as the probe measures it; None where the loss or its curvature is not finite."""
     try:
         curvature = hessian(loss_fn, params)
+        thresholds = parameter_thresholds([optimizer], params, curvature.gradient).parameters
+        assert thresholds is not None
+        return scaled_sharpness(curvature, thresholds, curvature_sharpness(curvature)).ratio
     except FloatingPointError:
         return None
-    thresholds = parameter_thresholds([optimizer], params, curvature.gradient).parameters
-    assert thresholds is not None
-    return scaled_sharpness(curvature, thresholds, curvature_sharpness(curvature)).ratio
 
 
 def healthy() -> list[Setting]:

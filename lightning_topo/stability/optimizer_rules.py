@@ -55,6 +55,7 @@ class Rule:
 
     `ahead` is an adaptive optimizer's state once it has taken in one more gradient, as far as its preconditioner goes;
     None where the step needs no state. `state` and `options` are the names by which an unknown class is recognised.
+    `decoupled` rules never add their weight decay to the gradient, and have no option that says so.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Rule:
     ahead: Callable[[Options, Options, Tensor, Tensor], Options] | None = None
     state: frozenset[str] = frozenset()
     options: frozenset[str] = frozenset()
+    decoupled: bool = False
 
     @property
     def adaptive(self) -> bool:
@@ -292,6 +294,6 @@ NADAM = Rule(
 RMSPROP = Rule("RMSprop", _rmsprop, _ahead_moments)
 ADAGRAD = Rule("Adagrad", _adagrad, _ahead_sum)
 ADADELTA = Rule("Adadelta", _adadelta, _ahead_moments)
-ADAFACTOR = Rule("Adafactor", _adafactor, _ahead_factors)
+ADAFACTOR = Rule("Adafactor", _adafactor, _ahead_factors, decoupled=True)
 ASGD = Rule("ASGD", _asgd)
 SCHEDULE_FREE = Rule("schedule-free", _schedule_free, _ahead_schedule_free)

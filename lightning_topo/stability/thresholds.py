@@ -105,6 +105,7 @@ def parameter_thresholds(
                     thresholds[id(param)] = ParameterThreshold(0.0, 0.0)
                     continue
                 if one.rule.ahead is not None and id(param) in ahead:
+                    group = {**group, "decoupled_weight_decay": True} if one.rule.decoupled else group
                     newest = coupled_gradient(group, param, scale * ahead[id(param)])
                     state = one.rule.ahead(group, state, newest, param)
                 thresholds[id(param)] = one.rule.threshold(group, state, param).scaled(scale)

@@ -118,17 +118,18 @@ def test_adafactors_threshold_is_where_it_diverges(options):
 
 
 @pytest.mark.parametrize("shape", [(6,), (3, 5), (2, 3, 4)])
+@pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize("growth", [0.5, 5.0])
-def test_adafactors_next_step_is_m_times_the_gradient(shape, growth):
+def test_adafactors_next_step_is_m_times_the_gradient(shape, growth, decay):
     """Factored moments and relative rate as the optimizer has them, and its clipping where gradients grow."""
     generator = torch.Generator().manual_seed(0)
     theta = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
-    optimizer = torch.optim.Adafactor([theta], lr=0.05)
+    optimizer = torch.optim.Adafactor([theta], lr=0.05, weight_decay=decay)
     for k in range(5):
         gradient = growth**k * torch.randn(shape, generator=generator, dtype=torch.float64)
         if optimizer.state:
             (found,) = parameter_thresholds([optimizer], [theta], gradient.flatten()).parameters
-            expected = theta.detach() - found.step * gradient
+            expected = (1.0 - 0.05 * decay) * theta.detach() - found.step * gradient
         theta.grad = gradient
         optimizer.step()
     torch.testing.assert_close(theta.detach(), expected, rtol=1e-6, atol=0.0)
