@@ -23,10 +23,12 @@ def told(measurements: Sequence[Measurement], events: Iterable[TopologyEvent], *
     if complete and any(m.probe == "coverage" for m in measurements):
         return replay(measurements)
     if complete:
-        seen = replay(_as_read_before_coverage(measurements))
-        unstable = [event for event in events if event.name is EventName.INSTABILITY]
-        detected = sorted((*seen.detected, *unstable), key=lambda event: event.step)
-        return replace(seen, detected=tuple(detected))
+        seen = replay(_edges_of_those_days(measurements))
+        written = [event for event in events if event.name in DETECTED]
+        unstable = [event for event in written or seen.detected if event.name is EventName.INSTABILITY]
+        others = [event for event in seen.detected if event.name is not EventName.INSTABILITY]
+        phases = replay(m for m in _edges_of_those_days(measurements) if m.probe != "training").phases
+        return replace(seen, detected=tuple(sorted([*others, *unstable], key=_step_of)), phases=phases)
     first: dict[str, int] = {}
     for m in measurements:
         if m.group != GLOBAL:
@@ -34,13 +36,16 @@ def told(measurements: Sequence[Measurement], events: Iterable[TopologyEvent], *
     return retell(events, first)
 
 
-def _as_read_before_coverage(measurements: Iterable[Measurement]) -> Iterator[Measurement]:
+def _edges_of_those_days(measurements: Iterable[Measurement]) -> Iterator[Measurement]:
     for m in measurements:
-        unread = {"loss"} if m.probe == "training" else _LATER_EDGES
-        yield replace(m, values={name: value for name, value in m.values.items() if name not in unread})
+        yield replace(m, values={name: value for name, value in m.values.items() if name not in _LATER_EDGES})
 
 
 _LATER_EDGES = {source.quantity for source in EdgeSource if source is not EdgeSource.SHARPNESS}
+
+
+def _step_of(event: TopologyEvent) -> int:
+    return event.step
 
 
 def retell(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> Replay:
@@ -52,7 +57,7 @@ def retell(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> R
     >>> retell([broken], {"net.0": 1}).phases[""]
     ((1, <Phase.PRESERVED: 0>), (7, <Phase.BREAKDOWN: 3>))
     """
-    told = tuple(sorted((event for event in events if event.name in DETECTED), key=lambda event: event.step))
+    told = tuple(sorted((event for event in events if event.name in DETECTED), key=_step_of))
     begins = dict(first_steps) | {GLOBAL: min(first_steps.values(), default=0)}
     changes: dict[str, list[tuple[int, Phase]]] = {
         group: [(step, Phase.PRESERVED)] for group, step in begins.items() if first_steps

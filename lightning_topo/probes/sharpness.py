@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -21,6 +22,7 @@ from lightning_topo.stability import (
     awaits_first_step,
     by_autograd,
     by_backward,
+    curvature_batch_sharpness,
     curvature_sharpness,
     directional_ratio,
     flatten,
@@ -42,9 +44,10 @@ class Sharpness:
     `n_largest` adds `sharpness_2`, ... `micro_batch` evaluates the loss on so many samples at a time: less memory, and
     products that cost about half as much again; only for a loss that is a mean over samples. `batch_sharpness` adds
     the mean over the probe batch's parts of so many samples of g^T H g / g^T g, which minibatch SGD brings to 2 / lr
-    (Andreyev and Beneventano, arXiv:2412.20553). `swap_pairs` adds, by group and for so many of its closest pairs,
-    the largest `swap_ratio` with its `swap_curvature`: what the curvature along the swap of two neurons makes of
-    their critical ratio.
+    (Andreyev and Beneventano, arXiv:2412.20553); where the optimizer's threshold is known also
+    `batch_sharpness_ratio`, 1 at the edge of training with batches of that size, with the share of noise in the parts'
+    gradients, `batch_noise`. `swap_pairs` adds, by group and for so many of its closest pairs, the largest `swap_ratio`
+    with its `swap_curvature`: what the curvature along the swap of two neurons makes of their critical ratio.
 
     Where memory runs out, the loss is evaluated in ever smaller parts, and where an operator cannot be differentiated
     twice, products are finite differences; the record says so (`micro_batch`, `exact`), and a warning once.
@@ -130,7 +133,7 @@ class Sharpness:
         if self.batch_sharpness is not None:
             del curvature  # its graph makes room
             parts = parts_of(loss_fn, self.batch_sharpness)
-            values["batch_sharpness"] = _batch_sharpness(parts, params, replace(approach, micro_batch=None))
+            values |= _batch_sharpness(parts, params, thresholds, replace(approach, micro_batch=None))
         return ProbeResult(
             {GLOBAL: values} | by_group,
             carry=start.followed_by(approach, raw.vector, None if scaled is None else scaled.vector),
@@ -231,10 +234,28 @@ def _directional(curvature: Curvature, capture: Capture) -> dict[str, float]:
     return {} if ratio is None else {"directional_ratio": ratio}
 
 
-def _batch_sharpness(parts: Sequence[LossPart], params: Sequence[Tensor], approach: Approach) -> float:
-    total = 0.0
-    for weight, loss_fn in parts:
+def _batch_sharpness(
+    parts: Sequence[LossPart],
+    params: Sequence[Tensor],
+    thresholds: Sequence[ParameterThreshold] | None,
+    approach: Approach,
+) -> dict[str, float]:
+    """The mean over the parts; the noise of one part from what two in a row have in common."""
+    found, gradients = [], []
+    for _, loss_fn in parts:
         curvature = approach.curvature(loss_fn, params)
-        gradient = curvature.gradient
-        total += weight * float(gradient @ (curvature @ gradient)) / max(float(gradient @ gradient), 1e-30)
-    return total
+        found.append(curvature_batch_sharpness(curvature, thresholds))
+        gradients.append(curvature.gradient)
+        del curvature
+    values = {"batch_sharpness": _weighted(parts, [each.value for each in found])}
+    squares = sum(float(g @ g) for g in gradients)
+    shared = [float(one @ other) for one, other in pairwise(gradients)]
+    if thresholds is None or not shared or squares == 0.0:
+        return values
+    noise = min(max(1.0 - sum(shared) / len(shared) / (squares / len(gradients)), 0.0), 1.0)
+    ratios = [value for each in found if (value := replace(each, noise=noise).ratio) is not None]
+    return values | {"batch_noise": noise, "batch_sharpness_ratio": _weighted(parts, ratios)}
+
+
+def _weighted(parts: Sequence[LossPart], values: Sequence[float]) -> float:
+    return sum(weight * value for (weight, _), value in zip(parts, values, strict=True))

@@ -1,5 +1,12 @@
 """How sharp the loss is, and how sharp the optimizer can bear."""
 
+from lightning_topo.stability.batch_sharpness import (
+    BatchSharpness,
+    batch_sharpness,
+    curvature_batch_sharpness,
+    noise_share,
+)
+from lightning_topo.stability.critical_sharpness import CriticalSharpness, critical_sharpness
 from lightning_topo.stability.directions import SwapCurvature, directional_ratio, swap_curvature
 from lightning_topo.stability.finite_differences import (
     Differentiate,
@@ -32,6 +39,8 @@ from lightning_topo.stability.sharpness import (
 from lightning_topo.stability.thresholds import Thresholds, awaits_first_step, parameter_thresholds
 
 __all__ = [
+    "BatchSharpness",
+    "CriticalSharpness",
     "Curvature",
     "Differentiate",
     "Extremes",
@@ -48,14 +57,18 @@ __all__ = [
     "SwapCurvature",
     "Thresholds",
     "awaits_first_step",
+    "batch_sharpness",
     "by_autograd",
     "by_backward",
+    "critical_sharpness",
+    "curvature_batch_sharpness",
     "curvature_sharpness",
     "directional_ratio",
     "extreme_eigenvalues",
     "finite_difference_hessian",
     "flatten",
     "hessian",
+    "noise_share",
     "parameter_thresholds",
     "recognised",
     "scaled_sharpness",

@@ -25,24 +25,28 @@ class ParameterThreshold:
 
     `stability` is S = lr / (c D): the edge of stability is at lambda_max(S^1/2 H S^1/2) = 1. `step` is M = lr w / D.
     Both are numbers where D is 1, else tensors shaped as the parameter. `weight_decay` adds to the curvature where
-    the optimizer couples it to the gradient.
+    the optimizer couples it to the gradient. `total` is T, how far one gradient moves the parameter in the end, over
+    all steps in which momentum carries it on: lr / (1 - mu) for SGD.
     """
 
     stability: Scale
     step: Scale
     weight_decay: Scale = 0.0
+    total: Scale = 0.0
 
     def scaled(self, factor: float) -> "ParameterThreshold":
         """The threshold where the optimizer is handed `factor` times the gradient; the weight decay stays outside.
 
-        >>> ParameterThreshold(0.5, 1.0, 0.1).scaled(0.5)
-        ParameterThreshold(stability=0.25, step=0.5, weight_decay=0.2)
+        >>> ParameterThreshold(0.5, 1.0, 0.1, 1.0).scaled(0.5)
+        ParameterThreshold(stability=0.25, step=0.5, weight_decay=0.2, total=0.5)
         """
         if factor == 1.0:
             return self
         if factor == 0.0:
             return ParameterThreshold(0.0, 0.0)
-        return ParameterThreshold(self.stability * factor, self.step * factor, self.weight_decay / factor)
+        return ParameterThreshold(
+            self.stability * factor, self.step * factor, self.weight_decay / factor, self.total * factor
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Rule:
 
     `ahead` is an adaptive optimizer's state once it has taken in one more gradient, as far as its preconditioner goes;
     None where the step needs no state. `state` and `options` are the names by which an unknown class is recognised.
+    `decoupled` rules never add their weight decay to the gradient, and have no option that says so.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Rule:
     ahead: Callable[[Options, Options, Tensor, Tensor], Options] | None = None
     state: frozenset[str] = frozenset()
     options: frozenset[str] = frozenset()
+    decoupled: bool = False
 
     @property
     def adaptive(self) -> bool:
@@ -88,12 +94,13 @@ def _sgd(group: Options, state: Options, param: Tensor) -> ParameterThreshold:
     else:
         edge = 2.0 * (1.0 + mu) / (1.0 - dampening)
         newest = 1.0 - dampening if state.get("momentum_buffer") is not None else 1.0
-    return ParameterThreshold(lr / edge, lr * newest, float(group.get("weight_decay", 0.0)))
+    total = lr * (1.0 - dampening if mu and not group.get("nesterov", False) else 1.0) / (1.0 - mu) if mu < 1.0 else 0.0
+    return ParameterThreshold(lr / edge, lr * newest, float(group.get("weight_decay", 0.0)), total)
 
 
 def _asgd(group: Options, state: Options, param: Tensor) -> ParameterThreshold:
     lr = float(state["eta"]) if steps(state) else float(group["lr"])
-    return ParameterThreshold(lr / (2.0 - lr * float(group["lambd"])), lr, float(group["weight_decay"]))
+    return ParameterThreshold(lr / (2.0 - lr * float(group["lambd"])), lr, float(group["weight_decay"]), lr)
 
 
 def _adam(group: Options, state: Options, param: Tensor) -> ParameterThreshold:
@@ -129,25 +136,28 @@ def _nadam(group: Options, state: Options, param: Tensor) -> ParameterThreshold:
     gradient = (1.0 - now) / (1.0 - product)
     momentum = following * (1.0 - beta1) / (1.0 - product * following)
     scale = _root(state["exp_avg_sq"] / (1.0 - beta2**t)) + float(group["eps"])
-    return _preconditioned(group, 1.0 / (gradient + momentum / (1.0 + beta1)), gradient + momentum, scale)
+    # For ever the same gradient gives the step ((1 - mu_t) / (1 - P_t) + mu_(t+1) / (1 - P_(t+1))) g / D.
+    whole = gradient + following / (1.0 - product * following)
+    return _preconditioned(group, 1.0 / (gradient + momentum / (1.0 + beta1)), gradient + momentum, scale, whole)
 
 
 def _rmsprop(group: Options, state: Options, param: Tensor) -> ParameterThreshold:
     second = state["square_avg"]
     if group["centered"]:
         second = second - state["grad_avg"] ** 2
-    return _preconditioned(group, 1.0 + float(group["momentum"]), 1.0, _root(second) + float(group["eps"]))
+    mu = float(group["momentum"])
+    return _preconditioned(group, 1.0 + mu, 1.0, _root(second) + float(group["eps"]), 1.0 / (1.0 - mu))
 
 
 def _adagrad(group: Options, state: Options, param: Tensor) -> ParameterThreshold:
     slowed = 1.0 + steps(state) * float(group["lr_decay"])
-    return _preconditioned(group, 1.0, 1.0, (_root(state["sum"]) + float(group["eps"])) * slowed)
+    return _preconditioned(group, 1.0, 1.0, (_root(state["sum"]) + float(group["eps"])) * slowed, 1.0)
 
 
 def _adadelta(group: Options, state: Options, param: Tensor) -> ParameterThreshold:
     eps = float(group["eps"])
     scale = _root(state["square_avg"] + eps) / _root(state["acc_delta"] + eps)
-    return _preconditioned(group, 1.0, 1.0, scale)
+    return _preconditioned(group, 1.0, 1.0, scale, 1.0)
 
 
 def _adafactor(group: Options, state: Options, param: Tensor) -> ParameterThreshold:
@@ -164,7 +174,7 @@ def _adafactor(group: Options, state: Options, param: Tensor) -> ParameterThresh
     if "gradient" in state:  # a large update is clipped
         relative /= max(1.0, _rms(state["gradient"] / root) / float(group["d"]))
     width = 2.0 - lr * float(group["weight_decay"])
-    return ParameterThreshold(relative / width / root, relative / root)
+    return ParameterThreshold(relative / width / root, relative / root, 0.0, relative / root)
 
 
 def _schedule_free(group: Options, state: Options, param: Tensor) -> ParameterThreshold:
@@ -180,20 +190,22 @@ def _schedule_free(group: Options, state: Options, param: Tensor) -> ParameterTh
         t = steps(state) if "step" in state else k
         scale = _root(state["exp_avg_sq"] / (1.0 - float(group["betas"][1]) ** t)) + float(group["eps"])
     newest = (1.0 - b) + b * c
-    return ParameterThreshold(lr / edge / scale, lr * newest / scale, float(group["weight_decay"]) * scale)
+    step = lr * newest / scale  # z carries it on, but only as fast as the mean follows
+    return ParameterThreshold(lr / edge / scale, step, float(group["weight_decay"]) * scale, step)
 
 
 def _averaged(group: Options, beta1: float, scale: Tensor) -> ParameterThreshold:
     """The threshold where the step is the running mean of gradients over `scale`."""
-    return _preconditioned(group, (1.0 + beta1) / (1.0 - beta1), 1.0 - beta1, scale)
+    return _preconditioned(group, (1.0 + beta1) / (1.0 - beta1), 1.0 - beta1, scale, 1.0)
 
 
-def _preconditioned(group: Options, edge: float, newest: float, scale: Tensor) -> ParameterThreshold:
-    """`edge` is c / 2 without weight decay."""
+def _preconditioned(group: Options, edge: float, newest: float, scale: Tensor, whole: float) -> ParameterThreshold:
+    """`edge` is c / 2 without weight decay; `newest` and `whole` are a gradient's weight now and over all steps."""
     lr, decay = float(group["lr"]), float(group["weight_decay"])
     decoupled = group.get("decoupled_weight_decay", False)
     width = 2.0 - lr * decay if decoupled else 2.0
-    return ParameterThreshold(lr / (width * edge) / scale, lr * newest / scale, 0.0 if decoupled else decay)
+    coupled = 0.0 if decoupled else decay
+    return ParameterThreshold(lr / (width * edge) / scale, lr * newest / scale, coupled, lr * whole / scale)
 
 
 def _ahead_moments(group: Options, state: Options, gradient: Tensor, param: Tensor) -> Options:
@@ -282,6 +294,6 @@ NADAM = Rule(
 RMSPROP = Rule("RMSprop", _rmsprop, _ahead_moments)
 ADAGRAD = Rule("Adagrad", _adagrad, _ahead_sum)
 ADADELTA = Rule("Adadelta", _adadelta, _ahead_moments)
-ADAFACTOR = Rule("Adafactor", _adafactor, _ahead_factors)
+ADAFACTOR = Rule("Adafactor", _adafactor, _ahead_factors, decoupled=True)
 ASGD = Rule("ASGD", _asgd)
 SCHEDULE_FREE = Rule("schedule-free", _schedule_free, _ahead_schedule_free)

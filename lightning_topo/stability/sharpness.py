@@ -138,7 +138,8 @@ def scaled_sharpness(
     uniform = all(isinstance(s.stability, float) and isinstance(s.step, float) for s in thresholds)
     if uniform and len(set(thresholds)) == 1:
         only = thresholds[0]
-        top, bottom = raw.value + only.weight_decay, raw.smallest + only.weight_decay
+        decay = float(only.weight_decay)
+        top, bottom = raw.value + decay, raw.smallest + decay
         at_edge, in_step = float(only.stability), float(only.step)
         return ScaledSharpness(
             at_edge * top, in_step * max(abs(top), abs(bottom)), at_edge * raw.residual, raw.converged

@@ -78,7 +78,7 @@ def parameter_thresholds(
     >>> theta = torch.zeros(3, requires_grad=True)
     >>> sgd = torch.optim.SGD([theta], lr=0.5)
     >>> parameter_thresholds([sgd], [theta]).parameters
-    (ParameterThreshold(stability=0.25, step=0.5, weight_decay=0.0),)
+    (ParameterThreshold(stability=0.25, step=0.5, weight_decay=0.0, total=0.5),)
     >>> parameter_thresholds([sgd], [theta], gradient_scales=[0.1]).parameters[0].step
     0.05
     >>> parameter_thresholds([torch.optim.LBFGS([theta])], [theta]).reason
@@ -105,6 +105,7 @@ def parameter_thresholds(
                     thresholds[id(param)] = ParameterThreshold(0.0, 0.0)
                     continue
                 if one.rule.ahead is not None and id(param) in ahead:
+                    group = {**group, "decoupled_weight_decay": True} if one.rule.decoupled else group
                     newest = coupled_gradient(group, param, scale * ahead[id(param)])
                     state = one.rule.ahead(group, state, newest, param)
                 thresholds[id(param)] = one.rule.threshold(group, state, param).scaled(scale)

@@ -10,7 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_topo.measurement import Measurement
-from lightning_topo.phases import DETECTED, Band, DetectorState, Phase, PhaseRules, observe, replay
+from lightning_topo.phases import (
+    DETECTED,
+    Band,
+    DetectorState,
+    EdgeSource,
+    EventName,
+    Phase,
+    PhaseRules,
+    StepState,
+    TopologyEvent,
+    observe,
+    outside_change,
+    replay,
+    rewind,
+    told,
+    unseen_step,
+    unwatched_parameters,
+)
 
 PAIRS = {
     "curvature_bound_exceeded": "curvature_bound_restored",
@@ -112,7 +129,7 @@ def test_rules_are_checked():
         Band(enter=0.5, leave=0.5)
     with pytest.raises(ValueError, match="at least 1"):
         Band(enter=1.0, leave=0.5, enter_window=0)
-    for name in ("hold_steps", "instability_hold", "loss_window", "betti_confirm", "instability_ratio", "diagram_jump"):
+    for name in ("hold_steps", "instability_age", "loss_window", "fate_confirm", "instability_ratio", "diagram_jump"):
         with pytest.raises(ValueError, match=name):
             PhaseRules(**{name: 0})
 
@@ -122,6 +139,7 @@ def lines(probe, group, names, numbers):
 
 
 counts, jumps = st.integers(1, 6).map(float), st.floats(0.0, 2.0)
+starts, states = (st.integers(0, most).map(float) for most in (60, 4))
 measurements = st.lists(
     st.one_of(
         *(
@@ -135,6 +153,9 @@ measurements = st.lists(
         ),
         *(lines("persistence", g, ("betti_0", "betti_1", "log_bottleneck_0"), (counts, counts, jumps)) for g in "ab"),
         lines("sharpness", "", ("sharpness_ratio", "eta_lambda"), (st.floats(0.0, 2.0), st.floats(0.0, 2.0))),
+        *(lines("edge", "", (source.quantity,), (st.floats(0.0, 2.0),)) for source in EdgeSource),
+        *(lines("coverage", g, ("from", "state"), (starts, states)) for g in "ab"),
+        *(lines("fate", g, ("vanishing_neurons", "aligned_clusters"), (counts, counts)) for g in "ab"),
         lines("training", "", ("loss",), (st.floats(0.0, 2.0) | st.sampled_from([math.nan, math.inf]),)),
     ),
     max_size=60,
@@ -382,3 +403,137 @@ def test_every_event_of_a_replay_says_what_happened_and_what_to_do():
 def test_a_state_from_before_these_events_is_read():
     old = {name: DetectorState().to_dict()[name] for name in ("measured", "curvature", "edge", "breakdowns")}
     assert DetectorState.from_dict(old) == DetectorState()
+
+
+def coverage(begins, ends, state, group="net.0", **bound):
+    return Measurement(ends, 0, "coverage", group, {"from": float(begins), "state": float(state)} | bound)
+
+
+def test_preserved_asks_for_steps_that_are_all_exact_or_bounded():
+    run = replay(
+        [
+            Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.1}),
+            coverage(0, 10, StepState.BOUNDED, bound=0.4),
+            coverage(10, 20, StepState.EXACT),
+            coverage(20, 30, StepState.OPEN),
+            coverage(30, 40, StepState.BOUNDED, bound=0.9),
+            coverage(40, 50, StepState.SPANNED),
+        ]
+    )
+    preserved, unknown = Phase.PRESERVED, Phase.UNKNOWN
+    assert run.phases[""] == ((1, preserved), (30, unknown), (40, preserved), (50, unknown))
+    assert run.phases["net.0"] == run.phases[""]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        coverage(10, 20, StepState.BOUNDED, bound=math.nan),
+        coverage(10, 20, StepState.BOUNDED, bound=1.0),
+        coverage(10, 20, 7),
+        coverage(15, 20, StepState.EXACT),
+        Measurement(20, 0, "coverage", "net.0", {"state": 0.0}),
+    ],
+)
+def test_a_line_that_certifies_nothing_leaves_its_steps_open(line):
+    run = replay([coverage(0, 10, StepState.EXACT), line])
+    assert run.state.phase_of("net.0") is Phase.UNKNOWN
+
+
+def test_a_group_without_coverage_is_not_known_where_others_have_some():
+    run = replay([coverage(0, 9, StepState.EXACT, "a"), Measurement(9, 0, "distortion", "b", {"critical_ratio": 0.1})])
+    assert run.state.phase_of("a") is Phase.PRESERVED
+    assert run.state.phase_of("b") is Phase.UNKNOWN
+    assert replay([coverage(0, 9, 0, "a"), coverage(0, 9, 3, "b")]).state.phase is Phase.UNKNOWN
+
+
+def test_bounded_steps_count_towards_the_end_of_a_breakdown():
+    broken = Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 1.2})
+    run = replay([broken, coverage(1, 60, StepState.BOUNDED), coverage(60, 101, StepState.BOUNDED)])
+    assert names(run) == [("topology_breakdown", 1), ("topology_restored", 101)]
+    for state in (StepState.SPANNED, StepState.OPEN, StepState.EXACT):
+        assert replay([broken, coverage(1, 500, state)]).state.phase is Phase.BREAKDOWN
+
+
+def test_behind_a_loss_that_is_not_finite_nothing_is_known_but_a_breakdown():
+    at_edge = [coverage(0, 30, StepState.EXACT), *sharpnesses([1.0] * 3), *losses([math.nan], 31)]
+    run = replay(at_edge)
+    assert run.state.phase is Phase.UNKNOWN
+    assert names(run)[-1] == ("instability", 31)
+    assert replay([*at_edge, *losses([1.0], 32)]).state.phase is Phase.EDGE_OF_STABILITY
+    broken = Measurement(40, 0, "distortion", "net.0", {"critical_ratio": 1.2})
+    assert replay([*at_edge, broken]).state.phase is Phase.BREAKDOWN
+
+
+@pytest.mark.parametrize("source", list(EdgeSource))
+def test_the_edge_names_the_source_that_it_stands_on(source):
+    band = source.band(PhaseRules())
+    values = [1.0] * band.enter_window + [0.1] * band.leave_window
+    run = replay(sharpnesses(values, source.quantity))
+    entered, left = run.detected
+    assert (entered.name, left.name) == ("edge_of_stability_enter", "edge_of_stability_exit")
+    for event in (entered, left):
+        assert f"(source: {source.value})" in event.message
+    assert entered.threshold == band.enter
+    assert left.threshold == band.leave
+
+
+def test_the_steps_own_ratios_decide_only_where_no_threshold_is_known():
+    calm = {"sharpness_ratio": 0.2, "directional_ratio": 1.0, "critical_sharpness": 1.0}
+    assert names(replay([Measurement(k, 0, "p", "", calm) for k in range(20)])) == []
+    batch = {"sharpness_ratio": 0.05, "batch_sharpness_ratio": 1.0}
+    assert names(replay([Measurement(k, 0, "p", "", batch) for k in range(20)])) == [("edge_of_stability_enter", 4)]
+    # An optimizer with a threshold takes over from one without.
+    first = [Measurement(k, 0, "p", "", {"directional_ratio": 1.0}) for k in range(10)]
+    swapped = replay([*first, *(Measurement(k, 0, "p", "", calm) for k in range(10, 20))])
+    assert names(swapped) == [("edge_of_stability_enter", 4), ("edge_of_stability_exit", 10)]
+
+
+def test_a_record_without_coverage_says_what_it_said():
+    said = TopologyEvent(EventName.INSTABILITY, 12, 0, message="said then")
+    old = [
+        *(Measurement(k, 0, "distortion", "net.0", {"critical_ratio": 0.1}) for k in range(5)),
+        *(Measurement(k, 0, "sharpness", "", {"directional_ratio": 1.0}) for k in range(5, 15)),
+        *losses([math.nan], 15),
+    ]
+    seen = told(old, [said], complete=True)
+    assert [(e.name, e.message) for e in seen.detected] == [("instability", "said then")]
+    assert seen.phases[""] == ((0, Phase.PRESERVED),)
+    new = told([coverage(0, 1, StepState.EXACT), *old], [said], complete=True)
+    assert {e.name for e in new.detected} == {"edge_of_stability_enter", "instability"}
+    assert new.phases[""][-1] == (15, Phase.UNKNOWN)
+
+
+def test_neurons_that_vanish_or_condense_are_reported_once_they_stay():
+    def fate(name, values):
+        return names(replay([Measurement(k, 0, "fate", "g", {name: float(v)}) for k, v in enumerate(values)]))
+
+    assert fate("vanishing_neurons", [0, 3, 0, 3, 4, 4, 1, 1, 2, 2]) == [
+        ("neurons_vanishing", 4),
+        ("neurons_vanishing", 9),
+    ]
+    assert fate("aligned_clusters", [9, 4, 9, 4, 3, 9, 9]) == [("neurons_condensing", 4)]
+
+
+def test_what_the_watching_itself_meets_is_an_event_with_a_remedy():
+    events = [
+        unseen_step(3, 0, "net.0", steps=4),
+        outside_change(3, 0),
+        unwatched_parameters(0, 0, ("a", "b", "c", "d")),
+        rewind(3, 0, last=9),
+    ]
+    assert not {event.name for event in events} & DETECTED
+    assert all(event.message and event.remedy for event in events)
+    assert "a, b, c and 1 more" in events[2].message
+    assert [event.severity.value for event in events] == ["warn", "info", "warn", "info"]
+
+
+def test_a_state_with_the_edge_of_one_source_is_read():
+    plain = DetectorState().to_dict() | {
+        "edge": {"inside": True, "recent": [1.0, 1.0, 1.0]},
+        "stability": {"losses": [1.0], "ratio": 2.0, "span": {"inside": False, "quiet": 0}},
+    }
+    state = DetectorState.from_dict(plain)
+    assert state.phase is Phase.EDGE_OF_STABILITY
+    assert state.edge.source == "sharpness"
+    assert state.stability.losses == (1.0,)

@@ -1,5 +1,6 @@
 """The sharpness probe on captures made by hand."""
 
+import itertools
 from contextlib import contextmanager
 
 import pytest
@@ -115,6 +116,21 @@ def test_batch_sharpness_is_the_mean_curvature_along_the_gradients_of_batches(se
         g = curvature.gradient
         truth += float(g @ (curvature @ g) / (g @ g)) / 4
     assert values["batch_sharpness"] == pytest.approx(truth)
+
+
+def test_the_batch_ratio_lies_between_the_plateaus_by_the_noise_of_the_parts(setting):
+    optimizer = torch.optim.SGD(setting[0].parameters(), lr=0.1, momentum=0.9)
+    values = Sharpness(batch_sharpness=10).measure(capture(setting, optimizer)).values[""]
+    module, (x, y) = setting
+    gradients = [
+        hessian(lambda k=k: mse(module, (x[k : k + 10], y[k : k + 10])), module.parameters()).gradient
+        for k in range(0, 40, 10)
+    ]
+    shared = sum(float(a @ b) for a, b in itertools.pairwise(gradients)) / 3
+    noise = 1 - shared / (sum(float(g @ g) for g in gradients) / 4)
+    assert values["batch_noise"] == pytest.approx(noise)
+    small, large = (values["batch_sharpness"] * 0.1 / 2 / (1 + sign * 0.9) for sign in (-1, 1))
+    assert values["batch_sharpness_ratio"] == pytest.approx(noise * small + (1 - noise) * large)
 
 
 def test_swaps_are_those_of_the_closest_pair(setting):

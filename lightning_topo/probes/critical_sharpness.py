@@ -1,0 +1,126 @@
+"""How close the last step came to no longer lowering the loss: forward passes alone, any optimizer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_topo.measurement import GLOBAL
+from lightning_topo.probes.batch_loss import BatchLoss
+from lightning_topo.probes.period import Period
+from lightning_topo.probes.probe import Capture, LossFn, ProbeResult
+from lightning_topo.stability import critical_sharpness
+from lightning_topo.stability.hessian import seeded
+
+
+@dataclass(frozen=True, slots=True)
+class StepSharpness:
+    """Measures the critical sharpness of the step just taken: 1 / its smallest multiple that lowers the loss no more.
+
+    Global values: `critical_sharpness` (edge of stability at 1), with `critical_noise` (half the distance between its
+    values on the two halves of the batch, where `noise` asks for it and the batch can be cut), `critical_converged` and
+    `n_forwards`. About six forward passes, three more for the noise; no gradient, no second derivative, so that flash
+    attention and compiled modules stay on. `loss_fn(module, batch)` replaces the module's `training_step`.
+
+    Nothing is measured before the first step, behind one that did not move, or where the loss before the step is not
+    finite. The parameters are moved along the step in between and come back bitwise.
+
+    Source: arXiv:2601.16979.
+
+    >>> StepSharpness(every_n_steps=10).period
+    Period(every=10, unit='step', adaptive=False)
+    """
+
+    every_n_steps: int | Literal["auto"] = "auto"
+    loss_fn: LossFn | None = None
+    tolerance: float = 0.1
+    max_forwards: int = 12
+    noise: bool = True
+    name: str = field(default="critical_sharpness", init=False, repr=False)
+    needs_parameters_before: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _ = self.period
+        critical_sharpness(lambda s: s, tolerance=self.tolerance, max_forwards=self.max_forwards)
+
+    @property
+    def period(self) -> Period:
+        """How often it measures."""
+        return Period.parse(self.every_n_steps, default=25)
+
+    def measure(self, capture: Capture) -> ProbeResult:
+        """The critical sharpness of the step that led to where the parameters stand."""
+        carry = None if capture.previous is None else capture.previous.carry
+        segment = _segment(capture)
+        if segment is None:
+            return ProbeResult(carry=carry)
+        with capture.training_loss(self.loss_fn) as loss_fn:
+            parts = _halves(loss_fn) if self.noise else None
+            halves = None if parts is None else (partial(segment.loss, parts[0]), partial(segment.loss, parts[1]))
+            try:
+                found = critical_sharpness(
+                    partial(segment.loss, loss_fn),
+                    start=1.0 if carry is None else float(carry),
+                    tolerance=self.tolerance,
+                    max_forwards=self.max_forwards,
+                    halves=halves,
+                )
+            except FloatingPointError:
+                return ProbeResult(carry=carry)
+            finally:
+                segment.restore()
+        values = {
+            "critical_sharpness": found.value,
+            "critical_converged": float(found.converged),
+            "n_forwards": float(found.n_forwards),
+        }
+        if found.noise is not None:
+            values["critical_noise"] = found.noise
+        return ProbeResult({GLOBAL: values}, carry=1.0 / found.value if found.converged else carry)
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """The line from the parameters before a step through those behind it."""
+
+    params: Sequence[Tensor]
+    begins: Sequence[Tensor]
+    ends: Sequence[Tensor]
+
+    def loss(self, loss_fn: Callable[[], Tensor], multiple: float) -> Tensor:
+        """The loss at so many times the step, every time with the same random numbers."""
+        with torch.no_grad():
+            for p, begin, end in zip(self.params, self.begins, self.ends, strict=True):
+                p.copy_(begin + multiple * (end - begin))
+            torch.clear_autocast_cache()  # it holds the weights as they were
+            with seeded(torch.initial_seed(), self.params):
+                return loss_fn().detach()
+
+    def restore(self) -> None:
+        """The parameters as they were."""
+        with torch.no_grad():
+            for p, end in zip(self.params, self.ends, strict=True):
+                p.copy_(end)
+        torch.clear_autocast_cache()
+
+
+def _segment(capture: Capture) -> _Segment | None:
+    """None where no step led here, or none that moved a parameter that is still there."""
+    now = {name: p for name, p in capture.module.named_parameters() if p.requires_grad}
+    before = capture.parameters_before
+    if before is None or before.keys() != now.keys():
+        return None
+    if all(torch.equal(before[name], p) for name, p in now.items()):
+        return None
+    ends = [p.detach().clone() for p in now.values()]
+    return _Segment(list(now.values()), [before[name] for name in now], ends)
+
+
+def _halves(loss_fn: Callable[[], Tensor]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]] | None:
+    if not isinstance(loss_fn, BatchLoss) or loss_fn.n_samples < 2:
+        return None
+    parts = loss_fn.parts((loss_fn.n_samples + 1) // 2)
+    return (parts[0][1], parts[1][1]) if len(parts) == 2 else None

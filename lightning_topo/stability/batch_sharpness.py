@@ -1,0 +1,114 @@
+"""The curvature that minibatch training settles at: that of a step's own batch, along the batch's own gradient."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_topo.stability.hessian import Curvature, hessian
+from lightning_topo.stability.optimizer_rules import ParameterThreshold
+from lightning_topo.stability.thresholds import spread
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSharpness:
+    """g^T H g / g^T g of one batch, and what it comes to under an optimizer.
+
+    `small` is the ratio to the plateau of small batches, whose gradients come one by one; `large` that to the plateau
+    of large ones, which all pull alike. `ratio` lies between them, by the share `noise` of the gradient that is noise:
+    the edge of stability at 1. All three are None where no threshold is known.
+    """
+
+    value: float
+    noise: float
+    small: float | None = None
+    large: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """noise * small + (1 - noise) * large."""
+        if self.small is None or self.large is None:
+            return None
+        return self.noise * self.small + (1.0 - self.noise) * self.large
+
+
+def batch_sharpness(
+    loss_fn: Callable[[], Tensor],
+    params: Iterable[Tensor],
+    thresholds: Sequence[ParameterThreshold] | None = None,
+    *,
+    noise: float = 1.0,
+) -> BatchSharpness:
+    """The batch sharpness of the loss on one batch, by one Hessian-vector product.
+
+    `thresholds` are those of `params` (`parameter_thresholds(...).parameters`); `noise` is the `noise_share` of the
+    batch's gradient, and 1 where it is not known: right for small batches.
+
+    Raises as `hessian`, and `ValueError` unless 0 <= noise <= 1; see `curvature_batch_sharpness`.
+
+    >>> import torch
+    >>> theta = torch.tensor([1.0, 2.0], requires_grad=True)
+    >>> round(batch_sharpness(lambda: theta[0] ** 2 + 3 * theta[1] ** 2, [theta]).value, 4)
+    5.9459
+    """
+    return curvature_batch_sharpness(hessian(loss_fn, params), thresholds, noise=noise)
+
+
+def curvature_batch_sharpness(
+    curvature: Curvature, thresholds: Sequence[ParameterThreshold] | None = None, *, noise: float = 1.0
+) -> BatchSharpness:
+    """`batch_sharpness` of a curvature at hand.
+
+        small = g^T T H T g / (2 g^T T g),    large = g^T S H S g / g^T S g
+
+    with T how far one gradient moves the parameters in the end, and S as in `ParameterThreshold`. For SGD with momentum
+    mu these are b lr / 2(1-mu) and b lr / 2(1+mu), b = g^T H g / g^T g: the plateaus of small and large batches; for
+    Adam and its kin b is that of the preconditioned Hessian along the preconditioned gradient. Two products more, where
+    T and S are not one number for all entries. 0 where the gradient is 0.
+
+    Derivation: docs/edge.md. Source: Andreyev and Beneventano, arXiv:2412.20553; arXiv:2604.14108 (momentum).
+    """
+    if not 0.0 <= noise <= 1.0:
+        raise ValueError(f"expected a share of noise from 0 to 1, got {noise}")
+    gradient = curvature.gradient
+    if thresholds is None:
+        return BatchSharpness(_along(gradient, gradient, curvature @ gradient), noise)
+    total, stable = (
+        spread([getattr(each, name) for each in thresholds], curvature.params) for name in ("total", "stability")
+    )
+    image = curvature @ gradient
+    value = _along(gradient, gradient, image)
+    found = []
+    for sizes in (total, stable):
+        lengths = sizes[sizes > 0]
+        if len(lengths) == len(sizes) and bool((lengths == lengths[0]).all()):
+            found.append(float(lengths[0]) * value)
+        else:
+            moved = sizes * gradient
+            found.append(_along(gradient, moved, curvature @ moved))
+    return BatchSharpness(value, noise, 0.5 * found[0], found[1])
+
+
+def noise_share(one: Float[Tensor, " p"], other: Float[Tensor, " p"]) -> float:
+    """The share of a batch's |g|^2 that is noise, from the gradients of its two halves: 1 - g1.g2 / |(g1 + g2) / 2|^2.
+
+    What the halves have in common is the gradient itself, in expectation; clipped to [0, 1].
+
+    Source: McCandlish et al., arXiv:1812.06162 (the gradient noise scale).
+
+    >>> import torch
+    >>> noise_share(torch.tensor([1.0, 1.0]), torch.tensor([1.0, -1.0]))
+    1.0
+    >>> noise_share(torch.ones(2), torch.ones(2))
+    0.0
+    """
+    whole = 0.25 * float((one + other) @ (one + other))
+    if whole == 0.0:
+        return 1.0
+    return min(max(1.0 - float(one @ other) / whole, 0.0), 1.0)
+
+
+def _along(gradient: Tensor, moved: Tensor, image: Tensor) -> float:
+    length = float(gradient @ moved)
+    return float(moved @ image) / length if length > 0.0 else 0.0

@@ -1,0 +1,134 @@
+"""Batch sharpness: its two plateaus, held against the optimizers themselves on stochastic quadratics."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_topo.stability import batch_sharpness, hessian, noise_share, parameter_thresholds
+
+TINY, CURVATURE, EVERY = 1e-12, 3.0, 120
+
+OPTIMIZERS = [
+    (torch.optim.SGD, {}),
+    (torch.optim.SGD, {"momentum": 0.9}),
+    (torch.optim.SGD, {"momentum": 0.8, "dampening": 0.3}),
+    (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    (torch.optim.Adam, {"betas": (0.9, 0.99)}),
+    (torch.optim.Adam, {"betas": (0.8, 0.99), "amsgrad": True}),
+    (torch.optim.Adamax, {}),
+    (torch.optim.RAdam, {"betas": (0.9, 0.97)}),
+    (torch.optim.NAdam, {"momentum_decay": 0.0, "betas": (0.9, 0.99)}),
+    (torch.optim.RMSprop, {"momentum": 0.9}),
+    (torch.optim.Adadelta, {}),
+    (torch.optim.Adagrad, {}),
+]
+
+
+def warmed_up(kind, options):
+    """An optimizer whose bias corrections have died away, at entries of size TINY with curvatures about one."""
+    near = CURVATURE * (1.0 + torch.arange(-40, 41, dtype=torch.float64) / 1e4)
+    theta = torch.full((81,), TINY, dtype=torch.float64, requires_grad=True)
+    eps = {"eps": 1.0} if "eps" in inspect.signature(kind).parameters else {}
+    optimizer = kind([theta], lr=0.0, **eps | options)
+    for _ in range(400):
+        theta.grad = torch.zeros_like(theta)
+        optimizer.step()
+    return near, theta, optimizer
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIMIZERS)
+@pytest.mark.parametrize("every", [EVERY, 1])
+def test_small_and_large_batches_diverge_where_their_plateau_is(kind, options, every):
+    """A stochastic quadratic: each batch holds one sample of `every`, and the samples' gradients are orthogonal.
+
+    So an entry has its own sample's curvature once in `every` steps, and none in between. Once in 120 momentum has
+    spent itself before the sample comes again: small batches. At every step: one large batch.
+    """
+    near, theta, optimizer = warmed_up(kind, options)
+
+    def measured():
+        middle = theta.detach()[40:41].clone().requires_grad_()
+        thresholds = parameter_thresholds([optimizer], [theta], torch.zeros(81, dtype=torch.float64)).parameters
+        one = [
+            type(t)(*(v if isinstance(v, float) else v[40:41] for v in (t.stability, t.step, t.weight_decay, t.total)))
+            for t in thresholds
+        ]
+        return batch_sharpness(lambda: (0.5 * CURVATURE * middle**2).sum(), [middle], one)
+
+    optimizer.param_groups[0]["lr"] = 1.0
+    found = measured()
+    assert found.value == pytest.approx(CURVATURE)
+    optimizer.param_groups[0]["lr"] = 1.0 / (found.large if every == 1 else found.small)
+    found = measured()
+    assert (found.large if every == 1 else found.small) == pytest.approx(1.0, rel=1e-6)
+    sizes = []
+    for k in range(160 if every == 1 else 12 * every):
+        theta.grad = near * theta.detach() if k % every == 0 else torch.zeros_like(theta)
+        optimizer.step()
+        if k % every == every - 1:
+            sizes.append(theta.detach().abs().clone())
+    half = len(sizes) // 2
+    grows = torch.stack(sizes[-4:]).amax(0) > torch.stack(sizes[half - 4 : half]).amax(0)
+    assert grows[-1]
+    assert not grows[0]
+    assert near[grows][0].item() == pytest.approx(CURVATURE, rel=1e-3)
+
+
+@pytest.fixture
+def problem():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 2)).double()
+    x, y = torch.randn(16, 5, dtype=torch.float64), torch.randn(16, 2, dtype=torch.float64)
+    return model, lambda: nn.functional.mse_loss(model(x), y)
+
+
+def test_against_the_dense_matrix_under_adam(problem):
+    model, loss_fn = problem
+    params = list(model.parameters())
+    optimizer = torch.optim.Adam(params, lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss_fn().backward()
+        optimizer.step()
+    curvature = hessian(loss_fn, params)
+    thresholds = parameter_thresholds([optimizer], params, curvature.gradient).parameters
+    found = batch_sharpness(loss_fn, params, thresholds, noise=0.25)
+    g = curvature.gradient
+    dense = torch.stack([curvature @ e for e in torch.eye(len(g), dtype=g.dtype)])
+    t = torch.cat([each.total.flatten() for each in thresholds])
+    s = torch.cat([each.stability.flatten() for each in thresholds])
+    assert found.value == pytest.approx(float(g @ dense @ g / (g @ g)))
+    assert found.small == pytest.approx(float((t * g) @ dense @ (t * g) / (2 * g @ (t * g))))
+    assert found.large == pytest.approx(float((s * g) @ dense @ (s * g) / (g @ (s * g))))
+    assert found.ratio == pytest.approx(0.25 * found.small + 0.75 * found.large)
+
+
+def test_momentum_has_both_plateaus_of_the_papers(problem):
+    model, loss_fn = problem
+    params = list(model.parameters())
+    sgd = torch.optim.SGD(params, lr=0.1, momentum=0.9)
+    found = batch_sharpness(loss_fn, params, parameter_thresholds([sgd], params).parameters)
+    assert found.small == pytest.approx(found.value * 0.1 / (2 * (1 - 0.9)))
+    assert found.large == pytest.approx(found.value * 0.1 / (2 * (1 + 0.9)))
+    assert found.ratio == found.small
+    assert batch_sharpness(loss_fn, params).ratio is None
+
+
+def test_noise_is_what_the_halves_do_not_share():
+    generator = torch.Generator().manual_seed(0)
+    signal = torch.randn(20000, generator=generator, dtype=torch.float64)
+    shares = []
+    for _ in range(20):
+        one, other = (signal + 2.0 * torch.randn(20000, generator=generator, dtype=torch.float64) for _ in range(2))
+        shares.append(noise_share(one, other))
+    # |s|^2 = 1 and |n|^2 / 2 = 2 an entry: two thirds.
+    assert sum(shares) / 20 == pytest.approx(2 / 3, rel=0.02)
+
+
+def test_a_gradient_of_zero_and_a_wrong_share():
+    theta = torch.zeros(2, requires_grad=True)
+    assert batch_sharpness(lambda: (theta**2).sum(), [theta]).value == 0.0
+    with pytest.raises(ValueError, match="share of noise"):
+        batch_sharpness(lambda: (theta**2).sum(), [theta], noise=1.5)

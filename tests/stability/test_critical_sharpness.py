@@ -1,0 +1,97 @@
+"""Critical sharpness against closed forms, a dense scan, and the directional ratio."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lightning_topo.stability import critical_sharpness, directional_ratio, hessian
+
+
+@given(st.floats(0.02, 50.0), st.floats(0.2, 5.0))
+def test_a_parabola_has_its_second_root(value, off):
+    """L(s) = s (s - r): no lower than before it from r on."""
+    found = critical_sharpness(lambda s: s * (s - 1.0 / value), start=off / value)
+    assert found.value == pytest.approx(value, rel=0.06)
+    assert found.converged
+    low, high = found.bracket
+    assert low < 1.0 / value <= high <= 1.1 * low
+
+
+@given(st.floats(0.02, 50.0), st.floats(0.93, 1.08))
+def test_from_a_start_nearby_six_forwards_do(value, off):
+    found = critical_sharpness(lambda s: s * (s - 1.0 / value), start=off / value)
+    assert found.converged
+    assert found.n_forwards <= 6
+
+
+@pytest.mark.parametrize("third", [-0.3, 0.3])
+def test_beyond_quadratics_it_is_the_scanned_root(third):
+    def loss_at(s):
+        return -s + 0.4 * s**2 + third * 0.1 * s**3
+
+    scan = next(s for s in torch.arange(1, 10**5) / 1e4 if loss_at(float(s)) >= 0.0)
+    found = critical_sharpness(loss_at, tolerance=0.01, max_forwards=40)
+    assert found.value == pytest.approx(1.0 / float(scan), rel=0.01)
+
+
+def test_on_a_quadratic_it_is_the_directional_ratio():
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3).double()
+    x, y = torch.randn(30, 6, dtype=torch.float64), torch.randn(30, 3, dtype=torch.float64)
+    params = list(model.parameters())
+    optimizer = torch.optim.Adam(params, lr=0.3)
+
+    def loss_fn():
+        return nn.functional.mse_loss(model(x), y)
+
+    before = [p.detach().clone() for p in params]
+    loss_fn().backward()
+    optimizer.step()
+    steps = [p.detach() - b for p, b in zip(params, before, strict=True)]
+
+    def loss_at(s):
+        with torch.no_grad():
+            for p, b, d in zip(params, before, steps, strict=True):
+                p.copy_(b + s * d)
+            return loss_fn()
+
+    found = critical_sharpness(loss_at, tolerance=1e-4, max_forwards=60)
+    loss_at(1.0)
+    expected = directional_ratio(hessian(loss_fn, params), torch.cat([d.flatten() for d in steps]))
+    assert found.value == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_step_that_always_or_never_lowers_the_loss():
+    always = critical_sharpness(lambda s: -s)
+    never = critical_sharpness(lambda s: s)
+    assert (always.value, always.converged) == (0.0, False)
+    assert (never.value, never.converged) == (math.inf, False)
+    flat = critical_sharpness(lambda s: 1.0)
+    assert flat.value == math.inf, "no lower than before"
+
+
+def test_what_is_not_finite_is_higher():
+    found = critical_sharpness(lambda s: -s if s < 3.0 else math.nan, tolerance=0.01, max_forwards=40)
+    assert found.value == pytest.approx(1.0 / 3.0, rel=0.01)
+    with pytest.raises(FloatingPointError, match="before the step"):
+        critical_sharpness(lambda s: math.nan)
+
+
+def test_noise_is_half_the_distance_of_the_halves():
+    def parabola(value):
+        return lambda s: s * (s - 1.0 / value)
+
+    found = critical_sharpness(parabola(1.0), tolerance=0.001, max_forwards=60, halves=(parabola(0.9), parabola(1.2)))
+    assert found.noise == pytest.approx(0.15, rel=1e-6)
+    same = critical_sharpness(parabola(1.0), halves=(parabola(1.0), parabola(1.0)))
+    assert same.noise == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [{"start": 0.0}, {"start": math.nan}, {"tolerance": 0.0}, {"max_forwards": 2}])
+def test_settings_are_checked(wrong):
+    with pytest.raises(ValueError, match="expected start > 0"):
+        critical_sharpness(lambda s: s, **wrong)
