@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_topo.geometry import StepDistortion, distortions, pair_search, step_distortion
+from lightning_topo.geometry.precision import worst_case_slack
 
 
 def brute_force(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, float]:
@@ -256,13 +257,22 @@ def test_pruned_neurons_that_part(n, gap):
 
 
 def test_certificates_do_not_rest_on_likely_rounding(monkeypatch):
-    """With the likely error understated, pairs that products cannot tell from breaks are looked at all the same."""
-    monkeypatch.setattr(pair_search, "product_slack", lambda dtype, d: 0.0)
-    monkeypatch.setattr(pair_search, "worst_case_slack", lambda dtype, d: 64 * torch.finfo(dtype).eps)
-    base = 30 * cloud(1, 40, 1)
-    for seed in range(10):
-        before = torch.cat([base, -base]).repeat(150, 1) + 0.02 * cloud(300, 40, seed)
-        after = before + 0.003 * cloud(300, 40, seed + 1)
-        gap = before[2] - before[0]
-        after[0], after[2] = before[0] + 0.51 * gap, before[2] - 0.51 * gap
-        assert not step_distortion(before, after).certified
+    """Products that err half as much as the worst case allows hide a break: it is looked at all the same."""
+    exact_tile = pair_search._Products.tile
+
+    def erring_tile(self, rows, columns, weight=1.0):
+        squares, norms = exact_tile(self, rows, columns, weight), self.squares.clone()
+        norms[2:] = 0
+        error = worst_case_slack(squares.dtype, self.rows.shape[1]) / 2
+        return squares + error * (norms[rows, None] + norms[columns]) * (norms[rows, None] * norms[columns] > 0)
+
+    monkeypatch.setattr(pair_search._Products, "tile", erring_tile)
+    before = 30 * cloud(300, 400, 0)
+    before[1], before[5] = before[0] + 0.087 * cloud(1, 400, 2)[0], before[4] + cloud(1, 400, 3)[0]
+    after = before + 0.001 * cloud(300, 400, 1)
+    gap, other = before[1] - before[0], before[5] - before[4]
+    after[0], after[1] = before[0] + 0.51 * gap, before[1] - 0.51 * gap
+    after[4], after[5] = before[4] + 0.45 * other, before[5] - 0.45 * other
+    step = step_distortion(before, after)
+    assert step.critical_pair == (0, 1)
+    assert not step.certified
