@@ -395,7 +395,8 @@ def tile_ratios(
     squares = []
     for a, b in tiles:
         origin = a[0].to(wide)
-        squares.append(squared_distances(Rows.around(a, origin, scale), Rows.around(b, origin, scale)))
+        parts = Rows.around(a, origin, scale), Rows.around(b, origin, scale)
+        squares.append(squared_distances(*parts, same=rows == columns))
     return _ratios(*squares)
 
 
