@@ -123,8 +123,9 @@ def distortions(
     with full_precision(after.device):
         if n <= BLOCK_ROWS:
             nearest, resolved = nearest_by_products(after)
-            total = [replace(found, critical_ratio=math.nan) for found in _of_blocks(reference, after)]
-            return Distortions(tuple(_of_blocks(before, after)), tuple(total), nearest, resolved)
+            both = _of_blocks(torch.cat([before, reference]), torch.cat([after, after]))
+            total = tuple(replace(found, critical_ratio=math.nan) for found in both[len(before) :])
+            return Distortions(tuple(both[: len(before)]), total, nearest, resolved)
         blocks = [_of_large(*clouds) for clouds in zip(before, after, reference, strict=True)]
         step, total, nearest, resolved = zip(*blocks, strict=True)
         return Distortions(step, total, torch.stack(nearest), torch.stack(resolved))
