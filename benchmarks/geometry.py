@@ -2,8 +2,8 @@
 
     python benchmarks/geometry.py [--quick]
 
-Step distortion against two bare matrix products X Xᵀ; pairwise distances against `torch.cdist`; the sampled
-mode against a training step of a GPT-2-small-shaped model.
+Step distortion, alone and together with the map since a reference, against two bare matrix products X Xᵀ; pairwise
+distances, landmarks and distinct neurons against `torch.cdist`.
 """
 
 import argparse
@@ -15,10 +15,9 @@ from torch import Tensor
 
 from lightning_topo.geometry import (
     distinct_neurons,
+    distortions,
     farthest_point_landmarks,
     pairwise_distances,
-    projected_step_distortion,
-    sampled_step_distortion,
     step_distortion,
 )
 
@@ -51,24 +50,29 @@ def steps(before: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def compare_steps(sizes: list[tuple[int, int]], device: torch.device) -> None:
-    print(f"\n{'step distortion':24}{'n':>6}{'d':>6}{'2 products':>13}{'exact':>11}{'ratio':>8}")
+    print(
+        f"\n{'step distortion':24}{'n':>6}{'d':>6}{'2 products':>13}{'step':>11}{'ratio':>8}"
+        f"{'with total':>11}{'ratio':>8}"
+    )
     generator = torch.Generator().manual_seed(0)
     for n, d in sizes:
         before = torch.randn(n, d, generator=generator).to(device)
         for kind, after in steps(before, generator).items():
-            products, exact = interleaved(
+            start = before + 0.5 * before.roll(1, 0)
+            products, exact, both = interleaved(
                 [
                     lambda x=before, y=after: (x @ x.T, y @ y.T),
                     lambda x=before, y=after: step_distortion(x, y),
+                    lambda x=before, y=after, z=start: distortions(x[None], y[None], z[None]),
                 ],
                 device,
             )
             line = f"{kind:24}{n:6}{d:6}{products * 1e3:10.1f} ms{exact * 1e3:8.1f} ms{exact / products:8.2f}"
-            print(line)
+            print(f"{line}{both * 1e3:8.1f} ms{both / products:8.2f}")
 
 
 def compare_others(sizes: list[tuple[int, int]], device: torch.device) -> None:
-    names = ["torch.cdist", "pairwise_distances", "128 landmarks", "distinct_neurons", "projected to 128"]
+    names = ["torch.cdist", "pairwise_distances", "128 landmarks", "distinct_neurons"]
     print(f"\n{'against torch.cdist':24}{'n':>6}{'d':>6}{'time':>13}{'ratio':>8}")
     for n, d in sizes:
         x = torch.randn(n, d, generator=torch.Generator().manual_seed(0)).to(device)
@@ -77,40 +81,10 @@ def compare_others(sizes: list[tuple[int, int]], device: torch.device) -> None:
             lambda x=x: pairwise_distances(x),
             lambda x=x: farthest_point_landmarks(x, 128),
             lambda x=x: distinct_neurons(x),
-            lambda x=x: projected_step_distortion(x, 1.01 * x + x.roll(1, 0) / 100, 128),
         ]
         times = interleaved(calls, device, repeats=3)
         for name, seconds in zip(names, times, strict=True):
             print(f"{name:24}{n:6}{d:6}{seconds * 1e3:10.1f} ms{seconds / times[0]:8.2f}")
-
-
-def compare_training(device: torch.device, n_layers: int, tokens: int) -> None:
-    """The sampled mode on all MLP groups against a step of the model they belong to."""
-    width, vocabulary = 768, 50257
-    layer = torch.nn.TransformerEncoderLayer(width, 12, 4 * width, batch_first=True, dropout=0.0)
-    encoder = torch.nn.TransformerEncoder(layer, n_layers, enable_nested_tensor=False)
-    model = torch.nn.Sequential(torch.nn.Embedding(vocabulary, width), encoder, torch.nn.Linear(width, vocabulary))
-    model.to(device)
-    optimizer = torch.optim.AdamW(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    batch = torch.randint(vocabulary, (4, tokens), generator=generator).to(device)
-
-    def train() -> None:
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(batch).flatten(0, 1), batch.flatten()).backward()
-        optimizer.step()
-
-    clouds = [torch.randn(4 * width, 2 * width + 1, generator=generator).to(device) for _ in range(n_layers)]
-    moved = [cloud + cloud.roll(1, 0) / 100 for cloud in clouds]
-
-    def sample() -> None:
-        for before, after in zip(clouds, moved, strict=True):
-            sampled_step_distortion(before, after, n_rows=64)
-
-    step, sampled = interleaved([train, sample], device, repeats=2)
-    print(f"\nGPT-2-small-shaped step, {n_layers} layers, 4 x {tokens} tokens: {step * 1e3:.0f} ms")
-    print(f"sampled mode on its {n_layers} MLP groups (n=3072, d=1537): {sampled * 1e3:.1f} ms")
-    print(f"ratio: {100 * sampled / step:.2f} %")
 
 
 def main() -> None:
@@ -123,7 +97,6 @@ def main() -> None:
     sizes = QUICK if arguments.quick else SIZES
     compare_steps(sizes, device)
     compare_others(sizes, device)
-    compare_training(device, n_layers=2 if arguments.quick else 12, tokens=64 if arguments.quick else 256)
 
 
 if __name__ == "__main__":

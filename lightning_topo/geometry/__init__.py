@@ -11,7 +11,7 @@ from lightning_topo.geometry.bounds import (
 )
 from lightning_topo.geometry.coincidence import distinct_neurons, equal_rows
 from lightning_topo.geometry.distances import check_cloud, diameter, pairwise_distances
-from lightning_topo.geometry.distortion import StepDistortion, step_distortion
+from lightning_topo.geometry.distortion import Distortions, StepDistortion, distortions, step_distortion
 from lightning_topo.geometry.fate import NeuronFate, neuron_fate
 from lightning_topo.geometry.landmarks import Landmarks, farthest_point_landmarks
 from lightning_topo.geometry.resolution import resolved_critical_ratio
@@ -19,6 +19,7 @@ from lightning_topo.geometry.snapshots import Snapshot, snapshot, snapshot_of_ne
 
 __all__ = [
     "BoundTable",
+    "Distortions",
     "Landmarks",
     "NeuronFate",
     "Snapshot",
@@ -28,6 +29,7 @@ __all__ = [
     "diameter",
     "displacement_lengths",
     "distinct_neurons",
+    "distortions",
     "equal_rows",
     "farthest_point_landmarks",
     "neuron_fate",

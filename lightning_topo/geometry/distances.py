@@ -114,7 +114,9 @@ def diameter(points: Float[Tensor, "n d"]) -> float:
     with full_precision(points.device):
         rows = Rows.around_mean(points)
         tiles = upper_tiles(len(rows), tile_rows(rows.local))
-        largest = max(float(squared_distances(rows[above], rows[left]).amax()) for above, left in tiles)
+        largest = max(
+            float(squared_distances(rows[above], rows[left], same=above == left).amax()) for above, left in tiles
+        )
         return math.sqrt(largest) / rows.scale
 
 
@@ -137,11 +139,12 @@ def squared_distance_matrix(rows: Rows, dtype: torch.dtype) -> Float[Tensor, "n 
     n = len(rows)
     matrix = _empty_matrix(n, dtype, rows.local.device)
     for above, left in upper_tiles(n, tile_rows(rows.local)):
-        tile = squared_distances(rows[above], rows[left])
+        tile = squared_distances(rows[above], rows[left], same=above == left).to(dtype)
         if above == left:
-            tile = torch.minimum(tile, tile.T)
-        matrix[above, left] = tile
-        matrix[left, above] = tile.T
+            matrix[above, left] = torch.minimum(tile, tile.T)
+        else:
+            # torch transposes fast only between contiguous matrices.
+            matrix[above, left], matrix[left, above] = tile, tile.T.contiguous()
     return matrix.fill_diagonal_(0)
 
 
@@ -164,28 +167,31 @@ def upper_tiles(n: int, size: int) -> Iterator[tuple[slice, slice]]:
             yield slice(top, min(top + size, n)), slice(left, min(left + size, n))
 
 
-def squared_distances(a: Rows, b: Rows, recentrings: int = 0) -> Float[Tensor, "m k"]:
+def squared_distances(a: Rows, b: Rows, recentrings: int = 0, *, same: bool = False) -> Float[Tensor, "m k"]:
     """scale² |a_i - b_j|² to a relative error of `ACCURACY`, by |a|² + |b|² - 2 a·b where that resolves it.
 
     Pairs too near for the product are taken again: groups of near points relative to one of their own, and
-    the few pairs that remain by subtraction. Both clouds have one origin and one scale.
+    the few pairs that remain by subtraction. Both clouds have one origin and one scale; `same` says that they are one
+    cloud, whose diagonal need not be resolved to be 0.
     """
     squares = torch.addmm(b.squares.expand(len(a), -1), a.local, b.local.T, alpha=-2).add_(a.squares[:, None])
     dtype, d = a.local.dtype, a.local.shape[1]
     resolved = product_slack(dtype, d) / max(ACCURACY, torch.finfo(dtype).eps)
+    if same:
+        squares.fill_diagonal_(torch.inf)
     if squares.numel() == 0 or squares.amin() >= resolved * (a.squares.amax() + b.squares.amax()):
-        return squares
+        return squares.fill_diagonal_(0) if same else squares
 
     near = squares < resolved * (a.squares[:, None] + b.squares)
     if int(near.sum()) <= len(a) + len(b) or recentrings == _MAX_RECENTRINGS:
         i, j = near.nonzero(as_tuple=True)
         squares[i, j] = direct_squares(a.points, i, b.points, j, a.scale)
-        return squares
+        return squares.fill_diagonal_(0) if same else squares
     for i, j in _near_groups(near):
         origin = a.points[i[0]].to(dtype)
         parts = (Rows.around(a.points[i], origin, a.scale), Rows.around(b.points[j], origin, a.scale))
         squares[i[:, None], j] = squared_distances(*parts, recentrings=recentrings + 1)
-    return squares
+    return squares.fill_diagonal_(0) if same else squares
 
 
 def direct_squares(

@@ -1,15 +1,18 @@
 """Step distortion: how far one optimizer step bends a cloud of neurons, exactly and over all pairs."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_topo.geometry.block_search import MAX_ROWS as BLOCK_ROWS
+from lightning_topo.geometry.block_search import search_blocks
 from lightning_topo.geometry.coincidence import coincident_pairs
 from lightning_topo.geometry.distances import check_cloud
-from lightning_topo.geometry.pair_search import Pair, search_extreme_pairs
+from lightning_topo.geometry.lower_bounds import nearest_by_products
+from lightning_topo.geometry.pair_search import Extreme, Extremes, Pair, search_extreme_pairs
 from lightning_topo.geometry.precision import full_precision
 
 
@@ -30,10 +33,6 @@ class StepDistortion:
     `n_coincident`, `n_split` and `n_merged` count pairs: those with d_ij = 0, those of them with d'_ij > 0,
     and those with d_ij > 0 and d'_ij = 0.
 
-    `exact` is False where not every pair was looked at in full. Then, but with probability
-    `failure_probability`, at most a fraction `unseen_pairs` of all pairs lies outside the values given, or
-    outside them by more than `error_factor`: a lower bound of r, never a certificate.
-
     Source: arXiv:2510.02670.
     """
 
@@ -47,10 +46,6 @@ class StepDistortion:
     n_coincident: int = 0
     n_split: int = 0
     n_merged: int = 0
-    exact: bool = True
-    unseen_pairs: float = 0.0
-    error_factor: float = 1.0
-    failure_probability: float = 0.0
 
     @property
     def log_distortion(self) -> float:
@@ -62,7 +57,7 @@ class StepDistortion:
     @property
     def certified(self) -> bool:
         """Whether this step provably kept distinct neurons distinct and equal ones equal."""
-        return self.exact and self.critical_ratio < 1 and self.n_split == 0
+        return self.critical_ratio < 1 and self.n_split == 0
 
 
 def step_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> StepDistortion:
@@ -81,15 +76,102 @@ def step_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -
     (1.0, 2.0, 2.0, (0, 1))
     """
     check_step(before, after)
-    n = len(before)
-    if n < 2:
-        return StepDistortion(0.0, 1.0, 1.0, None, None, None, n_points=n)
+    before, after = before.detach(), after.detach()
     with full_precision(before.device):
-        before, after = before.detach(), after.detach()
-        extremes = search_extreme_pairs(before, after)
-        n_coincident, n_coincident_after = coincident_pairs(before), coincident_pairs(after)
-        kept = n_coincident > 0 and n_coincident_after > 0
-        n_kept = coincident_pairs(torch.cat([before, after], dim=1)) if kept else 0
+        if 2 <= len(before) <= BLOCK_ROWS and not torch.equal(before, after):
+            return _of_blocks(before[None], after[None])[0]
+        return _of_cloud(before, after)
+
+
+@dataclass(frozen=True, slots=True)
+class Distortions:
+    """The maps of b clouds of neurons to where they are now: by block, from before the step and from a reference.
+
+    Of `total`, the map from the reference, `critical_ratio` is NaN: it takes a product more that few need.
+    `nearest` bounds the distance of each neuron to its nearest now, good to a percent from `resolved` on: what
+    `snapshot_of_nearest` takes.
+    """
+
+    step: tuple[StepDistortion, ...]
+    total: tuple[StepDistortion, ...]
+    nearest: Float[Tensor, "b n"]
+    resolved: Float[Tensor, "b 1"]
+
+
+def distortions(
+    before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"], reference: Float[Tensor, "b n d"]
+) -> Distortions:
+    """Measure the step before -> after and the map reference -> after, block by block, from common products.
+
+    A large cloud takes four half products, two for the step, and one each for where it was and where it is; small
+    ones are measured together.
+
+    Raises:
+        TypeError, ValueError: as `step_distortion`; fewer than two neurons.
+
+    >>> start = torch.tensor([[[0.0], [1.0], [3.0]]])
+    >>> found = distortions(2 * start, 3 * start, start)
+    >>> found.step[0].critical_ratio, found.total[0].expansion
+    (0.5, 3.0)
+    """
+    n = after.shape[1]
+    if n < 2:
+        raise ValueError(f"expected at least 2 neurons, got {n}: distortion is of pairs")
+    for cloud in (before, reference):
+        check_step(cloud.flatten(0, 1), after.flatten(0, 1))
+    before, after, reference = before.detach(), after.detach(), reference.detach()
+    with full_precision(after.device):
+        if n <= BLOCK_ROWS:
+            nearest, resolved = nearest_by_products(after)
+            both = _of_blocks(torch.cat([before, reference]), torch.cat([after, after]))
+            total = tuple(replace(found, critical_ratio=math.nan) for found in both[len(before) :])
+            return Distortions(tuple(both[: len(before)]), total, nearest, resolved)
+        blocks = [_of_large(*clouds) for clouds in zip(before, after, reference, strict=True)]
+        step, total, nearest, resolved = zip(*blocks, strict=True)
+        return Distortions(step, total, torch.stack(nearest), torch.stack(resolved))
+
+
+def _of_large(
+    before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], reference: Float[Tensor, "n d"]
+) -> tuple[StepDistortion, StepDistortion, Float[Tensor, " n"], Float[Tensor, " 1"]]:
+    """What `distortions` holds of one block; a cloud that rests takes no search."""
+    if torch.equal(before, after):
+        total = _of_cloud(reference, after)
+        nearest, resolved = (x[0] for x in nearest_by_products(after[None]))
+        return _of_cloud(before, after), replace(total, critical_ratio=math.nan), nearest, resolved
+    started = not torch.equal(reference, before)
+    found = search_extreme_pairs(before, after, reference if started else None)
+    total = _named(reference, after, found.total or found.step)
+    resolved = found.nearest.new_full((1,), found.resolved)
+    return _named(before, after, found.step), replace(total, critical_ratio=math.nan), found.nearest, resolved
+
+
+def _of_blocks(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"]) -> list[StepDistortion]:
+    """Small clouds together, and those one by one for which that does not do."""
+    searched = search_blocks(before, after)
+    return [
+        _record(extremes, len(x)) if resolved else _of_cloud(x, y)
+        for extremes, resolved, x, y in zip(searched.extremes, searched.resolved, before, after, strict=True)
+    ]
+
+
+def _of_cloud(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> StepDistortion:
+    if len(before) < 2:
+        return StepDistortion(0.0, 1.0, 1.0, None, None, None, n_points=len(before))
+    if torch.equal(before, after):
+        return _named(before, after, Extremes(Extreme(0.0), Extreme(1.0), Extreme(1.0)))
+    return _named(before, after, search_extreme_pairs(before, after).step)
+
+
+def _named(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], extremes: Extremes) -> StepDistortion:
+    """The extremes with the counts of coincident pairs."""
+    n_coincident, n_coincident_after = coincident_pairs(before), coincident_pairs(after)
+    kept = n_coincident > 0 and n_coincident_after > 0
+    n_kept = coincident_pairs(torch.cat([before, after], dim=1)) if kept else 0
+    return _record(extremes, len(before), n_coincident, n_coincident - n_kept, n_coincident_after - n_kept)
+
+
+def _record(extremes: Extremes, n: int, n_coincident: int = 0, n_split: int = 0, n_merged: int = 0) -> StepDistortion:
     return StepDistortion(
         critical_ratio=extremes.critical.value,
         contraction=extremes.contraction.value,
@@ -99,8 +181,8 @@ def step_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -
         expansion_pair=extremes.expansion.pair,
         n_points=n,
         n_coincident=n_coincident,
-        n_split=n_coincident - n_kept,
-        n_merged=n_coincident_after - n_kept,
+        n_split=n_split,
+        n_merged=n_merged,
     )
 
 

@@ -2,7 +2,7 @@
 
 import torch
 from jaxtyping import Float
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from lightning_topo.geometry.distances import mean_point
@@ -75,7 +75,7 @@ def nearest_by_directions(cloud: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         product = sum(((x := block.to(wide) - mean).mT @ (x @ basis) for block in blocks), torch.zeros_like(basis))
         basis = torch.linalg.qr(product + torch.finfo(wide).tiny).Q
     shadow = torch.cat([(block.to(wide) - mean) @ basis for block in blocks]).cpu().numpy()
-    found = cKDTree(shadow, balanced_tree=False, compact_nodes=False).query(shadow, k=2)[0][:, 1]
+    found = KDTree(shadow, balanced_tree=False, compact_nodes=False).query(shadow, k=2)[0][:, 1]
     nearest = torch.from_numpy(found).to(cloud.device, wide)
     # The basis is orthonormal, and products are right, to this much of the cloud's own size.
     error = 64 * worst_case_slack(wide, d)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -11,6 +12,8 @@ from torch import Tensor
 from lightning_topo.geometry import upper_norms
 from lightning_topo.geometry.precision import worst_case_work
 from lightning_topo.neurons.group import NeuronGroup
+
+_kernels: Any = torch  # its type stubs leave the kernels over lists out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,12 +83,12 @@ class DisplacementMeter:
             return torch.empty(0)
         moved = list(self.buffers.values())
         work = moved[0].dtype
-        torch._foreach_copy_(moved, [after[name] for name in self.buffers])
-        torch._foreach_sub_(moved, [before[name].to(work) for name in self.buffers])
+        _kernels._foreach_copy_(moved, [after[name] for name in self.buffers])
+        _kernels._foreach_sub_(moved, [before[name].to(work) for name in self.buffers])
         if centre:
             both = zip(self.groups, self.views, strict=True)
             return torch.cat([_centred_lengths(group, views, self.longest) for group, views in both])
-        torch._foreach_mul_(moved, moved)
+        _kernels._foreach_mul_(moved, moved)
         sums = [_row_sums(group, views) for group, views in zip(self.groups, self.views, strict=True)]
         return upper_norms(torch.cat(sums), self.longest, work)
 

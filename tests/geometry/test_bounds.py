@@ -1,5 +1,6 @@
 """Bounds of a step's critical ratio against the ratio itself, over all pairs in float64."""
 
+import itertools
 import math
 
 import pytest
@@ -205,7 +206,7 @@ def test_path_serves_for_the_net_displacement():
     for k in range(4):
         points.append(points[-1] + 0.01 * cloud(30, 8, seed=k + 1))
     table = BoundTable.of([snapshot(points[0])])
-    steps = [displacement_lengths(x, y) for x, y in zip(points, points[1:], strict=False)]
+    steps = [displacement_lengths(x, y) for x, y in itertools.pairwise(points)]
     path = table.bounds(steps[3], steps[0] + steps[1] + steps[2])
     net = table.bounds(steps[3], displacement_lengths(points[0], points[3]))
     assert true_ratio(points[3], points[4]) <= float(net) <= float(path)

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_topo.geometry import StepDistortion, step_distortion
+from lightning_topo.geometry import StepDistortion, distortions, pair_search, step_distortion
+from lightning_topo.geometry.precision import worst_case_slack
 
 
 def brute_force(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, float]:
@@ -206,3 +207,72 @@ def test_inputs_are_left_alone():
     copy = after.clone()
     assert step_distortion(before, after).expansion == pytest.approx(2.0)
     assert torch.equal(after, copy)
+
+
+@pytest.mark.parametrize("shape", CLOUDS)
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("n", [16, 300, 600])
+def test_step_and_total_together_are_as_each_alone(kind, shape, n):
+    """Blocks of one tensor, small and large; with what a snapshot takes."""
+    start = torch.stack([CLOUDS[shape](cloud(n, 24, seed)) for seed in (5, 7)])
+    before = torch.stack([STEPS["large"](x, cloud(n, 24, 8)) for x in start])
+    after = torch.stack([STEPS[kind](x, cloud(n, 24, 6)) for x in before])
+    found = distortions(before, after, start)
+    for block, (x, y, z) in enumerate(zip(before, after, start, strict=True)):
+        assert_matches(found.step[block], all_pairs(x, y))
+        total = found.total[block]
+        assert (total.contraction, total.expansion) == pytest.approx(all_pairs(z, y)[1:], rel=1e-6, abs=0)
+        assert math.isnan(total.critical_ratio)
+    least = torch.cdist(after.double(), after.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    least = least.masked_fill(torch.eye(n, dtype=torch.bool), math.inf).amin(dim=2)
+    assert bool((found.nearest <= least).all())
+    clear = (least > 1.1 * found.resolved) & (least > 0)
+    assert bool((found.nearest >= 0.97 * least)[clear].all())
+
+
+@pytest.mark.parametrize("n", [20, 300])
+def test_clouds_that_rest(n):
+    start = cloud(n, 9, 0)[None]
+    end = 2 * start + start.roll(1, 1)
+    assert distortions(start, start, start).step[0] == step_distortion(start[0], start[0])
+    for before, after in ((start, end), (end, end)):
+        found = distortions(before, after, start)
+        assert_matches(found.step[0], brute_force(before[0], after[0]))
+        assert found.total[0].expansion == pytest.approx(brute_force(start[0], end[0])[2], rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [40, 600])
+@pytest.mark.parametrize("gap", [1e-20, 1e-25, 1e-37])
+def test_pruned_neurons_that_part(n, gap):
+    """Two pruned neurons, one not quite zero: ratios beyond the range of float32."""
+    before = cloud(n, 17, 0)
+    before[:2] = 0
+    before[0, 0] = gap
+    after = before + 1e-3 * cloud(n, 17, 1)
+    step = step_distortion(before, after)
+    truth = float((after[0] - after[1]).double().norm()) / gap
+    assert step.critical_ratio == pytest.approx(truth, rel=1e-3)
+    assert step.critical_pair == (0, 1)
+    assert step.contraction == pytest.approx(all_pairs(before, after)[1], rel=1e-6)
+
+
+def test_certificates_do_not_rest_on_likely_rounding(monkeypatch):
+    """Products that err half as much as the worst case allows hide a break: it is looked at all the same."""
+    exact_tile = pair_search._Products.tile
+
+    def erring_tile(self, rows, columns, weight=1.0):
+        squares, norms = exact_tile(self, rows, columns, weight), self.squares.clone()
+        norms[2:] = 0
+        error = worst_case_slack(squares.dtype, self.rows.shape[1]) / 2
+        return squares + error * (norms[rows, None] + norms[columns]) * (norms[rows, None] * norms[columns] > 0)
+
+    monkeypatch.setattr(pair_search._Products, "tile", erring_tile)
+    before = 30 * cloud(300, 400, 0)
+    before[1], before[5] = before[0] + 0.087 * cloud(1, 400, 2)[0], before[4] + cloud(1, 400, 3)[0]
+    after = before + 0.001 * cloud(300, 400, 1)
+    gap, other = before[1] - before[0], before[5] - before[4]
+    after[0], after[1] = before[0] + 0.51 * gap, before[1] - 0.51 * gap
+    after[4], after[5] = before[4] + 0.45 * other, before[5] - 0.45 * other
+    step = step_distortion(before, after)
+    assert step.critical_pair == (0, 1)
+    assert not step.certified

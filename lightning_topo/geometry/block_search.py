@@ -1,0 +1,75 @@
+"""The extreme pairs of many small clouds at once, by products in the widest dtype."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lightning_topo.geometry.pair_search import Extreme, Extremes, pair_ratios
+from lightning_topo.geometry.precision import wide_dtype, worst_case_slack
+
+MAX_ROWS = 128
+"""Clouds of at most so many neurons are searched together."""
+
+_ACCURACY = 1e-7
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """The extremes of each block's step, and which blocks the products resolve; the others are to be searched alone."""
+
+    extremes: tuple[Extremes, ...]
+    resolved: tuple[bool, ...]
+
+
+def search_blocks(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"]) -> Searched:
+    """The extreme ratios over the pairs of each of b clouds of n >= 2 points; see `StepDistortion` for the formulas.
+
+    A block counts as resolved where rounding moves no ratio by more than 1e-7 of itself, no pair coincides before or
+    after, and r is not so near 1 that this could decide.
+    """
+    b, n, d = before.shape
+    wide = wide_dtype(before.device)
+    here = before.to(wide)
+    moved = after.to(wide) - here
+    here = here - here.mean(dim=1, keepdim=True)
+    moved -= moved.mean(dim=1, keepdim=True)
+    slack = worst_case_slack(wide, d)
+    square, step, cross = _differences(here, here), _differences(moved, moved), _differences(here, moved)
+    growth = 2 * cross + step
+    above = torch.ones(n, n, dtype=torch.bool, device=before.device).triu_(1)
+    largest, longest = (x.square().sum(dim=2).amax(dim=1) for x in (here, moved))
+    # Errors of d², of |Δ_i - Δ_j|² and of growth, for each block.
+    coarse = (2 * slack / _ACCURACY) * largest
+    sound = _all(square > coarse[:, None, None], above) & _all(square + growth > coarse[:, None, None], above)
+    critical = (step / square).masked_fill_(~above, -math.inf).flatten(1)
+    growth = growth / square
+    low, high = (growth.masked_fill(~above, fill).flatten(1) for fill in (math.inf, -math.inf))
+    flat = torch.stack([critical.argmax(dim=1), low.argmin(dim=1), high.argmax(dim=1)], dim=1)
+    # The step's own rounding, against the largest ratio.
+    sound &= step.flatten(1).gather(1, flat[:, :1])[:, 0] > (2 * slack / _ACCURACY) * longest
+    rows = torch.arange(b, device=before.device)[:, None] * n
+    i, j = (flat // n + rows).flatten(), (flat % n + rows).flatten()
+    q, ratio = pair_ratios(before.flatten(0, 1), after.flatten(0, 1), i, j, 1.0)
+    values = torch.stack([q, ratio], dim=1).unflatten(0, (b, 3)).tolist()
+    resolved, places = sound.tolist(), flat.tolist()
+    extremes = []
+    for block in range(b):
+        pairs = [(place // n, place % n) for place in places[block]]
+        (r, _), (_, least), (_, most) = values[block]
+        resolved[block] = resolved[block] and not 1 - 1e-5 < r < 1
+        extremes.append(Extremes(Extreme(r, pairs[0]), Extreme(least, pairs[1]), Extreme(most, pairs[2])))
+    return Searched(tuple(extremes), tuple(resolved))
+
+
+def _differences(x: Float[Tensor, "b n d"], y: Float[Tensor, "b n d"]) -> Float[Tensor, "b n n"]:
+    """(x_i - x_j)·(y_i - y_j) of all pairs."""
+    products = x @ y.mT
+    own = products.diagonal(dim1=1, dim2=2)
+    return own[:, :, None] + own[:, None, :] - products - (products.mT if x is not y else products)
+
+
+def _all(true: Bool[Tensor, "b n n"], among: Bool[Tensor, "n n"]) -> Bool[Tensor, " b"]:
+    return (true | ~among).flatten(1).all(dim=1)
