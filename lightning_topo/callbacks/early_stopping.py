@@ -63,9 +63,7 @@ class TopologyEarlyStopping(Callback):
     ) -> None:
         if min_epochs < 0:
             raise ValueError(f"expected min_epochs >= 0, got {min_epochs}")
-        self.rules = StopRules.of(
-            stop_on, min_count=min_count, patience=patience, groups=groups, tolerance=tolerance
-        )
+        self.rules = StopRules.of(stop_on, min_count=min_count, patience=patience, groups=groups, tolerance=tolerance)
         self.min_epochs, self.verbose = min_epochs, verbose
         self.stopping_reason: str | None = None
         self.stopped_epoch = 0

@@ -223,7 +223,7 @@ class TopologyStepGuard(Callback):
 
     def _updated(self, update: Update) -> None:
         """Hold back the update that an optimizer has just made, if it is too large."""
-        assert self._watch is not None and self._trainer is not None
+        assert self._trainer is not None
         if not self.groups:
             self.groups = self._found()
         self._counts["n_updates"] += 1
@@ -253,7 +253,8 @@ class TopologyStepGuard(Callback):
 
     def _found(self) -> tuple[NeuronGroup, ...]:
         """The groups to hold; raises `MisconfigurationException` where there are none."""
-        assert self._watch is not None and self._trainer is not None
+        assert self._watch is not None
+        assert self._trainer is not None
         groups = tuple(self._watch.find_neurons())
         if not groups:
             raise misconfigured(

@@ -140,7 +140,7 @@ class LoopSession:
         try:
             if saved["version"] != _STATE_VERSION:
                 raise ValueError(f"expected version {_STATE_VERSION}, got {saved['version']!r}")
-            step, epoch = int(saved["step"]), int(saved["epoch"])
+            step, epoch, state = int(saved["step"]), int(saved["epoch"]), saved["watch"]
             if step < 0 or epoch < 0:
                 raise ValueError(f"expected step >= 0 and epoch >= 0, got {step} and {epoch}")
             if self.guard is not None and isinstance(saved["guard"], Mapping):
@@ -151,7 +151,7 @@ class LoopSession:
             # The engine says in an event that it begins anew.
             return {"damaged": f"{type(error).__name__}: {error}"}
         self.training.step, self.training.epoch = max(step, self.training.step), max(epoch, self.training.epoch)
-        return saved["watch"]
+        return state
 
     def _decide(self) -> None:
         findings = self._outputs.take()

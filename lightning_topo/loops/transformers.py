@@ -19,7 +19,7 @@ from lightning_topo.probes import Probe
 from lightning_topo.watch import Watch
 
 try:
-    from transformers import TrainerCallback
+    from transformers.trainer_callback import TrainerCallback
 except ImportError as error:
     raise ImportError(
         "TopologyTrainerCallback needs transformers and accelerate: pip install 'lightning-topo[transformers]'"

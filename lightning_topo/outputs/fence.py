@@ -7,7 +7,9 @@ from typing import Literal
 
 
 @contextmanager
-def fenced(who: str, what: str, on_error: Literal["warn", "raise"] = "warn", *, is_first_rank: bool = True) -> Iterator[None]:
+def fenced(
+    who: str, what: str, on_error: Literal["warn", "raise"] = "warn", *, is_first_rank: bool = True
+) -> Iterator[None]:
     """Training goes on whatever happens inside, unless the user wants to know; the first rank warns.
 
     >>> with fenced("TopologyWatch", "could not look at a loss", "raise"):

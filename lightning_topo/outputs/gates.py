@@ -146,9 +146,7 @@ def advance(state: StopState, findings: Findings, rules: StopRules) -> StopState
     for step in sorted(changes):
         if step > state.step:
             quiet = not state.eventful and all(change <= rules.tolerance for change in changes[step])
-            state = replace(
-                state, step=step, quiet_captures=state.quiet_captures + 1 if quiet else 0, eventful=False
-            )
+            state = replace(state, step=step, quiet_captures=state.quiet_captures + 1 if quiet else 0, eventful=False)
     return state
 
 

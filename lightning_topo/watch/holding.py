@@ -119,7 +119,7 @@ def proposed_values(update: Update) -> dict[str, Tensor]:
 
 def _each(update: Update) -> list[tuple[str, Tensor]]:
     """Every parameter once, under its first name."""
-    return list({id(now): (name, now) for name, now in reversed(update.after.items())}.values())
+    return list({id(now): (name, now) for name, now in reversed(list(update.after.items()))}.values())
 
 
 def _ratio(group: NeuronGroup, before: Tensor, after: Tensor, resolution: float) -> float:

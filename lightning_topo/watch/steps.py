@@ -103,11 +103,16 @@ class Steps:
         self._names = {key: tuple(found) for key, found in names.items()}
 
     def keep(self, optimizers: Iterable[Any]) -> None:
-        """Copy the parameters that these optimizers train, as far as there is no copy yet."""
-        for optimizer in optimizers if self._keeps_copies else ():
-            for parameter in _trained(optimizer):
-                if id(parameter) in self._names:
-                    self._keep(parameter)
+        """Copy the parameters that these optimizers train, as far as there is no copy yet.
+
+        Where the loop knows of no optimizer, all that could be trained: something moves them, and it may pass no hook.
+        """
+        if not self._keeps_copies:
+            return
+        known = [p for optimizer in optimizers for p in _trained(optimizer)]
+        for parameter in known or [p for p in self._module.parameters() if p.requires_grad]:
+            if id(parameter) in self._names:
+                self._keep(parameter)
 
     def begin(self) -> None:
         """Forget updates that never ended."""

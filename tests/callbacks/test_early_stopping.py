@@ -1,7 +1,6 @@
 """Gates on real trainings: ours, and Lightning's own over our keys."""
 
 import logging
-import math
 
 import lightning as L
 import pytest
@@ -11,9 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyEarlyStopping, TopologyMonitor, read_record
-from lightning_topo.callbacks import Findings
-from lightning_topo.callbacks.early_stopping import StopRules, StopState, advance, reason_to_stop
-from lightning_topo.phases import EventName, TopologyEvent
+from lightning_topo.phases import EventName
 from tests.callbacks.training import Classifier, fit, loader
 
 BREAKDOWN = "topology_breakdown"
@@ -44,57 +41,6 @@ def watcher(**options):
 
 def stop_step(trainer):
     return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
-# --- counting ---------------------------------------------------------------------------------------------------------
-
-
-def event(step, name=EventName.TOPOLOGY_BREAKDOWN, group="net.0"):
-    return TopologyEvent(name, step, 0, group)
-
-
-def seen(step, *events, change=None, group="net.0"):
-    values = (
-        {} if change is None else {"persistence": {group: {"log_bottleneck_0": change, "log_bottleneck_bound": 9.0}}}
-    )
-    return Findings(step, 0, values, events)
-
-
-def after(rules, *findings):
-    state = StopState()
-    for each in findings:
-        state = advance(state, each, rules)
-    return state
-
-
-def test_only_events_in_question_within_the_groups_count():
-    rules = StopRules(min_count=2, groups=("enc.*",))
-    other = event(1, EventName.GAP, "")
-    state = after(rules, seen(1, other, event(1, group="dec.0")), seen(2, event(2, group="enc.1")))
-    assert dict(state.counts) == {BREAKDOWN: 1}
-    assert reason_to_stop(state, rules) is None
-    state = advance(state, seen(3, event(3, group="enc.0")), rules)
-    assert "topology_breakdown at step 3 in enc.0" in reason_to_stop(state, rules)
-    everywhere = StopRules((EventName.EDGE_OF_STABILITY_ENTER,), groups=("enc.*",))
-    assert after(everywhere, seen(5, event(5, EventName.EDGE_OF_STABILITY_ENTER, ""))).n_events == 1
-
-
-def test_quiet_captures_are_counted_in_a_row():
-    rules = StopRules((), patience=2, tolerance=0.1)
-    still = [seen(step, change=0.05) for step in range(8)]
-    assert after(rules, still[1], still[2]).quiet_captures == 2
-    assert after(rules, still[1], seen(2, change=0.2), still[3]).quiet_captures == 1
-    assert after(rules, still[1], seen(2, change=math.nan), still[3]).quiet_captures == 1
-    assert after(rules, still[1], seen(2, change=math.inf)).quiet_captures == 0
-    # An event between two captures, whenever it came.
-    assert after(rules, still[1], seen(2, event(2)), still[3], still[4]).quiet_captures == 1
-    # Not a capture, or its first: nothing to compare with.
-    assert after(rules, still[1], seen(2), seen(3)).quiet_captures == 1
-    # A resume is no event of the network's, and what it measures again does not count again.
-    assert after(rules, still[3], seen(3, event(3, EventName.GAP, ""), change=0.05), still[4]).quiet_captures == 2
-    elsewhere = StopRules((), patience=2, groups=("dec",))
-    assert after(elsewhere, seen(1, event(1), change=3.0), seen(2, change=0.0, group="dec")).quiet_captures == 1
-    assert "2 captures in a row" in reason_to_stop(after(rules, *still[:2]), rules)
 
 
 def test_parameters_are_checked():

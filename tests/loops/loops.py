@@ -100,7 +100,7 @@ def trainer_of(folder, *, lr=0.1, epochs=2, **arguments):
         "logging_strategy": "no",
     }
     made = transformers.TrainingArguments(**(defaults | arguments))
-    return InOrder(model, made, train_dataset=Data(), optimizers=(optimizer, constant))
+    return InOrder(model, made, train_dataset=Data(), eval_dataset=Data(), optimizers=(optimizer, constant))
 
 
 def by_lightning(folder, lr=0.1, epochs=2, **others):
