@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from lightning_topo.geometry import StepDistortion, distinct_neurons, step_distortion
+from lightning_topo.geometry import StepDistortion, distinct_neurons, distortions
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes.period import Period
-from lightning_topo.probes.probe import Capture, ProbeResult, blocks
+from lightning_topo.probes.probe import Capture, ProbeResult
 from lightning_topo.probes.twins import Twins, find_twins, n_split
 
 
@@ -46,30 +46,21 @@ class Distortion:
         values: dict[str, dict[str, float]] = {}
         failures: dict[str, str] = {}
         known: Mapping[str, Twins] = {} if capture.previous is None else capture.previous.carry
-        twins: dict[str, Twins] = {}
+        twins = dict(known)
         for group in capture.groups:
             try:
                 after = capture.neurons[group.name]
                 before = after if capture.before is None else capture.before[group.name]
-                step = _worst(before, after, group)
-                total = _worst(capture.reference[group.name].to(after), after, group)
+                reference = capture.reference[group.name].to(after)
+                values[group.name] = _distortion(group, before, after, reference)
             except ValueError as error:
                 failures[group.name] = str(error)
                 continue
-            distinct = sum(distinct_neurons(block) for block in blocks(after, group))
-            values[group.name] = {
-                "critical_ratio": step.critical_ratio,
-                "contraction": step.contraction,
-                "expansion": step.expansion,
-                "log_distortion": step.log_distortion,
-                **step.critical_pair,
-                "total_contraction": total.contraction,
-                "total_expansion": total.expansion,
-                "total_log_distortion": total.log_distortion,
-                "distinct_neurons": distinct,
-            }
+            distinct = distinct_neurons(_stacked(after, group))
+            values[group.name]["distinct_neurons"] = distinct
             if group.name in known:
-                values[group.name] |= {"twins_split": float(n_split(known[group.name], after))}
+                values[group.name]["twins_split"] = float(n_split(known[group.name], after))
+            twins.pop(group.name, None)
             # Where parameters are sharded, so are the moments, and no process can compare them by itself.
             if capture.sharding == "whole" and distinct < len(after):
                 found = find_twins(group, capture.module, capture.optimizers)
@@ -77,30 +68,31 @@ class Distortion:
         return ProbeResult(values, failures, carry=twins)
 
 
-@dataclass(frozen=True, slots=True)
-class _Worst:
-    """The step map over all blocks of a group: the largest ratio and expansion, the smallest contraction."""
+def _distortion(group: NeuronGroup, before: Tensor, after: Tensor, reference: Tensor) -> dict[str, float]:
+    """The step map over all blocks of a group and the map since training began: the worst of each extreme."""
+    if group.n < 2:
+        return dict.fromkeys(_STEP, 0.0) | dict.fromkeys(_IDENTITY, 1.0) | {"total_log_distortion": 0.0}
+    found = distortions(*(_stacked(cloud, group) for cloud in (before, after, reference)))
+    worst = max(range(len(found.step)), key=lambda block: found.step[block].critical_ratio)
+    step = _extremes(found.step)
+    values = {"critical_ratio": found.step[worst].critical_ratio, **step}
+    if (pair := found.step[worst].critical_pair) is not None:
+        first_row = worst * group.n
+        values |= {"critical_i": first_row + pair[0], "critical_j": first_row + pair[1]}
+    return values | {f"total_{name}": value for name, value in _extremes(found.total).items()}
 
-    critical_ratio: float
-    contraction: float
-    expansion: float
-    log_distortion: float
-    critical_pair: Mapping[str, float]
+
+_STEP = ("critical_ratio", "log_distortion")
+_IDENTITY = ("contraction", "expansion", "total_contraction", "total_expansion")
 
 
-def _worst(before: Tensor, after: Tensor, group: NeuronGroup) -> _Worst:
-    found: Sequence[StepDistortion] = [
-        step_distortion(x, y) for x, y in zip(blocks(before, group), blocks(after, group), strict=True)
-    ]
-    worst = max(range(len(found)), key=lambda block: found[block].critical_ratio)
-    pair = found[worst].critical_pair
-    first_row = worst * group.n
+def _stacked(cloud: Tensor, group: NeuronGroup) -> Tensor:
+    """The clouds of a group's blocks, (b, n, d)."""
+    return cloud.unflatten(0, (-1, group.n))
+
+
+def _extremes(found: Sequence[StepDistortion]) -> dict[str, float]:
     contraction = min(block.contraction for block in found)
     expansion = max(block.expansion for block in found)
-    return _Worst(
-        found[worst].critical_ratio,
-        contraction,
-        expansion,
-        math.log(expansion / contraction) if contraction > 0.0 else math.inf,
-        {} if pair is None else {"critical_i": first_row + pair[0], "critical_j": first_row + pair[1]},
-    )
+    log_distortion = math.log(expansion / contraction) if contraction > 0.0 and expansion < math.inf else math.inf
+    return {"contraction": contraction, "expansion": expansion, "log_distortion": log_distortion}
