@@ -1,7 +1,6 @@
 """One training watched from its first step to its last, whichever loop runs it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_topo.homology import Worker
-from lightning_topo.measurement import GLOBAL, Measurement, StepState
+from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.phases import DetectorState, EventName, Severity, TopologyEvent
+from lightning_topo.phases import DetectorState, TopologyEvent
 from lightning_topo.probes import Distortion, Persistence, Probe
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.certifying import Certifying
@@ -320,7 +319,9 @@ class Watch:
         start = self._snapshots.before(step)
         if groups and start is not None:
             self._snapshots.reference = {**self._snapshots.reference, **start.gather(g.name for g in groups)}
-        self._reporting.event(members_changed(sorted(changed), [g.name for g in groups], step, self._training.epoch))
+        self._exchange.events.append(
+            members_changed(sorted(changed), [g.name for g in groups], step, self._training.epoch)
+        )
 
     def _find_again(self) -> None:
         """Find the neurons of a module that has other parameters now than in the first step."""
@@ -364,7 +365,7 @@ class Watch:
             self._unseen = moved
             if not self._said_unseen:
                 self._said_unseen = True
-                self._reporting.event(unseen_step(self._training.optimizers, moved, step, self._training.epoch))
+                self._exchange.events.append(unseen_step(self._training.optimizers, moved, step, self._training.epoch))
         return bool(moved)
 
     def _settle_early(self) -> None:
@@ -429,7 +430,7 @@ class Watch:
             self._certifying.moved_outside()
         if id(optimizer) not in self._said_outside:
             self._said_outside.add(id(optimizer))
-            self._reporting.event(moved_outside(optimizer, names, self._training.step, self._training.epoch))
+            self._exchange.events.append(moved_outside(optimizer, names, self._training.step, self._training.epoch))
 
     def _raise_first_error(self) -> None:
         """Raise a probe's error where the user wants to know."""
