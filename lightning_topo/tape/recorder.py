@@ -167,6 +167,10 @@ class StepRecorder:
         if not self._listening:
             return operator(*args, **kwargs)
         self._listening = False
+        if self._is_update(operator, args, kwargs):
+            result = operator(*args, **kwargs)
+            self.resume()
+            return result
         try:
             prepared = self._before(operator, args, kwargs)
         except Exception as error:
@@ -184,6 +188,17 @@ class StepRecorder:
                 self._give_up(f"{operator} could not be recorded ({type(error).__name__}: {error})")
         self._listening = not self.obstacle
         return result
+
+    def _is_update(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call moves parameters along their gradients, as an optimizer written by hand does.
+
+        What it computes is no part of a loss: afterwards the parameters stand elsewhere, as after an optimizer's step.
+        """
+        if torch.is_grad_enabled() or not write_positions(operator):
+            return False
+        read = {id(leaf) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)}
+        gradients = (tensor.grad for tensor in named_tensors(self._source).values() if tensor.is_leaf)
+        return any(id(gradient) in read for gradient in gradients if gradient is not None)
 
     def _before(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Arguments as slots, tensors by slot, what will be written; constants that it would overwrite are copied."""
