@@ -17,13 +17,14 @@ from lightning_topo.watch.certifying import Certifying
 from lightning_topo.watch.checkpoint import SavedWatch, resumed, saved_watch
 from lightning_topo.watch.coverage import Shares
 from lightning_topo.watch.exchange import Exchange
-from lightning_topo.watch.finding import Finding, Recording
+from lightning_topo.watch.finding import Finding
 from lightning_topo.watch.messages import members_changed, moved_outside, unseen_step, unwatched
-from lightning_topo.watch.output import ReferenceStore, Run, RunOutputs
+from lightning_topo.watch.output import Run, RunOutputs
 from lightning_topo.watch.probing import Probing, measures_steps
 from lightning_topo.watch.ranks import Ranks
 from lightning_topo.watch.readings import Readings
-from lightning_topo.watch.reference import keep, read_back
+from lightning_topo.watch.recording import Recording
+from lightning_topo.watch.reference import taken_or_kept
 from lightning_topo.watch.reporting import Reporting
 from lightning_topo.watch.settings import WatchSettings
 from lightning_topo.watch.snapshots import Snapshots, member_names
@@ -31,8 +32,6 @@ from lightning_topo.watch.steps import Steps
 from lightning_topo.watch.training import Training
 from lightning_topo.watch.training_loss import TrainingLoss
 
-RECORD_EVERY = 4
-"""Where more samples of the loss are wanted, every so many steps are recorded."""
 MEMBER_STEPS = 50
 """The names of the module's parameters are read anew every so many steps."""
 EXCHANGE_STEPS = 10
@@ -61,10 +60,9 @@ class Watch:
         self._schedule = settings.schedule(training.planned_steps)
         self._worker = Worker()
         self._finding = Finding(training, settings.declared, settings.seed)
-        self._recording = Recording(training)
         self._training_loss = TrainingLoss(training, settings.seed)
-        self._batch: Any = None
-        self._is_recorded = False
+        measures_losses = not all(isinstance(probe, Distortion | Persistence) for probe in settings.probes)
+        self._recording = Recording(training, self._training_loss if measures_losses else None)
         self.steps = Steps(
             training.module,
             on_settle=self._settle_early,
@@ -72,7 +70,6 @@ class Watch:
             keep_copies=self._finding.sharding == "whole",
         )
         self._probing = Probing(settings.probes, self._ranks, {})
-        self._measures_losses = not all(isinstance(probe, Distortion | Persistence) for probe in settings.probes)
         self._snapshots: Snapshots | None = None
         self._certifying: Certifying | None = None
         shares = Shares() if state is None else state.shares
@@ -152,9 +149,8 @@ class Watch:
             self.steps.begin()
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)
-            if self._records(self._training.step + 1):
-                self._batch, self._is_recorded = batch, True
-                self._recording.begin()
+            is_wanted = self._snapshots is None or self._finds_again
+            self._recording.begin(batch, self._training.step + 1, wanted=is_wanted)
             if self._snapshots is not None:
                 step = self._training.step + 1
                 self._snapshots.before_step(step, self._due("step", step))
@@ -181,7 +177,7 @@ class Watch:
         """A batch is over; `loss` is the mean loss of this process's batch, undivided and unscaled."""
         self.budget.end_step()
         with self.budget.spending():
-            self._end_recording()
+            self._recording.end()
             step = self._training.step + 1
             stepped = self._has_stepped(step)
             if stepped:
@@ -261,21 +257,6 @@ class Watch:
             self.groups = self._finding.groups(self._recording.so_far(), self._recording.obstacle)
         return self.groups
 
-    def _records(self, step: int) -> bool:
-        """Whether to record the step that begins: the first, and later ones as long as samples are wanted."""
-        if self._snapshots is None or self._finds_again:
-            return True
-        return self._measures_losses and self._training_loss.wants_tapes and step % RECORD_EVERY == 0
-
-    def _end_recording(self) -> None:
-        """Keep what this step's losses are made of, for measuring them later."""
-        tapes = self._recording.end()
-        if self._is_recorded and self._measures_losses:
-            self._training_loss.keep(tapes, self._batch)
-            if self._recording.obstacle:
-                self._training_loss.refuse(self._recording.obstacle)
-        self._batch, self._is_recorded = None, False
-
     def _start(self, step: int) -> None:
         """The first step is done: find the neurons, and tell the outputs."""
         training, settings, saved = self._training, self._settings, self._saved
@@ -342,15 +323,12 @@ class Watch:
         """Find or take the clouds from which distances since the beginning are measured."""
         snapshots, saved = self._snapshots, self._saved
         assert snapshots is not None
-        store: ReferenceStore | None = self._outputs.store
-        start = snapshots.before(step) or snapshots.now()
-        clouds = start.gather(group.name for group in snapshots.active())
-        kept = read_back(store, self.groups, clouds, self._ranks) if saved is not None else None
-        snapshots.reference = clouds if kept is None else kept
-        if kept is None:
-            keep(store, step - 1, self.groups, clouds, self._ranks)
+        clouds = (snapshots.before(step) or snapshots.now()).gather(group.name for group in snapshots.active())
+        resumes = saved is not None
+        reference = taken_or_kept(self._outputs.store, step - 1, self.groups, clouds, self._ranks, resumes=resumes)
+        snapshots.reference = reference.clouds
         if saved is not None:
-            since = "" if kept is not None else " The clouds of the beginning are lost: totals count from here."
+            since = "" if reference.is_kept else " The clouds of the beginning are lost: totals count from here."
             since += saved.under_way()
             self._reporting.event(resumed(self._training.step, self._training.epoch, since))
 
