@@ -12,9 +12,9 @@ from lightning_topo.neurons.verify import verify_groups, verify_on_tapes
 
 __all__ = [
     "FoundNeurons",
-    "ParameterCoverage",
     "NeuronGroup",
     "ParamSlice",
+    "ParameterCoverage",
     "declare_neurons",
     "find_neuron_groups",
     "gather_state",
