@@ -12,10 +12,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_topo.callbacks.lightning_internals import batches_stepped, is_last_of_epoch, log_period, torch_optimizer
 from lightning_topo.watch.ranks import Ranks
-from lightning_topo.watch.training import Training
 
 
-class TrainerTraining(Training):
+class TrainerTraining:
     """One `Trainer.fit`, asked for what `lightning_topo.watch.training.Training` names; a collective to make."""
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
@@ -57,7 +56,6 @@ class TrainerTraining(Training):
             limits.append(epochs * math.ceil(batches / self._trainer.accumulate_grad_batches))
         return int(min(limits)) if limits else None
 
-    @property
     def ends_epoch(self) -> bool:
         """In `on_train_batch_end`: whether it was the epoch's last batch.
 

@@ -47,6 +47,22 @@ def distinct_neurons(points: Tensor) -> int:
         return alone + sum(_n_components(rows[some], reach[some]) for some in together)
 
 
+def merged_sizes(points: Float[Tensor, "n d"]) -> tuple[int, ...]:
+    """How many neurons each class of two or more that coincide has, as `distinct_neurons` joins them; largest first.
+
+    >>> merged_sizes(torch.tensor([[1.0], [1.0 + 1e-7], [2.0]]))
+    (2,)
+    """
+    if len(points) < 2:
+        return ()
+    with full_precision(points.device):
+        rows = points.detach()
+        reach = _reach(rows)
+        _, together = _segments(rows, reach, torch.zeros(len(rows), dtype=torch.long, device=rows.device))
+        sizes = [size for some in together for size in _labels(rows[some], reach[some]).unique(return_counts=True)[1]]
+    return tuple(sorted((int(size) for size in sizes if size > 1), reverse=True))
+
+
 def coincident_pairs(points: Float[Tensor, "n d"]) -> int:
     """Number of pairs of exactly equal rows."""
     return sum(len(rows) * (len(rows) - 1) // 2 for rows in equal_rows(points))
@@ -118,13 +134,15 @@ def _shadows(points: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
 
 
 def _n_components(points: Float[Tensor, "n d"], reach: Float[Tensor, " n"]) -> int:
-    """Components among a few points near each other; where the first reaches all of them, one."""
-    n = len(points)
-    labels = torch.arange(n, device=points.device)
+    """Components among a few points near each other."""
+    return int(_labels(points, reach).amax()) + 1
+
+
+def _labels(points: Float[Tensor, "n d"], reach: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """The component of each of a few points near each other; where the first reaches all of them, there is one."""
+    labels = torch.arange(len(points), device=points.device)
     labels = _joined(points, reach, labels, torch.zeros_like(labels[1:]), labels[1:])
-    if int(labels.amax()) == 0:
-        return 1
-    return int(_labels_by_products(points, reach, labels).amax()) + 1
+    return labels if int(labels.amax()) == 0 else _labels_by_products(points, reach, labels)
 
 
 def _labels_by_products(

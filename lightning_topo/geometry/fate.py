@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from lightning_topo.geometry.coincidence import TOLERANCE, _component_labels
+from lightning_topo.geometry.coincidence import TOLERANCE, merged_sizes
 from lightning_topo.geometry.distances import binary_scale, check_cloud, mean_point, upper_tiles
 from lightning_topo.geometry.precision import full_precision, real_dtype, wide_dtype
 
@@ -231,9 +231,7 @@ def multiplicity(points: Float[Tensor, "n d"]) -> tuple[int, ...]:
     check_cloud(points)
     if len(points) < 2:
         return ()
-    with full_precision(points.device):
-        sizes = _component_labels(points.detach()).unique(return_counts=True)[1]
-    return tuple(sorted((int(size) for size in sizes[sizes > 1]), reverse=True))
+    return merged_sizes(points)
 
 
 def _scaled(points: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

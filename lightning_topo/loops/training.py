@@ -11,13 +11,12 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from lightning_topo.watch.ranks import Ranks
-from lightning_topo.watch.training import Training
 
 _HOLD_A_MODULE = (DataParallel, DistributedDataParallel, FullyShardedDataParallel)
 
 
 @dataclass(slots=True)
-class LoopTraining(Training):
+class LoopTraining:
     """Answers what `lightning_topo.watch.training.Training` asks; the loop's side counts `step` and `epoch`.
 
     `values` are what was published last.
@@ -51,7 +50,6 @@ class LoopTraining(Training):
         module, root = bare_module(model), _root(model)
         return cls(module, root, Ranks(_messages_device(module)), bare, log_every_n_steps, planned_steps)
 
-    @property
     def ends_epoch(self) -> bool:
         """False: only the loop knows, and says so afterwards."""
         return False

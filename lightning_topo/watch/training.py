@@ -1,65 +1,64 @@
 """The seam between the engine and a training loop: all that the engine asks of one, and nothing else."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from lightning_topo.watch.ranks import Ranks
 
 
-class Training(ABC):
+@runtime_checkable
+class Training(Protocol):
     """One training of one module, whichever loop runs it.
 
-    `log_every_n_steps` is how often a row goes to the loggers, 0 for never; `epochs_agree` whether all processes end
-    their epochs at the same step.
+    `root` is the module from which whole parameters can be had: the module itself, or FSDP1's outermost wrapper.
+    `log_every_n_steps` is how often a row goes to the loggers, 0 for never.
     """
 
     module: nn.Module
+    root: nn.Module
     ranks: Ranks
     log_every_n_steps: int
-    epochs_agree: bool
 
     @property
-    def root(self) -> nn.Module:
-        """The module from which whole parameters can be had: FSDP1's outermost wrapper, or the module itself."""
-        return self.module
-
-    @property
-    @abstractmethod
     def optimizers(self) -> Sequence[Any]:
         """The optimizers that the loop was given."""
+        ...
 
     @property
-    @abstractmethod
     def step(self) -> int:
         """How many batches have led to an update, before the present one."""
+        ...
 
     @property
-    @abstractmethod
     def epoch(self) -> int:
         """The present epoch, from 0."""
+        ...
 
     @property
-    @abstractmethod
     def planned_steps(self) -> int | None:
         """How many batches will lead to an update in all; None where nobody knows."""
+        ...
 
-    @property
-    @abstractmethod
     def ends_epoch(self) -> bool:
         """At the end of a batch: whether it was the epoch's last."""
+        ...
 
-    @abstractmethod
+    @property
+    def epochs_agree(self) -> bool:
+        """Whether all processes end their epochs at the same step."""
+        ...
+
     def precision(self) -> AbstractContextManager[Any]:
         """The context in which the loop computes losses."""
+        ...
 
-    @abstractmethod
     def publish(self, values: Mapping[str, Tensor]) -> None:
         """Offer values to whoever watches the training from inside."""
+        ...
 
-    @abstractmethod
     def facts(self) -> Mapping[str, Any]:
         """What a reader of the record wants to know of the training, as plain values."""
+        ...

@@ -218,7 +218,7 @@ class Watch:
             self._proposed.clear()
             log = stepped and _divides(self._training.log_every_n_steps, step)
             # Before validation and every hook at the epoch's end, so that these see the new values in any order.
-            if self._training.ends_epoch and self._snapshots is not None and (stepped or self.epochs_agree):
+            if self._training.ends_epoch() and self._snapshots is not None and (stepped or self.epochs_agree):
                 self._measure_epoch(step if stepped else self._training.step, log=log)
             elif stepped:
                 self._publish(step, log=log)
