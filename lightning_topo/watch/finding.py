@@ -143,4 +143,3 @@ def _problems(found: FoundNeurons, obstacle: str) -> list[Problem]:
         for group in found.groups
         if group.status == "incoming_only"
     ]
-

@@ -44,7 +44,9 @@ class TrainingLoss:
         self._batch = batch
         usable = [tape for tape in tapes if not tape.obstacle and not tape.gradient_obstacle]
         if not usable:
-            refused = next((tape.obstacle or tape.gradient_obstacle for tape in tapes), "the step had no loss to follow")
+            refused = next(
+                (tape.obstacle or tape.gradient_obstacle for tape in tapes), "the step had no loss to follow"
+            )
             self.obstacle = self.obstacle if self._tapes else refused
             return
         self.obstacle = ""

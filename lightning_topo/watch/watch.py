@@ -139,6 +139,8 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
+        if self._certifying is not None:
+            self._certifying.coverage.cut()
         return SavedWatch(
             self._outputs.dirpath,
             self._outputs.run_id,
@@ -301,12 +303,12 @@ class Watch:
         self._reporting.start(run)
         if saved is not None:
             self._schedule.slots.update(saved.slots)
+        self._refer(step)
         for problem in self._finding.problems:
             self._fail("neurons", problem.group, problem.message, problem.remedy, step)
         sizes = {name: p.numel() for name, p in training.module.named_parameters()}
         if (event := unwatched(self._finding.uncovered, sizes, step, training.epoch)) is not None:
             self._reporting.event(event)
-        self._refer(step)
         self._snapshots.worker = self._worker
 
     def _refer(self, step: int) -> None:
@@ -434,6 +436,8 @@ class Watch:
         measures = measures_steps(self._probing.named(outcome.probe))
         for measurement in outcome.measurements():
             self._failing.discard((outcome.probe, measurement.group))
+            for name in measurement.values if self._failing else ():
+                self._failing.discard((outcome.probe, f"{GLOBAL}:{name}"))
             if measures and measurement.group in self._proposed:
                 proposed = {"proposed_critical_ratio": self._proposed[measurement.group]}
                 measurement = Measurement(
