@@ -69,6 +69,11 @@ class Coverage:
                 self._stretches[group] = replace(stretch, written=stretch.last)
         return [_line(group, stretch, epoch) for group, stretch in due]
 
+    def cut(self) -> None:
+        """End all stretches here: a run that goes on from here later abandons the lines that end behind it."""
+        self._ended += self._stretches.items()
+        self._stretches = {}
+
     def take_uncertified(self) -> dict[int, StepState]:
         """Steps with a group that is spanned or open, since this was last asked."""
         found, self.uncertified = self.uncertified, {}

@@ -106,6 +106,8 @@ class Exchange:
         measures = measures_steps(self._probing.named(outcome.probe))
         for measurement in outcome.measurements():
             self._failing.discard((outcome.probe, measurement.group))
+            for name in measurement.values if self._failing else ():
+                self._failing.discard((outcome.probe, f"{GLOBAL}:{name}"))
             if measures and measurement.group in self.proposed:
                 proposed = {"proposed_critical_ratio": self.proposed[measurement.group]}
                 measurement = replace(measurement, values={**measurement.values, **proposed})

@@ -121,6 +121,8 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
+        if self._certifying is not None:
+            self._certifying.coverage.cut()
         return SavedWatch(
             self._outputs.dirpath,
             self._outputs.run_id,
@@ -266,12 +268,12 @@ class Watch:
         self._reporting.start(run)
         if saved is not None:
             self._schedule.slots.update(saved.slots)
+        self._refer(step)
         for problem in self._finding.problems:
             self._exchange.fail("neurons", problem.group, problem.message, problem.remedy, step)
         sizes = {name: p.numel() for name, p in training.module.named_parameters()}
         if (event := unwatched(self._finding.uncovered, sizes, step, training.epoch)) is not None:
             self._reporting.event(event)
-        self._refer(step)
         snapshots.worker = self._worker
 
     def _settle_in(self) -> Snapshots:
