@@ -379,6 +379,11 @@ def _is_foreign(tensor: Tensor) -> bool:
     return getattr(type(tensor), "__torch_dispatch__", _PLAIN) is not _PLAIN
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor can be recorded: it has no dispatch of its own, and has a shape."""
+    return not _is_foreign(tensor) and not is_lazy(tensor)
+
+
 def _leading_size(constants: Any) -> int:
     return next((len(tensor) for tensor in constants if tensor.dim() > 0), 1)
 

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons import FoundNeurons, NeuronGroup, Rows, groups_from_tapes
-from lightning_topo.neurons.capture import sharding
+from lightning_topo.neurons.capture import sharding, whole_copy
+from lightning_topo.neurons.fallback import incoming_groups
 from lightning_topo.tape import Tape
 from lightning_topo.watch.training import Training
 
@@ -42,33 +45,45 @@ class Finding:
 
     def groups(self, tapes: Sequence[Tape], obstacle: str) -> tuple[NeuronGroup, ...]:
         """The groups that these tapes show, the same on every process. A collective."""
-        found: FoundNeurons = self._training.ranks.first("groups", lambda: self._found(tapes, obstacle))
+        ranks = self._training.ranks
+        structure = self._structure()
+        found: FoundNeurons = ranks.first("groups", lambda: self._found(tapes, obstacle, structure))
         self.uncovered = {coverage.param: coverage.reason for coverage in found.uncovered}
-        self.problems = list(_problems(found, obstacle))
+        self.problems = list(_problems(found))
         return tuple(group for group in found.groups if group.n > 1)
 
-    def _found(self, tapes: Sequence[Tape], obstacle: str) -> FoundNeurons:
-        if obstacle or not tapes:
-            groups = (*self._declared, *self._rows)
-            return FoundNeurons(groups, (), () if groups else (obstacle or "the step had no loss to follow",))
-        found = groups_from_tapes(
-            tapes,
-            module=self._training.module,
-            declared=self._declared,
-            include=() if self._is_complete else ("*",),
-            seed=self._seed,
-        )
-        return replace(found, groups=(*found.groups, *self._rows))
+    def _structure(self) -> nn.Module | None:
+        """A module whose parameters have their whole shapes, on the first rank; a collective where they are flat."""
+        if self.sharding not in ("fsdp1", "zero3"):
+            return self._training.module
+        return whole_copy(self._training.root, mine=self._training.ranks.rank == 0, values=False)
+
+    def _found(self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None) -> FoundNeurons:
+        refused = (obstacle,) if obstacle else tuple(dict.fromkeys(tape.obstacle for tape in tapes if tape.obstacle))
+        if not obstacle and len(refused) < len(tapes):
+            include = () if self._is_complete else ("*",)
+            found = groups_from_tapes(
+                tapes, module=self._training.module, declared=self._declared, include=include, seed=self._seed
+            )
+            return replace(found, groups=(*found.groups, *self._rows))
+        refused = refused or ("the step had no loss to follow",)
+        groups = (*self._declared, *self._rows)
+        if not self._is_complete and structure is not None:
+            groups += tuple(incoming_groups(structure, f"{refused[0]}: the step was not recorded"))
+        return FoundNeurons(groups, (), refused)
 
 
-def _problems(found: FoundNeurons, obstacle: str) -> list[Problem]:
+def _problems(found: FoundNeurons) -> list[Problem]:
     """What a person should know of groups that were not found, or not proved."""
     if not any(group.n > 1 for group in found.groups):
-        reason = obstacle or "; ".join(found.refused) or "the module has no group of two or more exchangeable neurons"
+        reason = "; ".join(found.refused) or "the module has no group of two or more exchangeable neurons"
         return [Problem(f"No neurons found: {reason}.")]
     problems = [Problem(f"A loss was not followed: {reason}.") for reason in dict.fromkeys(found.refused)]
+    incoming = [group for group in found.groups if group.status == "incoming_only"]
+    if found.refused and incoming:  # all for the same reason
+        named = ", ".join(group.name for group in incoming[:3]) + (", ..." if len(incoming) > 3 else "")
+        return [*problems, Problem(f"The neurons of {named} are taken from the structure, without what reads them.")]
     return problems + [
         Problem(f"The neurons of {group.name} are taken without what reads them: {group.reason}", group.name)
-        for group in found.groups
-        if group.status == "incoming_only"
+        for group in incoming
     ]
