@@ -15,6 +15,9 @@ from lightning_topo.watch.reporting import Reporting
 from lightning_topo.watch.schedule import Schedule, Slot
 from lightning_topo.watch.training import Training
 
+EXCHANGE_STEPS = 10
+"""What has been found is reported at least this often."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Message:
@@ -54,6 +57,16 @@ class Exchange:
         self._schedule, self._budget = schedule, budget
         self._failing: set[tuple[str, str]] = set()
         self._counted = training.step
+
+    def is_due(self, step: int, coverage: Coverage, *, measured: bool) -> bool:
+        """Whether it is time to exchange: every so many steps, after a measurement, and, alone, on any news.
+
+        Of several processes all must think alike, and only `measured` is the same for all.
+        """
+        if measured or step % EXCHANGE_STEPS == 0:
+            return True
+        has_news = bool(self.outcomes or self.events) or coverage.has_news or self.losses.is_broken()
+        return self._training.ranks.size == 1 and has_news
 
     def run(self, step: int, coverage: Coverage, *, last: bool = False, alone: bool = False) -> None:
         """Put together what all processes have found since the last exchange, and report it: a collective.

@@ -34,8 +34,6 @@ from lightning_topo.watch.training_loss import TrainingLoss
 
 MEMBER_STEPS = 50
 """The names of the module's parameters are read anew every so many steps."""
-EXCHANGE_STEPS = 10
-"""Several processes tell each other what they have found at least this often."""
 
 
 class Watch:
@@ -180,6 +178,7 @@ class Watch:
         self.budget.end_step()
         with self.budget.spending():
             self._recording.end()
+            log = shares = False
             step = self._training.step + 1
             stepped = self._has_stepped(step)
             if stepped:
@@ -199,15 +198,16 @@ class Watch:
                     self._certifying.unseen(step, self._unseen)
                 self._run([probe for probe in due if not measures_steps(probe) or self._is_unpaired(probe)], step)
                 self._exchange.outcomes += self._probing.collect(step)
-                if self._is_exchange(step, due):
+                log = _divides(self._training.log_every_n_steps, step)
+                shares = log or self._exchange.is_due(step, self._certifying.coverage, measured=bool(due))
+                if shares:
                     self._share(step)
                 self.steps.advance()
             self._exchange.proposed.clear()
-            log = stepped and _divides(self._training.log_every_n_steps, step)
             # Before validation and every hook at the epoch's end, so that these see the new values in any order.
             if self._training.ends_epoch() and self._snapshots is not None and (stepped or self.epochs_agree):
                 self._measure_epoch(step if stepped else self._training.step, log=log)
-            elif stepped:
+            elif shares:
                 self._publish(step, log=log)
 
     def break_off(self) -> None:
@@ -400,9 +400,6 @@ class Watch:
         self._exchange.run(step, self._certifying.coverage, last=last, alone=alone)
         if not alone:
             self._raise_first_error()
-
-    def _is_exchange(self, step: int, due: Sequence[Probe]) -> bool:
-        return self._ranks.size == 1 or bool(due) or step % EXCHANGE_STEPS == 0
 
     def _moved_outside(self, optimizer: Optimizer, names: Sequence[str]) -> None:
         """Something else than the optimizer has moved its parameters."""
