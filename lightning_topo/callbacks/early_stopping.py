@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_topo.callbacks.lightning_internals import epochs_finished, is_trial_run, misconfigured
 from lightning_topo.callbacks.monitor import monitors
 from lightning_topo.outputs.feed import Findings
-from lightning_topo.outputs.gates import ELSEWHERE, StopRules, StopState, advance, reason_to_stop
+from lightning_topo.outputs.gates import ELSEWHERE, StopRules, StopState, advance, reason_to_stop, unseen_events
 from lightning_topo.phases import EventName
 from lightning_topo.probes import Persistence
 
@@ -97,6 +97,12 @@ class TopologyEarlyStopping(Callback):
                 trainer,
                 "TopologyEarlyStopping(patience=...) counts captures of persistence diagrams, and there are none: add "
                 "Persistence() to the probes of TopologyMonitor.",
+            )
+        for event, could in unseen_events(self.rules.events, {probe.name for probe in probes}).items():
+            raise misconfigured(
+                trainer,
+                f"TopologyEarlyStopping(stop_on={str(event)!r}) can never stop: no probe of TopologyMonitor sees that "
+                f"event. Add the probe {' or '.join(map(repr, could))}.",
             )
 
     def on_topology_findings(self, trainer: Trainer, pl_module: LightningModule, findings: Findings) -> None:

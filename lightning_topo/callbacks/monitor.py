@@ -167,8 +167,9 @@ class TopologyMonitor(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         with self._guarded("could not look at a loss"):
             if self.watch is not None and self._training is not None:
-                self._losses.append(loss.detach())
-                self.watch.before_backward(loss, scale=self._training.loss_scale)
+                scale = self._training.loss_scale
+                self._losses.append(loss.detach() / scale)
+                self.watch.before_backward(loss, scale=scale)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with self._guarded("could not look at a step after its gradient"):

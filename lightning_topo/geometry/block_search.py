@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lightning_topo.geometry.pair_search import Extreme, Extremes, pair_ratios
+from lightning_topo.geometry.pair_search import pair_ratios
 from lightning_topo.geometry.precision import wide_dtype, worst_case_slack
+from lightning_topo.geometry.tile_bounds import Extreme, Extremes
 
 MAX_ROWS = 128
 """Clouds of at most so many neurons are searched together."""

@@ -12,8 +12,9 @@ from lightning_topo.geometry.block_search import search_blocks
 from lightning_topo.geometry.coincidence import coincident_pairs
 from lightning_topo.geometry.distances import check_cloud
 from lightning_topo.geometry.lower_bounds import nearest_by_products
-from lightning_topo.geometry.pair_search import Extreme, Extremes, Pair, search_extreme_pairs
+from lightning_topo.geometry.pair_search import search_extreme_pairs
 from lightning_topo.geometry.precision import full_precision
+from lightning_topo.geometry.tile_bounds import Extreme, Extremes, Pair
 
 
 @dataclass(frozen=True, slots=True)

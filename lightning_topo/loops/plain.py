@@ -13,15 +13,12 @@ from lightning_topo.loops.guard import LoopGuard
 from lightning_topo.loops.options import WatchOptions, watch_settings
 from lightning_topo.loops.session import LoopSession
 from lightning_topo.loops.training import LoopTraining
-from lightning_topo.neurons import NeuronGroup
+from lightning_topo.loops.watched import Watched
 from lightning_topo.outputs.gates import StopRules
-from lightning_topo.outputs.record import RunRecord, read_record
-from lightning_topo.phases import TopologyEvent
 from lightning_topo.probes import Probe
-from lightning_topo.watch import Watch
 
 
-class TopologyWatch:
+class TopologyWatch(Watched):
     """Watches a training whose loop you write yourself, in plain PyTorch or Lightning Fabric.
 
     Measures, records and reports as `TopologyMonitor` does, and leaves the training bitwise unchanged:
@@ -72,7 +69,6 @@ class TopologyWatch:
         self.gate = LoopGate.of(stop_on)
         self._loggers = tuple(loggers)
         self._training = LoopTraining.of(model, optimizers, log_every_n_steps, planned_steps)
-        self._session: LoopSession | None = None
         self._saved: Any = None
         if self.guard is not None:
             self.guard.refuse(self._training)
@@ -119,36 +115,6 @@ class TopologyWatch:
         """Whether what `stop_on` names has happened; `gate.reason` says why."""
         return self.gate is not None and self.gate.reason is not None
 
-    @property
-    def epoch(self) -> int:
-        """The present epoch, from 0."""
-        return self._training.epoch
-
-    @property
-    def events(self) -> Sequence[TopologyEvent]:
-        """What has happened, oldest first."""
-        return () if self._engine is None else self._engine.events
-
-    @property
-    def groups(self) -> Sequence[NeuronGroup]:
-        """The groups of neurons that are measured; known after the first step."""
-        return () if self._engine is None else self._engine.groups
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """The latest values by their published keys, `topology/...`."""
-        return {key: float(value) for key, value in self._training.values.items()}
-
-    @property
-    def dirpath(self) -> Path | None:
-        """The run folder; None before the first step, and where none could be written."""
-        return None if self._engine is None else self._engine.dirpath
-
-    @property
-    def record(self) -> RunRecord | None:
-        """The record as it stands, read anew; None where `dirpath` is None."""
-        return None if self.dirpath is None else read_record(self.dirpath)
-
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
         return dict(self._saved or {}) if self._session is None else self._session.state()
@@ -161,10 +127,6 @@ class TopologyWatch:
         if self._session is not None:
             raise RuntimeError("expected load_state_dict before the first step, got it later: make a new TopologyWatch")
         self._saved = state or None
-
-    @property
-    def _engine(self) -> Watch | None:
-        return None if self._session is None else self._session.watch
 
     def _started(self) -> LoopSession:
         """The session, which begins with the first step."""

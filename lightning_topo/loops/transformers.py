@@ -1,22 +1,18 @@
 """The door for the `Trainer` of Hugging Face's transformers."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
-
-from torch import Tensor
 
 from lightning_topo.loops.gate import LoopGate
 from lightning_topo.loops.guard import LoopGuard
 from lightning_topo.loops.options import WatchOptions, watch_settings
 from lightning_topo.loops.session import LoopSession
+from lightning_topo.loops.trainer_seams import TrainerLog, closing, wrap_backward
 from lightning_topo.loops.training import LoopTraining
+from lightning_topo.loops.watched import Watched
 from lightning_topo.outputs.gates import StopRules
-from lightning_topo.outputs.record import RunRecord, read_record
-from lightning_topo.phases import TopologyEvent
 from lightning_topo.probes import Probe
-from lightning_topo.watch import Watch
 
 try:
     from transformers.trainer_callback import TrainerCallback
@@ -29,7 +25,7 @@ _STATE = "topology"
 """Where our state stands among those of callbacks in a checkpoint's `trainer_state.json`."""
 
 
-class TopologyTrainerCallback(TrainerCallback):
+class TopologyTrainerCallback(Watched, TrainerCallback):
     """Watches a training by `transformers.Trainer`; measures, records and reports as `TopologyMonitor` does.
 
         trainer = Trainer(model, args, train_dataset=...)
@@ -71,26 +67,11 @@ class TopologyTrainerCallback(TrainerCallback):
         self.settings = watch_settings(probes, folder, **options)
         self.guard = None if max_ratio is None else LoopGuard(max_ratio)
         self.gate = LoopGate.of(stop_on)
-        self._trainer, self._session = trainer, None
+        self._trainer = trainer
         self._max_ratio, self._stop_on = max_ratio, stop_on
-        self._loggers = (_TrainerLog(trainer),) if loggers is None else tuple(loggers)
+        self._loggers = (TrainerLog(trainer),) if loggers is None else tuple(loggers)
         self._release: Callable[[], None] = lambda: None
-        trainer.train = self._closing(trainer.train)
-
-    @property
-    def watch(self) -> Watch | None:
-        """The engine of the present or last training: `events`, `groups`, `dirpath`; None before it."""
-        return None if self._session is None else self._session.watch
-
-    @property
-    def events(self) -> Sequence[TopologyEvent]:
-        """What has happened in the present or last training, oldest first."""
-        return () if self.watch is None else self.watch.events
-
-    @property
-    def record(self) -> RunRecord | None:
-        """The record of the present or last training as it stands; None where there is none."""
-        return None if self.watch is None or self.watch.dirpath is None else read_record(self.watch.dirpath)
+        trainer.train = closing(trainer.train, lambda: self._close(in_haste=True))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._close(in_haste=True)  # where the trainer starts anew with smaller batches
@@ -105,7 +86,7 @@ class TopologyTrainerCallback(TrainerCallback):
         self._session = LoopSession(
             type(self).__name__, training, self.settings, self._loggers, self.guard, self.gate, saved
         )
-        self._wrap_backward(self._session)
+        self._release = wrap_backward(trainer, self._session)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._session is not None:
@@ -142,50 +123,8 @@ class TopologyTrainerCallback(TrainerCallback):
         if saves or control.should_save:
             state.stateful_callbacks[_STATE] = self._session.state()
 
-    def _wrap_backward(self, session: LoopSession) -> None:
-        trainer, accelerator = self._trainer, self._trainer.accelerator
-        backward = accelerator.backward
-
-        @wraps(backward)
-        def watched(loss: Tensor, **kwargs: Any) -> None:
-            session.loss(loss, 1.0 / trainer.current_gradient_accumulation_steps)
-            backward(loss, **kwargs)
-            session.after_backward(goes_on=False)
-
-        def release() -> None:
-            if accelerator.__dict__.get("backward") is watched:
-                del accelerator.__dict__["backward"]
-
-        accelerator.backward, self._release = watched, release
-
-    def _closing(self, train: Callable[..., Any]) -> Callable[..., Any]:
-        """`train`, after which the record is closed and the backward as it was, whatever happens."""
-
-        @wraps(train)
-        def closing(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return train(*args, **kwargs)
-            finally:
-                self._close(in_haste=True)
-
-        return closing
-
     def _close(self, *, in_haste: bool = False) -> None:
         release, self._release = self._release, lambda: None
         release()
         if self._session is not None:
             self._session.close(in_haste=in_haste)
-
-
-class _TrainerLog:
-    """A logger whose rows go through `trainer.log`, to whatever the trainer reports to."""
-
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log, and leave it to the trainer whether it logs its own values at this step."""
-        control = self._trainer.control
-        should_log = control.should_log
-        self._trainer.log(dict(metrics))
-        control.should_log = should_log

@@ -152,7 +152,9 @@ def _blocks(atom: Atom, seen: Evidence) -> list[Atom]:
     """The atoms that accompany this one in every tensor: it permutes separately for each of their indices."""
     others = (seen.company or set()) - {atom}
     first = [cell for cell in seen.occurrences[0].axes if cell in others]
-    return [other for other in first if other and all(other in place.axes for place in [*seen.occurrences, *seen.carried])]
+    return [
+        other for other in first if other and all(other in place.axes for place in [*seen.occurrences, *seen.carried])
+    ]
 
 
 def _is_hidden(atom: Atom, seen: Evidence) -> bool:

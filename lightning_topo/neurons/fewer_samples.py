@@ -46,7 +46,9 @@ def _cut(tape: Tape, trace: CouplingTrace, tensors: Mapping[int, Tensor], kept: 
             first = flat(axes[slot][0])
             if len(first) == 1 and first[0].is_leaf:
                 samples.add(first[0])
-    weights = {atom for pieces in trace.pieces.values() for piece in pieces for axis in piece.axes for atom in flat(axis)}
+    weights = {
+        atom for pieces in trace.pieces.values() for piece in pieces for axis in piece.axes for atom in flat(axis)
+    }
     carried = {atom for name, pieces in trace.pieces.items() if name.startswith("@") for atom in _atoms(pieces)}
     if not samples or samples & (weights - carried):
         raise CannotCut("no axis of samples")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lightning_topo.tape.names import clean_name
 
-
 Kind = Literal["unit", "channel", "head", "head_dim", "recurrent", "expert", "residual"]
 Status = Literal["verified", "inert", "unverified", "incoming_only", "declared"]
 Role = Literal["incoming", "outgoing", "elementwise", "buffer"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import decomposition_table
 
 import lightning_topo.neurons.rules  # noqa: F401 - registers the rules
 from lightning_topo.neurons.coupling import new_axis
@@ -97,7 +98,7 @@ class _Follower:
         if call.name not in RECURRENT:
             if rule_for(operator) is not None or torch.Tag.pointwise in operator.tags or call.writes or not call.inputs:
                 return False
-            decomposition = torch._decomp.decomposition_table.get(operator)
+            decomposition = decomposition_table.get(operator)
             if decomposition is None:
                 return False
         before = dict(self.trace.unknown)

@@ -118,7 +118,7 @@ def verify_on_tapes(
 
 
 def with_carried(group: NeuronGroup, found: Sequence[NeuronGroup]) -> NeuronGroup:
-    """A group with the recorded draws that are permuted with it, taken from the found group that shares most with it."""
+    """A group with the recorded draws that are permuted with it: those of the found group that shares most with it."""
     alike = [
         (len(set(group.slices) & set(other.slices)), other)
         for other in found
@@ -376,5 +376,3 @@ def _strongest(group: NeuronGroup) -> list[ParamSlice]:
     """The slices most likely to matter alone: the first that feeds and the first that reads the neurons."""
     chosen = [next((s for s in group.slices if s.role == role), None) for role in ("incoming", "outgoing")]
     return [piece for piece in chosen if piece is not None] or list(group.slices[:2])
-
-

@@ -1,6 +1,6 @@
 """When to stop a training on what happens to the topology: rules, what has been counted, and the decision."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -20,6 +20,32 @@ _OF_THE_MONITOR = (
     EventName.UNWATCHED_PARAMETERS,
     EventName.REWIND,
 )
+
+_EDGE = ("sharpness", "critical_sharpness")
+SEEN_BY: Mapping[EventName, tuple[str, ...]] = {
+    EventName.TOPOLOGY_BREAKDOWN: ("distortion",),
+    EventName.TOPOLOGY_RESTORED: ("distortion",),
+    EventName.NEURONS_MERGED: ("distortion",),
+    EventName.EQUIVARIANCE_BROKEN: ("distortion",),
+    EventName.CURVATURE_BOUND_EXCEEDED: ("sharpness",),
+    EventName.CURVATURE_BOUND_RESTORED: ("sharpness",),
+    EventName.EDGE_OF_STABILITY_ENTER: _EDGE,
+    EventName.EDGE_OF_STABILITY_EXIT: _EDGE,
+    EventName.BETTI_CHANGED: ("persistence",),
+    EventName.DIAGRAM_JUMP: ("persistence",),
+    EventName.NEURONS_VANISHING: ("fate",),
+    EventName.NEURONS_CONDENSING: ("fate",),
+}
+"""The probes whose measurements make an event, by name; all other events need none."""
+
+
+def unseen_events(events: Iterable[EventName], probes: Set[str]) -> dict[EventName, tuple[str, ...]]:
+    """Those of the events that none of these probes can see, each with the probes that could.
+
+    >>> unseen_events([EventName.INSTABILITY, EventName.BETTI_CHANGED], {"distortion"})
+    {<EventName.BETTI_CHANGED: 'betti_changed'>: ('persistence',)}
+    """
+    return {event: SEEN_BY[event] for event in events if event in SEEN_BY and probes.isdisjoint(SEEN_BY[event])}
 
 
 @dataclass(frozen=True, slots=True)

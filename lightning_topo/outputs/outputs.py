@@ -100,7 +100,9 @@ class Outputs:
             self._unsent.append(event)
 
     def _send_notice(self, event: TopologyEvent) -> None:
-        self._each("events", lambda output: None if output is self.record else output.event(event))
+        # Not to the feed: other processes have no such event, and gates decide together.
+        mine = (self.record, self._feed)
+        self._each("events", lambda output: None if output in mine else output.event(event))
 
     def _each(self, what: str, send: Callable[[Output], Any]) -> None:
         for i, output in enumerate((*self.outputs, self._feed)):

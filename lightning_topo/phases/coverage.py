@@ -19,7 +19,7 @@ def follow_coverage(
     """Take in a run of steps in one state: those that led from the weights at step `begins` to those at step `ends`.
 
     A bound that is not below 1 certifies nothing, NaN least of all; nor does a run that leaves out steps since the last
-    one, or whose code is none of `StepState`.
+    one, that ends before it begins, or whose code is none of `StepState`.
 
     >>> follow_coverage(None, 0, 20, StepState.BOUNDED, 0.3)
     CoverageState(step=20, state=<StepState.BOUNDED: 2>)
@@ -30,6 +30,7 @@ def follow_coverage(
     found = StepState(int(code)) if known else StepState.OPEN
     if found is StepState.BOUNDED and bound is not None and not bound < 1.0:
         found = StepState.OPEN
-    if state is not None and not begins <= state.step + 1:
+    unseen = state is not None and begins > state.step + 1
+    if unseen or not 0 <= begins <= ends:
         found = StepState.OPEN
     return CoverageState(ends, found)

@@ -19,6 +19,7 @@ from lightning_topo.stability import (
     split_finite_difference_hessian,
     split_hessian,
 )
+from lightning_topo.tape import TapeLoss
 
 T = TypeVar("T")
 
@@ -27,7 +28,8 @@ T = TypeVar("T")
 class Approach:
     """On so many samples at a time (None: on all), and by finite differences where something is the `obstacle`.
 
-    `differentiate` is how these get their gradients.
+    A recorded step is never cut: where it has more samples, it is a part by itself. `differentiate` is how finite
+    differences get their gradients.
     """
 
     micro_batch: int | None = None
@@ -43,8 +45,17 @@ class Approach:
             )
         return hessian(loss_fn, params) if self.micro_batch is None else split_hessian(parts, params)
 
+    def part_size(self, loss_fn: Callable[[], Tensor]) -> int | None:
+        """How many samples the largest part really has; None where the loss is taken whole."""
+        if self.micro_batch is None or not isinstance(loss_fn, BatchLoss | TapeLoss):
+            return self.micro_batch
+        return round(max(weight for weight, _ in loss_fn.parts(self.micro_batch)) * loss_fn.n_samples)
+
     def smaller(self, loss_fn: Callable[[], Tensor]) -> "Approach | None":
-        """On half as many samples at a time; None where there is nothing left to halve."""
+        """On half as many samples at a time, or on one recorded step; None where there is nothing left to divide."""
+        if isinstance(loss_fn, TapeLoss):
+            is_divided = self.micro_batch is not None or len(loss_fn.tapes) < 2
+            return None if is_divided else replace(self, micro_batch=max(tape.n_samples for tape in loss_fn.tapes))
         if not isinstance(loss_fn, BatchLoss) or loss_fn.n_samples == 0:
             return None
         present = loss_fn.n_samples if self.micro_batch is None else min(self.micro_batch, loss_fn.n_samples)
@@ -83,10 +94,12 @@ def adapted(approach: Approach, loss_fn: Callable[[], Tensor], measure: Callable
 
 
 def parts_of(loss_fn: Callable[[], Tensor], size: int) -> Sequence[LossPart]:
-    """The parts of a loss on so many samples each.
+    """The parts of a loss on so many samples each; of the loss of recorded steps, one part for each of them.
 
-    Raises `ValueError` unless the loss is a `BatchLoss`.
+    Raises `ValueError` for a loss that has no parts.
     """
-    if not isinstance(loss_fn, BatchLoss):
-        raise ValueError(f"expected a BatchLoss, which can be cut into parts of {size}, got {type(loss_fn).__name__}")
+    if not isinstance(loss_fn, BatchLoss | TapeLoss):
+        raise ValueError(
+            f"expected a BatchLoss or a TapeLoss, which have parts of {size} samples, got {type(loss_fn).__name__}"
+        )
     return loss_fn.parts(size)

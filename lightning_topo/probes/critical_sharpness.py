@@ -1,5 +1,6 @@
 """How close the last step came to no longer lowering the loss: forward passes alone, any optimizer."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,7 @@ from lightning_topo.measurement import GLOBAL
 from lightning_topo.probes.batch_loss import BatchLoss
 from lightning_topo.probes.period import Period
 from lightning_topo.probes.probe import Capture, LossFn, ProbeResult
-from lightning_topo.stability import critical_sharpness
+from lightning_topo.stability import CriticalSharpness, critical_sharpness
 from lightning_topo.stability.hessian import seeded
 
 
@@ -79,7 +80,7 @@ class StepSharpness:
         }
         if found.noise is not None:
             values["critical_noise"] = found.noise
-        return ProbeResult({GLOBAL: values}, carry=1.0 / found.value if found.converged else carry)
+        return ProbeResult({GLOBAL: values}, carry=_start(found))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,13 @@ class _Segment:
             for p, end in zip(self.params, self.ends, strict=True):
                 p.copy_(end)
         torch.clear_autocast_cache()
+
+
+def _start(found: CriticalSharpness) -> float:
+    """Where the next search begins: at the multiple found, or as far as this one came."""
+    low, high = found.bracket
+    reached = 1.0 / found.value if 0.0 < found.value < math.inf else low if high == math.inf else high
+    return min(max(reached, 1e-6), 1e6)
 
 
 def _segment(capture: Capture) -> _Segment | None:

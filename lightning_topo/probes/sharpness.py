@@ -34,16 +34,18 @@ from lightning_topo.stability import (
 
 @dataclass(frozen=True, slots=True)
 class Sharpness:
-    """Measures the largest Hessian eigenvalue of the training loss on a fixed probe batch.
+    """Measures the largest Hessian eigenvalue of the training loss, on the samples of recorded steps.
 
-    `every_n_steps="auto"` begins with every 25th. `loss_fn(module, batch)` replaces the module's `training_step`.
+    `every_n_steps="auto"` begins with every 25th. `loss_fn(module, batch)` replaces the recorded loss; its batch is
+    that of the last recorded step.
     Global values: `sharpness` (raw), with `residual`, `n_hvp` and `converged`; `sharpness_ratio` (edge of stability
     at 1, with `ratio_residual`) and `eta_lambda` where the optimizer's threshold is known; `directional_ratio` of the
     step just taken, for any optimizer, with the curvature where it ended.
 
     `n_largest` adds `sharpness_2`, ... `micro_batch` evaluates the loss on so many samples at a time: less memory, and
-    products that cost about half as much again; only for a loss that is a mean over samples. `batch_sharpness` adds
-    the mean over the probe batch's parts of so many samples of g^T H g / g^T g, which minibatch SGD brings to 2 / lr
+    products that cost about half as much again; only for a loss that is a mean over samples. Recorded steps are not
+    cut: each is a part, and the record's `micro_batch` is the size of the largest. `batch_sharpness` adds the mean over
+    the samples' parts of so many samples of g^T H g / g^T g, which minibatch SGD brings to 2 / lr
     (Andreyev and Beneventano, arXiv:2412.20553); where the optimizer's threshold is known also
     `batch_sharpness_ratio`, 1 at the edge of training with batches of that size, with the share of noise in the parts'
     gradients, `batch_noise`. `swap_pairs` adds, by group and for so many of its closest pairs, the largest `swap_ratio`
@@ -116,8 +118,8 @@ class Sharpness:
             "converged": float(raw.converged),
             "exact": float(raw.exact),
         } | {f"sharpness_{k}": value for k, value in enumerate(raw.top[1:], start=2)}
-        if approach.micro_batch is not None:
-            values["micro_batch"] = float(approach.micro_batch)
+        if (size := approach.part_size(loss_fn)) is not None:
+            values["micro_batch"] = float(size)
         scaled = None
         if thresholds is not None:
             scaled = scaled_sharpness(curvature, thresholds, raw, start=start.scaled, settings=settings)
@@ -217,8 +219,8 @@ def _explained(approach: Approach) -> str:
         )
     if approach.micro_batch is not None:
         said.append(
-            f"The loss is evaluated on {approach.micro_batch} samples of the probe batch at a time, because memory ran "
-            "out with more (recorded as micro_batch). That is the same loss only if it is a mean over samples."
+            f"The loss is evaluated on {approach.micro_batch} samples at a time, because memory ran out with more "
+            "(recorded as micro_batch). That is the same loss only if it is a mean over samples."
         )
     return "sharpness: " + " ".join(said)
 

@@ -107,9 +107,7 @@ def gradient_errors(replayed: Mapping[str, Tensor], gradients: Gradients) -> dic
     if largest == 0.0 or largest != largest:
         return dict.fromkeys(pairs, 0.0)
     factor = _common_factor(list(pairs.values()))
-    return {
-        name: float((g - factor * r).abs().max()) / largest if g.numel() else 0.0 for name, (r, g) in pairs.items()
-    }
+    return {name: float((g - factor * r).abs().max()) / largest if g.numel() else 0.0 for name, (r, g) in pairs.items()}
 
 
 def _common_factor(pairs: list[tuple[Tensor, Tensor]]) -> float:
@@ -117,9 +115,7 @@ def _common_factor(pairs: list[tuple[Tensor, Tensor]]) -> float:
 
     A parameter whose gradient is altogether another must not spoil the rest.
     """
-    factors = sorted(
-        (float((r * g).sum()) / square, square) for r, g in pairs if (square := float((r * r).sum())) > 0
-    )
+    factors = sorted((float((r * g).sum()) / square, square) for r, g in pairs if (square := float((r * r).sum())) > 0)
     total, passed = sum(square for _, square in factors), 0.0
     for factor, square in factors:
         passed += square

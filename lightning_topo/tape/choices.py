@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightning_topo.tape.host_reads import SHAPED_BY_VALUES
 from lightning_topo.tape.program import Call, Slot, Tape
-from lightning_topo.tape.recorder import SHAPED_BY_VALUES
 from lightning_topo.tape.replay import replay
 
 

@@ -1,4 +1,4 @@
-"""Fused kernels by their plain formulas: in any precision, differentiable as often as needed, open to coupling rules."""
+"""Fused kernels by their plain formulas: in any precision, differentiable twice, open to coupling rules."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -83,7 +83,7 @@ def _mkldnn_rnn(call: Call, args: Mapping[str, Any]) -> tuple[Any, ...]:
     kind = _CELLS[args["mode"]]
     weights = [args[f"weight{i}"] for i in range(4 if args["has_biases"] else 2)]
     x = args["input"]
-    shape = x.shape[1:2] + (args["hidden_size"],)
+    shape = (*x.shape[1:2], args["hidden_size"])
     out, hidden, cell = recurrent_layer(
         x,
         weights,
@@ -110,9 +110,7 @@ def _cudnn_rnn(call: Call, args: Mapping[str, Any]) -> tuple[Any, ...]:
             index = layer * directions + direction
             weights = args["weight"][index * per_layer : (index + 1) * per_layer]
             cell = args["cx"][index] if kind == "lstm" else None
-            out, hidden, cell = recurrent_layer(
-                x, weights, args["hx"][index], cell, kind, reverse=direction == 1
-            )
+            out, hidden, cell = recurrent_layer(x, weights, args["hx"][index], cell, kind, reverse=direction == 1)
             outs.append(out)
             hiddens.append(hidden)
             cells += [] if cell is None else [cell]

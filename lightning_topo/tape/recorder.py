@@ -3,17 +3,17 @@
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
 
-from lightning_topo.tape.collectives import Collective, collective_of
+from lightning_topo.tape.collectives import Collective, Pending, collective_of
+from lightning_topo.tape.host_reads import READS, SHAPED_BY_VALUES, leaned_on
 from lightning_topo.tape.memory_map import MemoryMap
+from lightning_topo.tape.mode import Observer
 from lightning_topo.tape.names import named_tensors
 from lightning_topo.tape.program import (
     Call,
@@ -30,16 +30,6 @@ log = logging.getLogger(__name__)
 
 MAX_CALLS = 20_000
 _SERIAL = itertools.count()  # draws have names of their own in all tapes
-READS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")
-SHAPED_BY_VALUES = (
-    "aten::nonzero",
-    "aten::nonzero_static",
-    "aten::masked_select",
-    "aten::unique_consecutive",
-    "aten::_unique2",
-    "aten::unique_dim",
-    "aten::bincount",
-)
 
 
 class StepRecorder:
@@ -66,7 +56,7 @@ class StepRecorder:
         self.max_calls = max_calls
         self.obstacle = ""
         self._tapes: list[Tape] = []
-        self._mode: _Observer | None = None
+        self._mode: Observer | None = None
         self._listening = False
 
     @property
@@ -89,14 +79,14 @@ class StepRecorder:
         self._draws: dict[str, Tensor] = {}
         self._drawn_in: dict[int, list[str]] = {}
         self._host_reads: list[HostRead] = []
-        self._pending: dict[int, list[Collective]] = {}
+        self._pending: dict[int, list[Pending]] = {}
         self._buffers = (
             frozenset() if isinstance(tensors, Mapping) else frozenset(named_tensors(dict(_buffers_of(tensors))))
         )
         with torch.no_grad():
             for name, tensor in named_tensors(tensors).items():
                 self.name(name, tensor)
-        self._mode = _Observer(self)
+        self._mode = Observer(self.observe)
         self._mode.__enter__()
         self._listening = True
 
@@ -153,7 +143,7 @@ class StepRecorder:
         if self._mode is None:
             return ()
         mode, self._mode = self._mode, None
-        _leave(mode)
+        mode.leave()
         tapes, self._tapes = tuple(self._tapes), []
         self._calls = []
         self._memory = MemoryMap()
@@ -167,6 +157,10 @@ class StepRecorder:
         if not self._listening:
             return operator(*args, **kwargs)
         self._listening = False
+        if self._is_update(operator, args, kwargs):
+            result = operator(*args, **kwargs)
+            self.resume()
+            return result
         try:
             prepared = self._before(operator, args, kwargs)
         except Exception as error:
@@ -184,6 +178,17 @@ class StepRecorder:
                 self._give_up(f"{operator} could not be recorded ({type(error).__name__}: {error})")
         self._listening = not self.obstacle
         return result
+
+    def _is_update(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call moves parameters along their gradients, as an optimizer written by hand does.
+
+        What it computes is no part of a loss: afterwards the parameters stand elsewhere, as after an optimizer's step.
+        """
+        if torch.is_grad_enabled() or not write_positions(operator):
+            return False
+        read = {id(leaf) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)}
+        gradients = (tensor.grad for tensor in named_tensors(self._source).values() if tensor.is_leaf)
+        return any(id(gradient) in read for gradient in gradients if gradient is not None)
 
     def _before(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Arguments as slots, tensors by slot, what will be written; constants that it would overwrite are copied."""
@@ -247,7 +252,7 @@ class StepRecorder:
                 outputs.append(self._memory.new(out, connected=flows and _is_differentiable(out)))
         if schema_name == "aten::detach" and found and outputs[0] is not None:
             self._memory.detached_from[outputs[0]] = found[0][1]
-        if schema_name in READS or schema_name in SHAPED_BY_VALUES:
+        if schema_name in (*READS, *SHAPED_BY_VALUES):
             for _, slot in found[:1]:
                 value = float(result) if isinstance(result, (int, float)) else None
                 self._host_reads.append(HostRead(schema_name, slot, len(self._calls), value))
@@ -339,64 +344,10 @@ class StepRecorder:
             scale=scale,
             n_samples=n_samples or _leading_size(constants.values()),
             functions={slot: name for slot, name in memory.functions.items() if slot in used},
-            host_reads=self._leaned_on(calls, names),
+            host_reads=leaned_on(self._host_reads, self._calls, calls, names, memory.storages),
             gradient_obstacle=_hidden_draws(calls),
         )
         return tape.owning_its_constants()
-
-
-    def _leaned_on(self, calls: Sequence[Call], names: Mapping[int, tuple[str, ...]]) -> tuple[HostRead, ...]:
-        """The host reads that the calls of a tape show: shapes that depended on values, numbers that came back."""
-        kept = {call.name for call in calls}
-        numbers = {abs(float(x)) for call in calls for x in tree_leaves((call.args, dict(call.kwargs))) if _is_number(x)}
-        found = []
-        for read in self._host_reads:
-            shaped = read.operator in SHAPED_BY_VALUES and read.operator in kept
-            if shaped or (read.value is not None and abs(read.value) in numbers - _COMMON):
-                origin = pruned(self._calls[: read.n_calls], [read.slot], self._memory.storages)
-                slots = {read.slot, *(slot for call in origin for slot in call.inputs)}
-                found.append(replace(read, params=frozenset(names[slot][0] for slot in slots if slot in names)))
-        return tuple(read for read in found if read.params)
-
-
-_COMMON = frozenset({0.0, 1.0, 2.0})
-"""Numbers that a program has of its own anyway."""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-class _Observer(TorchDispatchMode):
-    """The dispatch mode of a recorder."""
-
-    supports_higher_order_operators = True  # they pass, and the tape is given up
-
-    def __init__(self, recorder: StepRecorder) -> None:
-        super().__init__()
-        self.recorder = recorder
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Keeps torch from importing and calling Dynamo around every operator of an eager step."""
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.recorder.observe(func, args, kwargs or {})
-
-
-def _leave(mode: TorchDispatchMode) -> None:
-    """Take one mode off the stack, from below those that the user has left open."""
-    above: list[Any] = []
-    while (stack := _get_current_dispatch_mode_stack()) and stack[-1] is not mode:
-        if mode not in stack:
-            for other in reversed(above):
-                _push_mode(other)
-            return
-        above.append(_pop_mode())
-    mode.__exit__(None, None, None)
-    for other in reversed(above):
-        _push_mode(other)
 
 
 def _empty(obstacle: str, scale: float = 1.0) -> Tape:
@@ -425,7 +376,12 @@ _PLAIN = torch._C._disabled_torch_dispatch_impl
 
 def _is_foreign(tensor: Tensor) -> bool:
     """Whether the tensor has a dispatch of its own (a DTensor, a FakeTensor, a quantized one)."""
-    return type(tensor).__torch_dispatch__ is not _PLAIN
+    return getattr(type(tensor), "__torch_dispatch__", _PLAIN) is not _PLAIN
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor can be recorded: it has no dispatch of its own, and has a shape."""
+    return not _is_foreign(tensor) and not is_lazy(tensor)
 
 
 def _leading_size(constants: Any) -> int:

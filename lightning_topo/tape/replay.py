@@ -216,6 +216,3 @@ def _as_recorded(tape: Tape) -> Iterator[None]:
     finally:
         for kind, enabled in was.items():
             torch.set_autocast_enabled(kind, enabled)
-
-
-

@@ -57,6 +57,13 @@ class Coverage:
                 is_open = StepState.OPEN in (weakest, certificate.state)
                 self.uncertified[step] = StepState.OPEN if is_open else StepState.SPANNED
 
+    @property
+    def has_news(self) -> bool:
+        """Whether steps have become open, which a reader should know at once."""
+        return any(
+            stretch.state is StepState.OPEN and stretch.written < stretch.since for stretch in self._stretches.values()
+        )
+
     def lines(self, epoch: int, *, flush: bool = False) -> list[Measurement]:
         """The lines not written yet: of stretches that ended, that have just begun, that are long; all to `flush`."""
         due = [(group, stretch) for group, stretch in self._ended if stretch.written < stretch.last]
@@ -68,6 +75,11 @@ class Coverage:
                 due.append((group, stretch))
                 self._stretches[group] = replace(stretch, written=stretch.last)
         return [_line(group, stretch, epoch) for group, stretch in due]
+
+    def cut(self) -> None:
+        """End all stretches here: a run that goes on from here later abandons the lines that end behind it."""
+        self._ended += self._stretches.items()
+        self._stretches = {}
 
     def take_uncertified(self) -> dict[int, StepState]:
         """Steps with a group that is spanned or open, since this was last asked."""

@@ -15,12 +15,16 @@ from lightning_topo.watch.reporting import Reporting
 from lightning_topo.watch.schedule import Schedule, Slot
 from lightning_topo.watch.training import Training
 
+EXCHANGE_STEPS = 10
+"""What has been found is reported at least this often."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Message:
     """All that processes tell each other about the steps since the last exchange."""
 
     outcomes: Sequence[Outcome] = ()
+    events: Sequence[TopologyEvent] = ()
     lines: Sequence[Measurement] = ()
     losses: Mapping[int, float] = field(default_factory=dict)
     uncertified: Mapping[int, StepState] = field(default_factory=dict)
@@ -31,7 +35,7 @@ class _Message:
 class Exchange:
     """Collects what this process has found, and reports what all have found together.
 
-    `outcomes` and `losses` are this process's since the last exchange; `proposed` holds the critical ratios of updates
+    `outcomes`, `events` and `losses` are this process's since the last exchange; `proposed` holds the critical ratios of updates
     that a guard has held in this batch. `shares` and `overhead` are those of all processes, as of the last exchange.
     """
 
@@ -45,6 +49,7 @@ class Exchange:
         shares: Shares,
     ) -> None:
         self.outcomes: list[Outcome] = []
+        self.events: list[TopologyEvent] = []
         self.losses = Losses()
         self.proposed: dict[str, float] = {}
         self.shares, self.overhead = shares, 0.0
@@ -52,6 +57,16 @@ class Exchange:
         self._schedule, self._budget = schedule, budget
         self._failing: set[tuple[str, str]] = set()
         self._counted = training.step
+
+    def is_due(self, step: int, coverage: Coverage, *, measured: bool) -> bool:
+        """Whether it is time to exchange: every so many steps, after a measurement, and, alone, on any news.
+
+        Of several processes all must think alike, and only `measured` is the same for all.
+        """
+        if measured or step % EXCHANGE_STEPS == 0:
+            return True
+        has_news = bool(self.outcomes or self.events) or coverage.has_news or self.losses.is_broken()
+        return self._training.ranks.size == 1 and has_news
 
     def run(self, step: int, coverage: Coverage, *, last: bool = False, alone: bool = False) -> None:
         """Put together what all processes have found since the last exchange, and report it: a collective.
@@ -61,13 +76,14 @@ class Exchange:
         epoch = self._training.epoch
         mine = _Message(
             self.outcomes,
+            self.events,
             coverage.lines(epoch, flush=last),
             self.losses.take(),
             coverage.take_uncertified(),
             self._budget.share(),
             self._schedule.plan(step, self._budget.step_seconds),
         )
-        self.outcomes = []
+        self.outcomes, self.events = [], []
         every = [mine] if alone else self._training.ranks.all("+".join(o.probe for o in mine.outcomes), mine)
         self.overhead = every[0].overhead
         uncertified: dict[int, StepState] = {}
@@ -79,6 +95,11 @@ class Exchange:
         for at, loss in mean_losses([message.losses for message in every]).items():
             self._reporting.measurement(Measurement(at, epoch, "training", GLOBAL, {"loss": loss}), published=False)
         self._reporting.lines(line for message in every for line in message.lines)
+        met: set[tuple[str, int, str]] = set()
+        for event in (event for message in every for event in message.events):
+            if (key := (str(event.name), event.step, event.group)) not in met:  # what several have met is one event
+                met.add(key)
+                self._reporting.event(event)
         for outcome in self._probing.unite([message.outcomes for message in every]):
             self._take(outcome)
         before = dict(self._schedule.slots)
@@ -98,6 +119,8 @@ class Exchange:
         measures = measures_steps(self._probing.named(outcome.probe))
         for measurement in outcome.measurements():
             self._failing.discard((outcome.probe, measurement.group))
+            for name in measurement.values if self._failing else ():
+                self._failing.discard((outcome.probe, f"{GLOBAL}:{name}"))
             if measures and measurement.group in self.proposed:
                 proposed = {"proposed_critical_ratio": self.proposed[measurement.group]}
                 measurement = replace(measurement, values={**measurement.values, **proposed})

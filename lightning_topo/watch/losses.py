@@ -23,6 +23,9 @@ class Losses:
             loss = float(loss) if loss.device.type == "cpu" else loss.clone()
         self._kept[step] = loss
 
+    def __len__(self) -> int:
+        return len(self._kept)
+
     def is_broken(self) -> bool:
         """Whether a loss known here is not finite."""
         return any(not isinstance(loss, Tensor) and not math.isfinite(loss) for loss in self._kept.values())

@@ -4,7 +4,7 @@ Each process holds those of its own groups. The record has one file for all, so 
 number of processes, and rank 0 holds one cloud of another process at a time while it writes or reads it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +23,28 @@ class Stored:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """This process's clouds of the beginning; `is_kept` where they are those that an earlier session kept."""
+
+    clouds: Mapping[str, Tensor]
+    is_kept: bool
+
+
+def taken_or_kept(
+    store: ReferenceStore | None, step: int, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks, *, resumes: bool
+) -> Reference:
+    """The clouds that the run's store has, if it `resumes`; else those of `now`, after `step`, which the store gets.
+
+    A collective.
+    """
+    kept = read_back(store, groups, now, ranks) if resumes else None
+    if kept is not None:
+        return Reference(kept, is_kept=True)
+    keep(store, step, groups, now, ranks)
+    return Reference(now, is_kept=False)
 
 
 def read_back(

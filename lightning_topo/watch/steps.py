@@ -75,6 +75,7 @@ class Steps:
         self._kept: dict[int, _Kept] = {}
         self._foreign: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._running: list[Optimizer] = []
+        self._present: dict[str, Tensor] | None = None
         self._checks_later = False
         self.read_names()
         self._handles = [
@@ -101,6 +102,7 @@ class Steps:
         for name, parameter in self._module.named_parameters(remove_duplicate=False):
             names.setdefault(id(parameter), []).append(clean_name(name))
         self._names = {key: tuple(found) for key, found in names.items()}
+        self._present = None
 
     def keep(self, optimizers: Iterable[Any]) -> None:
         """Copy the parameters that these optimizers train, as far as there is no copy yet.
@@ -117,6 +119,7 @@ class Steps:
     def begin(self) -> None:
         """Forget updates that never ended."""
         self._running = []
+        self._present = None  # parameters may have been frozen or thawed
 
     def check(self, optimizer: Optimizer) -> None:
         """Find parameters that something else has moved since the last update, and take their values as they are.
@@ -129,12 +132,14 @@ class Steps:
 
     def trained(self) -> dict[str, Tensor]:
         """The parameters that optimizers train, by each of their names, as far as they have been seen."""
-        return {
-            name: kept.parameter.detach()
-            for key, kept in self._kept.items()
-            if kept.parameter.requires_grad
-            for name in self._names.get(key, ())
-        }
+        if self._present is None:
+            self._present = {
+                name: kept.parameter.detach()
+                for key, kept in self._kept.items()
+                if kept.parameter.requires_grad
+                for name in self._names.get(key, ())
+            }
+        return self._present
 
     def before(self) -> dict[str, Tensor]:
         """`trained()` as it was before the updates of this batch."""
@@ -212,6 +217,7 @@ class Steps:
     def _keep(self, parameter: Tensor) -> None:
         if id(parameter) not in self._kept and not is_lazy(parameter):
             self._kept[id(parameter)] = _Kept(parameter, parameter.detach().clone(), parameter._version)
+            self._present = None
 
 
 def _trained(optimizer: Any) -> list[Tensor]:

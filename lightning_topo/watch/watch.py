@@ -1,7 +1,6 @@
 """One training watched from its first step to its last, whichever loop runs it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +8,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_topo.homology import Worker
-from lightning_topo.measurement import GLOBAL, Measurement, StepState
+from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.phases import DetectorState, EventName, Severity, TopologyEvent
+from lightning_topo.phases import DetectorState, TopologyEvent
 from lightning_topo.probes import Distortion, Persistence, Probe
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.certifying import Certifying
 from lightning_topo.watch.checkpoint import SavedWatch, resumed, saved_watch
 from lightning_topo.watch.coverage import Shares
 from lightning_topo.watch.exchange import Exchange
-from lightning_topo.watch.finding import Finding, Recording
+from lightning_topo.watch.finding import Finding
 from lightning_topo.watch.messages import members_changed, moved_outside, unseen_step, unwatched
-from lightning_topo.watch.output import ReferenceStore, Run, RunOutputs
+from lightning_topo.watch.output import Run, RunOutputs
 from lightning_topo.watch.probing import Probing, measures_steps
 from lightning_topo.watch.ranks import Ranks
 from lightning_topo.watch.readings import Readings
-from lightning_topo.watch.reference import keep, read_back
+from lightning_topo.watch.recording import Recording
+from lightning_topo.watch.reference import taken_or_kept
 from lightning_topo.watch.reporting import Reporting
 from lightning_topo.watch.settings import WatchSettings
 from lightning_topo.watch.snapshots import Snapshots, member_names
@@ -32,12 +32,8 @@ from lightning_topo.watch.steps import Steps
 from lightning_topo.watch.training import Training
 from lightning_topo.watch.training_loss import TrainingLoss
 
-RECORD_EVERY = 4
-"""Where more samples of the loss are wanted, every so many steps are recorded."""
 MEMBER_STEPS = 50
 """The names of the module's parameters are read anew every so many steps."""
-EXCHANGE_STEPS = 10
-"""Several processes tell each other what they have found at least this often."""
 
 
 class Watch:
@@ -62,10 +58,9 @@ class Watch:
         self._schedule = settings.schedule(training.planned_steps)
         self._worker = Worker()
         self._finding = Finding(training, settings.declared, settings.seed)
-        self._recording = Recording(training)
         self._training_loss = TrainingLoss(training, settings.seed)
-        self._batch: Any = None
-        self._is_recorded = False
+        measures_losses = not all(isinstance(probe, Distortion | Persistence) for probe in settings.probes)
+        self._recording = Recording(training, self._training_loss if measures_losses else None)
         self.steps = Steps(
             training.module,
             on_settle=self._settle_early,
@@ -73,7 +68,6 @@ class Watch:
             keep_copies=self._finding.sharding == "whole",
         )
         self._probing = Probing(settings.probes, self._ranks, {})
-        self._measures_losses = not all(isinstance(probe, Distortion | Persistence) for probe in settings.probes)
         self._snapshots: Snapshots | None = None
         self._certifying: Certifying | None = None
         shares = Shares() if state is None else state.shares
@@ -125,6 +119,8 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
+        if self._certifying is not None:
+            self._certifying.coverage.cut()
         return SavedWatch(
             self._outputs.dirpath,
             self._outputs.run_id,
@@ -153,9 +149,8 @@ class Watch:
             self.steps.begin()
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)
-            if self._records(self._training.step + 1):
-                self._batch, self._is_recorded = batch, True
-                self._recording.begin()
+            is_wanted = self._snapshots is None or self._finds_again
+            self._recording.begin(batch, self._training.step + 1, wanted=is_wanted)
             if self._snapshots is not None:
                 step = self._training.step + 1
                 self._snapshots.before_step(step, self._due("step", step))
@@ -182,7 +177,8 @@ class Watch:
         """A batch is over; `loss` is the mean loss of this process's batch, undivided and unscaled."""
         self.budget.end_step()
         with self.budget.spending():
-            self._end_recording()
+            self._recording.end()
+            log = shares = False
             step = self._training.step + 1
             stepped = self._has_stepped(step)
             if stepped:
@@ -202,15 +198,16 @@ class Watch:
                     self._certifying.unseen(step, self._unseen)
                 self._run([probe for probe in due if not measures_steps(probe) or self._is_unpaired(probe)], step)
                 self._exchange.outcomes += self._probing.collect(step)
-                if self._is_exchange(step, due):
+                log = _divides(self._training.log_every_n_steps, step)
+                shares = log or self._exchange.is_due(step, self._certifying.coverage, measured=bool(due))
+                if shares:
                     self._share(step)
                 self.steps.advance()
             self._exchange.proposed.clear()
-            log = stepped and _divides(self._training.log_every_n_steps, step)
             # Before validation and every hook at the epoch's end, so that these see the new values in any order.
             if self._training.ends_epoch() and self._snapshots is not None and (stepped or self.epochs_agree):
                 self._measure_epoch(step if stepped else self._training.step, log=log)
-            elif stepped:
+            elif shares:
                 self._publish(step, log=log)
 
     def break_off(self) -> None:
@@ -262,21 +259,6 @@ class Watch:
             self.groups = self._finding.groups(self._recording.so_far(), self._recording.obstacle)
         return self.groups
 
-    def _records(self, step: int) -> bool:
-        """Whether to record the step that begins: the first, and later ones as long as samples are wanted."""
-        if self._snapshots is None or self._finds_again:
-            return True
-        return self._measures_losses and self._training_loss.wants_tapes and step % RECORD_EVERY == 0
-
-    def _end_recording(self) -> None:
-        """Keep what this step's losses are made of, for measuring them later."""
-        tapes = self._recording.end()
-        if self._is_recorded and self._measures_losses:
-            self._training_loss.keep(tapes, self._batch)
-            if self._recording.obstacle:
-                self._training_loss.refuse(self._recording.obstacle)
-        self._batch, self._is_recorded = None, False
-
     def _start(self, step: int) -> None:
         """The first step is done: find the neurons, and tell the outputs."""
         training, settings, saved = self._training, self._settings, self._saved
@@ -286,12 +268,12 @@ class Watch:
         self._reporting.start(run)
         if saved is not None:
             self._schedule.slots.update(saved.slots)
+        self._refer(step)
         for problem in self._finding.problems:
             self._exchange.fail("neurons", problem.group, problem.message, problem.remedy, step)
         sizes = {name: p.numel() for name, p in training.module.named_parameters()}
         if (event := unwatched(self._finding.uncovered, sizes, step, training.epoch)) is not None:
             self._reporting.event(event)
-        self._refer(step)
         snapshots.worker = self._worker
 
     def _settle_in(self) -> Snapshots:
@@ -320,7 +302,9 @@ class Watch:
         start = self._snapshots.before(step)
         if groups and start is not None:
             self._snapshots.reference = {**self._snapshots.reference, **start.gather(g.name for g in groups)}
-        self._reporting.event(members_changed(sorted(changed), [g.name for g in groups], step, self._training.epoch))
+        self._exchange.events.append(
+            members_changed(sorted(changed), [g.name for g in groups], step, self._training.epoch)
+        )
 
     def _find_again(self) -> None:
         """Find the neurons of a module that has other parameters now than in the first step."""
@@ -341,15 +325,12 @@ class Watch:
         """Find or take the clouds from which distances since the beginning are measured."""
         snapshots, saved = self._snapshots, self._saved
         assert snapshots is not None
-        store: ReferenceStore | None = self._outputs.store
-        start = snapshots.before(step) or snapshots.now()
-        clouds = start.gather(group.name for group in snapshots.active())
-        kept = read_back(store, self.groups, clouds, self._ranks) if saved is not None else None
-        snapshots.reference = clouds if kept is None else kept
-        if kept is None:
-            keep(store, step - 1, self.groups, clouds, self._ranks)
+        clouds = (snapshots.before(step) or snapshots.now()).gather(group.name for group in snapshots.active())
+        resumes = saved is not None
+        reference = taken_or_kept(self._outputs.store, step - 1, self.groups, clouds, self._ranks, resumes=resumes)
+        snapshots.reference = reference.clouds
         if saved is not None:
-            since = "" if kept is not None else " The clouds of the beginning are lost: totals count from here."
+            since = "" if reference.is_kept else " The clouds of the beginning are lost: totals count from here."
             since += saved.under_way()
             self._reporting.event(resumed(self._training.step, self._training.epoch, since))
 
@@ -364,7 +345,7 @@ class Watch:
             self._unseen = moved
             if not self._said_unseen:
                 self._said_unseen = True
-                self._reporting.event(unseen_step(self._training.optimizers, moved, step, self._training.epoch))
+                self._exchange.events.append(unseen_step(self._training.optimizers, moved, step, self._training.epoch))
         return bool(moved)
 
     def _settle_early(self) -> None:
@@ -420,16 +401,13 @@ class Watch:
         if not alone:
             self._raise_first_error()
 
-    def _is_exchange(self, step: int, due: Sequence[Probe]) -> bool:
-        return self._ranks.size == 1 or bool(due) or step % EXCHANGE_STEPS == 0
-
     def _moved_outside(self, optimizer: Optimizer, names: Sequence[str]) -> None:
         """Something else than the optimizer has moved its parameters."""
         if self._certifying is not None:
             self._certifying.moved_outside()
         if id(optimizer) not in self._said_outside:
             self._said_outside.add(id(optimizer))
-            self._reporting.event(moved_outside(optimizer, names, self._training.step, self._training.epoch))
+            self._exchange.events.append(moved_outside(optimizer, names, self._training.step, self._training.epoch))
 
     def _raise_first_error(self) -> None:
         """Raise a probe's error where the user wants to know."""

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_topo.geometry import StepDistortion, distortions, pair_search, step_distortion
+from lightning_topo.geometry import StepDistortion, distortions, step_distortion, tile_bounds
 from lightning_topo.geometry.precision import worst_case_slack
 
 
@@ -258,7 +258,7 @@ def test_pruned_neurons_that_part(n, gap):
 
 def test_certificates_do_not_rest_on_likely_rounding(monkeypatch):
     """Products that err half as much as the worst case allows hide a break: it is looked at all the same."""
-    exact_tile = pair_search._Products.tile
+    exact_tile = tile_bounds.Products.tile
 
     def erring_tile(self, rows, columns, weight=1.0):
         squares, norms = exact_tile(self, rows, columns, weight), self.squares.clone()
@@ -266,7 +266,7 @@ def test_certificates_do_not_rest_on_likely_rounding(monkeypatch):
         error = worst_case_slack(squares.dtype, self.rows.shape[1]) / 2
         return squares + error * (norms[rows, None] + norms[columns]) * (norms[rows, None] * norms[columns] > 0)
 
-    monkeypatch.setattr(pair_search._Products, "tile", erring_tile)
+    monkeypatch.setattr(tile_bounds.Products, "tile", erring_tile)
     before = 30 * cloud(300, 400, 0)
     before[1], before[5] = before[0] + 0.087 * cloud(1, 400, 2)[0], before[4] + cloud(1, 400, 3)[0]
     after = before + 0.001 * cloud(300, 400, 1)

@@ -440,6 +440,14 @@ def test_a_line_that_certifies_nothing_leaves_its_steps_open(line):
     assert run.state.phase_of("net.0") is Phase.UNKNOWN
 
 
+@pytest.mark.parametrize("begins", [math.nan, math.inf, -math.inf, 21.0])
+def test_a_first_line_without_a_beginning_is_open_even_in_a_breakdown(begins):
+    broken = Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 1.2})
+    line = coverage(begins, 20, StepState.BOUNDED)
+    assert replay([line]).state.phase is Phase.UNKNOWN
+    assert replay([broken, line]).state.phase is Phase.BREAKDOWN
+
+
 def test_a_group_without_coverage_is_not_known_where_others_have_some():
     run = replay([coverage(0, 9, StepState.EXACT, "a"), Measurement(9, 0, "distortion", "b", {"critical_ratio": 0.1})])
     assert run.state.phase_of("a") is Phase.PRESERVED

@@ -9,8 +9,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from lightning_topo.neurons import NeuronGroup, ParamSlice
-from lightning_topo.probes import BatchLoss, Capture, Clouds, Sharpness
+from lightning_topo.probes import BatchLoss, Capture, Clouds, Sharpness, approach
 from lightning_topo.stability import flatten, hessian
+from lightning_topo.tape import StepRecorder, TapeLoss, accepted
 
 GROUP = NeuronGroup(
     "hidden", "unit", 6, (), (ParamSlice("0.weight"), ParamSlice("0.bias"), ParamSlice("2.weight", dims=(1,)))
@@ -196,7 +197,7 @@ def test_a_batch_larger_than_memory_is_halved_until_it_fits_and_the_size_is_reme
     truth = Sharpness(tolerance=1e-6).measure(capture(setting, optimizer)).values[""]
     loss_fn, sizes = small_memory(12, error=error)
     probe = Sharpness(loss_fn=loss_fn, tolerance=1e-6)
-    with pytest.warns(UserWarning, match="10 samples of the probe batch at a time"):
+    with pytest.warns(UserWarning, match="10 samples at a time"):
         first = probe.measure(capture(setting, optimizer))
     assert [size for size in sizes if size > 12] == [40, 20]
     assert first.values[""]["micro_batch"] == 10.0
@@ -220,6 +221,68 @@ def test_memory_that_ends_in_the_middle_of_the_products_is_met_too(setting):
     with pytest.warns(UserWarning, match="5 samples"):
         found = Sharpness(loss_fn=loss_fn, micro_batch=10).measure(capture(setting, optimizer))
     assert found.values[""]["converged"]
+
+
+def recorded(setting, sizes):
+    """The same loss as recorded steps of so many samples, in a capture."""
+    module, (x, y) = setting
+    tapes, recorder = [], StepRecorder()
+    for part in zip(x.split(sizes), y.split(sizes), strict=True):
+        recorder.begin(module)
+        recorder.loss(mse(module, part))
+        tapes += [accepted(tape) for tape in recorder.end()]
+    loss = TapeLoss(module, tapes, precision=torch.float64)
+
+    @contextmanager
+    def training_loss(loss_fn):
+        yield loss
+
+    clouds = Clouds([GROUP], dict(module.named_parameters()))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    return Capture(1, 0, module, [GROUP], clouds, None, clouds, [optimizer], training_loss)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 10, 64])
+def test_the_parts_of_recorded_steps_are_the_steps(setting, micro_batch):
+    optimizer = torch.optim.SGD(setting[0].parameters(), lr=0.1)
+    truth = Sharpness(tolerance=1e-6).measure(capture(setting, optimizer)).values[""]
+    made = recorded(setting, [10, 10, 20])
+    whole = Sharpness(tolerance=1e-6).measure(made).values[""]
+    parts = Sharpness(tolerance=1e-6, micro_batch=micro_batch).measure(made).values[""]
+    for name in ("sharpness", "sharpness_ratio", "eta_lambda"):
+        assert whole[name] == pytest.approx(truth[name], rel=1e-4)
+        assert parts[name] == pytest.approx(truth[name], rel=1e-4)
+    assert "micro_batch" not in whole
+    assert parts["micro_batch"] == 20.0  # what was really in memory, not what was asked for
+
+
+def test_the_batch_sharpness_of_recorded_steps_is_that_of_their_batches(setting):
+    module, (x, y) = setting
+    found = Sharpness(batch_sharpness=7).measure(recorded(setting, [10, 10, 20])).values[""]
+    truth = 0.0
+    for k, part in enumerate(zip(x.split([10, 10, 20]), y.split([10, 10, 20]), strict=True)):
+        curvature = hessian(lambda p=part: mse(module, p), module.parameters())
+        g = curvature.gradient
+        truth += (0.25, 0.25, 0.5)[k] * float(g @ (curvature @ g) / (g @ g))
+    assert found["batch_sharpness"] == pytest.approx(truth, rel=1e-4)
+
+
+def test_recorded_steps_larger_than_memory_together_are_measured_one_by_one(setting, monkeypatch):
+    attempts = []
+
+    def small(loss_fn, params):
+        attempts.append(loss_fn)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    truth = Sharpness(tolerance=1e-6).measure(recorded(setting, [10, 30])).values[""]
+    monkeypatch.setattr(approach, "hessian", small)
+    with pytest.warns(UserWarning, match="30 samples at a time"):
+        found = Sharpness(tolerance=1e-6).measure(recorded(setting, [10, 30])).values[""]
+    assert len(attempts) == 1
+    assert found["micro_batch"] == 30.0
+    assert found["sharpness"] == pytest.approx(truth["sharpness"], rel=1e-4)
+    with pytest.raises(torch.OutOfMemoryError):  # one step alone cannot be divided
+        Sharpness().measure(recorded(setting, [40]))
 
 
 def test_where_not_even_one_sample_fits_the_error_is_the_allocator_s(setting):

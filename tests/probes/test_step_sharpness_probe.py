@@ -62,6 +62,20 @@ def test_on_a_quadratic_it_is_the_directional_ratio_and_changes_nothing(setting,
     assert "critical_noise" not in again.values[""]
 
 
+def test_a_search_that_ran_out_of_forwards_is_taken_up_by_the_next(setting):
+    module, batch = setting
+    optimizer = torch.optim.SGD(module.parameters(), lr=2e-3)
+    before = stepped(module, batch, optimizer)
+    probe, result, found = StepSharpness(noise=False, max_forwards=8), None, []
+    for _ in range(6):
+        result = probe.measure(capture(module, batch, optimizer, before, result))
+        found.append(result.values[""])
+    step = torch.cat([(p.detach() - before[n]).flatten() for n, p in module.named_parameters()])
+    truth = directional_ratio(hessian(lambda: mse(module, batch), module.parameters()), step)
+    assert [each["critical_converged"] for each in (found[0], found[-1])] == [0.0, 1.0]
+    assert found[-1]["critical_sharpness"] == pytest.approx(truth, rel=0.06)
+
+
 def test_dropout_draws_the_same_mask_at_every_multiple(setting):
     module, batch = setting
     optimizer = torch.optim.SGD(module.parameters(), lr=0.3)

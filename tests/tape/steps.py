@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -50,7 +51,7 @@ def labels(step: int, n: int, classes: int = 3) -> Tensor:
 
 def mlp(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+    for width_in, width_out in pairwise(widths):
         layers += [nn.Linear(width_in, width_out), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 
@@ -159,7 +160,10 @@ def accumulating() -> Training:
 class Adversaries(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.generator, self.critic = mlp(4, 16, 6), nn.Sequential(nn.Linear(6, 10), nn.LeakyReLU(0.2), nn.Linear(10, 1))
+        self.generator, self.critic = (
+            mlp(4, 16, 6),
+            nn.Sequential(nn.Linear(6, 10), nn.LeakyReLU(0.2), nn.Linear(10, 1)),
+        )
 
 
 @training

@@ -60,7 +60,9 @@ def summed_later(net: nn.Module, rank: int) -> Tensor:
     return other + (out * total).mean()
 
 
-LOSSES = {loss.__name__: loss for loss in (contrastive, gathered_plainly, gathered_into_one, synchronised_norm, summed_later)}
+LOSSES = {
+    loss.__name__: loss for loss in (contrastive, gathered_plainly, gathered_into_one, synchronised_norm, summed_later)
+}
 
 
 def process(rank: int, folder: str) -> None:

@@ -5,12 +5,11 @@ import random
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lightning_topo.tape import StepRecorder, Tape, accepted
-from tests.tape.steps import TRAININGS, Nobody, Training, batch, labels, mlp
+from tests.tape.steps import TRAININGS, Nobody, Training
 
 
 def trained(build, recorded: bool) -> tuple[Training, list[Tape], list[Tensor]]:

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from lightning_topo.clock import Clock
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
-from lightning_topo.clock import Clock
 from lightning_topo.outputs.page.page import write_report
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, REPORT, read_record
 from lightning_topo.phases import TopologyEvent

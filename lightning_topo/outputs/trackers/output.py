@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lightning_topo.clock import Clock
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
-from lightning_topo.clock import Clock
 from lightning_topo.outputs.leaving import plain
 from lightning_topo.outputs.record import Branch
 from lightning_topo.outputs.trackers.by_type import tracker_of

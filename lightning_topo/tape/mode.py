@@ -1,0 +1,36 @@
+"""The dispatch mode under which a step is recorded."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode, _push_mode
+
+
+class Observer(TorchDispatchMode):
+    """Hands every operator to `observe`, which runs it."""
+
+    supports_higher_order_operators = True  # the step must not fail at one because of us
+
+    def __init__(self, observe: Callable[..., Any]) -> None:
+        super().__init__()
+        self.observe = observe
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Lets what is compiled after all, unseen by `compiled_reason`, compile as it would have."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.observe(func, args, kwargs or {})
+
+    def leave(self) -> None:
+        """Leave the mode, also from below modes that the step has left open, which stay."""
+        above: list[Any] = []
+        while (stack := _get_current_dispatch_mode_stack()) and stack[-1] is not self:
+            if self not in stack:
+                return
+            above.append(_pop_mode())
+        if stack:
+            self.__exit__(None, None, None)
+        for other in reversed(above):
+            _push_mode(other)

@@ -1,0 +1,120 @@
+"""Recording steps of the training as they run."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_topo.neurons.capture import sharding
+from lightning_topo.tape import StepRecorder, Tape, accepted, compiled_reason
+from lightning_topo.tape.names import clean_name, named_tensors
+from lightning_topo.tape.recorder import is_plain
+from lightning_topo.watch.training import Training
+from lightning_topo.watch.training_loss import TrainingLoss
+
+RECORD_EVERY = 4
+"""Where more samples of the loss are wanted, every so many steps are recorded."""
+
+_SHARDS = {
+    "tensor_parallel": "activations of tensor parallel are spread over processes",
+    "fsdp1": "FSDP1 keeps parameters in flat shards",
+    "zero3": "DeepSpeed ZeRO-3 keeps parameters in flat shards",
+}
+"""Where recording has nothing to name parameters by."""
+
+
+class Recording:
+    """Records steps as they run, one tape for each loss; a module with compiled parts is never recorded.
+
+    `obstacle` says why nothing can be recorded; empty where it can. `training_loss` is given what it wants of the
+    recorded steps; None where no probe evaluates losses.
+    """
+
+    def __init__(self, training: Training, training_loss: TrainingLoss | None) -> None:
+        self._training, self._training_loss = training, training_loss
+        self._batch: Any = None
+        self._is_kept = False
+        self._recorder = StepRecorder()
+        self._gradients: list[dict[str, Tensor] | None] = []
+        self._without_gradient: frozenset[str] = frozenset()
+        self._tapes: list[Tape] = []
+        self._handles: list[RemovableHandle] = []
+        kind = sharding(training.root)
+        self._is_sharded = kind != "whole"
+        self.obstacle = compiled_reason(training.module) or _SHARDS.get(kind, "")
+
+    def begin(self, batch: Any, step: int, *, wanted: bool) -> None:
+        """Record the step that begins if its tapes are `wanted`, or now and then if more samples of the loss are."""
+        loss = self._training_loss
+        if not wanted and not (loss is not None and loss.wants_tapes and step % RECORD_EVERY == 0):
+            return
+        self._tapes, self._gradients = [], []
+        self._batch, self._is_kept = batch, True
+        if self.obstacle:
+            return
+        module = self._training.module
+        if self._is_sharded:
+            # What lies in shards is whole while a module runs: it gets its name there.
+            self._recorder.begin({name: tensor for name, tensor in named_tensors(module).items() if is_plain(tensor)})
+            self._handles = [
+                child.register_forward_pre_hook(partial(self._name, path)) for path, child in module.named_modules()
+            ]
+        else:
+            self._recorder.begin(module)
+
+    def loss(self, loss: Tensor, scale: float) -> None:
+        """A loss is about to be differentiated: it ends a tape."""
+        if not self._recorder.is_active:
+            return
+        self._note_gradients()
+        parameters = self._training.module.named_parameters()
+        self._without_gradient = frozenset(name for name, p in parameters if p.grad is None or not p.grad.any())
+        self._gradients.append(None)
+        self._recorder.loss(loss, scale=scale)
+
+    def differentiated(self, *, goes_on: bool) -> None:
+        """The gradient is there; where the step goes on, so does the recording."""
+        if not self._recorder.is_active:
+            return
+        self._note_gradients()
+        if goes_on:
+            self._recorder.resume()
+
+    def end(self) -> list[Tape]:
+        """The accepted tapes of the step, one for each loss; whatever has happened in it."""
+        while self._handles:
+            self._handles.pop().remove()
+        if self._recorder.is_active:
+            tapes = self._recorder.end()
+            alone = self._training.ranks.size == 1  # processes average their gradients
+            self._tapes = [
+                accepted(tape, gradients if alone else None)
+                for tape, gradients in zip(tapes, self._gradients, strict=True)
+            ]
+            self._gradients = []
+        if self._is_kept and self._training_loss is not None:
+            self._training_loss.keep(self._tapes, self._batch)
+            if self.obstacle or self._is_sharded:
+                self._training_loss.refuse(self.obstacle or "parameters lie in shards")
+        self._batch, self._is_kept = None, False
+        return self._tapes
+
+    def so_far(self) -> list[Tape]:
+        """The tapes of the step up to now, while it still runs."""
+        return [accepted(tape) for tape in self._recorder.so_far()] if self._recorder.is_active else self._tapes
+
+    def _name(self, path: str, module: nn.Module, args: Any) -> None:
+        """Name the parameters of a module that is about to run."""
+        for name, parameter in module.named_parameters(recurse=False):
+            if is_plain(parameter):
+                self._recorder.name(clean_name(f"{path}.{name}" if path else name), parameter)
+
+    def _note_gradients(self) -> None:
+        """Keep the gradient that the last loss has made, of parameters that had none before."""
+        if self._gradients and self._gradients[-1] is None:
+            self._gradients[-1] = {
+                name: p.grad.detach().clone()
+                for name, p in self._training.module.named_parameters()
+                if name in self._without_gradient and p.grad is not None
+            }

@@ -1,0 +1,87 @@
+"""What is known of every step, and its share."""
+
+import random
+
+import pytest
+
+from lightning_topo.measurement import StepState
+from lightning_topo.watch.coverage import MOST_STEPS, Certificate, Coverage, Shares
+
+EXACT, BOUNDED, SPANNED, OPEN = StepState.EXACT, StepState.BOUNDED, StepState.SPANNED, StepState.OPEN
+
+
+def stretches(lines):
+    """(from, to, state, bound) of each line."""
+    return [(m.values["from"], m.step, StepState(int(m.values["state"])), m.values.get("bound")) for m in lines]
+
+
+def test_any_sequence_of_states_comes_back_from_its_lines():
+    chance = random.Random(0)
+    truth = {g: {k: chance.choice(list(StepState)) for k in range(1, 200)} for g in ("a", "b")}
+    coverage, lines = Coverage(), []
+    for step in range(1, 200):
+        coverage.note(step, {g: Certificate(states[step], step / 1000) for g, states in truth.items()})
+        if chance.random() < 0.3:
+            lines += coverage.lines(0)
+    lines += coverage.lines(0, flush=True)
+    for group, states in truth.items():
+        found, at = {}, 0
+        for start, end, state, bound in stretches(m for m in lines if m.group == group):
+            assert start == at  # no step twice, none left out
+            assert bound >= end / 1000
+            found |= dict.fromkeys(range(int(start) + 1, end + 1), state)
+            at = end
+        assert found == states
+
+
+def test_a_killed_process_loses_no_more_than_so_many_steps():
+    coverage, lines = Coverage(), []
+    for step in range(1, 2 * MOST_STEPS + 10):
+        coverage.note(step, {"a": Certificate(BOUNDED, 0.1)})
+        lines += coverage.lines(0)
+    assert [(start, end) for start, end, *_ in stretches(lines)] == [(0, MOST_STEPS), (MOST_STEPS, 2 * MOST_STEPS)]
+
+
+def test_a_line_ends_where_a_checkpoint_was_saved():
+    """Else a run that goes on from there would abandon what is known of the steps before."""
+    coverage = Coverage()
+    for step in range(1, 6):
+        coverage.note(step, {"a": Certificate(BOUNDED, 0.1)})
+        if step == 3:
+            coverage.cut()
+    assert [line[:3] for line in stretches(coverage.lines(0, flush=True))] == [(0, 3, BOUNDED), (3, 5, BOUNDED)]
+    coverage.cut()
+    assert coverage.lines(0, flush=True) == []
+
+
+def test_an_open_step_is_written_at_once():
+    coverage = Coverage()
+    coverage.note(1, {"a": Certificate(EXACT)})
+    assert coverage.lines(0) == []
+    coverage.note(2, {"a": Certificate(OPEN)})
+    assert [line[:3] for line in stretches(coverage.lines(0))] == [(0, 1, EXACT), (1, 2, OPEN)]
+
+
+def test_steps_in_which_a_group_takes_no_part_are_in_no_line():
+    coverage = Coverage()
+    for step in (1, 2, 5):
+        coverage.note(step, {"a": Certificate(EXACT)})
+    assert [line[:2] for line in stretches(coverage.lines(0, flush=True))] == [(0, 2), (4, 5)]
+
+
+@pytest.mark.parametrize("states", [(SPANNED, OPEN), (OPEN, SPANNED), (EXACT, OPEN)])
+def test_a_step_is_as_weak_as_its_weakest_group(states):
+    coverage, shares = Coverage(), Shares()
+    coverage.note(1, dict(zip("ab", map(Certificate, states), strict=True)))
+    shares.take(1, coverage.take_uncertified())
+    assert (shares.n_open, shares.n_spanned) == (1, 0)
+    assert coverage.take_uncertified() == {}
+
+
+def test_shares_count_certified_and_spanned_steps():
+    shares = Shares()
+    assert shares.values() == {}
+    shares.take(8, {2: SPANNED, 5: OPEN, 6: OPEN})
+    assert shares.values() == {"coverage": 5 / 8, "coverage_span": 1 / 8}
+    shares.take(2, {})
+    assert shares.values() == {"coverage": 0.7, "coverage_span": 0.1}
