@@ -3,7 +3,7 @@
 #
 # This is a script in cells (`# %%`): VS Code, Jupytext and Spyder open it as a notebook, and
 # `python examples/notebook.py --out figures` runs it from top to bottom. It needs the extra `notebook`
-# (pandas and matplotlib): `pip install "lightning-topo[notebook]"`.
+# (pandas): `pip install "lightning-topo[notebook]"`.
 
 # %%
 import argparse

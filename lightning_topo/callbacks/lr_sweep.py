@@ -70,7 +70,7 @@ class LRSweep:
     def plot(self) -> "Figure":
         """The loss, and r, eta_lambda and the sharpness ratio over the learning rate, with what is suggested.
 
-        Raises `ImportError` where matplotlib is missing: `pip install "lightning-topo[plot]"`.
+        Raises `ImportError` where matplotlib is missing.
         """
         from lightning_topo.figures.lr_sweep import Curve, Mark, lr_figure
 

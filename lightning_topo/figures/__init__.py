@@ -1,4 +1,4 @@
 """Figures of matplotlib, for notebooks and experiment trackers: numbers in, `Figure` out; no pyplot, no global state.
 
-matplotlib is the extra `plot`, and imported only when something is drawn.
+matplotlib is imported only when something is drawn.
 """

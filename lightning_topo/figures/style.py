@@ -51,7 +51,7 @@ def own_style() -> Iterator[None]:
     try:
         import matplotlib
     except ImportError as error:
-        raise ImportError(f'{error}: pip install "lightning-topo[plot]"') from error
+        raise ImportError(f"{error}: pip install matplotlib") from error
     parts = ("axes", "figure", "font", "grid", "legend", "lines", "mathtext", "scatter", "text", "xtick", "ytick")
     defaults: Any = {name: v for name, v in matplotlib.rcParamsDefault.items() if name.split(".")[0] in parts}
     with matplotlib.rc_context(defaults):

@@ -43,7 +43,7 @@ class Recorded(Protocol):
 class RecordViews:
     """Frames and figures of a record, which is `Recorded`.
 
-    Frames need pandas and figures matplotlib (`pip install "lightning-topo[notebook]"`), or they raise `ImportError`.
+    Frames need pandas (`pip install "lightning-topo[notebook]"`), or they raise `ImportError`.
     Figures raise `ValueError` where what they show was not measured. `group` is by default the one whose critical
     ratio went highest.
     """
