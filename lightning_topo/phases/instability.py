@@ -57,10 +57,10 @@ def follow_stability(
     found = None
     if not math.isfinite(loss):
         found = Divergence(loss)
+    elif sharp and (risen or lowest > level):
+        found = Divergence(loss, ratio=ratios[-1])
     elif lowest > level:
         found = Divergence(loss, level=level)
-    elif sharp and risen:
-        found = Divergence(loss, ratio=ratios[-1])
     span, fired = follow_span(state.span, active=found is not None, quiet=not risen, hold=rules.instability_hold)
     return StabilityState(losses, first, ratios, ratio_step, span), found if fired else None
 

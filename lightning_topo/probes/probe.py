@@ -83,20 +83,20 @@ class Clouds(Mapping[str, Tensor]):
 class ProbeResult:
     """What one measurement found.
 
-    `values` holds named numbers by group, `""` for the whole network; `failures` says of a group why it could not be
-    measured. `carry` is whatever the probe wants to see again: its next capture has this result as `previous`.
-    `again_after_step` asks for another measurement right after the next optimizer step: something that only a step
-    brings into being (the moments of Adam) was missing.
+    `values` holds named numbers by group, `""` for the whole network (also tensors of one element; what is no number is
+    refused, by name); `failures` says of a group why it could not be measured. `carry` is whatever the probe wants to
+    see again: its next capture has this result as `previous`. `again_after_step` asks for another measurement right
+    after the next optimizer step: something that only a step brings into being (the moments of Adam) was missing.
     """
 
-    values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     failures: Mapping[str, str] = field(default_factory=dict)
     diagrams: Mapping[str, PersistenceDiagram] = field(default_factory=dict)
     carry: Any = None
     again_after_step: bool = False
 
     @classmethod
-    def of(cls, found: "ProbeResult | Mapping[str, float]") -> "ProbeResult":
+    def of(cls, found: "ProbeResult | Mapping[str, Any]") -> "ProbeResult":
         """A result, also from a plain mapping of names to numbers for the whole network."""
         return found if isinstance(found, ProbeResult) else cls(values={GLOBAL: found})
 

@@ -31,6 +31,8 @@ def accepted(
         outputs, replayed = _evaluated(tape, differentiate=gradients is not None)
     except CannotReplay as error:
         return tape.replaced(obstacle=str(error))
+    except torch.OutOfMemoryError:
+        return tape.replaced(obstacle="memory runs out when the step is replayed")
     tolerance = _tolerance(tape)
     for output, recorded in zip(outputs, tape.recorded, strict=True):
         error = _relative_error(output, recorded)

@@ -143,6 +143,10 @@ class Tape:
         """The storages that some call writes in place."""
         return frozenset(self.storages[slot] for call in self.calls for slot in call.writes)
 
+    def without_values(self) -> "Tape":
+        """The tape without the recorded parameters and buffers, for replays that are given all of them."""
+        return replace(self, values={})
+
     def owning_its_constants(self) -> "Tape":
         """The tape with copies of its constants, which nobody else can write to."""
         return replace(

@@ -136,7 +136,9 @@ class _Machine:
         names = self.tape.names.get(slot)
         if names is not None:
             given = next((self.named[name] for name in names if name in self.named), None)
-            source = self.tape.values[slot] if given is None else given
+            source = self.tape.values.get(slot) if given is None else given
+            if source is None:
+                raise CannotReplay(f"no value is given for {names[0]}, and none is recorded")
         elif slot in self.tape.constants:
             source = self.tape.constants[slot]
         else:

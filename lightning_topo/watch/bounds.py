@@ -1,5 +1,6 @@
 """Upper bounds of the critical ratio of every step, for all groups of one process together."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,10 +11,16 @@ from lightning_topo.geometry import BoundTable, Snapshot, pair_bounds, snapshot
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons.displacements import DisplacementMeter, gather_rows
 
+LIMIT = 0.9
+"""A bound from here on asks for an exact measurement."""
+
 
 @dataclass(frozen=True, slots=True)
 class GroupBound:
-    """Upper bounds of r of one step of a group, and of the net map since its snapshot; inf or NaN certify nothing."""
+    """Upper bounds of r of one step of a group, and of the net map since its snapshot; inf or NaN certify nothing.
+
+    The span is known where the step's bound reaches the limit, and infinite elsewhere.
+    """
 
     step: float
     span: float
@@ -45,14 +52,28 @@ class Bounds:
         self._since = None
 
     def of_step(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, GroupBound]:
-        """The bounds of the step between two states of the parameters, by group."""
+        """The bounds of the step between two states of the parameters, by group.
+
+        How far neurons are from the snapshot is bounded by the length of their path, one pass over the parameters a
+        step, as long as that certifies the step; else it is measured, and the span with it.
+        """
         assert self._table is not None
-        since = self._meter.lengths(self._origin, before) if self._since is None else self._since
-        step = self._meter.lengths(before, after)
-        span = self._meter.lengths(self._origin, after)
-        self._since = span
-        bounds = torch.stack([self._table.bounds(step, since), self._table.bounds(span)]).tolist()
-        found = {g.name: GroupBound(*pair) for g, pair in zip(self.groups, zip(*bounds, strict=True), strict=True)}
+        moved = self._meter.lengths(before, after)
+        since, is_path = self._since, self._since is not None
+        if since is None:
+            since = self._meter.lengths(self._origin, before)
+        steps = self._table.bounds(moved, since).tolist()
+        spans = [math.inf] * len(steps)
+        self._since = since + moved
+        if not all(bound < LIMIT for bound in steps):
+            self._since = self._meter.lengths(self._origin, after)
+            spans = self._table.bounds(self._since).tolist()
+            if is_path:
+                steps = self._table.bounds(moved, self._meter.lengths(self._origin, before)).tolist()
+        found = {
+            group.name: GroupBound(*pair)
+            for group, pair in zip(self.groups, zip(steps, spans, strict=True), strict=True)
+        }
         for group, one in zip(self.groups, self._snapshots, strict=True):
             if len(one.pairs):
                 found[group.name] = self._with_pairs(group, one, found[group.name], before, after)
@@ -67,12 +88,15 @@ class Bounds:
         after: Mapping[str, Tensor],
     ) -> GroupBound:
         """The bounds with the pairs that are so near that they are computed exactly."""
-        start, middle, end = (
-            gather_rows(group, {name: tensors[name] for name in self._origin}, one.pairs)
-            for tensors in (self._origin, before, after)
-        )
-        exact = torch.stack([pair_bounds(one, middle, end), pair_bounds(one, start, end)]).tolist()
-        return GroupBound(_larger(bound.step, exact[0]), _larger(bound.span, exact[1]))
+
+        def rows(tensors: Mapping[str, Tensor]) -> Tensor:
+            return gather_rows(group, {name: tensors[name] for name in self._origin}, one.pairs)
+
+        end = rows(after)
+        step = _larger(bound.step, float(pair_bounds(one, rows(before), end)))
+        if bound.span == math.inf:
+            return GroupBound(step, bound.span)
+        return GroupBound(step, _larger(bound.span, float(pair_bounds(one, rows(self._origin), end))))
 
     def _take(self, parameters: Mapping[str, Tensor]) -> None:
         named = {name: parameters[name] for name in self._origin}

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
 from lightning_topo.measurement import StepState
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes import Distortion, Probe
-from lightning_topo.watch.bounds import Bounds, GroupBound
+from lightning_topo.watch.bounds import LIMIT, Bounds, GroupBound
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.coverage import Certificate, Coverage
 from lightning_topo.watch.outcome import Outcome
@@ -14,8 +16,6 @@ from lightning_topo.watch.probing import Probing
 from lightning_topo.watch.snapshots import Snapshots
 from lightning_topo.watch.steps import Steps
 
-LIMIT = 0.9
-"""A bound from here on asks for an exact measurement."""
 EXACT_SHARE = 0.05
 """Measurements that bounds ask for may take so much of the time ..."""
 EXACT_STEPS = 10.0
@@ -25,8 +25,8 @@ EXACT_STEPS = 10.0
 class Certifying:
     """Gives each step of this process's groups a certificate; `probe` is the `Distortion` of the run, if it has one.
 
-    Groups are measured exactly when the probe is due, and where the bound of the step or of the span since the last
-    snapshot reaches 0.9, as long as that takes a small share of the time. Without the probe nothing is certified.
+    Groups are measured exactly when the probe is due, and where the bound of the step reaches 0.9, as long as that
+    takes a small share of the time. Without the probe nothing is certified.
     """
 
     def __init__(self, snapshots: Snapshots, steps: Steps, probing: Probing, *, limited: bool) -> None:
@@ -62,7 +62,7 @@ class Certifying:
             return []
         is_first = self._bounds is None
         bounds = self._bound()
-        reached = [g for g in groups if not (bounds[g.name].step < LIMIT and bounds[g.name].span < LIMIT)]
+        reached = [g for g in groups if not bounds[g.name].step < LIMIT]
         asked = groups if probe in due or is_first else tuple(reached) if self._may_measure(budget) else ()
         outcomes: list[Outcome] = []
         if asked:
@@ -73,8 +73,20 @@ class Certifying:
             if probe not in due:
                 self._seconds += budget.seconds() - began
         measured = {name for outcome in outcomes for name in outcome.values}
-        self.coverage.note(step, {g.name: _certificate(g.name in measured, bounds[g.name]) for g in groups})
+        certificates = {g.name: _certificate(g.name in measured, bounds[g.name]) for g in groups}
+        if any(one.state is StepState.SPANNED for one in certificates.values()) and not self._spans_prove():
+            certificates = {name: _without_span(one) for name, one in certificates.items()}
+        self.coverage.note(step, certificates)
         return outcomes
+
+    def _spans_prove(self) -> bool:
+        """Whether a span excludes that neurons merged and parted in between.
+
+        Only where merged neurons stay together (lemma 1 of the paper): under a rule that treats neurons alike, and
+        draws nothing for each by itself.
+        """
+        known = all(type(o).__module__.startswith("torch.optim") for o in self._steps.optimizers)
+        return known and not any(map(_draws_for_neurons, self._snapshots.module.modules()))
 
     def _measure(self, probe: Probe, step: int, epoch: int, groups: Sequence[NeuronGroup]) -> Outcome:
         now = self._snapshots.now()
@@ -118,6 +130,16 @@ class Certifying:
     def _renew(self) -> None:
         if self._bounds is not None:
             self._bounds.renew(self._steps.trained())
+
+
+def _draws_for_neurons(module: nn.Module) -> bool:
+    """Whether a module is a dropout of some kind that is at work."""
+    share = getattr(module, "p", getattr(module, "drop_prob", 0.0))
+    return "drop" in type(module).__name__.lower() and isinstance(share, float | int) and share > 0.0
+
+
+def _without_span(one: Certificate) -> Certificate:
+    return Certificate(StepState.OPEN, one.bound) if one.state is StepState.SPANNED else one
 
 
 def _certificate(measured: bool, bound: GroupBound) -> Certificate:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ class WatchSettings:
     seed: int = 0
     verbose: bool = True
     max_record_mb: float | None = None
-    rules: PhaseRules = PhaseRules()
+    rules: PhaseRules = field(default_factory=PhaseRules)
 
     def __post_init__(self) -> None:
         _check_probes(self.probes)

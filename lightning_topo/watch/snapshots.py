@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_topo.homology import Worker
 from lightning_topo.neurons import NeuronGroup
@@ -35,6 +35,11 @@ class Snapshots:
         self.worker: Worker | None = None
         self._training, self._steps, self._training_loss = training, steps, training_loss
         self._sharded_before: tuple[int, Clouds] | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that trains."""
+        return self._training.module
 
     def active(self) -> tuple[NeuronGroup, ...]:
         """Of this process's groups those in which an optimizer trains something."""

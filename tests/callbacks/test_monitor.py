@@ -13,10 +13,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, read_record
+from lightning_topo import Distortion, Period, Persistence, Sharpness, TopologyMonitor, read_record
+from lightning_topo.measurement import StepState
 from lightning_topo.neurons import NeuronGroup, ParamSlice, declare_neurons
 from lightning_topo.phases import replay
-from tests.callbacks.training import Classifier, Weights, dataset, fit, loader
+from tests.callbacks.training import Classifier, Weights, dataset, fit, happened, hooks_of_all_optimizers, loader
 
 
 def dense(**options):
@@ -110,7 +111,7 @@ def trained(tmp_path, callbacks, **options):
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}])
 def test_training_is_bitwise_the_same_with_and_without(tmp_path, options):
-    plain_noise, watched_noise = Noisy(), Noisy()
+    plain_noise, watched_noise, hooks = Noisy(), Noisy(), hooks_of_all_optimizers()
     plain, plain_trainer = trained(tmp_path, [plain_noise], **options)
     watched, watched_trainer = trained(tmp_path, [watched_noise, dense()], **options)
     for (name, a), b in zip(plain.state_dict().items(), watched.state_dict().values(), strict=True):
@@ -120,6 +121,7 @@ def test_training_is_bitwise_the_same_with_and_without(tmp_path, options):
     assert all(torch.equal(a[k]["momentum_buffer"], b[k]["momentum_buffer"]) for k in a)
     assert plain.training == watched.training
     assert len(watched_trainer.optimizers[0]._optimizer_step_post_hooks) == 0
+    assert hooks_of_all_optimizers() == hooks
     assert "log" not in watched.__dict__
 
 
@@ -165,28 +167,64 @@ class TwoOptimizers(Classifier):
 
 
 def test_two_optimizers_by_hand(tmp_path):
-    monitor, weights = TopologyMonitor(groups=declared(), report=False), Weights()
+    monitor, weights = dense(), Weights()
     fit(TwoOptimizers(), [monitor, weights], root=tmp_path)
-    found = lines(monitor, "distortion", "net.0")
-    assert [m.step for m in found] == list(range(1, 9))
-    for k, m in enumerate(found):
-        truth = brute_force(weights.seen[k], weights.seen[k + 1], declared()[0].slices)
-        assert m.values["critical_ratio"] == pytest.approx(truth[0], rel=1e-4)
-    # training_step would step: sharpness is switched off, once, with what to do instead.
-    (event,) = [e for e in monitor.events if e.name == "probe_failed"]
-    assert "manual optimization" in event.message
-    assert "loss_fn" in event.remedy
-
-
-def test_neurons_are_found_by_the_forward_pass_where_the_training_step_steps(tmp_path):
-    class Forward(TwoOptimizers):
-        def forward(self, x):
-            return self.net(x)
-
-    monitor = TopologyMonitor([Distortion(every_n_steps=1)], report=False)
-    fit(Forward(), [monitor], root=tmp_path)
     assert {group.name: group.status for group in monitor.groups} == {"net.0": "verified", "net.3": "verified"}
-    assert monitor.events == ()
+    assert happened(monitor.events) == []
+    # The second optimizer, which owns all of net.3, steps with every second batch.
+    for group, steps in zip(monitor.groups, (range(1, 9), range(2, 9, 2)), strict=True):
+        found = lines(monitor, "distortion", group.name)
+        assert [m.step for m in found] == list(steps)
+        for m in found:
+            truth = brute_force(weights.seen[m.step - 1], weights.seen[m.step], group.slices)
+            assert m.values["critical_ratio"] == pytest.approx(truth[0], rel=1e-4)
+    assert [m.step for m in lines(monitor, "sharpness")] == [4, 8]
+
+
+class Adversaries(L.LightningModule):
+    """A generator and a discriminator, each with a loss and an optimizer of its own; there is no `forward`."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator = nn.Sequential(nn.Linear(2, 7), nn.Tanh(), nn.Linear(7, 4))
+        self.discriminator = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
+
+    def training_step(self, batch, batch_idx):
+        real = batch[0]
+        fake = self.generator(torch.randn(len(real), 2))
+        for optimizer, loss in zip(self.optimizers(), (self.against(fake), self.between(real, fake)), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def against(self, fake):
+        frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        return -torch.func.functional_call(self.discriminator, frozen, (fake,)).mean()
+
+    def between(self, real, fake):
+        margin = 1 + self.discriminator(fake.detach()) - self.discriminator(real)
+        return margin.relu().square().mean()
+
+    def configure_optimizers(self):
+        nets = self.generator, self.discriminator
+        return [torch.optim.SGD(net.parameters(), lr=0.05) for net in nets]
+
+
+def test_each_network_of_a_gan_has_neurons_and_every_step_is_measured(tmp_path):
+    torch.manual_seed(0)
+    monitor, weights = dense(), Weights()
+    fit(Adversaries(), [monitor, weights], root=tmp_path)
+    groups = {group.name: (group.n, group.status) for group in monitor.groups}
+    assert groups == {"generator.0": (7, "verified"), "discriminator.0": (5, "verified")}
+    for group in monitor.groups:
+        found = lines(monitor, "distortion", group.name)
+        assert [m.step for m in found] == list(range(1, 9))
+        for m in found:
+            truth = brute_force(weights.seen[m.step - 1], weights.seen[m.step], group.slices)
+            assert m.values["critical_ratio"] == pytest.approx(truth[0], rel=1e-4)
+    assert [m.step for m in lines(monitor, "sharpness")] == [4, 8]
+    assert happened(monitor.events) == []
 
 
 def declared():
@@ -200,38 +238,56 @@ def test_sharpness_with_a_loss_of_ones_own_under_manual_optimization(tmp_path):
 
     monitor = TopologyMonitor([Sharpness(every_n_steps=2, loss_fn=loss)], groups=declared(), report=False)
     fit(TwoOptimizers(), [monitor], root=tmp_path)
-    assert [m.step for m in lines(monitor, "sharpness")] == [0, 2, 4, 6, 8]
-    assert monitor.events == ()
+    assert [m.step for m in lines(monitor, "sharpness")] == [2, 4, 6, 8]
+    assert happened(monitor.events) == []
 
 
 # --- what is published ------------------------------------------------------------------------------------------------
 
-STEP_KEYS = {"critical_ratio": 0.0, "contraction": 1.0, "expansion": 1.0, "log_distortion": 0.0}
+
+class Look(L.Callback):
+    """Keeps our keys as they are at the start, and after every batch."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.seen = [self._ours(trainer)]
+
+    def on_train_batch_end(self, trainer, *_):
+        self.seen.append(self._ours(trainer))
+
+    def _ours(self, trainer):
+        return {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("topology/")}
 
 
-def test_every_key_is_there_before_the_first_step(tmp_path):
-    class Look(L.Callback):
-        def on_train_start(self, trainer, pl_module):
-            self.metrics = dict(trainer.callback_metrics)
-
-    look = Look()
-    trainer = fit(Classifier(), [dense(), look], root=tmp_path)
-    for name, identity in STEP_KEYS.items():
-        assert look.metrics[f"topology/net_0/{name}"] == identity
-    assert look.metrics["topology/critical_ratio"] == 0.0
-    assert look.metrics["topology/net_0/total_expansion"] == 1.0
-    assert look.metrics["topology/net_0/distinct_neurons"] == 8
-    for name in ("sharpness", "sharpness_ratio", "eta_lambda", "overhead", "phase"):
-        assert math.isfinite(look.metrics[f"topology/{name}"])
-    for name in ("betti_0", "betti_1", "total_persistence_0", "entropy_1", "max_persistence_1"):
-        assert math.isfinite(look.metrics[f"topology/net_0/{name}"])
-    # One capture has nothing before it to be compared with.
-    added = set(trainer.callback_metrics) - set(look.metrics)
-    assert {key for key in added if key.startswith("topology/net_0/")} == {
-        "topology/net_0/log_bottleneck_0",
-        "topology/net_0/log_bottleneck_1",
-        "topology/net_0/log_bottleneck_bound",
+@pytest.mark.parametrize("look_first", [True, False])
+def test_keys_are_there_as_soon_as_something_is_measured_and_never_before(tmp_path, look_first):
+    look, monitor = Look(), dense(max_overhead=None)
+    fit(Classifier(), [look, monitor] if look_first else [monitor, look], root=tmp_path)
+    assert look.seen[0] == {}
+    if look_first:
+        look.seen = [{}, *look.seen[2:]]  # what a callback before the monitor sees is one batch old
+    first = look.seen[1]
+    for group in ("net.0", "net.3"):
+        [found] = [m.values for m in lines(monitor, "distortion", group) if m.step == 1]
+        place = f"topology/{group.replace('.', '_')}"
+        assert {key.rpartition("/")[2] for key in first if key.startswith(place)} >= {
+            *("critical_ratio", "contraction", "expansion", "log_distortion"),
+            *("total_contraction", "total_expansion", "total_log_distortion", "distinct_neurons"),
+        }
+        for key, value in first.items():
+            if key.startswith(place):
+                assert value == pytest.approx(found[key.rpartition("/")[2]])
+    assert first["topology/net_0/distinct_neurons"] == 8
+    assert first["topology/coverage"] == 1.0
+    assert 0 < first["topology/overhead"] < 1
+    assert {key for key in first if key.count("/") == 1} == {
+        *("topology/critical_ratio", "topology/overhead", "topology/phase"),
+        *("topology/coverage", "topology/coverage_span"),
     }
+    # What is measured later adds its own keys, and nothing else does.
+    added = look.seen[4].keys() - look.seen[3].keys()
+    assert added == {"topology/sharpness", "topology/sharpness_ratio", "topology/eta_lambda", *added}
+    assert all(key.count("/") == 1 for key in added)
+    assert look.seen[5].keys() == look.seen[4].keys()
 
 
 def test_lightnings_own_callbacks_can_watch_our_keys(tmp_path):
@@ -263,21 +319,24 @@ def test_rows_of_the_loggers_agree_with_the_record(tmp_path):
     assert rows[5]["topology/net_0/contraction"] == pytest.approx(min(ratios[k]["contraction"] for k in (4, 5, 6)))
     assert rows[5]["topology/net_0/total_expansion"] == pytest.approx(ratios[6]["total_expansion"])
     assert "train/loss" in rows[2]
-    assert [m.step for m in lines(monitor, "persistence", "net.0")] == [0, 8, 16, 24]
-    captured = lines(monitor, "persistence", "net.0")[1].values
+    assert [m.step for m in lines(monitor, "persistence", "net.0")] == [8, 16, 24]
+    captured = lines(monitor, "persistence", "net.0")[0].values
     assert rows[7]["topology/net_0/max_persistence_0"] == pytest.approx(captured["max_persistence_0"])
-    assert rows[0]["topology/net_0/critical_ratio"] == 0.0
+    assert all((row + 1) % 3 == 0 or (row + 1) % 8 == 0 for row in rows)
 
 
 def test_the_worst_group_of_each_quantity_is_logged(tmp_path):
     logger = CSVLogger(tmp_path)
-    monitor = dense()
+    monitor = dense(log_groups="worst")
     fit(Classifier(), [monitor], root=tmp_path, logger=logger, log_every_n_steps=8)
-    row = logger.experiment.metrics_keys
+    last = [lines(monitor, "distortion", g)[-1].values for g in ("net.0", "net.3")]
+    with open(logger.experiment.metrics_file_path) as file:
+        header, *body = (line.rstrip("\n").split(",") for line in file)
+    row = {k: float(v) for line in body for k, v in zip(header, line, strict=True) if v}
+    for name, worst in (("total_contraction", min), ("total_expansion", max), ("distinct_neurons", min)):
+        assert row[f"topology/worst/{name}"] == pytest.approx(worst(values[name] for values in last))
     assert "topology/critical_ratio" in row
-    last = {g: lines(monitor, "distortion", g)[-1].values["total_contraction"] for g in ("net.0", "net.3")}
-    worst = min(last, key=last.get).replace(".", "_")
-    assert f"topology/{worst}/total_contraction" in row
+    assert not [key for key in row if key.startswith(("topology/net_0/", "topology/net_3/"))]
 
 
 # --- when -------------------------------------------------------------------------------------------------------------
@@ -288,25 +347,44 @@ def test_numbers_are_obeyed(tmp_path):
     monitor, weights = dense(probes=probes), Weights()
     fit(Classifier(), [monitor, weights], root=tmp_path, max_epochs=2)
     found = lines(monitor, "distortion", "net.0")
-    assert [m.step for m in found] == [3, 6, 9, 12, 15]
+    assert [m.step for m in found] == [1, 3, 6, 9, 12, 15]  # the first step is measured besides
     for m in found:
         slices = monitor.groups[0].slices
         truth = brute_force(weights.seen[m.step - 1], weights.seen[m.step], slices)
         assert m.values["critical_ratio"] == pytest.approx(truth[0], rel=1e-4)
-    assert [m.step for m in lines(monitor, "persistence", "net.0")] == [0, 5, 10, 15]
-    assert [m.step for m in lines(monitor, "sharpness")] == [0, 4, 8, 12, 16]
+    assert [m.step for m in lines(monitor, "persistence", "net.0")] == [5, 10, 15]
+    assert [m.step for m in lines(monitor, "sharpness")] == [4, 8, 12, 16]
 
 
-def test_auto_measures_the_first_200_steps_fully_and_then_keeps_to_its_share(tmp_path):
-    monitor = TopologyMonitor(report=False, max_overhead=0.02)
-    fit(Classifier(), [monitor], root=tmp_path, data=loader(n=800), max_epochs=3)
-    steps = [m.step for m in lines(monitor, "distortion", "net.0")]
-    assert steps[:200] == list(range(1, 201))
-    assert len(steps) < 230
-    assert lines(monitor, "schedule")[0].step >= 200
-    free = TopologyMonitor([Distortion()], report=False, max_overhead=None)
-    fit(Classifier(), [free], root=tmp_path, data=loader(n=840), max_epochs=2)
-    assert len(lines(free, "distortion", "net.0")) == 210
+def test_auto_certifies_every_step_and_measures_what_its_share_allows(tmp_path):
+    monitor, weights = TopologyMonitor(report=False, max_overhead=0.02), Weights()
+    fit(Classifier(), [monitor, weights], root=tmp_path, data=loader(n=400), max_epochs=3)
+    for group in monitor.groups:
+        measured = {m.step for m in lines(monitor, "distortion", group.name)}
+        assert 1 in measured
+        stretches = [(m.values["from"], m.step, m.values) for m in lines(monitor, "coverage", group.name)]
+        # Each of the 150 steps belongs to one stretch; the states say which were measured ...
+        assert [start for start, _, _ in stretches] == [0, *(end for _, end, _ in stretches[:-1])]
+        assert stretches[-1][1] == 150
+        states = {step: v for start, end, v in stretches for step in range(int(start) + 1, end + 1)}
+        assert {step for step, v in states.items() if v["state"] == StepState.EXACT} == measured
+        assert {v["state"] for v in states.values()} <= {StepState.EXACT, StepState.BOUNDED}
+        # ... and a bound holds for every step of its stretch.
+        for step, values in states.items():
+            if values["state"] == StepState.BOUNDED:
+                truth = brute_force(weights.seen[step - 1], weights.seen[step], group.slices)
+                assert truth[0] <= values["bound"] < 1
+    planned = {name for m in lines(monitor, "schedule") for name in m.values}
+    assert planned == {"distortion_every", "persistence_every", "sharpness_every"}
+
+
+def test_without_a_budget_auto_is_dense(tmp_path):
+    monitor = TopologyMonitor(report=False, max_overhead=None)
+    fit(Classifier(), [monitor], root=tmp_path, max_epochs=4)
+    assert [m.step for m in lines(monitor, "distortion", "net.0")] == list(range(1, 33))
+    assert [m.step for m in lines(monitor, "persistence", "net.0")] == [8, 16, 24, 32]
+    assert [m.step for m in lines(monitor, "sharpness")] == [25]
+    assert not lines(monitor, "schedule")
 
 
 class WeightNorm:
@@ -318,9 +396,12 @@ class WeightNorm:
 
 def test_a_probe_of_ones_own(tmp_path):
     monitor = dense(probes=[WeightNorm()], max_overhead=None)
-    trainer = fit(Classifier(), [monitor], root=tmp_path, max_epochs=4)
-    assert [m.step for m in lines(monitor, "weight_norm")] == [0, 25]
-    assert trainer.callback_metrics["topology/weight_norm"] > 0
+    weights = Weights()
+    trainer = fit(Classifier(), [monitor, weights], root=tmp_path, max_epochs=4)
+    [found] = lines(monitor, "weight_norm")
+    assert found.step == 25
+    assert found.values["weight_norm"] == pytest.approx(sum(float(p.norm()) for p in weights.seen[25].values()))
+    assert float(trainer.callback_metrics["topology/weight_norm"]) == pytest.approx(found.values["weight_norm"])
 
 
 class Stream(IterableDataset):
@@ -337,7 +418,7 @@ def test_a_stream_is_not_drawn_from(tmp_path):
     monitor = dense()
     fit(Classifier(), [monitor], root=tmp_path, data=DataLoader(Stream(), batch_size=8))
     assert [m.step for m in lines(monitor, "distortion", "net.0")] == list(range(1, 9))
-    assert lines(monitor, "sharpness")[0].step == 0
+    assert [m.step for m in lines(monitor, "sharpness")] == [4, 8]
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -356,15 +437,19 @@ def test_resume_goes_on_with_the_same_record(tmp_path):
     assert second.dirpath == first.dirpath
     record = read_record(second.dirpath)
     assert [m.step for m in record.measurements if m.probe == "distortion" and m.group == "net.0"] == list(range(1, 33))
-    assert [(e.name, e.step) for e in record.events] == [("gap", 16)]
+    assert [(e.name, e.step) for e in record.events] == [
+        ("unwatched_parameters", 1),
+        ("gap", 16),
+        ("unwatched_parameters", 17),
+    ]
     # Totals go on from the same beginning: at the first step after the resume they do not start over.
     totals = [m.values["total_expansion"] for m in lines(second, "distortion", "net.0")]
     assert totals[16] == pytest.approx(totals[15], rel=0.1)
     assert totals[16] > 1.01
     # What the detector saw live is what a replay of the record sees.
     sharpness = [m.step for m in record.measurements if m.probe == "sharpness"]
-    assert sharpness == list(range(0, 33, 4))
-    assert replay(record.measurements).state == second._session._journal.detector
+    assert sharpness == list(range(4, 33, 4))
+    assert replay(record.measurements).state.to_dict() == second.watch.state()["detector"]
 
     third = dense()
     fit(Classifier(), [third], root=tmp_path, max_epochs=1)
@@ -377,7 +462,8 @@ def test_a_resume_without_the_old_folder_begins_anew(tmp_path):
     (tmp_path / "a").rename(tmp_path / "gone")
     monitor = dense()
     fit(Classifier(), [monitor], root=tmp_path / "b", max_epochs=2, ckpt_path=tmp_path / "last.ckpt")
-    (gap,) = monitor.events
+    (gap,) = happened(monitor.events)
+    assert gap.name == "gap"
     assert "totals count from here" in gap.message
     text = (monitor.dirpath / "measurements.jsonl").read_text()
     assert '"reference_step": 8' in text
@@ -393,10 +479,22 @@ def test_a_monitor_can_be_copied_and_pickled_in_training(tmp_path):
 
 
 def test_two_monitors_have_their_own_state_and_folder(tmp_path):
-    a, b = dense(), dense(probes=[Distortion()])
+    a, b = dense(), dense(dirpath=tmp_path / "other")
     assert a.state_key != b.state_key
-    fit(Classifier(), [a, b], root=tmp_path, enable_checkpointing=False)
-    assert {a.dirpath.name, b.dirpath.name} == {"topology", "topology-v1"}
+    fit(Classifier(), [a, b], root=tmp_path)
+    assert (a.dirpath, b.dirpath) == (tmp_path / "topology", tmp_path / "other")
+    for monitor in (a, b):
+        assert [m.step for m in lines(monitor, "distortion", "net.0")] == list(range(1, 9))
+
+
+def test_other_periods_on_a_resume_are_obeyed_and_the_record_goes_on(tmp_path):
+    trainer = fit(Classifier(), [dense(probes=[Distortion(every_n_steps=1)])], root=tmp_path, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    monitor = dense(probes=[Distortion(every_n_steps=5)])
+    fit(Classifier(), [monitor], root=tmp_path, max_epochs=3, ckpt_path=tmp_path / "last.ckpt")
+    assert monitor.dirpath == tmp_path / "topology"
+    # The first step after a resume is measured besides.
+    assert [m.step for m in lines(monitor, "distortion", "net.0")] == [*range(1, 9), 9, 10, 15, 20]
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
@@ -441,13 +539,13 @@ class NoGroups(Classifier):
 
 
 def test_no_group_is_an_event_with_a_remedy_and_the_rest_goes_on(tmp_path):
-    monitor = TopologyMonitor(report=False)
+    monitor = dense()
     fit(NoGroups(), [monitor], root=tmp_path)
-    (event,) = monitor.events
+    (event,) = happened(monitor.events)
     assert event.name == "probe_failed"
     assert "No neurons found" in event.message
     assert "declare_neurons" in event.remedy
-    assert lines(monitor, "sharpness")
+    assert [m.step for m in lines(monitor, "sharpness")] == [4, 8]
 
 
 def test_a_file_in_the_folders_place_is_said_and_training_goes_on(tmp_path):
@@ -465,6 +563,7 @@ def test_a_file_in_the_folders_place_is_said_and_training_goes_on(tmp_path):
 
 class Broken:
     name = "broken"
+    period = Period(3)
 
     def measure(self, capture):
         raise RuntimeError("no such luck")
@@ -472,10 +571,11 @@ class Broken:
 
 def test_a_probe_that_raises_is_an_event_once(tmp_path):
     monitor = TopologyMonitor([Broken(), Distortion()], report=False, max_overhead=None)
-    fit(Classifier(), [monitor], root=tmp_path, max_epochs=8)
-    (event,) = monitor.events
+    fit(Classifier(), [monitor], root=tmp_path, max_epochs=2)
+    (event,) = happened(monitor.events)
+    assert (event.name, event.step) == ("probe_failed", 3)
     assert "no such luck" in event.message
-    assert len(lines(monitor, "distortion", "net.0")) == 64
+    assert len(lines(monitor, "distortion", "net.0")) == 16
     with pytest.raises(RuntimeError, match="no such luck"):
         fit(Classifier(), [TopologyMonitor([Broken()], on_error="raise")], root=tmp_path)
 
@@ -498,7 +598,7 @@ def test_a_logger_that_raises_does_not_stop_the_training(tmp_path):
             if any(key.startswith("topology/") for key in metrics):
                 raise ConnectionError("tracker is down")
 
-    monitor = TopologyMonitor(report=False)
+    monitor = TopologyMonitor(report=False, max_overhead=None)
     with pytest.warns(UserWarning, match="tracker is down"):
         trainer = fit(Classifier(), [monitor], root=tmp_path, logger=Failing(tmp_path), log_every_n_steps=1)
     assert trainer.global_step == 8
@@ -557,6 +657,31 @@ def test_declared_groups_are_verified_and_wrong_ones_are_events(tmp_path):
     monitor = TopologyMonitor([Distortion(every_n_steps=1)], groups=[*right, *wrong], report=False)
     fit(module, [monitor], root=tmp_path)
     assert [group.status for group in monitor.groups] == ["verified", "incoming_only"]
-    (event,) = monitor.events
+    (event,) = happened(monitor.events)
     assert (event.name, event.group) == ("probe_failed", "wrong")
     assert {m.group for m in lines(monitor, "distortion")} == {"right", "wrong"}
+
+
+def test_parameters_in_no_group_are_one_event(tmp_path):
+    monitor = dense()
+    fit(Classifier(), [monitor], root=tmp_path, max_epochs=2)
+    (event,) = monitor.events
+    assert (event.name, event.step, event.severity, event.value) == ("unwatched_parameters", 1, "info", 1.0)
+    assert "net.5.bias" in event.message
+    assert "declare_neurons" in event.remedy
+
+
+def test_a_compiled_module_has_no_neurons_and_says_why(tmp_path):
+    module = Classifier()
+    module.net.compile(backend="eager")
+    monitor = dense(on_error="warn")
+    fit(module, [monitor], root=tmp_path)
+    assert monitor.groups == ()
+    neurons, sharpness = happened(monitor.events)
+    assert (neurons.name, neurons.step) == ("probe_failed", 1)
+    assert "No neurons found" in neurons.message
+    assert "compile" in neurons.message
+    assert "declare_neurons" in neurons.remedy
+    assert "compile" in sharpness.message
+    assert "loss_fn" in sharpness.remedy
+    assert len(lines(monitor, "training")) == 8

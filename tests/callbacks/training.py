@@ -5,6 +5,7 @@ import warnings
 import lightning as L
 import torch
 from torch import nn
+from torch.optim import optimizer as torch_optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 
@@ -79,3 +80,13 @@ class Weights(L.Callback):
 
     def _keep(self, module):
         self.seen.append({name: p.detach().clone() for name, p in module.named_parameters()})
+
+
+def happened(events):
+    """All events but the one that names parameters in no group: nearly every network has such."""
+    return [event for event in events if event.name != "unwatched_parameters"]
+
+
+def hooks_of_all_optimizers():
+    """How many hooks torch calls around the updates of every optimizer there is."""
+    return len(torch_optimizer._global_optimizer_pre_hooks) + len(torch_optimizer._global_optimizer_post_hooks)

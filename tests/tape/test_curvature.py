@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_topo.stability import hessian, sharpness
-from lightning_topo.tape import StepRecorder, Tape, TapeLoss, accepted, tape_loss
+from lightning_topo.tape import CannotReplay, StepRecorder, Tape, TapeLoss, accepted, tape_loss
 from lightning_topo.tape.curvature import enough_samples
 from tests.tape.steps import TRAININGS, Attention, Recurrent, batch, labels, mlp, tokens
 
@@ -129,6 +129,14 @@ def test_several_tapes_are_weighted_by_their_samples() -> None:
     assert [weight for weight, _ in loss.parts()] == [8 / 12, 4 / 12]
     assert enough_samples(tapes, 4) == (tapes[1],)
     assert enough_samples(tapes) == tuple(tapes)
+
+
+def test_a_tape_without_values_needs_all_of_them_given() -> None:
+    net, x = mlp(5, 8, 3), batch(0, 16, 5)
+    tape = recorded(net, lambda: net(x).square().mean()).without_values()
+    assert torch.allclose(TapeLoss(net, [tape])(), net(x).square().mean())
+    with pytest.raises(CannotReplay, match=r"no value is given for 0\.weight"):
+        tape_loss(tape, {})
 
 
 def test_a_refused_tape_is_no_loss() -> None:

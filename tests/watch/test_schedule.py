@@ -1,5 +1,7 @@
 """When probes measure: fixed periods, and random times that a budget allows."""
 
+import itertools
+
 import pytest
 
 from lightning_topo.probes import Period
@@ -56,7 +58,7 @@ def test_each_slot_has_one_time_in_it_and_slots_follow_each_other():
         if not seen or schedule.slots["a"] != seen[-1]:
             seen.append(schedule.slots["a"])
     assert len(seen) > 40
-    for slot, following in zip(seen, seen[1:], strict=False):
+    for slot, following in itertools.pairwise(seen):
         assert slot.start <= slot.at < slot.end
         assert following.start == slot.end
 

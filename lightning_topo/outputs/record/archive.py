@@ -17,10 +17,10 @@ _MOST_TIMES = 32
 _KINDS = "biufU"
 
 
-def write_arrays(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+def write_arrays(path: Path, arrays: Iterable[tuple[str, np.ndarray]], *, compressed: bool = True) -> None:
     """Write to a temporary name, then rename: a reader sees the whole file or the one before it.
 
-    Arrays are written as they come: no more than one need be in memory.
+    Arrays are written as they come: no more than one need be in memory. Weights gain nothing by being `compressed`.
 
     Raises `OSError` where it cannot be written, also where the folder is a link to another.
     """
@@ -29,7 +29,8 @@ def write_arrays(path: Path, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
     try:
         temporary.unlink(missing_ok=True)
         with temporary.open("xb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+            with zipfile.ZipFile(file, "w", method) as archive:
                 for name, array in arrays:
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                         np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)

@@ -173,7 +173,7 @@ class RecordWriter:
         self.reference_step = step
         # NumPy has no bfloat16; float32 holds half-precision values exactly.
         arrays = ((f"cloud/{name}", _widened(cloud).cpu().numpy()) for name, cloud in clouds)
-        write_arrays(self.dirpath / REFERENCE, chain(arrays, [("step", np.array(step))]))
+        write_arrays(self.dirpath / REFERENCE, chain(arrays, [("step", np.array(step))]), compressed=False)
 
     def read_reference(self, group: str) -> Tensor | None:
         """One of the clouds kept by `reference`; None where it is not there. Sets `reference_step` to their step."""
