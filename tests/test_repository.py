@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -104,6 +105,49 @@ def test_the_changelog_speaks_of_this_version():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
     assert importlib.metadata.version("lightning-topo") == version
+
+
+def test_ci_runs_every_python_that_is_named():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    tests = workflow["jobs"]["tests"]
+    assert tests["strategy"]["matrix"]["python"] == named
+    assert named[0] == project["requires-python"].removeprefix(">=")
+    assert any(step.get("run") == ".ci/run" for step in tests["steps"])
+    assert workflow["permissions"] == {"contents": "read"}
+
+
+def test_ci_runs_the_readmes_command_with_another_python(tmp_path):
+    """What `.ci/run` would run, with a stand-in for the shell that it hands the command to."""
+    (tmp_path / "bash").write_text('#!/bin/sh\nfor last; do :; done\necho "$LIGHTNING_TOPO_BROWSER|$last"\n')
+    (tmp_path / "chromium").write_text("#!/bin/sh\n")
+    for name in ("bash", "chromium"):
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": "python3.14"}
+    done = subprocess.run(
+        ["/bin/bash", str(ROOT / ".ci" / "run")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    [wanted] = [line for line in blocks("Run the tests", "bash")[0].splitlines() if line]
+    assert done.stdout.splitlines()[-1] == "required|" + wanted.replace("python3.11", "python3.14")
+
+
+def test_issue_forms_ask_for_what_helps():
+    forms = {
+        path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")
+    }
+    for name in ("bug", "neurons", "feature"):
+        assert {"name", "description", "body"} <= set(forms[name])
+        for part in forms[name]["body"]:
+            assert part["type"] == "textarea"
+            assert part["attributes"]["label"]
+    assert {"script", "versions", "events"} <= {part["id"] for part in forms["bug"]["body"]}
 
 
 def named_paths(page):
