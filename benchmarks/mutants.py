@@ -148,7 +148,7 @@ def drawn(count: int, seed: int, only: str = "") -> list[Mutant]:
     return chosen
 
 
-def tests_of(file: str) -> tuple[str, ...]:
+def matching_tests(file: str) -> tuple[str, ...]:
     """The tests that are to notice a fault in a file."""
     path = Path(file)
     folder = Path("tests") / path.parent
@@ -203,7 +203,7 @@ def run(mutants: Sequence[Mutant], known: dict[str, dict], most_seconds: float) 
         copy = copied(Path(folder))
         for mutant in mutants:
             path = copy / "lightning_topo" / mutant.file
-            text, tests = path.read_text(), tests_of(mutant.file)
+            text, tests = path.read_text(), matching_tests(mutant.file)
             if mutant.key(text) in known:
                 continue
             if tests not in usual:

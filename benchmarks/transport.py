@@ -177,6 +177,11 @@ def traced(step: int, folder: Path) -> Trace:
     return trace
 
 
+def on_branches(trace: Trace) -> list[Function]:
+    """Functions that the number passes on its way to elsewhere than the tracker."""
+    return [function for function in trace.on_the_way if function.file.startswith(tuple(BRANCHES))]
+
+
 def main() -> None:
     """Trace, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,8 +199,8 @@ def main() -> None:
         for function in (*trace.on_the_way, *trace.meanwhile) if arguments.list else ():
             if function.file == file:
                 print(f"    {'' if function in trace.on_the_way else '(meanwhile) '}{function.name}")
-    branches = [file for file in passed if file.startswith(tuple(BRANCHES))]
-    n_all, n_aside, both = len(trace.on_the_way), sum(passed[file] for file in branches), passed | meanwhile
+    branches = Counter(function.file for function in on_branches(trace))
+    n_all, n_aside, both = len(trace.on_the_way), branches.total(), passed | meanwhile
     print(f"\nOn the way: {n_all} functions in {len(passed)} files (wanted: at most {WANTED[0]} in {WANTED[1]}).")
     print(f"To the tracker alone: {n_all - n_aside} in {len(passed) - len(branches)}.")
     print(f"The others lead to {', '.join(BRANCHES.values())}.")
