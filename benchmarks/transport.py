@@ -35,6 +35,13 @@ from lightning_topo.demo import DigitsMLP, digits
 PACKAGE = Path(lightning_topo.__file__).parent
 MEASURING = ("probes", "geometry", "homology", "neurons", "tape", "stability")
 TRACKERS = "outputs/trackers"
+BRANCHES = {
+    "outputs/record": "the record",
+    "outputs/feed.py": "other callbacks",
+    "phases": "the detector",
+    "callbacks/trainer_training.py": "trainer.callback_metrics",
+}
+"""Files that the number passes on its way to elsewhere than the tracker."""
 WANTED = 50, 12
 _DEPTH = 6
 """How far the number is looked for: Outcome -> values -> group -> name, or the same within a list in an object."""
@@ -187,12 +194,12 @@ def main() -> None:
         for function in (*trace.on_the_way, *trace.meanwhile) if arguments.list else ():
             if function.file == file:
                 print(f"    {'' if function in trace.on_the_way else '(meanwhile) '}{function.name}")
-    wanted = f"wanted: at most {WANTED[0]} in {WANTED[1]}"
-    print(f"\nOn the way: {len(trace.on_the_way)} functions in {len(passed)} files ({wanted}).")
-    both = passed | meanwhile
-    print(
-        f"With what is called meanwhile: {len(trace.on_the_way) + len(trace.meanwhile)} functions in {len(both)} files."
-    )
+    branches = [file for file in passed if file.startswith(tuple(BRANCHES))]
+    n_all, n_aside, both = len(trace.on_the_way), sum(passed[file] for file in branches), passed | meanwhile
+    print(f"\nOn the way: {n_all} functions in {len(passed)} files (wanted: at most {WANTED[0]} in {WANTED[1]}).")
+    print(f"To the tracker alone: {n_all - n_aside} in {len(passed) - len(branches)}.")
+    print(f"The others lead to {', '.join(BRANCHES.values())}.")
+    print(f"With what is called meanwhile: {n_all + len(trace.meanwhile)} functions in {len(both)} files.")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The site builds strictly and without a network, its examples run, and it speaks of all there is."""
 
+import importlib
 import math
 import os
 import re
@@ -110,6 +111,22 @@ def test_the_reference_shows_every_public_name(site, page, module):
     assert set(module.__all__) - {"functional"} <= shown
     if module is lightning_topo.metrics:
         assert {"critical_ratio", "diagram_distance"} <= shown
+
+
+def test_the_packages_that_are_public_are_shown_with_all_they_export(site):
+    text = (DOCS / "reference-packages.md").read_text()
+    pages = "".join((site / page).read_text() for page in ("reference.html", "reference-packages.html"))
+    shown = set(re.findall(r'id="(lightning_topo[\w.]*)"', pages))
+    packages = re.findall(r"^::: (lightning_topo[\w.]+)\n    options", text, flags=re.MULTILINE)
+    assert len(packages) > 8
+    for module in map(importlib.import_module, packages):
+        exported = {name: getattr(module, name) for name in getattr(module, "__all__", ())}
+        missing = [
+            name
+            for name, thing in exported.items()
+            if callable(thing) and not {f"{module.__name__}.{name}", f"{thing.__module__}.{name}"} & shown
+        ]
+        assert not missing, f"{module.__name__}: {missing}"
 
 
 def test_doctests_are_shown_as_code(site):

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -106,11 +107,92 @@ def test_the_changelog_speaks_of_this_version():
     assert importlib.metadata.version("lightning-topo") == version
 
 
+def test_ci_runs_every_python_that_is_named():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = re.findall(r"Python :: (3\.\d+)", "\n".join(project["classifiers"]))
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    tests = workflow["jobs"]["tests"]
+    assert tests["strategy"]["matrix"]["python"] == named
+    assert named[0] == project["requires-python"].removeprefix(">=")
+    assert any(step.get("run") == ".ci/run" for step in tests["steps"])
+    assert workflow["permissions"] == {"contents": "read"}
+
+
+def test_ci_runs_the_readmes_command_with_another_python(tmp_path):
+    """What `.ci/run` would run, with a stand-in for the shell that it hands the command to."""
+    (tmp_path / "bash").write_text('#!/bin/sh\nfor last; do :; done\necho "$LIGHTNING_TOPO_BROWSER|$last"\n')
+    (tmp_path / "chromium").write_text("#!/bin/sh\n")
+    for name in ("bash", "chromium"):
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": "python3.14"}
+    done = subprocess.run(
+        ["/bin/bash", str(ROOT / ".ci" / "run")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    [wanted] = [line for line in blocks("Run the tests", "bash")[0].splitlines() if line]
+    assert done.stdout.splitlines()[-1] == "required|" + wanted.replace("python3.11", "python3.14")
+
+
+def test_issue_forms_ask_for_what_helps():
+    forms = {
+        path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")
+    }
+    for name in ("bug", "neurons", "feature"):
+        assert {"name", "description", "body"} <= set(forms[name])
+        for part in forms[name]["body"]:
+            assert part["type"] == "textarea"
+            assert part["attributes"]["label"]
+    assert {"script", "versions", "events"} <= {part["id"] for part in forms["bug"]["body"]}
+
+
+def named_paths(page):
+    """What stands between backticks and is a path of the repository, and the modules of its commands."""
+    quoted = re.findall(r"`([^`\n]+)`", (ROOT / page).read_text())
+    top = "|".join(re.escape(path.name) for path in ROOT.iterdir())
+    paths = {text for text in quoted if re.fullmatch(rf"({top})(/[\w./-]*)?", text)}
+    modules = {
+        f"{found.replace('.', '/')}"
+        for found in re.findall(r"python -m ((?:benchmarks|tests)[\w.]*)", "\n".join(quoted))
+    }
+    return paths, modules, {text for text in quoted if re.fullmatch(r"\w+\.py", text)}
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "SECURITY.md"])
+def test_every_path_that_is_named_exists(page):
+    paths, modules, files = named_paths(page)
+    assert len(paths) > 5
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    assert not [name for name in modules if not (ROOT / f"{name}.py").exists() and not (ROOT / name).is_dir()]
+    known = {path.name for path in (ROOT / "lightning_topo").rglob("*.py")}
+    assert not files - known
+
+
+def test_the_map_of_the_code_names_every_package():
+    listed = {path.rstrip("/") for path in named_paths("CONTRIBUTING.md")[0]}
+    for path in (ROOT / "lightning_topo").iterdir():
+        if path.name[0] != "_" and (path.suffix == ".py" or (path / "__init__.py").is_file()):
+            assert f"lightning_topo/{path.name}" in listed, f"{path.name} is missing in the map of the code"
+
+
+def test_a_newcomer_finds_most_places_from_names_alone():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.+?) \| `(\S+)` \| (`\S+` )?\|$", text, flags=re.MULTILINE)
+    assert [int(number) for number, *_ in rows] == list(range(1, 26))
+    hits = [number for number, _, _, guess in rows if not guess]
+    assert len(hits) >= 20
+    assert f"{len(hits)} of 25 are hits" in text
+
+
 def test_the_installed_package_holds_its_assets():
     """Run outside the clone, so that the wheel is what is imported."""
     code = """
         from importlib.resources import files
-        print([file.name for file in (files("lightning_topo") / "report" / "assets").iterdir()])
+        print([file.name for file in (files("lightning_topo") / "outputs" / "page" / "assets").iterdir()])
     """
     done = run(sys.executable, "-c", textwrap.dedent(code), cwd="/")
     assert "page.html" in done.stdout, done.stderr

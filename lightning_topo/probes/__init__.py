@@ -3,7 +3,6 @@
 from lightning_topo.probes.batch_loss import BatchLoss
 from lightning_topo.probes.distortion import Distortion
 from lightning_topo.probes.fate import Fate
-from lightning_topo.probes.pacing import Pacer
 from lightning_topo.probes.period import Period
 from lightning_topo.probes.persistence import Persistence
 from lightning_topo.probes.probe import (
@@ -23,7 +22,6 @@ __all__ = [
     "Clouds",
     "Distortion",
     "Fate",
-    "Pacer",
     "Pending",
     "Period",
     "Persistence",
