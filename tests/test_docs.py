@@ -16,6 +16,7 @@ import torch
 import lightning_topo
 import lightning_topo.metrics
 from lightning_topo.phases import EventName, PhaseRules
+from lightning_topo.phases.rules import Band
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -59,8 +60,10 @@ def test_the_rules_in_the_docs_are_those_in_force():
     assert len(table) >= 10
     for field, value in table:
         assert math.isclose(attrgetter(field)(PhaseRules()), float(value), rel_tol=1e-3), field
-    numbers = [name for name in PhaseRules.__dataclass_fields__ if name not in ("curvature", "edge")]
-    assert set(numbers) <= {field for field, _ in table}
+    bands = {name for name in PhaseRules.__dataclass_fields__ if isinstance(getattr(PhaseRules(), name), Band)}
+    expected = PhaseRules.__dataclass_fields__.keys() - bands
+    expected |= {f"{name}.{level}" for name in bands for level in ("enter", "leave")}
+    assert expected <= {field for field, _ in table}
 
 
 @pytest.fixture(scope="module")
