@@ -119,3 +119,13 @@ def test_doctests_are_shown_as_code(site):
     reference = (site / "reference.html").read_text()
     assert "<blockquote>" not in reference
     assert re.search(r'<div class="highlight">(?:(?!</div>).)*&gt;&gt;&gt;', reference, flags=re.DOTALL)
+
+
+def test_the_readmes_other_training_loops_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "README.md").read_text().split("\n## Other training loops\n")[1].split("\n## ")[0]
+    namespace = {}
+    for code in python_blocks(section):
+        exec(code, namespace)
+        assert namespace["watch"].metrics["topology/critical_ratio"] < 1.0
+    assert len(list(tmp_path.glob("*/report.html"))) == 2
