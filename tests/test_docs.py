@@ -17,6 +17,7 @@ import torch
 import lightning_topo
 import lightning_topo.metrics
 from lightning_topo.phases import EventName, PhaseRules
+from lightning_topo.phases.rules import Band
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -60,8 +61,10 @@ def test_the_rules_in_the_docs_are_those_in_force():
     assert len(table) >= 10
     for field, value in table:
         assert math.isclose(attrgetter(field)(PhaseRules()), float(value), rel_tol=1e-3), field
-    numbers = [name for name in PhaseRules.__dataclass_fields__ if name not in ("curvature", "edge")]
-    assert set(numbers) <= {field for field, _ in table}
+    bands = {name for name in PhaseRules.__dataclass_fields__ if isinstance(getattr(PhaseRules(), name), Band)}
+    expected = PhaseRules.__dataclass_fields__.keys() - bands
+    expected |= {f"{name}.{level}" for name in bands for level in ("enter", "leave")}
+    assert expected <= {field for field, _ in table}
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +136,13 @@ def test_doctests_are_shown_as_code(site):
     reference = (site / "reference.html").read_text()
     assert "<blockquote>" not in reference
     assert re.search(r'<div class="highlight">(?:(?!</div>).)*&gt;&gt;&gt;', reference, flags=re.DOTALL)
+
+
+def test_the_readmes_other_training_loops_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "README.md").read_text().split("\n## Other training loops\n")[1].split("\n## ")[0]
+    namespace = {}
+    for code in python_blocks(section):
+        exec(code, namespace)
+        assert namespace["watch"].metrics["topology/critical_ratio"] < 1.0
+    assert len(list(tmp_path.glob("*/report.html"))) == 2

@@ -72,8 +72,8 @@ class Certifying:
                 self._renew()
             if probe not in due:
                 self._seconds += budget.seconds() - began
-        measured = {name for outcome in outcomes for name in outcome.values}
-        certificates = {g.name: _certificate(g.name in measured, bounds[g.name]) for g in groups}
+        exact = {g: values["critical_ratio"] for outcome in outcomes for g, values in outcome.values.items()}
+        certificates = {g.name: _certificate(exact.get(g.name), bounds[g.name]) for g in groups}
         if any(one.state is StepState.SPANNED for one in certificates.values()) and not self._spans_prove():
             certificates = {name: _without_span(one) for name, one in certificates.items()}
         self.coverage.note(step, certificates)
@@ -142,9 +142,9 @@ def _without_span(one: Certificate) -> Certificate:
     return Certificate(StepState.OPEN, one.bound) if one.state is StepState.SPANNED else one
 
 
-def _certificate(measured: bool, bound: GroupBound) -> Certificate:
-    if measured:
-        return Certificate(StepState.EXACT)
+def _certificate(ratio: float | None, bound: GroupBound) -> Certificate:
+    if ratio is not None:
+        return Certificate(StepState.EXACT, ratio)
     if bound.step < 1.0:
         return Certificate(StepState.BOUNDED, bound.step)
     known = None if math.isnan(bound.step) else bound.step

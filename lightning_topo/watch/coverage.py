@@ -45,6 +45,7 @@ class Coverage:
     """
 
     uncertified: dict[int, StepState] = field(default_factory=dict)
+    _bounds: dict[str, float] = field(default_factory=dict)
     _stretches: dict[str, _Stretch] = field(default_factory=dict)
     _ended: list[tuple[str, _Stretch]] = field(default_factory=list)
 
@@ -52,6 +53,8 @@ class Coverage:
         """Note the states of one step; the same step's second update can only weaken them."""
         for group, certificate in certificates.items():
             self._note(step, group, certificate)
+            if certificate.bound is not None:
+                self._bounds[group] = max(certificate.bound, self._bounds.get(group, 0.0))
             if certificate.state in (StepState.SPANNED, StepState.OPEN):
                 weakest = self.uncertified.get(step, StepState.SPANNED)
                 is_open = StepState.OPEN in (weakest, certificate.state)
@@ -80,6 +83,11 @@ class Coverage:
         """End all stretches here: a run that goes on from here later abandons the lines that end behind it."""
         self._ended += self._stretches.items()
         self._stretches = {}
+
+    def take_bounds(self) -> dict[str, float]:
+        """The largest bound of each group, r itself where it was measured, since this was last asked."""
+        found, self._bounds = self._bounds, {}
+        return found
 
     def take_uncertified(self) -> dict[int, StepState]:
         """Steps with a group that is spanned or open, since this was last asked."""
@@ -121,6 +129,6 @@ class Shares:
 def _line(group: str, stretch: _Stretch, epoch: int) -> Measurement:
     # From the weights behind step `from` to those behind `step`: what was written before is not written again.
     values = {"from": float(stretch.written), "state": float(stretch.state)}
-    if stretch.bound is not None:
+    if stretch.bound is not None and stretch.state is not StepState.EXACT:
         values["bound"] = stretch.bound
     return Measurement(stretch.last, epoch, "coverage", group, values)

@@ -26,6 +26,7 @@ class _Message:
     outcomes: Sequence[Outcome] = ()
     events: Sequence[TopologyEvent] = ()
     lines: Sequence[Measurement] = ()
+    bounds: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[int, float] = field(default_factory=dict)
     uncertified: Mapping[int, StepState] = field(default_factory=dict)
     overhead: float = 0.0
@@ -79,6 +80,7 @@ class Exchange:
             self.outcomes,
             self.events,
             coverage.lines(epoch, flush=last),
+            coverage.take_bounds(),
             self.losses.take(),
             coverage.take_uncertified(),
             self._budget.share(),
@@ -103,6 +105,11 @@ class Exchange:
                 self._reporting.event(event)
         for outcome in self._probing.unite([message.outcomes for message in every]):
             self._take(outcome)
+        self._reporting.read(
+            Measurement(step, epoch, "coverage", group, {"critical_ratio_bound": bound})
+            for message in every
+            for group, bound in message.bounds.items()
+        )
         before = dict(self._schedule.slots)
         self._schedule.slots = dict(every[0].plan)
         if changed := {

@@ -99,7 +99,7 @@ class Probing:
         elif failure.kind is FailureKind.UNAVAILABLE:
             if probe in self.probes:
                 self.probes.remove(probe)
-        elif probe.name not in self.errors:
+        elif failure.kind is FailureKind.FAILED and probe.name not in self.errors:
             self.errors[probe.name] = ElsewhereError(f"{probe.name} failed {failure.message}")
         return outcome
 

@@ -56,14 +56,14 @@ class Snapshots:
     def now(self) -> Clouds:
         """The neurons as they stand; where parameters are whole, gathered when first asked for."""
         if self.sharding == "whole":
-            return Clouds(self.groups, self._steps.trained())
+            return self._clouds(self._steps.trained())
         here, failures = gather_clouds(self._training.root, self.groups, [group.name for group in self.own])
         return Clouds((), {}, here, failures)
 
     def before(self, step: int) -> Clouds | None:
         """The neurons before the updates of the present batch."""
         if self.sharding == "whole":
-            return Clouds(self.groups, self._steps.before()) if self._steps.pending else None
+            return self._clouds(self._steps.before()) if self._steps.pending else None
         kept = self._sharded_before
         return kept[1] if kept is not None and kept[0] == step - 1 else None
 
@@ -89,12 +89,13 @@ class Snapshots:
     ) -> Capture:
         """What one probe is given; of a probe by group only these `groups`."""
         mine = self.active() if groups is None else tuple(groups)
+        self._refer_anew(mine, step, now)
         wants_parameters = getattr(probe, "needs_parameters_before", False) and self.sharding == "whole"
         return Capture(
             step=step,
             epoch=self._training.epoch,
             module=self._training.module,
-            groups=mine if is_divided(probe) else self.groups,
+            groups=mine if is_divided(probe) else self._present(now),
             neurons=now,
             before=self.before(step),
             reference=self.reference,
@@ -105,6 +106,24 @@ class Snapshots:
             sharding=self.sharding,
             worker=self.worker,
         )
+
+    def _clouds(self, tensors: Mapping[str, Tensor]) -> Clouds:
+        """The clouds of all groups that have a part in these parameters."""
+        return Clouds([g for g in self.groups if any(name in tensors for name in member_names(g))], tensors)
+
+    def _present(self, now: Clouds) -> tuple[NeuronGroup, ...]:
+        """The groups of all processes that have a cloud: not those in which nothing is trained."""
+        names = set(now)
+        return tuple(g for g in self.groups if g.name in names) if self.sharding == "whole" else self.groups
+
+    def _refer_anew(self, groups: Sequence[NeuronGroup], step: int, now: Clouds) -> None:
+        """Where parameters have joined a group, its beginning is where they joined: a cloud has other columns then."""
+        known = dict(self.reference)
+        start = self.before(step) or now
+        for group in groups if self.sharding == "whole" else ():
+            if group.name not in known or known[group.name].shape != now[group.name].shape:
+                known[group.name] = start[group.name]
+                self.reference = dict(known)
 
 
 def member_names(group: NeuronGroup) -> tuple[str, ...]:

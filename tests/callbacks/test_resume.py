@@ -1,5 +1,6 @@
 """A training interrupted anywhere and resumed measures what the uninterrupted one does, from there on."""
 
+import contextlib
 import math
 
 import lightning as L
@@ -17,10 +18,11 @@ from lightning_topo import (
     read_record,
 )
 from lightning_topo.demo import FullBatch
-from tests.callbacks.training import Classifier, dataset, fit, loader
+from lightning_topo.measurement import StepState
+from tests.callbacks.training import Classifier, dataset, fit, happened, loader
 
 EPOCHS = 4
-OUTSIDE = ("schedule",)
+OUTSIDE = ("schedule", "coverage")
 
 
 class Shaken(Classifier):
@@ -108,6 +110,17 @@ def lines(record, since):
     }
 
 
+def states(record):
+    """What is known of each step of each group, from the lines that stretch over them."""
+    found = {}
+    for m in record.measurements:
+        if m.probe == "coverage":
+            for step in range(int(m.values["from"]) + 1, m.step + 1):
+                assert (m.group, step) not in found, (m, step)
+                found[m.group, step] = StepState(int(m.values["state"]))
+    return found
+
+
 POINTS = {
     "within an epoch": ([("batch_start", 14)], {"every_n_train_steps": 5}, {}),
     "with the last batch": ([("batch_start", 19)], {"every_n_train_steps": 8}, {}),
@@ -144,18 +157,22 @@ def test_events_and_measurements_go_on_as_if_nothing_had_happened(tmp_path, whol
     found, since = read_record(monitor.dirpath), resumed[-1]
     assert 0 < since < max(m.step for m in record.measurements)
     # Whatever was interrupted, the record as a whole has every measurement once.
-    assert found.run_id == read_record(monitor.dirpath).run_id
+    assert monitor.dirpath == tmp_path / "topology"
+    assert not (tmp_path / "topology-v1").exists()
     assert lines(found, -1).keys() == lines(record, -1).keys()
+    assert states(found) == states(record)
+    assert states(found).keys() == {(m.group, m.step) for m in record.measurements if m.probe == "distortion"}
     captures = [m.step for m in record.measurements if m.probe == "persistence" and m.step > since]
     for key, values in lines(record, since).items():
         step, probe, _ = key
         for name, value in values.items():
-            other = lines(found, since)[key][name]
             if probe == "persistence" and step == captures[0] and name.startswith("log_bottleneck"):
-                # To the capture before, which after a resume is that of the resume.
+                # To the capture before: the first after a resume has none.
+                assert name not in lines(found, since)[key]
                 continue
             if probe == "sharpness":
                 continue  # below
+            other = lines(found, since)[key][name]
             assert other == value or (math.isnan(other) and math.isnan(value)), (key, name)
     # The first Hessian eigenvalue after a resume is sought from a cold start, which may find another one than the warm.
     for name in ("sharpness", "sharpness_ratio", "eta_lambda"):
@@ -173,8 +190,35 @@ def test_events_and_measurements_go_on_as_if_nothing_had_happened(tmp_path, whol
 
 
 def told(events):
-    """Jumps of a diagram are left out: what counts as one is judged by those before, and the first is cut short."""
-    return [(e.name, e.step, e.group) for e in events if e.name != "diagram_jump"]
+    """Jumps of a diagram are left out: what counts as one is judged by those before, and the first is cut short.
+
+    What every fit reports of its own, too.
+    """
+    return [(e.name, e.step, e.group) for e in happened(events) if e.name != "diagram_jump"]
+
+
+def test_every_step_keeps_its_state_though_its_line_ended_later(tmp_path):
+    """A line of equal states may stretch over the step of the checkpoint; only what lies behind it is abandoned."""
+
+    def start(path=None, extra=()):
+        torch.manual_seed(0)
+        probes = [Distortion(every_n_steps=4)]
+        monitor = TopologyMonitor(probes, report=False, max_overhead=None, on_error="raise")
+        checkpoint = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1, filename="{step}", every_n_train_steps=6)
+        options = {"root": tmp_path, "max_epochs": EPOCHS, "enable_checkpointing": True, "ckpt_path": path}
+        with contextlib.suppress(InterruptedError):
+            fit(Classifier(lr=0.01), [monitor, *extra, checkpoint], data=data(), **options)
+        return read_record(monitor.dirpath)
+
+    start(extra=[Interrupt("batch_start", 16)])
+    record = start(tmp_path / "checkpoints" / "step=12.ckpt")
+    measured = {(m.group, m.step) for m in record.measurements if m.probe == "distortion"}
+    # The first step, the first after the resume, and those that the period names.
+    assert measured == {(g, k) for g in ("net.0", "net.3") for k in (1, 13, *range(4, 33, 4))}
+    known = states(record)
+    assert known.keys() == {(g, k) for g in ("net.0", "net.3") for k in range(1, 33)}
+    assert {key for key, state in known.items() if state is StepState.EXACT} == measured
+    assert set(known.values()) == {StepState.EXACT, StepState.BOUNDED}
 
 
 def test_nothing_that_was_written_is_ever_changed(tmp_path):

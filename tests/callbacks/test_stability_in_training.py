@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from lightning_topo import Distortion, Sharpness, TopologyMonitor, read_record
-from tests.callbacks.training import Classifier, fit, loader
+from lightning_topo.probes import approach
+from tests.callbacks.training import Classifier, Weights, dataset, fit, happened, loader
 
 
 def watched(tmp_path, module, probes, **options):
@@ -22,23 +23,73 @@ def sharpnesses(record):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_adam_is_measured_again_after_its_first_step(tmp_path, accumulate):
-    torch.manual_seed(0)  # a step that goes uphill on the probe batch has no directional ratio
+def test_sharpness_is_that_of_the_loss_on_the_recorded_steps_samples(tmp_path, accumulate):
+    """Against the dense Hessian, in float64, at the weights where the step has ended."""
+    torch.manual_seed(0)
+    module, weights = Classifier(), Weights()
+    probes = [Sharpness(every_n_steps=4, tolerance=1e-4)]
+    options = {"data": loader(64 * accumulate), "accumulate_grad_batches": accumulate}
+    monitor = TopologyMonitor(probes, report=False, on_error="raise", max_overhead=None)
+    fit(module, [monitor, weights], root=tmp_path, **options)
+    found = sharpnesses(read_record(monitor.dirpath))
+    assert list(found) == [4, 8]
+    x, y = dataset(64 * accumulate)[:]
+    net = module.net.double()
+
+    def truth(end, steps):
+        size = 8 * accumulate
+        rows = torch.cat([torch.arange((k - 1) * size, k * size) for k in steps])
+        names, values = zip(*weights.seen[end * accumulate].items(), strict=True)
+        sizes = [value.numel() for value in values]
+
+        def loss(flat):
+            parts = zip(names, flat.split(sizes), values, strict=True)
+            named = {name.removeprefix("net."): part.view_as(like) for name, part, like in parts}
+            return nn.functional.cross_entropy(torch.func.functional_call(net, named, x[rows].double()), y[rows])
+
+        flat = torch.cat([value.flatten() for value in values]).double()
+        return float(torch.linalg.eigvalsh(torch.func.hessian(loss)(flat))[-1])
+
+    assert found[4]["sharpness"] == pytest.approx(truth(4, [1, 4]), rel=1e-2)
+    assert found[8]["sharpness"] == pytest.approx(truth(8, [1, 4, 8]), rel=1e-2)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_adam_has_a_ratio_from_the_first_measurement_on(tmp_path, accumulate):
+    torch.manual_seed(0)  # a step that goes uphill on the recorded samples has no directional ratio
     module = Classifier(optimizer=torch.optim.Adam, lr=1e-3)
-    _, record = watched(tmp_path, module, [Sharpness(every_n_steps=3)], accumulate_grad_batches=accumulate)
+    _, record = watched(
+        tmp_path, module, [Sharpness(every_n_steps=1)], accumulate_grad_batches=accumulate, data=loader(64, 64 // 8)
+    )
     found = sharpnesses(record)
-    assert list(found) == ([0, 1, 3, 6] if accumulate == 1 else [0, 1, 3])
-    assert "sharpness_ratio" not in found[0]
-    assert all("sharpness_ratio" in found[step] for step in found if step)
-    assert all("directional_ratio" in found[step] for step in found if step)
+    assert list(found) == list(range(1, 8 // accumulate + 1))
+    assert all("sharpness_ratio" in values for values in found.values())
+    assert all("directional_ratio" in values for values in found.values())
 
 
-def test_sgd_is_not(tmp_path):
-    _, record = watched(tmp_path, Classifier(), [Sharpness(every_n_steps=3)])
+def test_an_optimizer_that_begins_later_is_measured_again_after_its_first_step(tmp_path):
+    class Late(Classifier):
+        """The second optimizer steps from the fourth batch on."""
+
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            self.manual_backward(loss)
+            for optimizer in self.optimizers()[: 1 if batch_idx < 3 else 2]:
+                optimizer.step()
+                optimizer.zero_grad()
+            return loss
+
+        def configure_optimizers(self):
+            return [torch.optim.Adam(half.parameters(), lr=1e-3) for half in (self.net[:3], self.net[3:])]
+
+    _, record = watched(tmp_path, Late(), [Sharpness(every_n_steps=3)])
     found = sharpnesses(record)
-    assert list(found) == [0, 3, 6]
-    assert "sharpness_ratio" in found[0]
-    assert "directional_ratio" not in found[0]
+    assert list(found) == [3, 4, 6]
+    assert ["sharpness_ratio" in values for values in found.values()] == [False, True, True]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -50,15 +101,19 @@ def test_batch_norm_dropout_accumulation_and_precision_have_a_ratio(tmp_path, pr
     assert found[4]["sharpness_ratio"] > 0
 
 
-def test_a_compiled_module_is_measured_as_its_eager_self(tmp_path):
+def test_a_compiled_module_is_measured_with_a_loss_of_ones_own_as_its_eager_self(tmp_path):
+    def loss_fn(module, batch):
+        return nn.functional.cross_entropy(module.net(batch[0]), batch[1])
+
     found = []
     for compiled in (False, True):
         torch.manual_seed(0)
         module = Classifier()
         if compiled:
             module.net.compile(backend="aot_eager")
-        _, record = watched(tmp_path / str(compiled), module, [Sharpness(every_n_steps=4)])
-        found.append(sharpnesses(record)[8]["sharpness"])
+        monitor = TopologyMonitor([Sharpness(every_n_steps=1, loss_fn=loss_fn)], report=False, max_overhead=None)
+        fit(module, [monitor], root=tmp_path / str(compiled), max_steps=1)
+        found.append(sharpnesses(read_record(monitor.dirpath))[1]["sharpness"])
     assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
@@ -70,6 +125,7 @@ def test_the_three_levels_stand_side_by_side(tmp_path):
         (step,) = (m for m in record.measurements if m.probe == "distortion" and (m.group, m.step) == (group.name, 8))
         assert 0 < swap.values["swap_ratio"] < sharpnesses(record)[8]["eta_lambda"]
         assert step.values["critical_ratio"] > 0
+    assert sharpnesses(record)[8]["micro_batch"] == 64  # a recorded step is not cut
     assert sharpnesses(record)[8]["sharpness_2"] < sharpnesses(record)[8]["sharpness"]
 
 
@@ -108,10 +164,9 @@ def test_two_optimizers_have_a_ratio_where_both_are_known(tmp_path, second):
 
     _, record = watched(tmp_path, Two(), [Sharpness(every_n_steps=2, loss_fn=loss_fn)])
     found = sharpnesses(record)
-    assert all(
-        ("sharpness_ratio" in values) == (second is torch.optim.SGD and step > 0) for step, values in found.items()
-    )
-    assert "sharpness" in found[8]
+    assert list(found) == [2, 4, 6, 8]
+    assert all(("sharpness_ratio" in values) == (second is torch.optim.SGD) for values in found.values())
+    assert all("sharpness" in values for values in found.values())
 
 
 def test_an_operator_without_double_backward_is_marked_in_the_record_and_kept_from_the_trackers(tmp_path):
@@ -132,32 +187,30 @@ def test_an_operator_without_double_backward_is_marked_in_the_record_and_kept_fr
         trainer = fit(Embedded(), [monitor], root=tmp_path)
     assert sum("second derivative" in str(w.message) for w in said) == 1
     found = sharpnesses(read_record(monitor.dirpath))
-    assert list(found) == [0, 4, 8]
+    assert list(found) == [4, 8]
     assert all(values["exact"] == 0.0 and values["converged"] for values in found.values())
     assert "topology/sharpness_ratio" in trainer.callback_metrics
     assert not {"topology/exact", "topology/micro_batch"} & trainer.callback_metrics.keys()
 
 
-def test_a_probe_batch_larger_than_memory_is_measured_in_parts_while_training_goes_on(tmp_path):
-    class Small(Classifier):
-        """Has room for 40 samples at a time."""
+def test_recorded_steps_larger_than_memory_are_measured_one_by_one_while_training_goes_on(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    whole = sharpnesses(watched(tmp_path / "whole", Classifier(), [Sharpness(every_n_steps=4)])[1])
 
-        def training_step(self, batch, batch_idx):
-            if len(batch[0]) > 40:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 bytes.")
-            return super().training_step(batch, batch_idx)
+    def too_large(loss_fn, params):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 bytes.")
 
-    with pytest.warns(UserWarning, match="32 samples of the probe batch at a time") as said:
-        _, record = watched(tmp_path, Small(), [Sharpness(every_n_steps=4), Distortion()])
+    monkeypatch.setattr(approach, "hessian", too_large)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="8 samples at a time") as said:
+        _, record = watched(tmp_path, Classifier(), [Sharpness(every_n_steps=4), Distortion()])
     assert sum("memory ran out" in str(w.message) for w in said) == 1
-    whole = watched(tmp_path / "whole", Classifier(), [Sharpness(every_n_steps=4)])[1]
-    found, truth = sharpnesses(record), sharpnesses(whole)
-    assert all(values["micro_batch"] == 32.0 for values in found.values())
-    assert len(found) == len(truth) == 3
-    assert not [e for e in record.events if "sharpness" in e.message]
-    # Neurons are found, whole, on as many samples as there is room for.
-    assert record.groups
-    assert not [e for e in record.events if "neurons" in e.message.lower()]
+    found = sharpnesses(record)
+    assert list(found) == list(whole) == [4, 8]
+    for step, values in found.items():
+        assert values["micro_batch"] == 8.0
+        assert values["sharpness"] == pytest.approx(whole[step]["sharpness"], rel=0.02)
+    assert happened(record.events) == []
 
 
 @pytest.mark.parametrize("empty", ["map", "stream", "limit"])
@@ -202,11 +255,11 @@ def test_an_optimizer_without_lr_has_a_sharpness_and_no_ratio(tmp_path):
     probes = [Distortion(every_n_steps=1), Sharpness(every_n_steps=2)]
     monitor, record = watched(tmp_path, module, probes, data=loader(64, 64), max_epochs=8)
     found = sharpnesses(record)
-    assert list(found) == [0, 2, 4, 6, 8]
-    for step, values in found.items():
+    assert list(found) == [2, 4, 6, 8]
+    for values in found.values():
         assert not {"sharpness_ratio", "eta_lambda"} & values.keys()
-        assert ("directional_ratio" in values) == (step > 0)
-    assert monitor.events == ()
+        assert "directional_ratio" in values
+    assert happened(monitor.events) == []
 
 
 def test_a_loss_or_a_hessian_that_is_not_finite_is_an_event_and_training_goes_on(tmp_path):
@@ -221,7 +274,9 @@ def test_a_loss_or_a_hessian_that_is_not_finite_is_an_event_and_training_goes_on
             loss = super().training_step(batch, batch_idx) + (self.extra.abs() ** 1.5).sum()
             return loss + math.nan if batch_idx in (3, 4) else loss
 
-    monitor = TopologyMonitor([Distortion(every_n_steps=1), Sharpness(every_n_steps=2)], report=False)
+    monitor = TopologyMonitor(
+        [Distortion(every_n_steps=1), Sharpness(every_n_steps=2)], report=False, max_overhead=None
+    )
     trainer = fit(Cusp(), [monitor], root=tmp_path)
     assert trainer.global_step == 8
     (failed,) = (e for e in monitor.events if e.name == "probe_failed")
@@ -241,5 +296,5 @@ def test_a_loss_or_a_hessian_that_is_not_finite_is_an_event_and_training_goes_on
 
     monitor = TopologyMonitor([Sharpness(every_n_steps=2, loss_fn=diverged)], report=False)
     assert fit(Forward(), [monitor], root=tmp_path).global_step == 8
-    (failed,) = monitor.events
+    (failed,) = happened(monitor.events)
     assert "expected a finite loss, got inf" in failed.message

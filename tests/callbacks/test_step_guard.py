@@ -5,12 +5,14 @@ import math
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_topo import Distortion, TopologyMonitor, TopologyStepGuard, read_record
 from lightning_topo.neurons import NeuronGroup, ParamSlice
-from tests.callbacks.training import Classifier, Weights, fit, loader
+from tests.callbacks.training import Classifier, Weights, fit, hooks_of_all_optimizers, loader
 
 LIMIT = 0.9
 
@@ -173,16 +175,21 @@ class TwoOptimizers(Classifier):
 
 
 class Updates(L.Callback):
-    """Remembers the parameters around every update of every optimizer, behind the guard's own hook."""
+    """Remembers the parameters around every update of every optimizer, as the guard has left them."""
 
     def __init__(self):
-        self.pairs = []
+        self.pairs, self.hooks = [], []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if batch_idx == 0 and trainer.current_epoch == 0:
-            for optimizer in trainer.optimizers:
-                optimizer.register_step_pre_hook(lambda *_: self.pairs.append([self._copy(pl_module)]))
-                optimizer.register_step_post_hook(lambda *_: self.pairs[-1].append(self._copy(pl_module)))
+        if not self.hooks:  # those of all optimizers, as the guard's own, behind which they are called
+            self.hooks = [
+                register_optimizer_step_pre_hook(lambda *_: self.pairs.append([self._copy(pl_module)])),
+                register_optimizer_step_post_hook(lambda *_: self.pairs[-1].append(self._copy(pl_module))),
+            ]
+
+    def teardown(self, trainer, pl_module, stage):
+        for hook in self.hooks:
+            hook.remove()
 
     def _copy(self, module):
         return {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -259,6 +266,60 @@ def test_skip_drops_what_is_too_large(tmp_path):
     assert max(ratios(weights)) <= LIMIT
     still = sum(r == 0.0 for r in ratios(weights))
     assert still == guard.n_dropped
+
+
+class Backbone(L.LightningModule):
+    """A frozen backbone under a head that trains; it joins the optimizer after the first epoch, far too fast."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh()]
+        self.backbone, self.head = nn.Sequential(*layers), nn.Linear(8, 3)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.head(self.backbone(batch[0])), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05)
+
+
+def unfreeze():
+    return BackboneFinetuning(
+        unfreeze_backbone_at_epoch=1, lambda_func=lambda epoch: 1.0, backbone_initial_lr=40.0, should_align=False
+    )
+
+
+@pytest.mark.parametrize("beside", ["nothing", "monitor"])
+@pytest.mark.filterwarnings("ignore:.*requires_grad.*")
+def test_parameters_that_join_later_are_guarded_too(tmp_path, beside):
+    groups = [
+        group("backbone.0", 8, "backbone.2"),
+        group("backbone.2", 8, "backbone.4"),
+        group("backbone.4", 8, "head"),
+    ]
+    free, held, guard = Weights(), Weights(), TopologyStepGuard(0.5)
+    fit(Backbone(), [free, unfreeze()], root=tmp_path, max_epochs=2)
+    monitor = TopologyMonitor([Distortion(every_n_steps=1)], report=False, on_error="raise")
+    ours = [guard] if beside == "nothing" else [monitor, guard]
+    fit(Backbone(), [*ours, held, unfreeze()], root=tmp_path, max_epochs=2)
+    for each in groups:
+        steps = [list(zip(w.seen, w.seen[1:], strict=False)) for w in (free, held)]
+        without, with_guard = ([ratio(*step, each) for step in these] for these in steps)
+        assert max(without[8:]) > 0.5
+        assert max(with_guard) <= 0.5
+        assert max(with_guard[8:]) > 0
+    assert guard.latest.proposed.keys() == {each.name for each in groups}
+    if beside == "monitor":
+        measured = {(m.group, m.step) for m in monitor.record.measurements if m.probe == "distortion"}
+        assert measured >= {(each.name, step) for each in groups for step in range(9, 17)}
+        assert not [event for event in monitor.events if event.name == "probe_failed"]
+        # Until it joined, nothing of the first layer moved.
+        first = [m.values for m in monitor.record.measurements if (m.probe, m.group) == ("distortion", "backbone.0")]
+        moved = [groups[0].gather(weights) for weights in (held.seen[8], held.seen[16])]
+        i, j = torch.triu_indices(8, 8, 1)
+        start, end = ((x[i] - x[j]).double().norm(dim=1) for x in moved)
+        assert first[-1]["total_expansion"] == pytest.approx(float((end / start).max()), rel=1e-4)
 
 
 # --- the learning rate ------------------------------------------------------------------------------------------------
@@ -353,12 +414,13 @@ def test_what_has_no_meaning_is_refused(tmp_path):
 
 
 def test_it_leaves_the_optimizers_as_they_were_and_serves_again(tmp_path):
-    guard = TopologyStepGuard()
+    guard, hooks = TopologyStepGuard(), hooks_of_all_optimizers()
     for _ in range(2):
         trainer = fit(Classifier(lr=1.0), [guard], root=tmp_path)
         assert guard.n_updates == 8
         assert not trainer.optimizers[0]._optimizer_step_pre_hooks
         assert not trainer.optimizers[0]._optimizer_step_post_hooks
+        assert hooks_of_all_optimizers() == hooks
 
 
 def test_its_counts_survive_a_resume(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_topo.measurement import Measurement
+from lightning_topo.measurement import Measurement, StepState
 from lightning_topo.phases import (
     DETECTED,
     Band,
@@ -18,15 +18,10 @@ from lightning_topo.phases import (
     EventName,
     Phase,
     PhaseRules,
-    StepState,
     TopologyEvent,
     observe,
-    outside_change,
     replay,
-    rewind,
     told,
-    unseen_step,
-    unwatched_parameters,
 )
 
 PAIRS = {
@@ -521,19 +516,6 @@ def test_neurons_that_vanish_or_condense_are_reported_once_they_stay():
         ("neurons_vanishing", 9),
     ]
     assert fate("aligned_clusters", [9, 4, 9, 4, 3, 9, 9]) == [("neurons_condensing", 4)]
-
-
-def test_what_the_watching_itself_meets_is_an_event_with_a_remedy():
-    events = [
-        unseen_step(3, 0, "net.0", steps=4),
-        outside_change(3, 0),
-        unwatched_parameters(0, 0, ("a", "b", "c", "d")),
-        rewind(3, 0, last=9),
-    ]
-    assert not {event.name for event in events} & DETECTED
-    assert all(event.message and event.remedy for event in events)
-    assert "a, b, c and 1 more" in events[2].message
-    assert [event.severity.value for event in events] == ["warn", "info", "warn", "info"]
 
 
 def test_a_state_with_the_edge_of_one_source_is_read():

@@ -44,7 +44,11 @@ def test_the_monitor_s_own_names_are_refused_at_once(name):
 def test_values_named_like_ours_are_published_as_they_are_and_mean_nothing_to_us(tmp_path):
     def values(capture):
         return {
-            "residual": 0.5, "exact": 1.0, "converged": 1.0, "rmse": 0.25, "weight_norm": 2.0,
+            "residual": 0.5,
+            "exact": 1.0,
+            "converged": 1.0,
+            "rmse": 0.25,
+            "weight_norm": 2.0,
             "expansion": 3.0 if capture.step == 2 else 1.0,
             "sharpness_ratio": 7.0 if capture.step > 3 else 0.0,
         }
@@ -52,8 +56,13 @@ def test_values_named_like_ours_are_published_as_they_are_and_mean_nothing_to_us
     monitor, published = watched(tmp_path, Mine(values))
     last = recorded(monitor, "mine")[-1].values
     assert last == {
-        "residual": 0.5, "exact": 1.0, "converged": 1.0, "rmse": 0.25, "weight_norm": 2.0,
-        "expansion": 1.0, "sharpness_ratio": 7.0,
+        "residual": 0.5,
+        "exact": 1.0,
+        "converged": 1.0,
+        "rmse": 0.25,
+        "weight_norm": 2.0,
+        "expansion": 1.0,
+        "sharpness_ratio": 7.0,
     }
     for name, value in last.items():  # the last value, where ours of the name would be the largest
         assert published[f"topology/{name}"] == pytest.approx(value)

@@ -1,0 +1,31 @@
+"""What the engine reports of itself: each event says whom it concerns and what to do."""
+
+import torch
+
+from lightning_topo.phases import DETECTED
+from lightning_topo.watch.messages import lost_result, members_changed, moved_outside, unseen_step, unwatched
+
+
+def test_each_is_an_event_with_a_remedy_that_no_replay_makes_again():
+    sgd = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    events = [
+        lost_result("persistence", "the worker died", 3, 0),
+        members_changed(["a", "b", "c", "d"], ["net.0"], 3, 0),
+        moved_outside(sgd, ["a"], 3, 0),
+        unseen_step([sgd], ["a", "b"], 3, 0),
+        unwatched({"a": "an output"}, {"a": 4}, 3, 0),
+    ]
+    assert not {event.name for event in events} & DETECTED
+    assert all(event.message and event.remedy for event in events)
+    assert [event.severity.value for event in events] == ["warn", "info", "info", "warn", "info"]
+    assert "a, b, c and 1 more parameters" in events[1].message
+    assert "SGD" in events[2].message
+    assert "SGD" in events[3].message
+
+
+def test_the_largest_parameters_without_a_group_are_named_with_their_reasons():
+    reasons = {name: f"reason {name}" for name in "abcde"}
+    event = unwatched(reasons, {"a": 1, "b": 50, "c": 40, "d": 30, "e": 2}, 1, 0)
+    assert event.value == 5
+    assert "b (reason b); c (reason c); d (reason d)" in event.message
+    assert unwatched({}, {}, 1, 0) is None
