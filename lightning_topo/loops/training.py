@@ -102,8 +102,10 @@ def bare_optimizer(optimizer: Any) -> Any:
 def _inside(model: nn.Module) -> nn.Module | None:
     """The module that a wrapper holds."""
     if isinstance(model, _HOLD_A_MODULE) or _is_of(model, "_FabricModule"):
-        return model.module
-    return getattr(model, "_orig_mod", None)
+        inner = getattr(model, "module", None)
+    else:
+        inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else None
 
 
 def _root(model: nn.Module) -> nn.Module:

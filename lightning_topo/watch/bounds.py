@@ -44,7 +44,8 @@ class Bounds:
 
     def renew(self, parameters: Mapping[str, Tensor]) -> None:
         """Take a new snapshot of all groups."""
-        torch._foreach_copy_(list(self._origin.values()), [parameters[name].detach() for name in self._origin])
+        present = [parameters[name].detach() for name in self._origin]
+        torch._foreach_copy_(list(self._origin.values()), present)  # pyright: ignore[reportPrivateImportUsage]
         self._take(parameters)
 
     def forget_path(self) -> None:

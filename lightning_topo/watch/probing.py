@@ -1,6 +1,6 @@
 """Running the probes, and putting together what several processes have found."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,7 @@ class Probing:
     `errors` holds the last error that each probe raised, by name.
     """
 
-    def __init__(self, probes: Sequence[Probe], ranks: Ranks, order: Mapping[str, int]) -> None:
+    def __init__(self, probes: Sequence[Probe], ranks: Ranks, order: dict[str, int]) -> None:
         self.probes = list(probes)
         self.errors: dict[str, Exception] = {}
         self.awaited = AwaitedResults()

@@ -66,8 +66,9 @@ class Reporting:
 
     def read(self, measurements: Iterable[Measurement]) -> None:
         """Publish measurements without recording them: the record has them in another form."""
-        for measurement in measurements if self.readings is not None else ():
-            self.readings.take(measurement)
+        if self.readings is not None:
+            for measurement in measurements:
+                self.readings.take(measurement)
 
     def row(self, step: int, epoch: int) -> None:
         """Send what is new since the last row."""

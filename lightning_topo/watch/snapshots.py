@@ -99,7 +99,7 @@ class Snapshots:
             neurons=now,
             before=self.before(step),
             reference=self.reference,
-            optimizers=self._steps.optimizers or [o for o in self._training.optimizers],
+            optimizers=self._steps.optimizers or list(self._training.optimizers),
             training_loss=self._training_loss,
             previous=previous,
             parameters_before=self._steps.before() if wants_parameters and self._steps.pending else None,

@@ -232,7 +232,8 @@ def _unique(updates: Iterable[Update]) -> list[Tensor]:
 def _renew(kept: Sequence[_Kept]) -> None:
     """Copy the present values."""
     if kept:
-        torch._foreach_copy_([k.copy for k in kept], [k.parameter for k in kept])
+        copies, present = [k.copy for k in kept], [k.parameter for k in kept]
+        torch._foreach_copy_(copies, present)  # pyright: ignore[reportPrivateImportUsage]
     for k in kept:
         k.version = k.parameter._version
 

@@ -13,14 +13,17 @@ from lightning_topo.watch.ranks import Ranks
 class Training(Protocol):
     """One training of one module, whichever loop runs it.
 
-    `root` is the module from which whole parameters can be had: the module itself, or FSDP1's outermost wrapper.
     `log_every_n_steps` is how often a row goes to the loggers, 0 for never.
     """
 
     module: nn.Module
-    root: nn.Module
     ranks: Ranks
     log_every_n_steps: int
+
+    @property
+    def root(self) -> nn.Module:
+        """The module from which whole parameters can be had: the module itself, or FSDP1's outermost wrapper."""
+        ...
 
     @property
     def optimizers(self) -> Sequence[Any]:

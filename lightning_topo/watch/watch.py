@@ -199,6 +199,7 @@ class Watch:
                 self._run([probe for probe in due if not measures_steps(probe) or self._is_unpaired(probe)], step)
                 self._exchange.outcomes += self._probing.collect(step)
                 log = _divides(self._training.log_every_n_steps, step)
+                assert self._certifying is not None
                 shares = log or self._exchange.is_due(step, self._certifying.coverage, measured=bool(due))
                 if shares:
                     self._share(step)
@@ -212,7 +213,7 @@ class Watch:
 
     def break_off(self) -> None:
         """The batch has ended in an exception, and another may follow."""
-        self._finding.end()
+        self._recording.end()
         self._exchange.proposed.clear()
 
     def after_epoch(self) -> None:
@@ -279,7 +280,7 @@ class Watch:
     def _settle_in(self) -> Snapshots:
         """Find the neurons on the recorded step, and look at them from now on."""
         self.find_neurons()
-        self._probing.order |= {group.name: k for k, group in enumerate(self.groups)}
+        self._probing.order.update({group.name: k for k, group in enumerate(self.groups)})
         self._snapshots = snapshots = Snapshots(self._training, self.steps, self.groups, self._training_loss)
         limited = self._settings.max_overhead is not None
         self._certifying = Certifying(snapshots, self.steps, self._probing, limited=limited)
