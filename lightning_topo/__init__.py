@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from lightning_topo.homology import PersistenceDiagram, persistence
     from lightning_topo.loops.plain import TopologyWatch
     from lightning_topo.loops.transformers import TopologyTrainerCallback
-    from lightning_topo.neurons import NeuronGroup, declare_neurons, find_neuron_groups
+    from lightning_topo.neurons import NeuronGroup, declare_neurons, find_neuron_groups, rows
     from lightning_topo.outputs.record import RunRecord, read_record
-    from lightning_topo.phases import Phase, TopologyEvent
-    from lightning_topo.probes import Distortion, Period, Persistence, ProbeResult, ProbeUnavailable, Sharpness
+    from lightning_topo.phases import Phase, PhaseRules, TopologyEvent
+    from lightning_topo.probes import Distortion, Fate, Period, Persistence, ProbeResult, ProbeUnavailable, Sharpness
     from lightning_topo.stability import SharpnessEstimate, sharpness
 
 _HOMES = {
@@ -38,9 +38,9 @@ _HOMES = {
     "homology": ("PersistenceDiagram", "persistence"),
     "loops.plain": ("TopologyWatch",),
     "loops.transformers": ("TopologyTrainerCallback",),
-    "neurons": ("NeuronGroup", "declare_neurons", "find_neuron_groups"),
-    "phases": ("Phase", "TopologyEvent"),
-    "probes": ("Distortion", "Period", "Persistence", "ProbeResult", "ProbeUnavailable", "Sharpness"),
+    "neurons": ("NeuronGroup", "declare_neurons", "find_neuron_groups", "rows"),
+    "phases": ("Phase", "PhaseRules", "TopologyEvent"),
+    "probes": ("Distortion", "Fate", "Period", "Persistence", "ProbeResult", "ProbeUnavailable", "Sharpness"),
     "outputs.record": ("RunRecord", "read_record"),
     "stability": ("SharpnessEstimate", "sharpness"),
 }
@@ -48,6 +48,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Distortion",
+    "Fate",
     "Findings",
     "LRSweep",
     "NeuronGroup",
@@ -55,6 +56,7 @@ __all__ = [
     "Persistence",
     "PersistenceDiagram",
     "Phase",
+    "PhaseRules",
     "ProbeResult",
     "ProbeUnavailable",
     "RunRecord",
@@ -72,6 +74,7 @@ __all__ = [
     "find_neuron_groups",
     "persistence",
     "read_record",
+    "rows",
     "sharpness",
     "step_distortion",
 ]
