@@ -70,7 +70,7 @@ def _named_in(cls: type) -> Iterator[tuple[str, Any]]:
     for depth in range(3):
         following = []
         for function in ahead:
-            if id(function) in seen or function.__module__.startswith(("torch", "lightning")):
+            if id(function) in seen or (function.__module__ or "").startswith(("torch", "lightning")):
                 continue
             seen.add(id(function))
             for name in function.__code__.co_names:
