@@ -3,8 +3,8 @@
     python -m benchmarks.budget [--steps 500] [--device cuda]
 
 The monitor's own time is taken by a callback before it and one after it, in processor time, which a busy machine
-distorts less: its share over the whole training, and from step 200 on, when its periods have been set (the first 200
-steps are always measured fully). A quiet step is one on which no probe is due.
+distorts less: its share over the whole training, and from step 200 on (before, periods set to "auto" may take 5 %
+more). A quiet step is one on which no probe is due.
 """
 
 import argparse

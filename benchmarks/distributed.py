@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,11 +31,11 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_topo import Distortion, find_neuron_groups
-from lightning_topo.callbacks.probing import Found, Look
-from lightning_topo.callbacks.ranks import Ranks
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons.capture import gather_clouds, sharding
 from lightning_topo.probes import Capture, Clouds, ProbeResult
+from lightning_topo.watch.outcome import Outcome
+from lightning_topo.watch.ranks import Ranks
 
 
 class Traffic(TorchDispatchMode):
@@ -89,7 +88,7 @@ def measure(strategy: str, width: int, n_groups: int, repeats: int) -> dict[str,
             if isinstance(layer, nn.Linear):
                 fully_shard(layer)
         fully_shard(model)
-    ranks = Ranks(SimpleNamespace(world_size=dist.get_world_size(), strategy=SimpleNamespace(root_device="cpu")))  # pyright: ignore[reportArgumentType]
+    ranks = Ranks()
     own = [group for k, group in enumerate(groups) if ranks.owns(k)]
     times: dict[str, list[float]] = {"whole": [], "measured": [], "shared": []}
     before: Clouds | None = None
@@ -116,7 +115,7 @@ def measure(strategy: str, width: int, n_groups: int, repeats: int) -> dict[str,
         worked = time.process_time() - worked
         at_measured = time.perf_counter()
         sent = ranks.n_bytes
-        ranks.all("look", Look({"distortion": Found(found.values)}))
+        ranks.all("distortion", [Outcome("distortion", 1, 0, found.values)])
         at_shared = time.perf_counter()
         if before is not None:  # the first warms up
             times["whole"].append(at_whole - began)

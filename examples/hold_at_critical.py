@@ -4,8 +4,8 @@
 
 r = lr / lr* is measured for every step, so lr / r is that step's critical learning rate lr*. The callback below takes a
 running mean of log lr*, which follows the training as it flattens and sharpens, and gives the next step
-`multiple` times it. It uses nothing but what `TopologyMonitor` tells every callback: copy it into a training of your
-own. docs/schedule.md says what to expect of it.
+`multiple` times it. It uses nothing but the findings that `TopologyMonitor` gives every callback: copy it into a
+training of your own. docs/schedule.md says what to expect of it.
 """
 
 import argparse

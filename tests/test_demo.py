@@ -12,6 +12,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lightning_topo import demo, read_record
 from lightning_topo.cli import main
+from lightning_topo.measurement import StepState
 from lightning_topo.phases import DETECTED, replay
 from lightning_topo.stability import hessian
 
@@ -71,8 +72,9 @@ def test_the_edge_is_entered_at_lr_03(record, name):
     later = sorted(value for step, value in found.items() if step >= at + 50)
     assert 0.98 <= later[len(later) // 2] <= 1.06
     # Recomputed from the record alone, the events are the same.
-    events = [(e.name, e.step) for e in record(name).events]
-    assert [(e.name, e.step) for e in replay(record(name).measurements).detected] == events
+    detected = [(e.name, e.step) for e in record(name).events if e.name in DETECTED]
+    assert [(e.name, e.step) for e in replay(record(name).measurements).detected] == detected
+    assert {e.name for e in record(name).events if e.name not in DETECTED} == {"unwatched_parameters"}
 
 
 @pytest.mark.slow
@@ -132,7 +134,10 @@ def test_the_command_trains_reports_and_says_where_to_look(command):
     assert (folder / "report.html").stat().st_size > 10_000
     found = read_record(folder)
     assert [m.step for m in found.measurements if m.probe == "distortion" and m.group == "net.0"] == list(range(1, 301))
-    assert found.diagram_steps == tuple(range(0, 301, 20))
+    assert found.diagram_steps == tuple(range(20, 301, 20))
+    states = [m for m in found.measurements if m.probe == "coverage"]
+    assert {m.group for m in states} == set(found.groups)
+    assert {StepState(int(m.values["state"])) for m in states} == {StepState.EXACT}
     assert "300/300" in done.stdout + done.stderr
 
 
