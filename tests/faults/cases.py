@@ -110,18 +110,18 @@ def with_a_clock_that_jumps(root: Path) -> None:
 
     for name, clock in real.items():
         setattr(time, name, lambda clock=clock: clock() + offset[0])
-    every = {}
+    slots = {}
     try:
         monitor = TopologyMonitor(verbose=False)  # everything on "auto": its pace is what the clock could upset
         actions = {"step300": jump(-3600.0), "step600": jump(86_400.0), "step900": jump(-90_000.0)}
         trainer = train(root, 1200, monitor=monitor, callbacks=[Overhead(), At(**actions)])
-        every = monitor.state_dict()["every"]
+        slots = monitor.state_dict()["slots"]
     finally:
         for name, clock in real.items():
             setattr(time, name, clock)
     assert trainer.global_step == 1200
     assert all(0.0 <= overhead <= 1.0 for overhead in seen), (min(seen), max(seen))
-    assert all(1 <= n < 10**6 for n in every.values()), every
+    assert all(1 <= stride < 10**6 for _, stride, _ in slots.values()), slots
 
 
 def until_sigterm(root: Path) -> None:
@@ -132,7 +132,7 @@ def computing_elsewhere(root: Path, end: str) -> None:
     """Train with a worker that still computes when training ends in one way or another."""
 
     def finish(trainer: L.Trainer) -> None:
-        worker = trainer.callbacks[0]._session._capturing.worker  # type: ignore[attr-defined]
+        worker = trainer.callbacks[0].watch._worker  # type: ignore[attr-defined]
         # More than it can do in the time that is left to it.
         points = torch.randn(1200, 3)
         worker.submit([torch.cdist(points, points).numpy()], 1, available_engines()[0], spanning=False)
@@ -178,7 +178,7 @@ DAMAGES: list[Callable[[dict], object]] = [
     lambda state: {name: value for name, value in state.items() if name == "version"},
     lambda state: {**state, "detector": {**state.get("detector", {}), "edge": {"inside": "?", "recent": "abc"}}},
     lambda state: {**state, "detector": [1, 2], "counted": {"step": "x"}},
-    lambda state: {**state, "every": {"distortion": -3}, "counted": None},
+    lambda state: {**state, "slots": {"distortion": [1, -3, 1]}, "counted": None},
     lambda state: {**state, "dirpath": 7, "n_held": "many"},
 ]
 """What befalls the states of our callbacks in a checkpoint."""
@@ -246,7 +246,11 @@ def clock_jumps(nursery: Nursery, root: Path) -> Survived:
 def sigterm(nursery: Nursery, root: Path) -> Survived:
     """SIGTERM, as a scheduler sends it: the record is closed and the report written; resumed afterwards."""
     assert nursery.run(until_sigterm, root) != 0
-    assert (root / "topology" / "report.html").stat().st_size > 10**6
+    page, patience = root / "topology" / "report.html", time.monotonic() + 60.0
+    while not page.is_file():  # a process of its own writes it, once the training has ended
+        assert time.monotonic() < patience
+        time.sleep(0.02)
+    assert page.stat().st_size > 10**6
     steps = [step for _, step, probe, _ in published(root) if probe == "distortion"]
     assert max(steps) >= 15
     nursery.succeeds(resumed, root)

@@ -46,9 +46,8 @@ class Witness(L.Callback):
         dirpath = trainer.callbacks[0].dirpath
         folder = None if dirpath is None else dirpath.name
         found = [
-            {"step": findings.step, "probe": probe, "group": group, "values": values, "folder": folder}
-            for probe, groups in findings.values.items()
-            for group, values in groups.items()
+            {"step": m.step, "probe": m.probe, "group": m.group, "values": dict(m.values), "folder": folder}
+            for m in findings.measurements
         ]
         text = "".join(json.dumps(line) + "\n" for line in found)
         self.folder.mkdir(exist_ok=True)
