@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from lightning_topo.measurement import StepState
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.probes import Distortion, Probe
+from lightning_topo.probes import Clouds, Distortion, Probe
 from lightning_topo.watch.bounds import Bounds, GroupBound
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.coverage import Certificate, Coverage
@@ -67,7 +67,7 @@ class Certifying:
         outcomes: list[Outcome] = []
         if asked:
             began = budget.seconds()
-            outcomes = [self._measure(probe, step, epoch, asked)]
+            outcomes = [self._measure(probe, step, epoch, asked, self._snapshots.now())]
             if reached:
                 self._renew()
             if probe not in due:
@@ -76,8 +76,7 @@ class Certifying:
         self.coverage.note(step, {g.name: _certificate(g.name in measured, bounds[g.name]) for g in groups})
         return outcomes
 
-    def _measure(self, probe: Probe, step: int, epoch: int, groups: Sequence[NeuronGroup]) -> Outcome:
-        now = self._snapshots.now()
+    def _measure(self, probe: Probe, step: int, epoch: int, groups: Sequence[NeuronGroup], now: Clouds) -> Outcome:
         return self._probing.run(
             probe, lambda previous: self._snapshots.capture(probe, step, now, previous, groups), step, epoch
         )
@@ -88,12 +87,8 @@ class Certifying:
         outcomes = []
         if is_due and self.probe is not None:
             now = self._snapshots.now()
-            probe = self.probe
-            outcomes = [
-                self._probing.run(
-                    probe, lambda previous: self._snapshots.capture(probe, step, now, previous, groups), step, epoch
-                )
-            ]
+            if self._snapshots.before(step) is not None:
+                outcomes = [self._measure(self.probe, step, epoch, groups, now)]
             self._snapshots.after_step(step, now)
         measured = {name for outcome in outcomes for name in outcome.values}
         states = {g.name: StepState.EXACT if g.name in measured else StepState.OPEN for g in groups}
