@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.phases import EventName, Severity, TopologyEvent
+from lightning_topo.probes import Probe
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.coverage import Coverage, Shares
 from lightning_topo.watch.losses import Losses, mean_losses
@@ -32,8 +33,9 @@ class _Message:
 class Exchange:
     """Collects what this process has found, and reports what all have found together.
 
-    `outcomes`, `events` and `losses` are this process's since the last exchange; `proposed` holds the critical ratios of updates
-    that a guard has held in this batch. `shares` and `overhead` are those of all processes, as of the last exchange.
+    `outcomes`, `events` and `losses` are this process's since the last exchange; `proposed` holds the critical ratios
+    of updates that a guard has held in this batch. `shares` and `overhead` are those of all processes, as of the last
+    exchange.
     """
 
     def __init__(
@@ -55,10 +57,13 @@ class Exchange:
         self._failing: set[tuple[str, str]] = set()
         self._counted = training.step
 
-    def run(self, step: int, coverage: Coverage, *, last: bool = False, alone: bool = False) -> None:
+    def run(
+        self, step: int, coverage: Coverage, due: Sequence[Probe] = (), *, last: bool = False, alone: bool = False
+    ) -> None:
         """Put together what all processes have found since the last exchange, and report it: a collective.
 
-        `last` where the training ends; `alone` where the other processes cannot be waited for.
+        `due` are the probes that all have run: messages of different sizes. `last` where the training ends; `alone`
+        where the other processes cannot be waited for.
         """
         epoch = self._training.epoch
         mine = _Message(
@@ -71,7 +76,7 @@ class Exchange:
             self._schedule.plan(step, self._budget.step_seconds),
         )
         self.outcomes, self.events = [], []
-        every = [mine] if alone else self._training.ranks.all("+".join(o.probe for o in mine.outcomes), mine)
+        every = [mine] if alone else self._training.ranks.all("exchange of " + "+".join(p.name for p in due), mine)
         self.overhead = every[0].overhead
         uncertified: dict[int, StepState] = {}
         for message in every:

@@ -204,7 +204,7 @@ class Watch:
                 except Exception as raised:
                     error = raised
                 if self._is_exchange(step, due):
-                    self._share(step)
+                    self._share(step, due)
                 self.steps.advance()
                 if error is not None:
                     raise error
@@ -411,7 +411,7 @@ class Watch:
         self._exchange.outcomes += self._probing.collect()
         due = self._due("epoch", self._training.epoch + 1)
         self._run(due, step)
-        self._share(step)
+        self._share(step, due)
         self._publish(step, log=log or bool(due))
 
     def _due(self, unit: Any, count: int) -> list[Probe]:
@@ -422,10 +422,10 @@ class Watch:
             or (unit == "step" and self._probing.is_wanted_again(probe))
         ]
 
-    def _share(self, step: int, *, last: bool = False, alone: bool = False) -> None:
+    def _share(self, step: int, due: Sequence[Probe] = (), *, last: bool = False, alone: bool = False) -> None:
         """Put together and report what all processes have found since this was last done."""
         assert self._certifying is not None
-        self._exchange.run(step, self._certifying.coverage, last=last, alone=alone)
+        self._exchange.run(step, self._certifying.coverage, due, last=last, alone=alone)
         if not alone:
             self._raise_first_error()
 

@@ -168,6 +168,11 @@ def seldom(folder, rank, mode):
     return fit(folder, rank, mode, probes=[Distortion(every_n_steps=3)])
 
 
+def apart(folder, rank):
+    """Bounds ask one process for a measurement, and not the other."""
+    return fit(folder, rank, "ddp", probes=[Distortion(every_n_steps=50)], module=Net("ddp", lr=3.0), max_epochs=6)
+
+
 def whole_loss(module, batch):
     """Of all the data, whichever process asks."""
     x, y = dataset().tensors

@@ -35,6 +35,7 @@ NAMES = [
     "curved-fsdp2",
     "curved-tp",
     "curved-fsdp1",
+    "apart",
     "outside-1",
     "outside-2",
     "hidden",
@@ -170,6 +171,16 @@ def test_with_a_loss_of_its_own_sharpness_is_measured_in_shards(out, pair):
                 for key in FINITE_DIFFERENCES.keys() - {"directional_ratio"}:
                     assert two[at][key] == pytest.approx(values[key], rel=FINITE_DIFFERENCES[key]), (at, key)
     assert not [at for at in table(out / "curved-fsdp1") if at[1] == "sharpness"]
+
+
+def test_one_process_may_measure_where_the_other_does_not(out, pair):
+    assert [process["steps"] for process in pair["apart"]] == [24, 24]
+    measured = {}
+    for step, probe, group in table(out / "apart"):
+        if probe == "distortion":
+            measured.setdefault(group, set()).add(step)
+    first, second = measured["net.0"] | measured["net.4"], measured["net.2"] | measured["net.6"]
+    assert first != second
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
