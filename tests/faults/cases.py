@@ -1,6 +1,7 @@
 """The faults: each trains for real, breaks something, and holds what is left against what was published."""
 
 import json
+import math
 import os
 import random
 import resource
@@ -20,7 +21,7 @@ from lightning_topo.homology import available_engines
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, read_record
 from tests.faults.audit import audit, opens, published
 from tests.faults.nursery import Nursery, said
-from tests.faults.training import PUBLISHED, Small, last_checkpoint, probes, train
+from tests.faults.training import CHECKPOINTS, PUBLISHED, Small, last_checkpoint, probes, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,10 @@ def first(root: Path, max_steps: int = 14) -> None:
 def resumed(root: Path, max_steps: int = 20) -> None:
     trainer = train(root, max_steps, resume=True)
     assert trainer.global_step == max_steps
+
+
+def begun_from(root: Path, checkpoint: Path, max_steps: int) -> None:
+    assert train(root, max_steps, checkpoint=checkpoint).global_step == max_steps
 
 
 class At(L.Callback):
@@ -180,6 +185,8 @@ DAMAGES: list[Callable[[dict], object]] = [
     lambda state: {**state, "detector": [1, 2], "counted": {"step": "x"}},
     lambda state: {**state, "slots": {"distortion": [1, -3, 1]}, "counted": None},
     lambda state: {**state, "dirpath": 7, "n_held": "many"},
+    lambda state: {**state, "step": math.inf, "counted": {"step": math.inf, "counts": {"x": math.inf}}},
+    lambda state: {**state, "slots": {"distortion": [1, math.inf, 1]}, "n_held": math.nan, "stopped_epoch": math.inf},
 ]
 """What befalls the states of our callbacks in a checkpoint."""
 
@@ -287,6 +294,33 @@ def state_damaged(nursery: Nursery, root: Path) -> Survived:
     return Survived(len(DAMAGES), len(DAMAGES), 0)
 
 
+def two_experiments(nursery: Nursery, root: Path) -> Survived:
+    """Two experiments begin from one checkpoint at once: each has a record of its own, the first one's is untouched."""
+    nursery.succeeds(first, root / "origin")
+    checkpoint, lines = last_checkpoint(root / "origin"), root / "origin" / "topology" / MEASUREMENTS
+    assert checkpoint is not None
+    before = lines.read_bytes()
+    processes = {name: nursery.start(begun_from, root / name, checkpoint, 24) for name in ("one", "other")}
+    for name, process in processes.items():
+        process.join(120)
+        assert process.exitcode == 0, said(root / name)
+    assert lines.read_bytes() == before
+    ids = {read_record(root / name / "topology").run_id for name in ("origin", "one", "other")}
+    assert len(ids) == 3
+    return Survived(2, 2, sum(audit(root / name) for name in ("one", "other")))
+
+
+def rolled_back(nursery: Nursery, root: Path) -> Survived:
+    """A run goes on from a checkpoint before its end: what lies behind it, written before, is abandoned, and said."""
+    nursery.succeeds(first, root, 20)
+    checkpoint = root / CHECKPOINTS / "step=12.ckpt"
+    nursery.succeeds(begun_from, root, checkpoint, 16)
+    record = read_record(root / "topology")
+    assert [event.step for event in record.events if event.name == "rewind"] == [12]
+    assert max(m.step for m in record.measurements) == 16
+    return Survived(1, 1, audit(root, destroyed=frozenset(key for key in published(root) if key[1] > 16)))
+
+
 def record_cut_off(nursery: Nursery, root: Path) -> Survived:
     """Half of a record's lines are gone, the last of what is left in its middle; the run goes on with the rest."""
     nursery.succeeds(first, root)
@@ -365,6 +399,8 @@ CASES: dict[str, Callable[..., Survived]] = {
     "NaN loss": nan_loss,
     "checkpoint cut off": checkpoint_cut_off,
     "checkpoint's state damaged": state_damaged,
+    "two experiments from one checkpoint": two_experiments,
+    "rolled back": rolled_back,
     "record cut off": record_cut_off,
     "garbage lines and files": garbage_lines,
     "clock jumps": clock_jumps,

@@ -80,12 +80,13 @@ def train(
     max_steps: int,
     *,
     resume: bool = False,
+    checkpoint: Path | None = None,
     callbacks: Sequence[L.Callback] = (),
     monitor: TopologyMonitor | None = None,
     module: Small | None = None,
     **options,
 ) -> L.Trainer:
-    """Train, from the last checkpoint if `resume`; a checkpoint every 6 steps, the last two of them are kept."""
+    """Train, from `checkpoint` or, if `resume`, the last; one is made every 6 steps, and the last two are kept."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -112,5 +113,5 @@ def train(
             keep,
         ],
     )
-    trainer.fit(module or Small(), data(), ckpt_path=last_checkpoint(root) if resume else None)
+    trainer.fit(module or Small(), data(), ckpt_path=last_checkpoint(root) if resume else checkpoint)
     return trainer
