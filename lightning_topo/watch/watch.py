@@ -277,8 +277,8 @@ class Watch:
         if saved is not None:
             self._schedule.slots.update(saved.slots)
         self._refer(step)
-        for problem in self._finding.problems:
-            self._exchange.fail("neurons", problem.group, problem.message, problem.remedy, step)
+        for k, problem in enumerate(self._finding.problems):  # each is said, also where several are of no one group
+            self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
         sizes = {name: p.numel() for name, p in training.module.named_parameters()}
         if (event := unwatched(self._finding.uncovered, sizes, step, training.epoch)) is not None:
             self._reporting.event(event)

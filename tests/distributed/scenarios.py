@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import distributed, nn
 from torch.distributed import distributed_c10d
+from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_topo import (
@@ -217,12 +218,19 @@ class Gathering(Net):
         return nn.functional.cross_entropy(z @ every.T / 0.1, torch.arange(len(z)) + self.global_rank * len(z))
 
 
+class Centred(nn.Module):
+    """Takes from each neuron its mean over the batches of all processes, as a synchronized BatchNorm does on GPUs."""
+
+    def forward(self, x):
+        return x - all_reduce(x.mean(0)) / size()
+
+
 class Normed(Net):
-    """BatchNorm over the batches of all processes."""
+    """A network whose processes sum up within its forward and its backward."""
 
     def __init__(self, mode="single"):
         super().__init__(mode)
-        self.net.insert(1, nn.BatchNorm1d(8))
+        self.net.insert(1, Centred())
 
 
 NETS = {"gathering": Gathering, "normed": Normed}
@@ -238,7 +246,7 @@ def watched(folder, rank, kind, with_what):
     monitor = monitored()
     gate = TopologyEarlyStopping(stop_on="neurons_merged")
     callbacks = [] if with_what == "nothing" else [monitor, TopologyStepGuard(), gate]
-    one = trainer("ddp", folder, callbacks, size(), sync_batchnorm=kind == "normed")
+    one = trainer("ddp", folder, callbacks, size())
     one.fit(module, loader(parts=n, part=part))
     weights = {name: p.tolist() for name, p in module.named_parameters()}
     return seen(one, monitor) | {"weights": weights}
