@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +142,8 @@ class TopologyMonitor(Callback):
         saved, self._saved, self.watch = self._saved, None, None
         with self._guarded("could not start, and does not watch this training"):
             training, settings = TrainerTraining(trainer, pl_module), self.settings
-            outputs = open_outputs(
+            opened = partial(
+                open_outputs,
                 settings.dirpath or run_folder(trainer) / "topology",
                 loggers=trainer.loggers,
                 is_first_rank=trainer.is_global_zero,
@@ -155,6 +157,8 @@ class TopologyMonitor(Callback):
                 max_record_bytes=settings.max_record_bytes,
                 on_error=settings.on_error,
             )
+            # Where one process cannot, none goes on to wait for it.
+            outputs = training.ranks.together("opening the outputs", opened)
             self._training, self._outputs = training, outputs
             self.watch = Watch(training, settings, outputs, saved)
 

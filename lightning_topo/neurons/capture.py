@@ -41,11 +41,14 @@ def sharding(root: nn.Module) -> Sharding:
     return "whole"
 
 
-def whole_parameters(root: nn.Module, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+def whole_parameters(
+    root: nn.Module, names: Collection[str] | None = None, instead: Mapping[str, Tensor] | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Each parameter by its clean name, whole and detached, one after the other.
 
     Only one (under FSDP1, one unit's) is whole at a time: a tensor is valid until the next is asked for. `names` are
-    those wanted. Under FSDP1 `root` must be the outermost wrapper.
+    those wanted; `instead` holds tensors to make whole in place of parameters, by clean name (not under FSDP1 and
+    ZeRO-3). Under FSDP1 `root` must be the outermost wrapper.
     """
     if sharding(root) == "fsdp1":
         yield from _of_fsdp_units(root, names)
@@ -54,8 +57,21 @@ def whole_parameters(root: nn.Module, names: Collection[str] | None = None) -> I
         name = clean_name(raw)
         if names is not None and name not in names:
             continue
-        with _gathered(parameter) as whole:
+        with _gathered((instead or {}).get(name, parameter)) as whole:
             yield name, whole
+
+
+def shard_copies(root: nn.Module) -> dict[str, Tensor] | None:
+    """Copies of this process's shards, by clean name, from which the whole parameters can be had when these move on.
+
+    None under FSDP1 and ZeRO-3, whose flat shards mean nothing by themselves. No collective.
+
+    >>> list(shard_copies(nn.Linear(2, 2)))
+    ['weight', 'bias']
+    """
+    if sharding(root) in ("fsdp1", "zero3"):
+        return None
+    return {clean_name(name): parameter.detach().clone() for name, parameter in root.named_parameters()}
 
 
 def whole_copy(root: nn.Module, *, mine: bool, values: bool = True) -> nn.Module | None:
@@ -79,16 +95,19 @@ def n_elements(root: nn.Module) -> int:
 
 
 def gather_clouds(
-    root: nn.Module, groups: Sequence[NeuronGroup], mine: Collection[str]
+    root: nn.Module,
+    groups: Sequence[NeuronGroup],
+    mine: Collection[str],
+    instead: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The clouds of those groups that are `mine`, by name; and of which of them could not be gathered, why.
 
     `groups` are those of all processes together. Each parameter in which any of them has a part travels once, and
-    none stays: a process holds its own clouds and one whole parameter.
+    none stays: a process holds its own clouds and one whole parameter. `instead` as in `whole_parameters`.
     """
     wanted = {name for group in groups for piece in group.slices for name in piece.names(group.n)}
     building = [_Building(group) for group in groups if group.name in mine]
-    for name, whole in whole_parameters(root, wanted):
+    for name, whole in whole_parameters(root, wanted, instead):
         for cloud in building:
             cloud.take(name, whole)
     clouds: dict[str, Tensor] = {}

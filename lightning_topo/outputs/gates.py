@@ -137,7 +137,7 @@ class StopState:
     def from_dict(cls, state: Mapping[str, Any]) -> "StopState":
         """The inverse of `to_dict`.
 
-        Raises `KeyError`, `TypeError`, `AttributeError` or `ValueError` where it is no such state.
+        Raises `KeyError`, `TypeError`, `AttributeError`, `ValueError` or `OverflowError` where it is no such state.
         """
         return cls(
             int(state["step"]),

@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_topo.measurement import StepState
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.probes import Distortion, Probe
+from lightning_topo.probes import Clouds, Distortion, Probe
 from lightning_topo.watch.bounds import LIMIT, Bounds, GroupBound
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.coverage import Certificate, Coverage
@@ -67,7 +67,7 @@ class Certifying:
         outcomes: list[Outcome] = []
         if asked:
             began = budget.seconds()
-            outcomes = [self._measure(probe, step, epoch, asked)]
+            outcomes = [self._measure(probe, step, epoch, asked, self._snapshots.now())]
             if reached:
                 self._renew()
             if probe not in due:
@@ -88,8 +88,7 @@ class Certifying:
         known = all(type(o).__module__.startswith("torch.optim") for o in self._steps.optimizers)
         return known and not any(map(_draws_for_neurons, self._snapshots.module.modules()))
 
-    def _measure(self, probe: Probe, step: int, epoch: int, groups: Sequence[NeuronGroup]) -> Outcome:
-        now = self._snapshots.now()
+    def _measure(self, probe: Probe, step: int, epoch: int, groups: Sequence[NeuronGroup], now: Clouds) -> Outcome:
         return self._probing.run(
             probe, lambda previous: self._snapshots.capture(probe, step, now, previous, groups), step, epoch
         )
@@ -100,12 +99,8 @@ class Certifying:
         outcomes = []
         if is_due and self.probe is not None:
             now = self._snapshots.now()
-            probe = self.probe
-            outcomes = [
-                self._probing.run(
-                    probe, lambda previous: self._snapshots.capture(probe, step, now, previous, groups), step, epoch
-                )
-            ]
+            if self._snapshots.before(step) is not None:
+                outcomes = [self._measure(self.probe, step, epoch, groups, now)]
             self._snapshots.after_step(step, now)
         measured = {name for outcome in outcomes for name in outcome.values}
         states = {g.name: StepState.EXACT if g.name in measured else StepState.OPEN for g in groups}

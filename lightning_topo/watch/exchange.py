@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.phases import EventName, Severity, TopologyEvent
+from lightning_topo.probes import Probe
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.coverage import Coverage, Shares
 from lightning_topo.watch.losses import Losses, mean_losses
@@ -70,10 +71,13 @@ class Exchange:
         has_news = bool(self.outcomes or self.events) or coverage.has_news or self.losses.is_broken()
         return self._training.ranks.size == 1 and has_news
 
-    def run(self, step: int, coverage: Coverage, *, last: bool = False, alone: bool = False) -> None:
+    def run(
+        self, step: int, coverage: Coverage, due: Sequence[Probe] = (), *, last: bool = False, alone: bool = False
+    ) -> None:
         """Put together what all processes have found since the last exchange, and report it: a collective.
 
-        `last` where the training ends; `alone` where the other processes cannot be waited for.
+        `due` are the probes that all have run: messages of different sizes. `last` where the training ends; `alone`
+        where the other processes cannot be waited for.
         """
         epoch = self._training.epoch
         mine = _Message(
@@ -87,7 +91,7 @@ class Exchange:
             self._schedule.plan(step, self._budget.step_seconds),
         )
         self.outcomes, self.events = [], []
-        every = [mine] if alone else self._training.ranks.all("+".join(o.probe for o in mine.outcomes), mine)
+        every = [mine] if alone else self._training.ranks.all("exchange of " + "+".join(p.name for p in due), mine)
         self.overhead = every[0].overhead
         uncertified: dict[int, StepState] = {}
         for message in every:

@@ -44,7 +44,7 @@ class Ranks:
     def all(self, topic: str, mine: T) -> list[T]:
         """What every process has to say, by rank: one small collective, two where a message outgrows those before.
 
-        `topic` tells apart messages of different sizes.
+        `topic` tells apart messages of different sizes; all processes give the same.
         """
         if self.size == 1:
             return [mine]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_topo.homology import Worker
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.neurons.capture import Sharding, gather_clouds, sharding
+from lightning_topo.neurons.capture import Sharding, gather_clouds, shard_copies, sharding
 from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult
 from lightning_topo.probes.probe import LossFn
 from lightning_topo.watch.probing import is_divided, measures_steps
@@ -55,10 +55,7 @@ class Snapshots:
 
     def now(self) -> Clouds:
         """The neurons as they stand; where parameters are whole, gathered when first asked for."""
-        if self.sharding == "whole":
-            return self._clouds(self._steps.trained())
-        here, failures = gather_clouds(self._training.root, self.groups, [group.name for group in self.own])
-        return Clouds((), {}, here, failures)
+        return self._clouds(self._steps.trained()) if self.sharding == "whole" else self._gathered()
 
     def before(self, step: int) -> Clouds | None:
         """The neurons before the updates of the present batch."""
@@ -66,6 +63,11 @@ class Snapshots:
             return self._clouds(self._steps.before()) if self._steps.pending else None
         kept = self._sharded_before
         return kept[1] if kept is not None and kept[0] == step - 1 else None
+
+    def begun_at(self, step: int, shards: Mapping[str, Tensor] | None) -> None:
+        """Where parameters are sharded, take the clouds before `step` from copies of the shards, if there are any."""
+        if self.sharding != "whole" and shards is not None:
+            self._sharded_before = (step - 1, self._gathered(shards))
 
     def before_step(self, step: int, probes: Sequence[Probe]) -> None:
         """Where parameters are sharded, keep the clouds before a step that one of these probes measures."""
@@ -78,6 +80,12 @@ class Snapshots:
         """Where parameters are sharded, the present clouds are those before the next step."""
         if self.sharding != "whole":
             self._sharded_before = (step, now)
+
+    def _gathered(self, instead: Mapping[str, Tensor] | None = None) -> Clouds:
+        """This process's clouds, from the shards of all; a collective."""
+        mine = [group.name for group in self.own]
+        here, failures = gather_clouds(self._training.root, self.groups, mine, instead)
+        return Clouds((), {}, here, failures)
 
     def capture(
         self,
@@ -124,6 +132,11 @@ class Snapshots:
             if group.name not in known or known[group.name].shape != now[group.name].shape:
                 known[group.name] = start[group.name]
                 self.reference = dict(known)
+
+
+def kept_shards(training: Training) -> Mapping[str, Tensor] | None:
+    """Copies of this process's shards before a step whose neurons are not known yet; None where that is no use."""
+    return None if sharding(training.root) == "whole" else shard_copies(training.root)
 
 
 def member_names(group: NeuronGroup) -> tuple[str, ...]:

@@ -72,6 +72,7 @@ class Steps:
         self._module, self._on_settle, self._on_outside = module, on_settle, on_outside
         self._keeps_copies = keep_copies
         self._names: dict[int, tuple[str, ...]] = {}
+        self._counted: list[Any] = []
         self._kept: dict[int, _Kept] = {}
         self._foreign: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._running: list[Optimizer] = []
@@ -108,8 +109,10 @@ class Steps:
         """Copy the parameters that these optimizers train, as far as there is no copy yet.
 
         Where the loop knows of no optimizer, all that could be trained: something moves them, and it may pass no hook.
+        Without copies, their updates count as the module's whatever they own: DeepSpeed gives them flat parts of it.
         """
         if not self._keeps_copies:
+            self._counted = list(optimizers)
             return
         known = [p for optimizer in optimizers for p in _trained(optimizer)]
         for parameter in known or [p for p in self._module.parameters() if p.requires_grad]:
@@ -206,6 +209,8 @@ class Steps:
     def _owned(self, optimizer: Optimizer) -> list[Tensor]:
         """The module's parameters that the optimizer trains."""
         trained = _trained(optimizer)
+        if any(optimizer is counted for counted in self._counted):
+            return trained
         found = [p for p in trained if id(p) in self._names]
         if len(found) < len(trained) and self._foreign.get(optimizer) != len(trained):
             self.read_names()  # a parameter was added or replaced, or is another module's

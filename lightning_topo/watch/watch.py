@@ -27,7 +27,7 @@ from lightning_topo.watch.recording import Recording
 from lightning_topo.watch.reference import taken_or_kept
 from lightning_topo.watch.reporting import Reporting
 from lightning_topo.watch.settings import WatchSettings
-from lightning_topo.watch.snapshots import Snapshots, member_names
+from lightning_topo.watch.snapshots import Snapshots, kept_shards, member_names
 from lightning_topo.watch.steps import Steps
 from lightning_topo.watch.training import Training
 from lightning_topo.watch.training_loss import TrainingLoss
@@ -69,10 +69,12 @@ class Watch:
         )
         self._probing = Probing(settings.probes, self._ranks, {})
         self._snapshots: Snapshots | None = None
+        self._shards: Mapping[str, Tensor] | None = None
         self._certifying: Certifying | None = None
         shares = Shares() if state is None else state.shares
         self._exchange = Exchange(training, self._reporting, self._probing, self._schedule, self.budget, shares)
         self._said_outside: set[int] = set()
+        self._sees_updates = False
         self._said_unseen = False
         self._unseen: list[str] = []
         self._members: frozenset[str] = frozenset()
@@ -150,6 +152,8 @@ class Watch:
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)
             is_wanted = self._snapshots is None or self._finds_again
+            if self._snapshots is None and self._shards is None:
+                self._shards = kept_shards(self._training)  # before anything is recorded
             self._recording.begin(batch, self._training.step + 1, wanted=is_wanted)
             if self._snapshots is not None:
                 step = self._training.step + 1
@@ -192,18 +196,20 @@ class Watch:
                 else:
                     self._follow_members(step)
                 due = self._due("step", step)
-                if self.steps.pending:
-                    self._settle(step, due)
-                elif self._certifying is not None:
-                    self._certifying.unseen(step, self._unseen)
-                self._run([probe for probe in due if not measures_steps(probe) or self._is_unpaired(probe)], step)
-                self._exchange.outcomes += self._probing.collect(step)
+                # What fails on this process alone: it raises when nobody waits for this one any more.
+                error: Exception | None = None
+                try:
+                    self._measure_step(step, due)
+                except Exception as raised:
+                    error = raised
                 log = _divides(self._training.log_every_n_steps, step)
                 assert self._certifying is not None
                 shares = log or self._exchange.is_due(step, self._certifying.coverage, measured=bool(due))
                 if shares:
-                    self._share(step)
+                    self._share(step, due)
                 self.steps.advance()
+                if error is not None:
+                    raise error
             self._exchange.proposed.clear()
             # Before validation and every hook at the epoch's end, so that these see the new values in any order.
             if self._training.ends_epoch() and self._snapshots is not None and (stepped or self.epochs_agree):
@@ -264,14 +270,16 @@ class Watch:
         """The first step is done: find the neurons, and tell the outputs."""
         training, settings, saved = self._training, self._settings, self._saved
         snapshots = self._settle_in()
+        snapshots.begun_at(step, self._shards)
+        self._shards = None
         readings = Readings([group.name for group in self.groups], settings.log_groups)
         run = Run(self.groups, readings, settings.described(), training.step, training.epoch, training.facts())
         self._reporting.start(run)
         if saved is not None:
             self._schedule.slots.update(saved.slots)
         self._refer(step)
-        for problem in self._finding.problems:
-            self._exchange.fail("neurons", problem.group, problem.message, problem.remedy, step)
+        for k, problem in enumerate(self._finding.problems):  # each is said, also where several are of no one group
+            self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
         sizes = {name: p.numel() for name, p in training.module.named_parameters()}
         if (event := unwatched(self._finding.uncovered, sizes, step, training.epoch)) is not None:
             self._reporting.event(event)
@@ -326,9 +334,12 @@ class Watch:
         """Find or take the clouds from which distances since the beginning are measured."""
         snapshots, saved = self._snapshots, self._saved
         assert snapshots is not None
-        clouds = (snapshots.before(step) or snapshots.now()).gather(group.name for group in snapshots.active())
+        start = snapshots.before(step)
+        # What lies in flat shards is known only behind the first step.
+        start, at = (snapshots.now(), step) if start is None else (start, step - 1)
+        clouds = start.gather(group.name for group in snapshots.active())
         resumes = saved is not None
-        reference = taken_or_kept(self._outputs.store, step - 1, self.groups, clouds, self._ranks, resumes=resumes)
+        reference = taken_or_kept(self._outputs.store, at, self.groups, clouds, self._ranks, resumes=resumes)
         snapshots.reference = reference.clouds
         if saved is not None:
             since = "" if reference.is_kept else " The clouds of the beginning are lost: totals count from here."
@@ -340,14 +351,31 @@ class Watch:
     def _has_stepped(self, step: int) -> bool:
         """Whether this batch has led to an update; one that no hook has seen is an event."""
         if self.steps.pending:
+            self._sees_updates = True
             return True
         moved = self.steps.moved()
+        if self._ranks.size > 1:
+            # What moves on one process alone is no step: the others would not go through this one's collectives.
+            if self._sees_updates:
+                self._moved_outside(self.steps.optimizers[-1], moved)
+                return False
+            every = self._ranks.all("moved", moved)
+            moved = moved if all(every) else []
         if moved:
             self._unseen = moved
             if not self._said_unseen:
                 self._said_unseen = True
                 self._exchange.events.append(unseen_step(self._training.optimizers, moved, step, self._training.epoch))
         return bool(moved)
+
+    def _measure_step(self, step: int, due: Sequence[Probe]) -> None:
+        """Certify this batch's updates, and measure what is due; no collective where parameters are whole."""
+        if self.steps.pending:
+            self._settle(step, due)
+        elif self._certifying is not None:
+            self._certifying.unseen(step, self._unseen)
+        self._run([probe for probe in due if not measures_steps(probe) or self._is_unpaired(probe)], step)
+        self._exchange.outcomes += self._probing.collect(step)
 
     def _settle_early(self) -> None:
         """A second update in one batch is about to begin: measure the first while its beginning is known."""
@@ -384,7 +412,7 @@ class Watch:
         self._exchange.outcomes += self._probing.collect()
         due = self._due("epoch", self._training.epoch + 1)
         self._run(due, step)
-        self._share(step)
+        self._share(step, due)
         self._publish(step, log=log or bool(due))
 
     def _due(self, unit: Any, count: int) -> list[Probe]:
@@ -395,15 +423,17 @@ class Watch:
             or (unit == "step" and self._probing.is_wanted_again(probe))
         ]
 
-    def _share(self, step: int, *, last: bool = False, alone: bool = False) -> None:
+    def _share(self, step: int, due: Sequence[Probe] = (), *, last: bool = False, alone: bool = False) -> None:
         """Put together and report what all processes have found since this was last done."""
         assert self._certifying is not None
-        self._exchange.run(step, self._certifying.coverage, last=last, alone=alone)
+        self._exchange.run(step, self._certifying.coverage, due, last=last, alone=alone)
         if not alone:
             self._raise_first_error()
 
     def _moved_outside(self, optimizer: Optimizer, names: Sequence[str]) -> None:
         """Something else than the optimizer has moved its parameters."""
+        if not names:
+            return
         if self._certifying is not None:
             self._certifying.moved_outside()
         if id(optimizer) not in self._said_outside:

@@ -7,8 +7,10 @@ import threading
 from datetime import timedelta
 
 import lightning as L
-from torch import distributed
+import torch
+from torch import distributed, nn
 from torch.distributed import distributed_c10d
+from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_topo import (
@@ -17,10 +19,13 @@ from lightning_topo import (
     Sharpness,
     TopologyEarlyStopping,
     TopologyMonitor,
+    TopologyStepGuard,
     declare_neurons,
 )
-from lightning_topo.callbacks.journal import Journal
+from lightning_topo.neurons.fallback import incoming_groups
+from lightning_topo.outputs.record import RecordOutput
 from lightning_topo.probes import Period, ProbeResult
+from lightning_topo.watch.certifying import Certifying
 from tests.distributed.models import Net, dataset, loader, parts, trainer
 
 
@@ -80,64 +85,45 @@ def failing(folder, rank, divided):
     return fit(folder, rank, "ddp", probes=probes)
 
 
-class Brittle(Distortion):
-    """Where a group cannot be measured on one process: the neurons of the others are."""
+class Brittle:
+    """Cannot measure one group at one step, on the process whose group it is."""
+
+    name, by_group, period = "brittle", True, Period(1)
 
     def measure(self, capture):
-        for group in capture.groups if capture.step == 5 else ():
-            if group.name == "net.2":
-                capture.neurons[group.name].fill_(float("nan"))
-        return Distortion.measure(self, capture)
+        torn = [group.name for group in capture.groups if (capture.step, group.name) == (5, "net.2")]
+        values = {
+            g.name: {"spread": float(capture.neurons[g.name].std())} for g in capture.groups if g.name not in torn
+        }
+        return ProbeResult(values, failures=dict.fromkeys(torn, "torn"))
 
 
 def brittle(folder, rank, mode):
-    return fit(folder, rank, mode, probes=[Brittle(every_n_steps=1)])
+    return fit(folder, rank, mode, probes=[Distortion(every_n_steps=1), Brittle()])
 
 
 class FailsOnce(L.Callback):
-    """What only one process does by itself fails there: its record, at one step."""
+    """What only one process does by itself fails there at one step."""
 
-    def __init__(self, rank):
-        self.rank = rank
+    def __init__(self, rank, where, name):
+        self.rank, self.where, self.name = rank, where, name
+        self.real = getattr(where, name)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        [monitor] = [c for c in trainer.callbacks if isinstance(c, TopologyMonitor)]
-        journal = monitor._session._journal
-        if trainer.global_step == 2 and trainer.global_rank == self.rank:
-            self.measured = journal.measured
-            type(journal).measured = _torn
-        elif trainer.global_step == 3 and trainer.global_rank == self.rank:
-            type(journal).measured = JOURNAL_MEASURED
+        if trainer.global_rank == self.rank and trainer.global_step in (2, 3):
+            setattr(self.where, self.name, _torn if trainer.global_step == 2 else self.real)
 
 
-JOURNAL_MEASURED = Journal.measured
+def _torn(*_):
+    raise RuntimeError("torn")
 
 
-def _torn(self, measurement):
-    raise RuntimeError("no record here")
+LOCAL = {"record": (0, RecordOutput, "measurement"), "bounds": (1, Certifying, "_bound")}
 
 
-def local(folder, rank, mode):
+def local(folder, rank, what):
     """An error in what one process does by itself, between collectives."""
-    return fit(folder, rank, mode, probes=by_group(), callbacks=[FailsOnce(1)])
-
-
-def unready(folder, rank, mode):
-    """The data cannot be drawn from on process 1 alone: all take the first training batch instead."""
-    n, part = parts(mode, rank, size())
-    data = loader(parts=n, part=part)
-    if rank == 1:
-        data.collate_fn = _refuse_large(data.collate_fn)
-    return fit(folder, rank, mode, probes=by_group(), data=data)
-
-
-def _refuse_large(collate):
-    def collated(samples):
-        if len(samples) > 32:
-            raise OSError("too many")
-        return collate(samples)
-
-    return collated
+    return fit(folder, rank, "ddp", probes=by_group(), callbacks=[FailsOnce(*LOCAL[what])])
 
 
 def uneven(folder, rank, kind):
@@ -173,6 +159,114 @@ def resumed(folder, rank, mode):
     return fit(folder, rank, mode, probes=by_group(), max_epochs=3, ckpt_path=str(folder.parent / "one.ckpt"))
 
 
+def incoming(folder, rank, mode):
+    """The groups that the structure alone shows, named by hand."""
+    return fit(folder, rank, mode, probes=by_group(), monitor={"groups": incoming_groups(Net(), "by structure")})
+
+
+def seldom(folder, rank, mode):
+    """Most steps are not measured."""
+    return fit(folder, rank, mode, probes=[Distortion(every_n_steps=3)])
+
+
+def apart(folder, rank):
+    """Bounds ask one process for a measurement, and not the other."""
+    return fit(folder, rank, "ddp", probes=[Distortion(every_n_steps=50)], module=Net("ddp", lr=3.0), max_epochs=6)
+
+
+def whole_loss(module, batch):
+    """Of all the data, whichever process asks."""
+    x, y = dataset().tensors
+    return nn.functional.cross_entropy(module.net(x), y)
+
+
+def curved(folder, rank, mode):
+    """Sharpness with a loss of one's own."""
+    return fit(folder, rank, mode, probes=[Sharpness(every_n_steps=4, loss_fn=whole_loss)])
+
+
+class Clipped(L.Callback):
+    """On one process alone something changes weights: in a batch that ends in an update, and in one that does not."""
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == self.rank and trainer.global_step in (1, 2):
+            with torch.no_grad():
+                pl_module.net[0].weight[0].mul_(1.01)
+
+
+def outside(folder, rank, accumulate):
+    """A change from outside on process 1 alone."""
+    return fit(
+        folder,
+        rank,
+        "ddp",
+        probes=[Distortion(every_n_steps=3)],
+        callbacks=[Clipped(1)],
+        accumulate_grad_batches=int(accumulate),
+    )
+
+
+class Gathering(Net):
+    """A contrastive loss over the batches of all processes."""
+
+    def training_step(self, batch, batch_idx):
+        z = nn.functional.normalize(self.net(batch[0]), dim=1)
+        every = self.all_gather(z.roll(1, 1), sync_grads=True).flatten(0, 1) if size() > 1 else z.roll(1, 1)
+        return nn.functional.cross_entropy(z @ every.T / 0.1, torch.arange(len(z)) + self.global_rank * len(z))
+
+
+class Centred(nn.Module):
+    """Takes from each neuron its mean over the batches of all processes, as a synchronized BatchNorm does on GPUs."""
+
+    def forward(self, x):
+        return x - all_reduce(x.mean(0)) / size()
+
+
+class Normed(Net):
+    """A network whose processes sum up within its forward and its backward."""
+
+    def __init__(self, mode="single"):
+        super().__init__(mode)
+        self.net.insert(1, Centred())
+
+
+NETS = {"gathering": Gathering, "normed": Normed}
+
+
+def watched(folder, rank, kind, with_what):
+    """A training with monitor, guard and gate together, or with none of them."""
+    from tests.distributed.worker import seen
+
+    L.seed_everything(0, verbose=False)
+    module = NETS[kind]("ddp")
+    n, part = parts("ddp", rank, size())
+    monitor = monitored()
+    gate = TopologyEarlyStopping(stop_on="neurons_merged")
+    callbacks = [] if with_what == "nothing" else [monitor, TopologyStepGuard(), gate]
+    one = trainer("ddp", folder, callbacks, size())
+    one.fit(module, loader(parts=n, part=part))
+    weights = {name: p.tolist() for name, p in module.named_parameters()}
+    return seen(one, monitor) | {"weights": weights}
+
+
+class Hiding(Net):
+    """On process 1 something that no recorder sees changes what the network gives."""
+
+    def training_step(self, batch, batch_idx):
+        z = self.net(batch[0])
+        if distributed.get_rank() == 1:
+            z.detach().numpy()[...] *= 1.1
+        return nn.functional.cross_entropy(z, batch[1])
+
+
+def hidden(folder, rank):
+    """The step of process 1 cannot be recorded."""
+    return fit(folder, rank, "ddp", module=Hiding("ddp"))
+
+
 def declared(folder, rank, mode):
     """Groups named by hand, before anything is sharded."""
     axes = {"net.0.weight": 0, "net.0.bias": 0, "net.2.weight": 1}
@@ -188,9 +282,9 @@ class Worked(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         keys = [f"topology/net_{layer}/total_persistence_1" for layer in (0, 2)]
-        self.known.append([float(trainer.callback_metrics[key]) for key in keys])
+        self.known.append([float(trainer.callback_metrics.get(key, -1.0)) for key in keys])
         [monitor] = [c for c in trainer.callbacks if isinstance(c, TopologyMonitor)]
-        pid = monitor._session._capturing.worker.pid
+        pid = monitor.watch._worker.pid
         self.pids += [] if pid in (None, *self.pids) else [pid]
         if self.harm == "slow" and pid is not None:
             os.kill(pid, signal.SIGSTOP)

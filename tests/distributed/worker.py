@@ -42,15 +42,15 @@ def main(out, names):
 
 def seen(trainer, monitor):
     """What a process knows at the end of a training."""
-    session = monitor._session
-    before = None if session is None else session._capturing._before
+    snapshots = None if monitor.watch is None else monitor.watch._snapshots
+    before = None if snapshots is None else snapshots._sharded_before
     return {
         "metrics": {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith("topology/")},
         "events": [dataclasses.asdict(event) for event in monitor.events],
         "groups": [group.name for group in monitor.groups],
         "status": [group.status for group in monitor.groups],
-        "sharding": None if session is None else session._capturing.sharding,
-        "reference": [] if session is None else sorted(session._capturing.reference),
+        "sharding": None if snapshots is None else snapshots.sharding,
+        "reference": [] if snapshots is None else sorted(snapshots.reference),
         "before": [] if before is None else sorted(before[1]),
         "steps": trainer.fit_loop.epoch_loop._batches_that_stepped,
     }

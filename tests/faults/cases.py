@@ -1,6 +1,7 @@
 """The faults: each trains for real, breaks something, and holds what is left against what was published."""
 
 import json
+import math
 import os
 import random
 import resource
@@ -20,7 +21,7 @@ from lightning_topo.homology import available_engines
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, read_record
 from tests.faults.audit import audit, opens, published
 from tests.faults.nursery import Nursery, said
-from tests.faults.training import PUBLISHED, Small, last_checkpoint, probes, train
+from tests.faults.training import CHECKPOINTS, PUBLISHED, Small, last_checkpoint, probes, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,10 @@ def first(root: Path, max_steps: int = 14) -> None:
 def resumed(root: Path, max_steps: int = 20) -> None:
     trainer = train(root, max_steps, resume=True)
     assert trainer.global_step == max_steps
+
+
+def begun_from(root: Path, checkpoint: Path, max_steps: int) -> None:
+    assert train(root, max_steps, checkpoint=checkpoint).global_step == max_steps
 
 
 class At(L.Callback):
@@ -110,18 +115,18 @@ def with_a_clock_that_jumps(root: Path) -> None:
 
     for name, clock in real.items():
         setattr(time, name, lambda clock=clock: clock() + offset[0])
-    every = {}
+    slots = {}
     try:
         monitor = TopologyMonitor(verbose=False)  # everything on "auto": its pace is what the clock could upset
         actions = {"step300": jump(-3600.0), "step600": jump(86_400.0), "step900": jump(-90_000.0)}
         trainer = train(root, 1200, monitor=monitor, callbacks=[Overhead(), At(**actions)])
-        every = monitor.state_dict()["every"]
+        slots = monitor.state_dict()["slots"]
     finally:
         for name, clock in real.items():
             setattr(time, name, clock)
     assert trainer.global_step == 1200
     assert all(0.0 <= overhead <= 1.0 for overhead in seen), (min(seen), max(seen))
-    assert all(1 <= n < 10**6 for n in every.values()), every
+    assert all(1 <= stride < 10**6 for _, stride, _ in slots.values()), slots
 
 
 def until_sigterm(root: Path) -> None:
@@ -132,7 +137,7 @@ def computing_elsewhere(root: Path, end: str) -> None:
     """Train with a worker that still computes when training ends in one way or another."""
 
     def finish(trainer: L.Trainer) -> None:
-        worker = trainer.callbacks[0]._session._capturing.worker  # type: ignore[attr-defined]
+        worker = trainer.callbacks[0].watch._worker  # type: ignore[attr-defined]
         # More than it can do in the time that is left to it.
         points = torch.randn(1200, 3)
         worker.submit([torch.cdist(points, points).numpy()], 1, available_engines()[0], spanning=False)
@@ -178,8 +183,10 @@ DAMAGES: list[Callable[[dict], object]] = [
     lambda state: {name: value for name, value in state.items() if name == "version"},
     lambda state: {**state, "detector": {**state.get("detector", {}), "edge": {"inside": "?", "recent": "abc"}}},
     lambda state: {**state, "detector": [1, 2], "counted": {"step": "x"}},
-    lambda state: {**state, "every": {"distortion": -3}, "counted": None},
+    lambda state: {**state, "slots": {"distortion": [1, -3, 1]}, "counted": None},
     lambda state: {**state, "dirpath": 7, "n_held": "many"},
+    lambda state: {**state, "step": math.inf, "counted": {"step": math.inf, "counts": {"x": math.inf}}},
+    lambda state: {**state, "slots": {"distortion": [1, math.inf, 1]}, "n_held": math.nan, "stopped_epoch": math.inf},
 ]
 """What befalls the states of our callbacks in a checkpoint."""
 
@@ -246,7 +253,11 @@ def clock_jumps(nursery: Nursery, root: Path) -> Survived:
 def sigterm(nursery: Nursery, root: Path) -> Survived:
     """SIGTERM, as a scheduler sends it: the record is closed and the report written; resumed afterwards."""
     assert nursery.run(until_sigterm, root) != 0
-    assert (root / "topology" / "report.html").stat().st_size > 10**6
+    page, patience = root / "topology" / "report.html", time.monotonic() + 60.0
+    while not page.is_file():  # a process of its own writes it, once the training has ended
+        assert time.monotonic() < patience
+        time.sleep(0.02)
+    assert page.stat().st_size > 10**6
     steps = [step for _, step, probe, _ in published(root) if probe == "distortion"]
     assert max(steps) >= 15
     nursery.succeeds(resumed, root)
@@ -281,6 +292,33 @@ def state_damaged(nursery: Nursery, root: Path) -> Survived:
         assert "cannot be used" in record.events[0].message
         audit(here)
     return Survived(len(DAMAGES), len(DAMAGES), 0)
+
+
+def two_experiments(nursery: Nursery, root: Path) -> Survived:
+    """Two experiments begin from one checkpoint at once: each has a record of its own, the first one's is untouched."""
+    nursery.succeeds(first, root / "origin")
+    checkpoint, lines = last_checkpoint(root / "origin"), root / "origin" / "topology" / MEASUREMENTS
+    assert checkpoint is not None
+    before = lines.read_bytes()
+    processes = {name: nursery.start(begun_from, root / name, checkpoint, 24) for name in ("one", "other")}
+    for name, process in processes.items():
+        process.join(120)
+        assert process.exitcode == 0, said(root / name)
+    assert lines.read_bytes() == before
+    ids = {read_record(root / name / "topology").run_id for name in ("origin", "one", "other")}
+    assert len(ids) == 3
+    return Survived(2, 2, sum(audit(root / name) for name in ("one", "other")))
+
+
+def rolled_back(nursery: Nursery, root: Path) -> Survived:
+    """A run goes on from a checkpoint before its end: what lies behind it, written before, is abandoned, and said."""
+    nursery.succeeds(first, root, 20)
+    checkpoint = root / CHECKPOINTS / "step=12.ckpt"
+    nursery.succeeds(begun_from, root, checkpoint, 16)
+    record = read_record(root / "topology")
+    assert [event.step for event in record.events if event.name == "rewind"] == [12]
+    assert max(m.step for m in record.measurements) == 16
+    return Survived(1, 1, audit(root, destroyed=frozenset(key for key in published(root) if key[1] > 16)))
 
 
 def record_cut_off(nursery: Nursery, root: Path) -> Survived:
@@ -361,6 +399,8 @@ CASES: dict[str, Callable[..., Survived]] = {
     "NaN loss": nan_loss,
     "checkpoint cut off": checkpoint_cut_off,
     "checkpoint's state damaged": state_damaged,
+    "two experiments from one checkpoint": two_experiments,
+    "rolled back": rolled_back,
     "record cut off": record_cut_off,
     "garbage lines and files": garbage_lines,
     "clock jumps": clock_jumps,

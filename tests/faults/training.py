@@ -46,9 +46,8 @@ class Witness(L.Callback):
         dirpath = trainer.callbacks[0].dirpath
         folder = None if dirpath is None else dirpath.name
         found = [
-            {"step": findings.step, "probe": probe, "group": group, "values": values, "folder": folder}
-            for probe, groups in findings.values.items()
-            for group, values in groups.items()
+            {"step": m.step, "probe": m.probe, "group": m.group, "values": dict(m.values), "folder": folder}
+            for m in findings.measurements
         ]
         text = "".join(json.dumps(line) + "\n" for line in found)
         self.folder.mkdir(exist_ok=True)
@@ -81,12 +80,13 @@ def train(
     max_steps: int,
     *,
     resume: bool = False,
+    checkpoint: Path | None = None,
     callbacks: Sequence[L.Callback] = (),
     monitor: TopologyMonitor | None = None,
     module: Small | None = None,
     **options,
 ) -> L.Trainer:
-    """Train, from the last checkpoint if `resume`; a checkpoint every 6 steps, the last two of them are kept."""
+    """Train, from `checkpoint` or, if `resume`, the last; one is made every 6 steps, and the last two are kept."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -113,5 +113,5 @@ def train(
             keep,
         ],
     )
-    trainer.fit(module or Small(), data(), ckpt_path=last_checkpoint(root) if resume else None)
+    trainer.fit(module or Small(), data(), ckpt_path=last_checkpoint(root) if resume else checkpoint)
     return trainer
