@@ -101,6 +101,17 @@ def uncovered(
     }
 
 
+def broken_over_open(series: Sequence[tuple[int, float]], covered: Iterable[Stretch]) -> list[tuple[int, float]]:
+    """A series with NaN where an uncertified stretch begins, unless that step was measured; empty stays empty.
+
+    >>> broken_over_open([(1, 0.1), (9, 0.2)], [Stretch(4, 8, StepState.OPEN)])
+    [(1, 0.1), (4, nan), (9, 0.2)]
+    """
+    measured = dict(series)
+    gaps = {s.first: float("nan") for s in covered if not s.state.certified and s.first not in measured}
+    return sorted({**gaps, **measured}.items()) if measured else []
+
+
 def _unpreserved(changes: Sequence[tuple[int, Phase]], covered: Iterable[Stretch]) -> tuple[tuple[int, Phase], ...]:
     doubtful = [s for s in weakest(covered) if not s.state.certified]
     edges = sorted({step for step, _ in changes} | {edge for s in doubtful for edge in (s.first, s.last + 1)})

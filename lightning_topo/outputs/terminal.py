@@ -120,7 +120,7 @@ def _shortened(name: str) -> str:
 
 
 def summary(record: RunRecord) -> str:
-    """What a run came to, in a few lines: the verdict, the coverage, the phases with their spans, the events, the worst group."""
+    """A run in a few lines: the verdict, the coverage, the phases with their spans, the events, the worst group."""
     from lightning_topo.outputs.page.outcome import history
     from lightning_topo.outputs.page.verdict import coverage_words, sentence
 

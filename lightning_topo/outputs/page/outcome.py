@@ -9,7 +9,6 @@ from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.outputs.record import RunRecord
 from lightning_topo.phases import DETECTED, EventName, Phase, Replay, TopologyEvent, told
 
-
 _NOTES = frozenset({EventName.UNWATCHED_PARAMETERS})
 
 
