@@ -80,7 +80,7 @@ _TABLE = (
     ),
     Quantity(
         "critical_ratio_bound",
-        "distortion",
+        "coverage",
         _B,
         _HIGH,
         "Bound of r",

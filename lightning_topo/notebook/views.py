@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lightning_topo.figures.captures import Pairs, bars, by_blocks, crocker, spread
+from lightning_topo.figures.coverage import broken_over_open, stretches, uncovered
 from lightning_topo.figures.style import abbreviated
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
@@ -78,10 +79,17 @@ class RecordViews:
         return phases_figure(rows, sorted({event.step for event in self.events}), last, "Phases")
 
     def plot_critical_ratio(self: Recorded) -> "Figure":
-        """The critical ratio r of every group over the steps, on a log scale, with the critical point at 1."""
+        """The critical ratio r of every group over the steps, on a log scale, with the critical point at 1.
+
+        No line leads over open steps, of which nothing is known.
+        """
         from lightning_topo.figures.training import ratio_figure
 
-        found = {group: _series(self, group, "critical_ratio") for group in self.groups}
+        covered = stretches(self.measurements)
+        found = {
+            group: broken_over_open(_series(self, group, "critical_ratio"), covered.get(group, ()))
+            for group in self.groups
+        }
         if not any(found.values()):
             raise ValueError(_nothing(self, "critical ratios"))
         return ratio_figure({group: series for group, series in found.items() if series}, "Critical ratio by group")
@@ -144,7 +152,8 @@ class RecordViews:
 
 
 def _phases(record: Recorded) -> Mapping[str, tuple[tuple[int, Phase], ...]]:
-    return told(record.measurements, record.events, complete=record.thinned is None).phases
+    phases = told(record.measurements, record.events, complete=record.thinned is None).phases
+    return uncovered(phases, stretches(record.measurements))
 
 
 def _series(record: Recorded, group: str, name: str) -> list[tuple[int, float]]:

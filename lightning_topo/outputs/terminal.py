@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from lightning_topo.figures.coverage import stretches, uncovered
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.outputs.page.output import MOST_BYTES_HERE, record_bytes
 from lightning_topo.outputs.record import REPORT, RunRecord, read_record
-from lightning_topo.phases import Phase, TopologyEvent
+from lightning_topo.phases import Phase, Replay, TopologyEvent
 from lightning_topo.watch.output import Run
 from lightning_topo.watch.readings import Readings
 
@@ -119,21 +120,28 @@ def _shortened(name: str) -> str:
 
 
 def summary(record: RunRecord) -> str:
-    """What a run came to, in a few lines: the verdict, the phases with their spans, the events, the worst group."""
+    """A run in a few lines: the verdict, the coverage, the phases with their spans, the events, the worst group."""
     from lightning_topo.outputs.page.outcome import history
-    from lightning_topo.outputs.page.verdict import sentence
+    from lightning_topo.outputs.page.verdict import coverage_words, sentence
 
     past = history(record)
     outcome = past.outcome
-    lines = [f"Topology: {sentence(outcome)}"]
+    lines = [f"Topology: {sentence(outcome, with_coverage=False)}"]
+    if outcome.coverage is not None:
+        lines.append(f"  coverage  {coverage_words(outcome.coverage)}")
     if outcome.last_step is not None:
-        lines.append(f"  phases    {_spans(past.replay.phases[GLOBAL], outcome.last_step)}")
+        lines.append(f"  phases    {_spans(_phases(record, past.replay), outcome.last_step)}")
     if past.events:
         counts = Counter(str(event.name) for event in past.events)
         lines.append("  events    " + ", ".join(f"{n} x {name}" if n > 1 else name for name, n in counts.items()))
     if (peak := outcome.peak_ratio) is not None:
         lines.append(f"  worst     {_shortened(peak.group)}: r = {peak.value:.3g} at step {peak.step:,}")
     return "\n".join(lines)
+
+
+def _phases(record: RunRecord, seen: Replay) -> Sequence[tuple[int, Phase]]:
+    """The network's phases, preserved only over certified steps."""
+    return uncovered(seen.phases, stretches(record.measurements))[GLOBAL]
 
 
 def _spans(changes: Sequence[tuple[int, Phase]], last: int) -> str:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lightning_topo.outputs.page.model import RunView
+from lightning_topo.outputs.page.outcome import Coverage
 from lightning_topo.phases import Phase
 
 ABSENT = "not measured"
 NEVER = "never"
+UNRECORDED = "not recorded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ def facts(run: RunView) -> tuple[Fact, ...]:
         Fact("Phase now", phase_words(found.phase)),
         Fact("Highest phase", phase_words(found.worst_phase)),
         Fact("Largest r", ABSENT if peak is None else f"{peak.value:.3g} at step {peak.step:,} in {peak.group}"),
+        Fact("Largest bound of r", _bound(run)),
+        Fact("Steps certified", UNRECORDED if found.coverage is None else _certified(found.coverage)),
         Fact("First breakdown", NEVER if first is None else f"step {first.step:,} in {first.group}"),
         Fact("Edge of stability reached", _at(found.edge_step)),
         Fact("Curvature bound passed", _at(found.curvature_step)),
@@ -61,6 +65,20 @@ def differences(runs: Sequence[RunView]) -> tuple[tuple[str, tuple[str, ...], bo
     own = tuple(", ".join(group for group in run.groups if group not in shared) or "none" for run in runs)
     rows.append(("Groups only in this run", own, any(value != "none" for value in own)))
     return tuple(sorted(rows, key=lambda row: not row[2]))
+
+
+def _bound(run: RunView) -> str:
+    coverage = run.outcome.coverage
+    if coverage is None or coverage.peak_bound is None:
+        return UNRECORDED if coverage is None else "none needed"
+    return f"{coverage.peak_bound.value:.3g} in {coverage.peak_bound.group}"
+
+
+def _certified(coverage: Coverage) -> str:
+    """The counts of `coverage_words`, shorter."""
+    parts = ((coverage.exact, "exact"), (coverage.bounded, "by bound"), (coverage.spanned, "spanned"))
+    named = [f"{n:,} {name}" for n, name in (*parts, (coverage.open, "open")) if n]
+    return f"{coverage.certified:,} of {coverage.total:,} ({', '.join(named)})"
 
 
 def _origin(run: RunView) -> str:

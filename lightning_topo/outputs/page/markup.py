@@ -6,6 +6,7 @@ from html import escape
 from lightning_topo.outputs.page.encode import visible
 from lightning_topo.outputs.page.facts import differences, facts
 from lightning_topo.outputs.page.model import RunView
+from lightning_topo.outputs.page.verdict import tone
 from lightning_topo.phases import TopologyEvent
 
 
@@ -22,7 +23,7 @@ def head(run: RunView) -> str:
     """The verdict of one run, and its summary."""
     return (
         f'<p class="eyebrow">Topology of training <span class="name">{text(run.label)}</span></p>'
-        f'<h1 id="verdict" class="phase-{run.outcome.worst_phase.name.lower()}">{text(run.verdict)}</h1>'
+        f'<h1 id="verdict" class="phase-{tone(run.outcome).name.lower()}">{text(run.verdict)}</h1>'
         f'<dl id="summary">'
         + "".join(f"<div><dt>{text(fact.name)}</dt><dd>{text(fact.value)}</dd></div>" for fact in facts(run))
         + "</dl>"
@@ -38,7 +39,7 @@ def comparison(runs: Sequence[RunView]) -> str:
     if same:
         lead += f" The same in all: {'; '.join(same).lower()}."
     verdicts = "".join(
-        f'<li class="phase-{run.outcome.worst_phase.name.lower()}"><b class="name">{text(run.label)}</b> '
+        f'<li class="phase-{tone(run.outcome).name.lower()}"><b class="name">{text(run.label)}</b> '
         f'<span class="verdict">{text(run.verdict)}</span></li>'
         for run in runs
     )

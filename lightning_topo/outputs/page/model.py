@@ -7,8 +7,10 @@ from typing import Any
 from zipfile import BadZipFile
 
 from lightning_topo.figures.captures import Crocker, Pairs, bars, by_blocks, crocker, spread
+from lightning_topo.figures.coverage import stretches, uncovered
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.outputs.page.certificates import CertificateTable, certificate_table
 from lightning_topo.outputs.page.outcome import Outcome, history, series
 from lightning_topo.outputs.page.slides import DiagramSlides, slides
 from lightning_topo.outputs.page.thinning import StepTable, envelope, held, step_table
@@ -94,6 +96,8 @@ class RunView:
     curves: Mapping[str, StepTable]
     events: tuple[TopologyEvent, ...]
     details: tuple[GroupView, ...]
+    certificates: CertificateTable | None
+    """None in a record without coverage lines."""
     n_measurements: int
     n_captures: int
     n_unreadable: int
@@ -108,8 +112,11 @@ class RunView:
 def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
     """A record as its page shows it, thinned to the budget."""
     past = history(record)
+    shown = (*_before(record), *record.measurements)
+    covered = stretches(shown)
     groups = _shown_groups(record, budget.groups)
-    by_group = _by_group((*_before(record), *record.measurements))
+    by_group = _by_group(shown)
+    thinned_until = 0 if record.thinned is None else record.thinned.until_step
     captured, n_lost = _captures(record, groups, budget)
     curves = {
         name: envelope(name, points, budget.curve_points)
@@ -122,11 +129,18 @@ def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
         verdict=sentence(past.outcome),
         outcome=past.outcome,
         groups=groups,
-        ribbon=_ribbon(_phases(record, past.replay), groups),
-        ratio=_ratio(by_group, groups, budget, 0 if record.thinned is None else record.thinned.until_step),
+        ribbon=_ribbon(uncovered(_phases(record, past.replay), covered), groups),
+        ratio=_ratio(by_group, groups, budget, thinned_until),
         curves=curves,
         events=_loudest(past.events, budget.events),
         details=tuple(_group_view(by_group.get(group, ()), captured[group], budget) for group in groups),
+        certificates=certificate_table(
+            covered,
+            {group: series(by_group.get(group, ()), "distortion", "critical_ratio") for group in groups},
+            groups,
+            budget.ratio_columns,
+            thinned_until,
+        ),
         n_measurements=len(record.measurements),
         n_captures=len(record.diagram_steps),
         n_unreadable=record.n_unreadable,

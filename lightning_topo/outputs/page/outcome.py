@@ -4,9 +4,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.figures.coverage import Stretch, of_network, stretches
+from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.outputs.record import RunRecord
 from lightning_topo.phases import DETECTED, EventName, Phase, Replay, TopologyEvent, told
+
+_NOTES = frozenset({EventName.UNWATCHED_PARAMETERS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,33 @@ class Peak:
     value: float
     group: str
     step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How many steps are in each state, where a step counts as its weakest group.
+
+    `pending` steps have been taken since the last coverage line. `peak_bound` is the largest bound of a bounded step,
+    `first_open` the first steps that are open.
+    """
+
+    exact: int
+    bounded: int
+    spanned: int
+    open: int
+    pending: int = 0
+    peak_bound: Peak | None = None
+    first_open: Stretch | None = None
+
+    @property
+    def certified(self) -> int:
+        """Steps whose r was measured or is bounded below 1."""
+        return self.exact + self.bounded
+
+    @property
+    def total(self) -> int:
+        """All steps of the run."""
+        return self.certified + self.spanned + self.open + self.pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +70,11 @@ class Outcome:
     final_loss: float | None
     nonfinite_loss_step: int | None
     final_sharpness_ratio: float | None
+    n_notes: int = 0
+    """Those of the events that only tell how the run is watched."""
+    instability: TopologyEvent | None = None
+    coverage: Coverage | None = None
+    """None in a record without coverage lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +123,36 @@ def _outcome(measurements: Sequence[Measurement], events: Sequence[TopologyEvent
         final_loss=losses[-1][1] if losses else None,
         nonfinite_loss_step=nonfinite[0] if nonfinite else None,
         final_sharpness_ratio=ratios[-1][1] if ratios else None,
+        n_notes=sum(event.name in _NOTES for event in events),
+        instability=next((event for event in events if event.name is EventName.INSTABILITY), None),
+        coverage=_coverage(measurements),
+    )
+
+
+def _coverage(measurements: Sequence[Measurement]) -> Coverage | None:
+    """The counts of a record's coverage lines; None where it has none."""
+    by_group = stretches(measurements)
+    if not by_group:
+        return None
+    taken = [m.step for m in measurements]
+    whole = of_network(by_group, since=min(min(taken), min(lines[0].first for lines in by_group.values()) - 1))
+    counts = dict.fromkeys(StepState, 0)
+    for stretch in whole:
+        counts[stretch.state] += stretch.last - stretch.first + 1
+    bounds = [
+        Peak(stretch.bound, group, stretch.last)
+        for group, lines in by_group.items()
+        for stretch in lines
+        if stretch.bound is not None
+    ]
+    return Coverage(
+        exact=counts[StepState.EXACT],
+        bounded=counts[StepState.BOUNDED],
+        spanned=counts[StepState.SPANNED],
+        open=counts[StepState.OPEN],
+        pending=max(taken) - whole[-1].last,
+        peak_bound=max(bounds, key=lambda peak: peak.value, default=None),
+        first_open=next((stretch for stretch in whole if stretch.state is StepState.OPEN), None),
     )
 
 

@@ -16,9 +16,15 @@ const GLYPHS = {
   edge_of_stability_exit: ["diamond", "M7 1L13 7L7 13L1 7Z", false],
   topology_breakdown: ["x", "M3 0L7 4L11 0L14 3L10 7L14 11L11 14L7 10L3 14L0 11L4 7L0 3Z", true],
   topology_restored: ["circle", "M7 1A6 6 0 1 0 7.01 1Z", false],
+  instability: ["star", "M7 0L9 5L14 5L10 8L12 14L7 10L2 14L4 8L0 5L5 5Z", true],
+  unseen_step: ["square", "M2 2H12V12H2Z", false],
+  outside_change: ["circle", "M7 1A6 6 0 1 0 7.01 1Z", false],
+  unwatched_parameters: ["circle", "M7 1A6 6 0 1 0 7.01 1Z", false],
   gap: ["square", "M2 2H12V12H2Z", false],
   probe_failed: ["square", "M1 1H13V13H1Z", true],
 };
+// What is known of a step, weakest first.
+const [OPEN, SPANNED, BOUNDED, EXACT] = [0, 1, 2, 3];
 const OTHER_GLYPH = ["circle", "M7 1A6 6 0 1 0 7.01 1Z", true];
 const LOUDNESS = { error: 2, warn: 1, info: 0 };
 const NEVER = 65535; // a death that is infinite

@@ -53,7 +53,7 @@ function spanLabels(codes, edges, nRows, view, marks) {
 
 // Common to all runs, so that a colour means the same in each: decades below 1 and above it.
 function ratioRange(runs) {
-  const logs = runs.flatMap((run) => (run.ratio ? Object.values(run.ratio.columns).flat() : []))
+  const logs = runs.flatMap((run) => [...(run.ratio ? Object.values(run.ratio.columns).flat() : []), ...(run.certificates ? run.certificates.values.flat() : [])])
     .map(number).filter((r) => r > 0 && r < Infinity).map(Math.log10).sort((a, b) => a - b);
   if (!logs.length) return [-3, 1];
   const low = Math.floor(logs[Math.floor(logs.length * 0.01)]);
@@ -68,7 +68,10 @@ function ratioColours([low, high]) {
   ];
 }
 
+const logRatio = (r, [low, high]) => (Number.isNaN(r) ? null : Math.min(high, Math.max(low, r > 0 ? Math.log10(r) : low)));
+
 function ratioFigure(run, view) {
+  if (run.certificates) return certificateFigure(run, view);
   if (!run.ratio) return { absent: "No critical ratio in this record: the Distortion probe is off, or has not measured yet." };
   const [low, high] = view.ratioRange;
   const { steps, columns, merged } = run.ratio;
@@ -77,13 +80,62 @@ function ratioFigure(run, view) {
   return {
     data: [{
       type: "heatmap", name: "critical ratio", x: cells(steps, run.outcome.last_step), y: run.groups.map((_, i) => i), zmin: low, zmax: high,
-      z: rows.map((row) => row.map((r) => (Number.isNaN(r) ? null : Math.min(high, Math.max(low, r > 0 ? Math.log10(r) : low))))),
+      z: rows.map((row) => row.map((r) => logRatio(r, view.ratioRange))),
       customdata: rows, text: rows.map((row, i) => row.map((r, j) => `<b>${wrapped(run.groups[i])}</b><br>r = ${short(r)}${until(j)}`)),
       hovertemplate: "%{text}<extra></extra>", hoverongaps: false, colorscale: ratioColours([low, high]), showscale: false,
       ygap: run.groups.length > 24 ? 1 : 2, zsmooth: false,
     }],
     layout: layout(view, rowsHeight(run.groups.length), rowAxis(run.groups, view), { plot_bgcolor: css("--missing"), shapes: eventLines(run, { onMap: true }) }),
+    note: "This record does not tell what is known of the steps between measured ones: a value stands until the next measured step.",
   };
+}
+
+// Every step by what is known of it: measured r fills its row, an upper bound the middle of it, grey claims nothing.
+function certificateFigure(run, view) {
+  const [low, high] = view.ratioRange;
+  const { steps, last, states, values } = run.certificates;
+  const x = [...steps, last + 1].map((s) => s - 0.5);
+  const span = (j) => { const end = (steps[j + 1] ?? last + 1) - 1; return end > steps[j] ? `steps ${count(steps[j])} to ${count(end)}` : `step ${count(end)}`; };
+  const said = (state, value, j) => {
+    const merged = span(j).startsWith("steps") ? "the largest r is " : "r = ";
+    return { [OPEN]: "not measured: nothing is claimed", [SPANNED]: "r is not known, but no two neurons merged for good", [BOUNDED]: `r at most ${short(value)} (bound)`, [EXACT]: `${merged}${short(value)} (exact)` }[state];
+  };
+  const text = states.map((row, i) => row.map((state, j) => (state === null ? "" : `<b>${wrapped(run.groups[i])}</b><br>${said(state, number(values[i][j]), j)}<br>${span(j)}`)));
+  // Each row is three: the outer two are empty where r is only bounded.
+  const [margin, thin] = [run.groups.length > 24 ? 0.47 : 0.45, 0.2];
+  const y = run.groups.flatMap((_, i) => [i - margin, i - thin, i + thin, i + margin]);
+  const rows = (cell) => run.groups.flatMap((_, i) => {
+    const [outer, inner] = [false, true].map((inside) => steps.map((_, j) => cell(states[i][j], number(values[i][j]), inside)));
+    return [outer, inner, outer, ...(i + 1 < run.groups.length ? [steps.map(() => null)] : [])];
+  });
+  const map = (name, z, more) => ({ type: "heatmap", name, x, y, z, showscale: false, zsmooth: false, hoverongaps: false, hovertemplate: "%{text}<extra></extra>",
+    text: run.groups.flatMap((_, i) => [text[i], text[i], text[i], ...(i + 1 < run.groups.length ? [text[i]] : [])]), ...more });
+  const unknown = rows((state) => (state === OPEN || state === SPANNED ? state : null));
+  const known = rows((state, value, inside) => (state === EXACT || (state === BOUNDED && inside) ? logRatio(value, view.ratioRange) : null));
+  // A frame, so that a bound near 1, which is nearly white, can be seen; full cells cover it.
+  const frame = run.groups.flatMap((_, i) => [i - thin, i + thin].map((at) => ({
+    type: "line", layer: "below", x0: x[0], x1: x.at(-1), y0: at, y1: at, line: { color: css("--muted"), width: 1.5 },
+  })));
+  return {
+    data: [
+      map("not measured", unknown, { zmin: 0, zmax: 1, colorscale: [[0, css("--missing")], [1, css("--spanned")]] }),
+      map("critical ratio", known, { zmin: low, zmax: high, colorscale: ratioColours([low, high]) }),
+    ],
+    layout: layout(view, rowsHeight(run.groups.length), rowAxis(run.groups, view), { shapes: [...frame, ...eventLines(run, { onMap: true })] }),
+  };
+}
+
+// The largest that r can have been in any group, step for step; broken where nothing bounds it.
+function boundLine({ steps, last, states, values }, [low, high]) {
+  const worst = steps.map((_, j) => {
+    const column = states.map((row, i) => [row[j], number(values[i][j])]).filter(([state]) => state !== null);
+    return column.length && column.every(([state]) => state >= BOUNDED) ? Math.max(...column.map(([, value]) => value)) : null;
+  });
+  const drawn = [...worst, worst.at(-1)].map((r) => (r === null ? null : Math.max(low, Math.min(high, r))));
+  return line("r at most", [...steps, last], drawn, css("--info"), {
+    mode: "lines", line: { color: css("--info"), width: 1.5, dash: "dot", shape: "hv" }, customdata: [...worst, worst.at(-1)].map((r) => (r === null ? "" : short(r))),
+    hovertemplate: "r at most %{customdata} in every group<br>step %{x:,d}<extra></extra>",
+  });
 }
 
 // The worst group's r as a line: how far below the critical point training stays.
@@ -91,10 +143,16 @@ function worstFigure(run, view) {
   if (!run.ratio) return { absent: "No critical ratio in this record." };
   const worstOf = ({ ratio }) => ratio.steps.map((_, j) => Object.values(ratio.columns).map((row) => number(row[j])).reduce((a, b) => (b > a || Number.isNaN(a) ? b : a), NaN));
   const worst = worstOf(run);
-  const [least, most] = extremes([1, ...view.runs.filter((r) => r.ratio).flatMap(worstOf).filter((r) => r > 0 && r < Infinity)]);
+  const [least, most] = extremes([1, ...view.runs.filter((r) => r.ratio).flatMap(worstOf), ...view.runs.flatMap((r) => r.certificates?.values.flat().map(number) ?? [])].filter((r) => r > 0 && r < Infinity));
   const [low, high] = [Math.max(least / 2, 10 ** view.ratioRange[0]), Math.min(most * 2, 10 ** view.ratioRange[1])];
   const drawn = worst.map((r) => (Number.isNaN(r) || r === 0 ? null : Math.min(high, r)));
-  const data = [line("largest r", run.ratio.steps, drawn, css("--first"), { customdata: worst.map(short), hovertemplate: "largest r %{customdata}<br>step %{x:,d}<extra></extra>" })];
+  // No line leads over steps of which nothing is claimed.
+  const open = new Set((run.certificates?.steps ?? []).filter((_, j) => run.certificates.states.some((row) => row[j] === OPEN || row[j] === SPANNED)));
+  run.ratio.steps.forEach((step) => open.delete(step));
+  const points = [...run.ratio.steps.map((step, j) => [step, drawn[j], short(worst[j])]), ...[...open].map((step) => [step, null, ""])].sort((a, b) => a[0] - b[0]);
+  const [at, heights, words] = [0, 1, 2].map((k) => points.map((point) => point[k]));
+  const data = [line("largest r", at, heights, css("--first"), { customdata: words, hovertemplate: "largest r %{customdata}<br>step %{x:,d}<extra></extra>" })];
+  if (run.certificates) data.unshift(boundLine(run.certificates, [low, high]));
   const note = worst.includes(Infinity) ? "An infinite r is drawn at the upper edge of the chart." : undefined;
   return { data, layout: layout(view, 180, logAxis("Largest r (log scale)", low, high), { shapes: [horizontal(1, css("--error")), ...eventLines(run)] }), note };
 }

@@ -162,7 +162,7 @@ function setCaptures() {
 function swatch(text, colour, className) {
   const node = element("span");
   const mark = element("i", undefined, className);
-  mark.style[className ? "borderColor" : "background"] = colour;
+  mark.style[className === "line" || className === "dash" ? "borderColor" : "background"] = colour;
   node.append(mark, document.createTextNode(text));
   return node;
 }
@@ -208,7 +208,13 @@ function legends() {
   );
   const [low, high] = ratios;
   const ticks = Array.from({ length: high - low + 1 }, (_, i) => [i / (high - low), i + low === 0 ? "1 critical" : short(10 ** (i + low))]);
-  legendOf("ratio").replaceChildren(...(page.runs.some((run) => run.ratio) ? [ramp(ratioColours(ratios), ticks), swatch("not measured", css("--missing"))] : []),
+  const known = new Set(page.runs.flatMap((run) => run.certificates?.states.flat() ?? []));
+  legendOf("ratio").replaceChildren(
+    ...(page.runs.some((run) => run.ratio || run.certificates) ? [ramp(ratioColours(ratios), ticks)] : []),
+    ...(known.has(EXACT) ? [swatch("exact r: full height", BELOW[1], "exact")] : []),
+    ...(known.has(BOUNDED) ? [swatch("upper bound of r: narrow", BELOW[1], "bounded"), swatch("largest r can be in any group", css("--info"), "dash")] : []),
+    ...(known.has(SPANNED) ? [swatch("r unknown, none merged for good", css("--spanned"))] : []),
+    ...(known.has(OPEN) || page.runs.some((run) => run.ratio && !run.certificates) ? [swatch("not measured, nothing claimed", css("--missing"))] : []),
     ...(prefix ? [element("span", `Names are shown without “${ellipsis(prefix, 60)}”.`, "note")] : []));
   const has = (name) => page.runs.some((run) => run.curves[name]);
   legendOf("curves").replaceChildren(

@@ -1,0 +1,162 @@
+"""What the page says of steps that were not measured exactly."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lightning_topo.measurement import Measurement, StepState
+from lightning_topo.outputs.page import render_page, verdict
+from lightning_topo.outputs.page.certificates import certificate_table
+from lightning_topo.outputs.page.facts import facts
+from lightning_topo.outputs.page.model import Budget, run_view
+from lightning_topo.outputs.page.outcome import history
+from lightning_topo.outputs.page.verdict import tone
+from lightning_topo.outputs.record import RunRecord
+from lightning_topo.outputs.terminal import summary
+from lightning_topo.phases import EventName, Phase, Severity, TopologyEvent
+from tests.figures.test_coverage import line
+
+OPEN, SPANNED, BOUNDED, EXACT = (float(state) for state in StepState)
+
+
+def ratio(step: int, value: float, group: str = "a") -> Measurement:
+    return Measurement(step, 0, "distortion", group, {"critical_ratio": value})
+
+
+def record(*measurements: Measurement, events: tuple[TopologyEvent, ...] = ()) -> RunRecord:
+    return RunRecord(Path("run"), "id", tuple(sorted(measurements, key=lambda m: m.step)), events)
+
+
+CERTIFIED = (
+    ratio(0, 0.0),
+    *(ratio(step, 0.1, group) for step in (1, 2) for group in ("a", "b")),
+    line(0, 2, EXACT), line(0, 2, EXACT, group="b"),
+    line(2, 12, BOUNDED, 0.31), line(2, 5, BOUNDED, 0.2, "b"),
+    ratio(6, 0.15, "b"), line(5, 6, EXACT, group="b"), line(6, 12, BOUNDED, 0.05, "b"),
+)  # fmt: skip
+OPENED = (*CERTIFIED, line(12, 15, OPEN), line(12, 20, BOUNDED, 0.4, "b"), line(15, 20, BOUNDED, 0.1))
+SPANS = (*CERTIFIED, line(12, 15, SPANNED), line(12, 15, BOUNDED, 0.1, "b"))
+NAN_LOSS = Measurement(7, 0, "training", "", {"loss": math.nan})
+NOTE = TopologyEvent(EventName.UNWATCHED_PARAMETERS, 1, 0, severity=Severity.INFO, message="One.", remedy="Nothing.")
+
+
+def test_a_step_counts_as_its_weakest_group() -> None:
+    coverage = history(record(*OPENED)).outcome.coverage
+    assert coverage is not None
+    assert (coverage.exact, coverage.bounded, coverage.spanned, coverage.open) == (2, 15, 0, 3)
+    assert (coverage.certified, coverage.total, coverage.pending) == (17, 20, 0)
+    assert coverage.peak_bound is not None
+    assert (coverage.peak_bound.value, coverage.peak_bound.group) == (0.4, "b")
+
+
+@pytest.mark.parametrize(
+    ("measurements", "said", "colour"),
+    [
+        (
+            CERTIFIED,
+            "Topology preserved over 12 steps: r was at most 0.32; 12 of 12 steps certified: 2 exact, 10 by bound",
+            Phase.PRESERVED,
+        ),
+        (
+            OPENED,
+            "Nothing is known of 3 of 20 steps, the first is step 13; r was at most 0.41 in the certified steps; "
+            "17 of 20 steps certified: 2 exact, 15 by bound; 3 open",
+            Phase.UNKNOWN,
+        ),
+        (
+            SPANS,
+            "r is not known in 3 of 15 steps, though no neurons merged for good; r was at most 0.32 in the certified "
+            "steps; 12 of 15 steps certified: 2 exact, 10 by bound; 3 spanned",
+            Phase.UNKNOWN,
+        ),
+        (
+            (*CERTIFIED, Measurement(14, 0, "training", "", {"loss": 1.0})),
+            "Topology preserved over 12 steps: r was at most 0.32 in the certified steps; 12 of 14 steps certified: "
+            "2 exact, 10 by bound; 2 not recorded yet",
+            Phase.PRESERVED,
+        ),
+    ],
+)
+def test_the_verdict_counts_what_is_certified(measurements: tuple[Measurement, ...], said: str, colour: Phase) -> None:
+    run = record(*measurements)
+    assert verdict(run) == f"{said} \u2013 no events"
+    assert tone(history(run).outcome) is colour
+    assert f'class="phase-{colour.name.lower()}"' in render_page([run])
+
+
+def test_the_gravest_comes_first() -> None:
+    broken = (*OPENED, ratio(9, 2.0), line(8, 9, EXACT))
+    assert verdict(record(*broken)).startswith("a: topology_breakdown at step 9 (r = 2); 17 of 20 steps certified")
+    both = verdict(record(*broken, NAN_LOSS))
+    assert both.startswith("Training diverged: the loss is not finite at step 7; a: topology_breakdown at step 9")
+    assert tone(history(record(*CERTIFIED, NAN_LOSS)).outcome) is Phase.BREAKDOWN
+    edge = [Measurement(k, 0, "sharpness", "", {"sharpness_ratio": 1.0}) for k in range(1, 9)]
+    assert verdict(record(*CERTIFIED, *edge)).startswith("Entered the edge of stability at step")
+    assert verdict(record(*OPENED, *edge)).startswith("Nothing is known of 3 of 20 steps")
+
+
+def test_nothing_is_called_preserved_where_steps_are_open() -> None:
+    for run in (record(*OPENED), record(*SPANS), record(*OPENED, NAN_LOSS)):
+        assert "preserved" not in verdict(run)
+        ribbon = run_view(run, "run", Budget.of(2)).ribbon
+        assert ribbon is not None
+        for code, begin, end in zip(ribbon.codes[0], ribbon.steps, (*ribbon.steps[1:], 99), strict=True):
+            assert code != Phase.PRESERVED or end <= 13 or begin >= 16
+
+
+def test_a_note_is_no_event_of_the_headline() -> None:
+    run = record(*CERTIFIED, events=(NOTE,))
+    assert verdict(run).endswith("\u2013 no events, 1 note")
+    assert "unwatched" in render_page([run])
+
+
+def test_the_summary_has_one_line_of_coverage() -> None:
+    lines = summary(record(*OPENED)).splitlines()
+    assert lines[1] == "  coverage  17 of 20 steps certified: 2 exact, 15 by bound; 3 open"
+    assert sum("certified:" in text for text in lines) == 1
+    assert lines[2].startswith("  phases    preserved 0-13, unknown 13-20")
+
+
+def test_facts_say_how_far_the_record_goes() -> None:
+    found = {fact.name: fact.value for fact in facts(run_view(record(*OPENED), "run", Budget.of(2)))}
+    assert found["Steps certified"] == "17 of 20 (2 exact, 15 by bound, 3 open)"
+    assert found["Largest bound of r"] == "0.4 in b"
+    old = {fact.name: fact.value for fact in facts(run_view(record(ratio(1, 0.1)), "run", Budget.of(1)))}
+    assert old["Steps certified"] == old["Largest bound of r"] == "not recorded"
+
+
+def test_a_record_without_coverage_lines_reads_as_before() -> None:
+    run = record(ratio(0, 0.0), ratio(800, 0.0187))
+    assert (
+        verdict(run)
+        == "Topology preserved over 800 steps: r stayed below 0.019 at the 2 measured steps \u2013 no events"
+    )
+    assert run_view(run, "run", Budget.of(1)).certificates is None
+
+
+def test_every_step_has_a_cell_while_there_is_room() -> None:
+    table = run_view(record(*OPENED), "run", Budget.of(2)).certificates
+    assert table is not None
+    assert (table.steps, table.last) == ((1, 2, 3, 6, 7, 13, 16), 20)
+    assert table.states == ((3, 3, 2, 2, 2, 0, 2), (3, 3, 2, 3, 2, 2, 2))
+    assert table.values == ((0.1, 0.1, 0.31, 0.31, 0.31, None, 0.1), (0.1, 0.1, 0.2, 0.15, 0.05, 0.4, 0.4))
+
+
+def test_cells_of_many_steps_hide_no_open_step_and_no_breakdown() -> None:
+    view = run_view(record(*OPENED), "run", replace(Budget.of(2), ratio_columns=2)).certificates
+    assert view is not None
+    assert (view.steps, view.states) == ((1, 11), ((2, 0), (2, 2)))
+    broken = run_view(record(*OPENED, ratio(14, 3.0)), "run", replace(Budget.of(2), ratio_columns=1)).certificates
+    assert broken is not None
+    assert (broken.states[0], broken.values[0]) == ((3,), (3.0,))
+
+
+def test_groups_that_take_turns_leave_cells_without_a_record() -> None:
+    turns = [line(k - 1, k, EXACT, group="ab"[k % 2]) for k in range(1, 5)]
+    ratios = [ratio(k, 0.1, "ab"[k % 2]) for k in range(1, 5)]
+    table = run_view(record(*turns, *ratios), "run", Budget.of(2)).certificates
+    assert table is not None
+    assert set(table.states) == {(3, None, 3, None), (None, 3, None, 3)}
+    assert certificate_table({}, {}, ("a",), 10) is None
