@@ -42,7 +42,8 @@ SETTINGS = (
 def trial(setting: Setting, seed: int, steps: int) -> Run:
     torch.manual_seed(seed)
     net = DigitsMLP().net
-    probes = [StepRatio(), Distortion(every_n_steps=10), Persistence(every_n_steps=100), Sharpness(every_n_steps=10)]
+    persistence = Persistence(every_n_steps=min(100, steps))
+    probes = [StepRatio(), Distortion(every_n_steps=10), persistence, Sharpness(every_n_steps=10)]
     return train(net, squared_error, FullBatch(digits(), steps), setting.make, probes=probes)
 
 
@@ -63,7 +64,7 @@ def row(setting: Setting, runs: list[Run]) -> Row:
         if at is not None and (steps >= at + 50).any()
     ]
     past = [first_at(run, "eta_lambda") for run in runs]
-    r = [run.series("r")[1][1:] for run in runs]
+    r = [run.series("r")[1] for run in runs]
     return {
         "run": setting.name,
         "ratio at step 10": spread([float(v[s == 10][0]) for s, v in ratios]),
@@ -77,7 +78,7 @@ def row(setting: Setting, runs: list[Run]) -> Row:
         "r, last": spread([float(v[-1]) for v in r]),
         "a since start": spread([float(run.series("total_contraction", worst=min)[1][-1]) for run in runs]),
         "b since start": spread([float(run.series("total_expansion")[1][-1]) for run in runs]),
-        "b0, sum over both layers": " to ".join(
+        "b0, sum over both layers, first capture to last": " to ".join(
             spread([float(run.series("betti_0", worst=_total)[1][at]) for run in runs]) for at in (0, -1)
         ),
         "loss at the end": spread([float(run.loss[1][-1]) for run in runs]),

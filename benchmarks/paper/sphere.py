@@ -94,7 +94,7 @@ def trial(data: tuple[Tensor, Tensor], name: str, lr: float, seed: int, n: int, 
 
 def row(found: list[Trial]) -> Row:
     """One setting, over its seeds."""
-    r = [t.run.series("r")[1][1:] for t in found]
+    r = [t.run.series("r")[1] for t in found]
     betti = {k: [t.run.series(f"betti_{k}")[1] for t in found] for k in (0, 1)}
     return {
         "optimizer": found[0].optimizer,

@@ -115,14 +115,11 @@ class StepRatio:
 
     name = "step_ratio"
     period = Period(1)
-
-    def __init__(self) -> None:
-        self._before: Mapping[str, Tensor] = {}
+    measures_steps = True
 
     def measure(self, capture: Any) -> Mapping[str, float]:
-        now = {name: capture.neurons[name] for name in capture.neurons}
-        before, self._before = self._before or now, now
-        return {"r": max(step_distortion(before[name], cloud).critical_ratio for name, cloud in now.items())}
+        steps = [(capture.before[group.name], capture.neurons[group.name]) for group in capture.groups]
+        return {"r": max(step_distortion(before, now).critical_ratio for before, now in steps)}
 
 
 class Learner(L.LightningModule):
@@ -154,6 +151,7 @@ class _Watch(L.Callback):
     monitor: TopologyMonitor | None = None
     phases: list[tuple[int, Phase]] = field(default_factory=list)
     clouds: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     diverged: bool = False
     first_loss: float | None = None
 
@@ -174,8 +172,11 @@ class _Watch(L.Callback):
         if "topology/phase" in trainer.callback_metrics:
             self.phases.append((step, Phase(int(trainer.callback_metrics["topology/phase"]))))
         if step in self.keep:
-            parameters = dict(module.named_parameters())
-            self.clouds[step] = {group.name: group.gather(parameters) for group in self.monitor.groups}
+            self.kept[step] = {name: p.detach().clone() for name, p in module.named_parameters()}
+        # The groups are known after the first step, the weights at the start before it.
+        for at in tuple(self.kept) if self.monitor.groups else ():
+            parameters = self.kept.pop(at)
+            self.clouds[at] = {group.name: group.gather(parameters) for group in self.monitor.groups}
 
 
 _TALKERS = ("lightning.pytorch", "lightning.fabric", "lightning")
