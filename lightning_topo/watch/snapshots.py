@@ -1,6 +1,6 @@
 """What this process sees of the network at one step: its share of the groups, and where the step began."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
@@ -86,6 +86,22 @@ class Snapshots:
         mine = [group.name for group in self.own]
         here, failures = gather_clouds(self._training.root, self.groups, mine, instead)
         return Clouds((), {}, here, failures)
+
+    def refer_from(self, step: int, changed: Collection[str]) -> list[str]:
+        """Let the totals of groups with these parameters count from before `step`; the names of those groups."""
+        groups = [group.name for group in self.active() if not set(changed).isdisjoint(member_names(group))]
+        start = self.before(step)
+        if groups and start is not None:
+            self.reference = {**self.reference, **start.gather(groups)}
+        return groups
+
+    def take_over(self, reference: Mapping[str, Tensor]) -> None:
+        """Keep the clouds of the beginning as far as they fit the present groups; others begin now."""
+        now = self.now().gather(group.name for group in self.active())
+        self.reference = {
+            name: reference[name] if name in reference and reference[name].shape == cloud.shape else cloud
+            for name, cloud in now.items()
+        }
 
     def capture(
         self,

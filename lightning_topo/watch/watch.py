@@ -18,6 +18,7 @@ from lightning_topo.watch.checkpoint import SavedWatch, resumed, saved_watch
 from lightning_topo.watch.coverage import Shares
 from lightning_topo.watch.exchange import Exchange
 from lightning_topo.watch.finding import Finding
+from lightning_topo.watch.membership import Membership
 from lightning_topo.watch.messages import members_changed, moved_outside, unseen_step, unwatched
 from lightning_topo.watch.output import Run, RunOutputs
 from lightning_topo.watch.probing import Probing, measures_steps
@@ -27,13 +28,10 @@ from lightning_topo.watch.recording import Recording
 from lightning_topo.watch.reference import taken_or_kept
 from lightning_topo.watch.reporting import Reporting
 from lightning_topo.watch.settings import WatchSettings
-from lightning_topo.watch.snapshots import Snapshots, kept_shards, member_names
+from lightning_topo.watch.snapshots import Snapshots, kept_shards
 from lightning_topo.watch.steps import Steps
 from lightning_topo.watch.training import Training
 from lightning_topo.watch.training_loss import TrainingLoss
-
-MEMBER_STEPS = 50
-"""The names of the module's parameters are read anew every so many steps."""
 
 
 class Watch:
@@ -77,8 +75,7 @@ class Watch:
         self._sees_updates = False
         self._said_unseen = False
         self._unseen: list[str] = []
-        self._members: frozenset[str] = frozenset()
-        self._known: frozenset[str] = frozenset()
+        self._membership: Membership | None = None
         self._finds_again = False
         self._first_batch = True
         self._epoch_measured = -1
@@ -292,28 +289,19 @@ class Watch:
         self._snapshots = snapshots = Snapshots(self._training, self.steps, self.groups, self._training_loss)
         limited = self._settings.max_overhead is not None
         self._certifying = Certifying(snapshots, self.steps, self._probing, limited=limited)
-        self._members = frozenset(self.steps.trained())
-        self._known = frozenset(name for name, _ in self._training.module.named_parameters(remove_duplicate=False))
+        self._membership = Membership(self._training.module, self.steps)
         return snapshots
 
     def _follow_members(self, step: int) -> None:
-        """Parameters may have been thawed, frozen, replaced, renamed or added since the last step."""
+        """Take in that other parameters are trained now than before this step."""
         assert self._snapshots is not None
-        if _divides(MEMBER_STEPS, step):
-            self.steps.read_names()
-        names = frozenset(self.steps.trained())
-        if names == self._members:
-            return
-        changed, self._members = names ^ self._members, names
-        if not changed <= self._known:
-            self._finds_again = True  # on the next step as it runs
-        groups = [g for g in self._snapshots.active() if not changed.isdisjoint(member_names(g))]
-        start = self._snapshots.before(step)
-        if groups and start is not None:
-            self._snapshots.reference = {**self._snapshots.reference, **start.gather(g.name for g in groups)}
-        self._exchange.events.append(
-            members_changed(sorted(changed), [g.name for g in groups], step, self._training.epoch)
-        )
+        assert self._membership is not None
+        change = self._membership.change(step)
+        if change is not None:
+            self._finds_again = change.are_new  # on the next step as it runs
+            groups = self._snapshots.refer_from(step, change.names)
+            event = members_changed(sorted(change.names), groups, step, self._training.epoch)
+            self._exchange.events.append(event)
 
     def _find_again(self) -> None:
         """Find the neurons of a module that has other parameters now than in the first step."""
@@ -322,13 +310,8 @@ class Watch:
         assert self._certifying is not None
         coverage, reference = self._certifying.coverage, self._snapshots.reference
         self.groups = ()
-        self._settle_in()
+        self._settle_in().take_over(reference)
         self._certifying.coverage = coverage
-        now = self._snapshots.now().gather(g.name for g in self._snapshots.active())
-        self._snapshots.reference = {
-            name: reference[name] if name in reference and reference[name].shape == cloud.shape else cloud
-            for name, cloud in now.items()
-        }
 
     def _refer(self, step: int) -> None:
         """Find or take the clouds from which distances since the beginning are measured."""
