@@ -1,57 +1,148 @@
-"""Running a module's own code without leaving a trace in it."""
+"""Running a module's own code without leaving a trace in it, whatever happens while it runs."""
 
+import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+MOST_OBJECTS = 100_000
+"""Of the plain objects that a module holds, no more than so many are remembered."""
 
 
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
     """Whatever happens inside, the module is afterwards as it was: buffers, metrics, counters, queues, hooks.
 
-    Attributes of the module and of everything below it are put back; tensors and containers that were changed in
-    place get their contents back, containers one level deep. Parameters are left alone: nothing here may step.
+    Attributes of the module and of everything below it are put back. Tensors, arrays, containers and plain objects that
+    were changed in place get their contents back, however deep they lie; generators of random numbers get their state
+    back. Parameters are left alone: nothing here may step.
     """
-    saved = [(m, dict(m.__dict__), _contents(m.__dict__)) for m in module.modules()]
-    saved_buffers = [_snapshot(buffer) for buffer in module.buffers()]
+    memory = _Memory()
+    for part in module.modules():
+        memory.object(part)
+    buffers = [_tensor(buffer) for buffer in module.buffers()]
     try:
         yield
     finally:
-        for owner, attributes, restorers in saved:
-            owner.__dict__.clear()
-            owner.__dict__.update(attributes)
-            for restore in restorers:
-                restore()
-        for restore in saved_buffers:
+        memory.restore()
+        for restore in buffers:
             restore()
 
 
-def _contents(attributes: dict[str, Any]) -> list[Callable[[], None]]:
-    return [_snapshot(value) for value in attributes.values() if isinstance(value, _MUTABLE)]
+@contextmanager
+def same_random_state(seed: int) -> Iterator[None]:
+    """Every global random state is afterwards as before, also where the body raises; inside it is that of `seed`.
+
+    >>> before = torch.random.get_rng_state()
+    >>> with same_random_state(0):
+    ...     _ = torch.rand(3)
+    >>> torch.equal(before, torch.random.get_rng_state())
+    True
+    """
+    plain, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that user code draws from
+    tensors = torch.random.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(arrays)  # noqa: NPY002
+        torch.random.set_rng_state(tensors)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
 
 
-_MUTABLE = (Tensor, list, dict, set, deque)
+class _Memory:
+    """What plain objects hold, and how to give it back to them in place."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._restorers: list[Callable[[], None]] = []
+        self._alive: list[Any] = []  # an address is nobody else's as long as its owner lives
+
+    def restore(self) -> None:
+        for restore in self._restorers:
+            restore()
+
+    def object(self, owner: Any) -> None:
+        """Remember the attributes of an object, and what they hold."""
+        if self._knows(owner):
+            return
+        attributes = dict(owner.__dict__)
+        self._restorers.append(partial(_refill, owner.__dict__, attributes))
+        for value in attributes.values():
+            self._value(value)
+
+    def _value(self, value: Any) -> None:
+        if isinstance(value, nn.Module | type | ModuleType | FunctionType | MethodType | BuiltinFunctionType):
+            return
+        if isinstance(value, torch.Generator):
+            self._generator(value, partial(value.set_state, value.get_state()))
+        elif isinstance(value, random.Random):
+            self._generator(value, partial(value.setstate, value.getstate()))
+        elif isinstance(value, np.random.Generator):
+            state = value.bit_generator.state
+            self._generator(value, partial(setattr, value.bit_generator, "state", state))
+        elif isinstance(value, np.random.RandomState):
+            self._generator(value, partial(value.set_state, value.get_state()))
+        elif isinstance(value, Tensor):
+            if not isinstance(value, nn.Parameter) and not self._knows(value):
+                self._restorers.append(_tensor(value))
+        elif isinstance(value, np.ndarray):
+            if not self._knows(value) and value.flags.writeable:
+                self._restorers.append(partial(_copy_array, value, value.copy()))
+        elif isinstance(value, list | dict | set | deque):
+            if not self._knows(value):
+                self._restorers.append(partial(_refill, value, value.copy()))
+                for part in list(value.values() if isinstance(value, dict) else value):
+                    self._value(part)
+        elif isinstance(value, tuple):
+            for part in value:
+                self._value(part)
+        elif hasattr(value, "__dict__") and not _is_of_a_framework(value):
+            self.object(value)
+
+    def _generator(self, value: Any, restore: Callable[..., Any]) -> None:
+        if not self._knows(value):
+            self._restorers.append(restore)
+
+    def _knows(self, value: Any) -> bool:
+        if id(value) in self._seen or len(self._seen) >= MOST_OBJECTS:
+            return True
+        self._seen.add(id(value))
+        self._alive.append(value)
+        return False
 
 
-def _snapshot(value: Any) -> Callable[[], None]:
-    """A function that gives a mutable value its present contents back."""
-    if not isinstance(value, Tensor):
-        return partial(_refill, value, value.copy())
-    if value.is_inference() or value.is_meta:  # cannot be changed in place, or has no contents
+def _is_of_a_framework(value: Any) -> bool:
+    """Whether an object belongs to Lightning or torch: trainers, loops and optimizers have books of their own."""
+    return type(value).__module__.startswith(("lightning.", "pytorch_lightning.", "torch.", "lightning_topo."))
+
+
+def _tensor(tensor: Tensor) -> Callable[[], None]:
+    """A function that gives a tensor its present contents back."""
+    if tensor.is_inference() or tensor.is_meta:  # cannot be changed in place, or has no contents
         return lambda: None
-    return partial(_restore, value, value.detach().clone())
+    return partial(_restore, tensor, tensor.detach().clone())
 
 
 def _restore(tensor: Tensor, copy: Tensor) -> None:
     # Not by the version counter: kernels such as batch_norm's write without counting.
-    if not torch.equal(tensor, copy):
+    if tensor.shape != copy.shape or not torch.equal(tensor, copy):
         with torch.no_grad():
-            tensor.copy_(copy)
+            tensor.set_(copy) if tensor.shape != copy.shape else tensor.copy_(copy)
+
+
+def _copy_array(array: np.ndarray, copy: np.ndarray) -> None:
+    array[...] = copy
 
 
 def _refill(container: Any, items: Any) -> None:

@@ -1,12 +1,15 @@
 """Running a module's own code leaves no trace in the module."""
 
+import random
 from collections import deque
+from contextlib import suppress
 
+import numpy as np
 import torch
 import torchmetrics
 from torch import nn
 
-from lightning_topo.protection import unchanged
+from lightning_topo.protection import same_random_state, unchanged
 
 
 class Busy(nn.Module):
@@ -93,3 +96,45 @@ def test_the_module_still_trains():
     module(torch.randn(8, 3)).square().sum().backward()
     torch.optim.SGD(module.parameters(), lr=0.1).step()
     assert not torch.equal(before, module[0].weight)
+
+
+def test_nested_plain_state_and_generators_are_put_back_also_where_the_body_raises():
+    class Meter:
+        n = 0
+
+    class Keeper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.meter, self.outputs = Meter(), {"train": [[1.0], [2.0]]}
+            self.counts, self.rng = np.zeros(3), np.random.default_rng(0)
+            self.noise, self.chance = torch.Generator().manual_seed(0), random.Random(0)
+
+    module = Keeper()
+    inner = module.outputs["train"][0]
+    noise, chance = module.noise.get_state().clone(), module.chance.getstate()
+    state = module.rng.bit_generator.state
+    with suppress(RuntimeError), unchanged(module):
+        module.meter.n += 1
+        inner.append(9.0)
+        module.outputs["train"].append([3.0])
+        module.counts += 1.0
+        module.rng.normal(), torch.rand(1, generator=module.noise), module.chance.random()
+        raise RuntimeError("broken")
+    assert module.meter.n == 0
+    assert module.outputs == {"train": [[1.0], [2.0]]}
+    assert module.outputs["train"][0] is inner
+    assert not module.counts.any()
+    assert module.rng.bit_generator.state == state
+    assert torch.equal(module.noise.get_state(), noise)
+    assert module.chance.getstate() == chance
+
+
+def test_global_random_states_are_those_of_before_also_where_the_body_raises():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    with suppress(RuntimeError), same_random_state(0):
+        torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002
+        raise RuntimeError("broken")
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert (np.random.get_state()[1] == before[2]).all()  # noqa: NPY002

@@ -1,6 +1,7 @@
 """The loss of the module's own training step, on a fixed probe batch, leaving the training as it was."""
 
 import inspect
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_topo.probes import BatchLoss, ProbeUnavailable
 from lightning_topo.probes.probe import LossFn
-from lightning_topo.protection import unchanged
+from lightning_topo.protection import same_random_state, unchanged
 
 MIN_SAMPLES = 256
 """32 samples bias the sharpness upwards by 25-43 %, 256 by 0-4 %."""
@@ -34,8 +34,7 @@ def sample_batch(trainer: Trainer, seed: int, at_least: int = MIN_SAMPLES) -> An
         return None
     if any(isinstance(loader.dataset, IterableDataset) for loader in loaders):
         return None
-    with isolate_rng():
-        torch.manual_seed(seed)
+    with same_random_state(seed):
         batch = tree_unflatten([_sample(loader, seed, at_least) for loader in loaders], structure)
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module.on_before_batch_transfer(batch, 0)
@@ -49,8 +48,7 @@ def _sample(loader: DataLoader, seed: int, at_least: int) -> Any:
     n = len(dataset)  # pyright: ignore[reportArgumentType]  # a map-style data set has a length
     batch_size = getattr(loader.batch_sampler, "batch_size", None) or MIN_SAMPLES
     wanted = min(n, max(at_least, batch_size))
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    indices = sorted(order[:wanted].tolist())
+    indices = sorted(random.Random(seed).sample(range(n), wanted))  # no permutation of a data set of any length
     fetch = getattr(dataset, "__getitems__", None)
     return loader.collate_fn(fetch(indices) if fetch else [dataset[i] for i in indices])
 
@@ -71,14 +69,13 @@ def training_loss(
         _refuse_unless_pure(module)
     loggers = trainer.loggers
     with (
-        isolate_rng(),
+        same_random_state(seed),
         unchanged(module),
         torch.compiler.set_stance("force_eager"),
         sdpa_kernel(SDPBackend.MATH),
         trainer.precision_plugin.train_step_context(),
         torch.enable_grad(),
     ):
-        torch.manual_seed(seed)
         module.__dict__["log"] = module.__dict__["log_dict"] = mute
         trainer.loggers = [DummyLogger()] if loggers else []
         try:

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_topo.callbacks.training_loss import mute
-from lightning_topo.protection import unchanged
+from lightning_topo.protection import same_random_state, unchanged
 
 
 @contextmanager
@@ -27,17 +26,21 @@ def on_trial(trainer: Trainer, module: LightningModule, seed: int) -> Iterator[N
     and dataloaders are not touched at all. Inside, the random state is that of `seed`.
     """
     loggers, callbacks = trainer.loggers, _callbacks(trainer)
-    with isolate_rng(), unchanged(module), _same_parameters(trainer, module), _same_scaler(trainer):
-        torch.manual_seed(seed)
-        with _borrowed(*trainer.optimizers):
-            module.__dict__["log"] = module.__dict__["log_dict"] = mute
-            trainer.loggers = [DummyLogger()] if loggers else []
-            _set_callbacks(trainer, [])
-            try:
-                yield
-            finally:
-                trainer.loggers = loggers
-                _set_callbacks(trainer, callbacks)
+    with (
+        same_random_state(seed),
+        unchanged(module),
+        _same_parameters(trainer, module),
+        _same_scaler(trainer),
+        _borrowed(*trainer.optimizers),
+    ):
+        module.__dict__["log"] = module.__dict__["log_dict"] = mute
+        trainer.loggers = [DummyLogger()] if loggers else []
+        _set_callbacks(trainer, [])
+        try:
+            yield
+        finally:
+            trainer.loggers = loggers
+            _set_callbacks(trainer, callbacks)
 
 
 def take_step(trainer: Trainer, module: LightningModule, batches: Sequence[Any]) -> float:

@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_topo.probes import BatchLoss, ProbeUnavailable
 from lightning_topo.probes.probe import LossFn
+from lightning_topo.protection import same_random_state, unchanged
 from lightning_topo.tape import Tape, TapeLoss
-from lightning_topo.watch.preserving import preserved
 from lightning_topo.watch.training import Training
 
 ENOUGH_SAMPLES = 256
@@ -75,7 +75,8 @@ class TrainingLoss:
                 yield TapeLoss(self._training.module, tuple(self._tapes))
             return
         with (
-            preserved(self._training.module, self._seed),
+            same_random_state(self._seed),
+            unchanged(self._training.module),
             torch.compiler.set_stance("force_eager"),
             sdpa_kernel(SDPBackend.MATH),
             self._training.precision(),
