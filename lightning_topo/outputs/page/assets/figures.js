@@ -132,8 +132,8 @@ function boundLine({ steps, last, states, values }, [low, high]) {
     return column.length && column.every(([state]) => state >= BOUNDED) ? Math.max(...column.map(([, value]) => value)) : null;
   });
   const twice = (values) => values.flatMap((v) => [v, v]); // each cell from its first to its last step
-  const at = steps.flatMap((step, j) => [step - 0.5, (steps[j + 1] ?? last + 1) - 0.5]);
-  return line("r at most", at, twice(worst.map((r) => (r === null ? null : Math.max(low, Math.min(high, r))))), css("--info"), {
+  const x = steps.flatMap((step, j) => [step - 0.5, (steps[j + 1] ?? last + 1) - 0.5]);
+  return line("r at most", x, twice(worst.map((r) => (r === null ? null : Math.max(low, Math.min(high, r))))), css("--info"), {
     mode: "lines", line: { color: css("--info"), width: 1.5, dash: "dot" }, customdata: twice(worst.map((r) => (r === null ? "" : short(r)))),
     hovertemplate: "r at most %{customdata} in every group<br>step %{x:,.0f}<extra></extra>",
   });
