@@ -10,6 +10,7 @@ from lightning_topo.outputs.page.outcome import history
 from lightning_topo.outputs.record import RunRecord
 from tests.outputs.page.conftest import Browser
 from tests.outputs.page.synthetic import HOSTILE
+from tests.outputs.page.test_certificates import OPENED, record
 
 pytestmark = pytest.mark.browser
 
@@ -272,4 +273,28 @@ def test_a_change_of_theme_redraws(browser: Browser, demo: RunRecord) -> None:
     page.emulate_media(color_scheme="dark")
     ink = "document.querySelector('[data-chart=worst]').layout.font.color"
     wait_until(page, lambda: page.evaluate(ink) == "#e8ecf2")
+    page.close()
+
+
+def test_what_is_known_of_each_step_can_be_seen_and_read(browser: Browser) -> None:
+    page = browser.open([record(*OPENED)])
+    cells = page.evaluate(
+        """() => document.querySelector("[data-chart=ratio]").data
+             .map((t) => ({name: t.name, x: Array.from(t.x), z: t.z, text: t.text}))"""
+    )
+    unknown, known = cells
+    assert unknown["x"] == known["x"] == [0.5, 1.5, 2.5, 5.5, 6.5, 12.5, 15.5, 20.5]
+    # Of each row the middle band, then one beside it: full for exact, empty for a bound; open is in neither.
+    assert [z is not None for z in known["z"][1]] == [True, True, True, True, True, False, True]
+    assert [z is not None for z in known["z"][0]] == [True, True, False, False, False, False, False]
+    assert unknown["z"][0] == unknown["z"][1] == [None, None, None, None, None, 0, None]
+    said = [text.split("<br>")[1:] for text in known["text"][1]]
+    assert said[0] == ["r = 0.1 (exact)", "step 1"]
+    assert said[2] == ["r at most 0.31 (bound)", "steps 3 to 5"]
+    assert said[5] == ["not measured: nothing is claimed", "steps 13 to 15"]
+    legend = page.text_content("#ratio .legend")
+    assert all(words in legend for words in ("exact r", "upper bound of r", "not measured"))
+    bound = next(t for t in traces(page, "worst") if t["name"] == "r at most")
+    assert bound["y"][::2] == bound["y"][1::2] == [0.1, 0.1, 0.31, 0.31, 0.31, None, 0.4]
+    assert page.errors == []
     page.close()

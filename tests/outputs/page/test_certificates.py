@@ -147,7 +147,7 @@ def test_every_step_has_a_cell_while_there_is_room() -> None:
 def test_cells_of_many_steps_hide_no_open_step_and_no_breakdown() -> None:
     view = run_view(record(*OPENED), "run", replace(Budget.of(2), ratio_columns=2)).certificates
     assert view is not None
-    assert (view.steps, view.states) == ((1, 11), ((2, 0), (2, 2)))
+    assert (view.steps, view.states) == ((1, 9), ((2, 0), (2, 2)))
     broken = run_view(record(*OPENED, ratio(14, 3.0)), "run", replace(Budget.of(2), ratio_columns=1)).certificates
     assert broken is not None
     assert (broken.states[0], broken.values[0]) == ((3,), (3.0,))

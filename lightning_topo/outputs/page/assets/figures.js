@@ -131,10 +131,11 @@ function boundLine({ steps, last, states, values }, [low, high]) {
     const column = states.map((row, i) => [row[j], number(values[i][j])]).filter(([state]) => state !== null);
     return column.length && column.every(([state]) => state >= BOUNDED) ? Math.max(...column.map(([, value]) => value)) : null;
   });
-  const drawn = [...worst, worst.at(-1)].map((r) => (r === null ? null : Math.max(low, Math.min(high, r))));
-  return line("r at most", [...steps, last], drawn, css("--info"), {
-    mode: "lines", line: { color: css("--info"), width: 1.5, dash: "dot", shape: "hv" }, customdata: [...worst, worst.at(-1)].map((r) => (r === null ? "" : short(r))),
-    hovertemplate: "r at most %{customdata} in every group<br>step %{x:,d}<extra></extra>",
+  const twice = (values) => values.flatMap((v) => [v, v]); // each cell from its first to its last step
+  const x = steps.flatMap((step, j) => [step - 0.5, (steps[j + 1] ?? last + 1) - 0.5]);
+  return line("r at most", x, twice(worst.map((r) => (r === null ? null : Math.max(low, Math.min(high, r))))), css("--info"), {
+    mode: "lines", line: { color: css("--info"), width: 1.5, dash: "dot" }, customdata: twice(worst.map((r) => (r === null ? "" : short(r)))),
+    hovertemplate: "r at most %{customdata} in every group<br>step %{x:,.0f}<extra></extra>",
   });
 }
 

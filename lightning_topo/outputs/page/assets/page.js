@@ -207,7 +207,9 @@ function legends() {
     ...names.map((name) => { const item = element("span"); item.append(glyph(GLYPHS[name] ?? OTHER_GLYPH), document.createTextNode(name)); return item; }),
   );
   const [low, high] = ratios;
-  const ticks = Array.from({ length: high - low + 1 }, (_, i) => [i / (high - low), i + low === 0 ? "1 critical" : short(10 ** (i + low))]);
+  const every = high - low > 6 ? 3 : 1; // where there are many decades, their names would overlap
+  const ticks = Array.from({ length: high - low + 1 }, (_, i) => [i / (high - low), i + low === 0 ? "1 critical" : short(10 ** (i + low))])
+    .filter((_, i) => (i + low) % every === 0);
   const known = new Set(page.runs.flatMap((run) => run.certificates?.states.flat() ?? []));
   legendOf("ratio").replaceChildren(
     ...(page.runs.some((run) => run.ratio || run.certificates) ? [ramp(ratioColours(ratios), ticks)] : []),
