@@ -62,11 +62,18 @@ class Finding:
         refused = (obstacle,) if obstacle else tuple(dict.fromkeys(tape.obstacle for tape in tapes if tape.obstacle))
         if not obstacle and len(refused) < len(tapes):
             include = () if self._is_complete else ("*",)
-            found = groups_from_tapes(
-                tapes, module=self._training.module, declared=self._declared, include=include, seed=self._seed
-            )
+            try:
+                found = groups_from_tapes(
+                    tapes, module=self._training.module, declared=self._declared, include=include, seed=self._seed
+                )
+            except Exception as error:  # whatever fails in here, the training does not
+                reason = f"the recorded step could not be followed ({type(error).__name__}: {error})"
+                return self._from_structure((reason,), structure)
             return replace(found, groups=(*found.groups, *self._rows))
-        refused = refused or ("the step had no loss to follow",)
+        return self._from_structure(refused or ("the step had no loss to follow",), structure)
+
+    def _from_structure(self, refused: tuple[str, ...], structure: nn.Module | None) -> FoundNeurons:
+        """The groups given by hand, and of each layer what feeds its neurons."""
         groups = (*self._declared, *self._rows)
         if not self._is_complete and structure is not None:
             groups += tuple(incoming_groups(structure, f"{refused[0]}: the step was not recorded"))

@@ -1,5 +1,6 @@
 """Recording steps of the training as they run."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -89,7 +90,7 @@ class Recording:
             tapes = self._recorder.end()
             alone = self._training.ranks.size == 1  # processes average their gradients
             self._tapes = [
-                accepted(tape, gradients if alone else None)
+                _accepted(tape, gradients if alone else None)
                 for tape, gradients in zip(tapes, self._gradients, strict=True)
             ]
             self._gradients = []
@@ -102,7 +103,7 @@ class Recording:
 
     def so_far(self) -> list[Tape]:
         """The tapes of the step up to now, while it still runs."""
-        return [accepted(tape) for tape in self._recorder.so_far()] if self._recorder.is_active else self._tapes
+        return [_accepted(tape) for tape in self._recorder.so_far()] if self._recorder.is_active else self._tapes
 
     def _name(self, path: str, module: nn.Module, args: Any) -> None:
         """Name the parameters of a module that is about to run."""
@@ -118,3 +119,11 @@ class Recording:
                 for name, p in self._training.module.named_parameters()
                 if name in self._without_gradient and p.grad is not None
             }
+
+
+def _accepted(tape: Tape, gradients: Mapping[str, Tensor] | None = None) -> Tape:
+    """The tape, with an obstacle where it cannot be replayed, whatever fails."""
+    try:
+        return accepted(tape, gradients)
+    except Exception as error:
+        return tape.replaced(obstacle=f"the replay failed ({type(error).__name__}: {error})")
