@@ -138,7 +138,7 @@ def _restore(tensor: Tensor, copy: Tensor) -> None:
     # Not by the version counter: kernels such as batch_norm's write without counting.
     if tensor.shape != copy.shape or not torch.equal(tensor, copy):
         with torch.no_grad():
-            tensor.set_(copy) if tensor.shape != copy.shape else tensor.copy_(copy)
+            tensor.resize_(copy.shape).copy_(copy)
 
 
 def _copy_array(array: np.ndarray, copy: np.ndarray) -> None:

@@ -63,10 +63,13 @@ class TopologyEarlyStopping(Callback):
     ) -> None:
         if min_epochs < 0:
             raise ValueError(f"expected min_epochs >= 0, got {min_epochs}")
-        self.rules = StopRules.of(stop_on, min_count=min_count, patience=patience, groups=groups, tolerance=tolerance)
-        self.min_epochs, self.verbose = min_epochs, verbose
+        self.rules: StopRules = StopRules.of(
+            stop_on, min_count=min_count, patience=patience, groups=groups, tolerance=tolerance
+        )
+        self.min_epochs: int = min_epochs
+        self.verbose: bool = verbose
         self.stopping_reason: str | None = None
-        self.stopped_epoch = 0
+        self.stopped_epoch: int = 0
         self._counted = StopState()
         self._groups_checked = False
 

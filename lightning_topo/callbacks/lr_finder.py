@@ -115,10 +115,16 @@ class TopologyLRFinder(Callback):
             raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
         if isinstance(sharpness, str) and sharpness != "auto":
             raise ValueError(f'expected sharpness "auto", a Sharpness or None, got {sharpness!r}')
-        self.min_lr, self.max_lr, self.num_training_steps, self.mode = min_lr, max_lr, num_training_steps, mode
-        self.early_stop_threshold, self.update_attr, self.attr_name = early_stop_threshold, update_attr, attr_name
-        self.chosen_groups = None if isinstance(groups, str) else tuple(groups)
-        self.sharpness, self.seed = Sharpness() if isinstance(sharpness, str) else sharpness, seed
+        self.min_lr: float = min_lr
+        self.max_lr: float = max_lr
+        self.num_training_steps: int = num_training_steps
+        self.mode: Mode = mode
+        self.early_stop_threshold: float | None = early_stop_threshold
+        self.update_attr: bool = update_attr
+        self.attr_name: str = attr_name
+        self.chosen_groups: tuple[NeuronGroup, ...] | None = None if isinstance(groups, str) else tuple(groups)
+        self.sharpness: Sharpness | None = Sharpness() if isinstance(sharpness, str) else sharpness
+        self.seed: int = seed
         self.sweep: LRSweep | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -78,7 +78,7 @@ class TopologyMonitor(Callback):
         max_record_mb: float | None = None,
         rules: PhaseRules = PhaseRules(),
     ) -> None:
-        self.settings = WatchSettings(
+        self.settings: WatchSettings = WatchSettings(
             probes=(Distortion(), Persistence(), Sharpness()) if probes is None else tuple(probes),
             groups=groups if isinstance(groups, str) else tuple(groups),
             dirpath=None if dirpath is None else Path(dirpath),

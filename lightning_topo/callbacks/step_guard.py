@@ -83,8 +83,10 @@ class TopologyStepGuard(Callback):
             raise ValueError(f"expected mode among {', '.join(get_args(Mode))}, got {mode!r}")
         if isinstance(groups, str) and groups != "auto":
             raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
-        self.max_ratio, self.mode, self.seed = max_ratio, mode, seed
-        self.chosen_groups = groups if isinstance(groups, str) else tuple(groups)
+        self.max_ratio: float = max_ratio
+        self.mode: Mode = mode
+        self.seed: int = seed
+        self.chosen_groups: Groups = groups if isinstance(groups, str) else tuple(groups)
         self.groups: tuple[NeuronGroup, ...] = ()
         self.latest: GuardedUpdate | None = None
         self._counts: dict[str, int] = dict.fromkeys(("n_updates", "n_held", "n_dropped"), 0)

@@ -19,12 +19,12 @@ class TrainerTraining:
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self.module: nn.Module = module
-        self.ranks = Ranks(trainer.strategy.root_device, alone=trainer.world_size == 1)
-        self.log_every_n_steps = log_period(trainer)
+        self.ranks: Ranks = Ranks(trainer.strategy.root_device, alone=trainer.world_size == 1)
+        self.log_every_n_steps: int = log_period(trainer)
         self._trainer = trainer
         # Where processes have different numbers of batches, or unknown ones, they end their epochs apart.
         lengths = self.ranks.all("lengths", float(trainer.num_training_batches))
-        self.epochs_agree = self.ranks.size == 1 or (len(set(lengths)) == 1 and math.isfinite(lengths[0]))
+        self.epochs_agree: bool = self.ranks.size == 1 or (len(set(lengths)) == 1 and math.isfinite(lengths[0]))
 
     @property
     def root(self) -> nn.Module:

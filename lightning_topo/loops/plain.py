@@ -16,6 +16,7 @@ from lightning_topo.loops.training import LoopTraining
 from lightning_topo.loops.watched import Watched
 from lightning_topo.outputs.gates import StopRules
 from lightning_topo.probes import Probe
+from lightning_topo.watch import WatchSettings
 
 
 class TopologyWatch(Watched):
@@ -64,9 +65,9 @@ class TopologyWatch(Watched):
         stop_on: str | Iterable[str] | StopRules | None = None,
         **options: Unpack[WatchOptions],
     ) -> None:
-        self.settings = watch_settings(probes, dirpath, **options)
-        self.guard = None if max_ratio is None else LoopGuard(max_ratio)
-        self.gate = LoopGate.of(stop_on)
+        self.settings: WatchSettings = watch_settings(probes, dirpath, **options)
+        self.guard: LoopGuard | None = None if max_ratio is None else LoopGuard(max_ratio)
+        self.gate: LoopGate | None = LoopGate.of(stop_on)
         self._loggers = tuple(loggers)
         self._training = LoopTraining.of(model, optimizers, log_every_n_steps, planned_steps)
         self._saved: Any = None

@@ -13,6 +13,7 @@ from lightning_topo.loops.training import LoopTraining
 from lightning_topo.loops.watched import Watched
 from lightning_topo.outputs.gates import StopRules
 from lightning_topo.probes import Probe
+from lightning_topo.watch import WatchSettings
 
 try:
     from transformers.trainer_callback import TrainerCallback
@@ -64,9 +65,9 @@ class TopologyTrainerCallback(Watched, TrainerCallback):
         **options: Unpack[WatchOptions],
     ) -> None:
         folder = Path(trainer.args.output_dir) / "topology" if dirpath is None else dirpath
-        self.settings = watch_settings(probes, folder, **options)
-        self.guard = None if max_ratio is None else LoopGuard(max_ratio)
-        self.gate = LoopGate.of(stop_on)
+        self.settings: WatchSettings = watch_settings(probes, folder, **options)
+        self.guard: LoopGuard | None = None if max_ratio is None else LoopGuard(max_ratio)
+        self.gate: LoopGate | None = LoopGate.of(stop_on)
         self._trainer = trainer
         self._max_ratio, self._stop_on = max_ratio, stop_on
         self._loggers = (TrainerLog(trainer),) if loggers is None else tuple(loggers)

@@ -26,11 +26,11 @@ class Atom:
     )
 
     def __init__(self, size: int, *, frozen: bool = False, constant: bool = False) -> None:
-        self.size = size
-        self.frozen = frozen
-        self.reason = ""
-        self.constant = constant  # the tensor has equal entries along this atom
-        self.touched = False
+        self.size: int = size
+        self.frozen: bool = frozen
+        self.reason: str = ""
+        self.constant: bool = constant  # the tensor has equal entries along this atom
+        self.touched: bool = False
         self.link: Atom | None = None
         self.outer: Atom | None = None  # the atom that this one is a factor of
         self.factors: list[Atom] | None = None

@@ -163,10 +163,10 @@ class Bench:
 
     def __init__(self, tapes: Sequence[Tape], seed: int, attempt: Attempt) -> None:
         self.tapes = tapes if attempt.choices else [with_choices_as_constants(tape) for tape in tapes]
-        self.seed = seed
-        self.attempt = attempt
-        self.precision = torch.float64 if attempt.float64 else None
-        self.tolerance = FLOAT64 if attempt.float64 else NATIVE
+        self.seed: int = seed
+        self.attempt: Attempt = attempt
+        self.precision: torch.dtype | None = torch.float64 if attempt.float64 else None
+        self.tolerance: Tolerance = FLOAT64 if attempt.float64 else NATIVE
         values: dict[str, Tensor] = {}
         trainable: dict[str, bool] = {}
         for tape in tapes:
@@ -182,15 +182,15 @@ class Bench:
         for name, tensor in self.tensors.items():
             if name.endswith("running_var"):
                 tensor.abs_().add_(0.3)
-        self.generator = generator
+        self.generator: torch.Generator = generator
         self.reference, self.gradient = self.evaluate(self.tensors)
         largest = [float(g.abs().max()) for g in self.gradient.values() if g.numel()]
-        self.gradient_scale = max(largest, default=0.0) or 1.0
+        self.gradient_scale: float = max(largest, default=0.0) or 1.0
         if not len(self.reference):
             raise RuntimeError("expected the run to return a floating tensor, got none")
         if not bool(torch.isfinite(self.reference).all()):
             raise RuntimeError("expected finite outputs at perturbed parameters")
-        self.scale = float(self.reference.abs().max().clamp_min(1e-30))
+        self.scale: float = float(self.reference.abs().max().clamp_min(1e-30))
 
     def judge(self, groups: Sequence[NeuronGroup]) -> list[NeuronGroup]:
         """Each group with its status."""

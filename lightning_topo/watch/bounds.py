@@ -33,8 +33,8 @@ class Bounds:
     """
 
     def __init__(self, groups: Sequence[NeuronGroup], parameters: Mapping[str, Tensor]) -> None:
-        self.groups = tuple(groups)
-        self.names = frozenset(parameters)
+        self.groups: tuple[NeuronGroup, ...] = tuple(groups)
+        self.names: frozenset[str] = frozenset(parameters)
         self._meter = DisplacementMeter.of(self.groups, parameters)
         self._origin = {name: parameters[name].detach().clone() for name in self._meter.buffers}
         self._snapshots: list[Snapshot] = []

@@ -30,8 +30,8 @@ class Certifying:
     """
 
     def __init__(self, snapshots: Snapshots, steps: Steps, probing: Probing, *, limited: bool) -> None:
-        self.coverage = Coverage()
-        self.probe = next((probe for probe in probing.probes if isinstance(probe, Distortion)), None)
+        self.coverage: Coverage = Coverage()
+        self.probe: Distortion | None = next((probe for probe in probing.probes if isinstance(probe, Distortion)), None)
         self._snapshots, self._steps, self._probing, self._limited = snapshots, steps, probing, limited
         self._bounds: Bounds | None = None
         self._seconds = 0.0

@@ -53,9 +53,10 @@ class Exchange:
     ) -> None:
         self.outcomes: list[Outcome] = []
         self.events: list[TopologyEvent] = []
-        self.losses = Losses()
+        self.losses: Losses = Losses()
         self.proposed: dict[str, float] = {}
-        self.shares, self.overhead = shares, 0.0
+        self.shares: Shares = shares
+        self.overhead: float = 0.0
         self._training, self._reporting, self._probing = training, reporting, probing
         self._schedule, self._budget = schedule, budget
         self._failing: set[tuple[str, str]] = set()

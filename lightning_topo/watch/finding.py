@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons import FoundNeurons, NeuronGroup, Rows, groups_from_tapes
-from lightning_topo.neurons.capture import sharding, whole_copy
+from lightning_topo.neurons.capture import Sharding, sharding, whole_copy
 from lightning_topo.neurons.fallback import incoming_groups
 from lightning_topo.tape import Tape
 from lightning_topo.watch.training import Training
@@ -32,7 +32,7 @@ class Finding:
     """
 
     def __init__(self, training: Training, declared: Sequence[Any] | None, seed: int) -> None:
-        self.sharding = sharding(training.root)
+        self.sharding: Sharding = sharding(training.root)
         self.problems: list[Problem] = []
         self.uncovered: dict[str, str] = {}
         self._training, self._seed = training, seed

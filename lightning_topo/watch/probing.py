@@ -30,11 +30,12 @@ class Probing:
     """
 
     def __init__(self, probes: Sequence[Probe], ranks: Ranks, order: dict[str, int]) -> None:
-        self.probes = list(probes)
+        self.probes: list[Probe] = list(probes)
         self.errors: dict[str, Exception] = {}
-        self.awaited = AwaitedResults()
+        self.awaited: AwaitedResults = AwaitedResults()
         self._by_name = {probe.name: probe for probe in probes}
-        self._ranks, self.order = ranks, order
+        self._ranks = ranks
+        self.order: dict[str, int] = order
         self._previous: dict[str, ProbeResult] = {}
         self._again: dict[str, bool] = {}
 

@@ -28,9 +28,10 @@ class Ranks:
 
     def __init__(self, device: torch.device | str = "cpu", *, alone: bool = False) -> None:
         several = not alone and dist.is_available() and dist.is_initialized()
-        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
-        self.device = torch.device(device)
-        self.n_bytes = 0
+        self.rank: int = dist.get_rank() if several else 0
+        self.size: int = dist.get_world_size() if several else 1
+        self.device: torch.device = torch.device(device)
+        self.n_bytes: int = 0
         self._room: dict[str, int] = {}
 
     def owns(self, index: int) -> bool:

@@ -17,7 +17,9 @@ class Reporting:
     """
 
     def __init__(self, outputs: Output, detector: DetectorState, rules: PhaseRules) -> None:
-        self.outputs, self.detector, self.rules = outputs, detector, rules
+        self.outputs: Output = outputs
+        self.detector: DetectorState = detector
+        self.rules: PhaseRules = rules
         self.events: list[TopologyEvent] = []
         self.readings: Readings | None = None
         self._waiting: list[TopologyEvent] = []

@@ -28,8 +28,8 @@ class Snapshots:
     def __init__(
         self, training: Training, steps: Steps, groups: Sequence[NeuronGroup], training_loss: TrainingLoss
     ) -> None:
-        self.groups = tuple(groups)
-        self.own = tuple(group for k, group in enumerate(groups) if training.ranks.owns(k))
+        self.groups: tuple[NeuronGroup, ...] = tuple(groups)
+        self.own: tuple[NeuronGroup, ...] = tuple(group for k, group in enumerate(groups) if training.ranks.owns(k))
         self.sharding: Sharding = sharding(training.root)
         self.reference: Mapping[str, Tensor] = {}
         self.worker: Worker | None = None

@@ -32,7 +32,7 @@ class TrainingLoss:
         self._training, self._seed = training, seed
         self._tapes: list[Tape] = []
         self._batch: Any = None
-        self.obstacle = "no step was recorded yet"
+        self.obstacle: str = "no step was recorded yet"
 
     @property
     def wants_tapes(self) -> bool:

@@ -46,7 +46,7 @@ class Watch:
     def __init__(self, training: Training, settings: WatchSettings, outputs: RunOutputs, saved: Any = None) -> None:
         self._training, self._settings, self._outputs = training, settings, outputs
         self._ranks = training.ranks
-        self.budget = Budget()
+        self.budget: Budget = Budget()
         self.groups: tuple[NeuronGroup, ...] = ()
         step, epoch = training.step, training.epoch
         state, damage = self._ranks.first("reading the state", lambda: saved_watch(saved, step, epoch))
@@ -59,7 +59,7 @@ class Watch:
         self._training_loss = TrainingLoss(training, settings.seed)
         measures_losses = not all(isinstance(probe, Distortion | Persistence) for probe in settings.probes)
         self._recording = Recording(training, self._training_loss if measures_losses else None)
-        self.steps = Steps(
+        self.steps: Steps = Steps(
             training.module,
             on_settle=self._settle_early,
             on_outside=self._moved_outside,

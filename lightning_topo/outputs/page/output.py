@@ -39,7 +39,7 @@ class PageOutput:
         self._process: subprocess.Popen[bytes] | None = None
         self._began = 0.0
         self._is_over = False
-        self.n_rewritten = 0
+        self.n_rewritten: int = 0
 
     def start(self, run: Run) -> None:
         """Nothing: there is nothing to show yet."""

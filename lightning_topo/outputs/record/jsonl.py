@@ -33,7 +33,7 @@ class JsonLines:
         self._file = _open_to_append(path)
         self._backlog: deque[bytes] = deque()
         self._waiting_bytes = self._n_written = 0
-        self.n_lost = 0
+        self.n_lost: int = 0
         _cut_partial_line(path)
         if path.stat().st_size == 0:
             self._n_written = -1

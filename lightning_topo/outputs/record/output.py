@@ -26,7 +26,7 @@ class RecordOutput:
     name = "The topology record"
 
     def __init__(self, writer: RecordWriter, notice: Callable[[TopologyEvent], None] = lambda event: None) -> None:
-        self.writer = writer
+        self.writer: RecordWriter = writer
         self._notice = notice
         self._failing: set[str] = set()
         self._has_told_loss = self._is_closed = False

@@ -25,7 +25,7 @@ class TrackerOutput:
     """
 
     def __init__(self, logger: Any, branch: Branch | None = None, share: float | None = None) -> None:
-        self.name = type(logger).__name__
+        self.name: str = type(logger).__name__
         self._tracker = tracker_of(logger)
         self._branch, self._share = branch, share
         self._clock, self._next_costly = Clock(), 0.0

@@ -65,7 +65,7 @@ class Tracker:
     """
 
     def __init__(self, logger: Any) -> None:
-        self.logger = logger
+        self.logger: Any = logger
         self._folder: Path | None = None
 
     def began(self, run: RunFacts) -> None:
