@@ -151,7 +151,7 @@ class Worker:
             self._socket.settimeout(0.0)
             socket.send_fds(self._socket, [NUMBER.pack(job.number)], [job.file.fileno()])
         except OSError:
-            # Full, or closed: it has stopped to listen. Found out, and mended, when a result is waited for.
+            # The queue is full or closed. A result that is waited for finds out, and starts another process.
             pass
 
     def _receive(self, job: Job, deadline: float) -> None:
