@@ -159,11 +159,14 @@ def pair_bounds(pairs: Snapshot, before: Float[Tensor, "p 2 d"], after: Float[Te
     here, there = (points.to(wide)[:, 0] - points.to(wide)[:, 1] for points in (before, after))
     largest = here.abs().amax(dim=1, keepdim=True)
     scale = torch.where(largest > 0, largest, 1.0)
-    lengths = [torch.linalg.vector_norm(x / scale, dim=1) for x in (here, there - here)]
+    # Both differences were rounded in proportion to their own length, which may far exceed that of the move.
+    moved = (there - here).abs() + torch.finfo(wide).eps * (here.abs() + there.abs())
+    lengths = [torch.linalg.vector_norm(x / scale, dim=1) for x in (here, moved)]
     up = 1 + 4 * worst_case_slack(wide, before.shape[2])
     vanished = torch.finfo(wide).tiny ** 0.5
-    ratio = torch.where((here == there).all(dim=1), 0.0, (lengths[1] + vanished) / lengths[0] * up)
     apart = ((here != 0) | (there != 0)).any(dim=1)
+    still = (before == after).flatten(1).all(dim=1) | ~apart
+    ratio = torch.where(still, 0.0, (lengths[1] + vanished) / lengths[0] * up)
     ratio = torch.where(pairs.equal & apart, torch.inf, ratio)
     return torch.maximum(ratio.amax(), result)
 

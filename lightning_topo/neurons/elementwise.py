@@ -18,14 +18,14 @@ def is_elementwise(func: Any, arguments: Mapping[str, Any], outputs: list[Tensor
     an axis must reorder the outputs alike, and changing one entry of an input may change only the entries of the
     outputs that stand at its position. The answer is kept per overload, number of dimensions and settings.
     Operators that draw random numbers, or write to their arguments (but for torch's own in-place forms), are
-    never tried, nor are those with lists of tensors.
+    never tried, nor are those with lists of tensors. In place of tensors without memory, the trial is on the CPU.
     """
     tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
     listed = sum(isinstance(leaf, Tensor) for leaf in tree_leaves(list(arguments.values()))) > len(tensors)
     shape = outputs[0].shape if outputs else torch.Size()
     if listed or not tensors or not 0 < len(shape) <= len(_SIZES) or not _may_be_tried(func):
         return False
-    if any(type(t) not in (Tensor, torch.nn.Parameter) or t.is_meta for t in tensors.values()):
+    if any(type(t) not in (Tensor, torch.nn.Parameter) for t in tensors.values()):
         return False
     if any(out.shape != shape for out in outputs) or not all(_broadcasts(t.shape, shape) for t in tensors.values()):
         return False
@@ -73,9 +73,10 @@ class _Trial:
         self.reference = self._outputs(self.inputs)
 
     def _random(self, sizes: list[int], like: Tensor, generator: torch.Generator) -> Tensor:
+        place = {"dtype": like.dtype, "device": "cpu" if like.is_meta else like.device}
         if like.dtype == torch.bool or not (like.is_floating_point() or like.is_complex()):
-            return torch.randint(0, 2, sizes, generator=generator).to(like)
-        return torch.randn(sizes, generator=generator, dtype=torch.float64).to(like)
+            return torch.randint(0, 2, sizes, generator=generator).to(**place)
+        return torch.randn(sizes, generator=generator, dtype=torch.float64).to(**place)
 
     def _outputs(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         result = self.func(**{**self.arguments, **{name: tensor.clone() for name, tensor in inputs.items()}})

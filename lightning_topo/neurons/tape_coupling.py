@@ -56,6 +56,8 @@ class _Follower:
                 frozen = name in tape.buffers and not name.endswith(STATE_BUFFERS)
                 trace.register(name, named[name], frozen=frozen)
             self.tensors[slot] = named[name]
+        for slot, constant in tape.constants.items():
+            self.trace.values[self._tensor(slot)] = constant
 
     def run(self) -> None:
         with torch.no_grad():
@@ -99,7 +101,7 @@ class _Follower:
             if rule_for(operator) is not None or torch.Tag.pointwise in operator.tags or call.writes or not call.inputs:
                 return False
             decomposition = decomposition_table.get(operator)
-            if decomposition is None:
+            if decomposition is None or self.trace.works_by_entry(operator, args, kwargs, result):
                 return False
         before = dict(self.trace.unknown)
         try:

@@ -104,7 +104,8 @@ class CouplingTrace(TorchDispatchMode):
         self._weights = WeakTensorKeyDictionary()  # tensors that depend on no data -> the parameters they come from
         self._nodes = WeakTensorKeyDictionary()
         self._bases = WeakTensorKeyDictionary()
-        self.literals = WeakTensorKeyDictionary()  # tensors that the code itself writes out, as in x[:, [-1]]
+        self.values = WeakTensorKeyDictionary()  # tensors without memory -> the recorded constants they stand for
+        self.literals = WeakTensorKeyDictionary()  # tensors that the code writes out, as in x[:, [-1]] -> their values
         self._positions = WeakTensorKeyDictionary()  # integer tensors -> the axes that their values index, and why
         self._singled = WeakTensorKeyDictionary()  # tensors -> the axes of which they hold one position, and why
         self._parents: list[tuple[int, ...]] = []
@@ -284,6 +285,11 @@ class CouplingTrace(TorchDispatchMode):
             self.failed.setdefault(str(func), f"{type(error).__name__}: {text}")
             self.bar(call, f"{FAILED_RULE} {func} ({type(error).__name__}: {text})")
         self._link(func, call)
+
+    def works_by_entry(self, func: Any, args: Any, kwargs: Any, result: Any) -> bool:
+        """Whether a call was told by trial to work entry by entry."""
+        call = _operator_call(func, args, kwargs, result)
+        return is_elementwise(func, call.arguments, call.outputs)
 
     def bar(self, call: OperatorCall, reason: str) -> None:
         """Freeze all that a call reads, and take what it returns for data."""

@@ -99,22 +99,31 @@ def verify_on_tapes(
 ) -> list[NeuronGroup]:
     """The groups with their status, as `verify_groups`, by the replays of tapes; what was drawn is permuted along.
 
-    A group must be a symmetry of every tape's loss. `cheap` are the same tapes on fewer samples, tried first.
+    A group must be a symmetry of every tape's loss. `cheap` are the same tapes on fewer samples, tried first. What seems
+    inert there may only be left out by those samples, as an expert to which none of them goes: all samples decide.
     """
     usable = [tape for tape in tapes if not tape.obstacle and tape.outputs]
-    judged, reason = None, next((tape.obstacle for tape in tapes if tape.obstacle), "nothing was returned to compare")
+    judged: dict[int, NeuronGroup] = {}
+    undecided, reason = (
+        list(range(len(groups))),
+        next((tape.obstacle for tape in tapes if tape.obstacle), "nothing was returned to compare"),
+    )
     ways = [(cheap, ATTEMPTS[0])] if cheap and any(a is not b for a, b in zip(cheap, tapes, strict=True)) else []
     for chosen, attempt in [*ways, *((usable, attempt) for attempt in ATTEMPTS)] if usable else ():
         try:
-            judged = Bench(chosen, seed, attempt).judge(groups)
-            break
+            verdicts = Bench(chosen, seed, attempt).judge([groups[i] for i in undecided])
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             log.info("no verification by %s (%s)", attempt, reason)
-    if judged is None:
-        reason = f"the model did not run on perturbed parameters ({reason})"
-        judged = [g if g.status == "incoming_only" else g.with_status("unverified", reason) for g in groups]
-    return [without_carried(_noted(group, tapes)) for group in judged]
+            continue
+        judged.update(zip(undecided, verdicts, strict=True))
+        undecided = [i for i in undecided if chosen is cheap and judged[i].status == "inert"]
+        if not undecided:
+            break
+    reason = f"the model did not run on perturbed parameters ({reason})"
+    for i, group in enumerate(groups):
+        judged.setdefault(i, group if group.status == "incoming_only" else group.with_status("unverified", reason))
+    return [without_carried(_noted(judged[i], tapes)) for i in range(len(groups))]
 
 
 def with_carried(group: NeuronGroup, found: Sequence[NeuronGroup]) -> NeuronGroup:

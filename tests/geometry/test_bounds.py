@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,11 +27,11 @@ def cloud(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def true_ratio(before: torch.Tensor, after: torch.Tensor) -> float:
-    """r by the definition, pair by pair, in float64."""
-    x, y = before.double(), after.double()
-    far = (x[:, None] - x[None]).norm(dim=2)
-    moved = ((y[:, None] - y[None]) - (x[:, None] - x[None])).norm(dim=2)
-    q = torch.where(far > 0, moved / far, torch.where(moved > 0, math.inf, 0.0))
+    """r by the definition, pair by pair, in long doubles: float64 would round a small move of near neurons."""
+    x, y = (points.double().numpy().astype(np.longdouble) for points in (before, after))
+    with np.errstate(all="ignore"):
+        far, moved = (np.sqrt(np.square(z[:, None] - z[None]).sum(axis=2)) for z in (x, y - x))
+        q = np.where(far > 0, moved / far, np.where(moved > 0, np.inf, 0.0))
     return float(q.max())
 
 

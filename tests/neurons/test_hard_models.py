@@ -140,20 +140,20 @@ def test_mixed_precision_inside_the_step() -> None:
 
 
 def test_an_operator_without_a_rule_leaves_what_feeds_the_neurons(caplog) -> None:
-    class Renormalised(Wrapped):
+    class Triangular(Wrapped):
         def forward(self, x):
             hidden = self.net[0](x)
-            return self.net[2](torch.renorm(hidden, 2, 0, 1.0))
+            return self.net[2](torch.linalg.qr(hidden).R)
 
     with caplog.at_level(logging.WARNING):
-        [group] = find_neuron_groups(Renormalised(), X)
+        [group] = find_neuron_groups(Triangular(), X)
     assert (group.name, group.status, group.params) == (
         "net.0",
         "incoming_only",
         ("net.0.weight", "net.0.bias"),
     )
     assert "register_rule" in group.reason
-    assert "aten.renorm" in caplog.text
+    assert "aten.linalg_qr" in caplog.text
 
 
 def test_a_run_that_cannot_be_traced_leaves_single_layers() -> None:

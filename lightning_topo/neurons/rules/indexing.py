@@ -16,7 +16,7 @@ def index(trace: CouplingTrace, call: OperatorCall) -> None:
     chosen = [(i, index) for i, index in enumerate(call["indices"]) if index is not None]
     if len(chosen) == 1 and _is_literal(trace, chosen[0][1]):
         dim, index = chosen[0]
-        first = int(index) % tensor.shape[dim]
+        first = int(trace.literals[index]) % tensor.shape[dim]
         axes[dim] = slice_axis(axes[dim], first, first + 1)
         trace.assign(call.out, axes)
         return

@@ -68,8 +68,9 @@ def same(trace: CouplingTrace, call: OperatorCall) -> None:
 @aten_rule("lift_fresh", "lift_fresh_copy")
 def literal(trace: CouplingTrace, call: OperatorCall) -> None:
     """A tensor written out in the code."""
-    trace.literals[call.out] = True
-    trace.assign(call.out, trace.axes(call.inputs[0]))
+    source = call.inputs[0]
+    trace.literals[call.out] = trace.values.get(source, source)
+    trace.assign(call.out, trace.axes(source))
 
 
 @aten_rule(
