@@ -137,8 +137,11 @@ def test_a_compiled_module_is_guarded_and_measured_with_declared_groups(tmp_path
     assert guard.n_updates == 16
     assert guard.n_held > 0
     assert max(ratio(*pair, group) for pair in moving(weights) for group in GROUPS) <= LIMIT
-    # Nothing of it is recorded: of the loss alone there is no sharpness.
-    (failed,) = [e for e in monitor.events if e.name == "probe_failed"]
+    # Nothing of it is recorded: no group is looked for beside the declared ones, and of the loss alone there is no
+    # sharpness.
+    unfollowed, failed = [e for e in monitor.events if e.name == "probe_failed"]
+    assert (unfollowed.step, unfollowed.group) == (1, "")
+    assert "compile" in unfollowed.message
     assert "compile" in failed.message
     assert "loss_fn" in failed.remedy
 
