@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: jsonargparse reads a default by its `__dict__`
 class Band:
     """A threshold that is noisy to sit on: enter and leave by medians, at two different levels.
 
@@ -44,7 +44,7 @@ _COUNTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PhaseRules:
     """When one phase ends and another begins.
 

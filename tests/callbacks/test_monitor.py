@@ -274,14 +274,15 @@ def test_keys_are_there_as_soon_as_something_is_measured_and_never_before(tmp_pa
             *("total_contraction", "total_expansion", "total_log_distortion", "distinct_neurons"),
         }
         for key, value in first.items():
-            if key.startswith(place):
+            # A bound of the steps in between belongs to the coverage, not to the distortion.
+            if key.startswith(place) and not key.endswith("/critical_ratio_bound"):
                 assert value == pytest.approx(found[key.rpartition("/")[2]])
     assert first["topology/net_0/distinct_neurons"] == 8
     assert first["topology/coverage"] == 1.0
     assert 0 < first["topology/overhead"] < 1
     assert {key for key in first if key.count("/") == 1} == {
         *("topology/critical_ratio", "topology/overhead", "topology/phase"),
-        *("topology/coverage", "topology/coverage_span"),
+        *("topology/coverage", "topology/coverage_span", "topology/critical_ratio_bound"),
     }
     # What is measured later adds its own keys, and nothing else does.
     added = look.seen[4].keys() - look.seen[3].keys()
@@ -671,17 +672,25 @@ def test_parameters_in_no_group_are_one_event(tmp_path):
     assert "declare_neurons" in event.remedy
 
 
-def test_a_compiled_module_has_no_neurons_and_says_why(tmp_path):
+def test_a_compiled_module_has_neurons_without_what_reads_them_and_says_why(tmp_path):
     module = Classifier()
     module.net.compile(backend="eager")
     monitor = dense(on_error="warn")
     fit(module, [monitor], root=tmp_path)
-    assert monitor.groups == ()
-    neurons, sharpness = happened(monitor.events)
-    assert (neurons.name, neurons.step) == ("probe_failed", 1)
-    assert "No neurons found" in neurons.message
-    assert "compile" in neurons.message
-    assert "declare_neurons" in neurons.remedy
+    assert [(group.name, group.n, group.status) for group in monitor.groups] == [
+        ("net.0", 8, "incoming_only"),
+        ("net.3", 6, "incoming_only"),
+    ]
+    assert all("compile" in group.reason for group in monitor.groups)
+    assert {piece.param for group in monitor.groups for piece in group.slices} == {
+        *("net.0.weight", "net.0.bias", "net.3.weight", "net.3.bias"),
+    }
+    unfollowed, neurons, sharpness = happened(monitor.events)
+    for event in (unfollowed, neurons):
+        assert (event.name, event.step) == ("probe_failed", 1)
+        assert "declare_neurons" in event.remedy
+    assert "compile" in unfollowed.message
+    assert "net.0, net.3 are taken from the structure, without what reads them" in neurons.message
     assert "compile" in sharpness.message
     assert "loss_fn" in sharpness.remedy
     assert len(lines(monitor, "training")) == 8

@@ -53,7 +53,7 @@ class OnlyOne(TopologyEarlyStopping):
         here = trainer.global_rank == 1 and findings.step == 5
         events = (TopologyEvent("topology_breakdown", 5, 0, "net.0"),) if here else ()
         super().on_topology_findings(
-            trainer, pl_module, Findings(findings.step, findings.epoch, findings.values, events)
+            trainer, pl_module, Findings(findings.step, findings.epoch, findings.measurements, events)
         )
 
 

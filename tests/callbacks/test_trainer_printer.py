@@ -53,7 +53,8 @@ def test_phase_and_ratio_stand_in_the_bar(tmp_path, kind, capsys, caplog):
     said = re.sub(r"\s+", " ", out + caplog.text)
     assert record.events
     for event in record.events:
-        assert said.count(f"{event.name} at step {event.step} [{event.group}]: ") == 1
+        place = f" [{event.group}]" if event.group else ""
+        assert said.count(f"{event.name} at step {event.step}{place}: ") == 1
 
 
 @pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
