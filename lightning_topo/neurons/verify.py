@@ -99,8 +99,8 @@ def verify_on_tapes(
 ) -> list[NeuronGroup]:
     """The groups with their status, as `verify_groups`, by the replays of tapes; what was drawn is permuted along.
 
-    A group must be a symmetry of every tape's loss. `cheap` are the same tapes on fewer samples, tried first. What seems
-    inert there may only be left out by those samples, as an expert to which none of them goes: all samples decide.
+    A group must be a symmetry of every tape's loss. `cheap` are the same tapes on fewer samples, tried first. What
+    seems inert there may only be left out by those samples, as an expert to which none goes: all samples decide.
     """
     usable = [tape for tape in tapes if not tape.obstacle and tape.outputs]
     judged: dict[int, NeuronGroup] = {}
