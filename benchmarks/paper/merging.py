@@ -119,7 +119,7 @@ class Trial:
         eta_lambda = dict(zip(*self.run.series("eta_lambda"), strict=True))
         r, turned = (dict(zip(*self.run.series(name), strict=True)) for name in ("critical_ratio", "turned"))
         kept = [(s, eta_lambda[t], r[t + 1], turned[t + 1]) for t, s in zip(steps, swap, strict=True) if t + 1 in r]
-        return tuple(np.array(column) for column in zip(*kept, strict=True))
+        return tuple(np.array(kept, dtype=float).reshape(-1, 4).T)  # none where it diverged before the first
 
 
 def trial(setting: Setting, lr: float, seed: int) -> Trial:
@@ -145,10 +145,10 @@ def row(found: Trial) -> Row:
         "setting": found.setting.name,
         "seed": found.seed,
         "lr": found.lr,
-        "eta lambda, first": float(eta_lambda[0]),
-        "eta lambda, largest": float(eta_lambda.max()),
-        "swap ratio, first": float(swap[0]),
-        "swap ratio, largest": float(swap.max()),
+        "eta lambda, first": float(eta_lambda[0]) if len(eta_lambda) else None,
+        "eta lambda, largest": float(eta_lambda.max()) if len(eta_lambda) else None,
+        "swap ratio, first": float(swap[0]) if len(swap) else None,
+        "swap ratio, largest": float(swap.max()) if len(swap) else None,
         "r, first step": float(r[0]),
         "r, largest": float(r.max()),
         "steps with r >= 1": int((r >= 1).sum()),

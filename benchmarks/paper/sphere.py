@@ -18,6 +18,7 @@ from benchmarks.paper.outcome import Outcome, Row, Table, spread
 from benchmarks.paper.training import MakeOptimizer, Run, StepRatio, adam, sgd, stacked, train
 from lightning_topo import Distortion, Persistence
 from lightning_topo.demo import FullBatch
+from lightning_topo.homology import betti_number, persistence
 
 RADIUS = 0.3
 RATES: dict[str, tuple[MakeOptimizer | Any, tuple[float, ...]]] = {
@@ -96,6 +97,7 @@ def row(found: list[Trial]) -> Row:
     """One setting, over its seeds."""
     r = [t.run.series("r")[1] for t in found]
     betti = {k: [t.run.series(f"betti_{k}")[1] for t in found] for k in (0, 1)}
+    starts = [persistence(t.cloud(0), 0) for t in found]
     return {
         "optimizer": found[0].optimizer,
         "lr": found[0].lr,
@@ -105,7 +107,7 @@ def row(found: list[Trial]) -> Row:
         "steps with r >= 1": spread([int((v >= 1).sum()) for v in r]),
         "a since start": spread([float(t.run.series("total_contraction", worst=min)[1][-1]) for t in found]),
         "b since start": spread([float(t.run.series("total_expansion")[1][-1]) for t in found]),
-        "b0, start": spread([v[0] for v in betti[0]]),
+        "b0, start": spread([betti_number(start, 0, SCALE * start.diameter) for start in starts]),
         "b0, end": spread([v[-1] for v in betti[0]]),
         "b0, largest": spread([v.max() for v in betti[0]]),
         "b1, end": spread([v[-1] for v in betti[1]]),

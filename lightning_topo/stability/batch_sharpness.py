@@ -50,7 +50,7 @@ def batch_sharpness(
     >>> import torch
     >>> theta = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> round(batch_sharpness(lambda: theta[0] ** 2 + 3 * theta[1] ** 2, [theta]).value, 4)
-    5.9459
+    5.8919
     """
     return curvature_batch_sharpness(hessian(loss_fn, params), thresholds, noise=noise)
 

@@ -78,6 +78,7 @@ class Training:
                     "betti_1": 1.0,
                     "total_persistence_0": 2.0,
                     "log_bottleneck_0": 0.1,
+                    "log_bottleneck_1": 0.1,
                 }
                 self._send(Measurement(step, epoch, "persistence", group.name, values | {"log_bottleneck_bound": 0.2}))
             self.outputs.diagrams(step, diagrams)
