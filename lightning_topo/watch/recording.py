@@ -35,7 +35,7 @@ class Recording:
     def __init__(self, training: Training, training_loss: TrainingLoss | None) -> None:
         self._training, self._training_loss = training, training_loss
         self._batch: Any = None
-        self._is_kept = False
+        self._is_kept = self._is_open = False
         self._recorder = StepRecorder()
         self._gradients: list[dict[str, Tensor] | None] = []
         self._without_gradient: frozenset[str] = frozenset()
@@ -51,7 +51,7 @@ class Recording:
         if not wanted and not (loss is not None and loss.wants_tapes and step % RECORD_EVERY == 0):
             return
         self._tapes, self._gradients = [], []
-        self._batch, self._is_kept = batch, True
+        self._batch, self._is_kept, self._is_open = batch, True, True
         if self.obstacle:
             return
         module = self._training.module
@@ -66,8 +66,9 @@ class Recording:
 
     def loss(self, loss: Tensor, scale: float) -> None:
         """A loss is about to be differentiated: it ends a tape."""
-        if not self._recorder.is_active:
+        if not self._recorder.is_active or not self._is_open:  # a closure may be evaluated again
             return
+        self._is_open = False
         self._note_gradients()
         parameters = self._training.module.named_parameters()
         self._without_gradient = frozenset(name for name, p in parameters if p.grad is None or not p.grad.any())
@@ -81,6 +82,7 @@ class Recording:
         self._note_gradients()
         if goes_on:
             self._recorder.resume()
+            self._is_open = True
 
     def end(self) -> list[Tape]:
         """The accepted tapes of the step, one for each loss; whatever has happened in it."""
