@@ -39,8 +39,8 @@ class Outputs:
 
     @property
     def dirpath(self) -> Path | None:
-        """The run folder; None where there is no record."""
-        return None if self.record is None else self.record.writer.dirpath
+        """The run folder; None where there is no record, or where the run ended before its first step."""
+        return None if self.record is None or self.record.is_discarded else self.record.writer.dirpath
 
     @property
     def run_id(self) -> str | None:

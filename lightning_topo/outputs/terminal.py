@@ -78,7 +78,7 @@ class TerminalOutput:
 
     def end(self, *, in_haste: bool = False) -> None:
         """Say what the run came to, and where it can be looked at."""
-        if self._dirpath is None:
+        if self._dirpath is None or not self._dirpath.is_dir():  # of a run without a step nothing is left
             return
         where = self._dirpath / REPORT if self._has_page else self._dirpath
         if in_haste:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from lightning_topo.geometry import StepDistortion, distinct_neurons, distortions
 from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons.one_run import named_state
 from lightning_topo.probes.period import Period
 from lightning_topo.probes.probe import Capture, ProbeResult
-from lightning_topo.probes.twins import Twins, find_twins, n_split
+from lightning_topo.probes.twins import Twins, equal_neurons, find_twins, n_split
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,8 @@ class Distortion:
     `every_n_steps="auto"` begins with every step. Values by group: `critical_ratio`, `contraction`, `expansion`,
     `log_distortion` of the step (with the pair `critical_i`, `critical_j` that attains the ratio); `total_contraction`,
     `total_expansion`, `total_log_distortion` since training began; `distinct_neurons`. Where some neurons were equal in
-    parameters and optimizer state at the last capture, `twins_split` is how many have parted from the others since
-    (not where parameters are sharded).
+    parameters and optimizer state at the last capture, or before the optimizers' first step, `twins_split` is how many
+    have parted from the others since (not where parameters are sharded).
 
     >>> Distortion().period
     Period(every=1, unit='step', adaptive=True)
@@ -31,6 +32,7 @@ class Distortion:
     every_n_steps: int | Literal["auto"] = "auto"
     name: str = field(default="distortion", init=False, repr=False)
     measures_steps: ClassVar[bool] = True
+    needs_parameters_before: ClassVar[bool] = True
     by_group: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -45,7 +47,7 @@ class Distortion:
         """The step map of each group; before the first step, its identity."""
         values: dict[str, dict[str, float]] = {}
         failures: dict[str, str] = {}
-        known: Mapping[str, Twins] = {} if capture.previous is None else capture.previous.carry
+        known: dict[str, Twins] = {} if capture.previous is None else dict(capture.previous.carry)
         twins = dict(known)
         for group in capture.groups:
             try:
@@ -53,19 +55,33 @@ class Distortion:
                 before = after if capture.before is None else capture.before[group.name]
                 reference = capture.reference[group.name].to(after)
                 values[group.name] = _distortion(group, before, after, reference)
+                if capture.previous is None:
+                    known[group.name] = _equal_at_first(group, capture)
             except ValueError as error:
                 failures[group.name] = str(error)
                 continue
             distinct = distinct_neurons(_stacked(after, group))
             values[group.name]["distinct_neurons"] = distinct
-            if group.name in known:
+            if known.get(group.name):
                 values[group.name]["twins_split"] = float(n_split(known[group.name], after))
             twins.pop(group.name, None)
             # Where parameters are sharded, so are the moments, and no process can compare them by itself.
-            if capture.sharding == "whole" and distinct < len(after):
+            if _is_whole(group, capture) and distinct < len(after):
                 found = find_twins(group, capture.module, capture.optimizers)
                 twins |= {group.name: found} if found else {}
         return ProbeResult(values, failures, carry=twins)
+
+
+def _is_whole(group: NeuronGroup, capture: Capture) -> bool:
+    """Whether all that makes up a neuron is known, and here: only then equal ones must stay equal."""
+    return group.status == "verified" and capture.sharding == "whole"
+
+
+def _equal_at_first(group: NeuronGroup, capture: Capture) -> Twins:
+    """The neurons that were equal before the optimizers' first step: they kept no state that could tell them apart."""
+    if not capture.is_first_step or capture.parameters_before is None or not _is_whole(group, capture):
+        return ()
+    return equal_neurons(group, group.gather({**named_state(capture.module)[0], **capture.parameters_before}))
 
 
 def _distortion(group: NeuronGroup, before: Tensor, after: Tensor, reference: Tensor) -> dict[str, float]:

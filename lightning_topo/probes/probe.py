@@ -125,7 +125,7 @@ class Capture:
 
     `before` holds the clouds before the step that led here, None where there was none; `reference` those when
     training began. `parameters_before` holds the trainable parameters before that step, by name, for probes that set
-    `needs_parameters_before`. `worker` computes homology elsewhere; None where a result is wanted at once.
+    `needs_parameters_before`. `is_first_step` where the optimizers kept no state before that step. `worker` computes homology elsewhere; None where a result is wanted at once.
     `training_loss(loss_fn)` is a context that yields the loss on the probe batch as a
     function of nothing (of `loss_fn`, or by default of the module's own training step; a `BatchLoss`, which can be cut
     into parts), and leaves the training untouched.
@@ -148,6 +148,7 @@ class Capture:
     parameters_before: Mapping[str, Tensor] | None = None
     sharding: Sharding = "whole"
     worker: Worker | None = None
+    is_first_step: bool = False
 
 
 @runtime_checkable

@@ -16,8 +16,12 @@ Twins = tuple[Int[Tensor, " k"], ...]
 
 def find_twins(group: NeuronGroup, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Twins:
     """The neurons that are now exactly equal in parameters and optimizer state, block by block."""
-    states = gather_state(group, module, optimizers, state="params+moments")
-    return tuple(b * group.n + rows for b, block in enumerate(blocks(states, group)) for rows in equal_rows(block))
+    return equal_neurons(group, gather_state(group, module, optimizers, state="params+moments"))
+
+
+def equal_neurons(group: NeuronGroup, cloud: Float[Tensor, "rows d"]) -> Twins:
+    """The exactly equal rows of a group's cloud, block by block."""
+    return tuple(b * group.n + rows for b, block in enumerate(blocks(cloud, group)) for rows in equal_rows(block))
 
 
 def n_split(twins: Twins, after: Float[Tensor, "rows d"]) -> int:

@@ -36,7 +36,8 @@ class StepRecorder:
     """Writes down the operators of a training step; the training receives the very tensors it would have had.
 
     `begin` before the step, `loss` where a backward pass is about to begin (in `on_before_backward`), `resume` where
-    it is over and the step goes on (manual optimization), `end` after the step, whatever has happened in it. One
+    it is over and the step goes on (manual optimization), `pause` and `resume` around an update, `end` after the step,
+    whatever has happened in it. One
     dispatch mode is active from `begin` to `end`; it lets everything pass unseen from each `loss` on. A step of more
     than `max_calls` operators is given up. Nothing here raises because of what the step does: a tape that cannot be
     used says why in its `obstacle`.
@@ -127,8 +128,12 @@ class StepRecorder:
         """The tapes of the losses up to now, while the recording goes on."""
         return tuple(self._tapes)
 
+    def pause(self) -> None:
+        """Let everything pass unseen until `resume`, as an optimizer's update."""
+        self._listening = False
+
     def resume(self) -> None:
-        """Record again: the backward pass is over, and parameters may have moved."""
+        """Record again: the backward pass or an update is over, and parameters may have moved."""
         if self._mode is None or self.obstacle:
             return
         with torch.no_grad():

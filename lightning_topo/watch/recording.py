@@ -35,7 +35,7 @@ class Recording:
     def __init__(self, training: Training, training_loss: TrainingLoss | None) -> None:
         self._training, self._training_loss = training, training_loss
         self._batch: Any = None
-        self._is_kept = self._is_open = False
+        self._is_kept = self._is_open = self._goes_on = False
         self._recorder = StepRecorder()
         self._gradients: list[dict[str, Tensor] | None] = []
         self._without_gradient: frozenset[str] = frozenset()
@@ -51,7 +51,7 @@ class Recording:
         if not wanted and not (loss is not None and loss.wants_tapes and step % RECORD_EVERY == 0):
             return
         self._tapes, self._gradients = [], []
-        self._batch, self._is_kept, self._is_open = batch, True, True
+        self._batch, self._is_kept, self._is_open, self._goes_on = batch, True, True, False
         if self.obstacle:
             return
         module = self._training.module
@@ -75,14 +75,32 @@ class Recording:
         self._gradients.append(None)
         self._recorder.loss(loss, scale=scale)
 
-    def differentiated(self, *, goes_on: bool) -> None:
-        """The gradient is there; where the step goes on, so does the recording."""
+    def differentiated(self, *, goes_on: bool, is_stepping: bool = False) -> None:
+        """The gradient is there; where the step goes on, so does the recording.
+
+        Not before the update is over where an optimizer `is_stepping`: it may evaluate its closure again, at parameters
+        that it has moved and will move again.
+        """
         if not self._recorder.is_active:
             return
         self._note_gradients()
-        if goes_on:
-            self._recorder.resume()
-            self._is_open = True
+        self._goes_on = goes_on
+        if goes_on and not is_stepping:
+            self._resume()
+
+    def update_begins(self, *, runs_closure: bool) -> None:
+        """An optimizer begins its update, which is no part of any loss; a closure's loss is recorded."""
+        if self._recorder.is_active and not runs_closure:
+            self._recorder.pause()
+
+    def update_ends(self) -> None:
+        """An optimizer has moved parameters; where the step goes on, so does the recording."""
+        if self._recorder.is_active and self._goes_on:
+            self._resume()
+
+    def _resume(self) -> None:
+        self._recorder.resume()
+        self._is_open = True
 
     def end(self) -> list[Tape]:
         """The accepted tapes of the step, one for each loss; whatever has happened in it."""

@@ -123,10 +123,11 @@ class Snapshots:
             neurons=now,
             before=self.before(step),
             reference=self.reference,
-            optimizers=self._steps.optimizers or list(self._training.optimizers),
+            optimizers=self._steps.with_waiting(self._training.optimizers),
             training_loss=self._training_loss,
             previous=previous,
             parameters_before=self._steps.before() if wants_parameters and self._steps.pending else None,
+            is_first_step=bool(self._steps.pending) and all(update.is_first for update in self._steps.pending),
             sharding=self.sharding,
             worker=self.worker,
         )

@@ -19,12 +19,13 @@ class Update:
     """One update of one optimizer: the trained parameters that it owns, by name, before and after.
 
     `before` holds copies that are valid until the optimizer steps again; `after` holds the parameters themselves. Both
-    are empty where parameters lie in shards.
+    are empty where parameters lie in shards. `is_first` where the optimizer kept no state before.
     """
 
     optimizer: Optimizer
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
+    is_first: bool = False
 
 
 @dataclass(slots=True)
@@ -55,7 +56,8 @@ class Steps:
 
     `guards` are called right after an update, before anything looks at it; they may change the parameters.
     `on_settle` is called before a second update in one batch overwrites the copies of the first. `on_outside` is
-    called with names where something else has moved parameters between two updates.
+    called with names where something else has moved parameters between two updates. `on_begin` is called before an
+    update, and told whether it runs a closure; `on_end` after it and the guards.
     """
 
     def __init__(
@@ -64,12 +66,15 @@ class Steps:
         *,
         on_settle: Callable[[], None],
         on_outside: Callable[[Optimizer, Sequence[str]], None],
+        on_begin: Callable[[bool], None] = lambda runs_closure: None,
+        on_end: Callable[[], None] = lambda: None,
         keep_copies: bool = True,
     ) -> None:
         self.guards: list[Callable[[Update], None]] = []
         self.pending: list[Update] = []
         self.optimizers: list[Optimizer] = []
         self._module, self._on_settle, self._on_outside = module, on_settle, on_outside
+        self._on_begin, self._on_end = on_begin, on_end
         self._keeps_copies = keep_copies
         self._names: dict[int, tuple[str, ...]] = {}
         self._counted: list[Any] = []
@@ -77,7 +82,7 @@ class Steps:
         self._foreign: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._running: list[Optimizer] = []
         self._present: dict[str, Tensor] | None = None
-        self._checks_later = False
+        self._checks_later = self._is_first = False
         self.read_names()
         self._handles = [
             register_optimizer_step_pre_hook(self._before_update),
@@ -153,6 +158,12 @@ class Steps:
         _renew([self._kept[id(p)] for p in _unique(self.pending)])
         self.pending = []
 
+    def with_waiting(self, optimizers: Iterable[Any]) -> list[Any]:
+        """The optimizers that have stepped, and of these those that train parameters which none of them owns."""
+        owned = {id(p) for optimizer in self.optimizers for p in _trained(optimizer)}
+        waiting = [o for o in optimizers if any(id(p) not in owned for p in _trained(o))]
+        return [*self.optimizers, *waiting]
+
     def moved(self) -> list[str]:
         """Names of kept parameters that have moved though no update of this batch moved them."""
         own = {id(p) for p in _unique(self.pending)}
@@ -168,6 +179,7 @@ class Steps:
         if not owned:
             return
         self._running = [optimizer]
+        self._is_first = not any(optimizer.state.values())
         updated = {id(p) for p in _unique(self.pending)}
         if any(id(p) in updated for p in owned):
             self._on_settle()
@@ -176,6 +188,7 @@ class Steps:
         self._checks_later = any(callable(value) for value in (*args[1:], *options.values()))
         if not self._checks_later:
             self._check(optimizer, owned)
+        self._on_begin(self._checks_later)
 
     def _check(self, optimizer: Optimizer, owned: Sequence[Tensor]) -> None:
         if not self._keeps_copies:
@@ -201,10 +214,11 @@ class Steps:
             self.optimizers.append(optimizer)
         kept = [self._kept[id(p)] for p in self._owned(optimizer) if id(p) in self._kept]
         named = [(name, k) for k in kept for name in self._names[id(k.parameter)]]
-        update = Update(optimizer, {name: k.copy for name, k in named}, {name: k.parameter for name, k in named})
+        update = Update(optimizer, {name: k.copy for name, k in named}, {name: k.parameter for name, k in named}, self._is_first)
         for guard in self.guards:
             guard(update)
         self.pending.append(update)
+        self._on_end()
 
     def _owned(self, optimizer: Optimizer) -> list[Tensor]:
         """The module's parameters that the optimizer trains."""

@@ -63,6 +63,8 @@ class Watch:
             training.module,
             on_settle=self._settle_early,
             on_outside=self._moved_outside,
+            on_begin=lambda runs_closure: self._recording.update_begins(runs_closure=runs_closure),
+            on_end=self._recording.update_ends,
             keep_copies=self._finding.sharding == "whole",
         )
         self._probing = Probing(settings.probes, self._ranks, {})
@@ -167,7 +169,7 @@ class Watch:
     def after_backward(self, *, goes_on: bool = False) -> None:
         """A gradient is there; `goes_on` where the step may compute further losses."""
         with self.budget.spending():
-            self._recording.differentiated(goes_on=goes_on)
+            self._recording.differentiated(goes_on=goes_on, is_stepping=self.steps.is_stepping)
 
     def before_update(self, optimizer: Optimizer) -> None:
         """An optimizer is about to change its parameters."""

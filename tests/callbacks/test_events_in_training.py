@@ -150,9 +150,6 @@ def twin(module):
     return module
 
 
-@pytest.mark.xfail(
-    reason="equal neurons that part in the very first step are not seen: no capture lies before it", strict=False
-)
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 def test_dropout_parts_equal_neurons_and_breaks_the_equivariance(tmp_path, optimizer):
     torch.manual_seed(0)

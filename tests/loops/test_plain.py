@@ -177,10 +177,6 @@ def test_two_optimizers_and_two_losses_are_one_step(tmp_path):
     assert {(m.values["from"], m.step, m.values["state"]) for m in coverage} == {(0.0, 8, 3.0)}
 
 
-@pytest.mark.xfail(
-    reason="with LBFGS no outgoing weights are found: neurons are judged incomplete at weights moved within the step",
-    strict=False,
-)
 def test_a_closure_counts_once(tmp_path):
     model = Net()
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)

@@ -65,7 +65,7 @@ class PageOutput:
 
     def end(self, *, in_haste: bool = False) -> None:
         """Write the page; in haste leave it to a process that outlives this one."""
-        if self._is_over:
+        if self._is_over or not self._dirpath.is_dir():  # of a run without a step nothing is left
             return
         self._is_over = True
         if self._process is not None:  # of an older state, and not to replace the page of a newer one

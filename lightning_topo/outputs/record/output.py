@@ -30,11 +30,18 @@ class RecordOutput:
         self._notice = notice
         self._failing: set[str] = set()
         self._has_told_loss = self._is_closed = False
+        self._has_begun = writer.branch.resumed or writer.branch.parent is not None
         self._n_lost_captures = 0
         self._at = (0, 0)
 
+    @property
+    def is_discarded(self) -> bool:
+        """Whether the run ended before its first step, with nothing to keep."""
+        return self._is_closed and not self._has_begun
+
     def start(self, run: Run) -> None:
-        """Nothing: the folder was claimed when the outputs were opened."""
+        """The run has made its first step; the folder was claimed when the outputs were opened."""
+        self._has_begun = True
 
     def measurement(self, measurement: Measurement) -> None:
         """Append a measurement."""
@@ -60,12 +67,15 @@ class RecordOutput:
         return self.writer.read_reference(group)
 
     def end(self, *, in_haste: bool = False) -> None:
-        """Close the files, and say what was lost."""
+        """Close the files, and say what was lost; of a run without a step no folder is left."""
         if self._is_closed:
             return
         self._is_closed = True
         try:
-            self.writer.close()
+            if self._has_begun:
+                self.writer.close()
+            else:
+                self.writer.discard()
         except OSError as error:
             reason = f" ({error})"
         else:
@@ -79,6 +89,7 @@ class RecordOutput:
 
     def _write(self, action: Callable[..., None], *args: Any) -> bool:
         """Write; say once where it begins to fail, and where lines are lost. Whether it was written."""
+        self._has_begun = True
         try:
             action(*args)
         except OSError as error:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -208,6 +209,14 @@ class RecordWriter:
 
     def _measure_diagrams(self) -> int:
         return sum(diagram_path(self.dirpath, step).stat().st_size for step in diagram_steps(self.dirpath))
+
+    def discard(self) -> None:
+        """Close and remove the record of a run in which nothing has happened, and its folder if that is empty then."""
+        self.close()
+        for name in (MEASUREMENTS, EVENTS):
+            (self.dirpath / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.dirpath.rmdir()
 
     def close(self) -> None:
         """Close the files, after one last try at what could not be written, and let others have the folder."""
