@@ -30,8 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.add_argument("--out", type=Path, help="the page (default: report.html in the first run's folder)")
     report.set_defaults(command=_report)
 
-    neurons = commands.add_parser("neurons", help="print the groups of neurons of a model, each verified")
-    neurons.add_argument("model", metavar="MODULE:NAME", help="a model, or a class or function that makes one")
+    neurons = commands.add_parser("neurons", help="print the groups of neurons of a model, each verified, or of a run")
+    neurons.add_argument(
+        "model",
+        metavar="MODULE:NAME | RUN",
+        help="a model, or a class or function that makes one; or a run folder, with what became of every parameter",
+    )
     neurons.add_argument("--shape", help="of an example input, batch first, as in 4,3,32,32 (default: guessed)")
     neurons.set_defaults(command=_neurons)
 
@@ -78,6 +82,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _neurons(arguments: argparse.Namespace) -> int:
+    if Path(arguments.model).is_dir():
+        return _neurons_of_run(_run_folder(Path(arguments.model)))
     import torch
 
     from lightning_topo.neurons import find_neuron_groups, neuron_table
@@ -88,6 +94,16 @@ def _neurons(arguments: argparse.Namespace) -> int:
         shape = [int(size) for size in arguments.shape.split(",")]
         inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     print(neuron_table(find_neuron_groups(model, inputs), dict(model.named_parameters())))
+    return 0
+
+
+def _neurons_of_run(folder: Path) -> int:
+    from lightning_topo.outputs.record import read_record
+
+    table = read_record(folder).parameters
+    if table is None:
+        raise ValueError(f"expected a record that tells of its parameters in {folder}, got one of an older version")
+    print(table)
     return 0
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
 from lightning_topo.neurons.coupling import leaves
 from lightning_topo.neurons.group import NeuronGroup
 from lightning_topo.neurons.trace import CouplingTrace
@@ -26,11 +29,7 @@ def parameter_coverage(
 
     `selected_out` are groups that were found but not wanted, by name, with the reason.
     """
-    by_param: dict[str, list[str]] = {}
-    for group in groups:
-        for piece in group.slices:
-            for name in piece.names(group.n):
-                by_param.setdefault(name, []).append(group.name)
+    by_param = _groups_by_param(groups)
     reached = frozenset[str]().union(*(tape.params for tape in tapes)) if tapes else frozenset()
     found: dict[str, ParameterCoverage] = {}
     for tape in tapes:
@@ -38,7 +37,7 @@ def parameter_coverage(
             name = names[0]
             if not tape.trainable.get(name, False):
                 continue
-            inside = tuple(dict.fromkeys(by_param.get(name, ())))
+            inside = tuple(by_param.get(name, ()))
             if inside:
                 reason = ""
             elif name in selected_out:
@@ -51,6 +50,33 @@ def parameter_coverage(
                 reason = _frozen(trace, name)
             found[name] = ParameterCoverage(name, tape.values[slot].numel(), inside, reason)
     return tuple(found.values())
+
+
+def whole_coverage(
+    known: Sequence[ParameterCoverage], groups: Sequence[NeuronGroup], parameters: Mapping[str, Tensor], otherwise: str
+) -> tuple[ParameterCoverage, ...]:
+    """Coverage of all parameters by the groups that are measured in the end, also of those that no tape knows.
+
+    `known` gives the reasons, `otherwise` that of parameters which it lacks and which are trained.
+    """
+    by_param = _groups_by_param(groups)
+    reasons = {one.param: one.reason or f"{', '.join(one.groups)} has a single neuron" for one in known}
+    found = []
+    for name, parameter in parameters.items():
+        inside = tuple(by_param.get(name, ()))
+        reason = "" if inside else reasons.get(name, otherwise if parameter.requires_grad else "it is not trained")
+        numel = 0 if is_lazy(parameter) else parameter.numel()
+        found.append(ParameterCoverage(name, numel, inside, reason))
+    return tuple(found)
+
+
+def _groups_by_param(groups: Sequence[NeuronGroup]) -> dict[str, dict[str, None]]:
+    found: dict[str, dict[str, None]] = {}
+    for group in groups:
+        for piece in group.slices:
+            for name in piece.names(group.n):
+                found.setdefault(name, {})[group.name] = None
+    return found
 
 
 def _frozen(trace: CouplingTrace | None, name: str) -> str:

@@ -125,10 +125,10 @@ class Capture:
 
     `before` holds the clouds before the step that led here, None where there was none; `reference` those when
     training began. `parameters_before` holds the trainable parameters before that step, by name, for probes that set
-    `needs_parameters_before`. `is_first_step` where the optimizers kept no state before that step. `worker` computes homology elsewhere; None where a result is wanted at once.
-    `training_loss(loss_fn)` is a context that yields the loss on the probe batch as a
-    function of nothing (of `loss_fn`, or by default of the module's own training step; a `BatchLoss`, which can be cut
-    into parts), and leaves the training untouched.
+    `needs_parameters_before`. `is_first_step` where the optimizers kept no state before that step. `worker` computes
+    homology elsewhere; None where a result is wanted at once. `training_loss(loss_fn)` is a context that yields the
+    loss on the probe batch as a function of nothing (of `loss_fn`, or by default of the module's own training step; a
+    `BatchLoss`, which can be cut into parts), and leaves the training untouched.
 
     Where several processes train, each is given the `neurons` of its own share of the groups. A probe that sets
     `by_group` is given those `groups` alone, and what the processes find is put together; any other probe runs on

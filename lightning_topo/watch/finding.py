@@ -9,8 +9,10 @@ from torch import nn
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons import FoundNeurons, NeuronGroup, Rows, groups_from_tapes
 from lightning_topo.neurons.capture import Sharding, sharding, whole_copy
+from lightning_topo.neurons.coverage import ParameterCoverage, whole_coverage
 from lightning_topo.neurons.fallback import incoming_groups
 from lightning_topo.tape import Tape
+from lightning_topo.tape.names import clean_name
 from lightning_topo.watch.training import Training
 
 _REMEDY = "Name the groups by hand: TopologyMonitor(groups=declare_neurons(module, ...))."
@@ -28,13 +30,13 @@ class Problem:
 class Finding:
     """The groups of neurons of one training, found on a recorded step.
 
-    `problems` and `uncovered` say what was not found: groups without proof, and trained parameters in no group.
+    `problems` says which groups are without proof; `coverage` of every parameter its groups, or why it is in none.
     """
 
     def __init__(self, training: Training, declared: Sequence[Any] | None, seed: int) -> None:
         self.sharding: Sharding = sharding(training.root)
         self.problems: list[Problem] = []
-        self.uncovered: dict[str, str] = {}
+        self.coverage: tuple[ParameterCoverage, ...] = ()
         self._training, self._seed = training, seed
         self._is_complete = declared is not None and not any(isinstance(one, str) for one in declared)
         self._declared = tuple(one for one in declared or () if isinstance(one, NeuronGroup))
@@ -48,9 +50,16 @@ class Finding:
         ranks = self._training.ranks
         structure = self._structure()
         found: FoundNeurons = ranks.first("groups", lambda: self._found(tapes, obstacle, structure))
-        self.uncovered = {coverage.param: coverage.reason for coverage in found.uncovered}
+        self.coverage = found.coverage
         self.problems = list(_problems(found))
         return tuple(group for group in found.groups if group.n > 1)
+
+    @property
+    def uncovered(self) -> list[ParameterCoverage]:
+        """The trained parameters in no group, largest first."""
+        trained = {clean_name(name) for name, p in self._training.module.named_parameters() if p.requires_grad}
+        left = [one for one in self.coverage if not one.groups and one.param in trained]
+        return sorted(left, key=lambda one: -one.numel)
 
     def _structure(self) -> nn.Module | None:
         """A module whose parameters have their whole shapes, on the first rank; a collective where they are flat."""
@@ -59,6 +68,13 @@ class Finding:
         return whole_copy(self._training.root, mine=self._training.ranks.rank == 0, values=False)
 
     def _found(self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None) -> FoundNeurons:
+        found = self._groups(tapes, obstacle, structure)
+        parameters = {clean_name(name): p for name, p in (structure or self._training.module).named_parameters()}
+        measured = [group for group in found.groups if group.n > 1]
+        otherwise = found.refused[0] if found.refused else "the step did not meet it"
+        return replace(found, coverage=whole_coverage(found.coverage, measured, parameters, otherwise))
+
+    def _groups(self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None) -> FoundNeurons:
         refused = (obstacle,) if obstacle else tuple(dict.fromkeys(tape.obstacle for tape in tapes if tape.obstacle))
         if not obstacle and len(refused) < len(tapes):
             include = () if self._is_complete else ("*",)

@@ -1,8 +1,9 @@
 """The events that the engine itself reports: what it could not see, and what it could not take over."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from lightning_topo.neurons.coverage import ParameterCoverage
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 
 _MOST_NAMED = 3
@@ -63,18 +64,20 @@ def unseen_step(optimizers: Sequence[object], names: Sequence[str], step: int, e
     )
 
 
-def unwatched(reasons: Mapping[str, str], sizes: Mapping[str, int], step: int, epoch: int) -> TopologyEvent | None:
-    """Trainable parameters that belong to no group, with the largest and their reasons; None where there are none."""
-    if not reasons:
+def unwatched(uncovered: Sequence[ParameterCoverage], step: int, epoch: int) -> TopologyEvent | None:
+    """Trainable parameters that belong to no group, with the largest and their reasons; None where there are none.
+
+    `uncovered` begins with the largest.
+    """
+    if not uncovered:
         return None
-    largest = sorted(reasons, key=lambda name: -sizes.get(name, 0))[:_MOST_NAMED]
-    named = "; ".join(f"{name} ({reasons[name]})" for name in largest)
+    named = "; ".join(f"{one.param} ({one.reason})" for one in uncovered[:_MOST_NAMED])
     return TopologyEvent(
         EventName.UNWATCHED_PARAMETERS,
         step,
         epoch,
-        value=float(len(reasons)),
-        message=f"{len(reasons)} trainable parameters belong to no group of neurons, the largest: {named}.",
+        value=float(len(uncovered)),
+        message=f"{len(uncovered)} trainable parameters belong to no group of neurons, the largest: {named}.",
         remedy="Often nothing: inputs and outputs of a network have no exchangeable neurons. Otherwise name a group by "
         "hand: TopologyMonitor(groups=[..., *declare_neurons(module, ...)]).",
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
 from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons.coverage import ParameterCoverage
 from lightning_topo.phases import TopologyEvent
 from lightning_topo.watch.readings import Readings
 
@@ -56,10 +57,14 @@ class Output(Protocol):
 
 @runtime_checkable
 class ReferenceStore(Protocol):
-    """Keeps the clouds from which distances since the beginning are measured."""
+    """Keeps what was found at the beginning: the clouds that distances are measured from, and who is in which group."""
 
     def reference(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> None:
         """Keep the clouds of `step`, each with its group's name."""
+        ...
+
+    def parameters(self, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]) -> None:
+        """Keep for every parameter its groups, or why it is in none."""
         ...
 
     def read_reference(self, group: str) -> Tensor | None:

@@ -214,7 +214,9 @@ class Steps:
             self.optimizers.append(optimizer)
         kept = [self._kept[id(p)] for p in self._owned(optimizer) if id(p) in self._kept]
         named = [(name, k) for k in kept for name in self._names[id(k.parameter)]]
-        update = Update(optimizer, {name: k.copy for name, k in named}, {name: k.parameter for name, k in named}, self._is_first)
+        update = Update(
+            optimizer, {name: k.copy for name, k in named}, {name: k.parameter for name, k in named}, self._is_first
+        )
         for guard in self.guards:
             guard(update)
         self.pending.append(update)

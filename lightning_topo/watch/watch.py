@@ -279,8 +279,7 @@ class Watch:
         self._refer(step)
         for k, problem in enumerate(self._finding.problems):  # each is said, also where several are of no one group
             self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
-        sizes = {name: p.numel() for name, p in training.module.named_parameters()}
-        if (event := unwatched(self._finding.uncovered, sizes, step, training.epoch)) is not None:
+        if (event := unwatched(self._finding.uncovered, step, training.epoch)) is not None:
             self._reporting.event(event)
         snapshots.worker = self._worker
 
@@ -292,6 +291,8 @@ class Watch:
         limited = self._settings.max_overhead is not None
         self._certifying = Certifying(snapshots, self.steps, self._probing, limited=limited)
         self._membership = Membership(self._training.module, self.steps)
+        if (store := self._outputs.store) is not None:
+            store.parameters(self.groups, self._finding.coverage)
         return snapshots
 
     def _follow_members(self, step: int) -> None:

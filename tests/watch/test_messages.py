@@ -2,6 +2,7 @@
 
 import torch
 
+from lightning_topo.neurons.coverage import ParameterCoverage
 from lightning_topo.phases import DETECTED
 from lightning_topo.watch.messages import lost_result, members_changed, moved_outside, unseen_step, unwatched
 
@@ -13,7 +14,7 @@ def test_each_is_an_event_with_a_remedy_that_no_replay_makes_again():
         members_changed(["a", "b", "c", "d"], ["net.0"], 3, 0),
         moved_outside(sgd, ["a"], 3, 0),
         unseen_step([sgd], ["a", "b"], 3, 0),
-        unwatched({"a": "an output"}, {"a": 4}, 3, 0),
+        unwatched([ParameterCoverage("a", 4, (), "an output")], 3, 0),
     ]
     assert not {event.name for event in events} & DETECTED
     assert all(event.message and event.remedy for event in events)
@@ -24,8 +25,7 @@ def test_each_is_an_event_with_a_remedy_that_no_replay_makes_again():
 
 
 def test_the_largest_parameters_without_a_group_are_named_with_their_reasons():
-    reasons = {name: f"reason {name}" for name in "abcde"}
-    event = unwatched(reasons, {"a": 1, "b": 50, "c": 40, "d": 30, "e": 2}, 1, 0)
+    event = unwatched([ParameterCoverage(name, 9, (), f"reason {name}") for name in "bcdea"], 1, 0)
     assert event.value == 5
     assert "b (reason b); c (reason c); d (reason d)" in event.message
-    assert unwatched({}, {}, 1, 0) is None
+    assert unwatched([], 1, 0) is None

@@ -16,6 +16,7 @@ from lightning_topo.outputs.page.slides import DiagramSlides, slides
 from lightning_topo.outputs.page.thinning import StepTable, envelope, held, step_table
 from lightning_topo.outputs.page.verdict import sentence
 from lightning_topo.outputs.record import Parent, RunRecord
+from lightning_topo.outputs.record.parameters import ParameterTable
 from lightning_topo.outputs.record.thin import Thinned
 from lightning_topo.phases import Phase, Replay, Severity, TopologyEvent, told
 from lightning_topo.quantities import Direction, direction
@@ -107,6 +108,7 @@ class RunView:
     parent: Parent | None = None
     history_from: int | None = None
     """The first step of the parent's history, which is shown before the run's own steps and counted nowhere."""
+    parameters: ParameterTable | None = None
 
 
 def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
@@ -149,6 +151,7 @@ def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
         n_abandoned=record.n_abandoned,
         parent=record.parent,
         history_from=min((m.step for m in record.history), default=None),
+        parameters=record.parameters,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_topo.outputs.page import markup
 from lightning_topo.outputs.page.encode import to_json
 from lightning_topo.outputs.page.model import Budget, RunView, page_json, run_view
+from lightning_topo.outputs.page.parameters import parameter_section
 from lightning_topo.outputs.record import RunRecord
 
 _PLOTLY = "plotly-cartesian-4.1.1.min.js"
@@ -66,7 +67,7 @@ def _fill(runs: Sequence[RunView]) -> str:
         "css": _asset("page.css"),
         "head": markup.head(runs[0]) if len(runs) == 1 else markup.comparison(runs),
         "events": "".join(markup.events(run, named=len(runs) > 1) for run in runs),
-        "about": "".join(markup.about(run, named=len(runs) > 1) for run in runs),
+        "about": "".join(markup.about(run, named=len(runs) > 1) + parameter_section(run.parameters) for run in runs),
         "data": to_json(page_json(runs)),
         "plotly": _asset(_PLOTLY),
         "script": "".join(map(_asset, _SCRIPTS)),

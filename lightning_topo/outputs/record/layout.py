@@ -6,6 +6,7 @@ A run folder holds
     events.jsonl            a line per event
     diagrams/step-<9 digits>.npz    persistence diagrams: an array (m, 2) "<group>/H<k>" each, and "meta"
     diagrams/abandoned-<k>/ captures that lie behind a rewind
+    parameters.json         the groups of neurons, and for every parameter its groups or why it is in none
     reference/clouds.npz    the neurons when training began, and "step"
     history/*.jsonl         of a run that began from another's checkpoint: the lines of that one up to there
     report.html             the page

@@ -1,12 +1,14 @@
 """The record as an output: a disk that is full or gone stops nothing, and what is lost is counted."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons.coverage import ParameterCoverage
 from lightning_topo.outputs.record.write import RecordWriter
 from lightning_topo.outputs.warning import warn
 from lightning_topo.phases import EventName, Severity, TopologyEvent
@@ -61,6 +63,10 @@ class RecordOutput:
     def reference(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> None:
         """Keep the clouds from which distances since the beginning are measured."""
         self._write(self.writer.reference, step, clouds)
+
+    def parameters(self, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]) -> None:
+        """Keep for every parameter its groups, or why it is in none."""
+        self._write(self.writer.parameters, groups, coverage)
 
     def read_reference(self, group: str) -> Tensor | None:
         """A cloud that `reference` has kept, also in an earlier session of the run."""

@@ -26,6 +26,7 @@ from lightning_topo.outputs.record.layout import (
     diagram_steps,
     read_header,
 )
+from lightning_topo.outputs.record.parameters import ParameterTable, read_parameters
 from lightning_topo.outputs.record.thin import N_MERGED, PROBE, Thinned
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 from lightning_topo.quantities import COVERAGE_STATES
@@ -69,6 +70,11 @@ class RunRecord(RecordViews):
     def groups(self) -> tuple[str, ...]:
         """The names of the measured groups, in the order of their first measurement."""
         return tuple(dict.fromkeys(m.group for m in self.measurements if m.group != GLOBAL))
+
+    @property
+    def parameters(self) -> ParameterTable | None:
+        """For every parameter its groups, or why it is in none; None in records of older versions."""
+        return read_parameters(self.dirpath)
 
     def diagrams(self, step: int) -> dict[str, PersistenceDiagram]:
         """The persistence diagrams of every group, as captured at a step of `diagram_steps`."""

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons.coverage import ParameterCoverage
 from lightning_topo.outputs.record.archive import read_arrays, write_arrays
 from lightning_topo.outputs.record.branch import REWIND, Branch, claim, lies_behind, set_aside
 from lightning_topo.outputs.record.jsonl import JsonLines, Line, read_objects
@@ -29,6 +31,7 @@ from lightning_topo.outputs.record.layout import (
     diagram_path,
     diagram_steps,
 )
+from lightning_topo.outputs.record.parameters import write_parameters
 from lightning_topo.outputs.record.thin import PROBE, Thinned, thinned
 from lightning_topo.phases import EventName, TopologyEvent
 from lightning_topo.quantities import COVERAGE_STATES
@@ -175,6 +178,10 @@ class RecordWriter:
         # NumPy has no bfloat16; float32 holds half-precision values exactly.
         arrays = ((f"cloud/{name}", _widened(cloud).cpu().numpy()) for name, cloud in clouds)
         write_arrays(self.dirpath / REFERENCE, chain(arrays, [("step", np.array(step))]), compressed=False)
+
+    def parameters(self, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]) -> None:
+        """Write what became of every parameter, in place of an earlier session's."""
+        write_parameters(self.dirpath, groups, coverage)
 
     def read_reference(self, group: str) -> Tensor | None:
         """One of the clouds kept by `reference`; None where it is not there. Sets `reference_step` to their step."""
