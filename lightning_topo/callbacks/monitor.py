@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -95,6 +96,7 @@ class TopologyMonitor(Callback):
         self._training: TrainerTraining | None = None
         self._outputs: Outputs | None = None
         self._losses: list[Tensor] = []
+        self._logged_before: dict[str, Tensor] = {}
         self._saved: Any = None
 
     @property
@@ -203,6 +205,15 @@ class TopologyMonitor(Callback):
                 self.watch.after_epoch()
         self._tell(trainer, pl_module)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged_before = dict(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        before, self._logged_before = self._logged_before, {}
+        with self._guarded("could not note what validation has logged"):
+            if self.watch is not None and not trainer.sanity_checking:
+                self.watch.validated(fresh_metrics(before, trainer.callback_metrics))
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
 
@@ -223,7 +234,7 @@ class TopologyMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither the live watch nor what Lightning attaches (`log`, bound to the module) belongs to a copy.
-        empty = {"watch": None, "_training": None, "_outputs": None, "_losses": []}
+        empty = {"watch": None, "_training": None, "_outputs": None, "_losses": [], "_logged_before": {}}
         return {"settings": self.settings, "_saved": self._saved, **empty}
 
     def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -255,6 +266,20 @@ class TopologyMonitor(Callback):
 def monitors(trainer: Trainer) -> list[TopologyMonitor]:
     """The trainer's monitors, in the order of its callbacks."""
     return [callback for callback in _callbacks(trainer) if isinstance(callback, TopologyMonitor)]
+
+
+def fresh_metrics(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """The metrics of the module's own that were logged in between: they hold another tensor now.
+
+    >>> old = torch.tensor(1.0)
+    >>> fresh_metrics({"a": old, "b": old}, {"a": old, "b": torch.tensor(2.0), "topology/phase": torch.tensor(0.0)})
+    {'b': 2.0}
+    """
+    return {
+        name: float(value)
+        for name, value in after.items()
+        if value is not before.get(name) and value.numel() == 1 and not name.startswith("topology/")
+    }
 
 
 def _callbacks(trainer: Trainer) -> list[Any]:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_topo.tape.names import clean_name
+from lightning_topo.watch.rates import learning_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Update:
     optimizer: Optimizer
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
+    learning_rate: float | None = None
 
 
 @dataclass(slots=True)
@@ -201,7 +203,8 @@ class Steps:
             self.optimizers.append(optimizer)
         kept = [self._kept[id(p)] for p in self._owned(optimizer) if id(p) in self._kept]
         named = [(name, k) for k in kept for name in self._names[id(k.parameter)]]
-        update = Update(optimizer, {name: k.copy for name, k in named}, {name: k.parameter for name, k in named})
+        before, after = {name: k.copy for name, k in named}, {name: k.parameter for name, k in named}
+        update = Update(optimizer, before, after, learning_rate(optimizer))  # now: a schedule may follow
         for guard in self.guards:
             guard(update)
         self.pending.append(update)

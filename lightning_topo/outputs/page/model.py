@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 from zipfile import BadZipFile
 
@@ -10,8 +10,10 @@ from lightning_topo.figures.captures import Crocker, Pairs, bars, by_blocks, cro
 from lightning_topo.figures.coverage import stretches, uncovered
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.outputs.page.advice import Advice, Evidence, advise
 from lightning_topo.outputs.page.certificates import CertificateTable, certificate_table
 from lightning_topo.outputs.page.outcome import Outcome, history, series
+from lightning_topo.outputs.page.rates import RateLimits
 from lightning_topo.outputs.page.slides import DiagramSlides, slides
 from lightning_topo.outputs.page.thinning import StepTable, envelope, held, step_table
 from lightning_topo.outputs.page.verdict import sentence
@@ -23,6 +25,8 @@ from lightning_topo.quantities import Direction, direction
 _GLOBAL_CURVES = (("training", "loss"), ("sharpness", "sharpness_ratio"), ("sharpness", "eta_lambda"))
 _MOST_NUMBERS = 1 << 25
 """Of all captures so many births and deaths are read; what lies behind is left out, and counted."""
+_MOST_LOGGED = 8
+"""Of the metrics of validation so many are drawn."""
 _BAND = ("contraction", "expansion", "total_contraction", "total_expansion")
 _CHANGE = ("betti_0", "betti_1", "log_bottleneck_0", "log_bottleneck_1", "log_bottleneck_bound")
 
@@ -107,6 +111,13 @@ class RunView:
     parent: Parent | None = None
     history_from: int | None = None
     """The first step of the parent's history, which is shown before the run's own steps and counted nowhere."""
+    advice: Advice | None = None
+    rates: Mapping[str, StepTable] = field(default_factory=dict)
+    """The learning rate used, and those at which a limit is met, by the names of `RateLimits`."""
+    logged: Mapping[str, StepTable] = field(default_factory=dict)
+    """What the training's own validation has logged."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What `run.json` says of the run."""
 
 
 def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
@@ -123,6 +134,7 @@ def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
         for probe, name in _GLOBAL_CURVES
         if (points := series(by_group.get(GLOBAL, ()), probe, name))
     }
+    evidence = Evidence.of(record.measurements)
     return RunView(
         label=label,
         run_id=record.run_id,
@@ -149,7 +161,25 @@ def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
         n_abandoned=record.n_abandoned,
         parent=record.parent,
         history_from=min((m.step for m in record.history), default=None),
+        advice=advise(past.outcome, evidence),
+        rates=_rates(evidence.limits, past.outcome.last_step, budget),
+        logged=_logged(record.measurements, budget),
+        about=record.about,
     )
+
+
+def _rates(limits: RateLimits, last_step: int | None, budget: Budget) -> dict[str, StepTable]:
+    """Each series thinned; the learning rate used goes on to the last step."""
+    named = {f.name: getattr(limits, f.name) for f in fields(limits)}
+    if limits.used and last_step is not None and last_step > limits.used[-1][0]:
+        named["used"] = (*limits.used, (last_step, limits.used[-1][1]))
+    return {name: envelope(name, points, budget.curve_points) for name, points in named.items() if points}
+
+
+def _logged(measurements: Sequence[Measurement], budget: Budget) -> dict[str, StepTable]:
+    own = [m for m in measurements if m.probe == "validation" and m.group == GLOBAL]
+    names = list(dict.fromkeys(name for m in own for name in m.values))[:_MOST_LOGGED]
+    return {name: envelope(name, series(own, "validation", name), budget.curve_points) for name in names}
 
 
 def _before(record: RunRecord) -> Iterator[Measurement]:
