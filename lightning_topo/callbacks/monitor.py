@@ -17,13 +17,14 @@ from lightning_topo.callbacks.trainer_printer import TrainerPrinter
 from lightning_topo.callbacks.trainer_training import TrainerTraining
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.outputs import Outputs, open_outputs
+from lightning_topo.outputs.page.inline import inline_html
 from lightning_topo.outputs.record import RunRecord, read_record
 from lightning_topo.phases import PhaseRules, TopologyEvent
-from lightning_topo.probes import Distortion, Persistence, Probe, Sharpness
+from lightning_topo.probes import Probe
 from lightning_topo.watch import Watch, WatchSettings
 from lightning_topo.watch.checkpoint import saved_place
 from lightning_topo.watch.readings import LogGroups
-from lightning_topo.watch.settings import Groups
+from lightning_topo.watch.settings import Groups, probe_list
 
 
 class TopologyMonitor(Callback):
@@ -80,7 +81,7 @@ class TopologyMonitor(Callback):
         rules: PhaseRules = PhaseRules(),
     ) -> None:
         self.settings: WatchSettings = WatchSettings(
-            probes=(Distortion(), Persistence(), Sharpness()) if probes is None else tuple(probes),
+            probes=probe_list(probes),
             groups=groups if isinstance(groups, str) else tuple(groups),
             dirpath=None if dirpath is None else Path(dirpath),
             log_groups=log_groups,
@@ -123,6 +124,14 @@ class TopologyMonitor(Callback):
     def record(self) -> RunRecord | None:
         """The record of the present or last fit as it stands, read anew; None where `dirpath` is None."""
         return None if self.dirpath is None else read_record(self.dirpath)
+
+    def _repr_html_(self) -> str | None:
+        """The run so far, as notebooks show it; None (its plain name) where there is no record."""
+        try:
+            record = self.record
+            return None if record is None else inline_html(record)
+        except Exception:  # to show something must not end a notebook's cell
+            return None
 
     def note_proposal(self, group: str, ratio: float) -> None:
         """Take in the critical ratio of an update that a guard did not let pass as it was."""

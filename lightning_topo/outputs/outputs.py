@@ -61,6 +61,9 @@ class Outputs:
     def start(self, run: Run) -> None:
         """The run begins, or goes on after a resume."""
         self._has_started = True
+        for pattern in run.readings.unmatched:
+            names = ", ".join(run.readings.groups[:8]) or "none"
+            warn(f"log_groups: {pattern!r} fits the name of no group. The groups are: {names}.")
         self._each("the start of the run", lambda output: output.start(run))
         unsent, self._unsent = self._unsent, []
         for event in unsent:

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.outputs.page.outcome import Outcome
+from lightning_topo.outputs.page.outcome import Outcome, history
 from lightning_topo.outputs.page.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
+from lightning_topo.outputs.record import RunRecord
 
 MARGIN = 0.8
 """Of the learning rate that would just have done, so much is recommended."""
@@ -74,6 +75,12 @@ def advise(outcome: Outcome, evidence: Evidence) -> Advice | None:
     if outcome.edge_step is not None:
         return _at_edge(outcome, evidence, outcome.edge_step)
     return _keep(outcome, evidence)
+
+
+def recommendation(record: RunRecord) -> str:
+    """The decision of `advise` for a record; empty where there is none."""
+    advice = advise(history(record).outcome, Evidence.of(record.measurements))
+    return "" if advice is None else advice.decision
 
 
 def floor2(value: float) -> float:

@@ -6,7 +6,7 @@ from html import escape
 from lightning_topo.outputs.page.encode import visible
 from lightning_topo.outputs.page.facts import Fact, differences, facts, settings, validation
 from lightning_topo.outputs.page.model import RunView
-from lightning_topo.outputs.page.verdict import tone
+from lightning_topo.outputs.page.verdict import besides, finding, tone
 from lightning_topo.phases import TopologyEvent
 
 
@@ -24,7 +24,8 @@ def head(run: RunView) -> str:
     trained = (*settings(run), *validation(run))
     return (
         f'<p class="eyebrow">Topology of training <span class="name">{text(run.label)}</span></p>'
-        f'<h1 id="verdict" class="phase-{tone(run.outcome).name.lower()}">{text(run.verdict)}</h1>'
+        f'<h1 id="verdict" class="phase-{tone(run.outcome).name.lower()}">{text(finding(run.outcome))}'
+        f"<small>{text(besides(run.outcome))}</small></h1>"
         f"{_decision(run)}"
         f'<dl class="facts" id="summary">{_definitions(facts(run))}</dl>'
         + (
@@ -90,6 +91,9 @@ def comparison(runs: Sequence[RunView]) -> str:
 
 def events(run: RunView, *, named: bool) -> str:
     """The table of a run's events, under its name if `named`."""
+    if named and run.events:
+        inner = events(run, named=False)
+        return f'<details><summary class="name">{text(run.label)}: {len(run.events):,} events</summary>{inner}</details>'
     title = f'<h3 class="name">{text(run.label)}</h3>' if named else ""
     if not run.events:
         return f'{title}<p class="absent">No events: nothing in this run called for one.</p>'

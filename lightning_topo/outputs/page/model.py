@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from zipfile import BadZipFile
 
@@ -120,15 +120,16 @@ class RunView:
     """What `run.json` says of the run."""
 
 
-def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
-    """A record as its page shows it, thinned to the budget."""
+def run_view(record: RunRecord, label: str, budget: Budget, *, detailed: bool = True) -> RunView:
+    """A record as its page shows it, thinned to the budget; where not `detailed` without what belongs to one group."""
     past = history(record)
     shown = (*_before(record), *record.measurements)
     covered = stretches(shown)
     groups = _shown_groups(record, budget.groups)
     by_group = _by_group(shown)
     thinned_until = 0 if record.thinned is None else record.thinned.until_step
-    captured, n_lost = _captures(record, groups, budget)
+    nothing = {group: _Captures({}, []) for group in groups}
+    captured, n_lost = _captures(record, groups, budget) if detailed else (nothing, 0)
     curves = {
         name: envelope(name, points, budget.curve_points)
         for probe, name in _GLOBAL_CURVES
@@ -145,7 +146,10 @@ def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
         ratio=_ratio(by_group, groups, budget, thinned_until),
         curves=curves,
         events=_loudest(past.events, budget.events),
-        details=tuple(_group_view(by_group.get(group, ()), captured[group], budget) for group in groups),
+        details=tuple(
+            view if detailed else replace(view, band=None, change=None)
+            for view in (_group_view(by_group.get(group, ()), captured[group], budget) for group in groups)
+        ),
         certificates=certificate_table(
             covered,
             {group: series(by_group.get(group, ()), "distortion", "critical_ratio") for group in groups},

@@ -19,8 +19,13 @@ def sentence(outcome: Outcome, *, with_coverage: bool = True) -> str:
     curvature bound; without any of them, what was preserved and for how long. A record without coverage lines speaks
     of its measured steps.
     """
+    return finding(outcome) + besides(outcome, with_coverage=with_coverage)
+
+
+def besides(outcome: Outcome, *, with_coverage: bool = True) -> str:
+    """What follows the finding in a sentence: the coverage, and how many events there were."""
     certified = coverage_words(outcome.coverage) if with_coverage and outcome.coverage is not None else ""
-    return f"{_finding(outcome)}{certified and '; '}{certified} \u2013 {_events(outcome)}"
+    return f"{certified and '; '}{certified} \u2013 {_events(outcome)}"
 
 
 def tone(outcome: Outcome) -> Phase:
@@ -49,7 +54,8 @@ def coverage_words(coverage: Coverage) -> str:
     )
 
 
-def _finding(outcome: Outcome) -> str:
+def finding(outcome: Outcome) -> str:
+    """The most important thing that can be said of the run."""
     if outcome.last_step is None:
         return "Nothing was measured yet"
     if outcome.diverged_step is not None:
