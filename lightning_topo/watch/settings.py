@@ -116,7 +116,8 @@ def _check_probes(probes: Sequence[Probe]) -> None:
     for probe in probes:
         if not isinstance(probe, Probe) or isinstance(probe, type):
             what = f"the class {probe.__name__}" if isinstance(probe, type) else repr(probe)
-            raise TypeError(f"expected probes with a name and a method measure(capture), got {what}")
+            fix = f": write {probe.__name__}()" if isinstance(probe, type) else ", such as Distortion()"
+            raise TypeError(f"expected probes with a name and a method measure(capture), got {what}{fix}")
         names.append(probe.name)
         is_ours = type(probe).__module__.startswith("lightning_topo.")
         if probe.name in RESERVED_PROBES or (probe.name in OUR_PROBES and not is_ours):

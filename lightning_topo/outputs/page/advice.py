@@ -16,8 +16,12 @@ from lightning_topo.outputs.record import RunRecord
 
 MARGIN = 0.8
 """Of the learning rate that would just have done, so much is recommended."""
-UNMEASURED = 0.1
-"""What is recommended of a learning rate at which training diverged before anything was measured."""
+FAILED = 0.2
+"""Of a learning rate at which training diverged, or learned nothing, at most so much is recommended."""
+_BLOWN_UP = 1.5
+"""From where the loss is so many times its first value on, what is measured is a consequence, not a cause."""
+_FEW_LOSSES = 40
+"""Of fewer steps nobody can say whether the loss has fallen."""
 _CALM = 0.7
 """A warm-up is enough where r stays below this at the full learning rate."""
 
@@ -30,6 +34,31 @@ class Evidence:
     edges: Mapping[int, float]
     losses: Mapping[int, float]
     limits: RateLimits
+
+    @property
+    def first_loss(self) -> float | None:
+        """The mean of the first few losses."""
+        known = [self.losses[step] for step in sorted(self.losses)[:3]]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def last_loss(self) -> float | None:
+        """The mean of the last losses; not finite where one of them is not."""
+        known = [self.losses[step] for step in sorted(self.losses)[-20:]]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the loss has fallen, as far as anything is known of it."""
+        first, last = self.first_loss, self.last_loss
+        return first is None or last is None or len(self.losses) < _FEW_LOSSES or last < first
+
+    @property
+    def sound_until(self) -> float:
+        """The step at which the loss has blown up, infinite where it never has."""
+        first = self.first_loss
+        high = math.inf if first is None or first <= 0.0 else _BLOWN_UP * first
+        return min((step for step, loss in self.losses.items() if not loss <= high), default=math.inf)
 
     @classmethod
     def of(cls, measurements: Sequence[Measurement]) -> "Evidence":
@@ -67,7 +96,9 @@ def advise(outcome: Outcome, evidence: Evidence) -> Advice | None:
     if outcome.last_step is None or outcome.last_step == 0:
         return None
     if outcome.diverged_step is not None:
-        return _after_divergence(outcome, evidence, outcome.diverged_step)
+        return _after_failure(evidence, outcome.diverged_step)
+    if outcome.breakdowns and not evidence.has_learned:
+        return _after_failure(evidence, outcome.last_step)
     if outcome.breakdowns:
         return _after_breakdown(outcome, evidence)
     if outcome.coverage is not None and outcome.coverage.open:
@@ -119,32 +150,35 @@ class _Words:
         return f"Lower the learning rate{f' from {self.present:.3g}' if self.is_known else ''} to {self.rate(rate)}."
 
 
-def _after_divergence(outcome: Outcome, evidence: Evidence, step: int) -> Advice:
+def _after_failure(evidence: Evidence, step: int) -> Advice:
+    """Where training has diverged at a step, or learned nothing up to it."""
     words = _Words(evidence.limits)
-    onset = min((s for s, r in evidence.ratios.items() if r >= 1.0), default=step)
-    before = {s: r for s, r in evidence.ratios.items() if s <= min(onset, step)}
-    # What the divergence itself has made of the curvature says nothing of how it began.
-    edges = {s: e for s, e in evidence.edges.items() if s < step}
-    factors, reasons = [0.5], []
+    end = min(evidence.sound_until, step)
+    # What the failure itself has made of neurons and curvature says nothing of how it began.
+    before = {s: r for s, r in evidence.ratios.items() if s <= end}
+    edges = {s: e for s, e in evidence.edges.items() if s < end}
+    factors, reasons = [FAILED], []
+    first, last = evidence.first_loss, evidence.last_loss
+    if first is not None and last is not None and math.isfinite(last):
+        reasons.append(f"The loss has not fallen: {first:.3g} at first, {last:.3g} at the end.")
     if before and max(before.values()) >= 1.0:
         at = max(before, key=lambda s: before[s])
         factors.append(MARGIN / before[at])
         reasons.append(
-            f"The first critical step was step {at:,}, at {before[at]:.3g} times \u03b7*: for that step at most "
+            f"The largest r before the loss rose was {before[at]:.3g}, at step {at:,}: for that step at most "
             f"{words.rate(floor2(words.present / before[at]))}."
         )
     if edges and max(edges.values()) >= 1.0:
         at = max(edges, key=lambda s: edges[s])
         factors.append(MARGIN / edges[at])
         reasons.append(
-            f"At step {at:,} the edge ratio was {edges[at]:.3g}, while the loss was still finite: below the edge is at "
-            f"most {words.rate(floor2(words.present / edges[at]))}."
+            f"At step {at:,} the edge ratio was {edges[at]:.3g}, before the loss rose: below the edge is at most "
+            f"{words.rate(floor2(words.present / edges[at]))}."
         )
-    if len(factors) == 1:
-        factors.append(UNMEASURED)
-        reasons.append(f"Nothing that was measured before step {step:,} came near a limit, so this is a tenth, no more.")
+    if min(factors) == FAILED:
+        reasons.append(f"Nothing that was measured before asks for less than {FAILED:.0%}: a guess, no more.")
     rate = floor2(words.present * min(factors))
-    reasons.append("Go back to a checkpoint from before, or start anew: what has diverged does not come back.")
+    reasons.append("Begin anew, or go back to a checkpoint from before.")
     return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
 
 
@@ -248,16 +282,25 @@ def _level(losses: Mapping[int, float], step: int) -> float | None:
 
 def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
     words = _Words(evidence.limits)
+    if not evidence.ratios and not evidence.edges:
+        return Advice(
+            "Measure what the learning rate does: probes=[Distortion(), Sharpness()].",
+            ("Neither the critical ratio r nor an edge ratio was measured, so nothing is known of its limits.",),
+        )
     reasons = []
     peak = outcome.peak_ratio
     if peak is not None and peak.value > 0.0:
+        own = evidence.limits.at(peak.step) or 1.0
         reasons.append(
-            f"The largest measured r was {peak.value:.2g}, at step {peak.step:,}: up to "
-            f"{words.rate(floor2(words.present / peak.value))} every measured step would have stayed below \u03b7*."
+            f"The largest measured r was {peak.value:.2g}, at step {peak.step:,}: that step would have been critical at "
+            f"{'a learning rate of ' if words.is_known else ''}{words.rate(floor2(own / peak.value))}."
         )
     if evidence.edges and (largest := max(evidence.edges.values())) > 0.0:
         reasons.append(
             f"The edge ratio was at most {largest:.2g}: the edge of stability is near "
             f"{words.rate(floor2(words.present / largest))}."
         )
+    if not evidence.has_learned:
+        first, last = evidence.first_loss, evidence.last_loss
+        reasons.insert(0, f"The loss has not fallen, {first:.3g} at first and {last:.3g} now: no limit explains it.")
     return Advice(f"Keep the learning rate{words.now}: no limit was met.", tuple(reasons))

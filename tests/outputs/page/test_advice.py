@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_topo.measurement import Measurement
-from lightning_topo.outputs.page.advice import MARGIN, Advice, Evidence, advise, floor2
+from lightning_topo.outputs.page.advice import FAILED, MARGIN, Advice, Evidence, advise, floor2
 from lightning_topo.outputs.page.outcome import history
 from lightning_topo.outputs.page.rates import rate_limits
 from lightning_topo.outputs.record import RunRecord
@@ -69,10 +69,30 @@ def test_without_a_recorded_rate_the_advice_is_a_factor() -> None:
 
 
 def test_a_divergence_leans_on_what_came_before_it() -> None:
-    said = advice_on(rate(1, 1.0), ratio(1, 0.5), ratio(2, 2.0), ratio(4, 133.0), edge(1, 4.0), loss(9, math.nan))
-    assert said.learning_rate == 0.2  # the edge, 4, with the margin; the 133 is the divergence itself
-    assert not any("133" in reason for reason in said.reasons)
-    assert advice_on(rate(1, 1.0), loss(9, math.nan)).learning_rate == 0.1
+    losses = [loss(1, 1.0), loss(2, 1.1), loss(3, 1.2), loss(4, 40.0), loss(9, math.nan)]
+    ratios = [ratio(1, 0.5), ratio(2, 2.0), ratio(5, 133.0)]
+    said = advice_on(rate(1, 1.0), *losses, *ratios, edge(2, 8.0), edge(5, 900.0))
+    assert said.learning_rate == 0.1  # the edge ratio, 8, with the margin; 133 and 900 are the divergence itself
+    assert not any("133" in reason or "900" in reason for reason in said.reasons)
+    assert advice_on(rate(1, 1.0), loss(9, math.nan)).learning_rate == FAILED
+
+
+def test_what_broke_and_learned_nothing_is_not_asked_to_warm_up() -> None:
+    ratios = [ratio(2, 2.0), *(ratio(k, 0.01) for k in range(10, 200, 10))]
+    losses = [loss(k, 2.3) for k in range(1, 200)]
+    assert advice_on(rate(1, 0.5), *ratios, *losses).learning_rate == floor2(0.5 * FAILED)
+    fallen = [loss(k, 2.3 / k) for k in range(1, 200)]
+    assert advice_on(rate(1, 0.5), *ratios, *fallen).warmup_steps is not None
+
+
+def test_a_loss_that_never_fell_is_named_though_no_limit_was_met() -> None:
+    said = advice_on(rate(1, 0.1), *(ratio(k, 0.1) for k in range(1, 60)), *(loss(k, 2.3) for k in range(1, 60)))
+    assert said.decision == "Keep the learning rate 0.1: no limit was met."
+    assert "The loss has not fallen" in said.reasons[0]
+
+
+def test_where_nothing_was_measured_nothing_is_called_kept() -> None:
+    assert advice_on(rate(1, 0.1), loss(3, 1.0)).decision.startswith("Measure")
 
 
 def test_open_steps_are_to_be_measured() -> None:
