@@ -3,8 +3,8 @@
     python -m benchmarks.advice --out advice.jsonl
 
 Small networks on scikit-learn's digits under SGD, momentum and Adam, at learning rates of which many are too large. Of
-each that breaks (a critical step, an instability, a loss that is not finite) the advice is applied, and again where that
-run breaks too, up to three times. A line of the file is one training with its followers: what is there is not trained
+each that breaks (a critical step, an instability, a loss that is not finite) the advice is applied, and again where
+that run breaks too, up to three times. A line of the file is one training with its followers: what is there is not trained
 again.
 """
 
@@ -150,12 +150,14 @@ def table(lines: list[Mapping[str, Any]]) -> str:
         )
     after = [run for line in lines for run in line["runs"][1:2]]
     clean, last = sum(not run["broke"] for run in after), [line["runs"][-1] for line in lines]
-    better = sum(line["runs"][-1]["loss"] < line["runs"][0]["loss"] or math.isnan(line["runs"][0]["loss"]) for line in lines)
+    better = sum(
+        line["runs"][-1]["loss"] < line["runs"][0]["loss"] or math.isnan(line["runs"][0]["loss"]) for line in lines
+    )
     rows += [
         "",
         f"{len(lines)} trainings broke. The next run was clean in {clean}, and after at most {ROUNDS} advices in "
-        f"{sum(not run['broke'] for run in last)}. {sum(run['diverged'] for run in after)} of the next runs diverged. The "
-        f"last run's loss is lower in {better}.",
+        f"{sum(not run['broke'] for run in last)}. {sum(run['diverged'] for run in after)} of the next runs diverged. "
+        f"The last run's loss is lower in {better}.",
     ]
     return "\n".join(rows)
 

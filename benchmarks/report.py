@@ -66,7 +66,10 @@ def main() -> None:
         page = write_report([record], Path(folder) / "report.html")
         seconds = time.perf_counter() - began
         print("| what | measured |\n|---|---|")
-        print(f"| {arguments.groups} groups, {arguments.captures} captures, {arguments.steps:,} steps | {page.stat().st_size / 1e6:.2f} MB |")
+        print(
+            f"| {arguments.groups} groups, {arguments.captures} captures, {arguments.steps:,} steps "
+            f"| {page.stat().st_size / 1e6:.2f} MB |"
+        )
         print(f"| written in | {seconds:.1f} s |")
         for width in (1280, 390) if shutil.which("chromium") else ():
             paints = first_paints(page, width)

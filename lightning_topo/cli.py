@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.set_defaults(command=_demo)
 
     report = commands.add_parser("report", help="write a run's report anew, or compare several runs")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or a folder with runs below it")
+    report.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or a folder with runs below it"
+    )
     report.add_argument(
         "--out",
         type=Path,
@@ -105,13 +108,13 @@ def _watch(arguments: argparse.Namespace) -> int:
 
     folders = run_folders(arguments.run)
     if len(folders) != 1:
-        raise ValueError(f"expected one run, got a folder with {len(folders)}: name one of {', '.join(map(str, folders[:5]))}")
+        raise ValueError(
+            f"expected one run, got a folder with {len(folders)}: name one of {', '.join(map(str, folders[:5]))}"
+        )
     with page_server(folders[0], arguments.port, arguments.every) as server:
         print(f"http://127.0.0.1:{server.server_address[1]}/ (end with Ctrl-C)", flush=True)
-        try:
+        with suppress(KeyboardInterrupt):
             server.serve_forever()
-        except KeyboardInterrupt:
-            pass
     return 0
 
 

@@ -1,8 +1,8 @@
 """One recommendation for the next run, from the evidence of a whole one, with its reasons.
 
 r, the edge ratio and the estimate eta K all grow in proportion to the learning rate where the network stands. So the
-factor 1 / max r, over all measured steps, is how far a whole schedule may be scaled for every one of these steps to stay
-below eta*. The next run meets other neurons, hence the margin.
+factor 1 / max r, over all measured steps, is how far a whole schedule may be scaled for every one of these steps to
+stay below eta*. The next run meets other neurons, hence the margin.
 """
 
 import math
@@ -232,15 +232,17 @@ def _warmup(critical: Mapping[int, float], limits: RateLimits) -> int:
         needed = max(needed, end * max(critical.values()))
     steps = max(math.ceil(needed / MARGIN), 2 * max(critical))
     unit = 10 ** max(math.floor(math.log10(steps)), 1) if steps > 20 else 5
-    return math.ceil(steps / unit) * unit if steps <= 20 or steps / unit >= 5 else math.ceil(2 * steps / unit) * unit // 2
+    return (
+        math.ceil(steps / unit) * unit if steps <= 20 or steps / unit >= 5 else math.ceil(2 * steps / unit) * unit // 2
+    )
 
 
 def _measure(outcome: Outcome, evidence: Evidence) -> Advice:
     assert outcome.coverage is not None
     words, coverage = _Words(evidence.limits), outcome.coverage
     reasons = [
-        f"{coverage.open:,} of {coverage.total:,} steps are open: neither r nor a bound of it below 1 is known there, so "
-        "nothing is claimed of them."
+        f"{coverage.open:,} of {coverage.total:,} steps are open: neither r nor a bound of it below 1 is known there, "
+        "so nothing is claimed of them."
     ]
     if outcome.peak_ratio is not None and outcome.peak_ratio.value > 0.0:
         highest = words.rate(floor2(words.present / outcome.peak_ratio.value))
@@ -292,8 +294,8 @@ def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
     if peak is not None and peak.value > 0.0:
         own = evidence.limits.at(peak.step) or 1.0
         reasons.append(
-            f"The largest measured r was {peak.value:.2g}, at step {peak.step:,}: that step would have been critical at "
-            f"{'a learning rate of ' if words.is_known else ''}{words.rate(floor2(own / peak.value))}."
+            f"The largest measured r was {peak.value:.2g}, at step {peak.step:,}: that step would have been critical "
+            f"at {'a learning rate of ' if words.is_known else ''}{words.rate(floor2(own / peak.value))}."
         )
     if evidence.edges and (largest := max(evidence.edges.values())) > 0.0:
         reasons.append(

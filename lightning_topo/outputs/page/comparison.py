@@ -33,7 +33,9 @@ def run_folders(path: Path) -> list[Path]:
             found.append(Path(folder))
             inner[:] = []
     if not found:
-        raise FileNotFoundError(f"expected a run folder, or a folder with runs below it, found no {MEASUREMENTS} in {path}")
+        raise FileNotFoundError(
+            f"expected a run folder, or a folder with runs below it, found no {MEASUREMENTS} in {path}"
+        )
     if len(found) > _MOST_RUNS:
         raise ValueError(f"expected at most {_MOST_RUNS} runs for one page, found {len(found)} in {path}: name fewer")
     return found

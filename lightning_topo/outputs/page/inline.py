@@ -32,7 +32,9 @@ def _picture(plot: Callable[[], Any]) -> str:
     except (ValueError, ImportError):  # not measured, or no matplotlib
         return ""
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{_text(plot.__name__.replace("plot_", "").replace("_", " "))}" src="data:image/png;base64,{data}">'
+    return (
+        f'<img alt="{_text(plot.__name__.replace("plot_", "").replace("_", " "))}" src="data:image/png;base64,{data}">'
+    )
 
 
 def _text(words: str) -> str:

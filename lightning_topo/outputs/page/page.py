@@ -58,7 +58,9 @@ def render_page(records: Sequence[RunRecord]) -> str:
     page, scale = "", 1.0
     while not page or (len(page.encode()) > MAX_BYTES and scale > 0.01):
         budget = Budget.of(n_groups, scale)
-        page = _fill([run_view(record, label, budget, detailed=detailed) for record, label in zip(records, labels, strict=True)])
+        page = _fill(
+            [run_view(record, label, budget, detailed=detailed) for record, label in zip(records, labels, strict=True)]
+        )
         scale *= 0.85
     return page
 

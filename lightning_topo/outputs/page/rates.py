@@ -13,8 +13,8 @@ Series = tuple[tuple[int, float], ...]
 class RateLimits:
     """Learning rates by step: the one `used` (at its changes), and those at which a limit is met.
 
-    `critical` is eta* = eta / r by the largest r of all groups, `curvature` eta over the estimate eta K, `edge` eta over
-    the edge ratio. Empty where the record holds no learning rate, or the other quantity was not measured.
+    `critical` is eta* = eta / r by the largest r of all groups, `curvature` eta over the estimate eta K, `edge` eta
+    over the edge ratio. Empty where the record holds no learning rate, or the other quantity was not measured.
     """
 
     used: Series = ()
@@ -61,7 +61,10 @@ def rate_limits(measurements: Sequence[Measurement]) -> RateLimits:
         )
 
     return RateLimits(
-        limits.used, over(largest_ratios(measurements)), over(of_network(measurements, "eta_lambda")), over(edge_ratios(measurements))
+        limits.used,
+        over(largest_ratios(measurements)),
+        over(of_network(measurements, "eta_lambda")),
+        over(edge_ratios(measurements)),
     )
 
 

@@ -97,7 +97,9 @@ def _divergence(outcome: Outcome) -> str:
 def _breakdown(outcome: Outcome) -> str:
     first = outcome.breakdowns[0]
     n, total = len(outcome.breakdowns), outcome.n_groups
-    many = f"{n:,} of {_count(total, 'group')} broke down, first {first.group}" if n > 1 else f"{first.group} broke down"
+    many = (
+        f"{n:,} of {_count(total, 'group')} broke down, first {first.group}" if n > 1 else f"{first.group} broke down"
+    )
     return f"{many} {_at(outcome.broken_since)}"
 
 

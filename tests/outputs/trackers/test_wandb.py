@@ -249,7 +249,9 @@ def test_few_charts_are_drawn_unasked_and_the_workspace_finds_its_keys(wandb, tm
     assert shown == CHARTS & metrics.keys()
     assert len(shown) <= 12 < len(metrics)
     kept = {key for row in run.of("history") for key in row["item"]}
-    panels = [p["config"] for s in workspace_json()["spec"]["section"]["panelBankConfig"]["sections"] for p in s["panels"]]
+    panels = [
+        p["config"] for s in workspace_json()["spec"]["section"]["panelBankConfig"]["sections"] for p in s["panels"]
+    ]
     for config in panels:
         for key in config.get("metrics") or ():
             assert key in kept, key
