@@ -4,8 +4,8 @@
 
 Small networks on scikit-learn's digits under SGD, momentum and Adam, at learning rates of which many are too large. Of
 each that breaks (a critical step, an instability, a loss that is not finite) the advice is applied, and again where
-that run breaks too, up to three times. A line of the file is one training with its followers: what is there is not trained
-again.
+that run breaks too, up to three times. A line of the file is one training with its followers: what is there is not
+trained again.
 """
 
 import argparse

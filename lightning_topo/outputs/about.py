@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -69,14 +70,14 @@ class AboutOutput:
             self._write()
 
     def _write(self) -> None:
-        """A whole file or the one before it, never through a link."""
+        """A whole file or the one before it, never through a link; a full disk is the record's to report."""
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        try:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
             with temporary.open("x", encoding="utf-8") as file:
                 json.dump(self._about, file, indent=1, default=str)
             temporary.replace(self._path)
-        finally:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 

@@ -40,8 +40,8 @@ class Exchange:
     """Collects what this process has found, and reports what all have found together.
 
     `outcomes`, `events`, `losses` and `rates` are this process's since the last exchange; `proposed` holds the critical
-    ratios of updates that a guard has held in this batch. `shares` and `overhead` are those of all processes, as of the last
-    exchange.
+    ratios of updates that a guard has held in this batch. `shares` and `overhead` are those of all processes, as of the
+    last exchange.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.outputs.page.outcome import Outcome, history
-from lightning_topo.outputs.page.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
+from lightning_topo.figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
 from lightning_topo.outputs.record import RunRecord
 
 MARGIN = 0.8

@@ -21,7 +21,7 @@ def inline_html(record: RunRecord) -> str:
     if advice is not None:
         reasons = "".join(f"<li>{_text(reason)}</li>" for reason in advice.reasons)
         parts.append(f"<p>Next: {_text(advice.decision)}</p><ul>{reasons}</ul>")
-    plots = (record.plot_phases, record.plot_critical_ratio, record.plot_stability)
+    plots = (record.plot_phases, record.plot_learning_rate, record.plot_critical_ratio, record.plot_stability)
     return "<div>" + "".join((*parts, *map(_picture, plots))) + "</div>"
 
 

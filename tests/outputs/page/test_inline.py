@@ -9,7 +9,7 @@ def test_a_notebook_shows_the_verdict_the_advice_and_pictures(demo: RunRecord, h
     shown = inline_html(demo)
     assert verdict(demo) in shown
     assert recommendation(demo) in shown
-    assert shown.count("data:image/png;base64,") == 3
+    assert shown.count("data:image/png;base64,") == 4
     assert "<script" not in inline_html(hostile)
 
 
