@@ -3,9 +3,12 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import lightning_topo
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="lightning-topo", description="Watch the topology of a network's neurons while it trains."
     )
+    parser.add_argument("--version", action="version", version=f"lightning-topo {lightning_topo.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="train a small network on digits and watch it")
@@ -25,10 +29,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--save-dir", type=Path, default=Path(), help="where topology_demo/ goes (default: here)")
     demo.set_defaults(command=_demo)
 
-    report = commands.add_parser("report", help="write a run's report anew, from its record")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder; several are put side by side")
-    report.add_argument("--out", type=Path, help="the page (default: report.html in the first run's folder)")
+    report = commands.add_parser("report", help="write a run's report anew, or compare several runs")
+    report.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or a folder with runs below it"
+    )
+    report.add_argument(
+        "--out",
+        type=Path,
+        help="the page (default: report.html in the run's folder; of several runs comparison.html above them)",
+    )
+    report.add_argument("--csv", type=Path, help="also write settings and outcomes, a line a run")
     report.set_defaults(command=_report)
+
+    watch = commands.add_parser("watch", help="serve a run's page on this machine while the run goes on")
+    watch.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    watch.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: a free one)")
+    watch.add_argument("--every", type=float, default=10.0, help="seconds between two looks (default: %(default)s)")
+    watch.set_defaults(command=_watch)
 
     neurons = commands.add_parser("neurons", help="print the groups of neurons of a model, each verified, or of a run")
     neurons.add_argument(
@@ -70,14 +87,38 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from lightning_topo.outputs.page import verdict, write_report
+    from lightning_topo.outputs.page import recommendation, verdict, write_report
+    from lightning_topo.outputs.page.comparison import default_place, run_folders, write_table
     from lightning_topo.outputs.record import REPORT, read_record
 
-    records = [read_record(_run_folder(path)) for path in arguments.runs]
+    folders = [folder for path in arguments.runs for folder in run_folders(path)]
+    records = [read_record(folder) for folder in dict.fromkeys(folders)]
     for record in records:
         print(f"{record.dirpath}: {verdict(record)}")
-    page = write_report(records, arguments.out or records[0].dirpath / REPORT)
-    print(page.resolve().as_uri())
+        if decision := recommendation(record):
+            print(f"  Next: {decision}")
+    out = arguments.out or (records[0].dirpath / REPORT if len(records) == 1 else default_place(folders))
+    if len(records) > 1 and out.resolve() in {(record.dirpath / REPORT).resolve() for record in records}:
+        raise ValueError(f"expected another place for the comparison than a run's own page, got --out {out}")
+    if arguments.csv is not None:
+        print(write_table(records, arguments.csv))
+    print(write_report(records, out).resolve().as_uri())
+    return 0
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from lightning_topo.outputs.page.comparison import run_folders
+    from lightning_topo.outputs.page.serve import page_server
+
+    folders = run_folders(arguments.run)
+    if len(folders) != 1:
+        raise ValueError(
+            f"expected one run, got a folder with {len(folders)}: name one of {', '.join(map(str, folders[:5]))}"
+        )
+    with page_server(folders[0], arguments.port, arguments.every) as server:
+        print(f"http://127.0.0.1:{server.server_address[1]}/ (end with Ctrl-C)", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
     return 0
 
 
@@ -133,9 +174,3 @@ def _imported(path: str) -> "nn.Module":
     if not isinstance(model, nn.Module):
         raise ValueError(f"expected MODULE:NAME of a model, or of what makes one without arguments, got {path!r}")
     return model
-
-
-def _run_folder(path: Path) -> Path:
-    """The folder itself, or the one that the monitor made in it."""
-    inner = path / "topology"
-    return inner if inner.is_dir() and not (path / "measurements.jsonl").is_file() else path

@@ -10,7 +10,9 @@ from enum import Enum
 WORST = "worst"
 """Under this name, in place of a group's, trackers get the worst group's value of every quantity."""
 
-RESERVED_PROBES = frozenset({"training", "gate", "schedule", "coverage", "rewind", "record", "row", "phase"})
+RESERVED_PROBES = frozenset(
+    {"training", "validation", "gate", "schedule", "coverage", "rewind", "record", "row", "phase"}
+)
 """The names under which the monitor itself measures: no probe of a user's may have one of them."""
 
 RESERVED_VALUES = frozenset({"step", "epoch", "probe", "group", "reference_step", "n_merged", "schema", "run_id"})
@@ -304,6 +306,16 @@ _TABLE = (
         "Coverage by spans",
         "The share of the steps so far that only a span certifies.",
     ),
+    Quantity("learning_rate", "training", _N, _ANY, "Learning rate", "That of the first optimizer's first group."),
+    Quantity(
+        "critical_learning_rate",
+        "training",
+        _N,
+        _LOW,
+        "Critical learning rate eta*",
+        "eta / r: the learning rate at which the step would have been critical.",
+        keep=Keep.MIN,
+    ),
     _silent("loss", "training", _N, "Loss", "The training loss of the step's batch."),
     _silent("quiet_captures", "gate", _N, "Quiet captures", "Captures in a row without a change."),
     _silent("from", "coverage", _G, "First step", "The first step of a run of equal states."),
@@ -315,7 +327,7 @@ QUANTITIES = {row.name: row for row in _TABLE}
 
 OUR_PROBES = frozenset(row.probe for row in _TABLE) | RESERVED_PROBES
 
-_UNPUBLISHED_PROBES = frozenset({"training", "schedule", "rewind", "record", "row"})
+_UNPUBLISHED_PROBES = frozenset({"validation", "schedule", "rewind", "record", "row"})
 
 
 def quantity(name: str, probe: str | None = None) -> Quantity | None:

@@ -16,13 +16,14 @@ from lightning_topo.callbacks.trainer_printer import TrainerPrinter
 from lightning_topo.callbacks.trainer_training import TrainerTraining
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.outputs import Outputs, open_outputs
+from lightning_topo.outputs.page.inline import inline_html
 from lightning_topo.outputs.record import RunRecord, read_record
 from lightning_topo.phases import PhaseRules, TopologyEvent
-from lightning_topo.probes import Distortion, Persistence, Probe, Sharpness
+from lightning_topo.probes import Probe
 from lightning_topo.watch import Watch, WatchSettings
 from lightning_topo.watch.checkpoint import saved_place
 from lightning_topo.watch.readings import LogGroups
-from lightning_topo.watch.settings import Groups
+from lightning_topo.watch.settings import Groups, probe_list
 
 
 class TopologyMonitor(Callback):
@@ -79,7 +80,7 @@ class TopologyMonitor(Callback):
         rules: PhaseRules = PhaseRules(),
     ) -> None:
         self.settings: WatchSettings = WatchSettings(
-            probes=(Distortion(), Persistence(), Sharpness()) if probes is None else tuple(probes),
+            probes=probe_list(probes),
             groups=groups if isinstance(groups, str) else tuple(groups),
             dirpath=None if dirpath is None else Path(dirpath),
             log_groups=log_groups,
@@ -95,6 +96,7 @@ class TopologyMonitor(Callback):
         self._training: TrainerTraining | None = None
         self._outputs: Outputs | None = None
         self._losses: list[Tensor] = []
+        self._logged_before: dict[str, Tensor] = {}
         self._saved: Any = None
 
     @property
@@ -121,6 +123,14 @@ class TopologyMonitor(Callback):
     def record(self) -> RunRecord | None:
         """The record of the present or last fit as it stands, read anew; None where `dirpath` is None."""
         return None if self.dirpath is None else read_record(self.dirpath)
+
+    def _repr_html_(self) -> str | None:
+        """The run so far, as notebooks show it; None (its plain name) where there is no record."""
+        try:
+            record = self.record
+            return None if record is None else inline_html(record)
+        except Exception:  # to show something must not end a notebook's cell
+            return None
 
     def note_proposal(self, group: str, ratio: float) -> None:
         """Take in the critical ratio of an update that a guard did not let pass as it was."""
@@ -203,6 +213,15 @@ class TopologyMonitor(Callback):
                 self.watch.after_epoch()
         self._tell(trainer, pl_module)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged_before = dict(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        before, self._logged_before = self._logged_before, {}
+        with self._guarded("could not note what validation has logged"):
+            if self.watch is not None and not trainer.sanity_checking:
+                self.watch.validated(fresh_metrics(before, trainer.callback_metrics))
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
 
@@ -223,7 +242,7 @@ class TopologyMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither the live watch nor what Lightning attaches (`log`, bound to the module) belongs to a copy.
-        empty = {"watch": None, "_training": None, "_outputs": None, "_losses": []}
+        empty = {"watch": None, "_training": None, "_outputs": None, "_losses": [], "_logged_before": {}}
         return {"settings": self.settings, "_saved": self._saved, **empty}
 
     def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -255,6 +274,20 @@ class TopologyMonitor(Callback):
 def monitors(trainer: Trainer) -> list[TopologyMonitor]:
     """The trainer's monitors, in the order of its callbacks."""
     return [callback for callback in _callbacks(trainer) if isinstance(callback, TopologyMonitor)]
+
+
+def fresh_metrics(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """The metrics of the module's own that were logged in between: they hold another tensor now.
+
+    >>> old = torch.tensor(1.0)
+    >>> fresh_metrics({"a": old, "b": old}, {"a": old, "b": torch.tensor(2.0), "topology/phase": torch.tensor(0.0)})
+    {'b': 2.0}
+    """
+    return {
+        name: float(value)
+        for name, value in after.items()
+        if value is not before.get(name) and value.numel() == 1 and not name.startswith("topology/")
+    }
 
 
 def _callbacks(trainer: Trainer) -> list[Any]:

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_topo.callbacks.lightning_internals import batches_stepped, is_last_of_epoch, log_period, torch_optimizer
 from lightning_topo.watch.ranks import Ranks
+from lightning_topo.watch.rates import optimizer_facts
 
 
 class TrainerTraining:
@@ -93,11 +94,11 @@ class TrainerTraining:
         """Optimizers, learning rates, hyperparameters, sizes and versions."""
         trainer, hparams = self._trainer, getattr(self.module, "hparams", {})
         plain = {str(k): v for k, v in dict(hparams).items() if v is None or isinstance(v, bool | int | float | str)}
-        first = [optimizer.param_groups[0] for optimizer in self.optimizers]
+        size = getattr(trainer.train_dataloader, "batch_size", None)
         return {
-            "optimizer": ", ".join(type(optimizer).__name__ for optimizer in self.optimizers),
-            "learning_rate": ", ".join(f"{float(group['lr']):.6g}" for group in first if "lr" in group),
+            **optimizer_facts(self.optimizers),
             "scheduler": ", ".join(type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs),
+            "batch_size": size if isinstance(size, int) else None,
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "gradient_clip_val": trainer.gradient_clip_val,
             "precision": str(trainer.precision),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_topo.figures.rates import RateLimits
 from lightning_topo.figures.style import (
     COLOURS,
     GREY,
@@ -129,6 +130,26 @@ def stability_figure(loss: Series, sharpness_ratio: Series, eta_lambda: Series, 
             _say(below, "no sharpness ratio in this record")
         below.set(xlabel="optimizer step", ylabel="ratio to its limit")
         below.margins(x=0.01)
+    return figure
+
+
+def rates_figure(limits: RateLimits, title: str) -> "Figure":
+    """The learning rate that was used, and those at which a step would have met a limit, on a logarithmic scale."""
+    with own_style():
+        figure, (axes,) = new_figure(1, title, width=_WIDTH, height=3.6)
+        for series, name, look in (
+            (limits.critical, r"$\eta^*$, where r is 1", {"color": COLOURS[0]}),
+            (limits.edge, "edge of stability", {"color": COLOURS[1]}),
+            (limits.curvature, r"curvature bound, $\eta\lambda$ = 1", {"color": COLOURS[2], "linestyle": ":"}),
+            (limits.used, "learning rate", {"color": "black", "drawstyle": "steps-post", "linewidth": 2.0}),
+        ):
+            steps, values = _finite(series)
+            if len(values):
+                _line(axes, steps, np.where(values > 0.0, values, np.nan), label=name, **look)
+        axes.set(yscale="log", xlabel="optimizer step", ylabel="learning rate")
+        plain_numbers(axes.yaxis, *axes.get_ylim())
+        axes.margins(x=0.01)
+        _legend(axes, [line for line in axes.lines if not str(line.get_label()).startswith("_")], ncols=4)
     return figure
 
 

@@ -11,6 +11,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from lightning_topo.watch.ranks import Ranks
+from lightning_topo.watch.rates import optimizer_facts
 
 _HOLD_A_MODULE = (DataParallel, DistributedDataParallel, FullyShardedDataParallel)
 
@@ -64,10 +65,8 @@ class LoopTraining:
 
     def facts(self) -> Mapping[str, Any]:
         """Optimizers, learning rates, sizes and versions."""
-        rates = [float(o.param_groups[0]["lr"]) for o in self.optimizers if "lr" in o.param_groups[0]]
         return {
-            "optimizer": ", ".join(type(optimizer).__name__ for optimizer in self.optimizers),
-            "learning_rate": ", ".join(f"{rate:.6g}" for rate in rates),
+            **optimizer_facts(self.optimizers),
             "parameters": sum(p.numel() for p in self.module.parameters() if not nn.parameter.is_lazy(p)),
             "planned_steps": self.planned_steps,
             "processes": self.ranks.size,

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lightning_topo.figures.captures import Pairs, bars, by_blocks, crocker, spread
 from lightning_topo.figures.coverage import broken_over_open, stretches, uncovered
+from lightning_topo.figures.rates import rate_limits
 from lightning_topo.figures.style import abbreviated
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
@@ -102,6 +104,16 @@ class RecordViews:
         if not loss and not ratio:
             raise ValueError(_nothing(self, "losses and sharpness"))
         return stability_figure(loss, ratio, bound, "Loss and sharpness")
+
+    def plot_learning_rate(self: Recorded) -> "Figure":
+        """The learning rate beside eta* = eta / r, the edge of stability and the curvature bound, over the steps."""
+        from lightning_topo.figures.training import rates_figure
+
+        limits = rate_limits(self.measurements)
+        if not limits.used:
+            raise ValueError(_nothing(self, "learning rates"))
+        last = max(m.step for m in self.measurements)
+        return rates_figure(replace(limits, used=(*limits.used, (last, limits.used[-1][1]))), "Learning rate and limits")
 
     def plot_distortion(self: Recorded, group: str | None = None) -> "Figure":
         """The band from contraction to expansion of a group's distances, since training began and in each step."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -205,5 +206,7 @@ def _event_names(stop_on: str | Iterable[str] | None) -> tuple[EventName, ...]:
     known = [str(name) for name in EventName]
     for name in names:
         if name not in known:
-            raise ValueError(f"expected stop_on among {', '.join(known)}, got {name!r}")
+            near = get_close_matches(str(name), known, n=2, cutoff=0.5)
+            hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise ValueError(f"expected stop_on among the events {', '.join(known)}, got {name!r}{hint}")
     return tuple(EventName(name) for name in names)

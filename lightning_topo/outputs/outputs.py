@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
+from lightning_topo.outputs.about import AboutOutput
 from lightning_topo.outputs.feed import FeedOutput, Findings
 from lightning_topo.outputs.page import PageOutput
 from lightning_topo.outputs.record import RecordOutput, RecordWriter
@@ -60,6 +61,9 @@ class Outputs:
     def start(self, run: Run) -> None:
         """The run begins, or goes on after a resume."""
         self._has_started = True
+        for pattern in run.readings.unmatched:
+            names = ", ".join(run.readings.groups[:8]) or "none"
+            warn(f"log_groups: {pattern!r} fits the name of no group. The groups are: {names}.")
         self._each("the start of the run", lambda output: output.start(run))
         unsent, self._unsent = self._unsent, []
         for event in unsent:
@@ -157,6 +161,8 @@ def open_outputs(
     found: list[Output] = []
     if outputs.record is not None:
         found.append(outputs.record)
+        # Before the page, which shows it.
+        found.append(AboutOutput(outputs.record.writer.dirpath, outputs.record.writer.run_id))
         if report:
             found.append(PageOutput(outputs.record.writer.dirpath))
     branch = None if outputs.record is None else outputs.record.writer.branch

@@ -121,6 +121,7 @@ def _shortened(name: str) -> str:
 
 def summary(record: RunRecord) -> str:
     """A run in a few lines: the verdict, the coverage, the phases with their spans, the events, the worst group."""
+    from lightning_topo.outputs.page.advice import Evidence, advise
     from lightning_topo.outputs.page.outcome import history
     from lightning_topo.outputs.page.verdict import coverage_words, sentence
 
@@ -136,6 +137,9 @@ def summary(record: RunRecord) -> str:
         lines.append("  events    " + ", ".join(f"{n} x {name}" if n > 1 else name for name, n in counts.items()))
     if (peak := outcome.peak_ratio) is not None:
         lines.append(f"  worst     {_shortened(peak.group)}: r = {peak.value:.3g} at step {peak.step:,}")
+    if (advice := advise(outcome, Evidence.of(record.measurements))) is not None:
+        lines.append(f"  next      {advice.decision}")
+        lines += [f"            {reason}" for reason in advice.reasons[:1]]
     return "\n".join(lines)
 
 

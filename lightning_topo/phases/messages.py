@@ -21,8 +21,8 @@ def curvature(measurement: Measurement, exceeded: bool, value: float, band: Band
             threshold=band.enter,
             message=f"eta * lambda = {value:.3g} has passed 1: the curvature no longer guarantees that neurons "
             "stay apart, only the measured critical ratio does.",
-            remedy="Nothing is broken yet. To stay below the critical point, lower the learning rate by "
-            f"{_factor(value)} or more.",
+            remedy="By itself no reason to act: the estimate is usually far above r. The report says which learning "
+            "rate keeps it below 1.",
         )
     return TopologyEvent(
         EventName.CURVATURE_BOUND_RESTORED,
@@ -85,7 +85,8 @@ def breakdown(measurement: Measurement, ratio: float, rules: PhaseRules) -> Topo
         threshold=rules.critical_ratio,
         message=f"The step was {ratio:.3g} times the critical one in {measurement.group}, attained{pair}: "
         "neurons may have torn apart or merged.",
-        remedy=f"Lower the learning rate by {_factor(ratio)} or more; in the first steps, warm it up instead.",
+        remedy="Lower the learning rate, or warm it up where only the first steps are critical: the report says to "
+        "what, from all steps of the run.",
     )
 
 
@@ -114,7 +115,7 @@ def instability(measurement: Measurement, found: Divergence, rules: PhaseRules) 
             f"The loss rises beyond its own noise, and the edge ratio is {found.ratio:.3g}: more than this optimizer "
             "and learning rate can bear."
         )
-        remedy = f"Lower the learning rate by {_factor(found.ratio)} or more, unless the loss comes down by itself."
+        remedy = "Lower the learning rate, unless the loss comes down by itself: the report says to what."
     elif found.level is not None:
         message = (
             f"The loss explodes: the last {rules.loss_window} losses are all above {found.level:.3g}, beyond what the "
@@ -241,7 +242,3 @@ def split(measurement: Measurement, count: float) -> TopologyEvent:
 
 def _power(distance: float) -> str:
     return f"{math.exp(distance):.3g}" if distance < 700.0 else "infinity"
-
-
-def _factor(ratio: float) -> str:
-    return f"a factor of {max(ratio, 1.01):.3g}" if ratio < float("inf") else "a factor of 10"

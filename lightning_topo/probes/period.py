@@ -23,11 +23,11 @@ class Period:
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise ValueError(f"expected a period of at least 1 {self.unit}, got {self.every}")
+            raise ValueError(f"expected every_n_{self.unit}s of at least 1, got {self.every}")
 
     @classmethod
     def parse(cls, every: int | Literal["auto"], *, default: int, unit: Literal["step", "epoch"] = "step") -> "Period":
         """From a parameter that is a number or "auto"."""
         if isinstance(every, bool) or not (every == "auto" or isinstance(every, int)):
-            raise ValueError(f'expected a number of {unit}s or "auto", got {every!r}')
+            raise ValueError(f'expected every_n_{unit}s as a whole number or "auto", got {every!r}')
         return cls(default, unit, adaptive=True) if every == "auto" else cls(int(every), unit)

@@ -22,10 +22,12 @@ from lightning_topo.homology import (
     rips_task,
     total_persistence,
 )
-from lightning_topo.homology.engines import rips_intervals
+from lightning_topo.homology.engines import ENGINES, rips_intervals
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes.period import Period
 from lightning_topo.probes.probe import Capture, Pending, ProbeResult, ProbeUnavailable, ResultLost, blocks
+
+_HIGHEST_DIM = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,18 @@ class Persistence:
 
     def __post_init__(self) -> None:
         _ = self.period
-        if self.max_dim < 0:
-            raise ValueError(f"expected max_dim >= 0, got {self.max_dim}")
+        if self.every_n_steps is not None and self.every_n_epochs != "auto":
+            raise ValueError(
+                f"expected every_n_epochs or every_n_steps, got both ({self.every_n_epochs!r} and "
+                f"{self.every_n_steps!r}): leave one out"
+            )
+        if not 0 <= self.max_dim <= _HIGHEST_DIM:
+            raise ValueError(
+                f"expected max_dim between 0 and {_HIGHEST_DIM}, got {self.max_dim}: the work grows with the power "
+                "max_dim + 2 of the number of neurons"
+            )
+        if self.engine is not None and self.engine not in ENGINES:
+            raise ValueError(f"expected engine among {', '.join(ENGINES)} or None, got {self.engine!r}")
         if not self.betti_scale > 0.0:
             raise ValueError(f"expected betti_scale > 0, got {self.betti_scale}")
         if self.lag < 0:

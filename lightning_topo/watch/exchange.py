@@ -6,12 +6,14 @@ from dataclasses import dataclass, field, replace
 from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 from lightning_topo.probes import Probe
+from lightning_topo.quantities import RESERVED_VALUES
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.coverage import Coverage, Shares
 from lightning_topo.watch.losses import Losses, mean_losses
 from lightning_topo.watch.messages import lost_result
 from lightning_topo.watch.outcome import FailureKind, Outcome
 from lightning_topo.watch.probing import GO_ON, Probing, measures_steps
+from lightning_topo.watch.rates import Rates
 from lightning_topo.watch.reporting import Reporting
 from lightning_topo.watch.schedule import Schedule, Slot
 from lightning_topo.watch.training import Training
@@ -37,9 +39,9 @@ class _Message:
 class Exchange:
     """Collects what this process has found, and reports what all have found together.
 
-    `outcomes`, `events` and `losses` are this process's since the last exchange; `proposed` holds the critical ratios
-    of updates that a guard has held in this batch. `shares` and `overhead` are those of all processes, as of the last
-    exchange.
+    `outcomes`, `events`, `losses` and `rates` are this process's since the last exchange; `proposed` holds the critical
+    ratios of updates that a guard has held in this batch. `shares` and `overhead` are those of all processes, as of the
+    last exchange.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Exchange:
         self.outcomes: list[Outcome] = []
         self.events: list[TopologyEvent] = []
         self.losses: Losses = Losses()
+        self.rates: Rates = Rates()
         self.proposed: dict[str, float] = {}
         self.shares: Shares = shares
         self.overhead: float = 0.0
@@ -100,8 +103,14 @@ class Exchange:
                 uncertified[at] = min(state, uncertified.get(at, state))
         self.shares.take(step - self._counted, uncertified)
         self._counted = step
+        rates, changed_rates = self.rates.take()
+        seen: dict[int, dict[str, float]] = {at: {"learning_rate": rate} for at, rate in changed_rates.items()}
         for at, loss in mean_losses([message.losses for message in every]).items():
-            self._reporting.measurement(Measurement(at, epoch, "training", GLOBAL, {"loss": loss}), published=False)
+            seen[at] = {"loss": loss} | seen.get(at, {})
+        for at, values in sorted(seen.items()):
+            self._reporting.measurement(Measurement(at, epoch, "training", GLOBAL, values), published=False)
+        for rate in list(rates.values())[-1:]:
+            self._reporting.read([Measurement(step, epoch, "training", GLOBAL, {"learning_rate": rate})])
         self._reporting.lines(line for message in every for line in message.lines)
         met: set[tuple[str, int, str]] = set()
         for event in (event for message in every for event in message.events):
@@ -110,6 +119,7 @@ class Exchange:
                 self._reporting.event(event)
         for outcome in self._probing.unite([message.outcomes for message in every]):
             self._take(outcome)
+            self._reporting.read(_critical_rate(outcome, rates.get(outcome.step)))
         self._reporting.read(
             Measurement(step, epoch, "coverage", group, {"critical_ratio_bound": bound})
             for message in every
@@ -123,6 +133,13 @@ class Exchange:
             if name not in before or before[name].stride != slot.stride
         }:
             self._reporting.lines([Measurement(step, epoch, "schedule", GLOBAL, changed)])
+
+    def validated(self, step: int, values: Mapping[str, float]) -> None:
+        """Record what the training's own validation has found."""
+        named = {name: value for name, value in values.items() if name not in RESERVED_VALUES}
+        if named:
+            epoch = self._training.epoch
+            self._reporting.measurement(Measurement(step, epoch, "validation", GLOBAL, named), published=False)
 
     def _take(self, outcome: Outcome) -> None:
         """Report one outcome of all processes."""
@@ -174,3 +191,12 @@ class Exchange:
                 remedy=remedy,
             )
         )
+
+
+def _critical_rate(outcome: Outcome, rate: float | None) -> list[Measurement]:
+    """eta* = eta / r of the step that was measured, in the group where it is smallest."""
+    ratios = [values["critical_ratio"] for values in outcome.values.values() if "critical_ratio" in values]
+    if rate is None or not ratios or not max(ratios) > 0.0:
+        return []
+    values = {"critical_learning_rate": rate / max(ratios)}
+    return [Measurement(outcome.step, outcome.epoch, "training", GLOBAL, values)]

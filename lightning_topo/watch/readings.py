@@ -152,6 +152,16 @@ class Readings:
                 chosen[key] = value
         return Measurement(step, epoch, "row", GLOBAL, worst | chosen)
 
+    @property
+    def unmatched(self) -> list[str]:
+        """The patterns of `log_groups` that fit the name of no group.
+
+        >>> Readings(["net.0"], ["net.*", "encodr.*"]).unmatched
+        ['encodr.*']
+        """
+        patterns = () if isinstance(self.log_groups, str) else self.log_groups
+        return [pattern for pattern in patterns if not any(fnmatch.fnmatch(name, pattern) for name in self.groups)]
+
     def is_wanted(self, group: str) -> bool:
         """Whether a group's own values go to trackers."""
         if isinstance(self.log_groups, str):

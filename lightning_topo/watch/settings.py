@@ -1,11 +1,12 @@
 """The parameters of a watch, checked in one place."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import PhaseRules
 from lightning_topo.probes import Distortion, Period, Persistence, Probe, Sharpness
 from lightning_topo.quantities import OUR_PROBES, RESERVED_PROBES
@@ -41,8 +42,9 @@ class WatchSettings:
 
     def __post_init__(self) -> None:
         _check_probes(self.probes)
-        if isinstance(self.groups, str) and self.groups != "auto":
-            raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {self.groups!r}')
+        _check_groups(self.groups)
+        if self.max_overhead is not None and not isinstance(self.max_overhead, int | float):
+            raise TypeError(f"expected max_overhead as a fraction between 0 and 1, or None, got {self.max_overhead!r}")
         if self.on_error not in ("warn", "raise"):
             raise ValueError(f'expected on_error "warn" or "raise", got {self.on_error!r}')
         if self.max_record_mb is not None and not self.max_record_mb > 0.0:
@@ -78,12 +80,44 @@ class WatchSettings:
         }
 
 
+def probe_list(probes: object) -> tuple[Probe, ...]:
+    """The probes of a parameter, which is a list of them; None is the default.
+
+    >>> probe_list(Distortion())
+    Traceback (most recent call last):
+    ...
+    TypeError: expected probes as a list, got one Distortion: write probes=[Distortion(...)]
+    """
+    if probes is None:
+        return (Distortion(), Persistence(), Sharpness())
+    if isinstance(probes, str) or not isinstance(probes, Iterable):
+        kind = type(probes).__name__
+        if isinstance(probes, Probe) and not isinstance(probes, type):
+            raise TypeError(f"expected probes as a list, got one {kind}: write probes=[{kind}(...)]")
+        raise TypeError(f"expected probes as a list such as [Distortion(), Sharpness()], got {probes!r}")
+    return tuple(probes)
+
+
+def _check_groups(groups: Groups) -> None:
+    if isinstance(groups, str):
+        if groups != "auto":
+            raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
+        return
+    for group in groups:
+        if not isinstance(group, NeuronGroup):
+            raise TypeError(
+                f"expected groups as a list of NeuronGroup, got {group!r} among them: make them with "
+                "declare_neurons(module, name, {parameter: dimension}) or find_neuron_groups(module, example_inputs)"
+            )
+
+
 def _check_probes(probes: Sequence[Probe]) -> None:
     names = []
     for probe in probes:
         if not isinstance(probe, Probe) or isinstance(probe, type):
             what = f"the class {probe.__name__}" if isinstance(probe, type) else repr(probe)
-            raise TypeError(f"expected probes with a name and a method measure(capture), got {what}")
+            fix = f": write {probe.__name__}()" if isinstance(probe, type) else ", such as Distortion()"
+            raise TypeError(f"expected probes with a name and a method measure(capture), got {what}{fix}")
         names.append(probe.name)
         is_ours = type(probe).__module__.startswith("lightning_topo.")
         if probe.name in RESERVED_PROBES or (probe.name in OUR_PROBES and not is_ours):

@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from lightning_topo.tape.names import clean_name
 from lightning_topo.watch.same_bits import same_values
+from lightning_topo.watch.rates import learning_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Update:
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     is_first: bool = False
+    learning_rate: float | None = None
 
 
 @dataclass(slots=True)
@@ -215,7 +217,11 @@ class Steps:
         kept = [self._kept[id(p)] for p in self._owned(optimizer) if id(p) in self._kept]
         named = [(name, k) for k in kept for name in self._names[id(k.parameter)]]
         update = Update(
-            optimizer, {name: k.copy for name, k in named}, {name: k.parameter for name, k in named}, self._is_first
+            optimizer,
+            {name: k.copy for name, k in named},
+            {name: k.parameter for name, k in named},
+            self._is_first,
+            learning_rate(optimizer),  # now: a schedule may follow
         )
         for guard in self.guards:
             guard(update)

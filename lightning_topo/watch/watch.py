@@ -191,6 +191,7 @@ class Watch:
                 self._first_batch = False
                 self._last_step = step
                 self._exchange.losses.note(step, loss)
+                self._exchange.rates.note(step, next((u.learning_rate for u in self.steps.pending), None))
                 if self._snapshots is None:
                     self._start(step)
                 elif self._finds_again:
@@ -229,6 +230,11 @@ class Watch:
         with self.budget.spending():
             if self._snapshots is not None and self.epochs_agree and self._epoch_measured != self._training.epoch:
                 self._measure_epoch(self._training.step)
+
+    def validated(self, values: Mapping[str, float]) -> None:
+        """Take in what the training's own validation has found."""
+        if self._snapshots is not None:
+            self._exchange.validated(self._training.step, values)
 
     def close(self, *, in_haste: bool = False) -> bool:
         """Finish: take in what is awaited, and end the outputs. False if that was done already.

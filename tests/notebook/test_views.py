@@ -20,7 +20,7 @@ pytest.importorskip("matplotlib")
 pandas = pytest.importorskip("pandas")
 
 ROOT = Path(__file__).parents[2]
-PLOTS = ("phases", "critical_ratio", "stability", "distortion", "diagram", "betti_curves", "crocker")
+PLOTS = ("phases", "learning_rate", "critical_ratio", "stability", "distortion", "diagram", "betti_curves", "crocker")
 
 
 class Watched(NamedTuple):

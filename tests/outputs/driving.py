@@ -60,7 +60,10 @@ class Training:
         if not self._started:
             self._started = True
             self.outputs.start(Run(self.groups, self.readings, SETTINGS, step, epoch, {"lr": 0.1}))
-        self._send(Measurement(step, epoch, "training", GLOBAL, {"loss": 1.0 / step}))
+        self._send(Measurement(step, epoch, "training", GLOBAL, {"loss": 1.0 / step, "learning_rate": 0.1}))
+        shares = {"coverage": 1.0, "coverage_span": 1.0}
+        self.readings.take(Measurement(step, epoch, "coverage", GLOBAL, shares))
+        self.readings.take(Measurement(step, epoch, "training", GLOBAL, {"critical_learning_rate": 0.2}))
         for group in self.groups:
             r = draw.uniform(0.001, 0.9) if step not in self.hot else 1.0 + draw.random()
             values = {"critical_ratio": r, "contraction": max(1 - r, 0.0), "expansion": 1 + r, "critical_i": 3.0}

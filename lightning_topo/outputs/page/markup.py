@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from html import escape
 
 from lightning_topo.outputs.page.encode import visible
-from lightning_topo.outputs.page.facts import differences, facts
+from lightning_topo.outputs.page.facts import Fact, differences, facts, settings, validation
 from lightning_topo.outputs.page.model import RunView
-from lightning_topo.outputs.page.verdict import tone
+from lightning_topo.outputs.page.verdict import besides, finding, tone
 from lightning_topo.phases import TopologyEvent
 
 
@@ -20,14 +20,43 @@ def text(words: str) -> str:
 
 
 def head(run: RunView) -> str:
-    """The verdict of one run, and its summary."""
+    """The verdict of one run, what to do next, its summary, and how it was trained."""
+    trained = (*settings(run), *validation(run))
     return (
         f'<p class="eyebrow">Topology of training <span class="name">{text(run.label)}</span></p>'
-        f'<h1 id="verdict" class="phase-{tone(run.outcome).name.lower()}">{text(run.verdict)}</h1>'
-        f'<dl id="summary">'
-        + "".join(f"<div><dt>{text(fact.name)}</dt><dd>{text(fact.value)}</dd></div>" for fact in facts(run))
-        + "</dl>"
+        f'<h1 id="verdict" class="phase-{tone(run.outcome).name.lower()}">{text(finding(run.outcome))}'
+        f"<small>{text(besides(run.outcome))}</small></h1>"
+        f"{_decision(run)}"
+        f'<dl class="facts" id="summary">{_definitions(facts(run))}</dl>'
+        + (
+            f'<details id="settings"><summary>How it was trained: {text(_shortly(trained))}</summary>'
+            f'<dl class="facts">{_definitions(trained)}</dl></details>'
+            if trained
+            else ""
+        )
     )
+
+
+def _decision(run: RunView) -> str:
+    """What to do next, with the reasons under it."""
+    if run.advice is None:
+        return ""
+    reasons = "".join(f"<li>{text(reason)}</li>" for reason in run.advice.reasons)
+    return (
+        '<section id="advice" aria-label="What to do next"><p><b>Next:</b> '
+        f'<span id="decision">{text(run.advice.decision)}</span></p><ul>{reasons}</ul></section>'
+    )
+
+
+def _definitions(found: Sequence[Fact]) -> str:
+    return "".join(f"<div><dt>{text(fact.name)}</dt><dd>{text(fact.value)}</dd></div>" for fact in found)
+
+
+def _shortly(trained: Sequence[Fact]) -> str:
+    """The few settings that are asked for first."""
+    known = {fact.name: fact.value for fact in trained}
+    names = (("Optimizer", ""), ("Learning rate", "learning rate "), ("Batch size", "batches of "), ("Duration", ""))
+    return ", ".join(f"{before}{known[name]}" for name, before in names if name in known)
 
 
 def comparison(runs: Sequence[RunView]) -> str:
@@ -40,7 +69,8 @@ def comparison(runs: Sequence[RunView]) -> str:
         lead += f" The same in all: {'; '.join(same).lower()}."
     verdicts = "".join(
         f'<li class="phase-{tone(run.outcome).name.lower()}"><b class="name">{text(run.label)}</b> '
-        f'<span class="verdict">{text(run.verdict)}</span></li>'
+        f'<span class="verdict">{text(run.verdict)}</span>'
+        + (f'<span class="next">Next: {text(run.advice.decision)}</span></li>' if run.advice else "</li>")
         for run in runs
     )
     head = "".join(f'<th scope="col">{text(run.label)}</th>' for run in runs)
@@ -61,6 +91,11 @@ def comparison(runs: Sequence[RunView]) -> str:
 
 def events(run: RunView, *, named: bool) -> str:
     """The table of a run's events, under its name if `named`."""
+    if named and run.events:
+        inner = events(run, named=False)
+        return (
+            f'<details><summary class="name">{text(run.label)}: {len(run.events):,} events</summary>{inner}</details>'
+        )
     title = f'<h3 class="name">{text(run.label)}</h3>' if named else ""
     if not run.events:
         return f'{title}<p class="absent">No events: nothing in this run called for one.</p>'

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from zipfile import BadZipFile
 
@@ -10,8 +10,10 @@ from lightning_topo.figures.captures import Crocker, Pairs, bars, by_blocks, cro
 from lightning_topo.figures.coverage import stretches, uncovered
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.outputs.page.advice import Advice, Evidence, advise
 from lightning_topo.outputs.page.certificates import CertificateTable, certificate_table
 from lightning_topo.outputs.page.outcome import Outcome, history, series
+from lightning_topo.figures.rates import RateLimits
 from lightning_topo.outputs.page.slides import DiagramSlides, slides
 from lightning_topo.outputs.page.thinning import StepTable, envelope, held, step_table
 from lightning_topo.outputs.page.verdict import sentence
@@ -24,6 +26,8 @@ from lightning_topo.quantities import Direction, direction
 _GLOBAL_CURVES = (("training", "loss"), ("sharpness", "sharpness_ratio"), ("sharpness", "eta_lambda"))
 _MOST_NUMBERS = 1 << 25
 """Of all captures so many births and deaths are read; what lies behind is left out, and counted."""
+_MOST_LOGGED = 8
+"""Of the metrics of validation so many are drawn."""
 _BAND = ("contraction", "expansion", "total_contraction", "total_expansion")
 _CHANGE = ("betti_0", "betti_1", "log_bottleneck_0", "log_bottleneck_1", "log_bottleneck_bound")
 
@@ -109,22 +113,31 @@ class RunView:
     history_from: int | None = None
     """The first step of the parent's history, which is shown before the run's own steps and counted nowhere."""
     parameters: ParameterTable | None = None
+    advice: Advice | None = None
+    rates: Mapping[str, StepTable] = field(default_factory=dict)
+    """The learning rate used, and those at which a limit is met, by the names of `RateLimits`."""
+    logged: Mapping[str, StepTable] = field(default_factory=dict)
+    """What the training's own validation has logged."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What `run.json` says of the run."""
 
 
-def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
-    """A record as its page shows it, thinned to the budget."""
+def run_view(record: RunRecord, label: str, budget: Budget, *, detailed: bool = True) -> RunView:
+    """A record as its page shows it, thinned to the budget; where not `detailed` without what belongs to one group."""
     past = history(record)
     shown = (*_before(record), *record.measurements)
     covered = stretches(shown)
     groups = _shown_groups(record, budget.groups)
     by_group = _by_group(shown)
     thinned_until = 0 if record.thinned is None else record.thinned.until_step
-    captured, n_lost = _captures(record, groups, budget)
+    nothing = {group: _Captures({}, []) for group in groups}
+    captured, n_lost = _captures(record, groups, budget) if detailed else (nothing, 0)
     curves = {
         name: envelope(name, points, budget.curve_points)
         for probe, name in _GLOBAL_CURVES
         if (points := series(by_group.get(GLOBAL, ()), probe, name))
     }
+    evidence = Evidence.of(record.measurements)
     return RunView(
         label=label,
         run_id=record.run_id,
@@ -135,7 +148,10 @@ def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
         ratio=_ratio(by_group, groups, budget, thinned_until),
         curves=curves,
         events=_loudest(past.events, budget.events),
-        details=tuple(_group_view(by_group.get(group, ()), captured[group], budget) for group in groups),
+        details=tuple(
+            view if detailed else replace(view, band=None, change=None)
+            for view in (_group_view(by_group.get(group, ()), captured[group], budget) for group in groups)
+        ),
         certificates=certificate_table(
             covered,
             {group: series(by_group.get(group, ()), "distortion", "critical_ratio") for group in groups},
@@ -152,7 +168,25 @@ def run_view(record: RunRecord, label: str, budget: Budget) -> RunView:
         parent=record.parent,
         history_from=min((m.step for m in record.history), default=None),
         parameters=record.parameters,
+        advice=advise(past.outcome, evidence),
+        rates=_rates(evidence.limits, past.outcome.last_step, budget),
+        logged=_logged(record.measurements, budget),
+        about=record.about,
     )
+
+
+def _rates(limits: RateLimits, last_step: int | None, budget: Budget) -> dict[str, StepTable]:
+    """Each series thinned; the learning rate used goes on to the last step."""
+    named = {f.name: getattr(limits, f.name) for f in fields(limits)}
+    if limits.used and last_step is not None and last_step > limits.used[-1][0]:
+        named["used"] = (*limits.used, (last_step, limits.used[-1][1]))
+    return {name: envelope(name, points, budget.curve_points) for name, points in named.items() if points}
+
+
+def _logged(measurements: Sequence[Measurement], budget: Budget) -> dict[str, StepTable]:
+    own = [m for m in measurements if m.probe == "validation" and m.group == GLOBAL]
+    names = list(dict.fromkeys(name for m in own for name in m.values))[:_MOST_LOGGED]
+    return {name: envelope(name, series(own, "validation", name), budget.curve_points) for name in names}
 
 
 def _before(record: RunRecord) -> Iterator[Measurement]:

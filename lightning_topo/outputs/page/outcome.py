@@ -8,6 +8,7 @@ from lightning_topo.figures.coverage import Stretch, of_network, stretches
 from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.outputs.record import RunRecord
 from lightning_topo.phases import DETECTED, EventName, Phase, Replay, TopologyEvent, told
+from lightning_topo.phases.edge import EdgeSource
 
 _NOTES = frozenset({EventName.UNWATCHED_PARAMETERS})
 
@@ -49,6 +50,24 @@ class Coverage:
 
 
 @dataclass(frozen=True, slots=True)
+class Between:
+    """When something changed: at the step `last` it was seen first, at `first` (None: never) it was seen not to be."""
+
+    first: int | None
+    last: int
+
+    def __str__(self) -> str:
+        """In words.
+
+        >>> str(Between(25, 50)), str(Between(49, 50)), str(Between(None, 1))
+        ('between steps 25 and 50', 'at step 50', 'at step 1')
+        """
+        if self.first is None or self.first + 1 >= self.last:
+            return f"at step {self.last:,}"
+        return f"between steps {self.first:,} and {self.last:,}"
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The facts of one run; None for what was not measured or did not happen.
 
@@ -75,6 +94,18 @@ class Outcome:
     instability: TopologyEvent | None = None
     coverage: Coverage | None = None
     """None in a record without coverage lines."""
+    broken_since: Between | None = None
+    """The first critical step, and before it the last that is known to be none in that group."""
+    edge_since: Between | None = None
+    curvature_since: Between | None = None
+    finite_again: bool = False
+    """Whether the loss has become finite again after it was not."""
+
+    @property
+    def diverged_step(self) -> int | None:
+        """The first step with an instability or with a loss that is not finite."""
+        steps = [self.nonfinite_loss_step, None if self.instability is None else self.instability.step]
+        return min((step for step in steps if step is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +157,52 @@ def _outcome(measurements: Sequence[Measurement], events: Sequence[TopologyEvent
         n_notes=sum(event.name in _NOTES for event in events),
         instability=next((event for event in events if event.name is EventName.INSTABILITY), None),
         coverage=_coverage(measurements),
+        broken_since=_broken_since(measurements, next(iter(breakdowns.values()), None)),
+        edge_since=_edge_since(whole, events),
+        curvature_since=_crossed(whole, "eta_lambda", events, EventName.CURVATURE_BOUND_EXCEEDED),
+        finite_again=bool(nonfinite) and math.isfinite(losses[-1][1]),
     )
+
+
+def _broken_since(measurements: Sequence[Measurement], event: TopologyEvent | None) -> Between | None:
+    """Between the last step of the group that is known to be below 1, and the first that was measured above."""
+    if event is None:
+        return None
+    own = [m for m in measurements if m.group == event.group and m.step < event.step]
+    known = [m.step for m in own if m.values.get("critical_ratio", math.inf) < 1.0]
+    known += [
+        min(stretch.last, event.step - 1)
+        for stretch in stretches(measurements).get(event.group, ())
+        if stretch.state.certified and stretch.first < event.step
+    ]
+    return Between(max(known, default=None), event.step)
+
+
+def _edge_since(whole: Sequence[Measurement], events: Sequence[TopologyEvent]) -> Between | None:
+    event = next((event for event in events if event.name is EventName.EDGE_OF_STABILITY_ENTER), None)
+    if event is None:
+        return None
+    source = next((s for s in EdgeSource if f"source: {s}" in event.message), EdgeSource.SHARPNESS)
+    return _crossed(whole, source.quantity, events, EventName.EDGE_OF_STABILITY_ENTER)
+
+
+def _crossed(
+    whole: Sequence[Measurement], name: str, events: Sequence[TopologyEvent], kind: EventName
+) -> Between | None:
+    """Where a quantity crossed its threshold: an event waits for a median, the crossing itself lies before it."""
+    event = next((event for event in events if event.name is kind), None)
+    if event is None:
+        return None
+    points = [(m.step, m.values[name]) for m in whole if name in m.values and m.step <= event.step]
+    threshold = 1.0 if event.threshold is None else event.threshold
+    recent = sorted(points)[-5:]
+    above = event.step
+    for step, value in reversed(recent):  # the last stretch above, back to where it began, an outlier apart
+        if value >= threshold:
+            above = step
+        elif sum(v >= threshold for s, v in recent if s < step) < 1:
+            break
+    return Between(max((step for step, _ in points if step < above), default=None), above)
 
 
 def _coverage(measurements: Sequence[Measurement]) -> Coverage | None:

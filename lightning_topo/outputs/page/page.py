@@ -15,7 +15,9 @@ from lightning_topo.outputs.record import RunRecord
 _PLOTLY = "plotly-cartesian-4.1.1.min.js"
 MAX_BYTES = 2_950_000
 """A page that would be larger is thinned further."""
-_SCRIPTS = ("drawing.js", "figures.js", "page.js")
+_SCRIPTS = ("drawing.js", "figures.js", "compare.js", "page.js")
+_MANY_RUNS = 4
+"""Of more, none is shown by itself, only together with the others."""
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -51,12 +53,15 @@ def render_page(records: Sequence[RunRecord]) -> str:
     """
     if not records:
         raise ValueError("expected at least one record, got none")
+    detailed = len(records) <= _MANY_RUNS
     n_groups = sum(min(len(record.groups), Budget.of(1).groups) for record in records)
     labels = run_labels([record.dirpath for record in records])
     page, scale = "", 1.0
     while not page or (len(page.encode()) > MAX_BYTES and scale > 0.01):
         budget = Budget.of(n_groups, scale)
-        page = _fill([run_view(record, label, budget) for record, label in zip(records, labels, strict=True)])
+        page = _fill(
+            [run_view(record, label, budget, detailed=detailed) for record, label in zip(records, labels, strict=True)]
+        )
         scale *= 0.85
     return page
 

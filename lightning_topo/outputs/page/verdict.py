@@ -2,7 +2,7 @@
 
 import math
 
-from lightning_topo.outputs.page.outcome import Coverage, Outcome, history
+from lightning_topo.outputs.page.outcome import Between, Coverage, Outcome, history
 from lightning_topo.outputs.record import RunRecord
 from lightning_topo.phases import Phase
 
@@ -15,20 +15,25 @@ def verdict(record: RunRecord) -> str:
 def sentence(outcome: Outcome, *, with_coverage: bool = True) -> str:
     """The most important thing that can be said of the run, then its coverage and how many events it had.
 
-    Divergence comes first, then a breakdown, open or spanned steps, the edge of stability, the curvature bound; without
-    any of them, what was preserved and for how long. A record without coverage lines speaks of its measured steps.
+    The worst comes first: divergence, an instability, a breakdown, open or spanned steps, the edge of stability, the
+    curvature bound; without any of them, what was preserved and for how long. A record without coverage lines speaks
+    of its measured steps.
     """
+    return finding(outcome) + besides(outcome, with_coverage=with_coverage)
+
+
+def besides(outcome: Outcome, *, with_coverage: bool = True) -> str:
+    """What follows the finding in a sentence: the coverage, and how many events there were."""
     certified = coverage_words(outcome.coverage) if with_coverage and outcome.coverage is not None else ""
-    return f"{_finding(outcome)}{_loss(outcome)}{certified and '; '}{certified} \u2013 {_events(outcome)}"
+    return f"{certified and '; '}{certified} \u2013 {_events(outcome)}"
 
 
 def tone(outcome: Outcome) -> Phase:
     """The phase in whose colour the verdict stands: never that of `PRESERVED` where steps are not certified."""
-    if outcome.coverage is None:
-        return outcome.worst_phase
-    if outcome.breakdowns or _has_diverged(outcome):
+    if outcome.breakdowns or outcome.diverged_step is not None:
         return Phase.BREAKDOWN
-    if outcome.worst_phase is Phase.PRESERVED and outcome.coverage.spanned + outcome.coverage.open:
+    coverage = outcome.coverage
+    if coverage is not None and outcome.worst_phase is Phase.PRESERVED and coverage.spanned + coverage.open:
         return Phase.UNKNOWN
     return outcome.worst_phase
 
@@ -49,19 +54,21 @@ def coverage_words(coverage: Coverage) -> str:
     )
 
 
-def _finding(outcome: Outcome) -> str:
+def finding(outcome: Outcome) -> str:
+    """The most important thing that can be said of the run."""
     if outcome.last_step is None:
         return "Nothing was measured yet"
-    if outcome.coverage is not None and _has_diverged(outcome):
-        return f"{_divergence(outcome)}{'; ' if outcome.breakdowns else ''}{_breakdown(outcome)}"
+    if outcome.diverged_step is not None:
+        broken = "; neurons may have merged or torn " + _at(outcome.broken_since) if outcome.breakdowns else ""
+        return f"{_divergence(outcome)}{broken}{_peak(outcome)}"
     if outcome.breakdowns:
-        return _breakdown(outcome)
+        return f"{_breakdown(outcome)}{_peak(outcome)}"
     if outcome.coverage is not None and (found := _uncertified(outcome, outcome.coverage)):
         return found
     if outcome.edge_step is not None:
-        return f"Entered the edge of stability at step {outcome.edge_step}; {_bound(outcome)}"
+        return f"Reached the edge of stability {_at(outcome.edge_since)}; {_bound(outcome)}"
     if outcome.curvature_step is not None:
-        return f"Passed the curvature bound at step {outcome.curvature_step}; {_bound(outcome)}"
+        return f"Passed the curvature bound {_at(outcome.curvature_since)}; {_bound(outcome)}"
     if outcome.coverage is not None:
         return f"Topology preserved over {_count(outcome.coverage.certified, 'step')}: {_bound(outcome)}"
     if outcome.phase is Phase.UNKNOWN:
@@ -73,29 +80,34 @@ def _finding(outcome: Outcome) -> str:
     return f"Topology preserved over {_count(outcome.last_step, 'step')}: {_bound(outcome)}"
 
 
-def _has_diverged(outcome: Outcome) -> bool:
-    return outcome.instability is not None or outcome.nonfinite_loss_step is not None
+def _at(when: Between | None) -> str:
+    return "" if when is None else str(when)
 
 
 def _divergence(outcome: Outcome) -> str:
-    step = outcome.nonfinite_loss_step
-    event = outcome.instability
-    if step is not None and (event is None or step <= event.step):
-        return f"Training diverged: the loss is not finite at step {step:,}"
-    if event is None:
-        return ""
-    later = "" if step is None else f", the loss is not finite at step {step:,}"
-    return f"Training became unstable at step {event.step:,}{later}"
+    step, event = outcome.nonfinite_loss_step, outcome.instability
+    if step is None:
+        return "" if event is None else f"Training became unstable at step {event.step:,}"
+    if outcome.finite_again:
+        return f"Training became unstable: the loss was not finite at step {step:,}"
+    before = f", unstable from step {event.step:,} on" if event is not None and event.step < step else ""
+    return f"Training diverged: the loss is not finite at step {step:,}{before}"
 
 
 def _breakdown(outcome: Outcome) -> str:
-    if not outcome.breakdowns:
-        return ""
     first = outcome.breakdowns[0]
-    ratio = "" if first.value is None else f" (r = {first.value:.3g})"
-    others = len(outcome.breakdowns) - 1
-    more = f", and later in {_count(others, 'more group')}" if others else ""
-    return f"{first.group}: {first.name} at step {first.step}{ratio}{more}"
+    n, total = len(outcome.breakdowns), outcome.n_groups
+    many = (
+        f"{n:,} of {_count(total, 'group')} broke down, first {first.group}" if n > 1 else f"{first.group} broke down"
+    )
+    return f"{many} {_at(outcome.broken_since)}"
+
+
+def _peak(outcome: Outcome) -> str:
+    peak = outcome.peak_ratio
+    if peak is None or peak.value <= 0.0:
+        return ""
+    return f"; the largest r was {peak.value:.3g}, at step {peak.step:,} in {peak.group}"
 
 
 def _uncertified(outcome: Outcome, coverage: Coverage) -> str:
@@ -110,7 +122,7 @@ def _uncertified(outcome: Outcome, coverage: Coverage) -> str:
     if not found:
         return ""
     if outcome.edge_step is not None:
-        found.append(f"entered the edge of stability at step {outcome.edge_step}")
+        found.append(f"reached the edge of stability {_at(outcome.edge_since)}")
     if coverage.certified:
         found.append(_bound(outcome))
     return "; ".join(found)
@@ -141,11 +153,6 @@ def _measured(outcome: Outcome) -> str:
         return ""
     taken = outcome.last_step - outcome.first_step
     return "" if outcome.n_ratio_steps >= taken else f" at the {_count(outcome.n_ratio_steps, 'measured step')}"
-
-
-def _loss(outcome: Outcome) -> str:
-    step = outcome.nonfinite_loss_step
-    return "" if step is None or outcome.coverage is not None else f"; the loss is not finite at step {step}"
 
 
 def _events(outcome: Outcome) -> str:

@@ -9,6 +9,7 @@ A run folder holds
     parameters.json         the groups of neurons, and for every parameter its groups or why it is in none
     reference/clouds.npz    the neurons when training began, and "step"
     history/*.jsonl         of a run that began from another's checkpoint: the lines of that one up to there
+    run.json                what the run is: settings, hyperparameters, versions, start, duration
     report.html             the page
 
 The first line of each .jsonl is `{"schema": 1, "run_id": ...}`, with `"parent": {"run_id": ..., "step": ...}` in a run

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,6 +14,7 @@ import torch
 from lightning_topo.homology import Bars, PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.notebook import RecordViews
+from lightning_topo.outputs.record.about import read_about
 from lightning_topo.outputs.record.archive import read_arrays
 from lightning_topo.outputs.record.branch import REWIND, rewind_floors
 from lightning_topo.outputs.record.jsonl import Line, read_objects
@@ -65,6 +66,8 @@ class RunRecord(RecordViews):
     history: tuple[Measurement, ...] = ()
     history_events: tuple[TopologyEvent, ...] = ()
     n_abandoned: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Settings, hyperparameters, versions, start and duration, from `run.json`; empty where it is missing."""
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -108,6 +111,7 @@ def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
         older.found,
         older_events.found,
         measured.n_abandoned + happened.n_abandoned,
+        read_about(folder),
     )
 
 

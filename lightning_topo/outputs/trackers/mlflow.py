@@ -1,6 +1,7 @@
 """MLflow: figures and the record as artifacts of the run, settings and groups as a file, the phase as a tag."""
 
 import itertools
+import math
 import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ _MOST_VALUES = 1000
 
 class MLFlowTracker(Tracker):
     """An `MLFlowLogger`, whatever its store."""
+
+    takes_conclusions = True
 
     @property
     def _client(self) -> Any:
@@ -41,6 +44,13 @@ class MLFlowTracker(Tracker):
 
     def phase(self, phase: Phase, step: int) -> None:
         self._client.set_tag(self._run_id, "topology.phase", phase.name)
+
+    def concluded(self, found: Mapping[str, str | float], step: int) -> None:
+        for key, value in found.items():
+            if isinstance(value, str):
+                self._client.set_tag(self._run_id, key.replace("/", "."), value)
+            elif math.isfinite(value):
+                self._client.log_metric(self._run_id, key, value, step=step)
 
     def closed(self, run: RunFacts, step: int) -> None:
         for path, name in run.files():

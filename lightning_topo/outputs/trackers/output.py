@@ -9,6 +9,7 @@ from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.leaving import plain
 from lightning_topo.outputs.record import Branch
 from lightning_topo.outputs.trackers.by_type import tracker_of
+from lightning_topo.outputs.trackers.conclusion import concluded
 from lightning_topo.outputs.trackers.drawing import Drawings
 from lightning_topo.outputs.trackers.tracker import RunFacts
 from lightning_topo.outputs.warning import warn
@@ -70,6 +71,8 @@ class TrackerOutput:
         if in_haste or run is None:
             return
         self._costly()
+        if self._tracker.takes_conclusions:
+            self._send("the verdict", lambda: self._tracker.concluded(concluded(run.dirpath), self._step))
         self._send("the record", lambda: self._tracker.closed(run, self._step))
 
     def _row(self, measurement: Measurement) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_topo.outputs.trackers.tracker import RunFacts, Tracker
 from lightning_topo.phases import Phase, TopologyEvent
 from lightning_topo.quantities import Scope, quantity
+from lightning_topo.watch.readings import mangled_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 _CHARTS: Mapping[str, Sequence[str]] = {
     "phase: 0 preserved, 1 unprotected, 2 edge, 3 breakdown": ["phase"],
     "critical ratio eta / eta*, critical at 1": ["critical_ratio"],
+    "learning rate and critical learning rate eta*": ["learning_rate", "critical_learning_rate"],
+    "coverage: the share of certified steps": ["coverage", "coverage_span"],
     "sharpness ratio and eta K, edge and bound at 1": ["sharpness_ratio", "eta_lambda"],
     "contraction to expansion in a step": ["contraction", "expansion"],
     "contraction to expansion since the start": ["total_contraction", "total_expansion"],
@@ -45,6 +48,8 @@ LAYOUT = {"topology": {title: ["Multiline", [tag_pattern(name) for name in names
 class TensorBoardTracker(Tracker):
     """A `TensorBoardLogger`."""
 
+    takes_conclusions = True
+
     @property
     def _writer(self) -> Any:
         return self.logger.experiment  # pyright: ignore[reportAttributeAccessIssue]
@@ -63,7 +68,13 @@ class TensorBoardTracker(Tracker):
         for event in events:
             where = f" in `{event.group}`" if event.group else ""
             text = f"**{event.name}** at step {event.step}{where}. {event.message} *{event.remedy}*"
-            self._writer.add_text(f"topology/events/{event.name}", text, step)
+            # A step of a tag holds one text: each group has a tag of its own. The event's own step, as its text has it.
+            group = mangled_names([event.group])[event.group] if event.group else "network"
+            self._writer.add_text(f"topology/events/{event.name}/{group}", text, event.step)
+
+    def concluded(self, found: Mapping[str, str | float], step: int) -> None:
+        lines = [f"| {key.removeprefix('topology/')} | {value} |" for key, value in found.items()]
+        self._writer.add_text("topology/verdict", "\n".join(["| | |", "|---|---|", *lines]), step)
 
     def flush(self, step: int) -> None:
         self._writer.flush()

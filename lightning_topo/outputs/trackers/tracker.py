@@ -64,6 +64,8 @@ class Tracker:
     does: `TrackerOutput` catches it.
     """
 
+    takes_conclusions: bool = False
+
     def __init__(self, logger: Any) -> None:
         self.logger: Any = logger
         self._folder: Path | None = None
@@ -99,6 +101,9 @@ class Tracker:
 
     def flush(self, step: int) -> None:
         """A good moment for what is costly to send."""
+
+    def concluded(self, found: Mapping[str, str | float], step: int) -> None:
+        """What the run came to, where `takes_conclusions`."""
 
     def closed(self, run: RunFacts, step: int) -> None:
         """The run is over, its record complete."""

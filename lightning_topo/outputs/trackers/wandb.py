@@ -31,12 +31,34 @@ def summaries(key: str) -> str:
     return "min,last" if row.direction is Direction.LOW_IS_BAD else "max,last"
 
 
+CHARTS = frozenset(
+    f"topology/{name}"
+    for name in (
+        "phase",
+        "critical_ratio",
+        "critical_ratio_bound",
+        "learning_rate",
+        "critical_learning_rate",
+        "sharpness_ratio",
+        "eta_lambda",
+        "directional_ratio",
+        "coverage",
+        "worst/total_contraction",
+        "worst/total_expansion",
+        "worst/distinct_neurons",
+    )
+)
+"""What W&B draws without being asked: one chart a key, and of a hundred nobody looks at any."""
+
+
 class WandbTracker(Tracker):
     """A `WandbLogger`, online or offline.
 
     Every key is defined by its exact name before its first value. Rows carry `trainer/global_step`, as Lightning's
     own do, and never W&B's `step`, which may not go back.
     """
+
+    takes_conclusions = True
 
     def __init__(self, logger: Any) -> None:
         super().__init__(logger)
@@ -54,7 +76,8 @@ class WandbTracker(Tracker):
     def _config_name(self, run: RunFacts) -> str:
         """`topology`; for a second monitor in the same run `topology_2`."""
         name, count = "topology", 1
-        while self._run.config.get(name, {}).get("run_id", run.run_id) != run.run_id:
+        # What stands there may be the user's own, of any type: only a mapping with this run's id is ours.
+        while name in self._run.config and not _is_of(self._run.config[name], run.run_id):
             count += 1
             name = f"topology_{count}"
         return name
@@ -62,7 +85,10 @@ class WandbTracker(Tracker):
     def row(self, values: Mapping[str, float], step: int, known: Collection[str] = ()) -> None:
         prefix = _key_prefix(self.logger)
         for key in values.keys() - self._defined:
-            self._run.define_metric(f"{prefix}{key}", step_metric=_STEP, summary=summaries(key))
+            # Hidden keys have no chart of their own in the workspace; panels that name them show them.
+            self._run.define_metric(
+                f"{prefix}{key}", step_metric=_STEP, summary=summaries(key), hidden=key not in CHARTS or None
+            )
             self._defined.add(key)
         super().row(values, step, known)
 
@@ -95,6 +121,9 @@ class WandbTracker(Tracker):
         self._unsent.clear()
         self._run.log({f"{_key_prefix(self.logger)}topology/events": self._table, _STEP: step})
 
+    def concluded(self, found: Mapping[str, str | float], step: int) -> None:
+        self._run.summary.update({f"{_key_prefix(self.logger)}{key}": value for key, value in found.items()})
+
     def closed(self, run: RunFacts, step: int) -> None:
         import wandb
 
@@ -104,6 +133,10 @@ class WandbTracker(Tracker):
             for path, name in files:
                 artifact.add_file(str(path), name=str(name))
             self._run.log_artifact(artifact)
+
+
+def _is_of(found: Any, run_id: str | None) -> bool:
+    return isinstance(found, Mapping) and "run_id" in found and found["run_id"] == run_id
 
 
 def _cells(event: TopologyEvent) -> tuple[Any, ...]:

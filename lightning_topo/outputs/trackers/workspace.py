@@ -64,8 +64,10 @@ def _phase() -> "Section":
     panels = [
         _lines(f"Phase ({codes})", "topology/phase", low=-1.2, high=3.2),
         _lines("Critical ratio r = eta / eta*, critical at 1", "topology/critical_ratio", log_y=True),
-        _lines("Sharpness ratio, edge of stability at 1", "topology/sharpness_ratio"),
+        _lines("Learning rate and eta*", "topology/learning_rate", "topology/critical_learning_rate", log_y=True),
+        _lines("Edge ratios, edge of stability at 1", "topology/sharpness_ratio", "topology/directional_ratio"),
         _lines("eta K, the paper's condition needs < 1", "topology/eta_lambda", log_y=True),
+        _lines("Coverage: the share of certified steps", "topology/coverage", "topology/coverage_span", low=0, high=1),
         _scalar("Peak of r", "topology/critical_ratio.max"),
         _scalar("Peak of the sharpness ratio", "topology/sharpness_ratio.max"),
         _scalar(QUANTITIES["overhead"].title, "topology/overhead.last"),
@@ -115,8 +117,7 @@ def _section(name: str, panels: list[Any]) -> "Section":
 
 def _lines(
     title: str,
-    key: str,
-    *,
+    *keys: str,
     low: float | None = None,
     high: float | None = None,
     log_y: bool = False,
@@ -126,7 +127,7 @@ def _lines(
     return wr.LinePlot(
         title=title,
         x=_STEP,
-        y=[key],
+        y=list(keys),
         range_y=(low, high),
         log_y=log_y,
         smoothing_factor=0.0,

@@ -95,7 +95,11 @@ def demo_run(
                 writer.measurement(persistence_values(step, group, diagram, change))
         if step:
             loss = 0.5 * math.exp(-step / 130) + 0.004 + (0.004 * rng.random() if edge_at and step > edge_at else 0.0)
-            writer.measurement(Measurement(step, step // 100, "training", "", {"loss": loss}))
+            rate = {"learning_rate": 0.3} if step == 1 else {}
+            writer.measurement(Measurement(step, step // 100, "training", "", {"loss": loss} | rate))
+            if step % 100 == 0:
+                logged = {"val/loss": 1.2 * loss, "val/acc": 1.0 - loss}
+                writer.measurement(Measurement(step, step // 100, "validation", "", logged))
     writer.close()
     return read_record(writer.dirpath)
 

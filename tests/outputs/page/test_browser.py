@@ -20,7 +20,7 @@ SMALL_TEXT = """() => [...document.querySelectorAll("body *")].flatMap((node) =>
   const small = own && size < 12 && node.getClientRects().length;
   return small ? [`${node.tagName} ${node.textContent.trim()}: ${size}`] : [];
 })"""
-CHARTS = ["ribbon", "ratio", "worst", "loss", "sharpness"]
+CHARTS = ["ribbon", "rates", "ratio", "worst", "loss", "logged", "sharpness"]
 CHARTS += ["crocker0", "crocker1", "diagram", "total", "step", "betti", "bottleneck"]
 
 

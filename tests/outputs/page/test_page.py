@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_topo.outputs.page import render_page, verdict, write_report
+from lightning_topo.outputs.page import recommendation, render_page, verdict, write_report
 from lightning_topo.outputs.page.page import run_labels
 from lightning_topo.outputs.record import RunRecord
 from tests.outputs.page.synthetic import HOSTILE
@@ -19,7 +19,8 @@ def data_of(page: str) -> dict:
 
 def test_the_page_holds_the_record_and_its_verdict(demo: RunRecord, write: Callable[..., str]) -> None:
     page = write(demo)
-    assert f">{verdict(demo)}</h1>" in page
+    assert f">{verdict(demo)}</h1>" in page.replace("<small>", "").replace("</small>", "")
+    assert recommendation(demo) in page
     data = data_of(page)
     assert (data["first_step"], data["last_step"]) == (0, 800)
     assert data["runs"][0]["run_id"] == demo.run_id

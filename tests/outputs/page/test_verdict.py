@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import verdict
 from lightning_topo.outputs.page.outcome import history
-from lightning_topo.outputs.page.verdict import above
+from lightning_topo.outputs.page.verdict import above, tone
 from lightning_topo.outputs.record import RunRecord
+from lightning_topo.phases import Phase
 
 
 def run(*measurements: Measurement) -> RunRecord:
@@ -71,20 +72,27 @@ def n_crossings(values: Sequence[float], enter: float, leave: float) -> int:
 
 
 def test_a_breakdown_comes_first_with_its_group_step_and_ratio(breakdown: RunRecord) -> None:
-    said = f"net.0: topology_breakdown at step 300 (r = 1.31) \u2013 {n_events(breakdown)} events"
+    peak = max((m.values["critical_ratio"], -m.step) for m in breakdown.measurements if m.probe == "distortion")
+    most = f"the largest r was {peak[0]:.3g}, at step {-peak[1]} in net.0"
+    said = f"net.0 broke down at step 300; {most} \u2013 {n_events(breakdown)} events"
     assert verdict(breakdown) == said
 
 
 def test_more_broken_groups_are_counted() -> None:
     record = run(ratio(1, 1.5, "b"), ratio(2, 2.0, "a"), ratio(3, 9.0, "c"))
-    assert verdict(record) == "b: topology_breakdown at step 1 (r = 1.5), and later in 2 more groups \u2013 3 events"
+    said = "3 of 3 groups broke down, first b at step 1; the largest r was 9, at step 3 in c \u2013 3 events"
+    assert verdict(record) == said
 
 
 def test_the_edge_comes_with_a_bound_on_r(demo: RunRecord) -> None:
     peak = max(m.values["critical_ratio"] for m in demo.measurements if m.probe == "distortion")
     step = next(e.step for e in history(demo).events if e.name == "edge_of_stability_enter")
     assert 225 <= step <= 300
-    entered = f"Entered the edge of stability at step {step}; r stayed below {above(peak)}"
+    points = [(m.step, m.values["sharpness_ratio"]) for m in demo.measurements if "sharpness_ratio" in m.values]
+    crossed = min(s for s, value in points if value >= 0.95)
+    before = max(s for s, _ in points if s < crossed)
+    assert crossed <= step
+    entered = f"Reached the edge of stability between steps {before} and {crossed}; r stayed below {above(peak)}"
     assert verdict(demo) == f"{entered} \u2013 {n_events(demo)} events"
 
 
@@ -107,7 +115,7 @@ def test_the_edge_comes_with_a_bound_on_r(demo: RunRecord) -> None:
         ),
         (
             tuple(sharpness(k, eta_lambda=1.2) for k in range(4)),
-            "Passed the curvature bound at step 2; the critical ratio r was not measured \u2013 1 event",
+            "Passed the curvature bound at step 0; the critical ratio r was not measured \u2013 1 event",
         ),
         (
             tuple(sharpness(k, sharpness_ratio=0.3) for k in range(4)),
@@ -119,8 +127,8 @@ def test_the_edge_comes_with_a_bound_on_r(demo: RunRecord) -> None:
         ),
         (
             (ratio(0, 0.1), ratio(2, math.nan), Measurement(2, 0, "training", "", {"loss": math.nan})),
-            "Topology preserved over 2 steps: r stayed below 0.11 at the 1 measured step; "
-            "the loss is not finite at step 2 \u2013 1 event",
+            "Training diverged: the loss is not finite at step 2; "
+            "the largest r was 0.1, at step 0 in net.0 \u2013 1 event",
         ),
     ],
 )
@@ -132,6 +140,21 @@ def test_recorded_events_of_the_replayed_kinds_are_not_counted_twice(demo: RunRe
     doubled = replace(demo, events=history(demo).events)
     assert verdict(doubled) == verdict(demo)
     assert {"gap", "probe_failed"} <= {event.name.value for event in history(hostile).events}
+
+
+def test_an_event_lies_between_the_last_measurement_below_and_the_first_above() -> None:
+    estimates = [sharpness(step, eta_lambda=value) for step, value in ((10, 0.2), (25, 1.1), (50, 1.4), (75, 1.3))]
+    assert "Passed the curvature bound between steps 10 and 25;" in verdict(run(ratio(1, 0.1), *estimates))
+    assert "net.0 broke down between steps 12 and 28;" in verdict(run(ratio(12, 0.4), ratio(28, 2.15), ratio(40, 1.2)))
+
+
+def test_what_diverged_is_never_called_preserved() -> None:
+    losses = [Measurement(step, 0, "training", "", {"loss": loss}) for step, loss in ((1, 1.0), (2, math.inf))]
+    record = run(*losses, ratio(1, 0.1), Measurement(2, 0, "coverage", "net.0", {"from": 0.0, "state": 3.0}))
+    assert verdict(record).startswith("Training diverged: the loss is not finite at step 2")
+    assert tone(history(record).outcome) is Phase.BREAKDOWN
+    unstable = run(*losses, Measurement(3, 0, "training", "", {"loss": 0.9}), ratio(3, 0.1))
+    assert verdict(unstable).startswith("Training became unstable: the loss was not finite at step 2")
 
 
 @given(st.floats(1e-9, 1e9))

@@ -6,6 +6,7 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_topo import read_record
+from lightning_topo.outputs.page import verdict
 from lightning_topo.outputs.trackers.tensorboard import LAYOUT
 from tests.outputs.driving import drive
 
@@ -54,9 +55,19 @@ def test_phases_and_events_are_text(run):
     assert [name for _, name in phases][-1] in ("BREAKDOWN", "EDGE_OF_STABILITY")
     assert "BREAKDOWN" in [name for _, name in phases]
     breakdowns = [event for event in record.events if event.name == "topology_breakdown"]
-    told = texts(events, "topology/events/topology_breakdown")
-    assert [step for step, _ in told] == [event.step - 1 for event in breakdowns]
-    assert all(event.message in text for event, (_, text) in zip(breakdowns, told, strict=True))
+    groups = {event.group for event in breakdowns}
+    assert len(groups) == 2
+    for group in groups:  # each in its own place, at its own step: of one name and step only the last is kept
+        own = [event for event in breakdowns if event.group == group]
+        told = texts(events, f"topology/events/topology_breakdown/{group.replace('.', '_')}")
+        assert [step for step, _ in told] == [event.step for event in own]
+        assert all(event.message in text for event, (_, text) in zip(own, told, strict=True))
+
+
+def test_the_verdict_is_told_at_the_end(run):
+    events, record = run
+    ((_, text),) = texts(events, "topology/verdict")
+    assert verdict(record) in text
 
 
 def test_every_chart_of_the_layout_finds_its_scalars(run):

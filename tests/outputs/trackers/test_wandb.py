@@ -2,18 +2,24 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import lightning as L
 import pytest
 from lightning.pytorch.loggers import WandbLogger
+from torch.utils.data import DataLoader
 
-from lightning_topo import read_record
+from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, read_record
+from lightning_topo.demo import DigitsMLP, FullBatch, digits
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.outputs import open_outputs
-from lightning_topo.outputs.trackers.wandb import ARTIFACT_TYPE
+from lightning_topo.outputs.page import verdict
+from lightning_topo.outputs.trackers.wandb import ARTIFACT_TYPE, CHARTS
+from lightning_topo.outputs.trackers.workspace import workspace_json
 from tests.outputs.driving import Training, drive
 
 
@@ -229,3 +235,61 @@ def test_wandb_takes_a_resumed_run_and_two_monitors(wandb, tmp_path):
         }
     record = read_record(tmp_path / "run")
     assert [m.step for m in record.measurements if m.group == "net.0" and m.probe == "distortion"] == list(range(1, 17))
+
+
+def test_few_charts_are_drawn_unasked_and_the_workspace_finds_its_keys(wandb, tmp_path):
+    pytest.importorskip("wandb_workspaces")
+    logger = WandbLogger(offline=True, save_dir=tmp_path)
+    module, trainer = watched(tmp_path, logger)
+    trainer.fit(module, DataLoader(FullBatch(digits(), 48), batch_size=None))
+    wandb.finish()
+    (run,) = offline_runs(tmp_path)
+    metrics = {metric["name"]: metric for metric in run.of("metric") if metric.get("name", "").startswith("topology/")}
+    shown = {name for name, metric in metrics.items() if not metric.get("options", {}).get("hidden")}
+    assert shown == CHARTS & metrics.keys()
+    assert len(shown) <= 12 < len(metrics)
+    kept = {key for row in run.of("history") for key in row["item"]}
+    panels = [
+        p["config"] for s in workspace_json()["spec"]["section"]["panelBankConfig"]["sections"] for p in s["panels"]
+    ]
+    for config in panels:
+        for key in config.get("metrics") or ():
+            assert key in kept, key
+        for key in config.get("mediaKeys") or ():
+            assert f"{key}.count" in kept or any(name.startswith(key) for name in kept), key
+        if config.get("metricRegex"):
+            assert any(re.search(config["metricRegex"], key) for key in kept), config["metricRegex"]
+
+
+def test_the_summary_tells_what_a_table_of_runs_needs(wandb, tmp_path):
+    logger = WandbLogger(offline=True, save_dir=tmp_path)
+    training = drive(tmp_path / "topology", 16, hot={5}, loggers=[logger])
+    wandb.finish()
+    (run,) = offline_runs(tmp_path)
+    summary = run.summary()
+    record = read_record(training.outputs.dirpath)
+    assert summary["topology/verdict"] == verdict(record)
+    assert summary["topology/first_breakdown"] == 5
+    largest = max(m.values["critical_ratio"] for m in record.measurements if "critical_ratio" in m.values)
+    assert summary["topology/largest_critical_ratio"] == pytest.approx(largest)
+    assert "Lower the learning rate" in summary["topology/recommendation"]
+
+
+@pytest.mark.parametrize("own", [{"order": 3}, "mine", 7])
+def test_a_users_own_config_of_that_name_is_left_alone(wandb, tmp_path, own):
+    logger = WandbLogger(offline=True, save_dir=tmp_path, config={"topology": own})
+    training = drive(tmp_path / "topology", 2, loggers=[logger])
+    config = dict(logger.experiment.config)
+    wandb.finish()
+    assert config["topology"] == own
+    assert config["topology_2"]["run_id"] == training.outputs.run_id
+
+
+def watched(folder, logger):
+    probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=12), Sharpness(every_n_steps=12)]
+    monitor = TopologyMonitor(probes, dirpath=folder / "topology", report=False, verbose=False)
+    quiet = {"enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=logger, callbacks=[monitor], log_every_n_steps=12, **quiet
+    )
+    return DigitsMLP(0.3), trainer

@@ -17,18 +17,26 @@ const GLYPHS = {
   topology_breakdown: ["x", "M3 0L7 4L11 0L14 3L10 7L14 11L11 14L7 10L3 14L0 11L4 7L0 3Z", true],
   topology_restored: ["circle", "M7 1A6 6 0 1 0 7.01 1Z", false],
   instability: ["star", "M7 0L9 5L14 5L10 8L12 14L7 10L2 14L4 8L0 5L5 5Z", true],
-  unseen_step: ["square", "M2 2H12V12H2Z", false],
-  outside_change: ["circle", "M7 1A6 6 0 1 0 7.01 1Z", false],
-  unwatched_parameters: ["circle", "M7 1A6 6 0 1 0 7.01 1Z", false],
+  neurons_merged: ["hourglass", "M1 1H13L1 13H13Z", true],
+  neurons_vanishing: ["triangle-left", "M1 7L13 1V13Z", true],
+  neurons_condensing: ["triangle-right", "M13 7L1 1V13Z", true],
+  betti_changed: ["circle", "M7 1A6 6 0 1 0 7.01 1Z", true],
+  diagram_jump: ["bowtie", "M1 1V13L13 1V13Z", true],
+  equivariance_broken: ["cross", "M5 0H9V5H14V9H9V14H5V9H0V5H5Z", true],
+  unseen_step: ["pentagon", "M7 1L13 6L11 13H3L1 6Z", false],
+  outside_change: ["pentagon", "M7 1L13 6L11 13H3L1 6Z", true],
+  unwatched_parameters: ["hexagon2", "M4 1H10L13 7L10 13H4L1 7Z", false],
   gap: ["square", "M2 2H12V12H2Z", false],
   probe_failed: ["square", "M1 1H13V13H1Z", true],
+  rewind: ["triangle-left", "M1 7L13 1V13Z", false],
 };
 // What is known of a step, weakest first.
 const [OPEN, SPANNED, BOUNDED, EXACT] = [0, 1, 2, 3];
-const OTHER_GLYPH = ["circle", "M7 1A6 6 0 1 0 7.01 1Z", true];
+const OTHER_GLYPH = ["hexagram", "M7 0L9 4H14L11 7L14 10H9L7 14L5 10H0L3 7L0 4H5Z", true];
 const LOUDNESS = { error: 2, warn: 1, info: 0 };
 const NEVER = 65535; // a death that is infinite
 const MAX_EVENT_LINES = 60;
+const MAX_SPANS = 200;
 // Below the critical point, and above it: the two never share a colour.
 const BELOW = ["#08305f", "#1f6cab", "#6eb0d8", "#c3dff0", "#ffffff"];
 const ABOVE = ["#f8b25c", "#dd6a13", "#8a3400", "#4d1a00"];
@@ -66,7 +74,7 @@ function axis(title, more = {}) {
 function stepAxis(view) {
   const [low, high] = view.range;
   const few = high - low <= 12 ? { dtick: 1, tick0: 0 } : { nticks: Math.min(14, Math.ceil((view.width - view.left) / (7.5 * count(Math.ceil(high)).length + 18))) };
-  return axis("Optimizer step", { range: [low, high], fixedrange: false, tickformat: ",d", showgrid: false, ...few });
+  return axis("Optimizer step", { range: [low, high], fixedrange: false, tickformat: ",d", hoverformat: ",d", unifiedhovertitle: { text: "step %{x:,d}" }, showgrid: false, ...few });
 }
 
 function layout(view, height, yaxis, more = {}) {
@@ -75,7 +83,7 @@ function layout(view, height, yaxis, more = {}) {
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: css("--ink") },
     margin: { l: view.left, r: 14, t: 8, b: 46 }, hovermode: "closest",
     hoverlabel: { font: { size: 12, color: css("--ink"), family: getComputedStyle(document.body).fontFamily }, bgcolor: css("--card"), bordercolor: css("--muted"), namelength: -1, align: "left" },
-    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+    hoverdistance: -1, dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     xaxis: stepAxis(view), yaxis, ...more,
   };
 }
@@ -95,6 +103,28 @@ function eventLines(run, { group, onMap = false } = {}) {
     ...(onMap ? [border(step)] : []),
     vertical(step, severity, { color: css(`--${severity}-line`), width: 1.5, dash: { error: "solid", warn: "dash", info: "dot" }[severity] }),
   ]);
+}
+
+// On a chart of lines the pointer need not hit one: the values of all stand at its step.
+const UNIFIED = { hovermode: "x unified" };
+
+// Steps of which nothing is claimed, as grey bands behind the lines.
+function openSpans(run) {
+  const table = run.certificates;
+  if (!table) return [];
+  const end = (j) => (table.steps[j + 1] ?? table.last + 1) - 0.5;
+  const weakest = table.steps.map((_, j) => Math.min(...table.states.map((row) => row[j] ?? EXACT)));
+  const spans = [];
+  weakest.forEach((state, j) => {
+    if (state !== OPEN && state !== SPANNED) return;
+    const last = spans.at(-1);
+    if (last && last.state === state && last.x1 === table.steps[j] - 0.5) last.x1 = end(j);
+    else spans.push({ state, x0: table.steps[j] - 0.5, x1: end(j) });
+  });
+  return spans.slice(0, MAX_SPANS).map(({ state, x0, x1 }) => ({
+    type: "rect", layer: "below", xref: "x", yref: "paper", x0, x1, y0: 0, y1: 1, line: { width: 0 }, name: "open",
+    fillcolor: css(state === OPEN ? "--missing" : "--spanned"), opacity: 0.45,
+  }));
 }
 
 function horizontal(y, colour, dash = "solid") {
@@ -128,7 +158,7 @@ const rowsHeight = (n) => 54 + n * (n <= 4 ? 34 : n <= 12 ? 24 : 16);
 function line(name, steps, values, colour, more = {}) {
   return {
     type: "scatter", mode: steps.length > 60 ? "lines" : "lines+markers", name, x: steps, y: values, line: { color: colour, width: 2 },
-    marker: { size: 5, color: colour }, hovertemplate: `${plain(name)} %{y:.4g}<br>step %{x:,d}<extra></extra>`, ...more,
+    marker: { size: 5, color: colour }, hovertemplate: `${plain(name)} %{y:.4g}<extra></extra>`, ...more,
   };
 }
 

@@ -135,7 +135,7 @@ function boundLine({ steps, last, states, values }, [low, high]) {
   const x = steps.flatMap((step, j) => [step - 0.5, (steps[j + 1] ?? last + 1) - 0.5]);
   return line("r at most", x, twice(worst.map((r) => (r === null ? null : Math.max(low, Math.min(high, r))))), css("--info"), {
     mode: "lines", line: { color: css("--info"), width: 1.5, dash: "dot" }, customdata: twice(worst.map((r) => (r === null ? "" : short(r)))),
-    hovertemplate: "r at most %{customdata} in every group<br>step %{x:,.0f}<extra></extra>",
+    hovertemplate: "r at most %{customdata} in every group<extra></extra>",
   });
 }
 
@@ -152,22 +152,86 @@ function worstFigure(run, view) {
   run.ratio.steps.forEach((step) => open.delete(step));
   const points = [...run.ratio.steps.map((step, j) => [step, drawn[j], short(worst[j])]), ...[...open].map((step) => [step, null, ""])].sort((a, b) => a[0] - b[0]);
   const [at, heights, words] = [0, 1, 2].map((k) => points.map((point) => point[k]));
-  const data = [line("largest r", at, heights, css("--first"), { customdata: words, hovertemplate: "largest r %{customdata}<br>step %{x:,d}<extra></extra>" })];
+  const data = [line("largest r", at, heights, css("--first"), { customdata: words, hovertemplate: "largest r %{customdata}<extra></extra>" })];
   if (run.certificates) data.unshift(boundLine(run.certificates, [low, high]));
   const note = worst.includes(Infinity) ? "An infinite r is drawn at the upper edge of the chart." : undefined;
-  return { data, layout: layout(view, 180, logAxis("Largest r (log scale)", low, high), { shapes: [horizontal(1, css("--error")), ...eventLines(run)] }), note };
+  return { data, layout: layout(view, 180, logAxis("Largest r (log scale)", low, high), { ...UNIFIED, shapes: [...openSpans(run), horizontal(1, css("--error")), ...eventLines(run)] }), note };
 }
+
+const isLoss = (name) => /loss|nll|perplexity|error/i.test(name);
+const loggedLoss = (run) => Object.keys(run.logged).filter(isLoss);
 
 function lossFigure(run, view) {
   const loss = run.curves.loss;
   if (!loss) return { absent: "No loss in this record." };
   const values = finite(loss.columns.loss);
   if (values.every((v) => v === null)) return { absent: "The loss was never a finite number." };
-  const [least, most] = extremes(seenIn(view.runs, (r) => r.curves.loss?.columns.loss));
+  const all = (r) => [...(r.curves.loss?.columns.loss ?? []), ...loggedLoss(r).flatMap((name) => r.logged[name].columns[name])];
+  const [least, most] = extremes(seenIn(view.runs, all));
   const pad = 0.05 * (most - Math.min(0, least) || 1);
-  const y = least > 0 && most > 30 * least ? logAxis("Loss (log scale)", least / 1.2, most * 1.2)
+  const logs = view.logLoss ?? (least > 0 && most > 30 * least);
+  const y = logs && least > 0 ? logAxis("Loss (log scale)", least / 1.2, most * 1.2)
     : axis("Loss", { range: [Math.min(0, least) - pad, most + pad], nticks: 5 });
-  return { data: [line("loss", loss.steps, values, css("--ink"))], layout: layout(view, 210, y, { shapes: eventLines(run) }) };
+  const data = [line("loss", loss.steps, values, css("--ink")), ...loggedLoss(run).map((name, i) => loggedLine(run, name, i))];
+  const note = logs && !(least > 0) ? "The loss is not positive everywhere: its axis stays linear." : undefined;
+  return { data, layout: layout(view, 210, y, { ...UNIFIED, shapes: [...openSpans(run), ...eventLines(run)] }), note };
+}
+
+function loggedLine(run, name, i) {
+  const colour = css(["--second", "--first", "--third"][i % 3]);
+  const { steps, columns } = run.logged[name];
+  return line(name, steps, finite(columns[name]), colour, { mode: "lines+markers", line: { color: colour, width: 2, dash: "dot" } });
+}
+
+function loggedFigure(run, view) {
+  const names = Object.keys(run.logged).filter((name) => !isLoss(name));
+  if (!names.length) return { absent: "No other metric was logged in validation.", isOptional: true };
+  const [least, most] = extremes([...seenIn(view.runs, (r) => names.flatMap((name) => r.logged[name]?.columns[name] ?? []))]);
+  const pad = 0.06 * (most - least || 1);
+  return {
+    data: names.map((name, i) => loggedLine(run, name, i)),
+    layout: layout(view, 190, axis("Validation", { range: [least - pad, most + pad], nticks: 5 }), { ...UNIFIED, shapes: eventLines(run) }),
+  };
+}
+
+// The learning rate used, and those at which the steps would have met a limit: all in learning rates.
+const RATES = [
+  ["critical", "η*, where r is 1", "--first", "solid"],
+  ["edge", "edge of stability", "--second", "solid"],
+  ["curvature", "curvature bound, ηλ = 1", "--third", "dot"],
+  ["used", "learning rate", "--ink", "solid"],
+];
+
+function ratesFigure(run, view) {
+  const named = RATES.filter(([key]) => run.rates[key]);
+  if (!run.rates.used) return { absent: "No learning rate in this record." };
+  const positive = (r) => RATES.flatMap(([key]) => (r.rates[key] ? finite(r.rates[key].columns[key]) : [])).filter((v) => v > 0);
+  const values = view.runs.flatMap(positive);
+  if (!values.length) return { absent: "The learning rate was 0 throughout." };
+  const used = view.runs.flatMap((r) => (r.rates.used ? finite(r.rates.used.columns.used) : [])).filter((v) => v > 0);
+  // Four decades beside the rates used are enough: what is further off limits nothing.
+  const [least, most] = extremes(values);
+  const [low, high] = [Math.max(least, Math.min(...used) / 1e4), Math.min(most, Math.max(...used) * 1e4)];
+  const data = named.map(([key, name, colour, dash]) => {
+    const { steps, columns } = run.rates[key];
+    const known = finite(columns[key]);
+    return line(name, steps, known.map((v) => (v > 0 ? Math.min(high, v) : null)), css(colour), {
+      line: { color: css(colour), width: key === "used" ? 3 : 2, dash, shape: key === "used" ? "hv" : "linear" },
+      customdata: known.map((v) => (v === null ? "" : short(v))), hovertemplate: `${plain(name)} %{customdata}<extra></extra>`,
+    });
+  });
+  const below = ["critical", "edge"].filter((key) => run.rates[key]).some((key) => run.rates[key].steps.some((step, i) => {
+    const rate = rateAt(run.rates.used, step);
+    return rate !== null && number(run.rates[key].columns[key][i]) <= rate;
+  }));
+  const note = below ? undefined : "The learning rate stayed below the measured limits throughout.";
+  return { data, layout: layout(view, 250, logAxis("Learning rate (log scale)", low / 1.5, high * 1.5), { ...UNIFIED, shapes: [...openSpans(run), ...eventLines(run)] }), note };
+}
+
+function rateAt({ steps, columns }, step) {
+  let rate = null;
+  for (let i = 0; i < steps.length && steps[i] <= step; i++) rate = columns.used[i];
+  return rate;
 }
 
 function sharpnessFigure(run, view) {
@@ -180,7 +244,7 @@ function sharpnessFigure(run, view) {
   const [least, most] = extremes([1, ...named.flatMap(([key]) => seenIn(view.runs, (r) => r.curves[key]?.columns[key]))].filter((v) => v !== 0));
   const y = most > 30 && least > 0 ? logAxis("Ratio to its limit", least / 1.5, most * 1.5)
     : axis("Ratio to its limit", { range: [1.08 * Math.min(0, least), Math.max(1.15, 1.08 * most)], nticks: 6 });
-  return { data, layout: layout(view, 240, y, { shapes: [horizontal(1, css("--muted")), ...eventLines(run)] }) };
+  return { data, layout: layout(view, 240, y, { ...UNIFIED, shapes: [...openSpans(run), horizontal(1, css("--muted")), ...eventLines(run)] }) };
 }
 
 function crockerFigure(k) {
@@ -300,7 +364,7 @@ function bandFigure(prefix, title) {
     const clip = (v) => Math.min(most * pad, Math.max(least / pad, v));
     const { steps } = detail.band;
     const edge = (name, values, from, to, more) => line(name, steps.slice(from, to), values.slice(from, to).map(clip), css("--first"), {
-      mode: to - from > 1 ? "lines" : "markers", customdata: values.slice(from, to).map(short), hovertemplate: `${name} %{customdata}<br>step %{x:,d}<extra></extra>`, ...more,
+      mode: to - from > 1 ? "lines" : "markers", customdata: values.slice(from, to).map(short), hovertemplate: `${name} %{customdata}<extra></extra>`, ...more,
     });
     // A fill cannot jump over what was not measured: each measured stretch is a band of its own.
     const data = [];
@@ -312,7 +376,7 @@ function bandFigure(prefix, title) {
     }
     const off = [...low, ...high].some((v) => clip(v) !== v && !Number.isNaN(v));
     return {
-      data, layout: layout(view, 190, logAxis(title, least / pad, most * pad), { shapes: [horizontal(1, css("--muted"), "dot"), ...eventLines(run, { group: view.group })] }),
+      data, layout: layout(view, 190, logAxis(title, least / pad, most * pad), { ...UNIFIED, shapes: [...openSpans(run), horizontal(1, css("--muted"), "dot"), ...eventLines(run, { group: view.group })] }),
       note: off ? "What lies beyond the chart, as 0 and infinity do, is drawn at its edge." : undefined,
     };
   };
@@ -328,7 +392,7 @@ function bettiFigure(run, view) {
   }));
   const most = extremes([1, ...found.flatMap((k) => seenIn(view.runs, (r) => groupOf(r, view).change?.columns[`betti_${k}`]))])[1];
   const y = axis("Betti number", { range: [-0.04 * most, most * 1.1], tickformat: ",d", ...(most < 6 ? { dtick: 1 } : { nticks: 5 }) });
-  return { data, layout: layout(view, 190, y, { shapes: eventLines(run, { group: view.group }) }) };
+  return { data, layout: layout(view, 190, y, { ...UNIFIED, shapes: eventLines(run, { group: view.group }) }) };
 }
 
 function changeFigure(run, view) {
@@ -349,5 +413,5 @@ function changeFigure(run, view) {
   const names = [...found.map((k) => `log_bottleneck_${k}`), "log_bottleneck_bound"];
   const most = extremes([1e-6, ...names.flatMap((name) => seenIn(view.runs, (r) => groupOf(r, view).change?.columns[name]))])[1];
   const y = axis("Log-bottleneck distance", { range: [0, 1.08 * most], nticks: 5 });
-  return { data, layout: layout(view, 210, y, { shapes: eventLines(run, { group: view.group }) }) };
+  return { data, layout: layout(view, 210, y, { ...UNIFIED, shapes: eventLines(run, { group: view.group }) }) };
 }

@@ -4,14 +4,16 @@ const page = JSON.parse(document.getElementById("page-data").textContent);
 const $ = (id) => document.getElementById(id);
 const full = [page.first_step - 0.5, page.last_step + 0.5];
 const groups = [...new Set(page.runs.flatMap((run) => run.groups))];
-const chosen = { group: worstGroup(), range: full, capture: Infinity };
+const chosen = { group: worstGroup(), range: full, capture: Infinity, logLoss: undefined, rowsBy: undefined };
 const prefix = commonPrefix(groups);
 const ratios = ratioRange(page.runs);
 const CHARTS = [
   ["ribbon", "ribbon", ribbonFigure, "Phases by group and step"],
+  ["rates", "rates", ratesFigure, "Learning rate and its limits by step"],
   ["ratio", "ratio", ratioFigure, "Critical ratio by group and step"],
   ["ratio", "worst", worstFigure, "Largest critical ratio of all groups by step"],
   ["curves", "loss", lossFigure, "Loss by step"],
+  ["curves", "logged", loggedFigure, "Metrics of validation by step"],
   ["curves", "sharpness", sharpnessFigure, "Sharpness ratio and eta lambda by step"],
   ["crocker0", "crocker0", crockerFigure(0), "Connected pieces by scale and step"],
   ["crocker1", "crocker1", crockerFigure(1), "Loops by scale and step"],
@@ -21,6 +23,7 @@ const CHARTS = [
   ["change", "betti", bettiFigure, "Betti numbers by step"],
   ["change", "bottleneck", changeFigure, "Change between captures by step"],
 ];
+const shownCharts = page.runs.length > MANY_RUNS ? [] : CHARTS;
 const GROUP_CHARTS = new Set(["crocker0", "crocker1", "diagram", "total", "step", "betti", "bottleneck"]);
 const PAIRED_CHARTS = new Set(["crocker0", "crocker1", "diagram", "total", "step"]);
 const charts = [];
@@ -45,14 +48,18 @@ function chosenDetails() {
   return page.runs.map((run) => run.details[run.groups.indexOf(chosen.group)]).filter(Boolean);
 }
 
+// Names of groups are shown whole where there is room for them.
+const rowRoom = (width) => (width < 480 ? 110 : width < 700 ? 150 : 230);
+
 // What a figure may depend on besides its run.
 function viewOf(chart) {
   const width = Math.max(200, chart.plot.clientWidth);
   const scales = chosenDetails().flatMap((d) => (d.crocker ? [d.crocker.scales[0], d.crocker.scales.at(-1)] : []));
-  const longest = Math.max(10, ...groups.map((g) => Array.from(g).length - prefix.length));
-  const rows = Math.min(7.2 * longest + 18, width < 480 ? 92 : width < 700 ? 120 : 190);
+  const [room, letters] = [rowRoom(width), Math.max(7, ...groups.map((g) => Array.from(g).length))];
+  const fits = 7.2 * letters + 18 <= room;
+  const rows = fits ? 7.2 * letters + 18 : Math.min(7.2 * Math.max(10, letters - prefix.length) + 18, room);
   return {
-    runs: page.runs, group: chosen.group, range: chosen.range, capture: chosen.capture, prefix, ratioRange: ratios, width,
+    runs: page.runs, group: chosen.group, range: chosen.range, capture: chosen.capture, logLoss: chosen.logLoss, rowsBy: chosen.rowsBy, prefix: fits ? "" : prefix, ratioRange: ratios, width,
     left: PAIRED_CHARTS.has(chart.name) ? 62 : rows,
     scaleRange: scales.length ? extremes(scales) : undefined,
     barRange: chosen.barRange,
@@ -61,9 +68,11 @@ function viewOf(chart) {
 
 // The room that a chart will take, kept for it from the start so that nothing jumps.
 function heightOf(name, run) {
+  if (name === "phasemap") return rowsHeight(page.runs.length) + 20;
+  if (name.startsWith("all-")) return 230;
   if (name === "ribbon") return rowsHeight(run.groups.length + 1);
   if (name === "ratio") return rowsHeight(run.groups.length);
-  return { loss: 210, sharpness: 240, worst: 180, crocker0: 320, crocker1: 320, diagram: 340, bottleneck: 210 }[name] ?? 190;
+  return { loss: 210, rates: 250, sharpness: 240, worst: 180, crocker0: 320, crocker1: 320, diagram: 340, bottleneck: 210 }[name] ?? 190;
 }
 
 function draw(chart) {
@@ -76,15 +85,69 @@ function draw(chart) {
     chart.plot.textContent = figure.absent;
     chart.plot.removeAttribute("role");
     chart.zooms = false;
+    chart.panel.hidden = Boolean(figure.isOptional);
   } else {
     if (!chart.plot.querySelector(".plot-container")) chart.plot.textContent = "";
     chart.plot.setAttribute("role", "img");
+    chart.plot.setAttribute("aria-label", `${chart.title}. ${spoken(figure.data)}`);
     Plotly.react(chart.plot, figure.data, figure.layout, { displayModeBar: false, doubleClick: false, showTips: false, responsive: false });
     if (!chart.zooms && chart.name !== "diagram") listen(chart);
   }
+  chart.tools.hidden = Boolean(figure.absent);
   chart.note.textContent = figure.note ?? "";
   chart.note.hidden = !figure.note;
   chart.plot.dataset.drawn = "true";
+}
+
+// What a chart of lines shows, for those who hear it.
+function spoken(data) {
+  return data.filter((trace) => trace.type === "scatter" && trace.mode?.startsWith("lines")).slice(0, 4).map((trace) => {
+    const points = trace.x.map((x, i) => [x, trace.y[i]]).filter(([, y]) => typeof y === "number");
+    if (!points.length) return "";
+    const [low, high] = extremes(points.map(([, y]) => y));
+    const [first, last] = [points[0], points.at(-1)];
+    return `${trace.name}: ${short(first[1])} at step ${count(first[0])}, ${short(last[1])} at step ${count(last[0])}, between ${short(low)} and ${short(high)}.`;
+  }).join(" ");
+}
+
+function save(name, url) {
+  const link = element("a");
+  link.href = url;
+  link.download = name;
+  link.click();
+}
+
+async function savePicture(chart) {
+  const picture = await Plotly.toImage(chart.plot, { format: "png", scale: 2, setBackground: css("--card") });
+  save(`${chart.name}.png`, picture);
+}
+
+// All that a chart draws: a line for each point or cell.
+function saveTable(chart) {
+  const cell = (v) => (v === null || v === undefined ? "" : /[",\n]/.test(String(v)) ? `"${String(v).replaceAll('"', '""')}"` : String(v));
+  const words = (v) => String(v ?? "").replace(/<br>/g, " ").replace(/<[^>]*>/g, "");
+  const labels = chart.plot.layout.yaxis?.ticktext ?? [];
+  const rows = [["series", "x", "y", "value"]];
+  for (const trace of chart.plot.data) {
+    if (trace.z) trace.z.forEach((row, i) => row.forEach((z, j) => { if (z !== null) rows.push([trace.name, trace.x[j], labels[i] ?? trace.y[i], words(trace.text?.[i]?.[j]) || z]); }));
+    else Array.from(trace.x).forEach((x, i) => rows.push([trace.name, x, trace.y[i], words(Array.isArray(trace.text) ? trace.text[i] : trace.customdata?.[i])]));
+  }
+  const url = URL.createObjectURL(new Blob([rows.map((row) => row.map(cell).join(",")).join("\n")], { type: "text/csv" }));
+  save(`${chart.name}.csv`, url);
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+function toolsOf(chart, title) {
+  const tools = element("span", undefined, "tools");
+  for (const [label, action] of [["PNG", savePicture], ["CSV", saveTable]]) {
+    const button = element("button", label);
+    button.type = "button";
+    button.setAttribute("aria-label", `Save ${title} as ${label}`);
+    button.addEventListener("click", () => action(chart));
+    tools.append(button);
+  }
+  tools.hidden = true;
+  return tools;
 }
 
 function listen(chart) {
@@ -127,12 +190,14 @@ function setRange(low, high) {
   chosen.range = to - from < 1 ? [Math.max(full[0], from - 0.5), Math.min(full[1], from + 0.5)] : [from, to];
   $("from").value = Math.ceil(chosen.range[0]);
   $("to").value = Math.floor(chosen.range[1]);
+  remember();
   $("reset").disabled = chosen.range[0] === full[0] && chosen.range[1] === full[1];
   refresh((chart) => chart.name !== "diagram");
 }
 
 function setGroup(group) {
   chosen.group = group;
+  remember();
   for (const node of document.querySelectorAll(".of")) node.textContent = group === undefined ? "" : `· ${ellipsis(group, 80)}`;
   chosen.barRange = barRange(chosenDetails());
   for (const k of [0, 1]) countLegend(k);
@@ -157,6 +222,18 @@ function setCaptures() {
   };
   slider.oninput = () => { show(); refresh((chart) => chart.name === "diagram"); };
   if (steps.length) show();
+}
+
+// A page that is loaded again, as the run goes on, shows what was chosen before.
+const memory = `lightning-topo ${page.runs.map((run) => run.run_id).join(" ")}`;
+
+function remember() {
+  const isWhole = chosen.range[0] === full[0] && chosen.range[1] === full[1];
+  try { sessionStorage.setItem(memory, JSON.stringify({ group: chosen.group, range: isWhole ? undefined : chosen.range })); } catch { /* no storage: nothing to remember */ }
+}
+
+function remembered() {
+  try { return JSON.parse(sessionStorage.getItem(memory)) ?? {}; } catch { return {}; }
 }
 
 function swatch(text, colour, className) {
@@ -206,6 +283,9 @@ function legends() {
     ...PHASES.filter((p) => codes.has(p.code)).map((p) => swatch(p.name, p.colour)),
     ...names.map((name) => { const item = element("span"); item.append(glyph(GLYPHS[name] ?? OTHER_GLYPH), document.createTextNode(name)); return item; }),
   );
+  if (page.runs.length > 1) legendOf("compare").replaceChildren(
+    ...PHASES.filter((p) => codes.has(p.code)).map((p) => swatch(p.name, p.colour)),
+    ...page.runs.map((run, i) => swatch(run.label, runColour(i), DASHES[Math.floor(i / RUN_COLOURS.length) % DASHES.length] === "solid" ? "line" : "dash")));
   const [low, high] = ratios;
   const every = high - low > 6 ? 3 : 1; // where there are many decades, their names would overlap
   const ticks = Array.from({ length: high - low + 1 }, (_, i) => [i / (high - low), i + low === 0 ? "1 critical" : short(10 ** (i + low))])
@@ -217,10 +297,17 @@ function legends() {
     ...(known.has(BOUNDED) ? [swatch("upper bound of r: narrow", BELOW[1], "bounded"), swatch("largest r can be in any group", css("--info"), "dash")] : []),
     ...(known.has(SPANNED) ? [swatch("r unknown, none merged for good", css("--spanned"))] : []),
     ...(known.has(OPEN) || page.runs.some((run) => run.ratio && !run.certificates) ? [swatch("not measured, nothing claimed", css("--missing"))] : []),
-    ...(prefix ? [element("span", `Names are shown without “${ellipsis(prefix, 60)}”.`, "note")] : []));
+    ...(prefix && 7.2 * Math.max(...groups.map((g) => Array.from(g).length)) + 18 > rowRoom(innerWidth - 96) ? [element("span", `Names are shown without “${ellipsis(prefix, 60)}”.`, "note")] : []));
   const has = (name) => page.runs.some((run) => run.curves[name]);
+  const rates = RATES.filter(([key]) => page.runs.some((run) => run.rates[key]));
+  legendOf("rates").replaceChildren(
+    ...rates.map(([, name, colour, dash]) => swatch(name, css(colour), dash === "solid" ? "line" : "dash")),
+    ...(known.has(OPEN) ? [swatch("open steps: nothing is claimed", css("--missing"))] : []));
+  const logged = [...new Set(page.runs.flatMap((run) => Object.keys(run.logged)))];
   legendOf("curves").replaceChildren(
     ...(has("loss") ? [swatch("loss", css("--ink"), "line")] : []),
+    ...[logged.filter(isLoss), logged.filter((name) => !isLoss(name))].flatMap((names) =>
+      names.map((name, i) => swatch(ellipsis(name, 40), css(["--second", "--first", "--third"][i % 3]), "dash"))),
     ...(has("sharpness_ratio") ? [swatch("sharpness ratio", css("--second"), "line")] : []),
     ...(has("eta_lambda") ? [swatch("ηλ", css("--first"), "dash")] : []),
     ...(has("sharpness_ratio") || has("eta_lambda") ? [swatch("the limit, 1", css("--muted"), "line")] : []),
@@ -261,27 +348,43 @@ function build() {
     $(id).addEventListener("change", () => setRange(Number($("from").value) - 0.5, Number($("to").value) + 0.5));
   }
   $("reset").addEventListener("click", () => setRange(...full));
+  $("log-loss").addEventListener("click", () => {
+    const drawn = charts.find((chart) => chart.name === "loss" || chart.name === "all-loss")?.plot.layout?.yaxis?.type;
+    chosen.logLoss = drawn !== "log";
+    $("log-loss").setAttribute("aria-pressed", String(chosen.logLoss));
+    refresh((chart) => chart.name === "loss" || chart.name === "all-loss");
+  });
   document.body.style.setProperty("--columns", Math.min(3, page.runs.length));
-  for (const [card, name, figure, title] of CHARTS) {
+  if (page.runs.length > 1) chosen.rowsBy = compareControls((name) => { chosen.rowsBy = name; refresh((chart) => chart.name === "phasemap"); });
+  document.body.classList.toggle("many", page.runs.length > MANY_RUNS);
+  const all = [...(page.runs.length > 1 ? COMPARISONS : []), ...shownCharts];
+  for (const [card, name, figure, title] of all) {
     const row = element("div", undefined, "row");
     document.querySelector(`#${card} .panels`).append(row);
-    page.runs.forEach((run, i) => {
+    (card === "compare" ? [undefined] : page.runs).forEach((run, i) => {
       const panel = element("figure", undefined, "panel");
       const [plot, note] = [element("div", undefined, "plot"), element("p", undefined, "note")];
-      if (page.runs.length > 1) panel.append(element("figcaption", run.label));
+      if (run && page.runs.length > 1) panel.append(element("figcaption", run.label));
       plot.dataset.chart = name;
       plot.dataset.run = i;
       plot.style.minHeight = `${heightOf(name, run)}px`;
-      plot.setAttribute("aria-label", page.runs.length > 1 ? `${title}, ${run.label}` : title);
-      panel.append(plot, note);
+      plot.setAttribute("aria-label", run && page.runs.length > 1 ? `${title}, ${run.label}` : title);
+      const chart = { name, figure, run, plot, note, panel, title: plot.getAttribute("aria-label"), stale: true, inView: false, zooms: false };
+      chart.tools = toolsOf(chart, chart.title);
+      panel.append(chart.tools, plot, note);
       row.append(panel);
-      charts.push({ name, figure, run, plot, note, stale: true, inView: false, zooms: false });
+      charts.push(chart);
       inView.observe(plot);
     });
   }
   legends();
+  const before = remembered();
+  if (groups.includes(before.group)) {
+    chosen.group = before.group;
+    select.selectedIndex = groups.indexOf(before.group);
+  }
   setGroup(chosen.group);
-  setRange(...full);
+  setRange(...(before.range ?? full));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { legends(); refresh(); });
   let width = innerWidth;
   let timer;

@@ -1,0 +1,90 @@
+"""The learning rate by step, and the learning rates at which each measured step would have met a limit."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning_topo.measurement import GLOBAL, Measurement
+
+Series = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimits:
+    """Learning rates by step: the one `used` (at its changes), and those at which a limit is met.
+
+    `critical` is eta* = eta / r by the largest r of all groups, `curvature` eta over the estimate eta K, `edge` eta
+    over the edge ratio. Empty where the record holds no learning rate, or the other quantity was not measured.
+    """
+
+    used: Series = ()
+    critical: Series = ()
+    curvature: Series = ()
+    edge: Series = ()
+
+    def at(self, step: int) -> float | None:
+        """The learning rate of a step; None before the first one that is known.
+
+        >>> limits = RateLimits(used=((1, 0.1), (5, 0.2)))
+        >>> limits.at(4), limits.at(5), limits.at(0)
+        (0.1, 0.2, None)
+        """
+        i = bisect_right(self.used, step, key=lambda point: point[0])
+        return self.used[i - 1][1] if i else None
+
+    @property
+    def largest(self) -> float | None:
+        """The largest learning rate that was used."""
+        return max((rate for _, rate in self.used), default=None)
+
+
+def rate_limits(measurements: Sequence[Measurement]) -> RateLimits:
+    """The learning rates of a record, and what its measurements say of them.
+
+    >>> rate = Measurement(1, 0, "training", "", {"learning_rate": 0.5})
+    >>> rate_limits([rate, Measurement(3, 0, "distortion", "net.0", {"critical_ratio": 2.0})]).critical
+    ((3, 0.25),)
+    """
+    used = dict[int, float]()
+    for m in measurements:
+        if m.probe == "training" and "learning_rate" in m.values:
+            used[m.step] = m.values["learning_rate"]
+    limits = RateLimits(tuple(sorted(used.items())))
+    if not used:
+        return limits
+
+    def over(ratios: Mapping[int, float]) -> Series:
+        return tuple(
+            (step, rate / ratio)
+            for step, ratio in sorted(ratios.items())
+            if ratio > 0.0 and (rate := limits.at(step)) is not None and rate > 0.0
+        )
+
+    return RateLimits(
+        limits.used,
+        over(largest_ratios(measurements)),
+        over(of_network(measurements, "eta_lambda")),
+        over(edge_ratios(measurements)),
+    )
+
+
+def largest_ratios(measurements: Sequence[Measurement]) -> dict[int, float]:
+    """The largest measured r of all groups, by step."""
+    found = dict[int, float]()
+    for m in measurements:
+        ratio = m.values.get("critical_ratio")
+        # A comparison with NaN is false: it never counts.
+        if m.group != GLOBAL and ratio is not None and ratio > found.get(m.step, -1.0):
+            found[m.step] = ratio
+    return found
+
+
+def edge_ratios(measurements: Sequence[Measurement]) -> dict[int, float]:
+    """The edge ratio by step: by the optimizer's threshold where it is known, else along the steps taken."""
+    return of_network(measurements, "sharpness_ratio") or of_network(measurements, "directional_ratio")
+
+
+def of_network(measurements: Sequence[Measurement], name: str) -> dict[int, float]:
+    """One value of the whole network by step; infinities and NaN are left out."""
+    found = {m.step: m.values[name] for m in measurements if m.group == GLOBAL and name in m.values}
+    return {step: value for step, value in sorted(found.items()) if abs(value) < float("inf")}

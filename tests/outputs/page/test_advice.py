@@ -1,0 +1,130 @@
+"""What the page recommends: never more than the evidence allows, in the user's own terms."""
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_topo.measurement import Measurement
+from lightning_topo.outputs.page.advice import FAILED, MARGIN, Advice, Evidence, advise, floor2
+from lightning_topo.outputs.page.outcome import history
+from lightning_topo.figures.rates import rate_limits
+from lightning_topo.outputs.record import RunRecord
+
+
+def rate(step: int, value: float) -> Measurement:
+    return Measurement(step, 0, "training", "", {"learning_rate": value})
+
+
+def ratio(step: int, value: float, group: str = "net.0") -> Measurement:
+    return Measurement(step, 0, "distortion", group, {"critical_ratio": value})
+
+
+def edge(step: int, value: float) -> Measurement:
+    return Measurement(step, 0, "sharpness", "", {"sharpness_ratio": value})
+
+
+def loss(step: int, value: float) -> Measurement:
+    return Measurement(step, 0, "training", "", {"loss": value})
+
+
+def advice_on(*measurements: Measurement) -> Advice:
+    record = RunRecord(Path("run"), "id", measurements)
+    found = advise(history(record).outcome, Evidence.of(record.measurements))
+    assert found is not None
+    return found
+
+
+def test_a_late_breakdown_asks_for_a_lower_rate_and_names_what_would_just_have_done() -> None:
+    said = advice_on(rate(1, 0.5), *(ratio(k, 0.3) for k in range(1, 400, 9)), ratio(300, 2.15), ratio(301, 1.4))
+    assert said.learning_rate == floor2(0.5 * MARGIN / 2.15) == 0.18
+    assert said.decision == "Lower the learning rate from 0.5 to 0.18."
+    assert "At most 0.23 would have kept every measured step" in said.reasons[0]
+    assert "2.15, at step 300 in net.0" in said.reasons[0]
+    assert "warm-up alone would not have" in said.reasons[1]
+
+
+def test_a_breakdown_of_the_first_steps_alone_asks_for_a_warm_up() -> None:
+    said = advice_on(rate(1, 0.01), ratio(1, 2.3), ratio(2, 1.5), *(ratio(k, 0.05) for k in range(10, 500, 10)))
+    assert said.learning_rate is None
+    assert said.warmup_steps is not None
+    # r grows with the rate: at step s of k it would have been s / k of what it was.
+    assert all(step * r / said.warmup_steps < 1.0 for step, r in ((1, 2.3), (2, 1.5)))
+    assert said.decision == f"Warm the learning rate up to 0.01 over the first {said.warmup_steps} steps."
+
+
+def test_a_warm_up_that_was_too_short_becomes_longer() -> None:
+    rates = [rate(k, 0.1 * k) for k in range(1, 11)]
+    said = advice_on(*rates, ratio(10, 2.0), *(ratio(k, 0.1) for k in range(30, 900, 30)))
+    assert said.warmup_steps is not None
+    assert said.warmup_steps >= 25
+
+
+def test_without_a_recorded_rate_the_advice_is_a_factor() -> None:
+    said = advice_on(ratio(1, 0.5), ratio(300, 4.0))
+    assert said.decision == "Lower the learning rate to 0.2 times the present one."
+    assert said.learning_rate is None
+
+
+def test_a_divergence_leans_on_what_came_before_it() -> None:
+    losses = [loss(1, 1.0), loss(2, 1.1), loss(3, 1.2), loss(4, 40.0), loss(9, math.nan)]
+    ratios = [ratio(1, 0.5), ratio(2, 2.0), ratio(5, 133.0)]
+    said = advice_on(rate(1, 1.0), *losses, *ratios, edge(2, 8.0), edge(5, 900.0))
+    assert said.learning_rate == 0.1  # the edge ratio, 8, with the margin; 133 and 900 are the divergence itself
+    assert not any("133" in reason or "900" in reason for reason in said.reasons)
+    assert advice_on(rate(1, 1.0), loss(9, math.nan)).learning_rate == FAILED
+
+
+def test_what_broke_and_learned_nothing_is_not_asked_to_warm_up() -> None:
+    ratios = [ratio(2, 2.0), *(ratio(k, 0.01) for k in range(10, 200, 10))]
+    losses = [loss(k, 2.3) for k in range(1, 200)]
+    assert advice_on(rate(1, 0.5), *ratios, *losses).learning_rate == floor2(0.5 * FAILED)
+    fallen = [loss(k, 2.3 / k) for k in range(1, 200)]
+    assert advice_on(rate(1, 0.5), *ratios, *fallen).warmup_steps is not None
+
+
+def test_a_loss_that_never_fell_is_named_though_no_limit_was_met() -> None:
+    said = advice_on(rate(1, 0.1), *(ratio(k, 0.1) for k in range(1, 60)), *(loss(k, 2.3) for k in range(1, 60)))
+    assert said.decision == "Keep the learning rate 0.1: no limit was met."
+    assert "The loss has not fallen" in said.reasons[0]
+
+
+def test_where_nothing_was_measured_nothing_is_called_kept() -> None:
+    assert advice_on(rate(1, 0.1), loss(3, 1.0)).decision.startswith("Measure")
+
+
+def test_open_steps_are_to_be_measured() -> None:
+    opened = Measurement(9, 0, "coverage", "net.0", {"from": 1.0, "state": 0.0})
+    said = advice_on(rate(1, 0.1), ratio(1, 0.2), opened)
+    assert "Distortion(every_n_steps=1)" in said.decision
+    assert said.learning_rate is None
+
+
+@pytest.mark.parametrize(("last", "decision"), [(0.1, "Keep the learning rate 0.3"), (2.0, "Lower the learning rate")])
+def test_at_the_edge_the_loss_decides(last: float, decision: str) -> None:
+    edges = [edge(k, 1.2) for k in range(100, 200, 10)]
+    losses = [loss(k, 1.0) for k in range(1, 125)] + [loss(k, last) for k in range(150, 201)]
+    said = advice_on(rate(1, 0.3), *losses, *edges, ratio(200, 0.1))
+    assert said.decision.startswith(decision)
+
+
+@given(st.floats(1e-6, 10.0), st.lists(st.floats(1e-3, 50.0), min_size=2, max_size=20))
+def test_a_lower_rate_would_have_kept_every_measured_step(start: float, ratios: list[float]) -> None:
+    said = advice_on(rate(1, start), *(ratio(100 + 100 * k, r) for k, r in enumerate(ratios)))
+    if said.learning_rate is not None:
+        assert max(ratios) >= 1.0
+        assert said.learning_rate * max(ratios) / start < 1.0
+
+
+def test_limits_are_in_the_learning_rates_of_their_own_steps() -> None:
+    found = rate_limits([rate(1, 0.1), rate(5, 0.2), ratio(2, 0.5), ratio(5, 0.5, "b"), ratio(5, 0.4), edge(6, 2.0)])
+    assert found.critical == ((2, 0.2), (5, 0.4))
+    assert found.edge == ((6, 0.1),)
+    assert found.largest == 0.2
+
+
+@given(st.floats(1e-9, 1e9))
+def test_rounding_down_is_below_and_close(value: float) -> None:
+    assert 0.89 * value <= floor2(value) <= value * (1 + 1e-8)
