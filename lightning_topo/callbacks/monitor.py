@@ -18,11 +18,11 @@ from lightning_topo.neurons import NeuronGroup
 from lightning_topo.outputs import Outputs, open_outputs
 from lightning_topo.outputs.record import RunRecord, read_record
 from lightning_topo.phases import PhaseRules, TopologyEvent
-from lightning_topo.probes import Distortion, Persistence, Probe, Sharpness
+from lightning_topo.probes import Probe
 from lightning_topo.watch import Watch, WatchSettings
 from lightning_topo.watch.checkpoint import saved_place
 from lightning_topo.watch.readings import LogGroups
-from lightning_topo.watch.settings import Groups
+from lightning_topo.watch.settings import DEFAULT_PROBES, Groups
 
 
 class TopologyMonitor(Callback):
@@ -35,7 +35,7 @@ class TopologyMonitor(Callback):
     The neurons are found on the first training step as it runs: nothing of the module's code is run a second time.
 
     Args:
-        probes: What to measure; by default `Distortion()`, `Persistence()` and `Sharpness()`.
+        probes: What to measure; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
         groups: The groups of neurons, or "auto" to find and verify them in the first step.
         dirpath: The run folder; by default `topology` beside Lightning's checkpoints.
         log_groups: Which groups' values go to the loggers beside the network's: per quantity the "worst" group's,
@@ -79,7 +79,7 @@ class TopologyMonitor(Callback):
         rules: PhaseRules = PhaseRules(),
     ) -> None:
         self.settings: WatchSettings = WatchSettings(
-            probes=(Distortion(), Persistence(), Sharpness()) if probes is None else tuple(probes),
+            probes=DEFAULT_PROBES if probes is None else tuple(probes),
             groups=groups if isinstance(groups, str) else tuple(groups),
             dirpath=None if dirpath is None else Path(dirpath),
             log_groups=log_groups,

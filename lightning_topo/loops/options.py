@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
 from lightning_topo.phases import PhaseRules
-from lightning_topo.probes import Distortion, Persistence, Probe, Sharpness
+from lightning_topo.probes import Probe
 from lightning_topo.watch import WatchSettings
 from lightning_topo.watch.readings import LogGroups
-from lightning_topo.watch.settings import Groups
+from lightning_topo.watch.settings import DEFAULT_PROBES, Groups
 
 
 class WatchOptions(TypedDict, total=False):
@@ -33,7 +33,7 @@ def watch_settings(
     Raises `TypeError` or `ValueError` where one is not valid.
 
     >>> [probe.name for probe in watch_settings(None, "topology", seed=1).probes]
-    ['distortion', 'persistence', 'sharpness']
+    ['distortion', 'persistence', 'fate', 'sharpness']
     """
-    chosen = (Distortion(), Persistence(), Sharpness()) if probes is None else tuple(probes)
+    chosen = DEFAULT_PROBES if probes is None else tuple(probes)
     return WatchSettings(probes=chosen, dirpath=Path(dirpath), **options)

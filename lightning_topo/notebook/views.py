@@ -116,6 +116,16 @@ class RecordViews:
             (low, high), (total_low, total_high), f"{abbreviated(group)}: contraction to expansion"
         )
 
+    def plot_fate(self: Recorded, group: str | None = None) -> "Figure":
+        """What becomes of a group's neurons over the steps: how many are alive, independent, merged."""
+        from lightning_topo.figures.fate import fate_figure
+
+        group = _chosen(self, group)
+        captures = {m.step: m.values for m in self.measurements if m.probe == "fate" and m.group == group}
+        if not captures:
+            raise ValueError(_nothing(self, f"the fate of {group}"))
+        return fate_figure(captures, f"{abbreviated(group)}: what becomes of the neurons")
+
     def plot_diagram(self: Recorded, group: str | None = None, step: int | None = None) -> "Figure":
         """A group's persistence diagram at a step of `diagram_steps`, by default the last."""
         from lightning_topo.figures.persistence import diagram_figure
@@ -126,7 +136,10 @@ class RecordViews:
         steps = self.diagram_steps[-1:] if step is None else (step,)
         captures = _captures(self, group, steps)
         [(at, pairs)] = captures.items()
-        return diagram_figure(pairs, f"{abbreviated(group)}: persistence diagram at step {at:,}")
+        found = by_blocks(self.diagrams(at), self.groups)[group]
+        nothing = any(d.is_vacuous(k) for d in found for k in range(1, d.max_dim + 1))
+        error = max(d.landmark_error for d in found)
+        return diagram_figure(pairs, f"{abbreviated(group)}: persistence diagram at step {at:,}", error, nothing)
 
     def plot_betti_curves(self: Recorded, group: str | None = None) -> "Figure":
         """A group's Betti numbers over scale, at a few captures from the first to the last."""

@@ -22,7 +22,7 @@ class Fate:
     where a group has none, or parameters lie in flat shards), `effective_neurons`, `largest_multiplicity`; over
     several blocks their sum, and the largest multiplicity. `independence`, `vanishing` and `alignment` are the
     thresholds of `neuron_fate`. Blocks of more than `max_neurons` neurons are represented by that many at random,
-    the same at every capture, and `measured_neurons` then says how many were measured.
+    the same at every capture; `measured_neurons`, in the record alone, says how many were counted.
 
     `every_n_epochs="auto"` begins with every epoch; `every_n_steps` counts optimizer steps instead.
 
@@ -114,10 +114,9 @@ def _summary(found: Sequence[NeuronFate]) -> dict[str, float]:
         "vanishing_neurons": float(sum(fate.vanishing_neurons for fate in found)),
         "effective_neurons": sum(fate.effective_neurons for fate in found),
         "largest_multiplicity": float(max(fate.largest_multiplicity for fate in found)),
+        "measured_neurons": float(sum(fate.n_measured for fate in found)),
     }
     clusters = [fate.aligned_clusters for fate in found if fate.aligned_clusters is not None]
     if clusters:
         values["aligned_clusters"] = float(sum(clusters))
-    if any(fate.subsampled for fate in found):
-        values["measured_neurons"] = float(sum(fate.n_measured for fate in found))
     return values

@@ -11,7 +11,7 @@ from lightning_topo.homology import Worker
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import DetectorState, TopologyEvent
-from lightning_topo.probes import Distortion, Persistence, Probe
+from lightning_topo.probes import Distortion, Fate, Persistence, Probe
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.certifying import Certifying
 from lightning_topo.watch.checkpoint import SavedWatch, resumed, saved_watch
@@ -57,7 +57,7 @@ class Watch:
         self._worker = Worker()
         self._finding = Finding(training, settings.declared, settings.seed)
         self._training_loss = TrainingLoss(training, settings.seed)
-        measures_losses = not all(isinstance(probe, Distortion | Persistence) for probe in settings.probes)
+        measures_losses = not all(isinstance(probe, Distortion | Fate | Persistence) for probe in settings.probes)
         self._recording = Recording(training, self._training_loss if measures_losses else None)
         self.steps: Steps = Steps(
             training.module,

@@ -34,6 +34,7 @@ def test_values_are_those_of_the_group_and_clusters_those_of_its_incoming_weight
             "aligned_clusters": expected.aligned_clusters,
             "effective_neurons": expected.effective_neurons,
             "largest_multiplicity": expected.largest_multiplicity,
+            "measured_neurons": 8,
         }
     }
     assert result.failures == {}
