@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _MOST_CAPTURES = 160
 """Of more captures, so many are drawn: a figure has no room for more."""
 _N_SCALES = 80
+_MOST_COMPARED = 32
+"""Of more captures, so many are compared with one another."""
 
 
 @runtime_checkable
@@ -140,6 +142,31 @@ class RecordViews:
         nothing = any(d.is_vacuous(k) for d in found for k in range(1, d.max_dim + 1))
         error = max(d.landmark_error for d in found)
         return diagram_figure(pairs, f"{abbreviated(group)}: persistence diagram at step {at:,}", error, nothing)
+
+    def plot_change(self: Recorded, group: str | None = None) -> "Figure":
+        """How far each two captures of a group are apart: the log-bottleneck distance of their diagrams, as a map."""
+        from lightning_topo.figures.change import capture_distances, distances_figure
+
+        group = _chosen(self, group)
+        steps = spread(self.diagram_steps, _MOST_COMPARED)
+        found = {step: by_blocks(self.diagrams(step), self.groups).get(group, []) for step in steps}
+        captures = {step: blocks for step, blocks in found.items() if blocks}
+        if len(captures) < 2:
+            raise ValueError(_nothing(self, f"two persistence diagrams of {group}"))
+        dims = range(max(block.max_dim for blocks in captures.values() for block in blocks) + 1)
+        distances = [capture_distances(list(captures.values()), k) for k in dims]
+        return distances_figure(list(captures), distances, f"{abbreviated(group)}: change of shape")
+
+    def plot_entropy(self: Recorded, group: str | None = None) -> "Figure":
+        """A group's persistence entropies against the largest critical ratio since the capture before."""
+        from lightning_topo.figures.change import entropy_figure
+
+        group = _chosen(self, group)
+        entropies = {k: series for k in range(8) if (series := _series(self, group, f"entropy_{k}"))}
+        if not entropies:
+            raise ValueError(_nothing(self, f"persistence entropies of {group}"))
+        ratios = _series(self, group, "critical_ratio")
+        return entropy_figure(ratios, entropies, f"{abbreviated(group)}: entropy against r")
 
     def plot_betti_curves(self: Recorded, group: str | None = None) -> "Figure":
         """A group's Betti numbers over scale, at a few captures from the first to the last."""

@@ -10,8 +10,9 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_topo import Distortion, Fate, Persistence, Sharpness, TopologyMonitor, read_record
+from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, read_record
 from lightning_topo.cli import main
 from lightning_topo.outputs.page.outcome import history
 from lightning_topo.phases import DETECTED, replay
@@ -49,40 +50,36 @@ class Regression(Classifier):
         return nn.functional.mse_loss(self.net(x), nn.functional.one_hot(y, 3).float())
 
 
-def test_condensation_after_a_small_initialisation_is_told_by_the_default_probes(tmp_path):
+class Shallow(Classifier):
+    """One hidden layer, initialised at a hundredth."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.net = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 3))
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.mul_(0.01)
+
+
+def test_what_becomes_of_neurons_after_a_small_initialisation_is_told_by_the_default_probes(tmp_path):
     torch.manual_seed(0)
-    module = Classifier(width=32, lr=0.5)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.mul_(1e-3 if parameter.ndim > 1 else 0.0)
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(5))
+    data = DataLoader(TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()), batch_size=8)
     monitor = TopologyMonitor(report=False, max_overhead=None)
-    trainer = fit(module, [monitor], root=tmp_path, max_epochs=14)
-    (event, *_) = named(monitor.events, "neurons_condensing")
-    assert (event.group, event.threshold) == ("net.0", 32.0)
-    assert "narrower layer" in event.remedy
+    trainer = fit(Shallow(lr=0.5), [monitor], root=tmp_path, data=data, max_epochs=6)
+    (condensing, *_), (vanishing, *_) = (
+        named(monitor.events, f"neurons_{name}") for name in ("condensing", "vanishing")
+    )
+    assert condensing.group == vanishing.group == "net.0"
+    assert condensing.value < 10 < condensing.threshold <= 32
+    assert "narrower layer" in condensing.remedy
+    assert f"{vanishing.value:.0f} of 32 are far smaller" in vanishing.message
+    assert vanishing.value >= 2
     keys = ("independent_neurons", "vanishing_neurons", "aligned_clusters", "effective_neurons", "largest_multiplicity")
     last = {key: float(trainer.callback_metrics[f"topology/net_0/{key}"]) for key in keys}
-    assert last["aligned_clusters"] <= event.value < 31.0
-    assert last["independent_neurons"] <= 32.0
-
-
-def test_neurons_that_weight_decay_kills_are_told(tmp_path):
-    """Half of the units feed nothing: decay takes what is left of them."""
-
-    class Decay(Classifier):
-        def configure_optimizers(self):
-            return torch.optim.SGD([{"params": self.net[0].parameters(), "weight_decay": 3.0}], lr=0.1)
-
-    torch.manual_seed(0)
-    module = Decay(width=16)
-    with torch.no_grad():
-        module.net[3].weight[:, 8:] = 0.0
-        module.net[0].weight[:8] *= 20.0
-    found = events(tmp_path, module, [Fate(every_n_steps=2)], max_epochs=3)
-    event = named(found, "neurons_vanishing")[0]
-    assert event.group == "net.0"
-    assert event.value >= 1.0
-    assert "of 16 are far smaller" in event.message
+    assert 1 <= last["effective_neurons"] <= last["independent_neurons"] < 32
+    assert "topology/net_0/measured_neurons" not in trainer.callback_metrics
+    assert monitor.record.plot_fate("net.0").get_suptitle() == "net.0: what becomes of the neurons"
 
 
 def test_a_divergence_is_an_instability_once(tmp_path):
