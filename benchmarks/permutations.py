@@ -29,8 +29,8 @@ from lightning_topo.neurons.one_run import significant
 
 MODELS = (
     "mlp-hardswish", "mobilenet-v3-blocks", "lstm", "gru-bidirectional", "transformer", "bilinear",
-    "sparse-autoencoder", "radial-basis", "deep-sets", "committee", "unfold-mixer", "two-towers", "complex-weights",
-    "falcon", "llama", "mixtral", "mamba2", "bert", "beit", "convnext",
+    "sparse-autoencoder", "radial-basis", "deep-sets", "committee", "unfold-mixer", "two-towers", "falcon", "llama",
+    "mixtral", "mamba2", "bert", "beit", "convnext", "whisper",
 )  # fmt: skip
 TOLERANCE = 1e-9
 STEPS = 3
@@ -63,7 +63,15 @@ class Checked:
 
 def check(built: Built, groups: Iterable[NeuronGroup], seed: int = 0) -> list[Checked]:
     """Permute each group in the model and train both."""
-    model, inputs = _prepared(built, seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)  # a forward pass may make tensors of its own
+    try:
+        return _checked(*_prepared(built, seed), groups, seed)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _checked(model: nn.Module, inputs: Any, groups: Iterable[NeuronGroup], seed: int) -> list[Checked]:
     trained = {name: _trained(model, inputs, rule) for name, rule in RULES.items()}
     found = []
     for k, group in enumerate(groups):
