@@ -4,48 +4,94 @@
     python -m benchmarks.zoo --only falcon   # one model, with every group and every parameter in none
 
 Models are tiny and randomly initialised; nothing is downloaded. `share` is the part of the trainable entries that
-lies in no group, `seconds` the time that finding and verifying took.
+lies in no group, `unexplained` the part of them all for which no reason is given that a person accepts. `seconds` is
+the time that finding and verifying took, `steps` the same in training steps (forward and backward), `memory` its peak
+over that of a training step. The models are those of `zoo_models.py`; timm is not among them: it needs torchvision,
+which cannot be installed beside the torch of this repository.
 """
 
 import argparse
 import importlib.util
+import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 
 from benchmarks.zoo_models import ZOO, Built, Entry
-from lightning_topo.neurons import NeuronGroup, find_neuron_groups
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons.coverage import INPUT
+from lightning_topo.neurons.discovery import forward
+from lightning_topo.neurons.from_tapes import FoundNeurons, groups_from_tapes
 from lightning_topo.neurons.group import KINDS, clean_name
+from lightning_topo.neurons.one_run import record_run, significant
+
+ACCEPTED = (
+    INPUT, "an output of the model", "classes", "a vocabulary", "positions in space", "positions in time", "tokens",
+    "a Fourier transform along it", "it is a single number", "the loss of the step does not depend on it",
+)  # fmt: skip
+"""Why a parameter may be in no group: reasons that a person accepts. All others count as unexplained."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found in one model; `uncovered` counts, by parameter, trainable entries in no group."""
+    """What was found in one model, and at which cost.
+
+    `uncovered` counts, by parameter, trainable entries in no group; `reasons` says of whole parameters why they are in
+    none. `steps` and `memory` are the time and peak memory of the search over those of a training step.
+    """
 
     groups: Sequence[NeuronGroup]
     uncovered: dict[str, int]
     n_entries: int
     seconds: float
+    reasons: dict[str, str] = field(default_factory=dict)
+    steps: float = math.nan
+    memory: float = math.nan
 
     @property
     def share(self) -> float:
         """The share of trainable entries in no group."""
         return sum(self.uncovered.values()) / max(self.n_entries, 1)
 
+    @property
+    def unexplained(self) -> float:
+        """The share of trainable entries in no group without a reason that a person accepts."""
+        count = sum(n for name, n in self.uncovered.items() if not is_accepted(self.reasons.get(name, "")))
+        return count / max(self.n_entries, 1)
 
-def search(built: Built, seed: int = 0) -> Found:
-    """Find and verify the groups of a model, and count what is in none."""
+
+def is_accepted(reason: str) -> bool:
+    """Whether all that a reason names is among those that a person accepts.
+
+    >>> is_accepted("axis 0: classes; axis 1: tokens"), is_accepted("axis 0: written in parts"), is_accepted("")
+    (True, False, False)
+    """
+    return bool(reason) and all(part.partition(": ")[2] in ACCEPTED or part in ACCEPTED for part in reason.split("; "))
+
+
+def search(built: Built, seed: int = 0, *, costs: bool = False) -> Found:
+    """Find and verify the groups of a model, count what is in none, and with `costs` measure time and memory."""
     model, inputs = built
+    run = forward(model, inputs)
+    assert run is not None
+
+    def find() -> FoundNeurons:
+        tape = record_run(model, run)
+        if tape.obstacle:
+            raise RuntimeError(tape.obstacle)
+        return groups_from_tapes([tape], module=model, kinds=KINDS, seed=seed)
+
     start = time.perf_counter()
-    groups = find_neuron_groups(model, inputs, kinds=KINDS, seed=seed)
+    found = find()
     seconds = time.perf_counter() - start
     trained = {clean_name(name): p for name, p in model.named_parameters() if p.requires_grad}
     masks = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in trained.items()}
-    for group in groups:
+    for group in found.groups:
         for piece in group.slices:
             if "*" in piece.param:
                 for name in piece.names(group.n):
@@ -53,7 +99,40 @@ def search(built: Built, seed: int = 0) -> Found:
             elif piece.param in masks:
                 piece.view(masks[piece.param]).fill_(True)
     uncovered = {name: int((~mask).sum()) for name, mask in masks.items() if not mask.all()}
-    return Found(groups, uncovered, sum(mask.numel() for mask in masks.values()), seconds)
+    reasons = {one.param: one.reason for one in found.uncovered}
+    entries = sum(mask.numel() for mask in masks.values())
+    if not costs:
+        return Found(found.groups, uncovered, entries, seconds, reasons)
+
+    def step() -> None:
+        loss = sum(x.abs().mean() for x in significant(run(model)))
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+        model.zero_grad()
+
+    step()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    held = sum(p.numel() * p.element_size() for p in trained.values())  # which is there before either begins
+    memory = (peak_bytes(find) + held) / (peak_bytes(step) + held)
+    return Found(found.groups, uncovered, entries, seconds, reasons, seconds / median(times), memory)
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most that torch has allocated on the CPU at once while `work` ran, beyond what was there."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    now = most = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
 
 
 def is_installed(entry: Entry) -> bool:
@@ -67,11 +146,28 @@ def row(name: str, found: Found) -> str:
     by_kind = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     return (
         f"{name:22} {len(found.groups):6} {status['verified']:8} {status['incoming_only']:13} {other:5} "
-        f"{found.share:6.1%} {found.seconds:8.1f}  {by_kind}"
+        f"{found.share:6.1%} {found.unexplained:11.1%} {found.seconds:8.1f} {found.steps:6.0f} {found.memory:6.1f}  "
+        f"{by_kind}"
     )
 
 
-HEADER = f"{'model':22} groups verified incoming_only other  share  seconds  kinds"
+def summary(everything: Sequence[Found]) -> str:
+    """The last line of the table."""
+    groups = [group for found in everything for group in found.groups]
+    verified = sum(group.status == "verified" for group in groups)
+    whole = sum(all(group.status == "verified" for group in found.groups) for found in everything)
+    loose = sum(found.unexplained * found.n_entries for found in everything)
+    entries = sum(found.n_entries for found in everything)
+    return (
+        f"{len(everything)} models, in {whole} of them all groups verified; {verified} of {len(groups)} groups; "
+        f"{loose / max(entries, 1):.2%} of the trainable entries without an acceptable reason, at most "
+        f"{max((found.unexplained for found in everything), default=0.0):.1%} in one model; "
+        f"median {median(found.steps for found in everything or [Found((), {}, 0, 0.0)]):.0f} training steps and "
+        f"{median(found.memory for found in everything or [Found((), {}, 0, 0.0)]):.1f} times their memory"
+    )
+
+
+HEADER = f"{'model':22} groups verified incoming_only other  share unexplained  seconds  steps memory  kinds"
 
 
 def main() -> None:
@@ -83,16 +179,18 @@ def main() -> None:
         parser.error(f"expected --only to be one of {', '.join(e.name for e in ZOO)}")
     warnings.simplefilter("ignore")
     print(HEADER)
+    everything: list[Found] = []
     for e in chosen:
         if not is_installed(e):
             print(f"{e.name:22} {e.requires} is not installed")
             continue
         torch.manual_seed(0)
         try:
-            found = search(e.build())
+            found = search(e.build(), costs=True)
         except Exception as error:  # the others are still worth looking at
             print(f"{e.name:22} failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             continue
+        everything.append(found)
         print(row(e.name, found), flush=True)
         if only:
             for group in found.groups:
@@ -100,7 +198,8 @@ def main() -> None:
                 print(f"  {group.name}: {group.kind} {blocks}{group.n}, {group.status} {group.reason}")
                 print(f"      {', '.join(group.params)}")
             for name, count in found.uncovered.items():
-                print(f"  in no group: {count} entries of {name}")
+                print(f"  in no group: {count} entries of {name} ({found.reasons.get(name, 'the rest of it is')})")
+    print(summary(everything))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_topo.callbacks import TopologyMonitor
-from lightning_topo.probes import Distortion, Persistence, Sharpness
+from lightning_topo.probes import Distortion, Fate, Persistence, Sharpness
 
 
 class DigitsMLP(L.LightningModule):
@@ -73,7 +73,12 @@ def run(
     torch.manual_seed(seed)
     module = DigitsMLP(lr)
     monitor = TopologyMonitor(
-        probes=[Distortion(every_n_steps=1), Persistence(every_n_steps=20), Sharpness(every_n_steps=10)],
+        probes=[
+            Distortion(every_n_steps=1),
+            Persistence(every_n_steps=20),
+            Fate(every_n_steps=20),
+            Sharpness(every_n_steps=10),
+        ],
         seed=seed,
     )
     trainer = L.Trainer(

@@ -160,7 +160,7 @@ _TABLE = (
     ),
     Quantity(
         "independent_neurons",
-        "distortion",
+        "fate",
         _G,
         _LOW,
         "Independent neurons",
@@ -169,7 +169,7 @@ _TABLE = (
     ),
     Quantity(
         "vanishing_neurons",
-        "distortion",
+        "fate",
         _G,
         _HIGH,
         "Vanishing neurons",
@@ -178,7 +178,7 @@ _TABLE = (
     ),
     Quantity(
         "aligned_clusters",
-        "distortion",
+        "fate",
         _G,
         _LOW,
         "Aligned clusters",
@@ -187,7 +187,7 @@ _TABLE = (
     ),
     Quantity(
         "effective_neurons",
-        "distortion",
+        "fate",
         _G,
         _LOW,
         "Effective neurons",
@@ -196,13 +196,14 @@ _TABLE = (
     ),
     Quantity(
         "largest_multiplicity",
-        "distortion",
+        "fate",
         _G,
         _HIGH,
         "Largest multiplicity",
         "Neurons in the largest set of equal ones.",
         "neurons",
     ),
+    _silent("measured_neurons", "fate", _G, "Measured neurons", "How many neurons these counts are of."),
     _silent("critical_i", "distortion", _G, "First neuron of the pair", "One of the two neurons that attain r."),
     _silent("critical_j", "distortion", _G, "Second neuron of the pair", "The other of the two that attain r."),
     _silent("twins_split", "distortion", _G, "Twins split", "Equal neurons that the step has told apart."),
@@ -230,6 +231,17 @@ _TABLE = (
         _HIGH,
         "Bound of the change",
         "What the distortion since the capture before can explain of the change.",
+    ),
+    Quantity(
+        "landmark_error",
+        "persistence",
+        _G,
+        _HIGH,
+        "Error of landmarks",
+        "2 rho / diameter: what landmarks leave unknown of loops. Dimension 0 is exact.",
+    ),
+    _silent(
+        "vacuous_k", "persistence", _G, "Says nothing", "Whether the landmarks' bound allows a diagram without bars."
     ),
     # Stability.
     Quantity("sharpness", "sharpness", _N, _HIGH, "Sharpness", "The largest eigenvalue of the loss's Hessian."),

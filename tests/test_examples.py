@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from examples import hold_at_critical, stop_on_breakdown
+from examples import hold_at_critical, modular_addition, stop_on_breakdown
 from lightning_topo import read_record
 
 
@@ -53,3 +53,12 @@ def test_the_learning_rate_is_held_at_the_multiple(tmp_path, multiple, free):
     again = hold_at_critical.HoldAtCritical(multiple)
     again.load_state_dict(hold.state_dict())
     assert again.log_critical == hold.log_critical
+
+
+def test_an_embedding_that_learns_to_add_bends_into_loops(tmp_path):
+    model, record, right = modular_addition.train(400, tmp_path / "topology")
+    first, *_, last = modular_addition.loops(record).values()
+    assert right > 0.9
+    assert first < 1.2 < 1.5 < last
+    assert sum(modular_addition.spectrum(model)[:2]) > 0.9
+    assert {"tok_emb.rows", "hidden"} <= set(record.groups)

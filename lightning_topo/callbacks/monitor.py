@@ -36,7 +36,7 @@ class TopologyMonitor(Callback):
     The neurons are found on the first training step as it runs: nothing of the module's code is run a second time.
 
     Args:
-        probes: What to measure; by default `Distortion()`, `Persistence()` and `Sharpness()`.
+        probes: What to measure; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
         groups: The groups of neurons, or "auto" to find and verify them in the first step.
         dirpath: The run folder; by default `topology` beside Lightning's checkpoints.
         log_groups: Which groups' values go to the loggers beside the network's: per quantity the "worst" group's,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_topo.figures.captures import Crocker, Pairs, crocker, spread
-from lightning_topo.figures.style import COLOURS, GREY, look_of_ticks, new_figure, own_style, plain_numbers
+from lightning_topo.figures.style import COLOURS, GREY, LIMIT, look_of_ticks, new_figure, own_style, plain_numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,8 +16,14 @@ _N_CURVES = 5
 _N_SCALES = 80
 
 
-def diagram_figure(pairs: tuple[Pairs, ...], title: str) -> "Figure":
-    """A persistence diagram: death over birth of every bar; those that never die lie on the dashed line at the top."""
+def diagram_figure(
+    pairs: tuple[Pairs, ...], title: str, landmark_error: float = 0.0, is_vacuous: bool = False
+) -> "Figure":
+    """A persistence diagram: death over birth of every bar; those that never die lie on the dashed line at the top.
+
+    `landmark_error` is 2 rho / diameter, where dimensions 1 and up are of landmarks; `is_vacuous` says that they may
+    have no bar at all.
+    """
     finite = [values[np.isfinite(values)] for values in pairs]
     top = max((float(values.max()) for values in finite if len(values)), default=0.0) or 1.0
     never = 1.08 * top
@@ -34,6 +40,10 @@ def diagram_figure(pairs: tuple[Pairs, ...], title: str) -> "Figure":
         axes.set(xlabel="birth (distance)", ylabel="death (distance)")
         axes.set(xlim=(-0.03 * top, 1.04 * never), ylim=(-0.03 * top, 1.1 * never))
         axes.legend(loc="lower right", frameon=False)
+        if landmark_error:
+            nothing = ": this says nothing of them" if is_vacuous else ""
+            words = f"loops from landmarks, 2\u03c1 / diameter = {landmark_error:.2g}{nothing}"
+            axes.text(0.0, 1.01, words, transform=axes.transAxes, color=LIMIT if is_vacuous else GREY, fontsize=8)
     return figure
 
 

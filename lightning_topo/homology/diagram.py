@@ -41,6 +41,12 @@ class Bars:
         """Number of bars that never die."""
         return int(torch.isinf(self.deaths).sum())
 
+    @property
+    def longest(self) -> float:
+        """The length of the longest bar that dies; 0 where there is none."""
+        lifetimes = self.finite().lifetimes
+        return float(lifetimes.max()) if len(lifetimes) else 0.0
+
     def finite(self) -> "Bars":
         """The bars that die."""
         kept = torch.isfinite(self.deaths)
@@ -53,9 +59,9 @@ class PersistenceDiagram:
 
     Filtration values are edge lengths. H0 keeps its zero-length bars: n deaths, one of them inf.
 
-    `n_points` is the size of the whole cloud; where only landmarks were used, `exact` is False and
-    every bar is known up to twice `covering_radius` (bottleneck distance). `diameter` is the largest
-    distance between two of the points used. `engine` computed dimensions 1 and up.
+    `n_points` is the size of the cloud, `diameter` the largest distance between two of its points. H0 is exact. Where
+    dimensions 1 and up are those of landmarks, `exact` is False, and each is known up to twice `covering_radius`
+    (bottleneck distance). `engine` computed them.
     """
 
     bars: tuple[Bars, ...]
@@ -75,6 +81,24 @@ class PersistenceDiagram:
 
     def __iter__(self) -> Iterator[Bars]:
         return iter(self.bars)
+
+    @property
+    def landmark_error(self) -> float:
+        """What landmarks leave unknown, as a share of the diameter: 2 rho / diameter; 0 where all points were used."""
+        return 0.0 if self.exact or self.diameter == 0.0 else 2.0 * self.covering_radius / self.diameter
+
+    def is_vacuous(self, k: int) -> bool:
+        """Whether the bound says nothing of dimension k: a diagram without any finite bar lies within it.
+
+        Bars of length up to 4 rho do, since they are at most 2 rho away from the diagonal.
+
+        >>> found = Bars(torch.tensor([1.0]), torch.tensor([1.5])), Bars(torch.tensor([1.0]), torch.tensor([1.5]))
+        >>> [PersistenceDiagram(found, 9, 2.0, rho, exact=False).is_vacuous(1) for rho in (0.1, 0.2)]
+        [False, True]
+        """
+        if self.exact or (k == 0 and len(self[0]) >= self.n_points):
+            return False
+        return self[k].longest <= 4.0 * self.covering_radius
 
     def to_numpy(self) -> list[np.ndarray]:
         """One (k, 2) array of births and deaths per dimension, as ripser and giotto-ph return them."""

@@ -1,4 +1,4 @@
-"""Vietoris-Rips persistence of a cloud: H0 on its device, H1 and up by an engine."""
+"""Vietoris-Rips persistence of a cloud: H0 of all its points on its device, H1 and up by an engine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +14,9 @@ from lightning_topo.homology.diagram import Bars, PersistenceDiagram
 from lightning_topo.homology.engines import choose_engine, rips_intervals
 from lightning_topo.homology.h0 import MATRIX_BYTES, h0_deaths, spanning_weights
 
+H0_BYTES = 1 << 26
+"""Beside landmarks the distances of all points are held in full up to this many bytes: up to 4096 points."""
+
 
 @torch.no_grad()
 def persistence(
@@ -24,9 +27,10 @@ def persistence(
 ) -> PersistenceDiagram:
     """The persistence diagram of the Vietoris-Rips filtration of a cloud, over the field Z/2.
 
-    A cloud of more than `max_landmarks` points is represented by landmarks (`farthest_point_landmarks`);
-    the diagram then carries their covering radius rho, and its bottleneck distance to that of the whole
-    cloud is at most 2 rho. `engine` names one of `available_engines()`; None takes the first.
+    H0 is that of all points, however many. In dimension 1 and up a cloud of more than `max_landmarks` points is
+    represented by landmarks (`farthest_point_landmarks`); the diagram then carries their covering radius rho, and its
+    bottleneck distance to that of the whole cloud is at most 2 rho. `engine` names one of `available_engines()`; None
+    takes the first.
 
     Raises:
         TypeError, ValueError: as `check_cloud`; `max_dim` < 0, an unknown engine, or too many points for it.
@@ -57,7 +61,7 @@ class RipsTask:
     deaths: Float[Tensor, " _"] | None
     max_dim: int
     engine: str
-    n_used: int
+    n_landmarks: int
     n_points: int
     diameter: float
     covering_radius: float
@@ -70,12 +74,14 @@ class RipsTask:
     def diagram(self, intervals: Sequence[np.ndarray]) -> PersistenceDiagram:
         """The diagram, from one (k, 2) array of births and deaths per dimension 1, ..., max_dim.
 
-        Where `deaths` is None, those of H0 come first.
+        The finite deaths of H0 of the same matrix may come first: they count where `deaths` is None.
         """
         finite, rest = self.deaths, list(intervals)
+        tree = rest.pop(0) if len(rest) > self.max_dim else None
         if finite is None:
-            finite = torch.from_numpy(rest.pop(0)).to(self.like)
-        deaths = torch.cat([finite, finite.new_full((min(self.n_used, 1),), torch.inf)])
+            assert tree is not None
+            finite = torch.from_numpy(tree).to(self.like)
+        deaths = torch.cat([finite, finite.new_full((min(self.n_points, 1),), torch.inf)])
         bars = [Bars(torch.zeros_like(deaths), deaths)]
         bars += [Bars(*torch.from_numpy(pairs).to(self.like).unbind(1)) for pairs in rest]
         return PersistenceDiagram(
@@ -84,7 +90,7 @@ class RipsTask:
             diameter=self.diameter,
             covering_radius=self.covering_radius,
             engine=self.engine,
-            exact=self.n_used == self.n_points,
+            exact=self.n_landmarks == self.n_points,
         )
 
 
@@ -99,37 +105,38 @@ def rips_task(
 ) -> RipsTask:
     """The part of `persistence` that is done on the cloud's own device; its parameters and errors are the same.
 
-    With `leave_h0` the H0 of a cloud on the CPU is left to whoever computes the rest.
+    With `leave_h0` the H0 of a cloud on the CPU is left to whoever computes the rest, unless that sees landmarks alone.
     """
     check_cloud(points)
     if max_dim < 0:
         raise ValueError(f"expected max_dim >= 0, got {max_dim}")
     name = choose_engine(engine) if max_dim > 0 or engine is not None else "mst"
-    covering_radius, n = 0.0, len(points)
-    if max_landmarks is not None:
-        landmarks = farthest_point_landmarks(points, max_landmarks)
-        points, covering_radius = points[landmarks.indices], landmarks.covering_radius
-
-    fits = len(points) ** 2 * real_dtype(points).itemsize <= MATRIX_BYTES
-    if max_dim > 0 and not fits:
+    n = len(points)
+    landmarks = None if max_landmarks is None or max_dim == 0 else farthest_point_landmarks(points, max_landmarks)
+    chosen = None if landmarks is None or len(landmarks.indices) == n else landmarks.indices
+    room = MATRIX_BYTES if chosen is None else H0_BYTES
+    fits = n**2 * real_dtype(points).itemsize <= room
+    if max_dim > 0 and chosen is None and not fits:
         raise ValueError(
-            f"homology in dimension 1 and up needs all distances of {len(points)} points at once, "
+            f"homology in dimension 1 and up needs all distances of {n} points at once, "
             f"over {MATRIX_BYTES >> 20} MiB: pass max_landmarks"
         )
     if fits:
         distances = pairwise_distances(points)
-        left = leave_h0 and max_dim > 0 and distances.device.type == "cpu"
-        finite, largest = None if left else spanning_weights(distances), distances.amax() if len(points) else 0.0
+        left = leave_h0 and max_dim > 0 and chosen is None and distances.device.type == "cpu"
+        finite, largest = None if left else spanning_weights(distances), distances.amax() if n else 0.0
     else:
-        distances, finite, largest = None, h0_deaths(points, MATRIX_BYTES), diameter(points)
+        distances, finite, largest = None, h0_deaths(points, room), diameter(points)
+    if chosen is not None:
+        distances = pairwise_distances(points[chosen]) if distances is None else distances[chosen][:, chosen]
     return RipsTask(
         distances=None if distances is None or max_dim == 0 else distances.cpu().numpy(),
         deaths=finite,
         max_dim=max_dim,
         engine=name if max_dim > 0 else "mst",
-        n_used=len(points),
+        n_landmarks=n if chosen is None else len(chosen),
         n_points=n,
         diameter=float(largest),
-        covering_radius=covering_radius,
+        covering_radius=0.0 if chosen is None or landmarks is None else landmarks.covering_radius,
         like=torch.empty(0, dtype=real_dtype(points), device=points.device),
     )

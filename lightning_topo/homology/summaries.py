@@ -34,8 +34,7 @@ def max_persistence(diagram: PersistenceDiagram, k: int) -> float:
     >>> max_persistence(persistence(torch.tensor([[0.0], [1.0], [5.0]]), max_dim=0), 0)
     4.0
     """
-    lifetimes = diagram[k].finite().lifetimes
-    return float(lifetimes.max()) if len(lifetimes) else 0.0
+    return diagram[k].longest
 
 
 def persistence_entropy(diagram: PersistenceDiagram, k: int) -> float:

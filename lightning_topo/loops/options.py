@@ -33,7 +33,7 @@ def watch_settings(
     Raises `TypeError` or `ValueError` where one is not valid.
 
     >>> [probe.name for probe in watch_settings(None, "topology", seed=1).probes]
-    ['distortion', 'persistence', 'sharpness']
+    ['distortion', 'persistence', 'fate', 'sharpness']
     """
     chosen = probe_list(probes)
     return WatchSettings(probes=chosen, dirpath=Path(dirpath), **options)

@@ -36,7 +36,7 @@ class TopologyWatch(Watched):
     Args:
         model: What is trained; `torch.compile`, DDP and Fabric may have wrapped it.
         optimizers: The optimizer, or several.
-        probes: What to measure; by default `Distortion()`, `Persistence()` and `Sharpness()`.
+        probes: What to measure; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
         dirpath: The run folder; where another run stands there, `<dirpath>-v1`, `-v2`, ...
         loggers: Lightning's loggers, to which rows and figures go.
         log_every_n_steps: After how many steps a row goes to the loggers; 0 for never.

@@ -39,7 +39,7 @@ class TopologyTrainerCallback(Watched, TrainerCallback):
 
     Args:
         trainer: The trainer to which the callback is added.
-        probes: What to measure; by default `Distortion()`, `Persistence()` and `Sharpness()`.
+        probes: What to measure; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
         dirpath: The run folder; by default `topology` in the trainer's `output_dir`.
         loggers: Lightning's loggers, to which rows and figures go; by default rows go to whatever the trainer reports
             to, through `trainer.log`. A row goes out every `logging_steps`.

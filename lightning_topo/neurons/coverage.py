@@ -11,6 +11,9 @@ from lightning_topo.neurons.group import NeuronGroup
 from lightning_topo.neurons.trace import CouplingTrace
 from lightning_topo.tape import Tape
 
+INPUT = "an axis of the model's input, or of a constant"
+"""Why what nothing has frozen by name is fixed: the data itself has that axis."""
+
 
 @dataclass(frozen=True, slots=True)
 class ParameterCoverage:
@@ -88,7 +91,7 @@ def _frozen(trace: CouplingTrace | None, name: str) -> str:
         for dim, axis in enumerate(piece.axes):
             for atom in leaves(axis):
                 if atom.frozen:
-                    reasons[f"axis {dim}: {atom.reason or 'data'}"] = None
+                    reasons[f"axis {dim}: {atom.reason or INPUT}"] = None
                 elif atom.size > 1:
                     reasons[f"axis {dim}: no weight feeds it and is read through it"] = None
     return "; ".join(reasons) or "it is a single number"

@@ -71,7 +71,7 @@ def find_neuron_groups(
         )
 
     by_hand = run is None and example_inputs is not None
-    run = run or _forward(model, example_inputs)
+    run = run or forward(model, example_inputs)
     reason = "there are no example inputs to run the model on: pass example_inputs or run"
     if run is not None:
         try:
@@ -118,7 +118,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _forward(model: nn.Module, example_inputs: Any) -> Run | None:
+def forward(model: nn.Module, example_inputs: Any) -> Run | None:
     """The forward pass on example inputs: those given, the model's own, or a guess."""
     if example_inputs is None:
         example_inputs = getattr(model, "example_input_array", None)

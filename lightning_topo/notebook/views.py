@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _MOST_CAPTURES = 160
 """Of more captures, so many are drawn: a figure has no room for more."""
 _N_SCALES = 80
+_MOST_COMPARED = 32
+"""Of more captures, so many are compared with one another."""
 
 
 @runtime_checkable
@@ -128,6 +130,16 @@ class RecordViews:
             (low, high), (total_low, total_high), f"{abbreviated(group)}: contraction to expansion"
         )
 
+    def plot_fate(self: Recorded, group: str | None = None) -> "Figure":
+        """What becomes of a group's neurons over the steps: how many are alive, independent, merged."""
+        from lightning_topo.figures.fate import fate_figure
+
+        group = _chosen(self, group)
+        captures = {m.step: m.values for m in self.measurements if m.probe == "fate" and m.group == group}
+        if not captures:
+            raise ValueError(_nothing(self, f"the fate of {group}"))
+        return fate_figure(captures, f"{abbreviated(group)}: what becomes of the neurons")
+
     def plot_diagram(self: Recorded, group: str | None = None, step: int | None = None) -> "Figure":
         """A group's persistence diagram at a step of `diagram_steps`, by default the last."""
         from lightning_topo.figures.persistence import diagram_figure
@@ -138,7 +150,35 @@ class RecordViews:
         steps = self.diagram_steps[-1:] if step is None else (step,)
         captures = _captures(self, group, steps)
         [(at, pairs)] = captures.items()
-        return diagram_figure(pairs, f"{abbreviated(group)}: persistence diagram at step {at:,}")
+        found = by_blocks(self.diagrams(at), self.groups)[group]
+        nothing = any(d.is_vacuous(k) for d in found for k in range(1, d.max_dim + 1))
+        error = max(d.landmark_error for d in found)
+        return diagram_figure(pairs, f"{abbreviated(group)}: persistence diagram at step {at:,}", error, nothing)
+
+    def plot_change(self: Recorded, group: str | None = None) -> "Figure":
+        """How far each two captures of a group are apart: the log-bottleneck distance of their diagrams, as a map."""
+        from lightning_topo.figures.change import capture_distances, distances_figure
+
+        group = _chosen(self, group)
+        steps = spread(self.diagram_steps, _MOST_COMPARED)
+        found = {step: by_blocks(self.diagrams(step), self.groups).get(group, []) for step in steps}
+        captures = {step: blocks for step, blocks in found.items() if blocks}
+        if len(captures) < 2:
+            raise ValueError(_nothing(self, f"two persistence diagrams of {group}"))
+        dims = range(max(block.max_dim for blocks in captures.values() for block in blocks) + 1)
+        distances = [capture_distances(list(captures.values()), k) for k in dims]
+        return distances_figure(list(captures), distances, f"{abbreviated(group)}: change of shape")
+
+    def plot_entropy(self: Recorded, group: str | None = None) -> "Figure":
+        """A group's persistence entropies against the largest critical ratio since the capture before."""
+        from lightning_topo.figures.change import entropy_figure
+
+        group = _chosen(self, group)
+        entropies = {k: series for k in range(8) if (series := _series(self, group, f"entropy_{k}"))}
+        if not entropies:
+            raise ValueError(_nothing(self, f"persistence entropies of {group}"))
+        ratios = _series(self, group, "critical_ratio")
+        return entropy_figure(ratios, entropies, f"{abbreviated(group)}: entropy against r")
 
     def plot_betti_curves(self: Recorded, group: str | None = None) -> "Figure":
         """A group's Betti numbers over scale, at a few captures from the first to the last."""

@@ -83,13 +83,18 @@ def follow_span(state: SpanState, *, active: bool, quiet: bool, hold: int) -> tu
     return (SpanState() if calm >= hold else SpanState(inside=True, quiet=calm)), False
 
 
-def follow_decline(state: LevelState, value: float, confirm: int) -> tuple[LevelState, bool]:
-    """Report a count that has fallen, once the last `confirm` values all lay below the level; a rise is not reported.
+def follow_decline(state: LevelState, value: float, confirm: int, margin: float) -> tuple[LevelState, bool]:
+    """Report a count that has fallen by `margin` or more, once the last `confirm` values all lay so far below.
 
-    >>> follow_decline(LevelState(reported=8.0), 7.0, confirm=1)
-    (LevelState(reported=7.0, differing=()), True)
-    >>> follow_decline(LevelState(reported=8.0), 9.0, confirm=1)
-    (LevelState(reported=9.0, differing=()), False)
+    A rise by as much, as well confirmed, moves the level and is not reported. In between nothing happens: a count that
+    wanders about a level is reported once.
+
+    >>> follow_decline(LevelState(reported=80.0), 74.0, confirm=1, margin=5.0)
+    (LevelState(reported=74.0, differing=()), True)
+    >>> follow_decline(LevelState(reported=74.0), 71.0, confirm=1, margin=5.0)
+    (LevelState(reported=74.0, differing=()), False)
     """
+    if state.reported is not None and abs(value - state.reported) < margin:
+        return LevelState(state.reported), False
     after, changed = follow_level(state, value, confirm)
     return after, changed and state.reported is not None and value < state.reported

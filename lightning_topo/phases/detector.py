@@ -136,6 +136,7 @@ def _observe_fate(
 ) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
     """Neurons that shrink to nothing, or turn into the same directions."""
     events: list[TopologyEvent] = []
+    margin = max(1.0, rules.fate_share * measurement.values.get("measured_neurons", 0.0))
     for name, sign, message in (
         ("vanishing_neurons", -1.0, messages.vanishing),
         ("aligned_clusters", 1.0, messages.condensing),
@@ -144,7 +145,7 @@ def _observe_fate(
             continue
         key, count = f"{name} {measurement.group}", measurement.values[name]
         before = state.fates.get(key, LevelState())
-        level, fired = follow_decline(before, sign * count, rules.fate_confirm)
+        level, fired = follow_decline(before, sign * count, rules.fate_confirm, margin)
         if fired and before.reported is not None:
             events.append(message(measurement, count, sign * before.reported))
         state = replace(state, fates={**state.fates, key: level})

@@ -162,8 +162,8 @@ def vanishing(measurement: Measurement, count: float, before: float) -> Topology
         severity=Severity.WARN,
         value=count,
         threshold=before,
-        message=f"Neurons of {measurement.group} are vanishing: {count:.0f} are far smaller than the largest, "
-        f"{before:.0f} before.",
+        message=f"Neurons of {measurement.group} are vanishing: {count:.0f}{_of_all(measurement)} are far smaller than "
+        f"the largest, {before:.0f} before.",
         remedy="What is near 0 does little. Lower the weight decay, initialise those neurons anew, or prune them.",
     )
 
@@ -196,7 +196,7 @@ def betti(measurement: Measurement, k: str, count: float, before: float) -> Topo
         value=count,
         threshold=before,
         message=f"At the fixed fraction of its diameter {measurement.group} has {count:.0f} {what} (b{k}), not "
-        f"{before:.0f} any more.",
+        f"{before:.0f} any more.{_of_landmarks(measurement, k)}",
         remedy="Nothing is wrong by itself: Betti numbers at a scale are not protected. Read it beside the total "
         "contraction and expansion, which tell stretching from merging.",
     )
@@ -205,7 +205,7 @@ def betti(measurement: Measurement, k: str, count: float, before: float) -> Topo
 def jump(measurement: Measurement, k: str, distance: float, bound: float | None, rules: PhaseRules) -> TopologyEvent:
     """A persistence diagram moved far between two captures."""
     if bound is None:
-        explained = "No bound is known beside it: the diagram was subsampled."
+        explained = "No bound is known beside it: loops were computed from landmarks." + _of_landmarks(measurement, k)
     else:
         explained = f"The distortion in between allows up to {bound:.3g}."
     return TopologyEvent(
@@ -223,6 +223,15 @@ def jump(measurement: Measurement, k: str, distance: float, bound: float | None,
     )
 
 
+def _of_landmarks(measurement: Measurement, k: str) -> str:
+    """What landmarks leave unknown of a diagram in dimension k."""
+    error = measurement.values.get("landmark_error")
+    if error is None or k == "0":
+        return ""
+    nothing = ", which says nothing of them" if measurement.values.get(f"vacuous_{k}") else ""
+    return f" They are those of landmarks, known up to {error:.2g} of the diameter{nothing}."
+
+
 def split(measurement: Measurement, count: float) -> TopologyEvent:
     """Neurons that were the same in every respect have parted."""
     return TopologyEvent(
@@ -238,6 +247,11 @@ def split(measurement: Measurement, count: float) -> TopologyEvent:
         remedy="Expected with dropout, noise or parameters frozen one by one. Otherwise look for what tells the "
         "neurons apart: a mask, an index, a per-neuron learning rate.",
     )
+
+
+def _of_all(measurement: Measurement) -> str:
+    n = measurement.values.get("measured_neurons")
+    return "" if n is None else f" of {n:.0f}"
 
 
 def _power(distance: float) -> str:

@@ -61,7 +61,8 @@ class PhaseRules:
     A Betti number has changed when `betti_confirm` captures in a row differ from it on the same side; neurons that
     parted again must stay so for `merge_confirm` measurements before their next merger is an event. `diagram_jump` is
     the log-bottleneck distance between two captures that makes an event: log 2 is a feature twice as long. Neurons are
-    vanishing, or condensing, when `fate_confirm` captures in a row have more of them near 0, or fewer directions.
+    vanishing, or condensing, when `fate_confirm` captures in a row have more of them near 0, or fewer directions, than
+    last reported, by `fate_share` of the neurons and one at least.
     """
 
     critical_ratio: float = 1.0
@@ -79,6 +80,7 @@ class PhaseRules:
     loss_memory: int = 50
     betti_confirm: int = 2
     fate_confirm: int = 2
+    fate_share: float = 0.03
     merge_confirm: int = 5
     diagram_jump: float = math.log(2.0)
 
@@ -88,5 +90,7 @@ class PhaseRules:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
         if not self.instability_ratio > 1.0:
             raise ValueError(f"expected instability_ratio > 1, got {self.instability_ratio}")
+        if not 0.0 <= self.fate_share < 1.0:
+            raise ValueError(f"expected 0 <= fate_share < 1, got {self.fate_share}")
         if not self.diagram_jump > 0.0:
             raise ValueError(f"expected diagram_jump > 0, got {self.diagram_jump}")

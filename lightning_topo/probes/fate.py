@@ -1,6 +1,6 @@
 """What becomes of every group's neurons."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -22,7 +22,7 @@ class Fate:
     where a group has none, or parameters lie in flat shards), `effective_neurons`, `largest_multiplicity`; over
     several blocks their sum, and the largest multiplicity. `independence`, `vanishing` and `alignment` are the
     thresholds of `neuron_fate`. Blocks of more than `max_neurons` neurons are represented by that many at random,
-    the same at every capture, and `measured_neurons` then says how many were measured.
+    the same at every capture; `measured_neurons`, in the record alone, says how many were counted.
 
     `every_n_epochs="auto"` begins with every epoch; `every_n_steps` counts optimizer steps instead.
 
@@ -64,7 +64,7 @@ class Fate:
         for group in capture.groups:
             try:
                 cloud = capture.neurons[group.name]
-                columns = incoming_columns(group, capture.module, cloud.shape[1])
+                columns = incoming_columns(group, capture.module, cloud.shape[1], capture.optimizers)
                 found = [self._of_block(block, columns) for block in blocks(cloud, group)]
             except (ValueError, TypeError) as error:
                 failures[group.name] = str(error)
@@ -83,28 +83,38 @@ class Fate:
         )
 
 
-def incoming_columns(group: NeuronGroup, module: nn.Module, width: int) -> Tensor | None:
+def incoming_columns(
+    group: NeuronGroup, module: nn.Module, width: int, optimizers: Sequence[torch.optim.Optimizer] = ()
+) -> Tensor | None:
     """The columns of a cloud of `width` coordinates that hold incoming weights; None where there are none.
 
+    A cloud holds what the optimizers train or, where they hold other tensors than the module, what requires gradients.
     None, too, where the parameters' own shapes do not add up to that width: in flat shards they have others.
     """
-    trainable = {
-        clean_name(name): torch.empty(p.shape, dtype=p.dtype, device="meta")
-        for name, p in module.named_parameters()
-        if p.requires_grad
-    }
+    present = {clean_name(name): p for name, p in module.named_parameters() if p.requires_grad}
+    owned = {id(p) for optimizer in optimizers for held in optimizer.param_groups for p in held["params"]}
+    for names in ({name for name, p in present.items() if id(p) in owned}, present.keys()):
+        shapes = {name: torch.empty_like(present[name], device="meta") for name in names}
+        columns, found_width = _incoming(group, shapes)
+        if columns and found_width == width:
+            return torch.tensor(columns)
+    return None
+
+
+def _incoming(group: NeuronGroup, tensors: Mapping[str, Tensor]) -> tuple[list[int], int]:
+    """The columns of incoming weights in the cloud of these tensors, and its width."""
     columns: list[int] = []
-    offset = 0
+    width = 0
     for piece in group.slices:
         alone = NeuronGroup(group.name, group.kind, group.n, group.block_shape, (piece,))
         try:
-            size = alone.dim(trainable)
+            size = alone.dim(tensors)
         except ValueError:
-            return None
+            return [], -1
         if piece.role == "incoming":
-            columns += range(offset, offset + size)
-        offset += size
-    return torch.tensor(columns) if columns and offset == width else None
+            columns += range(width, width + size)
+        width += size
+    return columns, width
 
 
 def _summary(found: Sequence[NeuronFate]) -> dict[str, float]:
@@ -114,10 +124,9 @@ def _summary(found: Sequence[NeuronFate]) -> dict[str, float]:
         "vanishing_neurons": float(sum(fate.vanishing_neurons for fate in found)),
         "effective_neurons": sum(fate.effective_neurons for fate in found),
         "largest_multiplicity": float(max(fate.largest_multiplicity for fate in found)),
+        "measured_neurons": float(sum(fate.n_measured for fate in found)),
     }
     clusters = [fate.aligned_clusters for fate in found if fate.aligned_clusters is not None]
     if clusters:
         values["aligned_clusters"] = float(sum(clusters))
-    if any(fate.subsampled for fate in found):
-        values["measured_neurons"] = float(sum(fate.n_measured for fate in found))
     return values

@@ -34,12 +34,14 @@ _HIGHEST_DIM = 3
 class Persistence:
     """Computes the Vietoris-Rips persistence diagram of every group, up to homology dimension `max_dim`.
 
-    `every_n_epochs="auto"` begins with every epoch; `every_n_steps` counts optimizer steps instead. Groups of more
-    than `max_landmarks` neurons are subsampled by farthest points, with the covering radius in the diagram.
+    `every_n_epochs="auto"` begins with every epoch; `every_n_steps` counts optimizer steps instead. H0 is that of all
+    neurons. In dimension 1 and up groups of more than `max_landmarks` neurons are subsampled by farthest points, with
+    the covering radius rho in the diagram.
 
     Values by group, for each dimension k: `betti_k` at `betti_scale` times the diameter, `total_persistence_k`,
     `entropy_k`, `max_persistence_k`; `log_bottleneck_k` to the previous capture, with `log_bottleneck_bound`, the most
-    that the distortion in between allows (exact diagrams only).
+    that the distortion in between allows (exact diagrams only). Where landmarks were used: `landmark_error`, which is
+    2 rho / diameter, and `vacuous_k`, 1 where that bound says nothing of dimension k (`is_vacuous`).
 
     With `lag=0` training waits while a diagram is computed. With `lag=k` homology in dimension 1 and up is left to a
     process of its own, and its result is taken in when k more optimizer steps are done, at the end of the next epoch
@@ -183,6 +185,11 @@ class Persistence:
             values[f"total_persistence_{k}"] = sum(total_persistence(diagram, k) for diagram in diagrams)
             values[f"entropy_{k}"] = max(persistence_entropy(diagram, k) for diagram in diagrams)
             values[f"max_persistence_{k}"] = max(max_persistence(diagram, k) for diagram in diagrams)
+        subsampled = [diagram for diagram in diagrams if not diagram.exact]
+        if subsampled:
+            values["landmark_error"] = max(diagram.landmark_error for diagram in subsampled)
+            for k in range(1, self.max_dim + 1):
+                values[f"vacuous_{k}"] = float(any(diagram.is_vacuous(k) for diagram in subsampled))
         return values
 
     def _change(self, before: "Mapping[str, _Block]", now: "Mapping[str, _Block]") -> dict[str, float]:

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import PhaseRules
-from lightning_topo.probes import Distortion, Period, Persistence, Probe, Sharpness
+from lightning_topo.probes import Distortion, Fate, Period, Persistence, Probe, Sharpness
 from lightning_topo.quantities import OUR_PROBES, RESERVED_PROBES
 from lightning_topo.watch.readings import LogGroups, Readings
 from lightning_topo.watch.schedule import Schedule
 
 Groups = Literal["auto"] | Sequence[Any]
+
+DEFAULT_PROBES: tuple[Probe, ...] = (Distortion(), Persistence(), Fate(), Sharpness())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,7 @@ class WatchSettings:
     ValueError: expected max_overhead between 0 and 1, or None, got 2.0
     """
 
-    probes: tuple[Probe, ...] = (Distortion(), Persistence(), Sharpness())
+    probes: tuple[Probe, ...] = DEFAULT_PROBES
     groups: Groups = "auto"
     dirpath: Path | None = None
     log_groups: LogGroups = "auto"
@@ -89,7 +91,7 @@ def probe_list(probes: object) -> tuple[Probe, ...]:
     TypeError: expected probes as a list, got one Distortion: write probes=[Distortion(...)]
     """
     if probes is None:
-        return (Distortion(), Persistence(), Sharpness())
+        return DEFAULT_PROBES
     if isinstance(probes, str) or not isinstance(probes, Iterable):
         kind = type(probes).__name__
         if isinstance(probes, Probe) and not isinstance(probes, type):

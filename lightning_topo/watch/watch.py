@@ -11,7 +11,7 @@ from lightning_topo.homology import Worker
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import DetectorState, TopologyEvent
-from lightning_topo.probes import Distortion, Persistence, Probe
+from lightning_topo.probes import Distortion, Fate, Persistence, Probe
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.certifying import Certifying
 from lightning_topo.watch.checkpoint import SavedWatch, resumed, saved_watch
@@ -60,7 +60,8 @@ class Watch:
         self._worker = Worker()
         self._finding = Finding(training, settings.declared, settings.seed)
         self._training_loss = TrainingLoss(training, settings.seed)
-        self._of_loss = [probe.name for probe in settings.probes if not isinstance(probe, Distortion | Persistence)]
+        without_loss = Distortion | Fate | Persistence
+        self._of_loss = [probe.name for probe in settings.probes if not isinstance(probe, without_loss)]
         self._recording = Recording(training, self._training_loss if self._of_loss else None, self._steps_until_loss)
         self.steps: Steps = Steps(
             training.module,

@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, read_record
 from lightning_topo.cli import main
@@ -47,6 +48,38 @@ class Regression(Classifier):
     def training_step(self, batch, batch_idx):
         x, y = batch
         return nn.functional.mse_loss(self.net(x), nn.functional.one_hot(y, 3).float())
+
+
+class Shallow(Classifier):
+    """One hidden layer, initialised at a hundredth."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.net = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 3))
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.mul_(0.01)
+
+
+def test_what_becomes_of_neurons_after_a_small_initialisation_is_told_by_the_default_probes(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(5))
+    data = DataLoader(TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()), batch_size=8)
+    monitor = TopologyMonitor(report=False, max_overhead=None)
+    trainer = fit(Shallow(lr=0.5), [monitor], root=tmp_path, data=data, max_epochs=6)
+    (condensing, *_), (vanishing, *_) = (
+        named(monitor.events, f"neurons_{name}") for name in ("condensing", "vanishing")
+    )
+    assert condensing.group == vanishing.group == "net.0"
+    assert condensing.value < 10 < condensing.threshold <= 32
+    assert "narrower layer" in condensing.remedy
+    assert f"{vanishing.value:.0f} of 32 are far smaller" in vanishing.message
+    assert vanishing.value >= 2
+    keys = ("independent_neurons", "vanishing_neurons", "aligned_clusters", "effective_neurons", "largest_multiplicity")
+    last = {key: float(trainer.callback_metrics[f"topology/net_0/{key}"]) for key in keys}
+    assert 1 <= last["effective_neurons"] <= last["independent_neurons"] < 32
+    assert "topology/net_0/measured_neurons" not in trainer.callback_metrics
+    assert monitor.record.plot_fate("net.0").get_suptitle() == "net.0: what becomes of the neurons"
 
 
 def test_a_divergence_is_an_instability_once(tmp_path):

@@ -9,6 +9,7 @@ from lightning_topo.phases import Phase
 
 pytest.importorskip("matplotlib")
 
+from lightning_topo.figures.fate import fate_figure
 from lightning_topo.figures.style import COLOURS, drawable, pixels
 from lightning_topo.figures.training import (
     PHASE_COLOURS,
@@ -31,6 +32,24 @@ def test_ratios_are_lines_and_the_critical_point_is_marked():
     assert [line for line in axes.lines if list(line.get_ydata()) == [1.0, 1.0]]
     assert axes.get_yscale() == "log"
     assert axes.get_ylim()[1] > 1.0
+
+
+def test_fates_are_lines_below_all_neurons():
+    captures = {
+        step: {
+            "measured_neurons": 9.0,
+            "vanishing_neurons": gone,
+            "independent_neurons": 7.0,
+            "largest_multiplicity": 1.0,
+        }
+        for step, gone in ((0, 0.0), (5, 2.0))
+    }
+    (axes,) = fate_figure(captures, "fate").axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert drawn["alive"] == [9.0, 7.0]
+    assert drawn["independent"] == [7.0, 7.0]
+    assert "directions of incoming weights" not in drawn
+    assert axes.get_ylim()[1] > 9.0
 
 
 def test_of_many_groups_the_highest_have_names():

@@ -8,7 +8,7 @@ import torch
 from scipy.cluster.hierarchy import linkage
 
 from lightning_topo.geometry import pairwise_distances
-from lightning_topo.homology import available_engines, persistence, rips
+from lightning_topo.homology import available_engines, betti_number, persistence, rips, rips_task
 
 ENGINES = available_engines()
 needs_engine = pytest.mark.skipif(not ENGINES, reason="H1 needs an engine")
@@ -89,9 +89,51 @@ def test_extreme_scales(scale):
 
 @needs_engine
 def test_landmarks_are_marked():
-    diagram = persistence(cloud("random", 50, 3), max_landmarks=10)
-    assert (diagram.n_points, len(diagram[0]), diagram.exact) == (50, 10, False)
-    assert diagram.covering_radius > 0
+    points = cloud("random", 50, 3)
+    diagram, whole = persistence(points, max_landmarks=10), persistence(points)
+    assert (diagram.n_points, diagram.exact) == (50, False)
+    torch.testing.assert_close(diagram[0].deaths, whole[0].deaths, rtol=1e-6, atol=0)
+    assert diagram.diameter == whole.diameter
+    assert diagram.landmark_error == pytest.approx(2 * diagram.covering_radius / diagram.diameter)
+    assert whole.landmark_error == 0
+    assert diagram.is_vacuous(1)
+    assert not diagram.is_vacuous(0)
+    assert not whole.is_vacuous(1)
+
+
+@needs_engine
+@pytest.mark.parametrize("room", [rips.H0_BYTES, 0])
+def test_h0_of_close_pairs_beside_landmarks(monkeypatch, room):
+    """The corners of a simplex, each doubled: n / 2 pairs at distance eps, all else at sqrt(2)."""
+    monkeypatch.setattr(rips, "H0_BYTES", room)
+    corners = torch.eye(256)
+    diagram = persistence(torch.cat([corners, corners + 1e-3 * torch.eye(256).roll(1, 0)]), max_landmarks=32)
+    assert betti_number(diagram, 0, 0.25 * diagram.diameter) == 256
+    np.testing.assert_allclose(diagram[0].deaths[:256], 1e-3, rtol=1e-3)
+    # The nearest of two pairs are those whose extra coordinate points at the other corner.
+    np.testing.assert_allclose(diagram[0].deaths[256:-1], math.sqrt(2) * (1 - 0.5e-3), rtol=1e-5)
+
+
+@needs_engine
+@pytest.mark.parametrize(("thickness", "says_nothing"), [(0.0, False), (1.0, True)])
+def test_a_ring_is_seen_through_landmarks(thickness, says_nothing):
+    angles = torch.arange(400) * 2 * math.pi / 400
+    ring = torch.stack([angles.cos(), angles.sin()], dim=1)
+    ball = thickness * torch.randn(400, 20, generator=torch.Generator().manual_seed(0))
+    diagram = persistence(torch.cat([ring, ball], dim=1), max_landmarks=60)
+    assert diagram.is_vacuous(1) is says_nothing
+
+
+@needs_engine
+def test_worker_gets_landmarks_but_not_h0():
+    points = cloud("random", 30, 3)
+    task = rips_task(points, 1, 10, leave_h0=True)
+    assert task.deaths is not None
+    assert task.distances is not None
+    assert task.distances.shape == (10, 10)
+    tree, loops = np.ones(9), np.zeros((0, 2))
+    torch.testing.assert_close(task.diagram([tree, loops])[0].deaths, persistence(points, 0)[0].deaths)
+    assert rips_task(points, 1, 30, leave_h0=True).deaths is None
 
 
 @needs_engine

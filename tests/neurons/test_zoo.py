@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.zoo import Found, is_installed, row, search
+from benchmarks.zoo import Found, is_installed, peak_bytes, row, search, summary
 from benchmarks.zoo_models import ZOO, Entry
 from lightning_topo.neurons import NeuronGroup, ParamSlice
 
@@ -26,6 +26,7 @@ def test_all_groups_are_verified_and_hardly_anything_is_left(entry: Entry) -> No
     assert [(group.name, group.reason) for group in found.groups if group.status != "verified"] == []
     assert len(found.groups) == EXPECTED[entry.name]
     assert found.share < 0.06
+    assert found.unexplained < 0.02
 
 
 @pytest.mark.parametrize("name", ["falcon", "falcon-40b", "beit", "mamba2", "bart"])
@@ -43,15 +44,28 @@ def test_entries_in_no_group_are_counted() -> None:
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
     found = search((model, torch.randn(4, 5)))
     assert found.uncovered == {"2.bias": 3}
+    assert found.reasons == {"2.bias": "axis 0: an output of the model"}
     assert found.share == 3 / sum(p.numel() for p in model.parameters())
 
 
 def test_a_row_of_the_table() -> None:
     group = NeuronGroup("g", "unit", 4, (), (ParamSlice("w"),), "verified")
     groups = [group, group.with_status("incoming_only", "why"), group.with_status("inert", "why")]
-    assert row("model", Found(groups, {"b": 5}, 100, 1.25)).split() == [
-        "model", "3", "1", "1", "1", "5.0%", "1.2", "3", "unit",
+    reasons = {"b": "axis 0: classes", "c": "axis 0: written in parts"}
+    found = Found(groups, {"b": 5, "c": 2, "d": 1}, 100, 1.25, reasons, 7.0, 1.5)
+    assert row("model", found).split() == [
+        "model", "3", "1", "1", "1", "8.0%", "3.0%", "1.2", "7", "1.5", "3", "unit",
     ]  # fmt: skip
+    assert "1 of 3 groups; 3.00% of the trainable entries without" in summary([found])
+
+
+def test_costs_are_those_of_the_search_over_a_step() -> None:
+    torch.manual_seed(0)
+    found = search((nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(4, 5)), costs=True)
+    assert found.unexplained == 0.0
+    assert found.steps > 1.0
+    assert found.memory > 1.0
+    assert peak_bytes(lambda: torch.zeros(1000)) == 4000
 
 
 def test_names_are_distinct_and_packages_are_looked_up() -> None:

@@ -20,7 +20,8 @@ pytest.importorskip("matplotlib")
 pandas = pytest.importorskip("pandas")
 
 ROOT = Path(__file__).parents[2]
-PLOTS = ("phases", "learning_rate", "critical_ratio", "stability", "distortion", "diagram", "betti_curves", "crocker")
+PLOTS = ("phases", "learning_rate", "critical_ratio", "stability", "distortion", "diagram", "change")
+PLOTS += ("betti_curves", "crocker")
 
 
 class Watched(NamedTuple):
@@ -117,7 +118,7 @@ def test_frames_of_nothing_have_their_columns(tmp_path):
     assert record.phases_frame().empty
     assert list(record.diagrams_frame().dtypes) == list(record.diagrams_frame().dtypes)
     assert record.diagrams_frame().step.dtype == "int64"
-    for name in PLOTS:
+    for name in (*PLOTS, "fate", "entropy"):
         with pytest.raises(ValueError, match="found none in"):
             getattr(record, f"plot_{name}")()
 

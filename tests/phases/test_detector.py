@@ -518,6 +518,21 @@ def test_neurons_that_vanish_or_condense_are_reported_once_they_stay():
     assert fate("aligned_clusters", [9, 4, 9, 4, 3, 9, 9]) == [("neurons_condensing", 4)]
 
 
+def test_a_count_that_wanders_by_less_than_its_share_is_reported_once():
+    def fate(name, values):
+        found = [{name: float(v), "measured_neurons": 200.0} for v in values]
+        return names(replay([Measurement(k, 0, "fate", "g", each) for k, each in enumerate(found)]))
+
+    # 3 % of 200 are 6.
+    assert fate("aligned_clusters", [200, 90, 88, 93, 83, 93, 83, 82]) == [("neurons_condensing", 2)]
+    assert fate("aligned_clusters", [200, 90, 88, 86, 84, 82, 82]) == [
+        ("neurons_condensing", 2),
+        ("neurons_condensing", 6),
+    ]
+    assert fate("vanishing_neurons", [0, 5, 5, 5]) == []
+    assert fate("vanishing_neurons", [0, 6, 6, 6]) == [("neurons_vanishing", 2)]
+
+
 def test_a_state_with_the_edge_of_one_source_is_read():
     plain = DetectorState().to_dict() | {
         "edge": {"inside": True, "recent": [1.0, 1.0, 1.0]},

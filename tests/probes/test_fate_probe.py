@@ -10,6 +10,7 @@ from torch import nn
 from lightning_topo.geometry import neuron_fate
 from lightning_topo.neurons import NeuronGroup, ParamSlice, find_neuron_groups
 from lightning_topo.probes import Capture, Clouds, Fate
+from lightning_topo.probes.fate import incoming_columns
 
 
 def capture(groups, tensors, module=None) -> Capture:
@@ -34,6 +35,7 @@ def test_values_are_those_of_the_group_and_clusters_those_of_its_incoming_weight
             "aligned_clusters": expected.aligned_clusters,
             "effective_neurons": expected.effective_neurons,
             "largest_multiplicity": expected.largest_multiplicity,
+            "measured_neurons": 8,
         }
     }
     assert result.failures == {}
@@ -59,6 +61,15 @@ def test_incoming_weights_of_blocks_and_of_frozen_parameters():
     assert values["independent_neurons"] == sum(fate.independent_neurons for fate in each)
     assert values["effective_neurons"] == pytest.approx(sum(fate.effective_neurons for fate in each))
     assert values["largest_multiplicity"] == max(fate.largest_multiplicity for fate in each)
+
+
+def test_what_no_optimizer_trains_is_no_part_of_the_cloud():
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    [group] = find_neuron_groups(model, torch.randn(4, 3))
+    first = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    assert incoming_columns(group, model, 4, [first]).tolist() == [0, 1, 2]
+    assert incoming_columns(group, model, 6, [first]).tolist() == [0, 1, 2], "what requires gradients, then"
+    assert incoming_columns(group, model, 5, [first]) is None
 
 
 def test_without_incoming_weights_there_is_no_count_of_clusters():

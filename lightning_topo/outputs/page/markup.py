@@ -173,12 +173,13 @@ def about(run: RunView, *, named: bool) -> str:
         )
     if len(lines) == 1:
         lines.append("Nothing is thinned out: every measured step and every capture is shown.")
-    landmarks = [detail for detail in run.details if detail.n_landmarks is not None]
-    if landmarks:
-        radius = max(detail.covering_radius for detail in landmarks)
+    errors = [detail.landmark_error for detail in run.details if detail.landmark_error is not None]
+    if errors:
+        n_vacuous = sum(detail.is_vacuous for detail in run.details)
+        nothing = f" In {n_vacuous:,} of them this says nothing of loops." if n_vacuous else ""
         lines.append(
-            f"Diagrams of {len(landmarks):,} groups are of landmarks, not of every neuron: "
-            f"their bars are known up to {2.0 * radius:.3g}, twice the covering radius."
+            f"Loops of {len(errors):,} groups are computed from landmarks, not from every neuron: they are known up to "
+            f"{max(errors):.2g} of the diameter (2 rho / diameter).{nothing} Connected pieces are exact."
         )
     if run.parent is not None:
         shown = "" if run.history_from is None else ": what it measured up to there is drawn, and counted nowhere"

@@ -29,6 +29,7 @@ _MOST_NUMBERS = 1 << 25
 _MOST_LOGGED = 8
 """Of the metrics of validation so many are drawn."""
 _BAND = ("contraction", "expansion", "total_contraction", "total_expansion")
+_FATE = ("measured_neurons", "vanishing_neurons", "independent_neurons", "aligned_clusters", "largest_multiplicity")
 _CHANGE = ("betti_0", "betti_1", "log_bottleneck_0", "log_bottleneck_1", "log_bottleneck_bound")
 
 
@@ -78,13 +79,14 @@ class GroupView:
 
     band: StepTable | None
     change: StepTable | None
+    fate: StepTable | None
     crocker: Crocker | None
     slides: DiagramSlides | None
     n_captures: int
     n_neurons: int | None
     n_distinct: int | None
-    n_landmarks: int | None
-    covering_radius: float
+    landmark_error: float | None
+    is_vacuous: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,13 +301,14 @@ def _group_view(measurements: Sequence[Measurement], captured: "_Captures", budg
     return GroupView(
         band=_table(measurements, "distortion", _BAND, budget),
         change=_table(measurements, "persistence", _CHANGE, budget),
+        fate=_table(measurements, "fate", _FATE, budget),
         crocker=crocker(captures, budget.scales),
         slides=_slides(captures, budget.slide_numbers),
         n_captures=max(len(captures), len(series(measurements, "persistence", "betti_0"))),
         n_neurons=sum(diagram.n_points for diagram in latest) or max(distinct, default=None),
         n_distinct=distinct[-1] if distinct else None,
-        n_landmarks=None if all(d.exact for d in latest) else sum(len(d[0]) for d in latest),
-        covering_radius=max((diagram.covering_radius for diagram in latest), default=0.0),
+        landmark_error=None if all(d.exact for d in latest) else max(d.landmark_error for d in latest),
+        is_vacuous=any(d.is_vacuous(k) for d in latest for k in range(1, d.max_dim + 1)),
     )
 
 

@@ -15,7 +15,7 @@ from lightning_topo.outputs.record import RunRecord
 _PLOTLY = "plotly-cartesian-4.1.1.min.js"
 MAX_BYTES = 2_950_000
 """A page that would be larger is thinned further."""
-_SCRIPTS = ("drawing.js", "figures.js", "compare.js", "page.js")
+_SCRIPTS = ("drawing.js", "figures.js", "fate.js", "compare.js", "page.js")
 _MANY_RUNS = 4
 """Of more, none is shown by itself, only together with the others."""
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")

@@ -54,7 +54,7 @@ def _workspace(entity: str, project: str) -> "Workspace":
         entity=entity,
         project=project,
         name=NAME,
-        sections=[_phase(), _distortion(), _persistence(), _events()],
+        sections=[_phase(), _distortion(), _fate(), _persistence(), _events()],
         settings=settings,
     )
 
@@ -83,6 +83,23 @@ def _distortion() -> "Section":
         _groups(QUANTITIES["distinct_neurons"].title, "distinct_neurons"),
     ]
     return _section("Topology: every group's step map", panels)
+
+
+def _fate() -> "Section":
+    import wandb_workspaces.reports.v2 as wr
+
+    names = (
+        "independent_neurons",
+        "vanishing_neurons",
+        "aligned_clusters",
+        "effective_neurons",
+        "largest_multiplicity",
+    )
+    panels: list[Any] = [
+        wr.MediaBrowser(title="What becomes of the neurons", media_keys=["topology/fate"]),
+        *(_groups(QUANTITIES[name].title, name) for name in names),
+    ]
+    return _section("Topology: what becomes of the neurons", panels)
 
 
 def _persistence() -> "Section":

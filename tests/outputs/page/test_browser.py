@@ -21,7 +21,7 @@ SMALL_TEXT = """() => [...document.querySelectorAll("body *")].flatMap((node) =>
   return small ? [`${node.tagName} ${node.textContent.trim()}: ${size}`] : [];
 })"""
 CHARTS = ["ribbon", "rates", "ratio", "worst", "loss", "logged", "sharpness"]
-CHARTS += ["crocker0", "crocker1", "diagram", "total", "step", "betti", "bottleneck"]
+CHARTS += ["crocker0", "crocker1", "diagram", "total", "step", "fate", "betti", "bottleneck"]
 
 
 def traces(page, chart: str, run: int = 0) -> list[dict]:

@@ -59,7 +59,7 @@ def test_diagrams_come_from_every_capture_or_evenly_spread(demo: RunRecord) -> N
     assert detail.crocker is not None
     assert detail.slides is not None
     assert detail.crocker.steps == detail.slides.steps == demo.diagram_steps
-    assert (detail.n_captures, detail.n_neurons, detail.n_distinct, detail.n_landmarks) == (33, 64, 64, None)
+    assert (detail.n_captures, detail.n_neurons, detail.n_distinct, detail.landmark_error) == (33, 64, 64, None)
     thinned = run_view(demo, "demo", replace(WHOLE, captures=5)).details[1]
     assert thinned.crocker is not None
     assert thinned.crocker.steps == (0, 200, 400, 600, 800)
@@ -155,13 +155,14 @@ def test_a_measurement_of_an_unknown_probe_changes_nothing(demo: RunRecord) -> N
 def test_subsampled_diagrams_say_how_far_they_may_be_off(tmp_path: Path) -> None:
     writer = RecordWriter.open(tmp_path / "run")
     writer.measurement(distortion(0, "net.0", 0.0, 1.0, 1.0))
-    diagram = replace(ring_diagram(16, 1.0, 0.2, 0), n_points=900, exact=False, covering_radius=0.25)
+    ring = ring_diagram(16, 1.0, 0.2, 0)
+    diagram = replace(ring, n_points=900, exact=False, covering_radius=0.1 * ring.diameter)
     writer.diagrams(0, {"net.0": diagram})
     writer.close()
     record = read_record(writer.dirpath)
     detail = run_view(record, "run", WHOLE).details[0]
-    assert (detail.n_neurons, detail.n_landmarks, detail.covering_radius) == (900, 16, 0.25)
-    assert "known up to 0.5, twice the covering radius" in render_page([record])
+    assert (detail.n_neurons, detail.landmark_error, detail.is_vacuous) == (900, pytest.approx(0.2), False)
+    assert "known up to 0.2 of the diameter (2 rho / diameter). Connected pieces" in render_page([record])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300])

@@ -22,6 +22,11 @@ KEYS = (
     "topology/net_0/total_contraction",
     "topology/net_0/total_expansion",
     "topology/net_0/distinct_neurons",
+    "topology/net_0/independent_neurons",
+    "topology/net_0/vanishing_neurons",
+    "topology/net_0/aligned_clusters",
+    "topology/net_0/effective_neurons",
+    "topology/net_0/largest_multiplicity",
     "topology/net_0/betti_0",
     "topology/net_0/betti_1",
     "topology/net_0/log_bottleneck_1",
@@ -53,7 +58,7 @@ def test_every_groups_values_are_on_a_panel_and_no_global_one_is_among_them():
     shown = {m for p in panels(workspace_json()["spec"]) for m in p["config"].get("metrics") or ()}
     assert {"topology/phase", "topology/critical_ratio", "topology/sharpness_ratio", "topology/eta_lambda"} <= shown
     media = {key for p in panels(workspace_json()["spec"]) for key in p["config"].get("mediaKeys") or ()}
-    assert media == {"topology/crocker", "topology/betti_curves", "topology/diagram"}
+    assert media == {"topology/fate", "topology/crocker", "topology/betti_curves", "topology/diagram"}
 
 
 def test_nothing_is_smoothed():

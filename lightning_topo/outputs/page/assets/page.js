@@ -20,11 +20,12 @@ const CHARTS = [
   ["diagram", "diagram", diagramFigure, "Persistence diagram: births and deaths"],
   ["band", "total", bandFigure("total_", "Since start (factor)"), "Contraction and expansion since the start, by step"],
   ["band", "step", bandFigure("", "Per step (factor)"), "Contraction and expansion of each step"],
+  ["fate", "fate", fateFigure, "What becomes of the neurons, by step"],
   ["change", "betti", bettiFigure, "Betti numbers by step"],
   ["change", "bottleneck", changeFigure, "Change between captures by step"],
 ];
 const shownCharts = page.runs.length > MANY_RUNS ? [] : CHARTS;
-const GROUP_CHARTS = new Set(["crocker0", "crocker1", "diagram", "total", "step", "betti", "bottleneck"]);
+const GROUP_CHARTS = new Set(["crocker0", "crocker1", "diagram", "total", "step", "fate", "betti", "bottleneck"]);
 const PAIRED_CHARTS = new Set(["crocker0", "crocker1", "diagram", "total", "step"]);
 const charts = [];
 
@@ -72,7 +73,7 @@ function heightOf(name, run) {
   if (name.startsWith("all-")) return 230;
   if (name === "ribbon") return rowsHeight(run.groups.length + 1);
   if (name === "ratio") return rowsHeight(run.groups.length);
-  return { loss: 210, rates: 250, sharpness: 240, worst: 180, crocker0: 320, crocker1: 320, diagram: 340, bottleneck: 210 }[name] ?? 190;
+  return { loss: 210, rates: 250, sharpness: 240, worst: 180, crocker0: 320, crocker1: 320, diagram: 340, bottleneck: 210, fate: 210 }[name] ?? 190;
 }
 
 function draw(chart) {
@@ -314,6 +315,7 @@ function legends() {
   );
   const dims = Math.max(0, ...page.runs.flatMap((run) => run.details.map((d) => d.slides?.marks.length ?? 0)));
   legendOf("diagram").replaceChildren(...DIMENSIONS.slice(0, dims).map(([colour, , name]) => swatch(name, css(colour))));
+  legendOf("fate").replaceChildren(...fateLegend());
   const changes = page.runs.some((run) => run.details.some((d) => d.change));
   legendOf("change").replaceChildren(...(changes ? [
     swatch("pieces, H0", css("--first"), "line"), swatch("loops, H1", css("--second"), "dash"), swatch("explained by distortion", css("--grey-shade")),
