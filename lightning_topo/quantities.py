@@ -23,7 +23,7 @@ _SUFFIX = re.compile(r"_\d+$")
 
 
 class Scope(Enum):
-    """Of what a quantity is a property."""
+    """Whether a quantity belongs to a group, to the network, or to both."""
 
     GROUP = "group"
     NETWORK = "network"
@@ -32,7 +32,7 @@ class Scope(Enum):
 
 
 class Direction(Enum):
-    """Which end of a quantity deserves attention."""
+    """Which end of a quantity's range is bad."""
 
     HIGH_IS_BAD = "high"
     LOW_IS_BAD = "low"
@@ -158,7 +158,7 @@ _TABLE = (
     ),
     Quantity(
         "independent_neurons",
-        "distortion",
+        "fate",
         _G,
         _LOW,
         "Independent neurons",
@@ -167,7 +167,7 @@ _TABLE = (
     ),
     Quantity(
         "vanishing_neurons",
-        "distortion",
+        "fate",
         _G,
         _HIGH,
         "Vanishing neurons",
@@ -176,7 +176,7 @@ _TABLE = (
     ),
     Quantity(
         "aligned_clusters",
-        "distortion",
+        "fate",
         _G,
         _LOW,
         "Aligned clusters",
@@ -185,7 +185,7 @@ _TABLE = (
     ),
     Quantity(
         "effective_neurons",
-        "distortion",
+        "fate",
         _G,
         _LOW,
         "Effective neurons",
@@ -194,7 +194,7 @@ _TABLE = (
     ),
     Quantity(
         "largest_multiplicity",
-        "distortion",
+        "fate",
         _G,
         _HIGH,
         "Largest multiplicity",
@@ -249,7 +249,7 @@ _TABLE = (
     ),
     Quantity(
         "critical_sharpness",
-        "sharpness",
+        "critical_sharpness",
         _N,
         _HIGH,
         "Critical sharpness",

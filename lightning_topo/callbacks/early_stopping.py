@@ -109,7 +109,7 @@ class TopologyEarlyStopping(Callback):
             )
 
     def on_topology_findings(self, trainer: Trainer, pl_module: LightningModule, findings: Findings) -> None:
-        """Count in what the monitor has found, and decide."""
+        """Count the monitor's findings, and decide."""
         self._check_groups(trainer)
         before, self._counted = self._counted, advance(self._counted, findings, self.rules)
         if self.verbose and self._counted.n_events > before.n_events:

@@ -64,7 +64,7 @@ class TopologyLRFinder(Callback):
         early_stop_threshold: The sweep ends where the running mean of the loss is so many times its least; None: never.
             It ends at a loss that is not finite in any case.
         update_attr: Whether to train with the smaller suggestion: in the module's attribute, the optimizer, and its
-            schedulers, as the learning rate that they start from. By default it is only said.
+            schedulers, as the learning rate that they start from. By default the suggestion is only logged.
         attr_name: The module's attribute, else `lr` or `learning_rate`, of the module or its `hparams`.
         groups: The groups of neurons, or "auto" to find and verify them.
         sharpness: How to measure the curvature, "auto" for `Sharpness()`, or None to leave it out, which makes the
@@ -147,7 +147,7 @@ class TopologyLRFinder(Callback):
         return {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
 
     def learning_rates(self) -> tuple[float, ...]:
-        """Those that are tried.
+        """The learning rates to try.
 
         >>> TopologyLRFinder(1.0, 2.0, 3, mode="linear").learning_rates()
         (1.0, 1.5, 2.0)

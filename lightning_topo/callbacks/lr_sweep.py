@@ -1,4 +1,4 @@
-"""What a sweep of the learning rate has found."""
+"""The result of a sweep of the learning rate."""
 
 import math
 from collections.abc import Sequence

@@ -106,7 +106,7 @@ class TopologyStepGuard(Callback):
 
     @property
     def n_dropped(self) -> int:
-        """How many of them were not taken at all."""
+        """How many of those were dropped."""
         return self._counts["n_dropped"]
 
     @property

@@ -1,4 +1,4 @@
-"""What a probe is given, and what it gives back."""
+"""The contract of a probe: a `Capture` goes in, a `ProbeResult` comes out."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -71,7 +71,7 @@ class Clouds(Mapping[str, Tensor]):
         return len(self._groups or self._gathered)
 
     def gather(self, names: Iterable[str] | None = None) -> "Clouds":
-        """Gather those groups, or all, now: these alone, as they stand."""
+        """Gather these groups (by default all) now, before the parameters move on."""
         here = {}
         for name in self if names is None else names:
             if name not in self._failures:
@@ -81,7 +81,7 @@ class Clouds(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What one measurement found.
+    """The result of one measurement.
 
     `values` holds named numbers by group, `""` for the whole network (also tensors of one element; what is no number is
     refused, by name); `failures` says of a group why it could not be measured. `carry` is whatever the probe wants to
@@ -107,7 +107,7 @@ class ResultLost(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A measurement that is made elsewhere while training goes on: it is taken in `lag` optimizer steps later.
+    """A measurement computed elsewhere while training goes on; its result is logged `lag` optimizer steps later.
 
     Exactly then, whether it was ready long before or has to be waited for: what is published when depends on no clock,
     and is the same on every rank. `collect(previous, most_seconds)` gives the result, waiting no longer than that
@@ -166,7 +166,7 @@ class Probe(Protocol):
 
     @property
     def name(self) -> str:
-        """Under which its measurements are recorded."""
+        """The name under which its measurements are recorded."""
         ...
 
     def measure(self, capture: Capture) -> Any:
