@@ -39,8 +39,13 @@ TEXTS = sorted(
 )
 
 
+@pytest.fixture(scope="module")
+def texts():
+    """Each on one line, so that a break within a sentence hides nothing."""
+    return {path.name: re.sub(r"[\s#]+", " ", path.read_text()) for path in TEXTS}
+
+
 @pytest.mark.parametrize("riddle", RIDDLES)
-def test_no_text_speaks_in_riddles(riddle):
-    found = [path.name for path in TEXTS if re.search(riddle, path.read_text())]
+def test_no_text_speaks_in_riddles(riddle, texts):
     assert len(TEXTS) > 200
-    assert not found
+    assert not [name for name, text in texts.items() if re.search(riddle, text)]
