@@ -5,8 +5,8 @@
 Prints tables of ratios; `--write` puts them into docs/peers.md. A library that is not installed is left out. Those that
 pin or pull a torch of their own can be put on the path from a folder of their own:
 
-    pip install --no-deps --target peers weightwatcher powerlaw matplotlib-inline cockpit-for-pytorch \\
-        backpack-for-pytorch einops unfoldNd json-tricks seaborn 'setuptools<81'
+    pip install --no-deps --target peers weightwatcher powerlaw matplotlib-inline torch-module-monitor \\
+        cockpit-for-pytorch backpack-for-pytorch einops unfoldNd json-tricks seaborn 'setuptools<81'
     PYTHONPATH=peers python -m benchmarks.peers
 
 Sharpness has a comparison of its own: benchmarks/sharpness.py.
@@ -24,7 +24,7 @@ from benchmarks import peers_homology, peers_monitors
 PAGE = Path(__file__).parent.parent / "docs" / "peers.md"
 LIBRARIES = (
     "torch", "giotto-ph", "gudhi", "ripser", "redzed-tda", "persim", "scipy", "wandb", "weightwatcher",
-    "cockpit-for-pytorch", "backpack-for-pytorch",
+    "torch-module-monitor", "cockpit-for-pytorch", "backpack-for-pytorch",
 )  # fmt: skip
 SECTIONS = ("h0", "h1", "matching", "monitors")
 

@@ -1,4 +1,6 @@
-"""What watching a training costs: lightning-topo, `wandb.watch`, WeightWatcher and Cockpit on the same network.
+"""What watching a training costs: lightning-topo and others on the same network.
+
+The others are a log of gradient norms, `wandb.watch`, torch-module-monitor, WeightWatcher and Cockpit.
 
 Each is held against the same training without it, in turns, in one run. Cockpit needs a loop of its own (its losses
 are extended by BackPACK), and so has its own bare loop beside it.
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import grad_norm
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -85,6 +88,36 @@ class WeightWatcherAnalysis(L.Callback):
             weightwatcher.WeightWatcher(model=pl_module.net).analyze()
 
 
+class GradientNorms(L.Callback):
+    """Lightning's `grad_norm` of every parameter, every `PERIOD` steps."""
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: object) -> None:
+        if (trainer.global_step + 1) % PERIOD == 0:
+            {name: float(value) for name, value in grad_norm(pl_module, norm_type=2).items()}
+
+
+class ModuleMonitorMetrics(L.Callback):
+    """torch-module-monitor: norms of activations, gradients and parameters, every `PERIOD` steps."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Classifier) -> None:
+        from torch_module_monitor import ModuleMonitor
+
+        self.monitor = ModuleMonitor(monitor_step_fn=lambda step: (step + 1) % PERIOD == 0)
+        self.monitor.set_module(pl_module.net)
+        for add in ("add_activation_metric", "add_gradient_metric", "add_parameter_metric"):
+            getattr(self.monitor, add)("norm", lambda x: x.norm())
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+        self.monitor.begin_step(trainer.global_step)
+
+    def on_before_optimizer_step(self, *_: object) -> None:
+        self.monitor.monitor_parameters()
+        self.monitor.monitor_gradients()
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.monitor.end_step()
+
+
 def in_lightning(width: int, layers: int, steps: int, device: torch.device, watch: L.Callback | None) -> float:
     """Seconds that the training takes."""
     stopwatch = Stopwatch(lambda: clock(device))
@@ -145,7 +178,9 @@ def watched() -> dict[str, Callable[[], L.Callback]]:
             [Distortion(PERIOD), Persistence(every_n_steps=PERIOD), Sharpness(PERIOD)], None
         ),
         "lightning-topo, r at every step": lambda: monitor([Distortion(1)], None),
+        "gradient norms": GradientNorms,
         'wandb.watch(log="all")': WandbWatch,
+        "torch-module-monitor": ModuleMonitorMetrics,
         "WeightWatcher.analyze()": WeightWatcherAnalysis,
     }
 

@@ -1,10 +1,10 @@
-"""The time that has passed, whatever happens to the machine's clock."""
+"""Elapsed time, also where the machine's clock is set back."""
 
 import time
 
 
 class Clock:
-    """Seconds since it was made, by a clock that may be set back: what seems to take less than no time takes none.
+    """Seconds since construction, never falling: negative intervals count as zero.
 
     >>> clock = Clock()
     >>> 0.0 <= clock.seconds() <= clock.seconds()
@@ -16,7 +16,7 @@ class Clock:
         self._passed = 0.0
 
     def seconds(self) -> float:
-        """How many have passed; never fewer than at the call before."""
+        """Elapsed seconds; never fewer than at the last call."""
         now = time.perf_counter()
         self._passed += max(now - self._last, 0.0)
         self._last = now

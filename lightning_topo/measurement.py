@@ -42,7 +42,7 @@ class Measurement:
 
 
 class StepState(IntEnum):
-    """What is known of one step of one group, weakest first.
+    """The state of one step of one group, weakest first.
 
     >>> StepState.EXACT > StepState.OPEN
     True

@@ -25,7 +25,7 @@ _SUFFIX = re.compile(r"_\d+$")
 
 
 class Scope(Enum):
-    """Of what a quantity is a property."""
+    """Whether a quantity belongs to a group, to the network, or to both."""
 
     GROUP = "group"
     NETWORK = "network"
@@ -34,7 +34,7 @@ class Scope(Enum):
 
 
 class Direction(Enum):
-    """Which end of a quantity deserves attention."""
+    """Which end of a quantity's range is bad."""
 
     HIGH_IS_BAD = "high"
     LOW_IS_BAD = "low"
@@ -263,7 +263,7 @@ _TABLE = (
     ),
     Quantity(
         "critical_sharpness",
-        "sharpness",
+        "critical_sharpness",
         _N,
         _HIGH,
         "Critical sharpness",

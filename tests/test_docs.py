@@ -1,5 +1,6 @@
 """The site builds strictly and without a network, its examples run, and it speaks of all there is."""
 
+import ast
 import importlib
 import math
 import os
@@ -54,6 +55,33 @@ def test_every_event_has_a_section_that_says_what_it_means_how_it_is_detected_an
     for name, section in sections.items():
         for part in ("*Severity*", "**Means.**", "**Detected.**", "**Do.**"):
             assert part in section, f"{name} lacks {part}"
+
+
+def test_the_troubleshooting_page_has_every_event():
+    page = (DOCS / "troubleshooting.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \|", page.split("\n## Events\n")[1].split("\n## ")[0], flags=re.MULTILINE)
+    assert sorted(listed) == sorted(EventName)
+
+
+def spoken(function):
+    """The first words, up to the first value filled in, of each literal that the package hands to `function`."""
+    for path in (ROOT / "lightning_topo").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == function:
+                for argument in node.args[: 2 if function == "misconfigured" else 1]:
+                    first = argument.values[0] if isinstance(argument, ast.JoinedStr) else argument
+                    if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                        yield first.value
+
+
+@pytest.mark.parametrize("function", ["misconfigured", "rank_zero_warn", "ProbeUnavailable"])
+def test_the_troubleshooting_page_has_every_refusal_and_warning(function):
+    """By the first words of its message."""
+    page = re.sub(r"\s+", " ", (DOCS / "troubleshooting.md").read_text())
+    literals = list(spoken(function))
+    assert len(literals) > 3
+    missing = [words for words in literals if " ".join(words.split()[:4]).rstrip(".,:;") not in page]
+    assert not missing
 
 
 def test_the_rules_in_the_docs_are_those_in_force():
@@ -136,13 +164,3 @@ def test_doctests_are_shown_as_code(site):
     reference = (site / "reference.html").read_text()
     assert "<blockquote>" not in reference
     assert re.search(r'<div class="highlight">(?:(?!</div>).)*&gt;&gt;&gt;', reference, flags=re.DOTALL)
-
-
-def test_the_readmes_other_training_loops_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    section = (ROOT / "README.md").read_text().split("\n## Other training loops\n")[1].split("\n## ")[0]
-    namespace = {}
-    for code in python_blocks(section):
-        exec(code, namespace)
-        assert namespace["watch"].metrics["topology/critical_ratio"] < 1.0
-    assert len(list(tmp_path.glob("*/report.html"))) == 2

@@ -1,12 +1,16 @@
 """The scripts under examples/ do what they say."""
 
+import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 
-from examples import hold_at_critical, modular_addition, stop_on_breakdown
+from examples import concepts, gallery, hold_at_critical, modular_addition, stop_on_breakdown
 from lightning_topo import read_record
+
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 def test_the_training_stops_at_the_first_step_at_or_above_the_critical_point(tmp_path):
@@ -62,3 +66,28 @@ def test_an_embedding_that_learns_to_add_bends_into_loops(tmp_path):
     assert first < 1.2 < 1.5 < last
     assert sum(modular_addition.spectrum(model)[:2]) > 0.9
     assert {"tok_emb.rows", "hidden"} <= set(record.groups)
+
+
+@pytest.mark.parametrize("name", gallery.EXHIBITS)
+def test_an_exhibit_trains_and_draws_what_it_promises(name, tmp_path, capsys):
+    gallery.show(name, tmp_path, steps=22)
+    said = json.loads((tmp_path / f"{name}.json").read_text())
+    assert said["steps"] == 22
+    for panel in gallery.EXHIBITS[name].panels:
+        assert any(drawn.split()[0] == panel.quantity for drawn in said["drawn"]), panel.quantity
+    assert (tmp_path / f"{name}.png").stat().st_size > 5_000
+    assert gallery.EXHIBITS[name].title in capsys.readouterr().out
+
+
+def test_the_gallery_shows_every_exhibit():
+    page = (DOCS / "gallery.md").read_text()
+    for name in gallery.EXHIBITS:
+        assert f"python -m examples.gallery {name}\n" in page
+        assert f"(gallery/{name}.png)" in page
+        assert f"numbers: gallery/{name}.json" in page
+
+
+def test_the_pictures_of_the_concepts_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["concepts", "--out", str(tmp_path)])
+    concepts.main()
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in (DOCS / "concepts").iterdir()}

@@ -7,9 +7,12 @@ import sys
 import textwrap
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+
+from lightning_topo.quantities import QUANTITIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -78,16 +81,57 @@ def test_the_readmes_commands_are_one_line_each(heading):
     assert "-c constraints.txt" in line
 
 
-@pytest.mark.parametrize("heading", ["In your own training", "Neurons", "Gates", "As a library"])
-def test_the_readmes_python_runs(heading):
+def test_the_readmes_python_runs_through_every_door(tmp_path, monkeypatch):
+    """The snippets of "In your own training", in order, with what a reader has: a model, data, a loop's objects."""
+    import torch
+    from lightning.fabric import Fabric
+
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+    added = []
+    namespace = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "batches": [(torch.randn(8, 4), torch.randint(0, 3, (8,))) for _ in range(3)],
+        "loss_fn": torch.nn.functional.cross_entropy,
+        "fabric": Fabric(accelerator="cpu", devices=1),
+    }
+    in_lightning, plain, fabric, transformers = blocks("In your own training", "python")
+    exec(in_lightning, namespace)
+    assert any(type(callback).__name__ == "TopologyMonitor" for callback in namespace["trainer"].callbacks)
+    for block in (plain, fabric):
+        exec(block, namespace)
+        assert namespace["watch"].metrics["topology/critical_ratio"] < 1.0
+    namespace["trainer"] = SimpleNamespace(add_callback=added.append)
+    exec(transformers, namespace)
+    assert [type(callback).__name__ for callback in added] == ["TopologyTrainerCallback"]
+
+
+def test_the_readmes_library_runs():
     namespace = {}
-    for block in blocks(heading, "python"):
+    for block in blocks("As a library", "python"):
         exec(block, namespace)
 
 
-def test_the_readme_lists_the_keys_that_are_published():
-    for key in ("phase", "critical_ratio", "sharpness_ratio", "eta_lambda", "overhead", "distinct_neurons"):
-        assert re.search(rf"`[^`]*{key}`", README)
+def test_the_readme_comes_to_the_point():
+    """What it decides, a picture, two commands, a snippet a door: before the reader has scrolled far."""
+    head = README.split("\n## What it costs\n")[0]
+    assert head.count("\n") < 80
+    for door in ("L.Trainer(", "TopologyWatch(model", "fabric.backward(", "TopologyTrainerCallback("):
+        assert door in head
+    assert len(blocks("Quick start", "bash")) == 2
+
+
+def test_every_link_of_the_readme_leads_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README):
+        assert target.startswith("https://") or (ROOT / target).is_file(), target
+
+
+def test_the_docs_list_the_keys_that_are_published():
+    keys = (ROOT / "docs" / "keys.md").read_text()
+    for name, row in QUANTITIES.items():
+        if row.published and row.probe != "sharpness":
+            assert re.search(rf"`[^`\n]*{name}`", keys) or row.probe == "fate", name
 
 
 def test_the_constraints_hold_the_tested_set_and_the_environment_is_one():

@@ -1,4 +1,4 @@
-"""Finding the neurons of the module that trains, and saying what could not be found."""
+"""Find the neurons of the module in training, and report what could not be found."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

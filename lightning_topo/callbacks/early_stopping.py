@@ -20,25 +20,25 @@ _STATE_VERSION = 1
 class TopologyEarlyStopping(Callback):
     """Stops training on topological events, or when the topology has come to rest.
 
-    Stands beside a `TopologyMonitor`, in any order. Counts what is measured in this fit, and goes on counting when a
-    fit is resumed from a checkpoint; a fit that it stopped begins to count anew when it is resumed. All processes
-    decide together: if one has a reason to stop, all stop.
+    Needs a `TopologyMonitor` beside it, in any order. It counts the events of this fit and continues the count after
+    a resume; after a fit that it stopped itself, it counts from zero. All processes decide together: if one has a
+    reason to stop, all stop.
 
-    Why it stopped stands in `stopping_reason` (also under Lightning's name `stopping_reason_message`), in the log, in
-    the record as a measurement of the probe "gate" (`stopped`, the count of each event by its name, and
-    `quiet_captures`), and under `topology/stopped` in `trainer.callback_metrics` and the loggers.
+    The reason is in `stopping_reason` (Lightning's name for it, `stopping_reason_message`, works too), in the log, in
+    the record as a measurement of the probe "gate" (`stopped`, the count of each event, `quiet_captures`), and as
+    `topology/stopped` in `trainer.callback_metrics` and the loggers.
 
     Args:
-        stop_on: The name of an event, or several; none, with a `patience`.
-        min_count: So many of these events together stop the training.
-        patience: After so many quiet captures in a row training stops: captures of the `Persistence` probe without an
-            event in between and with every log-bottleneck distance at most `tolerance`. None: never.
+        stop_on: The name of an event, or several; None only with a `patience`.
+        min_count: How many of these events stop the training.
+        patience: How many quiet captures in a row stop the training. A capture of the `Persistence` probe is quiet if
+            no event came since the last one and every log-bottleneck distance is at most `tolerance`. None: never.
         groups: Names or patterns (as in `fnmatch`) of the groups whose events and captures count; None for all. Events
             of the whole network always count.
-        min_epochs: Not to stop before so many epochs are over. What happens in them is counted. `Trainer(min_epochs=,
-            min_steps=)` are obeyed besides.
+        min_epochs: How many epochs must be over before training may stop; their events count. `Trainer(min_epochs=,
+            min_steps=)` hold too.
         verbose: Whether to log each event that is counted.
-        tolerance: What counts as no change of a diagram: 0.05 is a change by 5 % of a birth or death.
+        tolerance: The largest change of a quiet diagram: 0.05 is a change of a birth or death by 5 %.
 
     Raises:
         ValueError: An unknown event, a number out of its range, or no rule at all.
@@ -109,7 +109,7 @@ class TopologyEarlyStopping(Callback):
             )
 
     def on_topology_findings(self, trainer: Trainer, pl_module: LightningModule, findings: Findings) -> None:
-        """Count in what the monitor has found, and decide."""
+        """Count the monitor's findings, and decide."""
         self._check_groups(trainer)
         before, self._counted = self._counted, advance(self._counted, findings, self.rules)
         if self.verbose and self._counted.n_events > before.n_events:

@@ -1,4 +1,4 @@
-"""The few things of Lightning that have no public name, in one place; tests/callbacks watches them."""
+"""Lightning's internals that this package uses, in one place; tests/callbacks watches them."""
 
 from importlib import import_module
 from pathlib import Path

@@ -47,12 +47,12 @@ class TopologyLRFinder(Callback):
     says nothing of later steps; the second is usually far smaller, and no certificate either. Where the sweep does not
     cross the critical point, there is no suggestion by it: r of many networks is still below 1 where the loss diverges.
 
-    Everything is afterwards bitwise as it was: the batches are drawn from the data set itself, so that the dataloader
-    does not move, and weights, optimizer, buffers, metrics, scaler and random states are put back. Schedulers, loops,
-    loggers and other callbacks take no part. A resumed training is not swept again, nor is `fast_dev_run`.
+    Everything is restored bitwise: weights, optimizer, buffers, metrics, scaler and random states. Batches are drawn
+    from the data set, so the dataloader does not advance. Schedulers, loops, loggers and other callbacks take no part.
+    A resumed training is not swept again, nor is `fast_dev_run`.
 
-    Of several processes with whole parameters (DDP) each draws batches of its own, as in training, and all find the
-    same: what one process finds that accumulates as many batches.
+    With several processes that hold whole parameters (DDP) each draws batches of its own, and all get the result of
+    one process that accumulates as many batches.
 
     The result is in `sweep`, an `LRSweep`, and `sweep.plot()` draws it. The order of the callbacks does not matter.
 
@@ -61,10 +61,10 @@ class TopologyLRFinder(Callback):
         max_lr: The largest.
         num_training_steps: How many to try.
         mode: Whether they rise "exponential" or "linear".
-        early_stop_threshold: The sweep ends where the running mean of the loss is so many times its least; None: never.
-            It ends at a loss that is not finite in any case.
-        update_attr: Whether to train with the smaller suggestion: in the module's attribute, the optimizer, and its
-            schedulers, as the learning rate that they start from. By default it is only said.
+        early_stop_threshold: The sweep ends when the running mean of the loss exceeds its minimum this many times;
+            None: never. A loss that is not finite always ends it.
+        update_attr: Whether to train with the smaller suggestion: it is set in the module's attribute, the optimizer,
+            and the schedulers as their starting rate. By default the suggestion is only logged.
         attr_name: The module's attribute, else `lr` or `learning_rate`, of the module or its `hparams`.
         groups: The groups of neurons, or "auto" to find and verify them.
         sharpness: How to measure the curvature, "auto" for `Sharpness()`, or None to leave it out, which makes the
@@ -147,7 +147,7 @@ class TopologyLRFinder(Callback):
         return {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
 
     def learning_rates(self) -> tuple[float, ...]:
-        """Those that are tried.
+        """The learning rates to try.
 
         >>> TopologyLRFinder(1.0, 2.0, 3, mode="linear").learning_rates()
         (1.0, 1.5, 2.0)

@@ -1,4 +1,4 @@
-"""What a sweep of the learning rate has found."""
+"""The result of a sweep of the learning rate."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class LRSweep:
     def suggestion_by_ratio(self) -> float | None:
         """The largest learning rate up to which r stayed below 1, of the sweep's step and of a first step alike.
 
-        None where r reached 1 nowhere in the sweep, or everywhere.
+        None where r reached 1 nowhere or everywhere in the sweep.
         """
         both = [_worse(*pair) for pair in zip(self.critical_ratios, self.first_step_ratios, strict=True)]
         return _last_below(self.lrs, both)
@@ -47,16 +47,15 @@ class LRSweep:
     def suggestion_by_curvature(self) -> float | None:
         """The largest learning rate up to which eta_lambda stayed below 1, the paper's sufficient condition.
 
-        A median of three neighbours counts, as an entry of an adaptive preconditioner close to 0 makes single peaks;
-        and where it begins above 1 it counts from the first value below: that is how bias correction looks in the first
-        steps of Adam. None where it reached 1 nowhere in the sweep, or everywhere, and where the optimizer's rule is
-        not known.
+        Each value is the median of three neighbours, because a tiny entry of an adaptive preconditioner makes single
+        peaks. Values above 1 at the very beginning are skipped: Adam's bias correction causes them. None where it
+        reached 1 nowhere or everywhere in the sweep, or where the optimizer's rule is not known.
         """
         return _last_below(self.lrs, _medians(self.eta_lambdas), settles=True)
 
     @property
     def suggestion(self) -> float | None:
-        """The smaller of the two, as far as they are known."""
+        """The smaller of the two suggestions, or the only known one; None where none is known."""
         return min((lr for lr in (self.suggestion_by_ratio, self.suggestion_by_curvature) if lr), default=None)
 
     def __str__(self) -> str:

@@ -38,16 +38,16 @@ class TopologyStepGuard(Callback):
     r is measured again in float64 from the stored parameters; after three tries above `max_ratio` the update is
     dropped. An update to non-finite values is dropped too.
 
-    With r <= `max_ratio` < 1 neurons that differ before an update differ after it. A pair does not count whose distance
-    is at most eps max(|x_i|, |x_j|) / `max_ratio` (eps of the coarsest dtype among the group's parameters): equal
-    neurons, or those that differ by rounding alone. Rounding by itself can move such a pair by more than `max_ratio` of
-    its distance, and no factor mends that; equal neurons can split by it.
+    With r <= `max_ratio` < 1 neurons that differ before an update differ after it. Pairs at a distance of at most
+    eps max(|x_i|, |x_j|) / `max_ratio` do not count (eps of the coarsest dtype among the group's parameters): they are
+    equal, or differ by rounding alone. Rounding can move such a pair by more than `max_ratio` of its distance, whatever
+    the factor, and can split equal neurons.
 
-    Where a batch makes several updates (manual optimization), each by itself is kept below `max_ratio`.
+    If a batch makes several updates (manual optimization), each one is kept below `max_ratio`.
 
-    Works alone, and beside a `TopologyMonitor` in any order: the monitor measures the step really taken, and records
-    `proposed_critical_ratio` beside it where the guard acted. `n_updates`, `n_held` and `n_dropped` count updates,
-    those above `max_ratio`, and those of them not taken at all; `latest` is the last update's `GuardedUpdate`.
+    Works alone, or beside a `TopologyMonitor` in any order: the monitor measures the step really taken, and records
+    `proposed_critical_ratio` where the guard acted. `n_updates` counts all updates, `n_held` those above `max_ratio`,
+    `n_dropped` those dropped whole; `latest` is the last update's `GuardedUpdate`.
 
     Args:
         max_ratio: The largest critical ratio to let pass, between 0 and 1.
@@ -106,7 +106,7 @@ class TopologyStepGuard(Callback):
 
     @property
     def n_dropped(self) -> int:
-        """How many of them were not taken at all."""
+        """How many of those were dropped."""
         return self._counts["n_dropped"]
 
     @property

@@ -57,7 +57,7 @@ def _sample(loader: DataLoader, seed: int, at_least: int) -> Any:
 def training_loss(
     trainer: Trainer, module: LightningModule, batch: Any, loss_fn: LossFn | None = None, seed: int = 0
 ) -> Iterator[BatchLoss]:
-    """Yields the loss on `batch` as a function of nothing; inside, products of its Hessian can be taken.
+    """Yield the loss on `batch` as a zero-argument callable that can be differentiated twice.
 
     By default the module's `training_step`, muted. The module, the loggers and every random state are put back at
     the end. Compiled modules run eagerly and attention by its plain formula, since neither has a second derivative

@@ -1,4 +1,4 @@
-"""Training steps on trial: taken as the training would take them, and put back as if they had never been."""
+"""Trial steps: taken as in training, then undone bitwise."""
 
 import copy
 import inspect

@@ -19,7 +19,7 @@ _ACCURACY = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """The extremes of each block's step, and which blocks the products resolve; the others are to be searched alone."""
+    """The extremes of each block's step, and which blocks the products resolve; search the others one by one."""
 
     extremes: tuple[Extremes, ...]
     resolved: tuple[bool, ...]

@@ -1,4 +1,4 @@
-"""What becomes of neurons: how many are independent, vanish, align, merge, and how many the cloud is worth.
+"""The fate of neurons: how many are independent, vanishing, aligned or merged, and how many the cloud is worth.
 
 All counts come from products x_i·x_j, tile by tile: no n by n matrix is held.
 """

@@ -1,4 +1,4 @@
-"""Landmarks: a few points that stand for a cloud, with the distance at which they do."""
+"""Landmarks: a few points that represent a cloud, and how far any point is from one of them."""
 
 from dataclasses import dataclass
 

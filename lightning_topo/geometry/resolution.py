@@ -1,4 +1,4 @@
-"""The critical ratio of a step over those pairs of neurons that the parameters' own rounding can tell apart."""
+"""The critical ratio of a step over the pairs of neurons that differ by more than rounding."""
 
 import torch
 from jaxtyping import Float

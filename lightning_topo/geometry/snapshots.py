@@ -1,4 +1,4 @@
-"""What one look at a cloud leaves for the steps that follow: how far each neuron is from all others, at least."""
+"""A snapshot of a cloud: lower bounds of each neuron's distances, from which later steps are bounded."""
 
 from dataclasses import dataclass
 
@@ -109,7 +109,7 @@ def snapshot_of_nearest(
 
 
 def as_clouds(points: Tensor) -> Float[Tensor, "b n d"]:
-    """The points as b clouds, detached; raise where they cannot be any."""
+    """The points as b clouds, detached; raise unless the shape is (n, d) or (b, n, d)."""
     if points.ndim not in (2, 3):
         raise ValueError(f"expected points of shape (n, d) or (b, n, d), got {tuple(points.shape)}")
     if not points.is_floating_point():

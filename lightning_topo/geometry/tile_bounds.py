@@ -1,4 +1,4 @@
-"""What matrix products say of the pairs of a tile: bounds of their ratios, rounding included."""
+"""Bounds of the ratios of a tile's pairs from matrix products, rounding included."""
 
 import math
 from collections.abc import Iterator

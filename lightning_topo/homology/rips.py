@@ -51,7 +51,7 @@ def persistence(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RipsTask:
-    """What is known of a cloud's diagram before its homology in dimension 1 and up, which `distances` would give.
+    """A cloud's diagram without its homology in dimension 1 and up, which follows from `distances`.
 
     `distances` is None where nothing is left to compute. `deaths` are the finite ones of H0; None where they are left
     to whoever computes the rest, which is cheaper where that is another process.
@@ -68,7 +68,7 @@ class RipsTask:
     like: Float[Tensor, "0"]
 
     def handed_over(self) -> "RipsTask":
-        """The same without the distances, which someone else has now."""
+        """The same task without its distances, once they are handed to a worker."""
         return replace(self, distances=None)
 
     def diagram(self, intervals: Sequence[np.ndarray]) -> PersistenceDiagram:
@@ -103,7 +103,7 @@ def rips_task(
     *,
     leave_h0: bool = False,
 ) -> RipsTask:
-    """The part of `persistence` that is done on the cloud's own device; its parameters and errors are the same.
+    """Run the part of `persistence` that belongs on the cloud's own device; parameters and errors are the same.
 
     With `leave_h0` the H0 of a cloud on the CPU is left to whoever computes the rest, unless that sees landmarks alone.
     """

@@ -32,7 +32,7 @@ _SUPPORTED = hasattr(socket, "send_fds") and hasattr(socket, "AF_UNIX")
 
 
 class JobLost(RuntimeError):
-    """What was to be computed never will be: it was dropped, or the worker died or hung."""
+    """The job was dropped, or the worker died or hung: there will be no result."""
 
 
 class WorkerBroken(RuntimeError):
@@ -78,7 +78,7 @@ class Worker:
         return None if self._process is None else self._process.pid
 
     def submit(self, matrices: Sequence[Float[np.ndarray, "_ _"]], max_dim: int, engine: str, *, spanning: bool) -> Job:
-        """Hand over distance matrices for `rips_intervals`, and for their spanning trees if `spanning`; at once.
+        """Queue distance matrices for `rips_intervals`, and for their spanning trees if `spanning`; return at once.
 
         Raises `WorkerBroken` where it died or hung three times in a row.
         """
@@ -97,7 +97,7 @@ class Worker:
         return job
 
     def collect(self, job: Job, most_seconds: float) -> list[list[np.ndarray] | RuntimeError]:
-        """What was computed of each matrix (the tree's weights first, if asked for), waiting for it if need be.
+        """Wait for a job and return the result of each matrix (the tree's weights first, if asked for).
 
         Raises `JobLost`, also after `most_seconds`: the worker is then ended, and started anew for the other jobs.
         """
@@ -115,7 +115,7 @@ class Worker:
         return found
 
     def close(self) -> None:
-        """End the subprocess; what it has not done is lost."""
+        """End the subprocess; unfinished jobs are lost."""
         self._stop()
         while self._waiting:
             self._lose(self._waiting[0], "the worker was closed")

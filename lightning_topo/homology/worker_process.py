@@ -37,7 +37,7 @@ def main(descriptor: int, parent: int) -> None:
 
 
 def _answer(file: BinaryIO, engines: Any, spanning: Any) -> None:
-    """Replace the matrices of a file by what was computed of them; one that was emptied meanwhile stays so."""
+    """Replace the matrices of a file by what was computed of them; one emptied in the meantime is left empty."""
     import numpy as np
 
     file.seek(0)

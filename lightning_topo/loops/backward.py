@@ -1,4 +1,4 @@
-"""Knowing when a backward pass is over, in a loop that does not say so."""
+"""Detect the end of a backward pass, in a loop without hooks."""
 
 from collections.abc import Callable
 

@@ -25,7 +25,7 @@ class LoopGate:
         return cls(stop_on if isinstance(stop_on, StopRules) else StopRules.of(stop_on))
 
     def take(self, findings: Findings | None, watch: Watch) -> None:
-        """Count in what was found, and decide; a collective where something was measured."""
+        """Count the findings, and decide; a collective where something was measured."""
         if findings is None or self.reason is not None:
             return
         self.counted = advance(self.counted, findings, self.rules)

@@ -38,7 +38,7 @@ class LoopTraining:
     def of(
         cls, model: nn.Module, optimizers: Any, log_every_n_steps: int = 50, planned_steps: int | None = None
     ) -> "LoopTraining":
-        """From a loop's model and its optimizer or optimizers, wrapped or not.
+        """Build it from a loop's model and its optimizer or optimizers, wrapped or not.
 
         Raises `ValueError` for a negative period or number of steps.
         """

@@ -1,4 +1,4 @@
-"""What a door tells of the training that it watches."""
+"""The results that every door offers: events, groups, metrics, record."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from lightning_topo.watch import Watch
 
 
 class Watched:
-    """Of the present or last training: nothing before its first step."""
+    """Results of the present or last training; empty before its first step."""
 
     _session: LoopSession | None = None
 

@@ -100,7 +100,7 @@ def gather_clouds(
     mine: Collection[str],
     instead: Mapping[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The clouds of those groups that are `mine`, by name; and of which of them could not be gathered, why.
+    """Gather the clouds of the groups in `mine`, by name, and the error for each that failed.
 
     `groups` are those of all processes together. Each parameter in which any of them has a part travels once, and
     none stays: a process holds its own clouds and one whole parameter. `instead` as in `whole_parameters`.

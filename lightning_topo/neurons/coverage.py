@@ -1,4 +1,4 @@
-"""For every trained parameter, the groups that it has a part in, or why it is in none."""
+"""For every trained parameter its groups, or the reason why it is in none."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -98,7 +98,7 @@ class NeuronGroup:
 
     @property
     def params(self) -> tuple[str, ...]:
-        """The names of the parameters and buffers in which the group has a part, each once."""
+        """Names of the parameters and buffers that the group has entries in, each once."""
         return tuple(dict.fromkeys(piece.param for piece in self.slices))
 
     def dim(self, tensors: Mapping[str, Tensor]) -> int:

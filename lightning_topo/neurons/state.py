@@ -1,4 +1,4 @@
-"""What belongs to a neuron besides its weights: the moments that an optimizer keeps for them."""
+"""Optimizer state of neurons: the moments kept for their weights."""
 
 from collections.abc import Iterable, Mapping
 from typing import Literal

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How small a change must be: a residual against the control, a control against the output.
+    """Thresholds of verification: of a residual against the control, of a control against the output.
 
     `ratio` is the largest residual of a proved group, relative to the change that permuting a single
     slice makes (the negative control). Where that control is itself below `floor` times the largest output,
@@ -160,7 +160,7 @@ def _noted(group: NeuronGroup, tapes: Sequence[Tape]) -> NeuronGroup:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What permuting did: the change of the output and the largest error of the gradient, both relative."""
+    """The result of one permutation: relative change of the output, and largest relative error of the gradient."""
 
     residual: float
     gradient_error: float

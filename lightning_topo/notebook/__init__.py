@@ -1,4 +1,4 @@
-"""A record as a notebook wants it: tidy pandas frames, and figures of matplotlib.
+"""Views of a record for notebooks: tidy pandas frames and matplotlib figures.
 
 Both are imported only when they are used; pandas is the extra `notebook`.
 """

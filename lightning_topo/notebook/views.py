@@ -1,4 +1,4 @@
-"""What a record shows of itself: frames and figures, as methods."""
+"""Frames and figures of a record, as methods."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ _MOST_COMPARED = 32
 
 @runtime_checkable
 class Recorded(Protocol):
-    """What has to be known of a run to show it."""
+    """What `RecordViews` needs of a record."""
 
     @property
     def dirpath(self) -> Path: ...

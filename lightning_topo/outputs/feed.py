@@ -1,4 +1,4 @@
-"""What other callbacks are given: the findings of each hook, as soon as there are any."""
+"""The findings of each hook, for other callbacks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ _FOUND = RESERVED_PROBES - {"coverage"}
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """The fresh measurements of one look at the network, and what has happened since the look before.
+    """The measurements of one hook, and the events since the last one.
 
     `measurements` are of those probes alone that measured now. Every callback of the trainer that has a method
     `on_topology_findings(trainer, pl_module, findings)` is given them, on every rank and before the hook in which the
@@ -66,7 +66,7 @@ class FeedOutput:
         """Nothing."""
 
     def take(self) -> Findings | None:
-        """What was found since this was last asked; None where nothing was."""
+        """Return what was found since the last call; None where nothing was."""
         if not self._measurements and not self._events:
             return None
         last = (self._measurements or self._events)[-1]

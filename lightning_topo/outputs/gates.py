@@ -1,4 +1,4 @@
-"""When to stop a training on what happens to the topology: rules, what has been counted, and the decision."""
+"""Stop a training on topological events: rules, counts, and the decision."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
@@ -150,7 +150,7 @@ class StopState:
 
 
 def advance(state: StopState, findings: Findings, rules: StopRules) -> StopState:
-    """Count in what the monitor has found.
+    """Count the monitor's findings.
 
     A capture is quiet where no event has happened since the one before, and every log-bottleneck distance to it is
     at most the tolerance. Measurements of a step that was counted already (after a resume) are passed over.

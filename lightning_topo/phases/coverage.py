@@ -1,4 +1,4 @@
-"""What is known of each step of a group of neurons: measured, bounded, spanned or open."""
+"""The state of each step of a group: exact, bounded, spanned or open."""
 
 from dataclasses import dataclass
 

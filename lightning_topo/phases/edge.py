@@ -1,4 +1,4 @@
-"""The edge of stability from whatever can see it: one ratio with its source, at the edge at 1."""
+"""The edge of stability from several sources: one ratio, 1 at the edge, with its source."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

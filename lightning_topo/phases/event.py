@@ -1,4 +1,4 @@
-"""Typed records of what happened, and of what a person can do about it."""
+"""Events: what happened at which step, and what to do about it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from lightning_topo.measurement import GLOBAL
 
 
 class Severity(StrEnum):
-    """How loudly an event speaks: from `WARN` up, trackers alert."""
+    """The severity of an event; trackers alert from `WARN` up."""
 
     INFO = "info"
     WARN = "warn"

@@ -1,4 +1,4 @@
-"""Training that diverges: evidence that is fresh, and beyond the loss's own noise."""
+"""Detect divergence from fresh evidence beyond the loss's own noise."""
 
 import math
 from dataclasses import dataclass, field

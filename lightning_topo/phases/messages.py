@@ -1,4 +1,4 @@
-"""What each event says, and what it advises."""
+"""The message and the remedy of each event."""
 
 import math
 
@@ -101,7 +101,7 @@ def restored(measurement: Measurement, since: int, peak: float, peak_step: int, 
         threshold=rules.critical_ratio,
         message=f"The last {rules.hold_steps} measured steps of {measurement.group} were below the critical one. "
         f"The breakdown began at step {since} and was worst at step {peak_step}, at {peak:.3g} times.",
-        remedy="Nothing to do now; what merged or tore in between stays so.",
+        remedy="Nothing to do now; a merge in between is permanent.",
     )
 
 

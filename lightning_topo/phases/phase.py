@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class Phase(IntEnum):
-    """What can be said of the neurons' topology now; the highest phase that holds.
+    """The state of the neurons' topology: the highest phase that holds.
 
     The distance between two neurons cannot have closed in a step whose critical ratio r is below 1. The paper
     guarantees r < 1 in advance where eta * K < 1; past that point (`UNPROTECTED`) only the measured r tells.

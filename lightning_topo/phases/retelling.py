@@ -1,4 +1,4 @@
-"""The phases of a run as its events tell them, where its measurements are too few to be replayed."""
+"""Reconstruct a run's phases from its events, where its measurements were thinned."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +14,8 @@ from lightning_topo.phases.state import DetectorState
 def told(measurements: Sequence[Measurement], events: Iterable[TopologyEvent], *, complete: bool) -> Replay:
     """The phases of a recorded run: replayed from its measurements where these are `complete`, else from its events.
 
-    A record without a line of coverage is from before there were any, and says what it said then: the rule of those
-    days read no loss for the phase and no edge but the sharpness's, and its instabilities are those written down.
+    A record without coverage lines is older than they are and is read by the rules of its time: no loss in the phase,
+    no edge but the sharpness's, and only the instabilities that were recorded.
 
     >>> told([Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.1})], [], complete=True).phases["net.0"]
     ((1, <Phase.PRESERVED: 0>),)
@@ -49,7 +49,7 @@ def _step_of(event: TopologyEvent) -> int:
 
 
 def retell(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> Replay:
-    """What a replay would give, from the events that were written down live, in the order of their steps.
+    """The result that a replay would give, from the events recorded during training, in the order of their steps.
 
     `first_steps` says when each group was first measured: before, its phase is not known.
 

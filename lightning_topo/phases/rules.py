@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)  # no slots: jsonargparse reads a default by its `__dict__`
 class Band:
-    """A threshold that is noisy to sit on: enter and leave by medians, at two different levels.
+    """A threshold with hysteresis, for noisy values: enter and leave by medians, at two levels.
 
     Inside from the step where the median of the last `enter_window` values is at least `enter`, until the median
     of the last `leave_window` values is below `leave`.

@@ -1,4 +1,4 @@
-"""All that the detector remembers, and the phase that follows from it."""
+"""The detector's state, and the phase that follows from it."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,7 +24,7 @@ class Breakdown:
 
 @dataclass(frozen=True, slots=True)
 class DetectorState:
-    """All that the detector remembers. A fresh one has measured nothing.
+    """The detector's state. A fresh one has measured nothing.
 
     `distinct`, `splits` and `coverage` are kept by group, `betti`, `fates` and `jumps` by quantity and group:
     "betti_0 net.0". `finite` is whether the last loss was.

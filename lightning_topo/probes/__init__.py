@@ -1,4 +1,4 @@
-"""Probes: what is measured of a network, and when. A probe never sees the Trainer."""
+"""Probes measure a network on a schedule. A probe never sees the Trainer."""
 
 from lightning_topo.probes.batch_loss import BatchLoss
 from lightning_topo.probes.distortion import Distortion

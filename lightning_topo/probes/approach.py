@@ -1,4 +1,4 @@
-"""How the curvature of a loss can be had at all: whole or in parts, exactly or by differences of the gradient."""
+"""Ways to take the curvature of a loss: whole or in parts, exactly or by differences of the gradient."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -52,7 +52,7 @@ class Approach:
         return round(max(weight for weight, _ in loss_fn.parts(self.micro_batch)) * loss_fn.n_samples)
 
     def smaller(self, loss_fn: Callable[[], Tensor]) -> "Approach | None":
-        """On half as many samples at a time, or on one recorded step; None where there is nothing left to divide."""
+        """The same with half as many samples at a time, or one recorded step; None where nothing is left to divide."""
         if isinstance(loss_fn, TapeLoss):
             is_divided = self.micro_batch is not None or len(loss_fn.tapes) < 2
             return None if is_divided else replace(self, micro_batch=max(tape.n_samples for tape in loss_fn.tapes))

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 @dataclass(frozen=True, slots=True)
 class BatchLoss:
-    """`evaluate(batch)`, as a function of nothing.
+    """The batch loss as a zero-argument callable.
 
     >>> import torch
     >>> loss = BatchLoss(lambda batch: batch.mean(), torch.arange(5.0))

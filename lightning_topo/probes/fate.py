@@ -1,4 +1,4 @@
-"""What becomes of every group's neurons."""
+"""Measure the fate of every group's neurons."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -27,7 +27,7 @@ class Period:
 
     @classmethod
     def parse(cls, every: int | Literal["auto"], *, default: int, unit: Literal["step", "epoch"] = "step") -> "Period":
-        """From a parameter that is a number or "auto"."""
+        """Read a period from a parameter that is a number or "auto"."""
         if isinstance(every, bool) or not (every == "auto" or isinstance(every, int)):
             raise ValueError(f'expected every_n_{unit}s as a whole number or "auto", got {every!r}')
         return cls(default, unit, adaptive=True) if every == "auto" else cls(int(every), unit)

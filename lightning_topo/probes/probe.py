@@ -1,4 +1,4 @@
-"""What a probe is given, and what it gives back."""
+"""The contract of a probe: a `Capture` goes in, a `ProbeResult` comes out."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -71,7 +71,7 @@ class Clouds(Mapping[str, Tensor]):
         return len(self._groups or self._gathered)
 
     def gather(self, names: Iterable[str] | None = None) -> "Clouds":
-        """Gather those groups, or all, now: these alone, as they stand."""
+        """Gather these groups (by default all) now, before the parameters move on."""
         here = {}
         for name in self if names is None else names:
             if name not in self._failures:
@@ -81,12 +81,12 @@ class Clouds(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What one measurement found.
+    """The result of one measurement.
 
-    `values` holds named numbers by group, `""` for the whole network (also tensors of one element; what is no number is
-    refused, by name); `failures` says of a group why it could not be measured. `carry` is whatever the probe wants to
-    see again: its next capture has this result as `previous`. `again_after_step` asks for another measurement right
-    after the next optimizer step: something that only a step brings into being (the moments of Adam) was missing.
+    `values` maps each group (`""`: the whole network) to named numbers, or tensors of one element; any other value is
+    refused, by name. `failures` maps a group to the reason why it could not be measured. `carry` is kept for the
+    probe's next capture, which has this result as `previous`. `again_after_step` asks for another measurement right
+    after the next optimizer step, where something that only a step creates (Adam's moments) was missing.
     """
 
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class ResultLost(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A measurement that is made elsewhere while training goes on: it is taken in `lag` optimizer steps later.
+    """A measurement computed elsewhere while training goes on; its result is logged `lag` optimizer steps later.
 
     Exactly then, whether it was ready long before or has to be waited for: what is published when depends on no clock,
     and is the same on every rank. `collect(previous, most_seconds)` gives the result, waiting no longer than that
@@ -126,13 +126,13 @@ class Capture:
     `before` holds the clouds before the step that led here, None where there was none; `reference` those when
     training began. `parameters_before` holds the trainable parameters before that step, by name, for probes that set
     `needs_parameters_before`. `is_first_step` where the optimizers kept no state before that step. `worker` computes
-    homology elsewhere; None where a result is wanted at once. `training_loss(loss_fn)` is a context that yields the
-    loss on the probe batch as a function of nothing (of `loss_fn`, or by default of the module's own training step; a
-    `BatchLoss`, which can be cut into parts), and leaves the training untouched.
+    homology elsewhere; None where a result is wanted at once. `training_loss(loss_fn)` is a context that yields a loss
+    as a zero-argument callable and leaves the training untouched: with a `loss_fn`, that loss on the batch of the last
+    recorded step; without, the loss of recorded steps.
 
-    Where several processes train, each is given the `neurons` of its own share of the groups. A probe that sets
-    `by_group` is given those `groups` alone, and what the processes find is put together; any other probe runs on
-    every process, and rank 0's values count. `sharding` says how the parameters of `module` lie on the processes.
+    With several processes each holds the `neurons` of its own share of the groups. A probe with `by_group = True`
+    gets these `groups` alone, and the results of all processes are merged; any other probe runs on every process,
+    and rank 0's values count. `sharding` says how the parameters of `module` lie on the processes.
     """
 
     step: int
@@ -167,7 +167,7 @@ class Probe(Protocol):
 
     @property
     def name(self) -> str:
-        """Under which its measurements are recorded."""
+        """The name under which its measurements are recorded."""
         ...
 
     def measure(self, capture: Capture) -> Any:

@@ -1,4 +1,4 @@
-"""The directions in which two neurons of a group change places."""
+"""Directions that exchange two neurons of a group."""
 
 from collections.abc import Iterator, Mapping
 

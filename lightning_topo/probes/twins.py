@@ -25,7 +25,7 @@ def equal_neurons(group: NeuronGroup, cloud: Float[Tensor, "rows d"]) -> Twins:
 
 
 def n_split(twins: Twins, after: Float[Tensor, "rows d"]) -> int:
-    """How many of them have parted from the others of their set, by more than rounding.
+    """Count the neurons that have parted from the others of their set by more than rounding.
 
     An equivariant rule keeps every set whole, at any step size and over any number of steps.
 

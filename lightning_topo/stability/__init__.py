@@ -1,4 +1,4 @@
-"""How sharp the loss is, and how sharp the optimizer can bear."""
+"""The sharpness of the loss, and the largest sharpness at which an optimizer is stable."""
 
 from lightning_topo.stability.batch_sharpness import (
     BatchSharpness,

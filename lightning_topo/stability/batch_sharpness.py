@@ -13,7 +13,7 @@ from lightning_topo.stability.thresholds import spread
 
 @dataclass(frozen=True, slots=True)
 class BatchSharpness:
-    """g^T H g / g^T g of one batch, and what it comes to under an optimizer.
+    """g^T H g / g^T g of one batch, and its ratio to an optimizer's plateaus.
 
     `small` is the ratio to the plateau of small batches, whose gradients come one by one; `large` that to the plateau
     of large ones, which all pull alike. `ratio` lies between them, by the share `noise` of the gradient that is noise:
@@ -58,7 +58,7 @@ def batch_sharpness(
 def curvature_batch_sharpness(
     curvature: Curvature, thresholds: Sequence[ParameterThreshold] | None = None, *, noise: float = 1.0
 ) -> BatchSharpness:
-    """`batch_sharpness` of a curvature at hand.
+    """The same as `batch_sharpness`, for a Hessian that is already built.
 
         small = g^T T H T g / (2 g^T T g),    large = g^T S H S g / g^T S g
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class CriticalSharpness:
-    """1 / s, with s the smallest multiple of a step at which the loss is no lower than before it.
+    """1 / s, with s the smallest multiple of a step at which the loss is no lower than before the step.
 
     At 1 the step itself is as long as it may be: the edge of stability. `bracket` holds the two multiples between which
     s was found to lie (0 and infinity where a side is open). `converged` says whether they are within the tolerance;

@@ -14,7 +14,7 @@ Differentiate = Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor]]
 
 
 def by_autograd(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor]:
-    """By `torch.autograd.grad`: no `.grad` and no hook takes notice."""
+    """Differentiate by `torch.autograd.grad`, which touches no `.grad` and fires no hook."""
     return torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
 
 
@@ -59,7 +59,7 @@ class FiniteDifferenceHessian(Curvature):
 
     @property
     def obstacle(self) -> str:
-        """Why products are finite differences."""
+        """The operator that forces finite differences."""
         return self._obstacle
 
     def __matmul__(self, vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:

@@ -31,12 +31,12 @@ class Curvature(ABC):
 
     @property
     def obstacle(self) -> str | None:
-        """The operator for whose sake products are finite differences; None where they are exact."""
+        """The operator that forces finite differences; None where products are exact."""
         return None
 
 
 class NotTwiceDifferentiable(RuntimeError):
-    """The gradient has no derivative of its own; `operator` says because of what."""
+    """The gradient cannot be differentiated; `operator` names the operator at fault."""
 
     def __init__(self, operator: str) -> None:
         super().__init__(
@@ -117,7 +117,7 @@ def hessian(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Hessian:
 
 
 def trainable_only(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """Those of `params` that require a gradient. Raises `ValueError` where none does."""
+    """The entries of `params` that require a gradient. Raises `ValueError` where none does."""
     trainable = tuple(p for p in params if p.requires_grad)
     if not trainable:
         raise ValueError("expected at least one parameter that requires a gradient, got none")

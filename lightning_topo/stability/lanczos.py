@@ -14,7 +14,7 @@ _ROWS = 8
 
 @dataclass(frozen=True, slots=True)
 class LanczosSettings:
-    """How well Lanczos' method has to know an eigenvalue, and how long it may try.
+    """When Lanczos' method stops: tolerance, and least and most products.
 
     It stops when the residual of each of the `n_largest` largest Ritz pairs is at most `tolerance` times the largest
     Ritz value, after `min_products` at the least (a start near an eigenvector converges at once, to that one) and

@@ -1,4 +1,4 @@
-"""What each optimizer does with a gradient: the rules behind the thresholds, a row an optimizer.
+"""The rule of each optimizer, from which its stability threshold follows: one row an optimizer.
 
 A rule reads an optimizer's options and state by name, so that fused and foreign forms with the same layout share it.
 """
@@ -72,7 +72,7 @@ class Rule:
 
 
 def steps(state: Options) -> float:
-    """How many steps a parameter has made."""
+    """The number of steps a parameter has taken."""
     return float(state.get("step", 0.0))
 
 

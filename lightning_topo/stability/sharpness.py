@@ -1,4 +1,4 @@
-"""Sharpness, raw and as the optimizer feels it."""
+"""The largest eigenvalue of the Hessian, raw and scaled by an optimizer."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ _COLD_PRODUCTS = 10
 
 @dataclass(frozen=True, slots=True)
 class SharpnessEstimate:
-    """lambda_max(H), and how sure it is.
+    """lambda_max(H) with its error bounds.
 
     `value` is a lower bound of lambda_max; some eigenvalue lies within `residual` of it. `smallest` is an upper bound
     of lambda_min from the same products. `vector` is the unit Ritz vector: the `start` of the next estimate nearby.
@@ -87,7 +87,7 @@ def sharpness(
 
 @dataclass(frozen=True, slots=True)
 class ScaledSharpness:
-    """The curvature as an optimizer's step feels it.
+    """The curvature scaled by an optimizer's step.
 
     `ratio` is lambda_max(S^1/2 H S^1/2), the edge of stability at 1, with its `residual`. `eta_lambda` is the larger
     of |theta_max| and |theta_min| over the Ritz values of M^1/2 H M^1/2: the paper's eta K as a point estimate, never
@@ -106,7 +106,7 @@ class ScaledSharpness:
 def curvature_sharpness(
     curvature: Curvature, *, start: Float[Tensor, " p"] | None = None, settings: LanczosSettings = LanczosSettings()
 ) -> SharpnessEstimate:
-    """`sharpness` of a Hessian at hand."""
+    """The same as `sharpness`, for a Hessian that is already built."""
     found = _warm_lanczos(lambda vector: curvature @ vector, curvature, start, settings)
     return SharpnessEstimate(
         found.largest,

@@ -1,4 +1,4 @@
-"""Where a run's measurements and events go: what the engine hands out, and to what."""
+"""The interface of outputs: record, page, trackers, terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The seam between the engine and a training loop: all that the engine asks of one, and nothing else."""
+"""The interface between the engine and a training loop: all that the engine asks of one."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -63,5 +63,5 @@ class Training(Protocol):
         ...
 
     def facts(self) -> Mapping[str, Any]:
-        """What a reader of the record wants to know of the training, as plain values."""
+        """Facts about the training for readers of the record, as plain values."""
         ...

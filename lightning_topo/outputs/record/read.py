@@ -1,4 +1,4 @@
-"""A record read back: nothing that it holds is executed, and nothing in it is trusted."""
+"""Read a record back, without executing or trusting anything in it."""
 
 import json
 import os
@@ -117,7 +117,7 @@ def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
 
 @dataclass(frozen=True, slots=True)
 class _Lines(Generic[_T]):
-    """What the lines of one file say."""
+    """The parsed lines of one file."""
 
     found: tuple[_T, ...]
     n_unreadable: int

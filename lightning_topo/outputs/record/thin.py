@@ -114,7 +114,7 @@ def _stream(line: Line) -> tuple[str, str]:
 
 
 def _is_measurement(line: Line) -> bool:
-    """Whether it is one at all: the header is none, and what others may have written need not be."""
+    """Whether the line is a measurement: the header is not, nor need foreign lines be."""
     kinds = {"step": int, "probe": str, "group": str}
     return all(type(line.get(name)) is kind for name, kind in kinds.items())
 

@@ -61,7 +61,7 @@ class TensorBoardTracker(Tracker):
         self._writer.add_figure(key, figure, step)
 
     def phase(self, phase: Phase, step: int) -> None:
-        # TensorBoard smooths scalars, and a smoothed phase is none: the text tells it.
+        # TensorBoard smooths scalars, and phase codes must not be smoothed: log the phase as text too.
         self._writer.add_text("topology/phase", phase.name, step)
 
     def events(self, events: Sequence[TopologyEvent], step: int) -> None:

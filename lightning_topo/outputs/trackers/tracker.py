@@ -1,4 +1,4 @@
-"""What every experiment tracker can be given, by the generic interface of Lightning's loggers."""
+"""The interface of experiment trackers, for any of Lightning's loggers."""
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
@@ -100,7 +100,7 @@ class Tracker:
         """What has happened, as soon as it is noticed."""
 
     def flush(self, step: int) -> None:
-        """A good moment for what is costly to send."""
+        """Send what is costly; called seldom."""
 
     def concluded(self, found: Mapping[str, str | float], step: int) -> None:
         """What the run came to, where `takes_conclusions`."""

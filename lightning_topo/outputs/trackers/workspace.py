@@ -48,7 +48,7 @@ def push_workspace(entity: str, project: str) -> str:
 def _workspace(entity: str, project: str) -> "Workspace":
     import wandb_workspaces.workspaces as ws
 
-    # No smoothing: a smoothed phase, or a smoothed peak of the critical ratio, is a lie.
+    # Do not smooth phase codes, nor peaks of the critical ratio.
     settings = ws.WorkspaceSettings(x_axis=_STEP, smoothing_weight=0, smoothing_type="none", ignore_outliers=False)
     return ws.Workspace(
         entity=entity,
