@@ -1,100 +1,239 @@
-"""What the monitor costs: the same training with and without it, probe by probe, side by side in one run.
+"""What the default monitor costs: a training with it and the same without, which take turns step by step.
 
-    python benchmarks/overhead.py [--steps 400] [--repeats 3]
+    python benchmarks/overhead.py [--networks tiny mlp gpt resnet] [--steps 500]
 
-Each row is the time of a training with that probe over the time of the same training without a monitor, dense (at
-every step, every 25 steps, every 50 steps) and held to 2 % of the wall time.
+Both trainings run in one process, one step of the one after one step of the other, so that a busy machine slows both
+alike. Ratios are of processor time, with that of processes that the monitor starts in the last column; the wall time
+of both stands beside them. "start" is the monitor's time up to the end of its first step, in steps.
 """
 
 import argparse
 import logging
+import os
+import resource
 import statistics
 import tempfile
+import threading
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import lightning as L
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor
+from benchmarks.coverage import GPT
+from lightning_topo import TopologyMonitor
+
+FIRST = 200
 
 
-class Classifier(L.LightningModule):
-    """A 64-width-width-10 tanh network."""
-
-    def __init__(self, width: int) -> None:
+class Residual(nn.Module):
+    def __init__(self, width: int, out: int, stride: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(64, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 10)
+        self.body = nn.Sequential(
+            *(nn.Conv2d(width, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()),
+            *(nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)),
         )
+        plain = stride == 1 and width == out
+        self.skip = nn.Identity() if plain else nn.Conv2d(width, out, 1, stride, bias=False)
 
-    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.skip(x))
+
+
+def tiny() -> tuple[nn.Module, Tensor, Tensor]:
+    net = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 10))
+    return net, torch.randn(32 * 64, 64), torch.randint(10, (32 * 64,))
+
+
+def mlp() -> tuple[nn.Module, Tensor, Tensor]:
+    net = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+    return net, torch.randn(64 * 32, 784), torch.randint(10, (64 * 32,))
+
+
+def gpt() -> tuple[nn.Module, Tensor, Tensor]:
+    tokens = torch.randint(64, (16 * 16, 65))
+    return GPT(64, width=128, heads=4, layers=4, length=64), tokens[:, :-1].clone(), tokens[:, 1:].clone()
+
+
+def resnet() -> tuple[nn.Module, Tensor, Tensor]:
+    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    widths = [(16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
+    net = nn.Sequential(
+        *stem, *(Residual(*width) for width in widths), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
+    )
+    return net, torch.randn(32 * 8, 3, 32, 32), torch.randint(10, (32 * 8,))
+
+
+NETWORKS: dict[str, tuple[Callable[[], tuple[nn.Module, Tensor, Tensor]], int]] = {
+    "tiny": (tiny, 32),
+    "mlp": (mlp, 64),
+    "gpt": (gpt, 16),
+    "resnet": (resnet, 32),
+}
+
+
+class Network(L.LightningModule):
+    """A classifier of inputs, or of the tokens in them."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]).flatten(0, -2), batch[1].flatten())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
-def seconds(width: int, steps: int, batch_size: int, monitor: TopologyMonitor | None) -> float:
-    """The time that the training itself takes, from its first step on."""
-    torch.manual_seed(0)
-    data = TensorDataset(torch.randn(batch_size * 8, 64), torch.randint(0, 10, (batch_size * 8,)))
+@dataclass
+class Baton:
+    """Lets two threads take turns."""
 
-    class Clock(L.Callback):
-        def on_train_start(self, *_: object) -> None:
-            self.began = time.perf_counter()
+    held: threading.Condition = field(default_factory=threading.Condition)
+    turn: int = 0
+    left: set[int] = field(default_factory=lambda: {0, 1})
 
-        def on_train_end(self, *_: object) -> None:
-            self.taken = time.perf_counter() - self.began
+    def take(self, who: int) -> None:
+        with self.held:
+            self.held.wait_for(lambda: self.turn == who)
 
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            max_steps=steps,
-            max_epochs=-1,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=folder,
-            callbacks=[clock] if monitor is None else [monitor, clock],
-        )
-        trainer.fit(Classifier(width), DataLoader(data, batch_size=batch_size))
-    return clock.taken
+    def give(self, who: int) -> None:
+        with self.held:
+            self.turn = 1 - who if 1 - who in self.left else who
+            self.held.notify_all()
+
+    def leave(self, who: int) -> None:
+        with self.held:
+            self.left.discard(who)
+            self.turn = 1 - who
+            self.held.notify_all()
+
+
+class Turns(L.Callback):
+    """Gives the turn away before each batch, and keeps the seconds of processor and wall in between."""
+
+    def __init__(self, baton: Baton, who: int) -> None:
+        self.baton, self.who = baton, who
+        self.taken: list[tuple[float, float]] = []
+        self.end = (0.0, 0.0)
+
+    def on_train_start(self, *_: object) -> None:
+        self.began = now()
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step:
+            self.taken.append(since(self.began))
+            self.baton.give(self.who)
+            self.baton.take(self.who)
+            self.began = now()
+
+
+class End(L.Callback):
+    """Comes after all others."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == trainer.max_steps:
+            self.turns.taken.append(since(self.turns.began))
+            self.turns.began = now()
+
+    def on_train_end(self, *_: object) -> None:
+        self.turns.end = since(self.turns.began)
+
+
+def now() -> tuple[float, float]:
+    return time.process_time(), time.perf_counter()
+
+
+def since(then: tuple[float, float]) -> tuple[float, float]:
+    cpu, wall = now()
+    return cpu - then[0], wall - then[1]
+
+
+def train(name: str, steps: int, turns: Turns, monitor: L.Callback | None) -> None:
+    turns.baton.take(turns.who)
+    try:
+        make, batch_size = NETWORKS[name]
+        torch.manual_seed(0)
+        net, x, y = make()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = L.Trainer(
+                max_steps=steps,
+                max_epochs=-1,
+                accelerator="cpu",
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                default_root_dir=folder,
+                callbacks=[turns, *([] if monitor is None else [monitor]), End(turns)],
+            )
+            trainer.fit(Network(net), DataLoader(TensorDataset(x, y), batch_size=batch_size))
+    finally:
+        turns.baton.leave(turns.who)
+
+
+def pair(name: str, steps: int, monitor: L.Callback) -> tuple[Turns, Turns, float]:
+    """The trainings without and with the monitor, and the seconds of processor that its processes took."""
+    baton = Baton()
+    both = [Turns(baton, 0), Turns(baton, 1)]
+    children = sum(os.times()[2:4])
+    threads = [
+        threading.Thread(target=train, args=(name, steps, turns, callback))
+        for turns, callback in zip(both, (None, monitor), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return both[0], both[1], sum(os.times()[2:4]) - children
+
+
+def row(name: str, steps: int) -> str:
+    """One line of the table."""
+    plain, watched, children = pair(name, steps, TopologyMonitor(verbose=False))
+
+    def ratio(first: int, last: int, clock: int = 0) -> float:
+        return sum(t[clock] for t in watched.taken[first:last]) / sum(t[clock] for t in plain.taken[first:last])
+
+    step = statistics.median(t[0] for t in plain.taken)
+    start = (watched.taken[0][0] - plain.taken[0][0]) / step
+    whole = sum(t[0] for t in plain.taken)
+    everything = (sum(t[0] for t in watched.taken) + watched.end[0] + children) / whole
+    middle = [statistics.median(t[0] for t in turns.taken[FIRST:] or turns.taken) for turns in (watched, plain)]
+    return (
+        f"| {name} | {1e3 * step:.1f} | {start:.1f} | {ratio(0, 40):.2f} | {ratio(0, FIRST):.2f} "
+        f"| {ratio(FIRST, steps) if steps > FIRST else float('nan'):.3f} | {middle[0] / middle[1]:.3f} "
+        f"| {ratio(0, steps):.3f} | {ratio(0, steps, 1):.3f} | {watched.end[0]:.2f} | {children:.2f} | {everything:.3f} |"
+    )
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--steps", type=int, default=500)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-
-    probes = {
-        "no probe": [],
-        "Distortion, every step": [Distortion(every_n_steps=1)],
-        "Sharpness, every 25 steps": [Sharpness(every_n_steps=25)],
-        "Persistence, every 50 steps": [Persistence(every_n_steps=50)],
-        "all three": [Distortion(every_n_steps=1), Sharpness(every_n_steps=25), Persistence(every_n_steps=50)],
-    }
-    print("| network, batch | monitor | time with / without |\n|---|---|---|")
-    for width, batch_size in ((64, 500), (256, 500), (1024, 500)):
-        rows = {name: (lambda p=p: TopologyMonitor(p, max_overhead=None, report=False)) for name, p in probes.items()}
-        rows["all three, auto, max_overhead=0.02"] = lambda: TopologyMonitor(report=False)
-        seconds(width, 20, batch_size, None)  # warm up
-        for name, make in rows.items():
-            # Side by side, and the median of the ratios: the machine may be slower now than a minute ago.
-            steps = arguments.steps * (5 if "auto" in name else 1)
-            ratios = [
-                seconds(width, steps, batch_size, make()) / seconds(width, steps, batch_size, None)
-                for _ in range(arguments.repeats)
-            ]
-            print(f"| 64-{width}-{width}-10, {batch_size} | {name} | {statistics.median(ratios):.2f} |", flush=True)
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.ERROR)
+    pair("tiny", 20, L.Callback())  # imports and caches of the training itself
+    print("| network | step ms | start, steps | first 40 | first 200 | after | median after | all | all, wall "
+          "| end s | processes s | everything |")
+    print("|" + "---|" * 12)
+    for name in arguments.networks:
+        print(row(name, arguments.steps), flush=True)
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -2,27 +2,46 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from lightning_topo.geometry import upper_norms
-from lightning_topo.geometry.precision import worst_case_work
-from lightning_topo.neurons.group import NeuronGroup
+from lightning_topo.geometry.precision import wide_dtype, worst_case_work
+from lightning_topo.neurons.group import NeuronGroup, ParamSlice
 
-_kernels: Any = torch  # its type stubs leave the kernels over lists out
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sums:
+    """One parameter's squares, summed over some axes into a stretch of the flat sums; or all, where there are none."""
+
+    axes: tuple[int, ...]
+    target: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """One parameter: memory for its displacement, shared with the others, and the sums that are taken of it."""
+
+    name: str
+    moved: Tensor
+    sums: tuple[_Sums, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is summed, as with a bias."""
+        return len(self.sums) == 1 and not self.sums[0].axes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DisplacementMeter:
     """Measures the lengths |Δ_i| of all neurons of several groups between two states of the parameters.
 
-    Each parameter is subtracted and squared once, in a buffer of its own, and summed along the axes that are features
-    of a neuron in each group: a few passes over the parameters and one small kernel per slice, without waiting for
-    the device. The values are those of `displacement_lengths` of the gathered clouds: upper bounds, rounding included.
+    Each parameter is subtracted, squared and summed once along each of its axes on which neurons lie; neurons add up
+    such sums. Holds memory for one parameter at a time, and does not wait for the device. The values are those of
+    `displacement_lengths` of the gathered clouds: upper bounds, rounding included.
 
     >>> from lightning_topo.neurons.group import ParamSlice
     >>> group = NeuronGroup("net.0", "unit", 2, (), (ParamSlice("w"), ParamSlice("b")))
@@ -32,10 +51,17 @@ class DisplacementMeter:
     tensor([2., 2.], dtype=torch.float64)
     """
 
-    groups: tuple[NeuronGroup, ...]
-    buffers: Mapping[str, Tensor]  # by parameter name, a stack's one by one
-    views: tuple[tuple[Tensor, ...], ...]
+    parts: tuple[_Part, ...]
+    sums: Tensor
+    terms: Int[Tensor, " m"]  # of which sum ...
+    rows: Int[Tensor, " m"]  # ... to which neuron
+    n_rows: int
     longest: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that are looked at, a stack's one by one."""
+        return tuple(part.name for part in self.parts)
 
     @staticmethod
     def of(groups: Sequence[NeuronGroup], tensors: Mapping[str, Tensor]) -> "DisplacementMeter":
@@ -44,13 +70,8 @@ class DisplacementMeter:
         Raises:
             ValueError: no key fits a group, or a tensor has another shape than the group's parameter.
         """
-        longest = max((group.dim(tensors) for group in groups), default=0)
-        work = torch.float32
-        for tensor in tensors.values():
-            work = worst_case_work(torch.promote_types(work, tensor.dtype), tensor.device, longest)
-        buffers: dict[str, Tensor] = {}
-        wholes: dict[str, Tensor] = {}
-        views: list[tuple[Tensor, ...]] = []
+        plan = _Plan(tensors)
+        longest = first_row = 0
         for group in groups:
             own = [piece for piece in group.slices if all(name in tensors for name in piece.names(group.n))]
             if not own:
@@ -58,39 +79,100 @@ class DisplacementMeter:
                     f"expected tensors keyed by parameter name, at least one of {list(group.params)}, "
                     f"got keys {list(tensors)[:5]}"
                 )
+            longest = max(longest, group.dim(tensors))
             for piece in own:
-                if piece.param not in wholes:
-                    names = piece.names(group.n)
-                    # The parameters of a stack lie one after the other.
-                    parts = tensors[names[0]].new_empty((len(names), *tensors[names[0]].shape), dtype=work)
-                    buffers |= dict(zip(names, parts, strict=True))
-                    wholes[piece.param] = parts if "*" in piece.param else parts[0]
-            views.append(tuple(piece.view(wholes[piece.param]) for piece in own))
-        return DisplacementMeter(tuple(groups), buffers, tuple(views), longest)
+                plan.add(piece, piece.names(group.n), first_row)
+            first_row += group.n_blocks * group.n
+        return plan.meter(first_row, longest)
 
     @torch.no_grad()
-    def lengths(
-        self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, centre: bool = False
-    ) -> Float[Tensor, " rows"]:
-        """Upper bounds of |Δ_i|, or with `centre` of |Δ_i - mean Δ| over the block: group by group, block by block.
-
-        A common shift changes no distance, and `centre` takes it out, at twice the cost.
+    def lengths(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Float[Tensor, " rows"]:
+        """Upper bounds of |Δ_i|: group by group, block by block.
 
         Raises:
             KeyError, RuntimeError: a tensor is missing, or has another shape than at first.
         """
-        if not self.groups:
-            return torch.empty(0)
-        moved = list(self.buffers.values())
-        work = moved[0].dtype
-        _kernels._foreach_copy_(moved, [after[name] for name in self.buffers])
-        _kernels._foreach_sub_(moved, [before[name].to(work) for name in self.buffers])
-        if centre:
-            both = zip(self.groups, self.views, strict=True)
-            return torch.cat([_centred_lengths(group, views, self.longest) for group, views in both])
-        _kernels._foreach_mul_(moved, moved)
-        sums = [_row_sums(group, views) for group, views in zip(self.groups, self.views, strict=True)]
-        return upper_norms(torch.cat(sums), self.longest, work)
+        for part in self.parts:
+            start, end, moved = real(before[part.name]), real(after[part.name]), part.moved
+            if start.dtype is end.dtype is moved.dtype:
+                torch.sub(end, start, out=moved)
+            else:
+                moved.copy_(end).sub_(start)
+            if part.is_whole:
+                torch.mul(moved, moved, out=part.sums[0].target)
+                continue
+            moved.mul_(moved)
+            for some in part.sums:
+                if some.axes:
+                    torch.sum(moved, some.axes, out=some.target)
+                else:
+                    some.target.copy_(moved)
+        wide = wide_dtype(self.sums.device)
+        squares = torch.zeros(self.n_rows, dtype=wide, device=self.sums.device)
+        squares.index_add_(0, self.rows, self.sums[self.terms].to(wide))
+        return upper_norms(squares, self.longest, self.sums.dtype)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """A meter in the making: the stretches of sums by parameter and the axes that they keep."""
+
+    tensors: Mapping[str, Tensor]
+    kept: dict[str, dict[tuple[int, ...], int]] = field(default_factory=dict)
+    size: int = 0
+    terms: list[Tensor] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+
+    def add(self, piece: ParamSlice, names: Sequence[str], first_row: int) -> None:
+        """Let the neurons from `first_row` on have this part of a parameter, or of a stack of parameters."""
+        shape = real(self.tensors[names[0]]).shape
+        stacked = "*" in piece.param
+        axes = _axes_of(piece, (len(names), *shape) if stacked else tuple(shape))
+        kept = tuple(axis - stacked for axis in axes if axis >= stacked)
+        size = math.prod(shape[axis] for axis in kept)
+        places = [self._place(name, kept, size) + torch.arange(size) for name in names]
+        one = [shape[axis] if axis in kept else 1 for axis in range(len(shape))]
+        index = torch.stack(places).view(len(names), *one) if stacked else places[0].view(one)
+        view = piece.view(index).unsqueeze(-1).flatten(len(piece.dims)).flatten(0, len(piece.dims) - 1)
+        rows = torch.arange(len(view)) + first_row
+        self.terms.append(view.reshape(-1))
+        self.rows.append(rows[:, None].expand(view.shape).reshape(-1))
+
+    def _place(self, name: str, kept: tuple[int, ...], size: int) -> int:
+        """Where the sums of a parameter that keep these axes begin."""
+        places = self.kept.setdefault(name, {})
+        if kept not in places:
+            places[kept] = self.size
+            self.size += size
+        return places[kept]
+
+    def meter(self, n_rows: int, longest: int) -> DisplacementMeter:
+        """The meter, with its memory."""
+        real_tensors = {name: real(self.tensors[name]) for name in self.kept}
+        device = next((tensor.device for tensor in real_tensors.values()), torch.device("cpu"))
+        work = torch.float32
+        for tensor in real_tensors.values():
+            work = worst_case_work(torch.promote_types(work, tensor.dtype), device, longest)
+        sums = torch.zeros(self.size, dtype=work, device=device)
+        largest = max((tensor.numel() for tensor in real_tensors.values()), default=0)
+        memory = torch.empty(largest, dtype=work, device=device)
+        parts = []
+        for name, tensor in real_tensors.items():
+            moved = memory.as_strided(tensor.shape, torch.empty_like(tensor, device="meta").stride())
+            found = []
+            for kept, place in self.kept[name].items():
+                shape = [tensor.shape[axis] for axis in kept]
+                target = sums[place : place + math.prod(shape)].view(shape)
+                found.append(_Sums(tuple(axis for axis in range(tensor.dim()) if axis not in kept), target))
+            parts.append(_Part(name, moved, tuple(found)))
+        empty = [torch.empty(0, dtype=torch.long)]
+        terms, rows = (torch.cat([*empty, *some]).to(device) for some in (self.terms, self.rows))
+        return DisplacementMeter(tuple(parts), sums, terms, rows, n_rows, longest)
+
+
+def real(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """The tensor without gradient; complex entries as pairs."""
+    return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
 
 
 def gather_rows(group: NeuronGroup, tensors: Mapping[str, Tensor], rows: Int[Tensor, "..."]) -> Shaped[Tensor, "... d"]:
@@ -105,21 +187,11 @@ def gather_rows(group: NeuronGroup, tensors: Mapping[str, Tensor], rows: Int[Ten
     return torch.cat(parts, dim=1).unflatten(0, rows.shape)
 
 
-def _centred_lengths(group: NeuronGroup, views: Sequence[Tensor], longest: int) -> Float[Tensor, " rows"]:
-    """|Δ_i - mean Δ|, with the rounding of the differences, which is in proportion to |Δ_i|."""
-    axis, work = len(group.block_shape), views[0].dtype
-    means = [view.mean(dim=axis, keepdim=True) for view in views]
-    centred = [(view - mean).square_() for view, mean in zip(views, means, strict=True)]
-    lengths = upper_norms(_row_sums(group, centred), longest, work)
-    shifts = [mean.square().expand_as(view) for view, mean in zip(views, means, strict=True)]
-    return lengths + torch.finfo(work).eps * (lengths + upper_norms(_row_sums(group, shifts), longest, work))
-
-
-def _row_sums(group: NeuronGroup, views: Sequence[Tensor]) -> Float[Tensor, " rows"]:
-    """Each neuron's sum over its features in all slices."""
-    n_leading = len(group.block_shape) + 1
-    parts = [view.sum(dim=tuple(range(n_leading, view.dim()))) if view.dim() > n_leading else view for view in views]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total.reshape(-1)
+def _axes_of(piece: ParamSlice, shape: Sequence[int]) -> tuple[int, ...]:
+    """The axes of a parameter that a slice looks at in parts: all others may be summed first."""
+    origins, touched = list(range(len(shape))), set[int]()
+    for step in piece.steps:
+        touched.add(origins[step[1]])
+        if step[0] == "unflatten":
+            origins[step[1] : step[1] + 1] = [origins[step[1]]] * len(step[2])
+    return tuple(sorted(touched | {origins[dim] for dim in piece.dims}))

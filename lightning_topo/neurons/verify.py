@@ -179,7 +179,8 @@ class Bench:
         values: dict[str, Tensor] = {}
         trainable: dict[str, bool] = {}
         for tape in tapes:
-            values |= {name: tensor for name, tensor in tape.named_values.items() if name in tape.params}
+            used = tape.params
+            values |= {name: tensor for name, tensor in tape.named_values.items() if name in used}
             values |= tape.draws
             trainable |= tape.trainable
         self.trainable = [name for name, value in values.items() if trainable.get(name, False) and _has_gradient(value)]

@@ -48,9 +48,11 @@ def follow_stability(
     first = ordered if state.first is None and math.isfinite(loss) else state.first
     losses = (*state.losses, ordered)[-(rules.loss_memory + rules.loss_window) :]
     window, before = losses[-rules.loss_window :], losses[: -rules.loss_window]
-    finite = tuple(each for each in before if math.isfinite(each))
+    finite = tuple(filter(math.isfinite, before))
     lowest = min(window) if len(window) == rules.loss_window else -math.inf
-    level = math.inf if first is None or not before else explosion_level(first, finite)
+    # The level is at least three times a first loss above 0: mostly that is enough to know.
+    is_low = first is None or not before or (first >= 0.0 and lowest <= 3.0 * first)
+    level = math.inf if first is None or is_low else explosion_level(first, finite)
     fresh = 0 <= step - ratio_step <= rules.instability_age
     sharp = fresh and len(ratios) == rules.instability_confirm and min(ratios) > rules.instability_ratio
     risen = len(finite) >= 2 * rules.loss_window and lowest > quantile(finite, 0.9)

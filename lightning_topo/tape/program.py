@@ -31,8 +31,8 @@ class Layout:
 class Call:
     """One call: an operator, its arguments with slots for tensors, and the slots of its tensor outputs.
 
-    `writes` are the slots that it writes in place. `grad` is the grad mode of the call. `draw` names the constant that
-    stands for what the call drew from a generator.
+    `inputs` are the slots that it reads, `writes` those that it writes in place. `grad` is the grad mode of the call.
+    `draw` names the constant that stands for what the call drew from a generator.
     """
 
     operator: Callable[..., Any]
@@ -42,6 +42,10 @@ class Call:
     writes: tuple[int, ...] = ()
     grad: bool = True
     draw: str | None = None
+    inputs: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", tuple(slots_in((self.args, self.kwargs))))
 
     @property
     def name(self) -> str:
@@ -58,11 +62,6 @@ class Call:
                     return self.args[position]
                 return self.kwargs.get(name, declared.default_value if declared.has_default_value() else None)
         return self.kwargs.get(name)
-
-    @property
-    def inputs(self) -> tuple[int, ...]:
-        """The slots that the call reads."""
-        return tuple(slots_in((self.args, self.kwargs)))
 
 
 def slots_in(value: Any) -> Iterator[int]:

@@ -36,7 +36,7 @@ class Bounds:
         self.groups: tuple[NeuronGroup, ...] = tuple(groups)
         self.names: frozenset[str] = frozenset(parameters)
         self._meter = DisplacementMeter.of(self.groups, parameters)
-        self._origin = {name: parameters[name].detach().clone() for name in self._meter.buffers}
+        self._origin = {name: parameters[name].detach().clone() for name in self._meter.names}
         self._snapshots: list[Snapshot] = []
         self._table: BoundTable | None = None
         self._since: Tensor | None = None

@@ -29,7 +29,7 @@ class _Stretch:
 
     def joined(self, step: int, certificate: Certificate) -> "_Stretch":
         bounds = [bound for bound in (self.bound, certificate.bound) if bound is not None]
-        return replace(self, last=step, bound=max(bounds, default=None))
+        return _Stretch(self.since, step, self.state, max(bounds, default=None), self.written)
 
 
 @dataclass(slots=True)

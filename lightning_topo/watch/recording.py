@@ -1,6 +1,6 @@
 """Recording steps of the training as they run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from lightning_topo.watch.training import Training
 from lightning_topo.watch.training_loss import TrainingLoss
 
 RECORD_EVERY = 4
-"""Where more samples of the loss are wanted, every so many steps are recorded."""
+"""Before a probe that evaluates the loss, every so many steps are recorded until there are enough samples."""
 
 _SHARDS = {
     "tensor_parallel": "activations of tensor parallel are spread over processes",
@@ -29,11 +29,17 @@ class Recording:
     """Records steps as they run, one tape for each loss; a module with compiled parts is never recorded.
 
     `obstacle` says why nothing can be recorded; empty where it can. `training_loss` is given what it wants of the
-    recorded steps; None where no probe evaluates losses.
+    recorded steps; None where no probe evaluates losses. `steps_until` tells in how many steps one does; None where
+    that is not known.
     """
 
-    def __init__(self, training: Training, training_loss: TrainingLoss | None) -> None:
-        self._training, self._training_loss = training, training_loss
+    def __init__(
+        self,
+        training: Training,
+        training_loss: TrainingLoss | None,
+        steps_until: Callable[[int], int | None] = lambda step: 0,
+    ) -> None:
+        self._training, self._training_loss, self._steps_until = training, training_loss, steps_until
         self._batch: Any = None
         self._is_kept = self._is_open = False
         self._recorder = StepRecorder()
@@ -46,9 +52,8 @@ class Recording:
         self.obstacle = _SHARDS.get(kind) or compiled_reason(training.module) or ""
 
     def begin(self, batch: Any, step: int, *, wanted: bool) -> None:
-        """Record the step that begins if its tapes are `wanted`, or now and then if more samples of the loss are."""
-        loss = self._training_loss
-        if not wanted and not (loss is not None and loss.wants_tapes and step % RECORD_EVERY == 0):
+        """Record the step that begins if its tapes are `wanted`, or if more samples of the loss are, soon."""
+        if not wanted and not self._wants_samples(step):
             return
         self._tapes, self._gradients = [], []
         self._batch, self._is_kept, self._is_open = batch, True, True
@@ -63,6 +68,13 @@ class Recording:
             ]
         else:
             self._recorder.begin(module)
+
+    def _wants_samples(self, step: int) -> bool:
+        n_wanted = 0 if self._training_loss is None or step % RECORD_EVERY else self._training_loss.n_wanted
+        if n_wanted == 0:
+            return False
+        left = self._steps_until(step)
+        return left is not None and left <= RECORD_EVERY * n_wanted
 
     def loss(self, loss: Tensor, scale: float) -> None:
         """A loss is about to be differentiated: it ends a tape."""

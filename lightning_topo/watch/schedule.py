@@ -14,9 +14,10 @@ _POINTS = 128
 """Adaptive probes spread over the planned run: about so many measurements."""
 _EARLY_STEPS = 200
 _EARLY_OVERHEAD = 0.05
-"""In the first steps, which a short run consists of, adaptive probes may take more."""
-_GUESS = 12.0
-"""What a measurement is taken to cost before the first: so many training steps."""
+"""In the first steps, which a short run consists of, exact distortions may take more."""
+_GUESS_STEPS = 12.0
+_GUESS_SECONDS = 0.5
+"""What a measurement is taken to cost before the first: so many training steps, and the import of its engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,9 @@ class Schedule:
 
     A fixed period is obeyed exactly: `count % every == 0`. An adaptive one divides the run into slots and measures
     once in each, at a seeded random step, so that nothing in the training that repeats is always met in the same
-    phase. A slot is as long as the probe's share of `max_overhead` asks for, and at least a part of the planned run.
-    With `max_overhead=None` adaptive periods are fixed ones.
+    phase. A slot is as long as the probe's share of `max_overhead` asks for, and at least a part of the planned run; the
+    first one begins when the training has lasted long enough to pay for it. With `max_overhead=None` adaptive periods
+    are fixed ones.
 
     Raises `ValueError` unless `max_overhead` is between 0 and 1.
 
@@ -59,6 +61,7 @@ class Schedule:
     planned_steps: int | None = None
     dense: frozenset[str] = frozenset()
     slots: dict[str, Slot] = field(init=False, default_factory=dict)
+    _expected: dict[str, float] = field(init=False, default_factory=dict, repr=False)
     _costs: dict[str, deque[float]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +80,21 @@ class Schedule:
             return unit == "step" and name in self.slots and count == self.slots[name].at
         return self.periods[name].unit == unit and count % self.periods[name].every == 0
 
+    def steps_until(self, name: str, count: int) -> int | None:
+        """How many steps after the `count`-th the probe measures next; None where that is not known yet.
+
+        >>> Schedule({"sharpness": Period(25)}).steps_until("sharpness", 40)
+        10
+        """
+        if self.is_adaptive(name):
+            slot = self.slots.get(name)
+            return slot.at - count if slot is not None and slot.at >= count else None
+        return -count % self.periods[name].every if self.periods[name].unit == "step" else 0
+
+    def expect(self, name: str, steps: float) -> None:
+        """Say what the first measurement of a probe takes: so many training steps."""
+        self._expected[name] = steps
+
     def spent(self, name: str, seconds: float) -> None:
         """Note what one measurement took."""
         self._costs[name].append(seconds)
@@ -89,19 +107,26 @@ class Schedule:
                 continue
             if step_seconds is None and name not in slots:
                 continue
-            start = step if name not in slots else max(slots[name].end - 1, step)
-            stride = self._stride(name, step, step_seconds)
+            allowed = self._allowed(name, step, step_seconds)
+            # What is not paid for yet is not measured: a short training must not pay for a long one.
+            unpaid = 0 if name in self.dense or self._costs[name] else allowed
+            start = step + unpaid if name not in slots else max(slots[name].end - 1, step)
+            stride = max(allowed, self._spread(name, step))
             chance = random.Random(f"{self.seed}-{name}-{start}")
             slots[name] = Slot(start + 1, stride, start + 1 + chance.randrange(stride))
         return slots
 
-    def _stride(self, name: str, step: int, step_seconds: float | None) -> int:
+    def _allowed(self, name: str, step: int, step_seconds: float | None) -> int:
+        """In how many steps the probe may measure once."""
         assert self.max_overhead is not None
         n = sum(self.is_adaptive(other) for other in self.periods)
-        early = _EARLY_OVERHEAD if step < _EARLY_STEPS else 0.0
+        early = _EARLY_OVERHEAD if step < _EARLY_STEPS and name in self.dense else 0.0
         seconds = max(step_seconds or 0.0, 1e-6)
-        cost = median(self._costs[name]) if self._costs[name] else _GUESS * seconds
-        allowed = math.ceil(cost / ((self.max_overhead + early) / n * seconds))
+        guess = _GUESS_SECONDS + self._expected.get(name, _GUESS_STEPS) * seconds
+        cost = median(self._costs[name]) if self._costs[name] else guess
+        return max(math.ceil(cost / ((self.max_overhead + early) / n * seconds)), 1)
+
+    def _spread(self, name: str, step: int) -> int:
+        """In how many steps it should measure once, for its points to cover the planned run."""
         planned = step if self.planned_steps is None else self.planned_steps
-        spread = 1 if name in self.dense else math.ceil(planned / _POINTS)
-        return max(allowed, spread, 1)
+        return 1 if name in self.dense else max(math.ceil(planned / _POINTS), 1)

@@ -35,6 +35,7 @@ class Snapshots:
         self.worker: Worker | None = None
         self._training, self._steps, self._training_loss = training, steps, training_loss
         self._sharded_before: tuple[int, Clouds] | None = None
+        self._members = {group.name: frozenset(member_names(group)) for group in groups}
 
     @property
     def module(self) -> nn.Module:
@@ -46,12 +47,12 @@ class Snapshots:
         if self.sharding != "whole":
             return self.own
         trained = self._steps.trained()
-        return tuple(group for group in self.own if any(name in trained for name in member_names(group)))
+        return tuple(group for group in self.own if not self._members[group.name].isdisjoint(trained))
 
     def touched(self) -> tuple[NeuronGroup, ...]:
         """Of this process's groups those of which the present batch's updates have a part."""
         names = {name for update in self._steps.pending for name in update.after}
-        return tuple(group for group in self.own if any(name in names for name in member_names(group)))
+        return tuple(group for group in self.own if not self._members[group.name].isdisjoint(names))
 
     def now(self) -> Clouds:
         """The neurons as they stand; where parameters are whole, gathered when first asked for."""
@@ -89,7 +90,7 @@ class Snapshots:
 
     def refer_from(self, step: int, changed: Collection[str]) -> list[str]:
         """Let the totals of groups with these parameters count from before `step`; the names of those groups."""
-        groups = [group.name for group in self.active() if not set(changed).isdisjoint(member_names(group))]
+        groups = [group.name for group in self.active() if not self._members[group.name].isdisjoint(changed)]
         start = self.before(step)
         if groups and start is not None:
             self.reference = {**self.reference, **start.gather(groups)}
@@ -133,7 +134,7 @@ class Snapshots:
 
     def _clouds(self, tensors: Mapping[str, Tensor]) -> Clouds:
         """The clouds of all groups that have a part in these parameters."""
-        return Clouds([g for g in self.groups if any(name in tensors for name in member_names(g))], tensors)
+        return Clouds([g for g in self.groups if not self._members[g.name].isdisjoint(tensors)], tensors)
 
     def _present(self, now: Clouds) -> tuple[NeuronGroup, ...]:
         """The groups of all processes that have a cloud: not those in which nothing is trained."""

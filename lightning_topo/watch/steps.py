@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_topo.tape.names import clean_name
+from lightning_topo.watch.same_bits import same_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,7 @@ class _Kept:
         """
         if self.parameter.device.type != "cpu":
             return self.parameter._version != self.version
-        # `equal` alone would take NaN for a change of NaN.
-        return not torch.equal(self.parameter, self.copy) and not _same_bits(self.parameter, self.copy)
+        return not same_values(self.parameter, self.copy)
 
 
 class Steps:
@@ -241,7 +241,3 @@ def _renew(kept: Sequence[_Kept]) -> None:
         torch._foreach_copy_(copies, present)  # pyright: ignore[reportPrivateImportUsage]
     for k in kept:
         k.version = k.parameter._version
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -1,5 +1,6 @@
 """The loss that the training descends, on samples that it has had, at the parameters as they stand."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -35,9 +36,12 @@ class TrainingLoss:
         self.obstacle: str = "no step was recorded yet"
 
     @property
-    def wants_tapes(self) -> bool:
-        """Whether more samples are wanted, and can be had."""
-        return not self.obstacle and sum(tape.n_samples for tape in self._tapes) < ENOUGH_SAMPLES
+    def n_wanted(self) -> int:
+        """How many more tapes like those at hand it takes to have enough samples; 0 where none can be had."""
+        n_samples = sum(tape.n_samples for tape in self._tapes)
+        if self.obstacle or n_samples == 0:
+            return 0
+        return math.ceil(max(ENOUGH_SAMPLES - n_samples, 0) * len(self._tapes) / n_samples)
 
     def keep(self, tapes: Sequence[Tape], batch: Any) -> None:
         """Keep the tapes of one more step, and let go what is no longer needed."""

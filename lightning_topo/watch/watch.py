@@ -33,6 +33,9 @@ from lightning_topo.watch.steps import Steps
 from lightning_topo.watch.training import Training
 from lightning_topo.watch.training_loss import TrainingLoss
 
+STEPS_PER_TAPE = 32.0
+"""What a first evaluation of the curvature costs for each recorded step that it takes, and what recording that does."""
+
 
 class Watch:
     """Follows one training. The loop's side calls, in every process alike:
@@ -57,8 +60,8 @@ class Watch:
         self._worker = Worker()
         self._finding = Finding(training, settings.declared, settings.seed)
         self._training_loss = TrainingLoss(training, settings.seed)
-        measures_losses = not all(isinstance(probe, Distortion | Persistence) for probe in settings.probes)
-        self._recording = Recording(training, self._training_loss if measures_losses else None)
+        self._of_loss = [probe.name for probe in settings.probes if not isinstance(probe, Distortion | Persistence)]
+        self._recording = Recording(training, self._training_loss if self._of_loss else None, self._steps_until_loss)
         self.steps: Steps = Steps(
             training.module,
             on_settle=self._settle_early,
@@ -274,6 +277,8 @@ class Watch:
         self._reporting.start(run)
         if saved is not None:
             self._schedule.slots.update(saved.slots)
+        for name in self._of_loss:
+            self._schedule.expect(name, STEPS_PER_TAPE * (1 + self._training_loss.n_wanted))
         self._refer(step)
         for k, problem in enumerate(self._finding.problems):  # each is said, also where several are of no one group
             self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
@@ -405,6 +410,11 @@ class Watch:
             if self._schedule.is_due(probe.name, unit, count)
             or (unit == "step" and self._probing.is_wanted_again(probe))
         ]
+
+    def _steps_until_loss(self, step: int) -> int | None:
+        """In how many steps a probe that may evaluate the loss is due."""
+        left = [self._schedule.steps_until(name, step) for name in self._of_loss]
+        return min((steps for steps in left if steps is not None), default=None)
 
     def _share(self, step: int, due: Sequence[Probe] = (), *, last: bool = False, alone: bool = False) -> None:
         """Put together and report what all processes have found since this was last done."""

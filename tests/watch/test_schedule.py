@@ -82,9 +82,27 @@ def test_times_are_the_seed_s_and_differ_between_seeds_and_probes():
 def test_a_long_planned_run_spreads_measurements_and_a_dense_probe_does_not():
     cheap = {"cost": 1e-9}
     spread = times(Schedule({"a": ADAPTIVE}, 0.1, planned_steps=2560), "a", 2560, **cheap)
-    assert 120 <= len(spread) <= 136
+    assert 105 <= len(spread) <= 136
     dense = times(Schedule({"a": ADAPTIVE}, 0.1, planned_steps=1000, dense=frozenset("a")), "a", 1000, **cheap)
     assert dense[-800:] == list(range(201, 1001))
+
+
+def test_a_short_run_does_not_pay_for_a_long_one():
+    schedule = Schedule({"a": ADAPTIVE, "b": ADAPTIVE}, 0.02)
+    schedule.expect("a", 100.0)
+    schedule.slots = schedule.plan(3, 1.0)
+    assert schedule.slots["a"].at > 100 / 0.01
+    assert schedule.slots["b"].at > 12 / 0.01
+
+
+@pytest.mark.parametrize("step", range(1, 60))
+def test_how_long_until_a_probe_measures(step):
+    schedule = Schedule({"a": ADAPTIVE, "b": Period(7), "c": Period(1, "epoch")}, 0.1)
+    assert schedule.steps_until("b", step) == next(k for k in range(8) if schedule.is_due("b", "step", step + k))
+    assert schedule.steps_until("a", step) is None
+    assert schedule.steps_until("c", step) == 0  # whenever the epoch ends
+    schedule.slots["a"] = Slot(1, 50, 30)
+    assert schedule.steps_until("a", step) == (30 - step if step <= 30 else None)
 
 
 def test_nothing_is_planned_before_a_step_s_time_is_known():

@@ -1,0 +1,47 @@
+"""The fast comparison against torch's own, element by element."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_topo.watch import same_bits
+from lightning_topo.watch.same_bits import same_values
+
+FORMATS = {
+    "packed": lambda x: x,
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "with gaps": lambda x: torch.stack([x, x], dim=-1)[..., 0],
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "bfloat16": lambda x: x.bfloat16(),
+    "complex": lambda x: torch.complex(x, x),
+    "integers": lambda x: x.long(),
+}
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("fast", [True, False])
+def test_every_layout(layout, fast, monkeypatch):
+    if not fast:
+        monkeypatch.setattr(same_bits, "_memcmp", None)
+    points = torch.arange(24.0).view(1, 2, 3, 4)
+    a = FORMATS[layout](points)
+    assert same_values(a, a.clone())
+    assert same_values(a, FORMATS[layout](points.clone()))
+    for k in range(24):
+        other = points.clone()
+        other.view(-1)[k] += 64
+        assert not same_values(a, FORMATS[layout](other))
+
+
+@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, float("nan"), float("inf")]), min_size=2, max_size=4), st.data())
+def test_as_element_by_element(values, data):
+    others = [data.draw(st.sampled_from([value, 0.0, -0.0, float("nan")])) for value in values]
+    expected = all(a == b or (a != a and b != b) for a, b in zip(values, others, strict=True))
+    assert same_values(torch.tensor(values), torch.tensor(others)) is expected
+
+
+def test_other_shapes_and_types_differ():
+    assert not same_values(torch.zeros(2), torch.zeros(3))
+    assert not same_values(torch.zeros(2, 3), torch.zeros(3, 2))
+    assert same_values(torch.zeros(0), torch.zeros(0))
