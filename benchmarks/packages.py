@@ -1,0 +1,237 @@
+"""What the default monitor changes and costs in trainings of models that packages bring: bits, time, memory, events.
+
+    python -m benchmarks.packages [--steps 100] [--only gpt2] [--out build/packages.jsonl] [--table]
+
+Each training runs twice in processes of its own, without and with `TopologyMonitor()`, from `fit` to its return. Bits are
+those of the module's and optimizers' state, of all gradients and of the random states of torch, NumPy and Python. Time is
+of the CPU, that of processes that we start included; memory is the peak of the process. What has been run is kept and not
+run again.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from benchmarks.packages_models import TRAININGS
+from lightning_topo import TopologyMonitor
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training: what it ended with and what it took."""
+
+    bits: str
+    cpu_s: float
+    wall_s: float
+    peak_mb: float
+    steps: int
+    loss: float | None
+    groups: int = 0
+    verified: int = 0
+    coverage: float | None = None
+    events: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A training without and with the monitor."""
+
+    name: str
+    step_ms: float
+    equal: bool
+    cpu_ratio: float
+    wall_ratio: float
+    memory_ratio: float
+    groups: int
+    verified: int
+    coverage: float | None
+    events: dict[str, int]
+
+
+class _Losses(L.Callback):
+    """The last loss that a step returned."""
+
+    last: float | None = None
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: object) -> None:
+        if isinstance(outputs, dict) and outputs.get("loss") is not None:
+            self.last = outputs["loss"].detach()
+
+
+def run(name: str, steps: int, watched: bool) -> Run:
+    """Train once, here."""
+    warnings.filterwarnings("ignore")
+    L.seed_everything(0, verbose=False)
+    module, loader = TRAININGS[name].build()
+    monitor = TopologyMonitor() if watched else None
+    losses = _Losses()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = L.Trainer(
+            max_steps=steps,
+            max_epochs=-1,
+            accelerator="cpu",
+            logger=L.pytorch.loggers.CSVLogger(folder),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+            callbacks=[losses] if monitor is None else [monitor, losses],
+            **TRAININGS[name].trainer,
+        )
+        began, cpu = time.perf_counter(), _cpu_seconds()
+        trainer.fit(module, loader)
+        wall, cpu = time.perf_counter() - began, _cpu_seconds() - cpu
+    found: dict[str, Any] = {}
+    if monitor is not None:
+        found = {
+            "groups": len(monitor.groups),
+            "verified": sum(group.status == "verified" for group in monitor.groups),
+            "coverage": _number(trainer.callback_metrics.get("topology/coverage")),
+            "events": tuple(event.name for event in monitor.events),
+        }
+    return Run(
+        _bits(trainer, module),
+        cpu,
+        wall,
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        trainer.global_step,
+        _number(losses.last),
+        **found,
+    )
+
+
+def compare(name: str, steps: int) -> Row:
+    """Train without and with the monitor, each in a process of its own."""
+    without, watched = (_child(name, steps, mode) for mode in ("without", "with"))
+    events = {event: watched.events.count(event) for event in dict.fromkeys(watched.events)}
+    return Row(
+        name,
+        1000 * without.wall_s / max(without.steps, 1),
+        without.bits == watched.bits,
+        watched.cpu_s / without.cpu_s,
+        watched.wall_s / without.wall_s,
+        watched.peak_mb / without.peak_mb,
+        watched.groups,
+        watched.verified,
+        watched.coverage,
+        events,
+    )
+
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """The rows as Markdown, with their medians."""
+    yield "| training | ms a step | bits equal | CPU time | wall time | memory | groups verified | certified | events |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for row in rows:
+        events = ", ".join(f"{name} x {n}" if n > 1 else name for name, n in row.events.items()) or "none"
+        covered = "" if row.coverage is None else f"{row.coverage:.3f}"
+        yield (
+            f"| {row.name} | {row.step_ms:.0f} | {'yes' if row.equal else 'NO'} | {row.cpu_ratio:.2f} | "
+            f"{row.wall_ratio:.2f} | {row.memory_ratio:.2f} | {row.verified} of {row.groups} | {covered} | {events} |"
+        )
+    cpu, wall, memory = (
+        statistics.median(getattr(row, field) for row in rows) for field in ("cpu_ratio", "wall_ratio", "memory_ratio")
+    )
+    yield f"| median of {len(rows)} | | {sum(row.equal for row in rows)} of {len(rows)} | {cpu:.2f} | {wall:.2f} | {memory:.2f} | | | |"
+
+
+def _child(name: str, steps: int, mode: str) -> Run:
+    """A training in a fresh process."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.packages", "--child", mode]
+    command += ["--only", name, "--steps", str(steps)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RUN ")]
+    if not lines:
+        raise RuntimeError(f"{name}, {mode} the monitor, ended without a result: {done.stderr[-2000:]}")
+    return Run(**json.loads(lines[-1][4:]))
+
+
+def _bits(trainer: L.Trainer, module: L.LightningModule) -> str:
+    """One digest of everything that a monitor must leave as it was."""
+    digest = hashlib.sha256()
+    _add(digest, module.state_dict())
+    _add(digest, {name: p.grad for name, p in module.named_parameters()})
+    _add(digest, [optimizer.state_dict() for optimizer in trainer.optimizers])
+    _add(digest, [torch.get_rng_state(), np.random.get_state()[1], random.getstate()])  # noqa: NPY002
+    return digest.hexdigest()
+
+
+def _add(digest: Any, value: Any) -> None:
+    """Take a value in, whatever it holds."""
+    if isinstance(value, torch.Tensor):
+        digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"empty")
+    elif isinstance(value, dict):
+        for key in value:
+            digest.update(repr(key).encode())
+            _add(digest, value[key])
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            _add(digest, one)
+    else:
+        digest.update(repr(value).encode())
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of those that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _kept(path: Path) -> list[Row]:
+    return [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def main() -> None:
+    """Run what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "packages.jsonl")
+    parser.add_argument("--table", action="store_true", help="print what has been run")
+    parser.add_argument("--child", choices=["with", "without"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print("RUN", json.dumps(asdict(run(arguments.only, arguments.steps, arguments.child == "with"))))
+        return
+    rows = _kept(arguments.out)
+    for name, training in TRAININGS.items():
+        missing = [package for package in training.requires if importlib.util.find_spec(package) is None]
+        if arguments.table or arguments.only not in name or any(row.name == name for row in rows):
+            continue
+        if missing:
+            print(f"{name}: left out, {', '.join(missing)} is not installed", file=sys.stderr)
+            continue
+        rows.append(compare(name, arguments.steps))
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.out.open("a") as file:
+            file.write(json.dumps(asdict(rows[-1])) + "\n")
+        print(f"{name}: done", file=sys.stderr)
+    print("\n".join(table(rows)))
+
+
+if __name__ == "__main__":
+    main()
