@@ -179,7 +179,9 @@ def _bits(trainer: L.Trainer, module: L.LightningModule) -> str:
 def _add(digest: Any, value: Any) -> None:
     """Take a value in, whatever it holds."""
     if isinstance(value, torch.Tensor):
-        digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"empty")
+        digest.update(
+            value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"empty"
+        )
     elif isinstance(value, dict):
         for key in value:
             digest.update(repr(key).encode())

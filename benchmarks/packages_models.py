@@ -109,7 +109,15 @@ def _picture(name: str, options: dict[str, Any], size: int = 32, **trainer: Any)
 
 _text(
     "GPT2LMHeadModel",
-    {"vocab_size": 200, "n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 64, "bos_token_id": 0, "eos_token_id": 1},
+    {
+        "vocab_size": 200,
+        "n_embd": 128,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_positions": 64,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
 )
 _text("BertForMaskedLM", SMALL, gradient_clip_val=1.0)
 _text("LlamaForCausalLM", {**SMALL, "num_key_value_heads": 2}, accumulate_grad_batches=2)
@@ -164,7 +172,14 @@ def low_rank() -> Built:
     import peft
 
     base = _of_transformers(
-        "GPT2LMHeadModel", vocab_size=200, n_embd=128, n_layer=4, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1
+        "GPT2LMHeadModel",
+        vocab_size=200,
+        n_embd=128,
+        n_layer=4,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=0,
+        eos_token_id=1,
     )
     model = peft.get_peft_model(base, peft.LoraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True))
     rows = tokens(256, 48)
@@ -195,7 +210,8 @@ def _graphs(name: str) -> None:
         from torch_geometric.loader import DataLoader as GraphLoader
 
         graphs = [
-            Data(x=torch.randn(30, 16), edge_index=torch.randint(30, (2, 90)), y=torch.randint(3, (1,))) for _ in range(256)
+            Data(x=torch.randn(30, 16), edge_index=torch.randint(30, (2, 90)), y=torch.randint(3, (1,)))
+            for _ in range(256)
         ]
         network = getattr(networks, name)(16, 64, num_layers=4, out_channels=64, dropout=0.1)
         return Graphs(network), GraphLoader(graphs, batch_size=32, shuffle=True)
@@ -300,7 +316,9 @@ def adversarial() -> Built:
             optimizer.step()
 
         def configure_optimizers(self) -> Any:
-            return [torch.optim.Adam(part.parameters(), 2e-4, (0.5, 0.999)) for part in (self.generator, self.critic)], []
+            return [
+                torch.optim.Adam(part.parameters(), 2e-4, (0.5, 0.999)) for part in (self.generator, self.critic)
+            ], []
 
     return Adversarial(), loader(16, images=torch.randn(256, 1, 16, 16))
 
@@ -314,7 +332,9 @@ def self_distilled() -> Built:
         def __init__(self) -> None:
             super().__init__()
             convolutions = [nn.Conv2d(3, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1)]
-            self.student = nn.Sequential(*convolutions, nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten(), nn.Linear(4096, 64))
+            self.student = nn.Sequential(
+                *convolutions, nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten(), nn.Linear(4096, 64)
+            )
             self.predict = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64))
             self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 

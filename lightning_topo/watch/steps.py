@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_topo.tape.names import clean_name
-from lightning_topo.watch.same_bits import same_values
 from lightning_topo.watch.rates import learning_rate
+from lightning_topo.watch.same_bits import same_values
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lightning_topo.figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.outputs.page.outcome import Outcome, history
-from lightning_topo.figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
 from lightning_topo.outputs.record import RunRecord
 
 MARGIN = 0.8
