@@ -111,7 +111,7 @@ def test_a_tracker_of_which_nothing_works_is_named_once_for_each_thing_and_loses
         warnings.simplefilter("always")
         training = drive(tmp_path / "topology", 16, hot={3}, loggers=[down, fine], log_groups="worst")
     messages = [str(w.message) for w in told if "did not take" in str(w.message)]
-    kinds = {"the settings", "values", "an event", "events", "figures", "the record"}
+    kinds = {"the settings", "values", "an event", "events", "figures", "the verdict", "the record"}
     assert {kind for kind in kinds if any(f"did not take {kind} (" in message for message in messages)} == kinds
     assert len(messages) == len(kinds)
     record = read_record(training.outputs.dirpath)
