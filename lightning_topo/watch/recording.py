@@ -28,11 +28,12 @@ _SHARDS = {
 class Recording:
     """Records steps as they run, one tape for each loss; a module with compiled parts is never recorded.
 
-    `obstacle` says why nothing can be recorded; empty where it can. `training_loss` is given what it wants of the
+    `obstacle` says why nothing can be recorded; empty where it can. `runs_eagerly` where compiled parts will not run
+    compiled. `training_loss` is given what it wants of the
     recorded steps; None where no probe evaluates losses.
     """
 
-    def __init__(self, training: Training, training_loss: TrainingLoss | None) -> None:
+    def __init__(self, training: Training, training_loss: TrainingLoss | None, *, runs_eagerly: bool = False) -> None:
         self._training, self._training_loss = training, training_loss
         self._batch: Any = None
         self._is_kept = self._is_open = self._goes_on = False
@@ -43,7 +44,8 @@ class Recording:
         self._handles: list[RemovableHandle] = []
         kind = sharding(training.root)
         self._is_sharded = kind != "whole"
-        self.obstacle = _SHARDS.get(kind) or compiled_reason(training.module) or ""
+        compiled = None if runs_eagerly else compiled_reason(training.module)
+        self.obstacle = _SHARDS.get(kind) or compiled or ""
 
     def begin(self, batch: Any, step: int, *, wanted: bool) -> None:
         """Record the step that begins if its tapes are `wanted`, or now and then if more samples of the loss are."""
