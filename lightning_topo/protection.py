@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 MOST_OBJECTS = 100_000
 """Of the plain objects that a module holds, no more than so many are remembered."""
+_SHORT = 10_000
+"""A longer container of a data set is its data."""
 
 
 @contextmanager
@@ -34,6 +36,22 @@ def unchanged(module: nn.Module) -> Iterator[None]:
         memory.restore()
         for restore in buffers:
             restore()
+
+
+@contextmanager
+def same_draws(*sources: Any) -> Iterator[None]:
+    """Loaders, samplers and data sets draw afterwards as if nothing had been drawn inside.
+
+    Attributes, short containers and generators of random numbers are put back, however deep they lie; tensors and
+    arrays, which are the data, are left alone.
+    """
+    memory = _Memory(of_data=True)
+    for source in sources:
+        memory.object(source)
+    try:
+        yield
+    finally:
+        memory.restore()
 
 
 @contextmanager
@@ -63,7 +81,8 @@ def same_random_state(seed: int) -> Iterator[None]:
 class _Memory:
     """What plain objects hold, and how to give it back to them in place."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_data: bool = False) -> None:
+        self._of_data = of_data
         self._seen: set[int] = set()
         self._restorers: list[Callable[[], None]] = []
         self._alive: list[Any] = []  # an address is nobody else's as long as its owner lives
@@ -93,6 +112,8 @@ class _Memory:
             self._generator(value, partial(setattr, value.bit_generator, "state", state))
         elif isinstance(value, np.random.RandomState):
             self._generator(value, partial(value.set_state, value.get_state()))
+        elif self._of_data and _is_data(value):
+            return
         elif isinstance(value, Tensor):
             if not isinstance(value, nn.Parameter) and not self._knows(value):
                 self._restorers.append(_tensor(value))
@@ -107,12 +128,15 @@ class _Memory:
         elif isinstance(value, tuple):
             for part in value:
                 self._value(part)
-        elif hasattr(value, "__dict__") and not _is_of_a_framework(value):
+        elif hasattr(value, "__dict__") and not (_is_of_a_framework(value) and not self._draws(value)):
             self.object(value)
 
     def _generator(self, value: Any, restore: Callable[..., Any]) -> None:
         if not self._knows(value):
             self._restorers.append(restore)
+
+    def _draws(self, value: Any) -> bool:
+        return self._of_data and type(value).__module__.startswith(("torch.utils.data", "lightning.pytorch.overrides"))
 
     def _knows(self, value: Any) -> bool:
         if id(value) in self._seen or len(self._seen) >= MOST_OBJECTS:
@@ -120,6 +144,13 @@ class _Memory:
         self._seen.add(id(value))
         self._alive.append(value)
         return False
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value is what a data set holds, and not what it remembers."""
+    return isinstance(value, Tensor | np.ndarray) or (
+        isinstance(value, list | dict | set | deque) and len(value) > _SHORT
+    )
 
 
 def _is_of_a_framework(value: Any) -> bool:

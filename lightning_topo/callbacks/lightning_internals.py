@@ -77,6 +77,19 @@ def log_period(trainer: Trainer) -> int:
     return getattr(trainer, "log_every_n_steps")  # noqa: B009 - set without being declared
 
 
+def loader_mode(trainer: Trainer) -> Any:
+    """How batches of several loaders are put together, as `CombinedLoader` names it."""
+    combined = trainer.fit_loop._combined_loader
+    return "max_size_cycle" if combined is None else combined._mode
+
+
+def transferred(trainer: Trainer, batch: Any) -> Any:
+    """A batch as the training loop hands it on: through the hooks of module and DataModule, on the device."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
 def run_folder(trainer: Trainer) -> Path:
     """Where this run's files go, as `ModelCheckpoint` resolves it: <save_dir>/<name>/<version>, or the root folder."""
     if not trainer.loggers:

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Literal, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,11 +12,11 @@ from lightning.pytorch.utilities.parsing import lightning_hasattr, lightning_set
 from torch import Tensor
 from torch.optim import LBFGS
 
-from lightning_topo.callbacks.group_choice import choose_groups
 from lightning_topo.callbacks.learning_rates import scale_learning_rate, unscalable_schedulers
 from lightning_topo.callbacks.lightning_internals import batches_stepped, is_trial_run, misconfigured, shards_parameters
 from lightning_topo.callbacks.lr_sweep import LRSweep
-from lightning_topo.callbacks.training_loss import sample_batch, training_loss
+from lightning_topo.callbacks.trial_batches import can_only_be_iterated, trial_batches
+from lightning_topo.callbacks.trial_look import TrialLook
 from lightning_topo.callbacks.trial_steps import base_learning_rate, on_trial, set_learning_rate, take_step
 from lightning_topo.callbacks.watched_optimizer import WatchedOptimizer
 from lightning_topo.measurement import GLOBAL
@@ -24,6 +25,7 @@ from lightning_topo.probes import Capture, Clouds, ProbeResult, ProbeUnavailable
 
 Mode = Literal["exponential", "linear"]
 
+_REMEDY = "Name the groups by hand: TopologyLRFinder(groups=declare_neurons(module, ...))."
 _MEMORY = 0.98
 """Of the running mean of the loss, as in Lightning's own finder."""
 
@@ -39,7 +41,7 @@ class TopologyLRFinder(Callback):
       along the sweep with weights, batch and optimizer state: these are steps of a training that was warmed up to lr;
     - r of a *first* step at lr, from the weights and optimizer state at the start: a training that begins at lr with no
       warm-up. For adaptive optimizers it is often far larger, as their first step has unit size in every entry;
-    - `eta_lambda` and the sharpness ratio of the loss where the sweep stands, on a fixed batch of 256 samples: what the
+    - `eta_lambda` and the sharpness ratio of the loss where the sweep stands, on the first 256 samples: what the
       paper's sufficient condition, and the edge of stability, say of a step at lr.
 
     `suggestion_by_ratio` is the largest learning rate up to which both r were below 1, `suggestion_by_curvature` the
@@ -47,9 +49,10 @@ class TopologyLRFinder(Callback):
     says nothing of later steps; the second is usually far smaller, and no certificate either. Where the sweep does not
     cross the critical point, there is no suggestion by it: r of many networks is still below 1 where the loss diverges.
 
-    Everything is restored bitwise: weights, optimizer, buffers, metrics, scaler and random states. Batches are drawn
-    from the data set, so the dataloader does not advance. Schedulers, loops, loggers and other callbacks take no part.
-    A resumed training is not swept again, nor is `fast_dev_run`.
+    Everything is afterwards bitwise as it was: the batches come from copies of the dataloaders, through their samplers
+    and the transfer hooks, and weights, optimizer, buffers, metrics, scaler, random states and what samplers and data
+    sets remember are put back. Schedulers, loops, loggers and other callbacks take no part. A resumed training is not
+    swept again, nor is `fast_dev_run`.
 
     With several processes that hold whole parameters (DDP) each draws batches of its own, and all get the result of
     one process that accumulates as many batches.
@@ -69,7 +72,7 @@ class TopologyLRFinder(Callback):
         groups: The groups of neurons, or "auto" to find and verify them.
         sharpness: How to measure the curvature, "auto" for `Sharpness()`, or None to leave it out, which makes the
             sweep several times faster.
-        seed: Of the batches drawn, of dropout in the sweep, and of the search for groups.
+        seed: Of the order of batches, of dropout in the sweep, and of the search for groups.
 
     With several parameter groups the learning rate is the first group's; the others keep their ratio to it.
 
@@ -161,15 +164,18 @@ class TopologyLRFinder(Callback):
 
     def _find(self, trainer: Trainer, module: LightningModule) -> None:
         attribute = self._refuse(trainer, module)
-        probe_batch = sample_batch(trainer, self.seed)
-        if probe_batch is None:
+        if can_only_be_iterated(trainer):
             raise misconfigured(
                 trainer,
-                "TopologyLRFinder draws batches from the data set, and this one can only be iterated: it would consume "
+                "TopologyLRFinder draws batches of the data, and these can only be iterated: it would consume "
                 "what the training is to see. Use a map-style data set, or leave the finder out.",
             )
-        groups = choose_groups("TopologyLRFinder", self.chosen_groups, trainer, module, probe_batch, self.seed)
-        self.sweep = _Sweep(self, trainer, module, groups, probe_batch).run()
+        look = TrialLook.of(trainer, module, self.chosen_groups, self.seed)
+        if not look.groups:
+            raise misconfigured(trainer, f"TopologyLRFinder has no neurons to work on. {look.problems} {_REMEDY}")
+        if look.problems:
+            rank_zero_warn(f"TopologyLRFinder: {look.problems} {_REMEDY}")
+        self.sweep = _Sweep(self, trainer, module, look).run()
         rank_zero_info(f"TopologyLRFinder: {self.sweep}")
         if attribute is None:
             return
@@ -235,11 +241,11 @@ class _Sweep:
         finder: TopologyLRFinder,
         trainer: Trainer,
         module: LightningModule,
-        groups: tuple[NeuronGroup, ...],
-        probe_batch: Any,
+        look: TrialLook,
     ) -> None:
-        self._finder, self._trainer, self._module = finder, trainer, module
-        self._groups, self._probe_batch = groups, probe_batch
+        self._finder, self._trainer, self._module, self._look = finder, trainer, module, look
+        self._batches = trial_batches(trainer)
+        self._first: list[Any] = []
         self._sharpness, self._curvature = finder.sharpness, ProbeResult()
         self._ratio = math.nan
 
@@ -249,8 +255,11 @@ class _Sweep:
         with on_trial(self._trainer, self._module, self._finder.seed):
             for k, lr in enumerate(self._finder.learning_rates()):
                 set_learning_rate(self._trainer.optimizers[0], lr)
-                curvature = self._measure_curvature(k)
-                loss, ratio = self._step(lr, k)
+                # Of several processes the first measures: all have the same weights, and its samples are those of all.
+                curvature = self._look.ranks.first("curvature", lambda k=k: self._measure_curvature(k))
+                batches = list(islice(self._batches, self._trainer.accumulate_grad_batches))
+                self._first = self._first or batches
+                loss, ratio = self._step(lr, batches)
                 rows.append((lr, loss, ratio, *curvature))
                 smoothed = _MEMORY * smoothed + (1.0 - _MEMORY) * loss
                 average = smoothed / (1.0 - _MEMORY ** (k + 1))
@@ -261,12 +270,11 @@ class _Sweep:
         first = tuple(self._first_step(lr) for lr in lrs)
         return LRSweep(lrs, losses, ratios, first, eta_lambdas, sharpness_ratios, diverged)
 
-    def _step(self, lr: float, k: int) -> tuple[float, float]:
-        """Loss and r of one step with the learning rate that is set; k says on which batches."""
+    def _step(self, lr: float, batches: Sequence[Any]) -> tuple[float, float]:
+        """Loss and r of one step with the learning rate that is set."""
         trainer, [optimizer] = self._trainer, self._trainer.optimizers
         self._ratio = math.nan
-        batches = [sample_batch(trainer, seed, at_least=1) for seed in self._seeds(k)]
-        watched = WatchedOptimizer(trainer, self._module, optimizer, self._groups, 1.0, self._updated)
+        watched = WatchedOptimizer(trainer, self._module, optimizer, self._look.groups, 1.0, self._updated)
         try:
             loss = take_step(trainer, self._module, batches)
         finally:
@@ -279,16 +287,11 @@ class _Sweep:
             )
         return loss, self._ratio
 
-    def _seeds(self, k: int) -> list[int]:
-        """Of the batches that this process draws for the k-th step: each of several draws its own, as in training."""
-        n, size = self._trainer.accumulate_grad_batches, self._trainer.world_size
-        return [self._finder.seed + (k * n + i) * size + self._trainer.global_rank for i in range(n)]
-
     def _first_step(self, lr: float) -> float:
         """r of a first step of this size, from where the sweep began."""
         with on_trial(self._trainer, self._module, self._finder.seed):
             set_learning_rate(self._trainer.optimizers[0], lr)
-            return self._step(lr, 0)[1]
+            return self._step(lr, self._first)[1]
 
     def _updated(self, watched: WatchedOptimizer) -> None:
         self._ratio = max(watched.ratios().values(), default=math.nan)
@@ -314,13 +317,11 @@ class _Sweep:
             step=k,
             epoch=self._trainer.current_epoch,
             module=self._module,
-            groups=self._groups,
-            neurons=Clouds(self._groups, tensors),
+            groups=self._look.groups,
+            neurons=Clouds(self._look.groups, tensors),
             before=None,
             reference={},
             optimizers=self._trainer.optimizers,
-            training_loss=lambda loss_fn: training_loss(
-                self._trainer, self._module, self._probe_batch, loss_fn, self._finder.seed
-            ),
+            training_loss=self._look.loss,
             previous=self._curvature if self._curvature.carry is not None else None,
         )

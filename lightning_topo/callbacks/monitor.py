@@ -14,11 +14,10 @@ from torch.optim import Optimizer
 from lightning_topo.callbacks.lightning_internals import run_folder, torch_optimizer
 from lightning_topo.callbacks.trainer_printer import TrainerPrinter
 from lightning_topo.callbacks.trainer_training import TrainerTraining
-from lightning_topo.neurons import NeuronGroup
 from lightning_topo.outputs import Outputs, open_outputs
 from lightning_topo.outputs.page.inline import inline_html
-from lightning_topo.outputs.record import RunRecord, read_record
-from lightning_topo.phases import PhaseRules, TopologyEvent
+from lightning_topo.outputs.watched import WatchedTraining
+from lightning_topo.phases import PhaseRules
 from lightning_topo.probes import Probe
 from lightning_topo.watch import Watch, WatchSettings
 from lightning_topo.watch.checkpoint import saved_place
@@ -26,7 +25,7 @@ from lightning_topo.watch.readings import LogGroups
 from lightning_topo.watch.settings import Groups, probe_list
 
 
-class TopologyMonitor(Callback):
+class TopologyMonitor(WatchedTraining, Callback):
     """Watches the topology of the neurons while a network trains, and leaves the training bitwise unchanged.
 
     Measures how far each step bends the cloud of neurons (r = eta / eta*, critical at 1), the persistence diagrams of
@@ -92,7 +91,7 @@ class TopologyMonitor(Callback):
             max_record_mb=max_record_mb,
             rules=rules,
         )
-        self.watch: Watch | None = None
+        self._watch: Watch | None = None
         self._training: TrainerTraining | None = None
         self._outputs: Outputs | None = None
         self._losses: list[Tensor] = []
@@ -100,29 +99,14 @@ class TopologyMonitor(Callback):
         self._saved: Any = None
 
     @property
-    def events(self) -> Sequence[TopologyEvent]:
-        """What has happened in the present or last fit, oldest first."""
-        return () if self.watch is None else self.watch.events
-
-    @property
-    def groups(self) -> Sequence[NeuronGroup]:
-        """The groups of neurons that are measured in the present or last fit; known after its first step."""
-        return () if self.watch is None else self.watch.groups
+    def watch(self) -> Watch | None:
+        """The engine of the present or last fit."""
+        return self._watch
 
     @property
     def epochs_agree(self) -> bool:
         """Whether all processes end their epochs at the same step."""
         return self.watch is None or self.watch.epochs_agree
-
-    @property
-    def dirpath(self) -> Path | None:
-        """The run folder of the present or last fit; None before it, and where none could be written."""
-        return None if self.watch is None else self.watch.dirpath
-
-    @property
-    def record(self) -> RunRecord | None:
-        """The record of the present or last fit as it stands, read anew; None where `dirpath` is None."""
-        return None if self.dirpath is None else read_record(self.dirpath)
 
     def _repr_html_(self) -> str | None:
         """The run so far, as notebooks show it; None (its plain name) where there is no record."""
@@ -149,7 +133,7 @@ class TopologyMonitor(Callback):
         return self._generate_state_key(dirpath=str(self.settings.dirpath))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        saved, self._saved, self.watch = self._saved, None, None
+        saved, self._saved, self._watch = self._saved, None, None
         with self._guarded("could not start, and does not watch this training"):
             training, settings = TrainerTraining(trainer, pl_module), self.settings
             opened = partial(
@@ -170,7 +154,7 @@ class TopologyMonitor(Callback):
             # Where one process cannot, none goes on to wait for it.
             outputs = training.ranks.together("opening the outputs", opened)
             self._training, self._outputs = training, outputs
-            self.watch = Watch(training, settings, outputs, saved)
+            self._watch = Watch(training, settings, outputs, saved)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._losses = []
@@ -242,7 +226,7 @@ class TopologyMonitor(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither the live watch nor what Lightning attaches (`log`, bound to the module) belongs to a copy.
-        empty = {"watch": None, "_training": None, "_outputs": None, "_losses": [], "_logged_before": {}}
+        empty = {"_watch": None, "_training": None, "_outputs": None, "_losses": [], "_logged_before": {}}
         return {"settings": self.settings, "_saved": self._saved, **empty}
 
     def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,9 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
-from lightning_topo.callbacks.training_loss import mute
-from lightning_topo.protection import same_random_state, unchanged
+from lightning_topo.protection import same_draws, same_random_state, unchanged
+from lightning_topo.watch.recording import Recording
 
 
 @contextmanager
@@ -22,18 +23,19 @@ def on_trial(trainer: Trainer, module: LightningModule, seed: int) -> Iterator[N
     """Steps may be taken inside; at the end everything is bitwise as it was.
 
     Parameters, gradients, buffers, metrics and other attributes of the module; the optimizer's state, learning rates,
-    hooks and counters; the gradient scaler; every random state. Loggers and callbacks take no part. Schedulers, loops
-    and dataloaders are not touched at all. Inside, the random state is that of `seed`.
+    hooks and counters; the gradient scaler; every random state; what samplers and data sets remember. Loggers and
+    callbacks take no part. Schedulers and loops are not touched at all. Inside, the random state is that of `seed`.
     """
     loggers, callbacks = trainer.loggers, _callbacks(trainer)
     with (
         same_random_state(seed),
+        same_draws(*tree_leaves(trainer.train_dataloader)),
         unchanged(module),
         _same_parameters(trainer, module),
         _same_scaler(trainer),
         _borrowed(*trainer.optimizers),
     ):
-        module.__dict__["log"] = module.__dict__["log_dict"] = mute
+        module.__dict__["log"] = module.__dict__["log_dict"] = _mute
         trainer.loggers = [DummyLogger()] if loggers else []
         _set_callbacks(trainer, [])
         try:
@@ -68,6 +70,22 @@ def take_step(trainer: Trainer, module: LightningModule, batches: Sequence[Any])
     return float(torch.as_tensor(trainer.strategy.reduce(total, reduce_op="mean")))
 
 
+def record_loss(trainer: Trainer, module: LightningModule, batch: Any, recording: Recording) -> None:
+    """Compute the loss on a batch and its gradient, recorded; nothing is updated, and no gradient is left."""
+    recording.begin(batch, 0, wanted=True)
+    try:
+        # The recorded calls are those of the eager module.
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            loss = _loss(trainer.strategy.training_step(*_arguments(module, batch)))
+            recording.loss(loss, 1.0)
+            loss.backward()
+            recording.differentiated(goes_on=False)
+    finally:
+        recording.end()
+        for parameter in module.parameters():
+            parameter.grad = None
+
+
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """To the first parameter group; the others keep their ratio to it."""
     first = float(base_learning_rate(optimizer))
@@ -80,6 +98,10 @@ def base_learning_rate(optimizer: Optimizer) -> float:
     """The first parameter group's, before any scheduler has changed it."""
     group = optimizer.param_groups[0]
     return float(group.get("initial_lr", group["lr"]))
+
+
+def _mute(*args: Any, **kwargs: Any) -> None:
+    """In place of `LightningModule.log`."""
 
 
 def _loss(output: Any) -> Tensor:

@@ -1,17 +1,14 @@
 """The results that every door offers: events, groups, metrics, record."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from lightning_topo.loops.session import LoopSession
-from lightning_topo.neurons import NeuronGroup
-from lightning_topo.outputs.record import RunRecord, read_record
-from lightning_topo.phases import TopologyEvent
+from lightning_topo.outputs.watched import WatchedTraining
 from lightning_topo.watch import Watch
 
 
-class Watched:
-    """Results of the present or last training; empty before its first step."""
+class Watched(WatchedTraining):
+    """Of the present or last training: nothing before its first step."""
 
     _session: LoopSession | None = None
 
@@ -19,16 +16,6 @@ class Watched:
     def watch(self) -> Watch | None:
         """The engine."""
         return None if self._session is None else self._session.watch
-
-    @property
-    def events(self) -> Sequence[TopologyEvent]:
-        """What has happened, oldest first."""
-        return () if self.watch is None else self.watch.events
-
-    @property
-    def groups(self) -> Sequence[NeuronGroup]:
-        """The groups of neurons that are measured; known after the first step."""
-        return () if self.watch is None else self.watch.groups
 
     @property
     def epoch(self) -> int:
@@ -40,13 +27,3 @@ class Watched:
         """The latest values by their published keys, `topology/...`."""
         values = {} if self._session is None else self._session.training.values
         return {key: float(value) for key, value in values.items()}
-
-    @property
-    def dirpath(self) -> Path | None:
-        """The run folder; None where none could be written."""
-        return None if self.watch is None else self.watch.dirpath
-
-    @property
-    def record(self) -> RunRecord | None:
-        """The record as it stands, read anew; None where `dirpath` is None."""
-        return None if self.dirpath is None else read_record(self.dirpath)

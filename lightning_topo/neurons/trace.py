@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_topo.neurons.coupling import (
@@ -24,6 +23,7 @@ from lightning_topo.neurons.coupling import (
 from lightning_topo.neurons.coupling import unify as unify_axes
 from lightning_topo.neurons.elementwise import is_elementwise
 from lightning_topo.neurons.group import Role, Step
+from lightning_topo.neurons.operator_call import OperatorCall, operator_call
 from lightning_topo.neurons.registry import rule_for
 
 CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor"})
@@ -36,29 +36,6 @@ KEEPS_MARKS = frozenset(
      "transpose", "unbind", "unsqueeze", "view", "_unsafe_view", "split", "split_with_sizes", "cat"}
 )  # fmt: skip
 READS_POSITIONS = frozenset({"gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce"})
-
-
-@dataclass(frozen=True, slots=True)
-class OperatorCall:
-    """One call of one operator: its arguments by their names in the schema, and its tensors."""
-
-    name: str
-    overload: str
-    arguments: dict[str, Any]
-    inputs: list[Tensor]
-    outputs: list[Tensor]
-
-    def __getitem__(self, argument: str) -> Any:
-        return self.arguments[argument]
-
-    def get(self, argument: str, default: Any = None) -> Any:
-        """The argument's value, or `default` where this overload has none of that name."""
-        return self.arguments.get(argument, default)
-
-    @property
-    def out(self) -> Tensor:
-        """The (first) output."""
-        return self.outputs[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +253,7 @@ class CouplingTrace(TorchDispatchMode):
 
     def observe(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Carry the axes through one call. A rule that fails freezes what the call touches, and nothing else."""
-        call = _operator_call(func, args, kwargs, result)
+        call = operator_call(func, args, kwargs, result)
         self.n_operators += 1
         try:
             self._apply_rule(func, call)
@@ -288,7 +265,7 @@ class CouplingTrace(TorchDispatchMode):
 
     def works_by_entry(self, func: Any, args: Any, kwargs: Any, result: Any) -> bool:
         """Whether a call was told by trial to work entry by entry."""
-        call = _operator_call(func, args, kwargs, result)
+        call = operator_call(func, args, kwargs, result)
         return is_elementwise(func, call.arguments, call.outputs)
 
     def bar(self, call: OperatorCall, reason: str) -> None:
@@ -398,19 +375,3 @@ CONTRACTIONS = frozenset(
 
 def _is_constant_axis(axis: Axis) -> bool:
     return all(is_constant(atom) for atom in flat(axis))
-
-
-def _operator_call(func: Any, args: Any, kwargs: Any, result: Any) -> OperatorCall:
-    """The call with its arguments named as in the operator's schema, defaults filled in."""
-    schema = func._schema
-    arguments = {}
-    for i, argument in enumerate(schema.arguments):
-        if i < len(args):
-            arguments[argument.name] = args[i]
-        elif argument.name in kwargs:
-            arguments[argument.name] = kwargs[argument.name]
-        elif argument.has_default_value():
-            arguments[argument.name] = argument.default_value
-    inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-    return OperatorCall(schema.name.partition("::")[2], func._overloadname, arguments, inputs, outputs)

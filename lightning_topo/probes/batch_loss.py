@@ -51,17 +51,6 @@ class BatchLoss:
         )
 
 
-def half_of(batch: Any) -> Any | None:
-    """The first half of a batch's samples; None where there is no second one to leave out.
-
-    >>> import torch
-    >>> half_of([torch.arange(5), ["a", "b", "c", "d", "e"], 0.5]), half_of(torch.ones(1, 3))
-    ([tensor([0, 1, 2]), ['a', 'b', 'c'], 0.5], None)
-    """
-    n = _n_samples(batch)
-    return _cut(batch, n, 0, (n + 1) // 2) if n > 1 else None
-
-
 def _n_samples(batch: Any) -> int:
     return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 0)
 

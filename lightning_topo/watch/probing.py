@@ -9,6 +9,7 @@ from lightning_topo.probes import Capture, Pending, Probe, ProbeResult, ProbeUna
 from lightning_topo.watch.awaited import Awaited, AwaitedResults
 from lightning_topo.watch.outcome import Failure, FailureKind, Outcome, joined, plain_values, portable, united
 from lightning_topo.watch.ranks import ElsewhereError, Ranks
+from lightning_topo.watch.schedule import Schedule, Unit
 
 GO_ON = "Everything else goes on."
 
@@ -76,6 +77,14 @@ class Probing:
     def is_wanted_again(self, probe: Probe) -> bool:
         """Whether the probe asked for another measurement after the next step."""
         return self._again.get(probe.name, False)
+
+    def due(self, schedule: Schedule, unit: Unit, count: int) -> list[Probe]:
+        """The probes whose time it is, or that have asked for this step."""
+        return [
+            probe
+            for probe in self.probes
+            if schedule.is_due(probe.name, unit, count) or (unit == "step" and self.is_wanted_again(probe))
+        ]
 
     def unite(self, every: Sequence[Sequence[Outcome]]) -> list[Outcome]:
         """The outcomes of all processes, by rank, as one for each probe and step, in the order of their steps."""

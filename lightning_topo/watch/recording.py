@@ -30,7 +30,7 @@ class Recording:
 
     `obstacle` says why nothing can be recorded; empty where it can. `training_loss` is given what it wants of the
     recorded steps; None where no probe evaluates losses. `steps_until` tells in how many steps one does; None where
-    that is not known.
+    that is not known. `runs_eagerly` where compiled parts will not run compiled.
     """
 
     def __init__(
@@ -38,6 +38,8 @@ class Recording:
         training: Training,
         training_loss: TrainingLoss | None,
         steps_until: Callable[[int], int | None] = lambda step: 0,
+        *,
+        runs_eagerly: bool = False,
     ) -> None:
         self._training, self._training_loss, self._steps_until = training, training_loss, steps_until
         self._batch: Any = None
@@ -49,7 +51,8 @@ class Recording:
         self._handles: list[RemovableHandle] = []
         kind = sharding(training.root)
         self._is_sharded = kind != "whole"
-        self.obstacle = _SHARDS.get(kind) or compiled_reason(training.module) or ""
+        compiled = None if runs_eagerly else compiled_reason(training.module)
+        self.obstacle = _SHARDS.get(kind) or compiled or ""
 
     def begin(self, batch: Any, step: int, *, wanted: bool) -> None:
         """Record the step that begins if its tapes are `wanted`, or if more samples of the loss are, soon."""

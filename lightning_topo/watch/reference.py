@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from lightning_topo.neurons import NeuronGroup
+from lightning_topo.phases import TopologyEvent
 from lightning_topo.probes import Clouds
+from lightning_topo.watch.checkpoint import SavedWatch, resumed
 from lightning_topo.watch.output import ReferenceStore
 from lightning_topo.watch.ranks import Ranks
+from lightning_topo.watch.snapshots import Snapshots
+from lightning_topo.watch.training import Training
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,30 @@ class Reference:
 
     clouds: Mapping[str, Tensor]
     is_kept: bool
+
+
+def begin_reference(
+    snapshots: Snapshots,
+    store: ReferenceStore | None,
+    groups: Sequence[NeuronGroup],
+    training: Training,
+    saved: SavedWatch | None,
+    step: int,
+) -> TopologyEvent | None:
+    """Give snapshots the clouds of the beginning: those that a resumed run kept, else those before `step`.
+
+    Returns the event that says so where the run was resumed. A collective.
+    """
+    start = snapshots.before(step)
+    # What lies in flat shards is known only behind the first step.
+    start, at = (snapshots.now(), step) if start is None else (start, step - 1)
+    clouds = start.gather(group.name for group in snapshots.active())
+    reference = taken_or_kept(store, at, groups, clouds, training.ranks, resumes=saved is not None)
+    snapshots.reference = reference.clouds
+    if saved is None:
+        return None
+    since = "" if reference.is_kept else " The clouds of the beginning are lost: totals count from here."
+    return resumed(training.step, training.epoch, since + saved.under_way())
 
 
 def taken_or_kept(

@@ -10,6 +10,8 @@ from typing import Literal
 
 from lightning_topo.probes import Period
 
+Unit = Literal["step", "epoch"]
+
 _POINTS = 128
 """Adaptive probes spread over the planned run: about so many measurements."""
 _EARLY_STEPS = 200
@@ -74,7 +76,7 @@ class Schedule:
         """Whether the probe's times are chosen by the budget."""
         return self.max_overhead is not None and self.periods[name].adaptive
 
-    def is_due(self, name: str, unit: Literal["step", "epoch"], count: int) -> bool:
+    def is_due(self, name: str, unit: Unit, count: int) -> bool:
         """Whether the probe measures at the `count`-th step or epoch."""
         if self.is_adaptive(name):
             return unit == "step" and name in self.slots and count == self.slots[name].at

@@ -59,7 +59,8 @@ class Steps:
     `guards` are called right after an update, before anything looks at it; they may change the parameters.
     `on_settle` is called before a second update in one batch overwrites the copies of the first. `on_outside` is
     called with names where something else has moved parameters between two updates. `on_begin` is called before an
-    update, and told whether it runs a closure; `on_end` after it and the guards.
+    update, and told whether it runs a closure; `on_end` after it and the guards. What fails here is kept in `failures`:
+    it must not end an optimizer's step.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Steps:
         self.guards: list[Callable[[Update], None]] = []
         self.pending: list[Update] = []
         self.optimizers: list[Optimizer] = []
+        self.failures: list[Exception] = []
         self._module, self._on_settle, self._on_outside = module, on_settle, on_outside
         self._on_begin, self._on_end = on_begin, on_end
         self._keeps_copies = keep_copies
@@ -174,6 +176,12 @@ class Steps:
         return [self._names[key][0] for key in moved]
 
     def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        try:
+            self._begin_update(optimizer, args, options)
+        except Exception as error:
+            self.failures.append(error)
+
+    def _begin_update(self, optimizer: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         if self._running and optimizer is not self._running[0]:
             self._running.append(optimizer)
             return
@@ -212,21 +220,24 @@ class Steps:
         self._running.pop()
         if self._running:
             return
+        try:
+            update = self._made(optimizer)
+        except Exception as error:
+            self.failures.append(error)
+            return
+        for guard in self.guards:  # what a guard raises is meant to end the training
+            guard(update)
+        self.pending.append(update)
+        self._on_end()
+
+    def _made(self, optimizer: Optimizer) -> Update:
+        """The update that an optimizer has just made."""
         if not any(optimizer is known for known in self.optimizers):
             self.optimizers.append(optimizer)
         kept = [self._kept[id(p)] for p in self._owned(optimizer) if id(p) in self._kept]
         named = [(name, k) for k in kept for name in self._names[id(k.parameter)]]
-        update = Update(
-            optimizer,
-            {name: k.copy for name, k in named},
-            {name: k.parameter for name, k in named},
-            self._is_first,
-            learning_rate(optimizer),  # now: a schedule may follow
-        )
-        for guard in self.guards:
-            guard(update)
-        self.pending.append(update)
-        self._on_end()
+        before, after = {name: k.copy for name, k in named}, {name: k.parameter for name, k in named}
+        return Update(optimizer, before, after, self._is_first, learning_rate(optimizer))  # now: a schedule may follow
 
     def _owned(self, optimizer: Optimizer) -> list[Tensor]:
         """The module's parameters that the optimizer trains."""

@@ -1,6 +1,7 @@
 """One training watched from its first step to its last, whichever loop runs it."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,21 @@ from lightning_topo.phases import DetectorState, TopologyEvent
 from lightning_topo.probes import Distortion, Fate, Persistence, Probe
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.certifying import Certifying
-from lightning_topo.watch.checkpoint import SavedWatch, resumed, saved_watch
+from lightning_topo.watch.checkpoint import SavedWatch, saved_watch
 from lightning_topo.watch.coverage import Shares
 from lightning_topo.watch.exchange import Exchange
 from lightning_topo.watch.finding import Finding
 from lightning_topo.watch.membership import Membership
-from lightning_topo.watch.messages import members_changed, moved_outside, unseen_step, unwatched
+from lightning_topo.watch.messages import members_changed, unwatched
+from lightning_topo.watch.movements import Movements
 from lightning_topo.watch.output import Run, RunOutputs
 from lightning_topo.watch.probing import Probing, measures_steps
 from lightning_topo.watch.ranks import Ranks
 from lightning_topo.watch.readings import Readings
 from lightning_topo.watch.recording import Recording
-from lightning_topo.watch.reference import taken_or_kept
+from lightning_topo.watch.reference import begin_reference
 from lightning_topo.watch.reporting import Reporting
+from lightning_topo.watch.schedule import Unit
 from lightning_topo.watch.settings import WatchSettings
 from lightning_topo.watch.snapshots import Snapshots, kept_shards
 from lightning_topo.watch.steps import Steps
@@ -63,10 +66,11 @@ class Watch:
         without_loss = Distortion | Fate | Persistence
         self._of_loss = [probe.name for probe in settings.probes if not isinstance(probe, without_loss)]
         self._recording = Recording(training, self._training_loss if self._of_loss else None, self._steps_until_loss)
+        self._movements = Movements(training, lambda event: self._exchange.events.append(event), self._forget_path)
         self.steps: Steps = Steps(
             training.module,
             on_settle=self._settle_early,
-            on_outside=self._moved_outside,
+            on_outside=self._movements.outside,
             on_begin=lambda runs_closure: self._recording.update_begins(runs_closure=runs_closure),
             on_end=self._recording.update_ends,
             keep_copies=self._finding.sharding == "whole",
@@ -77,10 +81,6 @@ class Watch:
         self._certifying: Certifying | None = None
         shares = Shares() if state is None else state.shares
         self._exchange = Exchange(training, self._reporting, self._probing, self._schedule, self.budget, shares)
-        self._said_outside: set[int] = set()
-        self._sees_updates = False
-        self._said_unseen = False
-        self._unseen: list[str] = []
         self._membership: Membership | None = None
         self._finds_again = False
         self._first_batch = True
@@ -100,7 +100,7 @@ class Watch:
     @property
     def has_unseen_steps(self) -> bool:
         """Whether parameters have moved by updates that no hook has seen."""
-        return self._said_unseen
+        return self._movements.has_unseen_steps
 
     @property
     def dirpath(self) -> Path | None:
@@ -187,7 +187,7 @@ class Watch:
             self._recording.end()
             log = shares = False
             step = self._training.step + 1
-            stepped = self._has_stepped(step)
+            stepped = self._movements.has_stepped(self.steps, step)
             if stepped:
                 self._first_batch = False
                 self._last_step = step
@@ -206,7 +206,8 @@ class Watch:
                     self._measure_step(step, due)
                 except Exception as raised:
                     error = raised
-                log = _divides(self._training.log_every_n_steps, step)
+                period = self._training.log_every_n_steps
+                log = period > 0 and step % period == 0
                 assert self._certifying is not None
                 shares = log or self._exchange.is_due(step, self._certifying.coverage, measured=bool(due))
                 if shares:
@@ -220,6 +221,9 @@ class Watch:
                 self._measure_epoch(step if stepped else self._training.step, log=log)
             elif shares:
                 self._publish(step, log=log)
+            failures, self.steps.failures = self.steps.failures, []
+            if failures:  # in an optimizer's step, which they must not end
+                raise failures[0]
 
     def break_off(self) -> None:
         """The batch has ended in an exception, and another may follow."""
@@ -288,7 +292,9 @@ class Watch:
             self._schedule.slots.update(saved.slots)
         for name in self._of_loss:
             self._schedule.expect(name, STEPS_PER_TAPE * (1 + self._training_loss.n_wanted))
-        self._refer(step)
+        resumption = begin_reference(snapshots, self._outputs.store, self.groups, training, saved, step)
+        if resumption is not None:
+            self._reporting.event(resumption)
         for k, problem in enumerate(self._finding.problems):  # each is said, also where several are of no one group
             self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
         if (event := unwatched(self._finding.uncovered, step, training.epoch)) is not None:
@@ -328,51 +334,17 @@ class Watch:
         self._settle_in().take_over(reference)
         self._certifying.coverage = coverage
 
-    def _refer(self, step: int) -> None:
-        """Find or take the clouds from which distances since the beginning are measured."""
-        snapshots, saved = self._snapshots, self._saved
-        assert snapshots is not None
-        start = snapshots.before(step)
-        # What lies in flat shards is known only behind the first step.
-        start, at = (snapshots.now(), step) if start is None else (start, step - 1)
-        clouds = start.gather(group.name for group in snapshots.active())
-        resumes = saved is not None
-        reference = taken_or_kept(self._outputs.store, at, self.groups, clouds, self._ranks, resumes=resumes)
-        snapshots.reference = reference.clouds
-        if saved is not None:
-            since = "" if reference.is_kept else " The clouds of the beginning are lost: totals count from here."
-            since += saved.under_way()
-            self._reporting.event(resumed(self._training.step, self._training.epoch, since))
-
     # --- measuring --------------------------------------------------------------------------------------------------
-
-    def _has_stepped(self, step: int) -> bool:
-        """Whether this batch has led to an update; one that no hook has seen is an event."""
-        if self.steps.pending:
-            self._sees_updates = True
-            return True
-        moved = self.steps.moved()
-        if self._ranks.size > 1:
-            # What moves on one process alone is no step: the others would not go through this one's collectives.
-            if self._sees_updates:
-                self._moved_outside(self.steps.optimizers[-1], moved)
-                return False
-            every = self._ranks.all("moved", moved)
-            moved = moved if all(every) else []
-        if moved:
-            self._unseen = moved
-            if not self._said_unseen:
-                self._said_unseen = True
-                self._exchange.events.append(unseen_step(self._training.optimizers, moved, step, self._training.epoch))
-        return bool(moved)
 
     def _measure_step(self, step: int, due: Sequence[Probe]) -> None:
         """Certify this batch's updates, and measure what is due; no collective where parameters are whole."""
+        assert self._certifying is not None
         if self.steps.pending:
             self._settle(step, due)
-        elif self._certifying is not None:
-            self._certifying.unseen(step, self._unseen)
-        self._run([probe for probe in due if not measures_steps(probe) or self._is_unpaired(probe)], step)
+        else:
+            self._certifying.unseen(step, self._movements.unseen)
+        # A user's own probe of steps looks at the whole batch's.
+        self._run([probe for probe in due if not measures_steps(probe) or probe is not self._certifying.probe], step)
         self._exchange.outcomes += self._probing.collect(step)
 
     def _settle_early(self) -> None:
@@ -386,24 +358,12 @@ class Watch:
         self._exchange.outcomes += self._certifying.settle(step, self._training.epoch, due, self.budget)
 
     def _run(self, probes: Sequence[Probe], step: int) -> None:
-        snapshots = self._snapshots
-        if not probes or snapshots is None:
-            return
-        now = snapshots.now()
-        for probe in probes:
-            self._exchange.outcomes.append(
-                self._probing.run(
-                    probe,
-                    lambda previous, p=probe: snapshots.capture(p, step, now, previous),
-                    step,
-                    self._training.epoch,
-                )
-            )
-
-    def _is_unpaired(self, probe: Probe) -> bool:
-        """Whether a probe of steps is one of the user's, which looks at the whole batch's step."""
-        assert self._certifying is not None
-        return probe is not self._certifying.probe
+        snapshots, epoch = self._snapshots, self._training.epoch
+        if probes and snapshots is not None:
+            now = snapshots.now()
+            self._exchange.outcomes += [
+                self._probing.run(probe, partial(snapshots.capture, probe, step, now), step, epoch) for probe in probes
+            ]
 
     def _measure_epoch(self, step: int, *, log: bool = False) -> None:
         self._epoch_measured = self._training.epoch
@@ -413,13 +373,8 @@ class Watch:
         self._share(step, due)
         self._publish(step, log=log or bool(due))
 
-    def _due(self, unit: Any, count: int) -> list[Probe]:
-        return [
-            probe
-            for probe in self._probing.probes
-            if self._schedule.is_due(probe.name, unit, count)
-            or (unit == "step" and self._probing.is_wanted_again(probe))
-        ]
+    def _due(self, unit: Unit, count: int) -> list[Probe]:
+        return self._probing.due(self._schedule, unit, count)
 
     def _steps_until_loss(self, step: int) -> int | None:
         """In how many steps a probe that may evaluate the loss is due."""
@@ -433,15 +388,9 @@ class Watch:
         if not alone:
             self._raise_first_error()
 
-    def _moved_outside(self, optimizer: Optimizer, names: Sequence[str]) -> None:
-        """Something else than the optimizer has moved its parameters."""
-        if not names:
-            return
+    def _forget_path(self) -> None:
         if self._certifying is not None:
             self._certifying.moved_outside()
-        if id(optimizer) not in self._said_outside:
-            self._said_outside.add(id(optimizer))
-            self._exchange.events.append(moved_outside(optimizer, names, self._training.step, self._training.epoch))
 
     def _raise_first_error(self) -> None:
         """Raise a probe's error where the user wants to know."""
@@ -464,7 +413,3 @@ class Watch:
         self._training.publish(readings.metrics())
         if log:  # on every rank, so that "since the last log" means the same on each
             self._reporting.row(step, self._training.epoch)
-
-
-def _divides(period: int, step: int) -> bool:
-    return period > 0 and step % period == 0

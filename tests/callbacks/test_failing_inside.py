@@ -1,0 +1,142 @@
+"""Whatever of ours raises, wherever: the training is what it is without the monitor, bitwise; the failure is said."""
+
+import importlib
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from torch import nn
+
+from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor
+from tests.callbacks.training import loader
+from tests.callbacks.untouched import Noted, differences, left_behind
+
+WORDS = "an injected fault"
+
+
+class Net(Noted):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 3))
+
+    def step(self, batch):
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train/loss", loss)
+        return loss
+
+
+class Figures(Logger):
+    """Takes rows, and figures as TensorBoard does."""
+
+    name, version = "figures", "0"
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.add_figure = [], lambda *args, **kwargs: None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self):
+        return self
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append({key: value for key, value in metrics.items() if not key.startswith("topology/")})
+
+    def log_hyperparams(self, *args, **kwargs): ...
+
+
+SEAMS = [
+    # Recording
+    "tape.recorder:StepRecorder.begin",
+    "tape.recorder:StepRecorder._before",
+    "tape.recorder:StepRecorder._after",
+    "tape.recorder:StepRecorder._draw",
+    "tape.recorder:StepRecorder._tape",
+    "tape.recorder:StepRecorder.loss",
+    "tape.memory_map:MemoryMap.find",
+    "tape.recorder:pruned",
+    "watch.recording:accepted",
+    "watch.recording:Recording._note_gradients",
+    "watch.training_loss:TrainingLoss.keep",
+    # Neurons
+    "neurons.trace:rule_for",
+    "neurons.from_tapes:couple",
+    "neurons.from_tapes:assemble",
+    "neurons.from_tapes:verify_on_tapes",
+    "neurons.verify:replay",
+    "watch.finding:Finding._found",
+    "watch.finding:whole_coverage",
+    # Steps
+    "watch.steps:Steps.keep",
+    "watch.steps:Steps._owned",
+    "watch.steps:_renew",
+    "watch.steps:_Kept.has_moved",
+    "watch.certifying:Certifying.settle",
+    "watch.bounds:Bounds.of_step",
+    "watch.snapshots:Snapshots.capture",
+    "watch.reference:keep",
+    # Probes
+    "probes.distortion:Distortion.measure",
+    "probes.persistence:Persistence.measure",
+    "probes.sharpness:Sharpness.measure",
+    "tape.curvature:TapeLoss.__call__",
+    # What leaves
+    "watch.reporting:observe",
+    "watch.readings:Readings.take",
+    "watch.schedule:Schedule.plan",
+    "watch.exchange:Exchange.run",
+    "watch.watch:Watch._publish",
+    "outputs.record.write:RecordWriter.measurement",
+    "outputs.record.write:RecordWriter.event",
+    "outputs.record.write:RecordWriter.diagrams",
+    "outputs.record.write:RecordWriter.reference",
+    "outputs.record.write:RecordWriter.parameters",
+    "outputs.record.write:RecordWriter.close",
+    "outputs.trackers.output:TrackerOutput.measurement",
+    "outputs.trackers.output:TrackerOutput.diagrams",
+    "outputs.terminal:TerminalOutput.event",
+    "outputs.page.output:write_report",
+    "callbacks.monitor:open_outputs",
+]
+
+
+def watch_all(**options):
+    probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=2, max_dim=0), Sharpness(every_n_steps=2)]
+    return TopologyMonitor(probes, max_overhead=None, **options)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    logger = Figures()
+    return *left_behind(Net, [], loader, tmp_path_factory.mktemp("plain"), logger=logger, log_every_n_steps=1), logger
+
+
+def broken(monkeypatch, seam):
+    module_name, _, path = seam.partition(":")
+    owner = importlib.import_module(f"lightning_topo.{module_name}")
+    *outer, name = path.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+
+    def fails(*args, **kwargs):
+        raise RuntimeError(WORDS)
+
+    assert hasattr(owner, name), seam
+    monkeypatch.setattr(owner, name, (lambda operator: fails) if name == "rule_for" else fails)
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+def test_a_failure_inside_leaves_the_training_as_it_was_and_is_said(tmp_path, monkeypatch, plain, seam):
+    _, wanted, rows = plain
+    broken(monkeypatch, seam)
+    monitor, logger = watch_all(), Figures()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _, found = left_behind(Net, [monitor], loader, tmp_path, logger=logger, log_every_n_steps=1)
+    assert differences(wanted, found) == []
+    assert [row for row in logger.rows if row] == rows.rows
+    assert torch.utils._python_dispatch._get_current_dispatch_mode_stack() == []
+    words = [str(warning.message) for warning in said] + [event.message for event in monitor.events]
+    assert any(WORDS in each for each in words), words
