@@ -228,8 +228,10 @@ def main() -> None:
     for package in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(package).setLevel(logging.ERROR)
     pair("tiny", 20, L.Callback())  # imports and caches of the training itself
-    print("| network | step ms | start, steps | first 40 | first 200 | after | median after | all | all, wall "
-          "| end s | processes s | everything |")
+    print(
+        "| network | step ms | start, steps | first 40 | first 200 | after | median after | all | all, wall "
+        "| end s | processes s | everything |"
+    )
     print("|" + "---|" * 12)
     for name in arguments.networks:
         print(row(name, arguments.steps), flush=True)
