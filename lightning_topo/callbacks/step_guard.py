@@ -14,7 +14,7 @@ from lightning_topo.callbacks.trainer_training import TrainerTraining
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.outputs import Outputs
 from lightning_topo.watch import Watch, WatchSettings
-from lightning_topo.watch.holding import GuardedUpdate, cannot_hold, hold, update_ratios, worst_of_all
+from lightning_topo.watch.holding import GuardedUpdate, UpdateRatios, cannot_hold, hold
 from lightning_topo.watch.settings import Groups
 from lightning_topo.watch.steps import Update
 
@@ -28,9 +28,10 @@ _STEEPEST = 0.1
 class TopologyStepGuard(Callback):
     """Keeps every step below the critical point, so that no two distinct neurons merge.
 
-    Right after an optimizer's update, before any `on_train_batch_end`, the critical ratio r of that update is measured
-    exactly, over all pairs of neurons of every group that the optimizer touches. Where the worst group has
-    r > `max_ratio`, the whole update (weight decay included) is taken back in part,
+    Right after an optimizer's update, before any `on_train_batch_end`, the critical ratio r of that update is bounded
+    for every group that the optimizer touches, and where a bound exceeds `max_ratio`, r is measured exactly, over all
+    pairs of neurons. Where the worst group has r > `max_ratio`, the whole update (weight decay included) is taken back
+    in part,
 
         x <- x - (1 - f) Δ,    f = max_ratio / r,
 
@@ -47,7 +48,8 @@ class TopologyStepGuard(Callback):
 
     Works alone, or beside a `TopologyMonitor` in any order: the monitor measures the step really taken, and records
     `proposed_critical_ratio` where the guard acted. `n_updates` counts all updates, `n_held` those above `max_ratio`,
-    `n_dropped` those dropped whole; `latest` is the last update's `GuardedUpdate`.
+    `n_dropped` those dropped whole, and `n_exact` how often r was measured exactly; `latest` is the last update's
+    `GuardedUpdate`.
 
     Args:
         max_ratio: The largest critical ratio to let pass, between 0 and 1.
@@ -93,6 +95,7 @@ class TopologyStepGuard(Callback):
         self._trainer: Trainer | None = None
         self._watch: Watch | None = None
         self._owns_watch = False
+        self._update_ratios: UpdateRatios | None = None
 
     @property
     def n_updates(self) -> int:
@@ -110,6 +113,11 @@ class TopologyStepGuard(Callback):
         return self._counts["n_dropped"]
 
     @property
+    def n_exact(self) -> int:
+        """How often r was measured exactly, in this fit: elsewhere its bound was enough."""
+        return 0 if self._update_ratios is None else self._update_ratios.n_exact
+
+    @property
     def state_key(self) -> str:
         """Distinguishes several guards in one checkpoint."""
         return self._generate_state_key(max_ratio=self.max_ratio, mode=self.mode)
@@ -117,7 +125,7 @@ class TopologyStepGuard(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self._release()
-            self.latest, self._counts = None, dict.fromkeys(self._counts, 0)
+            self.latest, self._counts, self._update_ratios = None, dict.fromkeys(self._counts, 0), None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._refuse(trainer)
@@ -182,7 +190,7 @@ class TopologyStepGuard(Callback):
     def __getstate__(self) -> dict[str, Any]:
         # Neither the hooks of one fit nor what Lightning attaches, bound to the module, belongs to a copy.
         state = {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
-        return state | {"_trainer": None, "_watch": None, "_owns_watch": False}
+        return state | {"_trainer": None, "_watch": None, "_owns_watch": False, "_update_ratios": None}
 
     def _release(self) -> None:
         watch, self._watch = self._watch, None
@@ -269,5 +277,6 @@ class TopologyStepGuard(Callback):
     def _ratios(self, update: Update) -> dict[str, float]:
         """The critical ratio by group of an update as it stands now; the same on every process."""
         assert self._watch is not None
-        found = update_ratios(update, self.groups, self._watch.steps.trained(), self.max_ratio)
-        return worst_of_all(found, self._watch.ranks)
+        if self._update_ratios is None:
+            self._update_ratios = UpdateRatios(self.groups, self.max_ratio, self._watch.ranks)
+        return self._update_ratios.of(update, self._watch.steps.trained())

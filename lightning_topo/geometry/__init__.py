@@ -11,13 +11,20 @@ from lightning_topo.geometry.bounds import (
 )
 from lightning_topo.geometry.coincidence import distinct_neurons, equal_rows
 from lightning_topo.geometry.distances import check_cloud, diameter, pairwise_distances
-from lightning_topo.geometry.distortion import Distortions, StepDistortion, distortions, step_distortion
+from lightning_topo.geometry.distortion import (
+    Distortions,
+    StepDistortion,
+    block_distortions,
+    distortions,
+    step_distortion,
+)
 from lightning_topo.geometry.fate import NeuronFate, neuron_fate
 from lightning_topo.geometry.landmarks import Landmarks, farthest_point_landmarks
 from lightning_topo.geometry.resolution import resolved_critical_ratio
-from lightning_topo.geometry.snapshots import Snapshot, snapshot, snapshot_of_nearest
+from lightning_topo.geometry.snapshots import MAX_ROWS, Snapshot, snapshot, snapshot_of_nearest
 
 __all__ = [
+    "MAX_ROWS",
     "BoundTable",
     "Distortions",
     "Landmarks",
@@ -25,6 +32,7 @@ __all__ = [
     "Snapshot",
     "StepBound",
     "StepDistortion",
+    "block_distortions",
     "check_cloud",
     "diameter",
     "displacement_lengths",

@@ -132,6 +132,24 @@ def distortions(
         return Distortions(step, total, torch.stack(nearest), torch.stack(resolved))
 
 
+def block_distortions(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"]) -> tuple[StepDistortion, ...]:
+    """`step_distortion` of each of b clouds, small ones together.
+
+    Raises:
+        TypeError, ValueError: as `step_distortion`.
+
+    >>> start = torch.tensor([[[0.0], [1.0]], [[0.0], [2.0]]])
+    >>> [found.expansion for found in block_distortions(start, 3 * start)]
+    [3.0, 3.0]
+    """
+    check_step(before.flatten(0, 1), after.flatten(0, 1))
+    before, after = before.detach(), after.detach()
+    with full_precision(after.device):
+        if 2 <= after.shape[1] <= BLOCK_ROWS:
+            return tuple(_of_blocks(before, after))
+        return tuple(_of_cloud(x, y) for x, y in zip(before, after, strict=True))
+
+
 def _of_large(
     before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], reference: Float[Tensor, "n d"]
 ) -> tuple[StepDistortion, StepDistortion, Float[Tensor, " n"], Float[Tensor, " 1"]]:

@@ -7,7 +7,7 @@ from torch.optim import LBFGS
 
 from lightning_topo.neurons.capture import sharding
 from lightning_topo.watch import Training, Watch
-from lightning_topo.watch.holding import GuardedUpdate, cannot_hold, hold, update_ratios, worst_of_all
+from lightning_topo.watch.holding import GuardedUpdate, UpdateRatios, cannot_hold, hold
 from lightning_topo.watch.steps import Update
 
 
@@ -32,6 +32,7 @@ class LoopGuard:
     n_dropped: int = 0
     latest: GuardedUpdate | None = field(default=None, init=False)
     _watch: Watch | None = field(default=None, init=False, repr=False)
+    _ratios: UpdateRatios | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.max_ratio < 1.0:
@@ -49,7 +50,7 @@ class LoopGuard:
 
     def attach(self, watch: Watch) -> None:
         """Hold every update that the watch sees from now on."""
-        self._watch = watch
+        self._watch, self._ratios = watch, None
         # First, before anybody measures what the guard is about to change.
         watch.steps.guards.insert(0, self._updated)
 
@@ -76,10 +77,10 @@ class LoopGuard:
                 "the first step. Name the groups by hand: TopologyWatch(groups=declare_neurons(module, ...))."
             )
 
-        def ratios() -> Mapping[str, float]:
-            return worst_of_all(update_ratios(update, groups, watch.steps.trained(), self.max_ratio), watch.ranks)
-
-        self.latest = hold(update, ratios, self.max_ratio)
+        if self._ratios is None:
+            self._ratios = UpdateRatios(groups, self.max_ratio, watch.ranks)
+        ratios = self._ratios
+        self.latest = hold(update, lambda: ratios.of(update, watch.steps.trained()), self.max_ratio)
         self.n_updates += 1
         if self.latest.factor < 1.0:
             self.n_held += 1

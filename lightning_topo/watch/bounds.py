@@ -7,9 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_topo.geometry import BoundTable, Snapshot, pair_bounds, snapshot
+from lightning_topo.geometry import BoundTable, Snapshot, pair_bounds, snapshot, snapshot_of_nearest
+from lightning_topo.geometry.snapshots import as_clouds
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons.displacements import DisplacementMeter, gather_rows
+from lightning_topo.probes import Clouds
+
+Nearest = Mapping[str, tuple[Tensor, Tensor]]
+"""By group, what `snapshot_of_nearest` takes."""
 
 LIMIT = 0.9
 """A bound from here on asks for an exact measurement."""
@@ -30,6 +35,7 @@ class Bounds:
     """Bounds each step from the lengths of displacements, since a snapshot of all groups at one moment.
 
     Holds one copy of the parameters, those of the snapshot, and works along their own axes: no cloud is gathered.
+    `n_steps` counts the steps since.
     """
 
     def __init__(self, groups: Sequence[NeuronGroup], parameters: Mapping[str, Tensor]) -> None:
@@ -40,13 +46,19 @@ class Bounds:
         self._snapshots: list[Snapshot] = []
         self._table: BoundTable | None = None
         self._since: Tensor | None = None
-        self._take(parameters)
+        self.n_steps = 0
+        self._take(parameters, {})
 
-    def renew(self, parameters: Mapping[str, Tensor]) -> None:
-        """Take a new snapshot of all groups."""
+    @property
+    def last(self) -> Clouds:
+        """The clouds of the snapshot."""
+        return Clouds(self.groups, self._origin)
+
+    def renew(self, parameters: Mapping[str, Tensor], nearest: Nearest | None = None) -> None:
+        """Take a new snapshot of all groups; of those in `nearest` an exact measurement has the distances at hand."""
         present = [parameters[name].detach() for name in self._origin]
         torch._foreach_copy_(list(self._origin.values()), present)  # pyright: ignore[reportPrivateImportUsage]
-        self._take(parameters)
+        self._take(parameters, nearest or {})
 
     def forget_path(self) -> None:
         """Something else than an update has moved parameters: measure anew how far they are from the snapshot."""
@@ -59,6 +71,7 @@ class Bounds:
         step, as long as that certifies the step; else it is measured, and the span with it.
         """
         assert self._table is not None
+        self.n_steps += 1
         moved = self._meter.lengths(before, after)
         since, is_path = self._since, self._since is not None
         if since is None:
@@ -99,11 +112,15 @@ class Bounds:
             return GroupBound(step, bound.span)
         return GroupBound(step, _larger(bound.span, float(pair_bounds(one, rows(self._origin), end))))
 
-    def _take(self, parameters: Mapping[str, Tensor]) -> None:
+    def _take(self, parameters: Mapping[str, Tensor], nearest: Nearest) -> None:
         named = {name: parameters[name] for name in self._origin}
-        clouds = [group.gather(named).unflatten(0, (group.n_blocks, group.n)) for group in self.groups]
-        self._snapshots = [replace(snapshot(cloud), origin=None) for cloud in clouds]
-        self._table, self._since = BoundTable.of(self._snapshots), None
+        self._snapshots = []
+        for group in self.groups:
+            cloud = group.gather(named).unflatten(0, (group.n_blocks, group.n))
+            known = nearest.get(group.name)
+            taken = snapshot(cloud) if known is None else snapshot_of_nearest(as_clouds(cloud), *known)
+            self._snapshots.append(replace(taken, origin=None))
+        self._table, self._since, self.n_steps = BoundTable.of(self._snapshots), None, 0
 
 
 def _larger(a: float, b: float) -> float:

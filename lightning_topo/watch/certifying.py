@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from lightning_topo.measurement import StepState
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes import Clouds, Distortion, Probe
+from lightning_topo.probes.distortion import Carried
 from lightning_topo.watch.bounds import LIMIT, Bounds, GroupBound
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.coverage import Certificate, Coverage
@@ -67,9 +69,9 @@ class Certifying:
         outcomes: list[Outcome] = []
         if asked:
             began = budget.seconds()
-            outcomes = [self._measure(probe, step, epoch, asked, self._snapshots.now())]
-            if reached:
-                self._renew()
+            outcomes = [self._measure(probe, step, epoch, asked, self._snapshots.now(), self._last())]
+            if reached or len(asked) == len(groups):
+                self._renew(outcomes[0])
             if probe not in due:
                 self._seconds += budget.seconds() - began
         exact = {g: values["critical_ratio"] for outcome in outcomes for g, values in outcome.values.items()}
@@ -88,10 +90,25 @@ class Certifying:
         known = all(type(o).__module__.startswith("torch.optim") for o in self._steps.optimizers)
         return known and not any(map(_draws_for_neurons, self._snapshots.module.modules()))
 
-    def _measure(self, probe: Probe, step: int, epoch: int, groups: Sequence[NeuronGroup], now: Clouds) -> Outcome:
+    def _measure(
+        self,
+        probe: Probe,
+        step: int,
+        epoch: int,
+        groups: Sequence[NeuronGroup],
+        now: Clouds,
+        last: Clouds | None = None,
+    ) -> Outcome:
         return self._probing.run(
-            probe, lambda previous: self._snapshots.capture(probe, step, now, previous, groups), step, epoch
+            probe,
+            lambda previous: replace(self._snapshots.capture(probe, step, now, previous, groups), last=last),
+            step,
+            epoch,
         )
+
+    def _last(self) -> Clouds | None:
+        """The clouds of the last capture of all groups, where steps lie between."""
+        return self._bounds.last if self._bounds is not None and self._bounds.n_steps > 1 else None
 
     def _settle_sharded(self, step: int, epoch: int, is_due: bool) -> list[Outcome]:
         """Where parameters are sharded, steps are measured or open: a bound would gather them every time."""
@@ -122,9 +139,13 @@ class Certifying:
             bounds = self._bounds = Bounds(groups, before)
         return bounds.of_step(before, after)
 
-    def _renew(self) -> None:
+    def _renew(self, measured: Outcome) -> None:
+        assert self.probe is not None
+        # Of a measurement that failed, what an earlier one has left says nothing about now.
+        carried = self._probing.carried(self.probe) if measured.failure is None else None
         if self._bounds is not None:
-            self._bounds.renew(self._steps.trained())
+            nearest = carried.nearest if isinstance(carried, Carried) else {}
+            self._bounds.renew(self._steps.trained(), nearest)
 
 
 def _draws_for_neurons(module: nn.Module) -> bool:

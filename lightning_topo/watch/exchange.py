@@ -147,6 +147,10 @@ class Exchange:
             self._schedule.spent(outcome.probe, outcome.seconds)
         self._note_failure(outcome)
         measures = measures_steps(self._probing.named(outcome.probe))
+        if any(not values.get("span_ratio", 0.0) < 1.0 for values in outcome.values.values()):
+            self._schedule.hastened.add(outcome.probe)  # neurons may have met since the last capture
+        elif outcome.values:
+            self._schedule.hastened.discard(outcome.probe)
         for measurement in outcome.measurements():
             self._failing.discard((outcome.probe, measurement.group))
             for name in measurement.values if self._failing else ():

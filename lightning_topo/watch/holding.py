@@ -11,6 +11,7 @@ from lightning_topo.geometry import resolved_critical_ratio
 from lightning_topo.geometry.precision import wide_dtype
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes.probe import blocks
+from lightning_topo.watch.bounds import Bounds
 from lightning_topo.watch.ranks import Ranks
 from lightning_topo.watch.snapshots import member_names
 from lightning_topo.watch.steps import Update
@@ -25,7 +26,7 @@ class GuardedUpdate:
 
     `proposed` holds the critical ratio by group of the update as the optimizer made it, and `factor` is the fraction of
     it that was taken: 1 as it was, 0 not at all. `critical_ratio` is that of the update taken, the worst group's,
-    measured from the stored parameters in float64.
+    measured from the stored parameters in float64. Where an update passes, both may be upper bounds.
     """
 
     proposed: Mapping[str, float]
@@ -77,6 +78,48 @@ def cannot_hold(guard: str, optimizers: Sequence[object]) -> str:
         "step through torch's Optimizer.step. Step by `optimizer.step()` of a class that calls "
         "`torch.optim.Optimizer.__init__`, or leave the guard out."
     )
+
+
+class UpdateRatios:
+    """The critical ratios by group of updates: upper bounds where none exceeds `max_ratio`, else exact for all groups.
+
+    An exact pass over groups that are all right makes the next bounds tighter, unless that did not help the last time:
+    then it waits twice as long. All processes decide alike. `n_exact` counts the exact passes.
+    """
+
+    def __init__(self, groups: Sequence[NeuronGroup], max_ratio: float, ranks: Ranks) -> None:
+        self.n_exact = 0
+        self._groups, self._max_ratio, self._ranks = tuple(groups), max_ratio, ranks
+        self._bounds: Bounds | None = None
+        self._wait = self._waited = 0
+
+    def of(self, update: Update, trained: Mapping[str, Tensor]) -> dict[str, float]:
+        """The ratios of an update as it stands now; the same on every process, which all ask for it."""
+        bounds = worst_of_all(self._bounded(update, trained), self._ranks)
+        if all(bound <= self._max_ratio for bound in bounds.values()):
+            self._wait = self._waited = 0
+            return bounds
+        self.n_exact += 1
+        ratios = update_ratios(update, self._groups, trained, self._max_ratio)
+        ratios = worst_of_all(ratios, self._ranks)
+        self._waited += 1
+        if self._bounds is not None and self._waited > self._wait and max(ratios.values()) <= self._max_ratio:
+            self._bounds.renew(trained)
+            self._wait, self._waited = max(1, 2 * self._wait), 0
+        return ratios
+
+    def _bounded(self, update: Update, trained: Mapping[str, Tensor]) -> dict[str, float]:
+        """Upper bounds for the groups that the update touches, infinite where none is known."""
+        touched = [group for group in self._groups if not update.after.keys().isdisjoint(member_names(group))]
+        before = {**trained, **update.before}
+        groups = tuple(group for group in self._groups if not trained.keys().isdisjoint(member_names(group)))
+        bounds = self._bounds
+        if bounds is None or bounds.groups != groups or bounds.names != trained.keys():
+            bounds = self._bounds = Bounds(groups, before)
+        bounds.forget_path()  # others may have moved parameters since
+        found = bounds.of_step(before, trained)
+        steps = {group.name: found[group.name].step for group in touched}
+        return {name: math.inf if math.isnan(step) else step for name, step in steps.items()}
 
 
 def update_ratios(

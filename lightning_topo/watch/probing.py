@@ -74,6 +74,11 @@ class Probing:
         failure = Failure(reason, kind=FailureKind.LOST)
         return [Outcome(a.probe.name, a.step, a.epoch, failure=failure) for a in self.awaited.due()]
 
+    def carried(self, probe: Probe) -> Any:
+        """What the probe's last measurement has left for the next."""
+        previous = self._previous.get(probe.name)
+        return None if previous is None else previous.carry
+
     def is_wanted_again(self, probe: Probe) -> bool:
         """Whether the probe asked for another measurement after the next step."""
         return self._again.get(probe.name, False)

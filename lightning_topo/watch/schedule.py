@@ -17,6 +17,8 @@ _POINTS = 128
 _EARLY_STEPS = 200
 _EARLY_OVERHEAD = 0.05
 """In the first steps, which a short run consists of, exact distortions may take more."""
+_HASTE = 0.05
+"""What a probe may take that is to measure soon again."""
 _GUESS_STEPS = 12.0
 _GUESS_SECONDS = 0.5
 """What a measurement is taken to cost before the first: so many training steps, and the import of its engine."""
@@ -46,9 +48,9 @@ class Schedule:
 
     A fixed period is obeyed exactly: `count % every == 0`. An adaptive one divides the run into slots and measures
     once in each, at a seeded random step, so that nothing in the training that repeats is always met in the same
-    phase. A slot is as long as the probe's share of `max_overhead` asks for, and at least a part of the planned run; the
-    first one begins when the training has lasted long enough to pay for it. With `max_overhead=None` adaptive periods
-    are fixed ones.
+    phase. A slot is as long as the probe's share of `max_overhead` asks for, and at least a part of the planned run;
+    the first one begins when the training has lasted long enough to pay for it. With `max_overhead=None` adaptive
+    periods are fixed ones. `hastened` are probes that may take more, as what they last found asks for a second look.
 
     Raises `ValueError` unless `max_overhead` is between 0 and 1.
 
@@ -63,6 +65,7 @@ class Schedule:
     planned_steps: int | None = None
     dense: frozenset[str] = frozenset()
     slots: dict[str, Slot] = field(init=False, default_factory=dict)
+    hastened: set[str] = field(init=False, default_factory=set)
     _expected: dict[str, float] = field(init=False, default_factory=dict, repr=False)
     _costs: dict[str, deque[float]] = field(init=False, repr=False)
 
@@ -123,10 +126,11 @@ class Schedule:
         assert self.max_overhead is not None
         n = sum(self.is_adaptive(other) for other in self.periods)
         early = _EARLY_OVERHEAD if step < _EARLY_STEPS and name in self.dense else 0.0
+        overhead = max(self.max_overhead + early, _HASTE if name in self.hastened else 0.0)
         seconds = max(step_seconds or 0.0, 1e-6)
         guess = _GUESS_SECONDS + self._expected.get(name, _GUESS_STEPS) * seconds
         cost = median(self._costs[name]) if self._costs[name] else guess
-        return max(math.ceil(cost / ((self.max_overhead + early) / n * seconds)), 1)
+        return max(math.ceil(cost / (overhead / n * seconds)), 1)
 
     def _spread(self, name: str, step: int) -> int:
         """In how many steps it should measure once, for its points to cover the planned run."""

@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from lightning_topo import Distortion, TopologyMonitor, TopologyStepGuard, read_record
 from lightning_topo.neurons import NeuronGroup, ParamSlice
+from lightning_topo.watch.bounds import Bounds, GroupBound
 from tests.callbacks.training import Classifier, Weights, fit, hooks_of_all_optimizers, loader
 
 LIMIT = 0.9
@@ -105,6 +106,31 @@ def test_a_held_update_is_a_fraction_of_the_optimizers_own(tmp_path):
     assert all(torch.equal(a[k]["momentum_buffer"], b[k]["momentum_buffer"]) for k in a)
     for a, b in zip(module.buffers(), other.buffers(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("module", [Classifier, Twins], ids=["apart", "twins"])
+@pytest.mark.parametrize("options", [*ABOVE.values(), {"lr": 0.05}, {"lr": 3.0}], ids=[*ABOVE, "below", "near"])
+def test_bounds_decide_as_exact_ratios_do(tmp_path, monkeypatch, module, options):
+    """The same weights, bit by bit, as a guard that measures every update exactly."""
+    guard, exact = TopologyStepGuard(LIMIT), TopologyStepGuard(LIMIT)
+    bounded, measured = made(module, **options), made(module, **options)
+    fit(bounded, [guard], root=tmp_path, max_epochs=2)
+    unknown = GroupBound(math.nan, math.nan)
+    monkeypatch.setattr(Bounds, "of_step", lambda self, before, after: {g.name: unknown for g in self.groups})
+    fit(measured, [exact], root=tmp_path, max_epochs=2)
+    assert all(torch.equal(a, b) for a, b in zip(bounded.parameters(), measured.parameters(), strict=True))
+    assert guard.n_held == exact.n_held
+    assert guard.n_updates == exact.n_updates == 16
+    assert exact.n_exact >= 16
+    assert guard.n_exact <= exact.n_exact
+
+
+def test_below_the_limit_hardly_any_update_is_measured_exactly(tmp_path):
+    guard = TopologyStepGuard()
+    fit(made(Classifier, lr=0.05), [guard], root=tmp_path, max_epochs=8)
+    assert (guard.n_updates, guard.n_held) == (64, 0)
+    assert guard.n_exact <= 4
+    assert guard.latest.critical_ratio <= LIMIT
 
 
 def test_below_the_limit_it_changes_nothing(tmp_path):

@@ -37,6 +37,7 @@ def capture(after, before=None, reference=None, groups=None, previous=None, **op
         optimizers=options.get("optimizers", []),
         training_loss=options.get("training_loss", nullcontext),
         previous=previous,
+        last=None if "last" not in options else clouds(options["last"]),
     )
 
 
@@ -54,6 +55,25 @@ def test_distortion_is_that_of_the_step_and_of_the_whole_way():
     assert values["total_expansion"] == total.expansion
     assert values["total_log_distortion"] == pytest.approx(math.log(total.expansion / total.contraction))
     assert values["distinct_neurons"] == 6
+
+
+@pytest.mark.parametrize("n_blocks", [1, 3])
+def test_the_way_since_the_last_capture(n_blocks):
+    w, x, y = cloud(0, n_blocks, 6, 3), cloud(1, n_blocks, 6, 3), cloud(2, n_blocks, 6, 3)
+    groups = [group(n=6, blocks=(n_blocks,))]
+    values = Distortion().measure(capture(y, before=x, last=w, groups=groups)).values["g"]
+    spans = [step_distortion(*pair) for pair in zip(w, y, strict=True)]
+    assert values["span_ratio"] == max(span.critical_ratio for span in spans)
+    assert values["span_contraction"] == min(span.contraction for span in spans)
+    assert values["span_expansion"] == max(span.expansion for span in spans)
+    assert not any(name.startswith("span") for name in Distortion().measure(capture(y, x, groups=groups)).values["g"])
+
+
+def test_what_would_take_n_squared_is_not_measured():
+    rows = torch.arange(100_000.0)[:, None]
+    found = Distortion().measure(capture(rows + 1, before=rows))
+    assert found.values == {}
+    assert "expected at most 20,000 neurons" in found.failures["g"]
 
 
 def test_without_a_step_it_is_the_identity():

@@ -1,0 +1,77 @@
+"""The bounds of a training's steps against the exact critical ratio, and what an exact measurement leaves for them."""
+
+import itertools
+
+import pytest
+import torch
+
+from lightning_topo.geometry import distortions, step_distortion
+from lightning_topo.neurons import NeuronGroup, ParamSlice
+from lightning_topo.watch.bounds import Bounds
+
+GROUPS = [
+    NeuronGroup("units", "unit", 12, (), (ParamSlice("up"), ParamSlice("down", dims=(1,)))),
+    NeuronGroup("heads", "head_dim", 6, (2,), (ParamSlice("up", (("unflatten", 0, (2, 6)),), (0, 1)),)),
+]
+
+
+def states(n, size, dtype=torch.float32, seed=0):
+    """Parameters after each of n steps of a random walk."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"up": (12, 5), "down": (4, 12)}
+    state = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    found = []
+    for _ in range(n):
+        found.append({name: tensor.to(dtype) for name, tensor in state.items()})
+        state = {k: t + size * torch.randn(t.shape, generator=generator) for k, t in state.items()}
+    return found
+
+
+def ratio_of(before, after, n):
+    """The exact r, the worst block's."""
+    return max(step_distortion(x, y).critical_ratio for x, y in zip(before.split(n), after.split(n), strict=True))
+
+
+def nearest(group, before, after):
+    clouds = (group.gather(tensors).unflatten(0, (-1, group.n)) for tensors in (before, after, before))
+    found = distortions(*clouds)
+    return found.nearest, found.resolved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-4, 1e-2, 0.3])
+@pytest.mark.parametrize("renewal", ["never", "by itself", "from a measurement"])
+def test_never_below_the_truth(dtype, size, renewal):
+    walk = states(12, size, dtype)
+    bounds = Bounds(GROUPS, walk[0])
+    for step, (before, after) in enumerate(itertools.pairwise(walk)):
+        found = bounds.of_step(before, after)
+        for group in GROUPS:
+            assert not found[group.name].step < ratio_of(group.gather(before), group.gather(after), group.n)
+            assert not found[group.name].span < ratio_of(bounds.last[group.name], group.gather(after), group.n)
+        if step % 4 == 3 and renewal != "never":
+            known = {g.name: nearest(g, before, after) for g in GROUPS} if renewal == "from a measurement" else None
+            bounds.renew(after, known)
+    if size == 1e-4 and dtype is torch.float32:
+        assert all(found[group.name].step < 0.01 for group in GROUPS)
+
+
+def test_a_measurement_s_distances_bound_as_well_as_a_snapshot_of_one_s_own():
+    before, middle, after = states(3, 1e-3)
+    own, given = Bounds(GROUPS, before), Bounds(GROUPS, before)
+    own.renew(middle)
+    given.renew(middle, {group.name: nearest(group, before, middle) for group in GROUPS})
+    for a, b in zip(own.of_step(middle, after).values(), given.of_step(middle, after).values(), strict=True):
+        assert a.step == pytest.approx(b.step, rel=1e-2)
+
+
+def test_it_knows_where_the_span_began():
+    walk = states(4, 1e-3)
+    bounds = Bounds(GROUPS, walk[0])
+    for before, after in itertools.pairwise(walk):
+        bounds.of_step(before, after)
+    assert bounds.n_steps == 3
+    assert torch.equal(bounds.last["units"], GROUPS[0].gather(walk[0]))
+    bounds.renew(walk[3])
+    assert bounds.n_steps == 0
+    assert torch.equal(bounds.last["units"], GROUPS[0].gather(walk[3]))
