@@ -48,8 +48,9 @@ def rate_limits(measurements: Sequence[Measurement]) -> RateLimits:
     """
     used = dict[int, float]()
     for m in measurements:
-        if m.probe == "training" and "learning_rate" in m.values:
-            used[m.step] = m.values["learning_rate"]
+        rate = m.values.get("learning_rate", math.nan) if m.probe == "training" else math.nan
+        if 0.0 <= rate < math.inf:
+            used[m.step] = rate
     limits = RateLimits(tuple(sorted(used.items())))
     if not used:
         return limits

@@ -113,7 +113,9 @@ class RecordViews:
         if not limits.used:
             raise ValueError(_nothing(self, "learning rates"))
         last = max(m.step for m in self.measurements)
-        return rates_figure(replace(limits, used=(*limits.used, (last, limits.used[-1][1]))), "Learning rate and limits")
+        return rates_figure(
+            replace(limits, used=(*limits.used, (last, limits.used[-1][1]))), "Learning rate and limits"
+        )
 
     def plot_distortion(self: Recorded, group: str | None = None) -> "Figure":
         """The band from contraction to expansion of a group's distances, since training began and in each step."""

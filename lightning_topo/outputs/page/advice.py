@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lightning_topo.figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.outputs.page.outcome import Outcome, history
-from lightning_topo.figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
 from lightning_topo.outputs.record import RunRecord
 
 MARGIN = 0.8
@@ -125,6 +125,8 @@ def floor2(value: float) -> float:
     if value <= 0.0 or not math.isfinite(value):
         return value
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    if unit == 0.0:  # below what a float holds
+        return value
     return float(f"{math.floor(value / unit * (1 + 1e-9)) * unit:.2g}")
 
 

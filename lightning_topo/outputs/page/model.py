@@ -8,12 +8,12 @@ from zipfile import BadZipFile
 
 from lightning_topo.figures.captures import Crocker, Pairs, bars, by_blocks, crocker, spread
 from lightning_topo.figures.coverage import stretches, uncovered
+from lightning_topo.figures.rates import RateLimits
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.outputs.page.advice import Advice, Evidence, advise
 from lightning_topo.outputs.page.certificates import CertificateTable, certificate_table
 from lightning_topo.outputs.page.outcome import Outcome, history, series
-from lightning_topo.figures.rates import RateLimits
 from lightning_topo.outputs.page.slides import DiagramSlides, slides
 from lightning_topo.outputs.page.thinning import StepTable, envelope, held, step_table
 from lightning_topo.outputs.page.verdict import sentence
