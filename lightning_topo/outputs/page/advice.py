@@ -39,9 +39,8 @@ class Evidence:
 
     @property
     def first_loss(self) -> float | None:
-        """The mean of the first few losses."""
-        known = [self.losses[step] for step in sorted(self.losses)[:3]]
-        return sum(known) / len(known) if known else None
+        """The loss of the first step; the second may be the learning rate's doing."""
+        return self.losses[min(self.losses)] if self.losses else None
 
     @property
     def last_loss(self) -> float | None:
