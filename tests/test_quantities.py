@@ -89,7 +89,7 @@ def test_what_a_users_probe_measures_is_its_own():
         assert quantity(name, "fit") is None
         assert is_published(name, "fit")
         assert direction(name, "fit") is Direction.NEUTRAL
-        assert is_published(name, row.probe) == (row.published and row.probe not in ("training",))
+        assert is_published(name, row.probe) == row.published
 
 
 def test_families_have_a_dimension():

@@ -1,5 +1,6 @@
 """The learning rate by step, and the learning rates at which each measured step would have met a limit."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,8 +48,9 @@ def rate_limits(measurements: Sequence[Measurement]) -> RateLimits:
     """
     used = dict[int, float]()
     for m in measurements:
-        if m.probe == "training" and "learning_rate" in m.values:
-            used[m.step] = m.values["learning_rate"]
+        rate = m.values.get("learning_rate", math.nan) if m.probe == "training" else math.nan
+        if 0.0 <= rate < math.inf:
+            used[m.step] = rate
     limits = RateLimits(tuple(sorted(used.items())))
     if not used:
         return limits
@@ -69,12 +71,12 @@ def rate_limits(measurements: Sequence[Measurement]) -> RateLimits:
 
 
 def largest_ratios(measurements: Sequence[Measurement]) -> dict[int, float]:
-    """The largest measured r of all groups, by step."""
+    """The largest measured r of all groups, by step; an infinite one, of equal neurons that part, is left out."""
     found = dict[int, float]()
     for m in measurements:
         ratio = m.values.get("critical_ratio")
         # A comparison with NaN is false: it never counts.
-        if m.group != GLOBAL and ratio is not None and ratio > found.get(m.step, -1.0):
+        if m.group != GLOBAL and ratio is not None and found.get(m.step, -1.0) < ratio < math.inf:
             found[m.step] = ratio
     return found
 

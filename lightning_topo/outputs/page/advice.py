@@ -18,6 +18,8 @@ MARGIN = 0.8
 """Of the learning rate that would just have done, so much is recommended."""
 FAILED = 0.2
 """Of a learning rate at which training diverged, or learned nothing, at most so much is recommended."""
+HALF = 0.5
+"""At most so much where training became unstable, and the loss has fallen all the same."""
 _BLOWN_UP = 1.5
 """From where the loss is so many times its first value on, what is measured is a consequence, not a cause."""
 _FEW_LOSSES = 40
@@ -37,9 +39,8 @@ class Evidence:
 
     @property
     def first_loss(self) -> float | None:
-        """The mean of the first few losses."""
-        known = [self.losses[step] for step in sorted(self.losses)[:3]]
-        return sum(known) / len(known) if known else None
+        """The loss of the first step; the second may be the learning rate's doing."""
+        return self.losses[min(self.losses)] if self.losses else None
 
     @property
     def last_loss(self) -> float | None:
@@ -123,6 +124,8 @@ def floor2(value: float) -> float:
     if value <= 0.0 or not math.isfinite(value):
         return value
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    if unit == 0.0:  # below what a float holds
+        return value
     return float(f"{math.floor(value / unit * (1 + 1e-9)) * unit:.2g}")
 
 
@@ -157,9 +160,10 @@ def _after_failure(evidence: Evidence, step: int) -> Advice:
     # What the failure itself has made of neurons and curvature says nothing of how it began.
     before = {s: r for s, r in evidence.ratios.items() if s <= end}
     edges = {s: e for s, e in evidence.edges.items() if s < end}
-    factors, reasons = [FAILED], []
+    base = HALF if evidence.has_learned else FAILED
+    factors, reasons = [base], []
     first, last = evidence.first_loss, evidence.last_loss
-    if first is not None and last is not None and math.isfinite(last):
+    if first is not None and last is not None and math.isfinite(last) and last >= first:
         reasons.append(f"The loss has not fallen: {first:.3g} at first, {last:.3g} at the end.")
     if before and max(before.values()) >= 1.0:
         at = max(before, key=lambda s: before[s])
@@ -175,8 +179,8 @@ def _after_failure(evidence: Evidence, step: int) -> Advice:
             f"At step {at:,} the edge ratio was {edges[at]:.3g}, before the loss rose: below the edge is at most "
             f"{words.rate(floor2(words.present / edges[at]))}."
         )
-    if min(factors) == FAILED:
-        reasons.append(f"Nothing that was measured before asks for less than {FAILED:.0%}: a guess, no more.")
+    if min(factors) == base:
+        reasons.append(f"Nothing that was measured before asks for less than {base:.0%} of it: a guess, no more.")
     rate = floor2(words.present * min(factors))
     reasons.append("Begin anew, or go back to a checkpoint from before.")
     return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
@@ -186,10 +190,17 @@ def _after_breakdown(outcome: Outcome, evidence: Evidence) -> Advice:
     words = _Words(evidence.limits)
     critical = {s: r for s, r in evidence.ratios.items() if r >= 1.0}
     if not critical:  # a thinned record may have lost them
-        critical = {event.step: event.value for event in outcome.breakdowns if event.value is not None}
+        known = {event.step: event.value for event in outcome.breakdowns if event.value is not None}
+        critical = {step: value for step, value in known.items() if value < math.inf}
+    if not critical and outcome.peak_ratio is not None and outcome.peak_ratio.value == math.inf:
+        return Advice(
+            f"Keep the learning rate{words.now}: neurons that were equal have parted, at any learning rate.",
+            (f"r was infinite at step {outcome.peak_ratio.step:,} in {outcome.peak_ratio.group}, and below 1 else.",),
+        )
     at = max(critical, key=lambda s: critical[s], default=outcome.breakdowns[0].step)
     largest = critical.get(at, 1.0)
-    place = f" in {outcome.peak_ratio.group}" if outcome.peak_ratio is not None else ""
+    of = outcome.peak_ratio
+    place = f" in {of.group}" if of is not None and of.step == at else ""
     highest = words.rate(floor2(words.present / largest))
     peak = f"the largest r was {largest:.3g}, at step {at:,}{place}"
     last = max(critical, default=at)
@@ -224,7 +235,7 @@ def _after_breakdown(outcome: Outcome, evidence: Evidence) -> Advice:
 
 def _warmup(critical: Mapping[int, float], limits: RateLimits) -> int:
     """So many steps of a linear warm-up that each critical step would have stayed below eta*, with the margin."""
-    needed = max(step * ratio for step, ratio in critical.items() if ratio < math.inf)
+    needed = max(step * ratio for step, ratio in critical.items())
     full = limits.largest or 1.0
     begun = limits.used[0][1]
     if begun < 0.9 * full:  # there is a warm-up already: longer by as much as it failed
@@ -302,7 +313,7 @@ def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
             f"The edge ratio was at most {largest:.2g}: the edge of stability is near "
             f"{words.rate(floor2(words.present / largest))}."
         )
-    if not evidence.has_learned:
-        first, last = evidence.first_loss, evidence.last_loss
+    first, last = evidence.first_loss, evidence.last_loss
+    if not evidence.has_learned and first is not None and last is not None:
         reasons.insert(0, f"The loss has not fallen, {first:.3g} at first and {last:.3g} now: no limit explains it.")
     return Advice(f"Keep the learning rate{words.now}: no limit was met.", tuple(reasons))

@@ -91,6 +91,12 @@ def test_a_loss_that_never_fell_is_named_though_no_limit_was_met() -> None:
     assert "The loss has not fallen" in said.reasons[0]
 
 
+def test_equal_neurons_that_part_are_no_matter_of_the_rate() -> None:
+    said = advice_on(rate(1, 0.1), ratio(1, 0.1), ratio(2, math.inf), ratio(3, 0.2))
+    assert said.decision.startswith("Keep the learning rate 0.1: neurons that were equal have parted")
+    assert advice_on(rate(1, 0.1), ratio(1, math.inf), ratio(300, 4.0)).learning_rate == floor2(0.1 * MARGIN / 4.0)
+
+
 def test_where_nothing_was_measured_nothing_is_called_kept() -> None:
     assert advice_on(rate(1, 0.1), loss(3, 1.0)).decision.startswith("Measure")
 

@@ -88,12 +88,13 @@ def test_the_verdict_counts_what_is_certified(measurements: tuple[Measurement, .
 
 def test_the_gravest_comes_first() -> None:
     broken = (*OPENED, ratio(9, 2.0), line(8, 9, EXACT))
-    assert verdict(record(*broken)).startswith("a: topology_breakdown at step 9 (r = 2); 17 of 20 steps certified")
+    said = verdict(record(*broken))
+    assert said.startswith("a broke down at step 9; the largest r was 2, at step 9 in a; 17 of 20 steps certified")
     both = verdict(record(*broken, NAN_LOSS))
-    assert both.startswith("Training diverged: the loss is not finite at step 7; a: topology_breakdown at step 9")
+    assert both.startswith("Training diverged: the loss is not finite at step 7; neurons may have merged or torn at")
     assert tone(history(record(*CERTIFIED, NAN_LOSS)).outcome) is Phase.BREAKDOWN
     edge = [Measurement(k, 0, "sharpness", "", {"sharpness_ratio": 1.0}) for k in range(1, 9)]
-    assert verdict(record(*CERTIFIED, *edge)).startswith("Entered the edge of stability at step")
+    assert verdict(record(*CERTIFIED, *edge)).startswith("Reached the edge of stability at step 1;")
     assert verdict(record(*OPENED, *edge)).startswith("Nothing is known of 3 of 20 steps")
 
 

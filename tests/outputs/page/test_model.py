@@ -124,7 +124,7 @@ def test_facts_are_those_of_the_record(breakdown: RunRecord) -> None:
     found = {fact.name: fact.value for fact in facts(run_view(breakdown, "breakdown", WHOLE))}
     step, peak = max(values_of(breakdown, "net.0", "critical_ratio"), key=lambda point: point[1])
     assert found["Largest r"] == f"{peak:.3g} at step {step} in net.0"
-    assert found["First breakdown"] == "step 300 in net.0"
+    assert found["First breakdown"] == "at step 300 in net.0"
     assert found["Edge of stability reached"] == "never"
     assert found["Optimizer steps"] == "0 to 600"
     assert found["Neurons"] == "128"
