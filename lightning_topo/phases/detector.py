@@ -27,7 +27,6 @@ from lightning_topo.phases.phase import Phase
 from lightning_topo.phases.rules import PhaseRules
 from lightning_topo.phases.state import Breakdown, DetectorState
 
-
 _LARGE = 3.0
 """A fall by so many times the margin needs no second capture."""
 
