@@ -76,11 +76,10 @@ def study() -> Iterator[Setting]:
     for seed in (10, 11):
         for lr in (0.05, 0.2, 0.5, 1.0):
             yield Setting("study", "SGD", lr, seed)
-            yield Setting("study", "SGD, small initialisation", lr, seed, init=0.01)
+            yield Setting("study", "SGD, small initialisation", lr, seed, "relu", init=1e-3)
         for lr in (1e-3, 1e-2, 3e-2, 0.1):
             yield Setting("study", "Adam", lr, seed, optimizer="adamw")
-        for lr in (0.02, 0.05, 0.1, 0.2):
-            yield Setting("study", "SGD, label noise", lr, seed, "relu", label_noise=1.0, batch=10)
+            yield Setting("study", "Adam, small initialisation", lr, seed, "relu", init=1e-3, optimizer="adamw")
         for lr in (0.01, 0.03, 0.1, 0.3):
             yield Setting("study", "momentum, weight decay", lr, seed, "relu", momentum=0.9, decay=1e-3)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from benchmarks.zoo import is_installed
@@ -96,17 +97,32 @@ def _prepared(built: Built, seed: int) -> Built:
             shape = torch.view_as_real(p).shape if p.is_complex() else p.shape
             noise = torch.randn(shape, generator=generator).double()
             p += 0.05 * (torch.view_as_complex(noise) if p.is_complex() else noise)
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the grouped product takes no float64
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train()
     return model, tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
 
 
+class Lifted(TorchFunctionMode):
+    """Where a model casts to float32, as its norms and softmaxes do, it stays in float64."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        lift = {torch.float32: torch.float64}
+        args = tuple(lift.get(one, one) if isinstance(one, torch.dtype) else one for one in args)
+        named = {k: lift.get(v, v) if isinstance(v, torch.dtype) else v for k, v in (kwargs or {}).items()}
+        return args[0].double() if func is Tensor.float else func(*args, **named)
+
+
 def _output(model: nn.Module, inputs: Any) -> list[Tensor]:
     torch.manual_seed(0)
-    if isinstance(inputs, dict):
-        return significant(model(**inputs))
-    return significant(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
+    with Lifted():
+        if isinstance(inputs, dict):
+            return significant(model(**inputs))
+        return significant(model(*inputs) if isinstance(inputs, tuple) else model(inputs))
 
 
 def _trained(model: nn.Module, inputs: Any, rule: Rule) -> tuple[list[Tensor], dict[str, Tensor]]:

@@ -178,6 +178,7 @@ def main() -> None:
     if not chosen:
         parser.error(f"expected --only to be one of {', '.join(e.name for e in ZOO)}")
     warnings.simplefilter("ignore")
+    search((torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.zeros(1, 2)))  # what is imported on the way counts once
     print(HEADER)
     everything: list[Found] = []
     for e in chosen:

@@ -231,6 +231,8 @@ _TABLE = (
         "neurons",
     ),
     _silent("measured_neurons", "fate", _G, "Measured neurons", "How many neurons these counts are of."),
+    _silent("vanishing_neurons_at_start", "fate", _G, "Vanishing at the start", "Those when training began."),
+    _silent("aligned_clusters_at_start", "fate", _G, "Clusters at the start", "Those when training began."),
     _silent("critical_i", "distortion", _G, "First neuron of the pair", "One of the two neurons that attain r."),
     _silent("critical_j", "distortion", _G, "Second neuron of the pair", "The other of the two that attain r."),
     _silent("twins_split", "distortion", _G, "Twins split", "Equal neurons that the step has told apart."),

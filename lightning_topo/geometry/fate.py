@@ -270,6 +270,6 @@ def _greedy(dependent: Bool[Tensor, "p p"]) -> Int[Tensor, " m"]:
 
 def _joined(labels: Int[Tensor, " n"], i: Int[Tensor, " p"], j: Int[Tensor, " p"]) -> Int[Tensor, " n"]:
     """Labels after joining the components with labels i and j, pair by pair."""
-    n, edges = len(labels), torch.stack([i, j]).unique(dim=1).cpu().numpy()
-    graph = coo_array((torch.ones(edges.shape[1]).numpy(), tuple(edges)), shape=(n, n))
+    n, edges = len(labels), torch.stack([i, j]).cpu().numpy()
+    graph = coo_array((np.ones(edges.shape[1], dtype=np.int32), tuple(edges)), shape=(n, n))
     return torch.from_numpy(connected_components(graph, directed=False)[1]).to(labels)[labels]

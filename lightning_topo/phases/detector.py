@@ -27,6 +27,9 @@ from lightning_topo.phases.phase import Phase
 from lightning_topo.phases.rules import PhaseRules
 from lightning_topo.phases.state import Breakdown, DetectorState
 
+_LARGE = 3.0
+"""A fall by so many times the margin needs no second capture."""
+
 
 def observe(
     state: DetectorState, measurement: Measurement, rules: PhaseRules = PhaseRules()
@@ -144,8 +147,10 @@ def _observe_fate(
         if name not in measurement.values:
             continue
         key, count = f"{name} {measurement.group}", measurement.values[name]
-        before = state.fates.get(key, LevelState())
-        level, fired = follow_decline(before, sign * count, rules.fate_confirm, margin)
+        at_start = measurement.values.get(f"{name}_at_start")
+        before = state.fates.get(key, LevelState(None if at_start is None else sign * at_start))
+        is_large = before.reported is not None and before.reported - sign * count >= _LARGE * margin > _LARGE
+        level, fired = follow_decline(before, sign * count, 1 if is_large else rules.fate_confirm, margin)
         if fired and before.reported is not None:
             events.append(message(measurement, count, sign * before.reported))
         state = replace(state, fates={**state.fates, key: level})

@@ -62,7 +62,7 @@ class PhaseRules:
     parted again must stay so for `merge_confirm` measurements before their next merger is an event. `diagram_jump` is
     the log-bottleneck distance between two captures that makes an event: log 2 is a feature twice as long. Neurons are
     vanishing, or condensing, when `fate_confirm` captures in a row have more of them near 0, or fewer directions, than
-    last reported, by `fate_share` of the neurons and one at least.
+    last reported, by `fate_share` of the neurons and one at least; or one capture, by three times that share.
     """
 
     critical_ratio: float = 1.0

@@ -22,7 +22,8 @@ class Fate:
     where a group has none, or parameters lie in flat shards), `effective_neurons`, `largest_multiplicity`; over
     several blocks their sum, and the largest multiplicity. `independence`, `vanishing` and `alignment` are the
     thresholds of `neuron_fate`. Blocks of more than `max_neurons` neurons are represented by that many at random,
-    the same at every capture; `measured_neurons`, in the record alone, says how many were counted.
+    the same at every capture; `measured_neurons`, in the record alone, says how many were counted. The first capture
+    also counts the neurons as they were when training began: `vanishing_neurons_at_start`, `aligned_clusters_at_start`.
 
     `every_n_epochs="auto"` begins with every epoch; `every_n_steps` counts optimizer steps instead.
 
@@ -65,12 +66,15 @@ class Fate:
             try:
                 cloud = capture.neurons[group.name]
                 columns = incoming_columns(group, capture.module, cloud.shape[1], capture.optimizers)
-                found = [self._of_block(block, columns) for block in blocks(cloud, group)]
+                values[group.name] = self._of_group(cloud, group, columns)
+                if capture.previous is None and (first := capture.reference.get(group.name)) is not None:
+                    values[group.name] |= _at_start(self._of_group(first, group, columns))
             except (ValueError, TypeError) as error:
                 failures[group.name] = str(error)
-                continue
-            values[group.name] = _summary(found)
         return ProbeResult(values, failures)
+
+    def _of_group(self, cloud: Tensor, group: NeuronGroup, columns: Tensor | None) -> dict[str, float]:
+        return _summary([self._of_block(block, columns) for block in blocks(cloud, group)])
 
     def _of_block(self, cloud: Tensor, columns: Tensor | None) -> NeuronFate:
         return neuron_fate(
@@ -115,6 +119,12 @@ def _incoming(group: NeuronGroup, tensors: Mapping[str, Tensor]) -> tuple[list[i
             columns += range(width, width + size)
         width += size
     return columns, width
+
+
+def _at_start(values: Mapping[str, float]) -> dict[str, float]:
+    """Those counts whose change is an event, under names of their own."""
+    counts = ("vanishing_neurons", "aligned_clusters")
+    return {f"{name}_at_start": values[name] for name in counts if name in values}
 
 
 def _summary(found: Sequence[NeuronFate]) -> dict[str, float]:

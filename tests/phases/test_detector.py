@@ -523,12 +523,16 @@ def test_a_count_that_wanders_by_less_than_its_share_is_reported_once():
         found = [{name: float(v), "measured_neurons": 200.0} for v in values]
         return names(replay([Measurement(k, 0, "fate", "g", each) for k, each in enumerate(found)]))
 
-    # 3 % of 200 are 6.
-    assert fate("aligned_clusters", [200, 90, 88, 93, 83, 93, 83, 82]) == [("neurons_condensing", 2)]
+    # 3 % of 200 are 6; a fall by 18 needs no second capture.
+    assert fate("aligned_clusters", [100, 84, 86, 91, 81, 91, 81, 80]) == [("neurons_condensing", 2)]
+    assert fate("aligned_clusters", [200, 182]) == [("neurons_condensing", 1)]
+    assert fate("aligned_clusters", [200, 183]) == []
     assert fate("aligned_clusters", [200, 90, 88, 86, 84, 82, 82]) == [
         ("neurons_condensing", 2),
         ("neurons_condensing", 6),
     ]
+    at_start = {"aligned_clusters": 90.0, "aligned_clusters_at_start": 200.0, "measured_neurons": 200.0}
+    assert names(replay([Measurement(7, 0, "fate", "g", at_start)])) == [("neurons_condensing", 7)]
     assert fate("vanishing_neurons", [0, 5, 5, 5]) == []
     assert fate("vanishing_neurons", [0, 6, 6, 6]) == [("neurons_vanishing", 2)]
 

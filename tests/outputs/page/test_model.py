@@ -165,6 +165,21 @@ def test_subsampled_diagrams_say_how_far_they_may_be_off(tmp_path: Path) -> None
     assert "known up to 0.2 of the diameter (2 rho / diameter). Connected pieces" in render_page([record])
 
 
+def test_what_becomes_of_neurons_is_drawn_where_it_was_measured(tmp_path: Path) -> None:
+    writer = RecordWriter.open(tmp_path / "run")
+    writer.measurement(distortion(0, "net.0", 0.0, 1.0, 1.0))
+    for step, gone in ((0, 0.0), (20, 3.0)):
+        counts = {"measured_neurons": 64.0, "vanishing_neurons": gone, "independent_neurons": 60.0 - gone}
+        writer.measurement(Measurement(step, 0, "fate", "net.0", counts))
+    writer.close()
+    record = read_record(writer.dirpath)
+    table = run_view(record, "run", WHOLE).details[0].fate
+    assert table is not None
+    assert (table.steps, table.columns["vanishing_neurons"]) == ((0, 20), (0.0, 3.0))
+    without = replace(record, measurements=tuple(m for m in record.measurements if m.probe != "fate"))
+    assert run_view(without, "run", WHOLE).details[0].fate is None
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300])
 def test_no_value_of_any_quantity_breaks_the_page(demo: RunRecord, value: float) -> None:
     odd = tuple(
