@@ -102,7 +102,9 @@ def test_the_readmes_python_runs_through_every_door(tmp_path, monkeypatch):
     for block in (plain, fabric):
         exec(block, namespace)
         assert namespace["watch"].metrics["topology/critical_ratio"] < 1.0
-    namespace["trainer"] = SimpleNamespace(add_callback=added.append)
+    pytest.importorskip("transformers")
+    arguments = SimpleNamespace(output_dir="hf")
+    namespace["trainer"] = SimpleNamespace(add_callback=added.append, args=arguments, train=lambda: None)
     exec(transformers, namespace)
     assert [type(callback).__name__ for callback in added] == ["TopologyTrainerCallback"]
 

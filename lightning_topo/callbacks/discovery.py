@@ -21,7 +21,7 @@ _REMEDY = "Name the groups by hand: TopologyMonitor(groups=declare_neurons(modul
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What could not be found or proved, of which group, and what would help."""
+    """A group that could not be found or proved, with the reason and a remedy."""
 
     message: str
     group: str = GLOBAL

@@ -69,7 +69,7 @@ def take_step(trainer: Trainer, module: LightningModule, batches: Sequence[Any])
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """To the first parameter group; the others keep their ratio to it."""
+    """Set the first parameter group's; the others keep their ratio to it."""
     first = float(base_learning_rate(optimizer))
     for group in optimizer.param_groups:
         value = lr * float(group.get("initial_lr", group["lr"])) / first
