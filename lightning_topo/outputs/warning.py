@@ -4,5 +4,5 @@ import warnings
 
 
 def warn(message: str) -> None:
-    """Raise a `UserWarning`. Only the first of several processes has outputs, so each comes once."""
+    """Issue a `UserWarning`. Only the first of several processes has outputs, so each comes once."""
     warnings.warn(message, UserWarning, stacklevel=3)
