@@ -1,4 +1,4 @@
-"""What a probe returns: named numbers, with the step and the group of neurons they belong to."""
+"""The values of a probe: named numbers with their step and group of neurons."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -59,7 +59,7 @@ def test_every_number_below_a_mark_stands_in_its_data_file(page, files, block):
 
 
 def test_what_counts_as_a_number():
-    text = "At step 1,200 r was 0.25 (`r 9`), b1 too; see [3](x-4.md), 5x, -2.5e-3 and 7."
+    text = "At step 1,200 r was 0.25 (`r 9`), b1 too; see [there](x-4.md), 5x, -2.5e-3 and 7."
     assert numbers(text) == ["1200", "0.25", "-2.5e-3", "7"]
 
 

@@ -91,7 +91,7 @@ def transferred(trainer: Trainer, batch: Any) -> Any:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Where this run's files go, as `ModelCheckpoint` resolves it: <save_dir>/<name>/<version>, or the root folder."""
+    """The folder of this run's files, as `ModelCheckpoint` resolves it: <save_dir>/<name>/<version>, or the root."""
     if not trainer.loggers:
         return Path(trainer.default_root_dir)
     logger = trainer.loggers[0]
@@ -104,7 +104,7 @@ def run_folder(trainer: Trainer) -> Path:
 
 
 def key_prefix(logger: Logger) -> str:
-    """What a logger made with `prefix=...` puts before every key of `log_metrics`."""
+    """The prefix that a logger puts before every key of `log_metrics`."""
     prefix = getattr(logger, "_prefix", "")
     return f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else ""  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -89,7 +89,7 @@ def _worse(a: float, b: float) -> float:
 
 
 def _medians(values: Sequence[float]) -> list[float]:
-    """Of each known value and its known neighbours; the first and the last stand for themselves."""
+    """The median of each known value and its known neighbours; the first and last values are kept."""
     at = [k for k, value in enumerate(values) if not math.isnan(value)]
     smooth = list(values)
     for before, k, after in zip(at, at[1:], at[2:], strict=False):

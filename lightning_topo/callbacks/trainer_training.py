@@ -78,7 +78,7 @@ class TrainerTraining:
         return self._trainer.precision_plugin.train_step_context()
 
     def publish(self, values: Mapping[str, Tensor]) -> None:
-        """To `trainer.callback_metrics`, where other callbacks look for what they monitor."""
+        """Publish to `trainer.callback_metrics`, which other callbacks monitor."""
         self._trainer.callback_metrics.update(values)
 
     def batch_loss(self, outputs: Any) -> Tensor | None:

@@ -87,7 +87,7 @@ def record_loss(trainer: Trainer, module: LightningModule, batch: Any, recording
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """To the first parameter group; the others keep their ratio to it."""
+    """Set the first parameter group's; the others keep their ratio to it."""
     first = float(base_learning_rate(optimizer))
     for group in optimizer.param_groups:
         value = lr * float(group.get("initial_lr", group["lr"])) / first

@@ -106,7 +106,7 @@ def _round_numbers(largest: int) -> list[int]:
 
 
 def _edges(centres: tuple[int, ...]) -> np.ndarray:
-    """Where the columns of the captures meet: midway."""
+    """The borders of the captures' columns: midway between them."""
     at = np.asarray(centres, dtype=float)
     if len(at) == 1:
         return np.array([at[0] - 0.5, at[0] + 0.5])

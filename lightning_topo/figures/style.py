@@ -1,4 +1,4 @@
-"""What all figures share: colours, titles, panels one below the other, one look whatever style is in use."""
+"""The common style of all figures: colours, titles, panels one below the other, whatever style is in use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -184,7 +184,7 @@ def _legend(axes: "Axes", handles: Sequence["Artist"], ncols: int) -> None:
 
 
 def common_prefix(names: Sequence[str]) -> str:
-    """What all of at least three names begin with, up to a dot or slash.
+    """The common beginning of three or more names, up to a dot or slash.
 
     >>> common_prefix(["net.layers.0", "net.layers.1", "net.layers.10"])
     'net.layers.'

@@ -30,7 +30,7 @@ _TILE = 1024
 
 @dataclass(frozen=True, slots=True)
 class NeuronFate:
-    """What has become of n neurons; where only some were measured, all counts are of those.
+    """The fate of n neurons; where only some were measured, all counts are of those.
 
     `aligned_clusters` is None where no incoming weights were given. `multiplicity` holds the sizes of the classes of
     merged neurons (two or more, equal up to rounding), the largest first.

@@ -38,7 +38,7 @@ class LoopGate:
             watch.stopped(self.counted.values())
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint; what has stopped begins to count anew when it is resumed."""
+        """The state for a checkpoint; a gate that stopped counts from zero after a resume."""
         counted = self.counted if self.reason is None else StopState(step=self.counted.step)
         return counted.to_dict()
 

@@ -21,7 +21,7 @@ _DAMAGED = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
 
 
 class LoopSession:
-    """What a door does at each point of a loop: `begin`, `loss`, `after_backward`, `end`, `end_epoch`, `close`.
+    """The steps of a door along a loop: `begin`, `loss`, `after_backward`, `end`, `end_epoch`, `close`.
 
     `saved` is an earlier session's `state()`. Where the watch itself fails, training goes on (unless `on_error` is
     "raise"); what the guard raises stops it.

@@ -1,4 +1,4 @@
-"""Where `transformers.Trainer` is reached other than by its callbacks: backward, train, log."""
+"""Reach into `transformers.Trainer` where its callbacks do not: backward, train, log."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps

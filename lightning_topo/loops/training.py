@@ -114,12 +114,12 @@ def _root(model: nn.Module) -> nn.Module:
 
 
 def _is_of(thing: Any, *names: str) -> bool:
-    """By name: whoever does not use these libraries need not have them."""
+    """By name, so that these libraries need not be installed."""
     return any(cls.__name__ in names for cls in type(thing).__mro__)
 
 
 def _messages_device(module: nn.Module) -> torch.device:
-    """Where messages between processes travel: NCCL knows no CPU."""
+    """The device of messages between processes: NCCL has no CPU tensors."""
     if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "nccl":
         return next((p.device for p in module.parameters()), torch.device("cuda"))
     return torch.device("cpu")

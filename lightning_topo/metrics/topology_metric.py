@@ -1,4 +1,4 @@
-"""What all metrics of this package share."""
+"""The base class of this package's metrics."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the neurons of a model are: found by one traced run, proved by permuting them."""
+"""Find the neurons of a model in one traced run, and prove them by permutation."""
 
 from lightning_topo.neurons.coverage import ParameterCoverage
 from lightning_topo.neurons.declaration import Rows, declare_neurons, rows

@@ -1,4 +1,4 @@
-"""From the atoms of a finished trace to named groups of neurons."""
+"""Turn the atoms of a finished trace into named groups of neurons."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ class Occurrence:
 
 @dataclass(slots=True)
 class Evidence:
-    """What the trace saw of one atom."""
+    """The trace's findings about one atom."""
 
     occurrences: list[Occurrence] = field(default_factory=list)
     carried: list[Occurrence] = field(default_factory=list)  # in recorded draws, which are permuted along

@@ -1,4 +1,4 @@
-"""What is left where a model cannot be traced: the incoming weights of single layers."""
+"""Fallback for models that cannot be traced: the incoming weights of single layers."""
 
 from collections.abc import Iterator
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _MOST_CAPTURES = 160
-"""Of more captures, so many are drawn: a figure has no room for more."""
+"""The most captures drawn: a figure has no room for more."""
 _N_SCALES = 80
 _MOST_COMPARED = 32
 """Of more captures, so many are compared with one another."""

@@ -1,4 +1,4 @@
-"""Where measurements and events go: the record, the page, trackers, the terminal, other callbacks."""
+"""The destinations of measurements and events: record, page, trackers, terminal, other callbacks."""
 
 from lightning_topo.outputs.feed import Findings
 from lightning_topo.outputs.outputs import Outputs, open_outputs

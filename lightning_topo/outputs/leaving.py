@@ -1,4 +1,4 @@
-"""What may leave the machine: plain values by an allow-list, and the record's own files by name."""
+"""Select what may leave the machine: plain values by an allow-list, and the record's own files by name."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ def _tells_of_the_machine(text: str) -> bool:
 
 
 def probe_facts(probe: Any) -> dict[str, Any]:
-    """What is told of a probe: of ours its class and its plain fields, of a user's own its name and period alone.
+    """The description of a probe: of ours its class and plain fields, of a user's own only its name and period.
 
     Never its repr, which may hold anything that the user has bound to it.
 

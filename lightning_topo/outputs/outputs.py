@@ -18,7 +18,7 @@ from lightning_topo.phases import TopologyEvent
 from lightning_topo.watch.output import Output, Run
 
 _COSTLY_SHARE = 0.25
-"""Of the time that the monitor may take, so much may go into figures and other costly things for the trackers."""
+"""The share of the monitor's time for figures and other costly things for the trackers."""
 
 
 @dataclass(slots=True)
@@ -90,7 +90,7 @@ class Outputs:
         self._each("the end of the run", lambda output: output.end(in_haste=in_haste))
 
     def take(self) -> Findings | None:
-        """What was found since this was last asked, for other callbacks; None where nothing was."""
+        """Return what was found since the last call, for other callbacks; None where nothing was."""
         return self._feed.take()
 
     def notice(self, event: TopologyEvent, *, is_recorded: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: values in the progress bar, a line for each event, a summary at the end."""
+"""The terminal: values in the progress bar, a line for each event, a summary at the end."""
 
 import logging
 from collections import Counter

@@ -1,8 +1,8 @@
-"""What the person who trains should know now."""
+"""Warnings to the person who trains."""
 
 import warnings
 
 
 def warn(message: str) -> None:
-    """Say it as a `UserWarning`. Only the first of several processes has outputs, so each is said once."""
+    """Issue a `UserWarning`. Only the first of several processes has outputs, so each comes once."""
     warnings.warn(message, UserWarning, stacklevel=3)

@@ -9,7 +9,7 @@ from lightning_topo.phases.rules import Band, PhaseRules
 
 
 class EdgeSource(StrEnum):
-    """Where an edge ratio comes from."""
+    """The source of an edge ratio."""
 
     SHARPNESS = "sharpness"
     BATCH = "batch"

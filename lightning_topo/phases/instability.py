@@ -10,7 +10,7 @@ from lightning_topo.phases.rules import PhaseRules
 
 @dataclass(frozen=True, slots=True)
 class StabilityState:
-    """What tells a divergence: recent losses, the first one, and the latest edge ratios with the last one's step."""
+    """The evidence of divergence: recent losses, the first one, and the latest edge ratios with the last one's step."""
 
     losses: tuple[float, ...] = ()
     first: float | None = None

@@ -19,7 +19,7 @@ def by_autograd(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def by_backward(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor]:
-    """By `loss.backward()`, each `.grad` put back afterwards.
+    """Differentiate by `loss.backward()`, and put each `.grad` back.
 
     For parameters that are no leaves of the loss's graph themselves: FSDP2 gathers them first, and its hooks bring the
     gradients home.

@@ -35,7 +35,7 @@ _NO_THRESHOLD = {
 _LAYOUTS = (rules.ADAM, rules.NADAM, rules.ADAMAX)
 
 _WRAPPED = ("base_optimizer", "optimizer", "inner_optimizer", "_optimizer", "optim")
-"""Where wrappers (SAM, Lookahead, Accelerate, DeepSpeed, schedule-free) keep the optimizer that steps."""
+"""The attributes in which wrappers (SAM, Lookahead, Accelerate, DeepSpeed, ...) keep the optimizer that steps."""
 
 _INDIFFERENT = frozenset(
     {"params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "lr_scale"}

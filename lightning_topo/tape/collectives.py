@@ -26,7 +26,7 @@ def plus_remainder_(part: Tensor, *, remainder: Tensor) -> Tensor:
 
 
 def gathered(part: Tensor, *, received: Tensor, index: Any) -> Tensor:
-    """What a gather returns: this process's part at its place among the received ones."""
+    """The result of a gather: this process's part at its place among the received ones."""
     place = place_of(index)
     if place is None:
         return received.clone()

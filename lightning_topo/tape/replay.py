@@ -99,7 +99,7 @@ class _Machine:
         return self.formulas or self.precision is torch.float64
 
     def _drawn(self, call: Call, args: list[Any], drawn: Tensor) -> Any:
-        """What a call that draws returns, with the numbers that it drew then."""
+        """Return what a random call returned, with the numbers it drew when recorded."""
         if call.name == "aten::native_dropout":
             kept = 1 - float(args[1])
             if args[2] is False:

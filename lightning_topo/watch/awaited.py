@@ -19,7 +19,7 @@ class Awaited:
 
 @dataclass(slots=True)
 class AwaitedResults:
-    """In the order in which they were captured; each is taken in when the steps of its lag are done."""
+    """Pending results in the order of their captures; each is taken in once the steps of its lag are done."""
 
     _captures: list[Awaited] = field(default_factory=list)
 

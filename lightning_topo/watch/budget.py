@@ -35,7 +35,7 @@ class Budget:
 
     @property
     def step_seconds(self) -> float | None:
-        """What a training step takes without the monitor; None before the third."""
+        """Seconds of a training step without the monitor; None before the third step."""
         return median(self._steps) if len(self._steps) > 1 else None
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a watch, read back with care: it may be damaged, or made by someone else."""
+"""The state of a watch in a checkpoint, read back with care: it may be damaged, or foreign."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -30,7 +30,7 @@ class SavedWatch:
 
     @classmethod
     def read(cls, state: Any) -> "SavedWatch":
-        """From a checkpoint's state; raises `ValueError` where it is none, with the reason."""
+        """Read a checkpoint's state; raise `ValueError` with the reason where it cannot be used."""
         if not isinstance(state, Mapping):
             raise ValueError(f"expected a mapping, got {type(state).__name__}")
         if state.get("version") != STATE_VERSION:

@@ -1,4 +1,4 @@
-"""What is known of every step: exact, bounded, spanned or open, by group."""
+"""The state of every step by group: exact, bounded, spanned or open."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""What processes tell each other of the last steps, and what is reported of it."""
+"""Exchange the findings of the last steps between processes, and report them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from lightning_topo.watch.schedule import Schedule, Slot
 from lightning_topo.watch.training import Training
 
 EXCHANGE_STEPS = 10
-"""What has been found is reported at least this often."""
+"""Findings are reported at least this often."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class Finding:
 
 
 def _problems(found: FoundNeurons) -> list[Problem]:
-    """What a person should know of groups that were not found, or not proved."""
+    """Problems to report: groups that were not found, or not proved."""
     if not any(group.n > 1 for group in found.groups):
         reason = "; ".join(found.refused) or "the module has no group of two or more exchangeable neurons"
         return [Problem(f"No neurons found: {reason}.")]

@@ -22,7 +22,7 @@ _HAIR = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class GuardedUpdate:
-    """What became of one update of one optimizer.
+    """The outcome of one guarded update of one optimizer.
 
     `proposed` holds the critical ratio by group of the update as the optimizer made it, and `factor` is the fraction of
     it that was taken: 1 as it was, 0 not at all. `critical_ratio` is that of the update taken, the worst group's,

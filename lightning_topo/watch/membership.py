@@ -27,7 +27,7 @@ class Membership:
         self._known = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
 
     def change(self, step: int) -> Change | None:
-        """What has changed since this was last asked; None where nothing has."""
+        """Return what changed since the last call; None where nothing did."""
         if step % READ_STEPS == 0:
             self._steps.read_names()
         names = frozenset(self._steps.trained())

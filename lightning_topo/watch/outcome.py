@@ -1,4 +1,4 @@
-"""What one probe has found at one step, on one process or on all together."""
+"""The outcome of one probe at one step, on one process or on all together."""
 
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from lightning_topo.quantities import RESERVED_VALUES, Keep, quantity
 
 
 class FailureKind(Enum):
-    """What a failure of a whole probe means for its later measurements."""
+    """The consequence of a probe's failure for its later measurements."""
 
     FAILED = "failed"
     """This measurement failed; the next one may not."""

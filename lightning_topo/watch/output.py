@@ -17,7 +17,7 @@ from lightning_topo.watch.readings import Readings
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What every output is given when a run begins or goes on.
+    """The facts that every output gets when a run begins or resumes.
 
     `settings` and `facts` (optimizer, learning rate, ...) are plain values: they may leave the machine.
     """
@@ -32,7 +32,7 @@ class Run:
 
 @runtime_checkable
 class Output(Protocol):
-    """Where a run's measurements and events go: five verbs; one that fails harms no other."""
+    """A destination of measurements and events: five verbs. One that fails harms no other."""
 
     def start(self, run: Run) -> None:
         """The run begins, or goes on after a resume."""

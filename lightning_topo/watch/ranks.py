@@ -43,7 +43,7 @@ class Ranks:
         return index % self.size
 
     def all(self, topic: str, mine: T) -> list[T]:
-        """What every process has to say, by rank: one small collective, two where a message outgrows those before.
+        """Gather a message from every process, by rank: one small collective, two if a message outgrows earlier ones.
 
         `topic` tells apart messages of different sizes; all processes give the same.
         """
@@ -60,7 +60,7 @@ class Ranks:
         return [pickle.loads(text) for _, text in messages]
 
     def first(self, topic: str, make: Callable[[], T]) -> T:
-        """What rank 0 makes, for all; what it raises there is raised everywhere."""
+        """Run `make` on rank 0 and share its result; an error there is raised everywhere."""
         if self.size == 1:
             return make()
         error, message = None, b""
@@ -84,7 +84,7 @@ class Ranks:
         return made
 
     def together(self, topic: str, make: Callable[[], T]) -> T:
-        """What this process makes, if every process could make its own: raises on all where it raised on any."""
+        """Run `make` on every process; if it raises on any, raise on all."""
         if self.size == 1:
             return make()
         made, error = None, None

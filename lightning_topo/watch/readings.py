@@ -47,7 +47,7 @@ def _candidates(plain: str) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """Where a value is published, and what is kept of it."""
+    """The published key of a value, and which of several values is kept."""
 
     key: str
     group: str
@@ -55,7 +55,7 @@ class _Slot:
     extreme: Callable[[float, float], float] | None
     """Which of two values since the last row is kept; None for the later."""
     network: "_Slot | None"
-    """Where the worst of all groups is published."""
+    """The key of the worst group's value."""
     worst_is_low: bool
 
 
@@ -133,7 +133,7 @@ class Readings:
         return self._names
 
     def row(self, step: int, epoch: int) -> Measurement:
-        """What is new since the last row, under its keys."""
+        """The values that are new since the last row, by key."""
         self.metrics()  # what has changed is the metrics' too, before a new period begins
         fresh, self._unsent = self._unsent, set()
         worst: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What each operator does to the axes of its tensors, by family; importing a family registers its rules."""
+"""Rules of what each operator does to the axes of its tensors, by family; importing a family registers them."""
 
 from lightning_topo.neurons.rules import (
     complexes,

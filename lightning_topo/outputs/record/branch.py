@@ -30,7 +30,7 @@ from lightning_topo.outputs.record.lock import FolderBusy, FolderLock, lock_fold
 REWIND = "rewind"
 _MOST_VERSIONS = 10_000
 _MOST_HISTORY = 1 << 28
-"""Of a longer history than so many bytes, none is copied."""
+"""A history of more bytes is not copied."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a run folder holds, and under which names.
+"""The files of a run folder, and their names.
 
 A run folder holds
 

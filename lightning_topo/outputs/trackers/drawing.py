@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CAPTURES = 64
-"""Of a longer run every second capture is forgotten, again and again: a figure has no room for more."""
+"""Above this many captures every second one is dropped: a figure has no room for more."""
 MOST_GROUPS = 12
 _N_SCALES = 60
 

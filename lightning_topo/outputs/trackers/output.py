@@ -121,7 +121,7 @@ def row_of(step: int) -> int:
 
 
 def run_facts(branch: Branch | None, run: Run) -> RunFacts:
-    """What a tracker is told of a run when it begins: its record, the monitor's settings, the table of groups."""
+    """The facts that a tracker gets when a run begins: its record, the monitor's settings, the table of groups."""
     keys = run.readings.names
     groups = [
         {

@@ -42,7 +42,7 @@ def tag_pattern(name: str) -> str:
 
 
 LAYOUT = {"topology": {title: ["Multiline", [tag_pattern(name) for name in names]] for title, names in _CHARTS.items()}}
-"""As `SummaryWriter.add_custom_scalars` takes it."""
+"""The layout that `SummaryWriter.add_custom_scalars` takes."""
 
 
 class TensorBoardTracker(Tracker):

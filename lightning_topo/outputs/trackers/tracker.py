@@ -20,7 +20,7 @@ _LONGEST_KEY = 200
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What is known of a run when it begins: the monitor's `settings`, and a row for each group of neurons.
+    """The facts of a run at its start: the monitor's `settings`, and a row for each group of neurons.
 
     `run_id` and `dirpath` are the record's; None where no record can be written. What a tracker is sent of them are
     `config()` and `files()`, which tell nothing of the machine.
@@ -97,7 +97,7 @@ class Tracker:
         """The network has entered a phase."""
 
     def events(self, events: Sequence[TopologyEvent], step: int) -> None:
-        """What has happened, as soon as it is noticed."""
+        """Take in events as soon as they are noticed."""
 
     def flush(self, step: int) -> None:
         """Send what is costly; called seldom."""

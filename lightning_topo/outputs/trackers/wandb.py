@@ -159,6 +159,6 @@ def _finite(value: float | None) -> float | None:
 
 
 def _key_prefix(logger: Any) -> str:
-    """What a logger made with `prefix=...` puts before every key of `log_metrics`; it has no public name for it."""
+    """The prefix that a logger puts before every key of `log_metrics`; it has no public name."""
     prefix = getattr(logger, "_prefix", "")
     return f"{prefix}{logger.LOGGER_JOIN_CHAR}" if prefix else ""
