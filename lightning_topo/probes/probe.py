@@ -87,6 +87,7 @@ class ProbeResult:
     refused, by name); `failures` says of a group why it could not be measured. `carry` is whatever the probe wants to
     see again: its next capture has this result as `previous`. `again_after_step` asks for another measurement right
     after the next optimizer step: something that only a step brings into being (the moments of Adam) was missing.
+    `wants_own_step` asks for the next step that is measured to be recorded: it is the last part of the training loss.
     """
 
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -94,6 +95,7 @@ class ProbeResult:
     diagrams: Mapping[str, PersistenceDiagram] = field(default_factory=dict)
     carry: Any = None
     again_after_step: bool = False
+    wants_own_step: bool = False
 
     @classmethod
     def of(cls, found: "ProbeResult | Mapping[str, Any]") -> "ProbeResult":
@@ -125,10 +127,11 @@ class Capture:
 
     `before` holds the clouds before the step that led here, None where there was none; `reference` those when
     training began. `parameters_before` holds the trainable parameters before that step, by name, for probes that set
-    `needs_parameters_before`. `worker` computes homology elsewhere; None where a result is wanted at once.
-    `training_loss(loss_fn)` is a context that yields the loss on the probe batch as a
-    function of nothing (of `loss_fn`, or by default of the module's own training step; a `BatchLoss`, which can be cut
-    into parts), and leaves the training untouched.
+    `needs_parameters_before`. `gradient_scales`, for probes that set `needs_gradient_scales`, says what each optimizer
+    was handed in the last step for a gradient g of the training loss: s g, as clipping makes it. `worker` computes
+    homology elsewhere; None where a result is wanted at once. `training_loss(loss_fn)` is a context that yields the
+    loss on the probe batch as a function of nothing (of `loss_fn`, or by default of the module's own training step; a
+    `BatchLoss`, which can be cut into parts), and leaves the training untouched.
 
     Where several processes train, each is given the `neurons` of its own share of the groups. A probe that sets
     `by_group` is given those `groups` alone, and what the processes find is put together; any other probe runs on
@@ -148,6 +151,7 @@ class Capture:
     parameters_before: Mapping[str, Tensor] | None = None
     sharding: Sharding = "whole"
     worker: Worker | None = None
+    gradient_scales: Sequence[float] | None = None
 
 
 @runtime_checkable

@@ -14,9 +14,14 @@ _POINTS = 128
 """Adaptive probes spread over the planned run: about so many measurements."""
 _EARLY_STEPS = 200
 _EARLY_OVERHEAD = 0.05
-"""In the first steps, which a short run consists of, adaptive probes may take more."""
+"""In the first steps, which a short run consists of, adaptive probes may take more ..."""
+_EARLY_TIME = 32.0
+"""... and one that is known to be cheap later, too, until it has taken as long as so many steps: a phase needs several
+measurements."""
+_IDLE = 0.1
+"""A probe that takes less than this part of a step has nothing to measure, and leaves its share to the others."""
 _GUESS = 12.0
-"""What a measurement is taken to cost before the first: so many training steps."""
+"""What a measurement is taken to cost before the first, where nothing is known: so many training steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ class Schedule:
     A fixed period is obeyed exactly: `count % every == 0`. An adaptive one divides the run into slots and measures
     once in each, at a seeded random step, so that nothing in the training that repeats is always met in the same
     phase. A slot is as long as the probe's share of `max_overhead` asks for, and at least a part of the planned run.
-    With `max_overhead=None` adaptive periods are fixed ones.
+    With `max_overhead=None` adaptive periods are fixed ones. `guesses` says what a measurement is taken to cost before
+    the first, in training steps.
 
     Raises `ValueError` unless `max_overhead` is between 0 and 1.
 
@@ -58,14 +64,17 @@ class Schedule:
     seed: int = 0
     planned_steps: int | None = None
     dense: frozenset[str] = frozenset()
+    guesses: Mapping[str, float] = field(default_factory=dict)
     slots: dict[str, Slot] = field(init=False, default_factory=dict)
     _costs: dict[str, deque[float]] = field(init=False, repr=False)
+    _spent: dict[str, float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_overhead is not None and not 0.0 < self.max_overhead < 1.0:
             raise ValueError(f"expected max_overhead between 0 and 1, or None, got {self.max_overhead}")
         # A median over a few: the first call of a kernel or an engine is no measure of the next.
         self._costs = defaultdict(lambda: deque(maxlen=9))
+        self._spent = defaultdict(float)
 
     def is_adaptive(self, name: str) -> bool:
         """Whether the probe's times are chosen by the budget."""
@@ -80,6 +89,7 @@ class Schedule:
     def spent(self, name: str, seconds: float) -> None:
         """Note what one measurement took."""
         self._costs[name].append(seconds)
+        self._spent[name] += seconds
 
     def plan(self, step: int, step_seconds: float | None) -> dict[str, Slot]:
         """The slots of the adaptive probes after `step`: new ones where the old are over."""
@@ -97,10 +107,13 @@ class Schedule:
 
     def _stride(self, name: str, step: int, step_seconds: float | None) -> int:
         assert self.max_overhead is not None
-        n = sum(self.is_adaptive(other) for other in self.periods)
-        early = _EARLY_OVERHEAD if step < _EARLY_STEPS else 0.0
         seconds = max(step_seconds or 0.0, 1e-6)
-        cost = median(self._costs[name]) if self._costs[name] else _GUESS * seconds
+        is_early = step < _EARLY_STEPS or (name in self.guesses and self._spent[name] < _EARLY_TIME * seconds)
+        early = _EARLY_OVERHEAD if is_early else 0.0
+        idle = {other for other, costs in self._costs.items() if costs and median(costs) < _IDLE * seconds}
+        n = sum(self.is_adaptive(other) for other in self.periods if other == name or other not in idle)
+        guess = self.guesses.get(name, _GUESS) * seconds
+        cost = median(self._costs[name]) if self._costs[name] else guess
         allowed = math.ceil(cost / ((self.max_overhead + early) / n * seconds))
         planned = step if self.planned_steps is None else self.planned_steps
         spread = 1 if name in self.dense else math.ceil(planned / _POINTS)

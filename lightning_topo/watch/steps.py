@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_topo.tape.names import clean_name
+from lightning_topo.watch.gradient_scales import GradientScales
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class Steps:
 
     `guards` are called right after an update, before anything looks at it; they may change the parameters.
     `on_settle` is called before a second update in one batch overwrites the copies of the first. `on_outside` is
-    called with names where something else has moved parameters between two updates.
+    called with names where something else has moved parameters between two updates. `gradients` knows what the
+    training does to a gradient before an optimizer takes it.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Steps:
         self.guards: list[Callable[[Update], None]] = []
         self.pending: list[Update] = []
         self.optimizers: list[Optimizer] = []
+        self.gradients: GradientScales = GradientScales()
         self._module, self._on_settle, self._on_outside = module, on_settle, on_outside
         self._keeps_copies = keep_copies
         self._names: dict[int, tuple[str, ...]] = {}
@@ -198,13 +201,20 @@ class Steps:
         if self._running:
             return
         if not any(optimizer is known for known in self.optimizers):
+            self._supersede(optimizer)
             self.optimizers.append(optimizer)
+        self.gradients.stepped(optimizer)
         kept = [self._kept[id(p)] for p in self._owned(optimizer) if id(p) in self._kept]
         named = [(name, k) for k in kept for name in self._names[id(k.parameter)]]
         update = Update(optimizer, {name: k.copy for name, k in named}, {name: k.parameter for name, k in named})
         for guard in self.guards:
             guard(update)
         self.pending.append(update)
+
+    def _supersede(self, optimizer: Optimizer) -> None:
+        """Let go of optimizers that a new one replaces: it trains all that they train."""
+        own = {id(p) for p in _trained(optimizer)}
+        self.optimizers[:] = [known for known in self.optimizers if not own.issuperset(map(id, _trained(known)))]
 
     def _owned(self, optimizer: Optimizer) -> list[Tensor]:
         """The module's parameters that the optimizer trains."""

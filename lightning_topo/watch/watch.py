@@ -21,7 +21,7 @@ from lightning_topo.watch.finding import Finding
 from lightning_topo.watch.membership import Membership
 from lightning_topo.watch.messages import members_changed, moved_outside, unseen_step, unwatched
 from lightning_topo.watch.output import Run, RunOutputs
-from lightning_topo.watch.probing import Probing, measures_steps
+from lightning_topo.watch.probing import Probing, measures_steps, needs_gradient_scales
 from lightning_topo.watch.ranks import Ranks
 from lightning_topo.watch.readings import Readings
 from lightning_topo.watch.recording import Recording
@@ -65,7 +65,7 @@ class Watch:
             on_outside=self._moved_outside,
             keep_copies=self._finding.sharding == "whole",
         )
-        self._probing = Probing(settings.probes, self._ranks, {})
+        self._probing = Probing(settings.measured, self._ranks, {})
         self._snapshots: Snapshots | None = None
         self._shards: Mapping[str, Tensor] | None = None
         self._certifying: Certifying | None = None
@@ -148,13 +148,15 @@ class Watch:
             self.steps.begin()
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)
-            is_wanted = self._snapshots is None or self._finds_again
+            step = self._training.step + 1
+            due = self._due("step", step)
+            is_wanted = self._snapshots is None or self._finds_again or any(map(self._probing.wants_own_step, due))
             if self._snapshots is None and self._shards is None:
                 self._shards = kept_shards(self._training)  # before anything is recorded
-            self._recording.begin(batch, self._training.step + 1, wanted=is_wanted)
+            self._recording.begin(batch, step, wanted=is_wanted)
+            self.steps.gradients.wanted = any(map(needs_gradient_scales, due)) and self._finding.sharding == "whole"
             if self._snapshots is not None:
-                step = self._training.step + 1
-                self._snapshots.before_step(step, self._due("step", step))
+                self._snapshots.before_step(step, due)
         self.budget.begin_step()
 
     def before_backward(self, loss: Tensor, *, scale: float = 1.0) -> None:
@@ -163,11 +165,15 @@ class Watch:
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)  # lazy parameters have their shapes now
             self._recording.loss(loss, scale)
+            self.steps.gradients.loss(loss, scale)
 
     def after_backward(self, *, goes_on: bool = False) -> None:
         """A gradient is there; `goes_on` where the step may compute further losses."""
         with self.budget.spending():
             self._recording.differentiated(goes_on=goes_on)
+            if self.steps.gradients.wanted:
+                known = {id(o): o for o in (*self._training.optimizers, *self.steps.optimizers)}
+                self.steps.gradients.differentiated(list(known.values()))
 
     def before_update(self, optimizer: Optimizer) -> None:
         """An optimizer is about to change its parameters."""
