@@ -1,109 +1,449 @@
-"""Minibatch training at the edge and far from it, by the curvature of its own batches.
+"""The rule for the edge where it is not that of full batches: minibatches, Muon, clipped gradients.
 
-    python benchmarks/minibatch_edge.py [--jobs 2]
+    python benchmarks/minibatch_edge.py run PART        # minibatch, calm, muon, clipped: appends to the data file
+    python benchmarks/minibatch_edge.py table           # the counts and the rows, from the data file
 
-Fixed before any run was looked at: the demo's digits MLP (tanh, squared loss), 500 digits, and of each setting the
-seeds 0, 1 and 2. *Edge*: SGD lr 0.08 momentum 0.9 batch 8, 3000 steps (whose sharpness over 2(1+mu)/lr is about 0.05);
-SGD lr 0.6 batch 8, 3000 steps. *Calm*: the same at a twentieth of the rate. Every 20 steps b, its ratio and the
-gradient's share of noise on the step's own batch (before the step), the noise from its two halves as a running mean
-over the last 10; the detector is given the median of the last 5 ratios. A run is called edge if it enters and has not
-left at the end.
+A part goes on where it was stopped. Data file: docs/data/minibatch_edge.jsonl.
+
+**Runs.** Tanh networks on 500 digits with the squared loss, `STEPS` steps; a run's seed fixes its network and its
+batches (shuffled epochs). *minibatch*, 40: SGD, SGD with momentum 0.9, Adam; batches of 8, 32 and 128; each at four
+fractions of the learning rate at which the ratio is 1 at the start (measured as in `benchmarks/edge.py`); and four of
+the run with which this began, SGD 0.08 with momentum 0.9 and batches of 8. *calm*, 20: the same optimizers and batches
+at a fiftieth. *muon*, 10: Muon on matrices with AdamW 1e-3 on biases, five learning rates, batches of 128 and of all.
+*clipped*, 10: SGD on all samples, ten times the loss, gradients clipped to a norm, five learning rates, two norms.
+
+**Measured** as the monitor's probes do, every 20 steps: `BatchWindow` of two fresh batches where batches are small,
+the sharpness ratio of 256 samples (of all where all are one batch) every 60; for Muon `directional_ratio` and
+`critical_sharpness` of the step taken, on its own batch.
+
+**Truth** knows no threshold; it asks copies of the training, in two ways. *Displaced copies*: six times in a run model
+and optimizer are copied twice, in float64. One copy is displaced by 1e-5 of its length, along the step that a batch's
+gradient would make; both take the same 160 steps. With e_k the mean square, in the k-th window of 20 steps, of how
+their distance vector changes from step to step, the disturbance *persists* if the root of e_8 / e_1 is at least 0.2.
+*Held*: three times two copies go on for 200 steps on the same batches, one of them at half the rate. Far from the edge
+the slower one's curvature (the mean of g^T H g / g^T g over 24 batches; the largest eigenvalue where all samples are
+one batch) rises no faster; where the rate holds curvature down, it rises: *held* if it is 1.15 times the other's. A
+run is *inside* if at least 3 of 6 disturbances persist or 2 of 3 times it is held, *outside* if neither is seen once,
+*between* else, *diverged* if a loss exceeds 50 or is not finite. Muon's step does not shrink with a displacement, so
+that copies do not close up anywhere: there the truth is the share of the last 600 steps that did not lower the loss of
+their own batch, *inside* from 0.3, *outside* up to 0.05. (From a pilot on other shapes and seeds: persistence
+alone does not see what noise holds down; it was 0.03 to 0.1 far from the edge, 0.1 to 0.3 in the run with which this
+began, about 1 with momentum and Adam at the linear boundary. `BatchWindow`'s level of 1 - noise / 2 is from it, too.)
+
+**Counts**: a false entry is an entry in a run outside, a miss a run inside that has not entered at the end, a flip an
+exit of a run inside.
 """
 
 import argparse
-import multiprocessing
+import copy
+import itertools
+import json
+import math
 import statistics
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
+from torch import nn
 
-from lightning_topo.demo import DigitsMLP, digits
+from lightning_topo.demo import digits
 from lightning_topo.measurement import Measurement
-from lightning_topo.phases import replay
-from lightning_topo.stability import batch_sharpness, flatten, noise_share, parameter_thresholds
+from lightning_topo.phases import Replay, replay
+from lightning_topo.probes.batch_window import BatchWindow, SeenBatch, see_batches
+from lightning_topo.stability import (
+    critical_sharpness,
+    curvature_batch_sharpness,
+    curvature_sharpness,
+    directional_ratio,
+    flatten,
+    hessian,
+    parameter_thresholds,
+    scaled_sharpness,
+)
+from lightning_topo.stability.thresholds import spread
 
-STEPS, EVERY = 3000, 20
+DATA = Path(__file__).parents[1] / "docs" / "data" / "minibatch_edge.jsonl"
+STEPS, EVERY, DISTURBED_EVERY, HARDLY = 1200, 20, 200, 1e-7
+WINDOW, WINDOWS, PERSISTS = 20, 8, 0.2
+HELD_EVERY, HELD_STEPS, HELD_BATCHES, HELD = 400, 200, 24, 1.15
+SIZE = 500
+FRACTIONS = {"SGD": (0.1, 0.4, 1.0, 1.6), "momentum": (0.1, 0.4, 1.0, 1.6), "Adam": (0.1, 0.4, 1.0, 1.6)}
+SHAPES = ((1, 48), (2, 32))
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One training and what it should be called."""
+    """One training; `lr` is a fraction of the critical rate where `is_fraction`."""
 
-    lr: float
-    momentum: float
+    part: str
+    optimizer: str
     batch: int
+    lr: float
     seed: int
-    edge: bool
+    shape: tuple[int, int]
+    is_fraction: bool = True
+    clip: float | None = None
+
+    @property
+    def factor(self) -> float:
+        """Of the loss."""
+        return 10.0 if self.clip is not None else 1.0
 
 
-def settings() -> list[Setting]:
-    """All trainings."""
-    return [
-        Setting(lr if edge else lr / 20, momentum, 8, seed, edge)
-        for lr, momentum in ((0.08, 0.9), (0.6, 0.0))
-        for edge in (True, False)
-        for seed in range(3)
-    ]
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of it: each value by step, and the decay of each disturbance."""
+
+    setting: Setting
+    lr: float
+    values: tuple[tuple[int, dict[str, float]], ...]
+    decays: tuple[float, ...]
+    rises: tuple[float, ...]
+    raised: float | None
+    diverged: bool
+
+    @property
+    def persisting(self) -> int:
+        """How many disturbances persist."""
+        return sum(decay >= PERSISTS for decay in self.decays)
+
+    @property
+    def held(self) -> int:
+        """How often the rate held curvature down."""
+        return sum(rise >= HELD for rise in self.rises)
+
+    @property
+    def truth(self) -> str:
+        """Inside, outside, between or diverged."""
+        if self.diverged:
+            return "diverged"
+        if self.raised is not None:
+            return "inside" if self.raised >= 0.3 else "between" if self.raised > 0.05 else "outside"
+        if self.persisting >= 3 or self.held >= 2:
+            return "inside"
+        return "between" if self.persisting or self.held else "outside"
+
+    def seen(self) -> Replay:
+        """What the rule makes of the values."""
+        return replay([Measurement(step, 0, "step_edge", "", values) for step, values in self.values])
 
 
-def train(setting: Setting) -> tuple[Setting, list[tuple[int, float, float, float]]]:
-    """Step, ratio, large-batch ratio and noise, every 20 steps."""
-    torch.set_num_threads(1)
+def settings() -> Iterator[Setting]:
+    """All trainings, each with a seed of its own."""
+    seeds = itertools.count(1000)
+    kinds = list(itertools.product(FRACTIONS, (8, 32, 128)))
+    for k, (optimizer, batch) in enumerate(kinds):
+        for j, fraction in enumerate(FRACTIONS[optimizer]):
+            yield Setting("minibatch", optimizer, batch, fraction, next(seeds), SHAPES[(k + j) % 2])
+    for _ in range(4):
+        yield Setting("minibatch", "momentum", 8, 0.08, next(seeds), (2, 64), is_fraction=False)
+    for k, (optimizer, batch) in zip(range(20), itertools.cycle(kinds), strict=False):
+        yield Setting("calm", optimizer, batch, 0.02, next(seeds), SHAPES[k % 2])
+    for batch, lr in itertools.product((128, SIZE), (0.0005, 0.002, 0.01, 0.03, 0.06)):
+        yield Setting("muon", "Muon", batch, lr, next(seeds), (2, 32), is_fraction=False)
+    for clip, lr in itertools.product((0.5, 2.0), (0.01, 0.05, 0.1, 0.2, 0.4)):
+        yield Setting("clipped", "SGD", SIZE, lr, next(seeds), (2, 32), is_fraction=False, clip=clip)
+
+
+def network(depth: int, width: int) -> nn.Sequential:
+    """A tanh network with `depth` hidden layers."""
+    sizes = [64, *[width] * depth]
+    hidden = itertools.chain.from_iterable((nn.Linear(a, b), nn.Tanh()) for a, b in itertools.pairwise(sizes))
+    return nn.Sequential(*hidden, nn.Linear(sizes[-1], 10))
+
+
+def optimizers(setting: Setting, params: list[nn.Parameter], lr: float) -> list[torch.optim.Optimizer]:
+    """Those of a run."""
+    if setting.optimizer == "Muon":
+        matrices, others = ([p for p in params if (p.ndim == 2) is wanted] for wanted in (True, False))
+        return [torch.optim.Muon(matrices, lr=lr), torch.optim.AdamW(others, lr=1e-3)]
+    if setting.optimizer == "Adam":
+        return [torch.optim.Adam(params, lr=lr)]
+    return [torch.optim.SGD(params, lr=lr, momentum=0.9 if setting.optimizer == "momentum" else 0.0)]
+
+
+def batches(seed: int, size: int) -> Iterator[torch.Tensor]:
+    """Rows of batches, in shuffled epochs."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        rows = torch.randperm(SIZE, generator=generator)
+        yield from rows[: SIZE - SIZE % size].split(size)
+
+
+class Training:
+    """One model with its optimizers, on given rows."""
+
+    def __init__(self, setting: Setting, model: nn.Module, lr: float, dtype: torch.dtype = torch.float32) -> None:
+        self.setting, self.model = setting, model.to(dtype)
+        self.params = list(model.parameters())
+        self.optimizers = optimizers(setting, self.params, lr)
+        self.scale = 1.0
+        self._x, self._y = (t.to(dtype) for t in digits(SIZE).tensors)
+
+    def loss(self, rows: torch.Tensor) -> torch.Tensor:
+        """The squared loss."""
+        return self.setting.factor * 0.5 * ((self.model(self._x[rows]) - self._y[rows]) ** 2).sum(1).mean()
+
+    def step(self, rows: torch.Tensor) -> float:
+        """One update."""
+        self.model.zero_grad()
+        loss = self.loss(rows)
+        loss.backward()
+        if self.setting.clip is not None:
+            length = nn.utils.clip_grad_norm_(self.params, self.setting.clip).item()
+            self.scale = min(1.0, self.setting.clip / length)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss.item()
+
+    def ratio(self, rows: torch.Tensor) -> float:
+        """The sharpness ratio, as the probe measures it."""
+        curvature = hessian(lambda: self.loss(rows), self.params)
+        thresholds = self.thresholds(curvature.gradient)
+        return scaled_sharpness(curvature, thresholds, curvature_sharpness(curvature)).ratio
+
+    def thresholds(self, gradient: torch.Tensor) -> tuple:
+        """Of the step to come."""
+        scales = [self.scale] * len(self.optimizers)
+        found = parameter_thresholds(self.optimizers, self.params, gradient, gradient_scales=scales).parameters
+        assert found is not None
+        return found
+
+    def batches_seen(self, rows: list[torch.Tensor]) -> tuple[SeenBatch, ...]:
+        """The curvature of batches, as the probe measures it."""
+        losses = [lambda r=r: self.loss(r) for r in rows]
+        return see_batches(losses, lambda loss: hessian(loss, self.params), lambda c: self.thresholds(c.gradient))
+
+
+def decay(training: Training, seed: int) -> float:
+    """How much of a small disturbance is left after 160 steps."""
+    setting = training.setting
+    copies: list[Training] = []
+    for _ in range(2):
+        other = Training(setting, copy.deepcopy(training.model), 1.0, torch.float64)
+        for mine, theirs in zip(other.optimizers, training.optimizers, strict=True):
+            mine.load_state_dict(copy.deepcopy(theirs.state_dict()))
+        copies.append(other)
+    displaced = copies[1]
+    rows = next(batches(seed + 7, setting.batch))
+    gradient = flatten(torch.autograd.grad(displaced.loss(rows), displaced.params))
+    direction = gradient
+    if setting.optimizer == "Adam":
+        direction = gradient * spread([t.total for t in displaced.thresholds(gradient)], displaced.params)
+    direction = direction * (1e-5 * flatten(p.detach() for p in displaced.params).norm() / direction.norm())
+    with torch.no_grad():
+        for p, part in zip(displaced.params, direction.split([p.numel() for p in displaced.params]), strict=True):
+            p += part.view_as(p)
+    energies, rows_of, before = [], batches(seed, setting.batch), None
+    for _ in range(WINDOWS):
+        energy = 0.0
+        for _ in range(WINDOW):
+            rows = next(rows_of)
+            for one in copies:
+                one.step(rows)
+            apart = torch.cat([(a - b).detach().flatten() for a, b in zip(*(c.params for c in copies), strict=True)])
+            energy += 0.0 if before is None else float((apart - before).square().sum())
+            before = apart
+        energies.append(energy)
+    return math.sqrt(energies[-1] / energies[0]) if energies[0] > 0.0 else 0.0
+
+
+def rise(training: Training, seed: int) -> float:
+    """By which factor curvature is larger after 200 steps at half the rate than at the rate itself."""
+    setting, found = training.setting, []
+    for factor in (1.0, 0.5):
+        other = Training(setting, copy.deepcopy(training.model), 1.0)
+        for mine, theirs in zip(other.optimizers, training.optimizers, strict=True):
+            mine.load_state_dict(copy.deepcopy(theirs.state_dict()))
+            for group in mine.param_groups:
+                group["lr"] *= factor
+        rows_of, looked_at = batches(seed, setting.batch), batches(seed + 3, setting.batch)
+        for _ in range(HELD_STEPS):
+            other.step(next(rows_of))
+        if setting.batch == SIZE:
+            found.append(curvature_sharpness(hessian(lambda o=other: o.loss(torch.arange(SIZE)), other.params)).value)
+            continue
+        each = [
+            curvature_batch_sharpness(hessian(lambda o=other, r=next(looked_at): o.loss(r), other.params)).value
+            for _ in range(HELD_BATCHES)
+        ]
+        found.append(statistics.fmean(each))
+    return found[1] / found[0] if found[0] > 0.0 else 1.0
+
+
+def train(setting: Setting) -> Run:
+    """One training, with its values and disturbances."""
     torch.manual_seed(setting.seed)
-    net = DigitsMLP().net
-    params = list(net.parameters())
-    optimizer = torch.optim.SGD(params, lr=setting.lr, momentum=setting.momentum)
-    x, y = digits().tensors
-    draw = torch.Generator().manual_seed(setting.seed)
-    rows, noises = [], []
+    training = Training(setting, network(*setting.shape), HARDLY)
+    rows_of, looked_at = batches(setting.seed, setting.batch), batches(setting.seed + 1, setting.batch)
+    lr, window = setting.lr, BatchWindow()
+    values: list[tuple[int, dict[str, float]]] = []
+    decays: list[float] = []
+    rises: list[float] = []
+    higher = 0
+    is_small, has_threshold = setting.batch < 256, setting.optimizer != "Muon"
+    many = torch.arange(256 if is_small else SIZE)
 
-    def loss_on(chosen: torch.Tensor) -> torch.Tensor:
-        return 0.5 * ((net(x[chosen]) - y[chosen]) ** 2).sum(1).mean()
+    def look() -> BatchWindow:
+        return window.followed_by(training.batches_seen([next(looked_at) for _ in range(2)]))
 
-    for step in range(STEPS):
-        chosen = torch.randperm(len(x), generator=draw)[: setting.batch]
-        if step % EVERY == 0 and step:
-            halves = chosen.chunk(2)
-            noises.append(noise_share(*(flatten(torch.autograd.grad(loss_on(half), params)) for half in halves)))
-            noise = statistics.fmean(noises[-10:])
-            thresholds = parameter_thresholds([optimizer], params).parameters
-            found = batch_sharpness(lambda chosen=chosen: loss_on(chosen), params, thresholds, noise=noise)
-            assert found.ratio is not None
-            assert found.large is not None
-            rows.append((step, found.ratio, found.large, noise))
-        optimizer.zero_grad()
-        loss_on(chosen).backward()
-        optimizer.step()
-    return setting, rows
+    if setting.is_fraction:
+        for _ in range(20):
+            training.step(next(rows_of))
+        for _ in range(4):
+            window = look()
+        lr = HARDLY * setting.lr / max(window.ratio, training.ratio(many))
+        window = BatchWindow()
+    training.optimizers = optimizers(setting, training.params, lr)
+    for step in range(1, STEPS + 1):
+        rows = next(rows_of)
+        before = [p.detach().clone() for p in training.params] if step % EVERY == 0 else []
+        loss = training.step(rows)
+        if not has_threshold and step > STEPS // 2:
+            with torch.no_grad():
+                higher += not training.loss(rows).item() < loss
+        if not loss <= 50.0:
+            return Run(setting, lr, tuple(values), tuple(decays), tuple(rises), None, diverged=True)
+        if step % EVERY:
+            continue
+        found: dict[str, float] = {}
+        if not has_threshold:
+            found = of_step(training, before, rows)
+        elif is_small:
+            window = look()
+            found = {"batch_sharpness_ratio": window.ratio, "batch_noise": window.noise}
+        if has_threshold and (step % (3 * EVERY) == 0 or not is_small):
+            found["sharpness_ratio"] = training.ratio(many)
+        values.append((step, found))
+        if has_threshold and step % DISTURBED_EVERY == 0:
+            decays.append(decay(training, setting.seed + step))
+        if has_threshold and step % HELD_EVERY == 0:
+            rises.append(rise(training, setting.seed + step))
+    raised = None if has_threshold else higher / (STEPS // 2)
+    return Run(setting, lr, tuple(values), tuple(decays), tuple(rises), raised, diverged=False)
+
+
+def of_step(training: Training, before: list[torch.Tensor], rows: torch.Tensor) -> dict[str, float]:
+    """The directional ratio and the critical sharpness of the step just taken, on its own batch."""
+    after = [p.detach().clone() for p in training.params]
+    step = flatten(b - a for a, b in zip(before, after, strict=True))
+    along = directional_ratio(hessian(lambda: training.loss(rows), training.params), step)
+
+    def loss_at(multiple: float) -> torch.Tensor:
+        with torch.no_grad():
+            for p, a, b in zip(training.params, before, after, strict=True):
+                p.copy_(a + multiple * (b - a))
+            return training.loss(rows)
+
+    found = {"critical_sharpness": critical_sharpness(loss_at).value}
+    loss_at(1.0)
+    return found if along is None else found | {"directional_ratio": along}
+
+
+def saved() -> list[Run]:
+    """The runs in the data file."""
+    lines = DATA.read_text().splitlines() if DATA.exists() else []
+    return [_read(json.loads(line)) for line in lines]
+
+
+def _read(line: dict) -> Run:
+    setting = Setting(**line["setting"] | {"shape": tuple(line["setting"]["shape"])})
+    values = tuple((int(step), found) for step, found in line["values"])
+    return Run(
+        setting, line["lr"], values, tuple(line["decays"]), tuple(line["rises"]), line["raised"], line["diverged"]
+    )
+
+
+def run_part(part: str, seconds: float) -> None:
+    """Run what is missing of a part, until time is up."""
+    began = time.perf_counter()
+    done = {run.setting.seed for run in saved()}
+    DATA.parent.mkdir(exist_ok=True)
+    for setting in settings():
+        if setting.part != part or setting.seed in done or time.perf_counter() - began > seconds:
+            continue
+        run = train(setting)
+        line = asdict(run)
+        line["values"] = [[step, {k: float(f"{v:.4g}") for k, v in found.items()}] for step, found in run.values]
+        line["decays"], line["rises"] = ([float(f"{v:.4g}") for v in found] for found in (run.decays, run.rises))
+        with DATA.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(row(_read(line)), flush=True)
+
+
+def events(run: Run, kind: str) -> list[int]:
+    """The steps at which the rule says that a run enters or leaves."""
+    return [event.step for event in run.seen().detected if event.name == f"edge_of_stability_{kind}"]
+
+
+def row(run: Run) -> str:
+    """One line of the table."""
+    s = run.setting
+    name = (
+        next(
+            (n for n in ("batch_sharpness_ratio", "directional_ratio", "sharpness_ratio") if n in run.values[-1][1]), ""
+        )
+        if run.values
+        else ""
+    )
+    late = statistics.median([found[name] for _, found in run.values[-15:] if name in found] or [math.nan])
+    entries, exits = events(run, "enter"), events(run, "exit")
+    clip = "" if s.clip is None else f", clip {s.clip:g}"
+    return (
+        f"| {s.part} | {s.optimizer}{clip} | {s.batch} | {run.lr:.2g} | {s.seed} | {run.truth} "
+        f"| {run.persisting} | {run.held} | {'' if run.raised is None else f'{run.raised:.2f}'} "
+        f"| {late:.2f} | {entries[0] if entries else ''} | {len(exits)} |"
+    )
+
+
+def summary(name: str, runs: list[Run]) -> str:
+    """The counts."""
+    by_truth = {kind: [r for r in runs if r.truth == kind] for kind in ("inside", "outside", "between", "diverged")}
+    false = [r for r in by_truth["outside"] if events(r, "enter")]
+    missed = [r for r in by_truth["inside"] if not events(r, "enter")]
+    flips = sum(len(events(r, "exit")) for r in by_truth["inside"])
+    counts = " | ".join(str(len(found)) for found in by_truth.values())
+    return (
+        f"| {name} | {len(runs)} | {counts} | {len(false)} of {len(by_truth['outside'])} "
+        f"| {len(missed)} of {len(by_truth['inside'])} | {flips} |"
+    )
+
+
+def table() -> str:
+    """Counts and rows, as docs/edge.md has them."""
+    runs = saved()
+    lines = [
+        "| part | runs | inside | outside | between | diverged | false entries | misses | flips |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    parts: dict[str, Callable[[Run], bool]] = {
+        part: (lambda run, p=part: run.setting.part == p) for part in ("minibatch", "calm", "muon", "clipped")
+    }
+    lines += [summary(part, [run for run in runs if of(run)]) for part, of in parts.items()]
+    lines += [
+        "",
+        "| part | optimizer | batch | lr | seed | truth | persist | held | raised | ratio: last 300 steps | entered | exits |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *(row(run) for run in sorted(runs, key=lambda run: run.setting.seed))])
 
 
 def main() -> None:
-    """Print one line a run."""
+    """Run a part, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=2)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("run")
+    command.add_argument("part", choices=("minibatch", "calm", "muon", "clipped"))
+    command.add_argument("--seconds", type=float, default=math.inf, help="begin no further run after so many")
+    commands.add_parser("table")
     arguments = parser.parse_args()
-    print("| lr | momentum | batch | seed | should be | ratio, last 50 | large | noise | called | entered | exits |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    right = 0
-    with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
-        for setting, rows in pool.imap(train, settings()):
-            values = [row[1] for row in rows]
-            medians = [statistics.median(values[max(k - 4, 0) : k + 1]) for k in range(len(values))]
-            lines = zip(rows, medians, strict=True)
-            seen = replay([Measurement(row[0], 0, "batch", "", {"batch_sharpness_ratio": v}) for row, v in lines])
-            called = seen.state.edge.inside
-            entries, exits = (
-                [e.step for e in seen.detected if e.name == f"edge_of_stability_{kind}"] for kind in ("enter", "exit")
-            )
-            late = [statistics.median(r[k] for r in rows[-50:]) for k in (1, 2, 3)]
-            right += called == setting.edge
-            print(
-                f"| {setting.lr:g} | {setting.momentum:g} | {setting.batch} | {setting.seed} "
-                f"| {'edge' if setting.edge else 'calm'} | {late[0]:.2f} | {late[1]:.3f} | {late[2]:.2f} "
-                f"| {'edge' if called else 'calm'} | {entries[:1]} | {len(exits)} |",
-                flush=True,
-            )
-    print(f"{right} of {len(settings())} called right")
+    torch.set_num_threads(1)
+    if arguments.command == "table":
+        print(table())
+    else:
+        run_part(arguments.part, arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -326,6 +326,10 @@ _TABLE = (
     _silent("n_hvp", "sharpness", _N, "Hessian products", "Hessian-vector products that were spent."),
     _silent("converged", "sharpness", _N, "Converged", "Whether the eigenvalue has converged."),
     _silent("exact", "sharpness", _N, "Exact", "Whether the Hessian products are exact."),
+    _silent("batch_noise", "step_edge", _N, "Batch noise", "The share of a batch's gradient that no other shares."),
+    _silent("critical_converged", "critical_sharpness", _N, "Converged", "Whether s is known within the tolerance."),
+    _silent("critical_noise", "critical_sharpness", _N, "Noise", "Half the distance between two batches' values."),
+    _silent("n_forwards", "critical_sharpness", _N, "Forward passes", "Forward passes that were spent."),
     _silent("micro_batch", "sharpness", _N, "Micro-batch", "Samples in one part of the probe batch."),
     # The training and the monitor itself.
     Quantity("phase", "phase", _N, _HIGH, "Phase", "The code of the current phase."),

@@ -22,7 +22,7 @@ _OF_THE_MONITOR = (
     EventName.REWIND,
 )
 
-_EDGE = ("sharpness", "critical_sharpness")
+_EDGE = ("sharpness", "step_edge", "critical_sharpness")
 SEEN_BY: Mapping[EventName, tuple[str, ...]] = {
     EventName.TOPOLOGY_BREAKDOWN: ("distortion",),
     EventName.TOPOLOGY_RESTORED: ("distortion",),

@@ -20,7 +20,7 @@ from lightning_topo.phases.changes import (
     follow_span,
 )
 from lightning_topo.phases.coverage import follow_coverage
-from lightning_topo.phases.edge import advance, follow_edge
+from lightning_topo.phases.edge import EdgeSource, advance, follow_edge
 from lightning_topo.phases.event import TopologyEvent
 from lightning_topo.phases.instability import follow_stability
 from lightning_topo.phases.phase import Phase
@@ -64,7 +64,7 @@ def _observe_network(
         if band.inside != state.curvature.inside:
             events.append(messages.curvature(measurement, band.inside, level, rules.curvature))
         state = replace(state, curvature=band, measured=True)
-    edge, change = follow_edge(state.edge, values, rules)
+    edge, change = follow_edge(state.edge, _edge_ratios(state, measurement), rules)
     if change is not None:
         events.append(messages.edge(measurement, change, change.source.band(rules)))
     ratio = next((values[source.quantity] for source in edge.carrying if source.quantity in values), None)
@@ -76,6 +76,15 @@ def _observe_network(
         finite = state.finite if loss is None else math.isfinite(loss)
         state = replace(state, stability=stability, finite=finite)
     return state, tuple(events)
+
+
+def _edge_ratios(state: DetectorState, measurement: Measurement) -> Mapping[str, float]:
+    """The values, less a directional ratio on other samples where that of the step's own batch is measured besides."""
+    values = measurement.values
+    has_own = EdgeSource.CRITICAL.value in state.edge.bands
+    if measurement.probe != "sharpness" or not has_own:
+        return values
+    return {name: value for name, value in values.items() if name != EdgeSource.DIRECTIONAL.quantity}
 
 
 def _observe_coverage(

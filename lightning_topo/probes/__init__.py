@@ -1,6 +1,7 @@
 """Probes measure a network on a schedule. A probe never sees the Trainer."""
 
 from lightning_topo.probes.batch_loss import BatchLoss
+from lightning_topo.probes.critical_sharpness import StepSharpness
 from lightning_topo.probes.distortion import Distortion
 from lightning_topo.probes.fate import Fate
 from lightning_topo.probes.period import Period
@@ -15,6 +16,7 @@ from lightning_topo.probes.probe import (
     ResultLost,
 )
 from lightning_topo.probes.sharpness import Sharpness
+from lightning_topo.probes.step_edge import StepEdge
 
 __all__ = [
     "BatchLoss",
@@ -30,4 +32,6 @@ __all__ = [
     "ProbeUnavailable",
     "ResultLost",
     "Sharpness",
+    "StepEdge",
+    "StepSharpness",
 ]

@@ -54,37 +54,57 @@ class StepSharpness:
 
     def measure(self, capture: Capture) -> ProbeResult:
         """The critical sharpness of the step that led to where the parameters stand."""
-        carry = None if capture.previous is None else capture.previous.carry
-        segment = _segment(capture)
+        start = 1.0 if capture.previous is None else float(capture.previous.carry)
+        segment = step_segment(capture)
         if segment is None:
-            return ProbeResult(carry=carry)
+            return ProbeResult(carry=start)
         with capture.training_loss(self.loss_fn) as loss_fn:
             parts = _halves(loss_fn) if self.noise else None
             halves = None if parts is None else (partial(segment.loss, parts[0]), partial(segment.loss, parts[1]))
             try:
-                found = critical_sharpness(
-                    partial(segment.loss, loss_fn),
-                    start=1.0 if carry is None else float(carry),
-                    tolerance=self.tolerance,
-                    max_forwards=self.max_forwards,
-                    halves=halves,
+                values, start = critical_values(
+                    segment, loss_fn, start, halves, tolerance=self.tolerance, max_forwards=self.max_forwards
                 )
             except FloatingPointError:
-                return ProbeResult(carry=carry)
-            finally:
-                segment.restore()
-        values = {
-            "critical_sharpness": found.value,
-            "critical_converged": float(found.converged),
-            "n_forwards": float(found.n_forwards),
-        }
-        if found.noise is not None:
-            values["critical_noise"] = found.noise
-        return ProbeResult({GLOBAL: values}, carry=_start(found))
+                return ProbeResult(carry=start)
+        return ProbeResult({GLOBAL: values}, carry=start)
+
+
+Evaluation = Callable[[float], Tensor]
+"""The loss at a multiple of the step."""
+
+
+def critical_values(
+    segment: "StepSegment",
+    loss_fn: Callable[[], Tensor],
+    start: float,
+    halves: tuple[Evaluation, Evaluation] | None,
+    *,
+    tolerance: float = 0.1,
+    max_forwards: int = 12,
+) -> tuple[dict[str, float], float]:
+    """The critical sharpness of a step as a probe reports it, and where the next search should start.
+
+    Raises `FloatingPointError` where the loss before the step is not finite.
+    """
+    try:
+        found = critical_sharpness(
+            partial(segment.loss, loss_fn), start=start, tolerance=tolerance, max_forwards=max_forwards, halves=halves
+        )
+    finally:
+        segment.restore()
+    values = {
+        "critical_sharpness": found.value,
+        "critical_converged": float(found.converged),
+        "n_forwards": float(found.n_forwards),
+    }
+    if found.noise is not None:
+        values["critical_noise"] = found.noise
+    return values, _start(found)
 
 
 @dataclass(frozen=True, slots=True)
-class _Segment:
+class StepSegment:
     """The line from the parameters before a step through those behind it."""
 
     params: Sequence[Tensor]
@@ -115,8 +135,8 @@ def _start(found: CriticalSharpness) -> float:
     return min(max(reached, 1e-6), 1e6)
 
 
-def _segment(capture: Capture) -> _Segment | None:
-    """None where no step led here, or none that moved a parameter that is still there."""
+def step_segment(capture: Capture) -> StepSegment | None:
+    """The step that led here; None where there was none, or none that moved a parameter that is still there."""
     now = {name: p for name, p in capture.module.named_parameters() if p.requires_grad}
     before = capture.parameters_before
     if before is None or before.keys() != now.keys():
@@ -124,7 +144,7 @@ def _segment(capture: Capture) -> _Segment | None:
     if all(torch.equal(before[name], p) for name, p in now.items()):
         return None
     ends = [p.detach().clone() for p in now.values()]
-    return _Segment(list(now.values()), [before[name] for name in now], ends)
+    return StepSegment(list(now.values()), [before[name] for name in now], ends)
 
 
 def _halves(loss_fn: Callable[[], Tensor]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]] | None:

@@ -87,6 +87,7 @@ class ProbeResult:
     refused, by name. `failures` maps a group to the reason why it could not be measured. `carry` is kept for the
     probe's next capture, which has this result as `previous`. `again_after_step` asks for another measurement right
     after the next optimizer step, where something that only a step creates (Adam's moments) was missing.
+    `wants_own_step` asks for the next step that is measured to be recorded: it is the last part of the training loss.
     """
 
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -94,6 +95,7 @@ class ProbeResult:
     diagrams: Mapping[str, PersistenceDiagram] = field(default_factory=dict)
     carry: Any = None
     again_after_step: bool = False
+    wants_own_step: bool = False
 
     @classmethod
     def of(cls, found: "ProbeResult | Mapping[str, Any]") -> "ProbeResult":
@@ -126,10 +128,11 @@ class Capture:
     `before` holds the clouds before the step that led here, None where there was none; `reference` those when
     training began, and `last` those of the capture before, None where no step lies between. `parameters_before` holds
     the trainable parameters before that step, by name, for probes that set `needs_parameters_before`. `is_first_step`
-    where the optimizers kept no state before that step. `worker` computes homology elsewhere; None where a result is
-    wanted at once. `training_loss(loss_fn)` is a context that yields a loss as a zero-argument callable and leaves the
-    training untouched: with a `loss_fn`, that loss on the batch of the last recorded step; without, the loss of
-    recorded steps.
+    where the optimizers kept no state before that step. `gradient_scales`, for probes that set `needs_gradient_scales`,
+    holds for each optimizer the s by which the gradient of the training loss was scaled in the last step, as clipping
+    does. `worker` computes homology elsewhere; None where a result is wanted at once. `training_loss(loss_fn)` is a
+    context that yields a loss as a zero-argument callable and leaves the training untouched: with a `loss_fn`, that
+    loss on the batch of the last recorded step; without, the loss of recorded steps.
 
     With several processes each holds the `neurons` of its own share of the groups. A probe with `by_group = True`
     gets these `groups` alone, and the results of all processes are merged; any other probe runs on every process,
@@ -151,6 +154,7 @@ class Capture:
     worker: Worker | None = None
     is_first_step: bool = False
     last: Mapping[str, Tensor] | None = None
+    gradient_scales: Sequence[float] | None = None
 
 
 @runtime_checkable

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -11,8 +10,10 @@ from torch import Tensor
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons.capture import Sharding
 from lightning_topo.probes.approach import Approach, adapted, parts_of
+from lightning_topo.probes.directional import directional_values
 from lightning_topo.probes.period import Period
 from lightning_topo.probes.probe import Capture, LossFn, ProbeResult, ProbeUnavailable
+from lightning_topo.probes.step_edge import StepEdge
 from lightning_topo.probes.swaps import swap_directions
 from lightning_topo.stability import (
     Curvature,
@@ -23,9 +24,8 @@ from lightning_topo.stability import (
     by_autograd,
     by_backward,
     curvature_batch_sharpness,
+    curvature_elsewhere,
     curvature_sharpness,
-    directional_ratio,
-    flatten,
     parameter_thresholds,
     scaled_sharpness,
     swap_curvature,
@@ -40,16 +40,18 @@ class Sharpness:
     that of the last recorded step.
     Global values: `sharpness` (raw), with `residual`, `n_hvp` and `converged`; `sharpness_ratio` (edge of stability
     at 1, with `ratio_residual`) and `eta_lambda` where the optimizer's threshold is known; `directional_ratio` of the
-    step just taken, for any optimizer, with the curvature where it ended.
+    step just taken, for any optimizer, with the curvature where it ended. A monitor runs `StepEdge` beside it: where
+    batches are small, or no threshold is known, that is what sees the edge.
 
     `n_largest` adds `sharpness_2`, ... `micro_batch` evaluates the loss on so many samples at a time: less memory, and
     products that cost about half as much again; only for a loss that is a mean over samples. Recorded steps are not
     cut: each is a part, and the record's `micro_batch` is the size of the largest. `batch_sharpness` adds the mean over
     the samples' parts of so many samples of g^T H g / g^T g, which minibatch SGD brings to 2 / lr
     (Andreyev and Beneventano, arXiv:2412.20553); where the optimizer's threshold is known also
-    `batch_sharpness_ratio`, 1 at the edge of training with batches of that size, with the share of noise in the parts'
-    gradients, `batch_noise`. `swap_pairs` adds, by group and for so many of its closest pairs, the largest `swap_ratio`
-    with its `swap_curvature`: what the curvature along the swap of two neurons makes of their critical ratio.
+    `batch_sharpness_ratio`, 1 at the edge of training with batches of that size, with the share of
+    a part's curvature that others do not have, `batch_noise`. `swap_pairs` adds, by group and for so many of its
+    closest pairs, the largest `swap_ratio` with its `swap_curvature`: what the curvature along the swap of two neurons
+    makes of their critical ratio.
 
     Where memory runs out, the loss is evaluated in ever smaller parts, and where an operator cannot be differentiated
     twice, products are finite differences; the record says so (`micro_batch`, `exact`), and a warning once.
@@ -69,6 +71,7 @@ class Sharpness:
     seed: int = 0
     name: str = field(default="sharpness", init=False, repr=False)
     needs_parameters_before: ClassVar[bool] = True
+    needs_gradient_scales: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _ = self.period
@@ -84,6 +87,11 @@ class Sharpness:
     def period(self) -> Period:
         """How often it measures."""
         return Period.parse(self.every_n_steps, default=25)
+
+    @property
+    def companions(self) -> tuple[StepEdge, ...]:
+        """Probes that a monitor runs beside this one, at times of their own."""
+        return (StepEdge(self.every_n_steps, self.loss_fn),)
 
     def measure(self, capture: Capture) -> ProbeResult:
         """The curvature where the parameters stand now, against the step that comes next."""
@@ -109,7 +117,9 @@ class Sharpness:
             self.tolerance, max_products=self.max_products, n_largest=self.n_largest, seed=self.seed
         )
         curvature = approach.curvature(loss_fn, params)
-        thresholds = parameter_thresholds(capture.optimizers, params, curvature.gradient).parameters
+        thresholds = parameter_thresholds(
+            capture.optimizers, params, curvature.gradient, gradient_scales=capture.gradient_scales
+        ).parameters
         raw = curvature_sharpness(curvature, start=start.raw, settings=settings)
         values = {
             "sharpness": raw.value,
@@ -130,7 +140,7 @@ class Sharpness:
                 "n_hvp": float(raw.n_hvp + scaled.n_hvp),
                 "converged": float(raw.converged and scaled.converged),
             }
-        values |= _directional(curvature, capture)
+        values |= directional_values(curvature, capture)
         by_group = self._swaps(curvature, capture, thresholds)
         if self.batch_sharpness is not None:
             del curvature  # its graph makes room
@@ -225,36 +235,25 @@ def _explained(approach: Approach) -> str:
     return "sharpness: " + " ".join(said)
 
 
-def _directional(curvature: Curvature, capture: Capture) -> dict[str, float]:
-    before = capture.parameters_before
-    if before is None:
-        return {}
-    now = {name: p.detach() for name, p in capture.module.named_parameters() if p.requires_grad}
-    if now.keys() != before.keys():
-        return {}
-    ratio = directional_ratio(curvature, flatten(p - before[name] for name, p in now.items()))
-    return {} if ratio is None else {"directional_ratio": ratio}
-
-
 def _batch_sharpness(
     parts: Sequence[LossPart],
     params: Sequence[Tensor],
     thresholds: Sequence[ParameterThreshold] | None,
     approach: Approach,
 ) -> dict[str, float]:
-    """The mean over the parts; the noise of one part from what two in a row have in common."""
-    found, gradients = [], []
+    """The mean over the parts; the noise of one part from how much of its curvature the part before it has too."""
+    found, elsewhere = [], []
+    before = None
     for _, loss_fn in parts:
         curvature = approach.curvature(loss_fn, params)
         found.append(curvature_batch_sharpness(curvature, thresholds))
-        gradients.append(curvature.gradient)
-        del curvature
+        if before is not None:
+            elsewhere.append(curvature_elsewhere(curvature, before, thresholds))
+        before = curvature
     values = {"batch_sharpness": _weighted(parts, [each.value for each in found])}
-    squares = sum(float(g @ g) for g in gradients)
-    shared = [float(one @ other) for one, other in pairwise(gradients)]
-    if thresholds is None or not shared or squares == 0.0:
+    if thresholds is None or not elsewhere:
         return values
-    noise = min(max(1.0 - sum(shared) / len(shared) / (squares / len(gradients)), 0.0), 1.0)
+    noise = min(max(1.0 - sum(elsewhere) / len(elsewhere), 0.0), 1.0)
     ratios = [value for each in found if (value := replace(each, noise=noise).ratio) is not None]
     return values | {"batch_noise": noise, "batch_sharpness_ratio": _weighted(parts, ratios)}
 

@@ -4,7 +4,7 @@ from lightning_topo.stability.batch_sharpness import (
     BatchSharpness,
     batch_sharpness,
     curvature_batch_sharpness,
-    noise_share,
+    curvature_elsewhere,
 )
 from lightning_topo.stability.critical_sharpness import CriticalSharpness, critical_sharpness
 from lightning_topo.stability.directions import SwapCurvature, directional_ratio, swap_curvature
@@ -62,13 +62,13 @@ __all__ = [
     "by_backward",
     "critical_sharpness",
     "curvature_batch_sharpness",
+    "curvature_elsewhere",
     "curvature_sharpness",
     "directional_ratio",
     "extreme_eigenvalues",
     "finite_difference_hessian",
     "flatten",
     "hessian",
-    "noise_share",
     "parameter_thresholds",
     "recognised",
     "scaled_sharpness",

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
 from torch import Tensor
 
 from lightning_topo.stability.hessian import Curvature, hessian
@@ -16,8 +15,8 @@ class BatchSharpness:
     """g^T H g / g^T g of one batch, and its ratio to an optimizer's plateaus.
 
     `small` is the ratio to the plateau of small batches, whose gradients come one by one; `large` that to the plateau
-    of large ones, which all pull alike. `ratio` lies between them, by the share `noise` of the gradient that is noise:
-    the edge of stability at 1. All three are None where no threshold is known.
+    of large ones, which all pull alike. `ratio` lies between them, by the share `noise` of the curvature that comes
+    with this batch and not with others: the edge of stability at 1. All three are None where no threshold is known.
     """
 
     value: float
@@ -42,8 +41,8 @@ def batch_sharpness(
 ) -> BatchSharpness:
     """The batch sharpness of the loss on one batch, by one Hessian-vector product.
 
-    `thresholds` are those of `params` (`parameter_thresholds(...).parameters`); `noise` is the `noise_share` of the
-    batch's gradient, and 1 where it is not known: right for small batches.
+    `thresholds` are those of `params` (`parameter_thresholds(...).parameters`); `noise` is 1 less the mean of
+    `curvature_elsewhere`, and 1 where it is not known: right for batches that have nothing in common.
 
     Raises as `hessian`, and `ValueError` unless 0 <= noise <= 1; see `curvature_batch_sharpness`.
 
@@ -90,23 +89,25 @@ def curvature_batch_sharpness(
     return BatchSharpness(value, noise, 0.5 * found[0], found[1])
 
 
-def noise_share(one: Float[Tensor, " p"], other: Float[Tensor, " p"]) -> float:
-    """The share of a batch's |g|^2 that is noise, from the gradients of its two halves: 1 - g1.g2 / |(g1 + g2) / 2|^2.
+def curvature_elsewhere(
+    curvature: Curvature, other: Curvature, thresholds: Sequence[ParameterThreshold] | None = None
+) -> float:
+    """How much of a batch's curvature along its own step another batch has too: v^T H' v / v^T H v, v = T g.
 
-    What the halves have in common is the gradient itself, in expectation; clipped to [0, 1].
-
-    Source: McCandlish et al., arXiv:1812.06162 (the gradient noise scale).
+    Its mean over other batches is the part that every step feels; what is missing to 1 comes with this batch alone, and
+    is the `noise` of `BatchSharpness`. One product of each. 1 where v^T H v is not positive.
 
     >>> import torch
-    >>> noise_share(torch.tensor([1.0, 1.0]), torch.tensor([1.0, -1.0]))
-    1.0
-    >>> noise_share(torch.ones(2), torch.ones(2))
-    0.0
+    >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)
+    >>> one, other = (hessian(lambda k=k: theta[0] ** 2 + k * theta[1] ** 2, [theta]) for k in (0.0, 3.0))
+    >>> curvature_elsewhere(one, other), round(curvature_elsewhere(other, one), 3)
+    (1.0, 0.036)
     """
-    whole = 0.25 * float((one + other) @ (one + other))
-    if whole == 0.0:
-        return 1.0
-    return min(max(1.0 - float(one @ other) / whole, 0.0), 1.0)
+    moved = curvature.gradient
+    if thresholds is not None:
+        moved = spread([each.total for each in thresholds], curvature.params) * moved
+    own = float(moved @ (curvature @ moved))
+    return float(moved @ (other @ moved)) / own if own > 0.0 else 1.0
 
 
 def _along(gradient: Tensor, moved: Tensor, image: Tensor) -> float:

@@ -24,6 +24,11 @@ def measures_steps(probe: Probe) -> bool:
     return getattr(probe, "measures_steps", False)
 
 
+def needs_gradient_scales(probe: Probe) -> bool:
+    """Whether the probe asks how gradients are clipped on their way to the optimizers."""
+    return getattr(probe, "needs_gradient_scales", False)
+
+
 class Probing:
     """The probes of one training, as long as they can measure it, and the last result of each.
 
@@ -90,6 +95,11 @@ class Probing:
             for probe in self.probes
             if schedule.is_due(probe.name, unit, count) or (unit == "step" and self.is_wanted_again(probe))
         ]
+
+    def wants_own_step(self, probe: Probe) -> bool:
+        """Whether the probe asked for the step that it measures next to be recorded."""
+        previous = self._previous.get(probe.name)
+        return previous is not None and previous.wants_own_step
 
     def unite(self, every: Sequence[Sequence[Outcome]]) -> list[Outcome]:
         """The outcomes of all processes, by rank, as one for each probe and step, in the order of their steps."""

@@ -16,7 +16,12 @@ _POINTS = 128
 """Adaptive probes spread over the planned run: about so many measurements."""
 _EARLY_STEPS = 200
 _EARLY_OVERHEAD = 0.05
-"""In the first steps, which a short run consists of, exact distortions may take more."""
+"""In the first steps, which a short run consists of, exact distortions may take more ..."""
+_EARLY_TIME = 32.0
+"""... and a probe that is known to be cheap, until it has taken as long as so many steps: a phase needs several
+measurements."""
+_IDLE = 0.1
+"""A probe that takes less than this part of a step has nothing to measure, and leaves its share to the others."""
 _HASTE = 0.05
 """What a probe may take that is to measure soon again."""
 _GUESS_STEPS = 12.0
@@ -51,6 +56,7 @@ class Schedule:
     phase. A slot is as long as the probe's share of `max_overhead` asks for, and at least a part of the planned run;
     the first one begins when the training has lasted long enough to pay for it. With `max_overhead=None` adaptive
     periods are fixed ones. `hastened` are probes that may take more, as what they last found asks for a second look.
+    `guesses` says of cheap probes what a measurement is taken to cost before the first, in training steps.
 
     Raises `ValueError` unless `max_overhead` is between 0 and 1.
 
@@ -64,16 +70,19 @@ class Schedule:
     seed: int = 0
     planned_steps: int | None = None
     dense: frozenset[str] = frozenset()
+    guesses: Mapping[str, float] = field(default_factory=dict)
     slots: dict[str, Slot] = field(init=False, default_factory=dict)
     hastened: set[str] = field(init=False, default_factory=set)
     _expected: dict[str, float] = field(init=False, default_factory=dict, repr=False)
     _costs: dict[str, deque[float]] = field(init=False, repr=False)
+    _spent: dict[str, float] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_overhead is not None and not 0.0 < self.max_overhead < 1.0:
             raise ValueError(f"expected max_overhead between 0 and 1, or None, got {self.max_overhead}")
         # A median over a few: the first call of a kernel or an engine is no measure of the next.
         self._costs = defaultdict(lambda: deque(maxlen=9))
+        self._spent = defaultdict(float)
 
     def is_adaptive(self, name: str) -> bool:
         """Whether the probe's times are chosen by the budget."""
@@ -103,6 +112,7 @@ class Schedule:
     def spent(self, name: str, seconds: float) -> None:
         """Note what one measurement took."""
         self._costs[name].append(seconds)
+        self._spent[name] += seconds
 
     def plan(self, step: int, step_seconds: float | None) -> dict[str, Slot]:
         """The slots of the adaptive probes after `step`: new ones where the old are over."""
@@ -124,13 +134,22 @@ class Schedule:
     def _allowed(self, name: str, step: int, step_seconds: float | None) -> int:
         """In how many steps the probe may measure once."""
         assert self.max_overhead is not None
-        n = sum(self.is_adaptive(other) for other in self.periods)
-        early = _EARLY_OVERHEAD if step < _EARLY_STEPS and name in self.dense else 0.0
-        overhead = max(self.max_overhead + early, _HASTE if name in self.hastened else 0.0)
         seconds = max(step_seconds or 0.0, 1e-6)
-        guess = _GUESS_SECONDS + self._expected.get(name, _GUESS_STEPS) * seconds
-        cost = median(self._costs[name]) if self._costs[name] else guess
+        is_cheap = name in self.guesses and self._spent[name] < _EARLY_TIME * seconds
+        is_early = is_cheap or (name in self.dense and step < _EARLY_STEPS)
+        overhead = max(
+            self.max_overhead + (_EARLY_OVERHEAD if is_early else 0.0), _HASTE if name in self.hastened else 0.0
+        )
+        idle = {other for other, costs in self._costs.items() if costs and median(costs) < _IDLE * seconds}
+        n = sum(self.is_adaptive(other) for other in self.periods if other == name or other not in idle)
+        cost = median(self._costs[name]) if self._costs[name] else self._guess(name, seconds)
         return max(math.ceil(cost / (overhead / n * seconds)), 1)
+
+    def _guess(self, name: str, seconds: float) -> float:
+        """What the first measurement is taken to cost where a step takes so many seconds."""
+        if name in self.guesses:
+            return self.guesses[name] * seconds
+        return _GUESS_SECONDS + self._expected.get(name, _GUESS_STEPS) * seconds
 
     def _spread(self, name: str, step: int) -> int:
         """In how many steps it should measure once, for its points to cover the planned run."""

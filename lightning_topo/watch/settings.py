@@ -56,6 +56,15 @@ class WatchSettings:
         _ = self.schedule(), Readings((), self.log_groups)
 
     @property
+    def measured(self) -> tuple[Probe, ...]:
+        """The probes, and those that they bring along (`companions`), as far as no other has the name."""
+        found = {probe.name: probe for probe in self.probes}
+        for probe in self.probes:
+            for companion in getattr(probe, "companions", ()):
+                found.setdefault(companion.name, companion)
+        return tuple(found.values())
+
+    @property
     def max_record_bytes(self) -> float:
         """How large measurements and diagrams may become; infinite without a limit."""
         return math.inf if self.max_record_mb is None else self.max_record_mb * 2**20
@@ -68,9 +77,12 @@ class WatchSettings:
     def schedule(self, planned_steps: int | None = None) -> Schedule:
         """The times at which the probes measure."""
         default = Period(25, "step", adaptive=True)
-        periods = {probe.name: getattr(probe, "period", default) for probe in self.probes}
+        periods = {probe.name: getattr(probe, "period", default) for probe in self.measured}
         dense = frozenset(probe.name for probe in self.probes if isinstance(probe, Distortion))
-        return Schedule(periods, self.max_overhead, self.seed, planned_steps, dense)
+        guesses = {
+            p.name: float(cost) for p in self.measured if (cost := getattr(p, "expected_cost", None)) is not None
+        }
+        return Schedule(periods, self.max_overhead, self.seed, planned_steps, dense, guesses)
 
     def described(self) -> dict[str, Any]:
         """The parameters as plain values that may leave the machine: of a user's own probe no more than its name."""

@@ -10,7 +10,7 @@ from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons.capture import Sharding, gather_clouds, shard_copies, sharding
 from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult
 from lightning_topo.probes.probe import LossFn
-from lightning_topo.watch.probing import is_divided, measures_steps
+from lightning_topo.watch.probing import is_divided, measures_steps, needs_gradient_scales
 from lightning_topo.watch.steps import Steps
 from lightning_topo.watch.training import Training
 
@@ -116,6 +116,8 @@ class Snapshots:
         mine = self.active() if groups is None else tuple(groups)
         self._refer_anew(mine, step, now)
         wants_parameters = getattr(probe, "needs_parameters_before", False) and self.sharding == "whole"
+        optimizers = self._steps.with_waiting(self._training.optimizers)
+        scales = self._steps.gradients.of(optimizers) if needs_gradient_scales(probe) else None
         return Capture(
             step=step,
             epoch=self._training.epoch,
@@ -124,13 +126,14 @@ class Snapshots:
             neurons=now,
             before=self.before(step),
             reference=self.reference,
-            optimizers=self._steps.with_waiting(self._training.optimizers),
+            optimizers=optimizers,
             training_loss=self._training_loss,
             previous=previous,
             parameters_before=self._steps.before() if wants_parameters and self._steps.pending else None,
             is_first_step=bool(self._steps.pending) and all(update.is_first for update in self._steps.pending),
             sharding=self.sharding,
             worker=self.worker,
+            gradient_scales=scales,
         )
 
     def _clouds(self, tensors: Mapping[str, Tensor]) -> Clouds:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_topo.tape.names import clean_name
+from lightning_topo.watch.gradient_scales import GradientScales
 from lightning_topo.watch.rates import learning_rate
 from lightning_topo.watch.same_bits import same_values
 
@@ -59,8 +60,9 @@ class Steps:
     `guards` are called right after an update, before anything looks at it; they may change the parameters.
     `on_settle` is called before a second update in one batch overwrites the copies of the first. `on_outside` is
     called with names where something else has moved parameters between two updates. `on_begin` is called before an
-    update, and told whether it runs a closure; `on_end` after it and the guards. What fails here is kept in `failures`:
-    it must not end an optimizer's step.
+    update, and told whether it runs a closure; `on_end` after it and the guards. `gradients` knows what the training
+    does to a gradient before an optimizer takes it. What fails here is kept in `failures`: it must not end an
+    optimizer's step.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Steps:
         self.pending: list[Update] = []
         self.optimizers: list[Optimizer] = []
         self.failures: list[Exception] = []
+        self.gradients: GradientScales = GradientScales()
         self._module, self._on_settle, self._on_outside = module, on_settle, on_outside
         self._on_begin, self._on_end = on_begin, on_end
         self._keeps_copies = keep_copies
@@ -233,11 +236,18 @@ class Steps:
     def _made(self, optimizer: Optimizer) -> Update:
         """The update that an optimizer has just made."""
         if not any(optimizer is known for known in self.optimizers):
+            self._supersede(optimizer)
             self.optimizers.append(optimizer)
+        self.gradients.stepped(optimizer)
         kept = [self._kept[id(p)] for p in self._owned(optimizer) if id(p) in self._kept]
         named = [(name, k) for k in kept for name in self._names[id(k.parameter)]]
         before, after = {name: k.copy for name, k in named}, {name: k.parameter for name, k in named}
         return Update(optimizer, before, after, self._is_first, learning_rate(optimizer))  # now: a schedule may follow
+
+    def _supersede(self, optimizer: Optimizer) -> None:
+        """Let go of optimizers that a new one replaces: it trains all that they train."""
+        own = {id(p) for p in _trained(optimizer)}
+        self.optimizers[:] = [known for known in self.optimizers if not own.issuperset(map(id, _trained(known)))]
 
     def _owned(self, optimizer: Optimizer) -> list[Tensor]:
         """The module's parameters that the optimizer trains."""

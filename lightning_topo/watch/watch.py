@@ -23,7 +23,7 @@ from lightning_topo.watch.membership import Membership
 from lightning_topo.watch.messages import members_changed, unwatched
 from lightning_topo.watch.movements import Movements
 from lightning_topo.watch.output import Run, RunOutputs
-from lightning_topo.watch.probing import Probing, measures_steps
+from lightning_topo.watch.probing import Probing, measures_steps, needs_gradient_scales
 from lightning_topo.watch.ranks import Ranks
 from lightning_topo.watch.readings import Readings
 from lightning_topo.watch.recording import Recording
@@ -64,8 +64,10 @@ class Watch:
         self._finding = Finding(training, settings.declared, settings.seed)
         self._training_loss = TrainingLoss(training, settings.seed)
         without_loss = Distortion | Fate | Persistence
-        self._of_loss = [probe.name for probe in settings.probes if not isinstance(probe, without_loss)]
-        self._recording = Recording(training, self._training_loss if self._of_loss else None, self._steps_until_loss)
+        of_loss = [probe for probe in settings.measured if not isinstance(probe, without_loss)]
+        # A probe that tells its cost takes the step that it measures, and no samples of others.
+        self._sampling = [probe.name for probe in of_loss if getattr(probe, "expected_cost", None) is None]
+        self._recording = Recording(training, self._training_loss if of_loss else None, self._steps_until_loss)
         self._movements = Movements(training, lambda event: self._exchange.events.append(event), self._forget_path)
         self.steps: Steps = Steps(
             training.module,
@@ -75,7 +77,7 @@ class Watch:
             on_end=self._recording.update_ends,
             keep_copies=self._finding.sharding == "whole",
         )
-        self._probing = Probing(settings.probes, self._ranks, {})
+        self._probing = Probing(settings.measured, self._ranks, {})
         self._snapshots: Snapshots | None = None
         self._shards: Mapping[str, Tensor] | None = None
         self._certifying: Certifying | None = None
@@ -154,13 +156,15 @@ class Watch:
             self.steps.begin()
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)
-            is_wanted = self._snapshots is None or self._finds_again
+            step = self._training.step + 1
+            due = self._due("step", step)
+            is_wanted = self._snapshots is None or self._finds_again or any(map(self._probing.wants_own_step, due))
             if self._snapshots is None and self._shards is None:
                 self._shards = kept_shards(self._training)  # before anything is recorded
-            self._recording.begin(batch, self._training.step + 1, wanted=is_wanted)
+            self._recording.begin(batch, step, wanted=is_wanted)
+            self.steps.gradients.wanted = any(map(needs_gradient_scales, due)) and self._finding.sharding == "whole"
             if self._snapshots is not None:
-                step = self._training.step + 1
-                self._snapshots.before_step(step, self._due("step", step))
+                self._snapshots.before_step(step, due)
         self.budget.begin_step()
 
     def before_backward(self, loss: Tensor, *, scale: float = 1.0) -> None:
@@ -169,11 +173,15 @@ class Watch:
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)  # lazy parameters have their shapes now
             self._recording.loss(loss, scale)
+            self.steps.gradients.loss(loss, scale)
 
     def after_backward(self, *, goes_on: bool = False) -> None:
         """A gradient is there; `goes_on` where the step may compute further losses."""
         with self.budget.spending():
             self._recording.differentiated(goes_on=goes_on, is_stepping=self.steps.is_stepping)
+            if self.steps.gradients.wanted:
+                known = {id(o): o for o in (*self._training.optimizers, *self.steps.optimizers)}
+                self.steps.gradients.differentiated(list(known.values()))
 
     def before_update(self, optimizer: Optimizer) -> None:
         """An optimizer is about to change its parameters."""
@@ -290,7 +298,7 @@ class Watch:
         self._reporting.start(run)
         if saved is not None:
             self._schedule.slots.update(saved.slots)
-        for name in self._of_loss:
+        for name in self._sampling:
             self._schedule.expect(name, STEPS_PER_TAPE * (1 + self._training_loss.n_wanted))
         resumption = begin_reference(snapshots, self._outputs.store, self.groups, training, saved, step)
         if resumption is not None:
@@ -378,7 +386,7 @@ class Watch:
 
     def _steps_until_loss(self, step: int) -> int | None:
         """In how many steps a probe that may evaluate the loss is due."""
-        left = [self._schedule.steps_until(name, step) for name in self._of_loss]
+        left = [self._schedule.steps_until(name, step) for name in self._sampling]
         return min((steps for steps in left if steps is not None), default=None)
 
     def _share(self, step: int, due: Sequence[Probe] = (), *, last: bool = False, alone: bool = False) -> None:

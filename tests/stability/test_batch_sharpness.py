@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_topo.stability import batch_sharpness, hessian, noise_share, parameter_thresholds
+from lightning_topo.stability import batch_sharpness, hessian, parameter_thresholds
 
 TINY, CURVATURE, EVERY = 1e-12, 3.0, 120
 
@@ -114,17 +114,6 @@ def test_momentum_has_both_plateaus_of_the_papers(problem):
     assert found.large == pytest.approx(found.value * 0.1 / (2 * (1 + 0.9)))
     assert found.ratio == found.small
     assert batch_sharpness(loss_fn, params).ratio is None
-
-
-def test_noise_is_what_the_halves_do_not_share():
-    generator = torch.Generator().manual_seed(0)
-    signal = torch.randn(20000, generator=generator, dtype=torch.float64)
-    shares = []
-    for _ in range(20):
-        one, other = (signal + 2.0 * torch.randn(20000, generator=generator, dtype=torch.float64) for _ in range(2))
-        shares.append(noise_share(one, other))
-    # |s|^2 = 1 and |n|^2 / 2 = 2 an entry: two thirds.
-    assert sum(shares) / 20 == pytest.approx(2 / 3, rel=0.02)
 
 
 def test_a_gradient_of_zero_and_a_wrong_share():

@@ -1,0 +1,91 @@
+"""The curvature of the training's own batches, over the last few that were looked at."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from torch import Tensor
+
+from lightning_topo.stability import Curvature, ParameterThreshold, curvature_batch_sharpness, curvature_elsewhere
+
+_MEMORY = 12
+"""So many batches tell the edge."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenBatch:
+    """One batch: its sharpness, the ratios to the plateaus of small and large batches.
+
+    `elsewhere` is how much of its curvature another batch had, at the same parameters.
+    """
+
+    value: float
+    small: float
+    large: float
+    elsewhere: float
+
+
+@dataclass(frozen=True, slots=True)
+class BatchWindow:
+    """The last batches, oldest first, and how many there have been.
+
+    >>> window = BatchWindow().followed_by([SeenBatch(10.0, 1.0, 0.1, 0.25)])
+    >>> round(window.noise, 6), round(window.ratio, 6)
+    (0.75, 1.24)
+    """
+
+    batches: tuple[SeenBatch, ...] = ()
+    count: int = 0
+
+    def followed_by(self, batches: Sequence[SeenBatch]) -> "BatchWindow":
+        """The window with further batches."""
+        return BatchWindow((*self.batches, *batches)[-_MEMORY:], self.count + len(batches))
+
+    @property
+    def noise(self) -> float:
+        """The share of a batch's curvature that others do not have: 1 - E[v^T H' v / v^T H v], within [0, 1]."""
+        return min(max(1.0 - fmean(each.elsewhere for each in self.batches), 0.0), 1.0)
+
+    @property
+    def ratio(self) -> float:
+        """The median over the batches of noise * small + (1 - noise) * large, over the level that training keeps to.
+
+        Without noise that level is 1. Where a batch's curvature is its own, noise holds it below what would be stable:
+        at about 1/2, a measured value (docs/edge.md).
+        """
+        noise = self.noise
+        return median(noise * each.small + (1.0 - noise) * each.large for each in self.batches) / (1.0 - 0.5 * noise)
+
+    def values(self) -> Mapping[str, float]:
+        """As a probe reports them."""
+        return {
+            "batch_sharpness": median(each.value for each in self.batches),
+            "batch_noise": self.noise,
+            "batch_sharpness_ratio": self.ratio,
+        }
+
+
+def see_batches(
+    losses: Sequence[Callable[[], Tensor]],
+    curvature_of: Callable[[Callable[[], Tensor]], Curvature],
+    thresholds_of: Callable[[Curvature], Sequence[ParameterThreshold] | None],
+) -> tuple[SeenBatch, ...]:
+    """Look at batches, of at least two, by their losses; none where there is no threshold.
+
+    One gradient and up to five Hessian-vector products each, each batch beside the one before it. A batch without
+    gradient has nothing to tell: it is left out.
+    """
+    found: list[SeenBatch] = []
+    curvatures = [curvature_of(loss_fn) for loss_fn in losses]
+    for k, curvature in enumerate(curvatures):
+        thresholds = thresholds_of(curvature)
+        if thresholds is None or len(curvatures) < 2:
+            return ()
+        if not curvature.gradient.any():
+            continue
+        seen = curvature_batch_sharpness(curvature, thresholds)
+        elsewhere = curvature_elsewhere(curvature, curvatures[k - 1], thresholds)
+        assert seen.small is not None
+        assert seen.large is not None
+        found.append(SeenBatch(seen.value, seen.small, seen.large, elsewhere))
+    return tuple(found)

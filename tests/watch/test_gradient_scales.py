@@ -1,0 +1,83 @@
+"""What is left of a gradient when the optimizer takes it, against the factor that was really applied."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_topo.watch.gradient_scales import GradientScales
+
+
+@pytest.fixture
+def setting():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(8, 3)
+
+
+def step(scales, model, optimizer, batches, *, factor=1.0, scaling=1.0, between=lambda: None):
+    """One update over these batches: each loss is differentiated `scaling` times as large as it was shown."""
+    optimizer.zero_grad()
+    for x in batches:
+        loss = factor * model(x).square().sum()
+        scales.loss(loss, factor)
+        (scaling * loss).backward()
+        scales.differentiated([optimizer])
+    for p in model.parameters():
+        p.grad /= scaling
+    before = norm(model)
+    between()
+    after = norm(model)
+    optimizer.step()
+    scales.stepped(optimizer)
+    return after / before
+
+
+def norm(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
+
+
+@pytest.mark.parametrize("scaling", [1.0, 1024.0])
+def test_clipping_is_measured_and_the_loss_scale_of_mixed_precision_is_not(setting, scaling):
+    model, optimizer, x = setting
+    scales = GradientScales()
+    scales.wanted = True
+    assert scales.of([optimizer]) == (1.0,)
+    step(scales, model, optimizer, [x], scaling=scaling)
+    assert scales.of([optimizer]) == pytest.approx((1.0,), rel=1e-5)
+
+    def by_norm():
+        nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+
+    def by_value():
+        nn.utils.clip_grad_value_(model.parameters(), 0.05)
+
+    for clip in (by_norm, by_value):
+        truth = step(scales, model, optimizer, [x], scaling=scaling, between=clip)
+        assert truth < 0.9
+        assert scales.of([optimizer]) == pytest.approx((truth,), rel=1e-5)
+
+
+@pytest.mark.parametrize(("factor", "truth"), [(0.25, 1.0), (1.0, 4.0)])
+def test_accumulated_batches_count_once_where_their_loss_is_divided_and_each_where_it_is_not(setting, factor, truth):
+    model, optimizer, x = setting
+    scales = GradientScales()
+    scales.wanted = True
+    for _ in range(2):  # nothing is left over from the update before
+        step(scales, model, optimizer, [x, x, x, x], factor=factor)
+        assert scales.of([optimizer]) == pytest.approx((truth,), rel=1e-5)
+
+
+def test_what_is_not_wanted_or_has_no_gradient_changes_nothing(setting):
+    model, optimizer, x = setting
+    scales = GradientScales()
+    scales.wanted = True
+    truth = step(scales, model, optimizer, [x], between=lambda: nn.utils.clip_grad_norm_(model.parameters(), 0.3))
+    scales.wanted = False
+    step(scales, model, optimizer, [x])
+    assert scales.of([optimizer]) == pytest.approx((truth,), rel=1e-5)
+    scales.wanted = True
+    step(scales, model, optimizer, [torch.zeros(8, 3)], factor=0.0)
+    assert scales.of([optimizer]) == (1.0,)  # 0 / 0 says nothing
+    optimizer.zero_grad()
+    scales.stepped(optimizer)
+    assert scales.of([optimizer]) == (1.0,)
