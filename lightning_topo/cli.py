@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = commands.add_parser("report", help="write a run's report anew, from its record")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run folder; several are put side by side")
     report.add_argument("--out", type=Path, help="the page (default: report.html in the first run's folder)")
+    report.add_argument(
+        "--follow", action="store_true", help="go on as the run does, until the standard input ends or says anything"
+    )
     report.set_defaults(command=_report)
 
     neurons = commands.add_parser("neurons", help="print the groups of neurons of a model, each verified")
@@ -67,9 +70,13 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from lightning_topo.outputs.page import verdict, write_report
-    from lightning_topo.outputs.record import REPORT, read_record
+    from lightning_topo.outputs.page.live import follow_politely
+    from lightning_topo.outputs.record import REPORT, RecordFollower
 
-    records = [read_record(_run_folder(path)) for path in arguments.runs]
+    if arguments.follow:
+        print(follow_politely(_run_folder(arguments.runs[0])).resolve().as_uri())
+        return 0
+    records = [RecordFollower(_run_folder(path)).read() for path in arguments.runs]
     for record in records:
         print(f"{record.dirpath}: {verdict(record)}")
     page = write_report(records, arguments.out or records[0].dirpath / REPORT)
