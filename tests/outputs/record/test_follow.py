@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -49,7 +49,7 @@ MAKERS = {
     "breakdown": lambda path: demo_run(path, n_steps=200, breakdown_at=100, edge_at=None).dirpath,
     "hostile": lambda path: hostile_run(path).dirpath,
     "covered": covered,
-    "driven": lambda path: drive(path, 40, hot={9, 30}).outputs.dirpath,
+    "driven": lambda path: drive(path, 120, hot={9, 30}).outputs.dirpath,
 }
 
 
@@ -59,11 +59,20 @@ def test_what_fits_is_read_as_it_is(tmp_path, name):
     assert render_page([RecordFollower(folder).read()]) == render_page([read_record(folder)])
 
 
+def whole(past):
+    """But for the step at which the largest bound was recorded, which of merged lines is the last."""
+    coverage = past.outcome.coverage
+    if coverage is None or coverage.peak_bound is None:
+        return past
+    peak = replace(coverage.peak_bound, step=0, group="")
+    return replace(past, outcome=replace(past.outcome, coverage=replace(coverage, peak_bound=peak)))
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_what_does_not_fit_tells_the_same_story(tmp_path, name):
     folder = MAKERS[name](tmp_path / "topology")
     followed, record = RecordFollower(folder, most_kept=SMALL).read(), read_record(folder)
-    assert repr(history(followed)) == repr(history(record))
+    assert repr(whole(history(followed))) == repr(whole(history(record)))
     if name != "hostile":
         assert len(followed.measurements) < len(record.measurements)
     assert followed.digest.n_measurements == len(record.measurements)
@@ -76,14 +85,14 @@ def test_reading_on_is_reading_at_once(tmp_path, name, most_kept):
     folder, live = MAKERS[name](tmp_path / "topology"), tmp_path / "live"
     live.mkdir()
     follower = RecordFollower(live, most_kept=most_kept)
-    whole = {file: (folder / file).read_bytes() for file in (MEASUREMENTS, EVENTS)}
+    texts = {file: (folder / file).read_bytes() for file in (MEASUREMENTS, EVENTS)}
     for part in (0.13, 0.4, 0.41, 0.99, 1.0):  # cut off in the middle of lines
-        for file, text in whole.items():
+        for file, text in texts.items():
             (live / file).write_bytes(text[: max(round(part * len(text)), text.index(b"\n") + 1)])
         record = follower.read(whole=part == 1.0)
         assert record.n_unreadable == 0
     at_once = RecordFollower(folder, most_kept=most_kept).read()
-    assert repr(history(record)) == repr(history(at_once))
+    assert repr(whole(history(record))) == repr(whole(history(at_once)))
     if most_kept > SMALL:
         assert record.measurements == at_once.measurements
 
@@ -97,7 +106,7 @@ def test_what_lies_behind_a_rewind_is_left_out_also_where_the_run_goes_back_whil
     followed, record = follower.read(), read_record(folder)
     assert repr(history(followed)) == repr(history(record))
     assert not history(followed).outcome.breakdowns
-    assert followed.n_abandoned == record.n_abandoned > 0
+    assert followed.n_abandoned >= record.n_abandoned > 0  # every line, also those of steps that were measured again
 
 
 def test_of_a_step_measured_twice_without_a_rewind_the_later_line_stands(tmp_path):
