@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the page (default: report.html in the run's folder; of several runs comparison.html above them)",
     )
     report.add_argument("--csv", type=Path, help="also write settings and outcomes, a line a run")
+    report.add_argument(
+        "--follow", action="store_true", help="go on as the run does, until the standard input ends or says anything"
+    )
     report.set_defaults(command=_report)
 
     watch = commands.add_parser("watch", help="serve a run's page on this machine while the run goes on")
@@ -89,10 +92,14 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from lightning_topo.outputs.page import recommendation, verdict, write_report
     from lightning_topo.outputs.page.comparison import default_place, run_folders, write_table
-    from lightning_topo.outputs.record import REPORT, read_record
+    from lightning_topo.outputs.page.live import follow_politely
+    from lightning_topo.outputs.record import REPORT, RecordFollower
 
+    if arguments.follow:
+        print(follow_politely(_run_folder(arguments.runs[0])).resolve().as_uri())
+        return 0
     folders = [folder for path in arguments.runs for folder in run_folders(path)]
-    records = [read_record(folder) for folder in dict.fromkeys(folders)]
+    records = [RecordFollower(folder).read() for folder in dict.fromkeys(folders)]
     for record in records:
         print(f"{record.dirpath}: {verdict(record)}")
         if decision := recommendation(record):

@@ -33,6 +33,7 @@ class TopologyMonitor(WatchedTraining, Callback):
     values to `trainer.callback_metrics` and to every logger under `topology/...`; keeps a record and a report.
 
     The neurons are found on the first training step as it runs: nothing of the module's code is run a second time.
+    A trainer may have several monitors, each with a `dirpath` of its own; two of one folder it refuses as it is made.
 
     Args:
         probes: What to measure; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
@@ -129,7 +130,7 @@ class TopologyMonitor(WatchedTraining, Callback):
 
     @property
     def state_key(self) -> str:
-        """Distinguishes several monitors in one checkpoint."""
+        """Tells several monitors apart in one checkpoint, by their folders; the Trainer refuses two of one key."""
         return self._generate_state_key(dirpath=str(self.settings.dirpath))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -119,6 +119,8 @@ class StopState:
     quiet_captures: int = 0
     eventful: bool = False
     latest: str = ""
+    seen: frozenset[tuple[str, int, str]] = field(default=frozenset(), compare=False)
+    """The events of the newest step: another monitor may find them too."""
 
     @property
     def n_events(self) -> int:
@@ -132,7 +134,9 @@ class StopState:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and containers, for a checkpoint."""
-        return asdict(self) | {"counts": dict(self.counts)}
+        plain = asdict(self) | {"counts": dict(self.counts)}
+        del plain["seen"]
+        return plain
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> "StopState":
@@ -153,22 +157,25 @@ def advance(state: StopState, findings: Findings, rules: StopRules) -> StopState
     """Count the monitor's findings.
 
     A capture is quiet where no event has happened since the one before, and every log-bottleneck distance to it is
-    at most the tolerance. Measurements of a step that was counted already (after a resume) are passed over.
+    at most the tolerance. Measurements of a step that was counted already (after a resume) are passed over, and so are
+    events that another monitor has found before.
 
     >>> from lightning_topo.measurement import Measurement
     >>> still = Measurement(8, 0, "persistence", "net.0", {"log_bottleneck_0": 0.01})
     >>> advance(StopState(), Findings(8, 0, (still,)), StopRules(patience=2)).quiet_captures
     1
     """
-    counts, eventful, latest = dict(state.counts), state.eventful, state.latest
+    counts, eventful, latest, seen = dict(state.counts), state.eventful, state.latest, state.seen
     for event in findings.events:
-        if not rules.concerns(event.group):
+        key = str(event.name), event.step, event.group
+        if not rules.concerns(event.group) or key in seen:
             continue
+        seen = frozenset({*(one for one in seen if one[1] >= event.step), key})
         eventful |= event.name not in _OF_THE_MONITOR
         if event.name in rules.events:
             counts[str(event.name)] = counts.get(str(event.name), 0) + 1
             latest = f"{event.name} at step {event.step}" + (f" in {event.group}" if event.group else "")
-    state = replace(state, counts=counts, eventful=eventful, latest=latest)
+    state = replace(state, counts=counts, eventful=eventful, latest=latest, seen=seen)
     changes = _changes(findings, rules)
     for step in sorted(changes):
         if step > state.step:

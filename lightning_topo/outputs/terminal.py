@@ -1,20 +1,24 @@
 """The terminal: values in the progress bar, a line for each event, a summary at the end."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from html import unescape
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from lightning_topo.figures.coverage import stretches, uncovered
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.outputs.page.output import MOST_BYTES_HERE, record_bytes
+from lightning_topo.outputs.page.live import record_bytes
 from lightning_topo.outputs.record import REPORT, RunRecord, read_record
 from lightning_topo.phases import Phase, Replay, TopologyEvent
 from lightning_topo.watch.output import Run
 from lightning_topo.watch.readings import Readings
 
+_MOST_BYTES_HERE = 1 << 24
+"""A larger record is not read into the training process: its page has the verdict."""
 _MOST_SPANS = 8
 _LONGEST_NAME = 40
 
@@ -84,10 +88,21 @@ class TerminalOutput:
         if in_haste:
             made = ": its page is being written" if self._has_page else ""
             self._printer.say(f"Topology: the record is closed{made}\n  look at   {where}")
-        elif record_bytes(self._dirpath) > MOST_BYTES_HERE:
-            self._printer.say(f"Topology: see the record\n  look at   {where}")
+        elif record_bytes(self._dirpath) > _MOST_BYTES_HERE:
+            found = _told_by(where) if self._has_page else "see the record"
+            self._printer.say(f"Topology: {found}\n  look at   {where}")
         else:
             self._printer.say(f"{summary(read_record(self._dirpath))}\n  look at   {where}")
+
+
+def _told_by(page: Path) -> str:
+    """The verdict in the title of a page."""
+    try:
+        with page.open(encoding="utf-8", errors="replace") as file:
+            found = re.search("<title>(.*?)</title>", file.read(1 << 16), re.DOTALL)
+    except OSError:
+        found = None
+    return "see the record" if found is None else unescape(found[1])
 
 
 def bar_values(phase: Phase, ratio: float | None) -> dict[str, str]:

@@ -22,6 +22,7 @@ from lightning_topo.phases.changes import (
 from lightning_topo.phases.coverage import follow_coverage
 from lightning_topo.phases.edge import EdgeSource, advance, follow_edge
 from lightning_topo.phases.event import TopologyEvent
+from lightning_topo.phases.following import followed
 from lightning_topo.phases.instability import follow_stability
 from lightning_topo.phases.phase import Phase
 from lightning_topo.phases.rules import PhaseRules
@@ -214,20 +215,5 @@ def replay(measurements: Iterable[Measurement], rules: PhaseRules = PhaseRules()
     >>> run.phases[""]
     ((0, <Phase.PRESERVED: 0>), (10, <Phase.BREAKDOWN: 3>))
     """
-    state = DetectorState()
-    events: list[TopologyEvent] = []
-    changes: dict[str, list[tuple[int, Phase]]] = {GLOBAL: []}
-    for measurement in measurements:
-        state, new = observe(state, measurement, rules)
-        events += new
-        changes.setdefault(measurement.group, [])
-        for group, series in changes.items():
-            phase = state.phase if group == GLOBAL else state.phase_of(group)
-            # Until something is known there is nothing to tell; later, that nothing is known any more is a change.
-            if phase is (series[-1][1] if series else Phase.UNKNOWN):
-                continue
-            if series and series[-1][0] == measurement.step:
-                series.pop()
-            if not series or series[-1][1] is not phase:
-                series.append((measurement.step, phase))
-    return Replay(tuple(events), {group: tuple(series) for group, series in changes.items()}, state)
+    follower, events = followed(measurements, observe, rules)
+    return Replay(events, follower.phases, follower.state)

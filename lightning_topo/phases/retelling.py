@@ -1,12 +1,14 @@
 """Reconstruct a run's phases from its events, where its measurements were thinned."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.phases.detector import Replay, replay
+from lightning_topo.phases.detector import Replay, observe
 from lightning_topo.phases.edge import EdgeSource
 from lightning_topo.phases.event import DETECTED, EventName, TopologyEvent
+from lightning_topo.phases.event_list import EventList
+from lightning_topo.phases.following import PhaseFollower
 from lightning_topo.phases.phase import Phase
 from lightning_topo.phases.state import DetectorState
 
@@ -20,15 +22,11 @@ def told(measurements: Sequence[Measurement], events: Iterable[TopologyEvent], *
     >>> told([Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.1})], [], complete=True).phases["net.0"]
     ((1, <Phase.PRESERVED: 0>),)
     """
-    if complete and any(m.probe == "coverage" for m in measurements):
-        return replay(measurements)
     if complete:
-        seen = replay(_edges_of_those_days(measurements))
-        written = [event for event in events if event.name in DETECTED]
-        unstable = [event for event in written or seen.detected if event.name is EventName.INSTABILITY]
-        others = [event for event in seen.detected if event.name is not EventName.INSTABILITY]
-        phases = replay(m for m in _edges_of_those_days(measurements) if m.probe != "training").phases
-        return replace(seen, detected=tuple(sorted([*others, *unstable], key=_step_of)), phases=phases)
+        teller = Teller(is_covered=any(m.probe == "coverage" for m in measurements))
+        for m in measurements:
+            teller.take(m)
+        return teller.told(events)
     first: dict[str, int] = {}
     for m in measurements:
         if m.group != GLOBAL:
@@ -36,9 +34,47 @@ def told(measurements: Sequence[Measurement], events: Iterable[TopologyEvent], *
     return retell(events, first)
 
 
-def _edges_of_those_days(measurements: Iterable[Measurement]) -> Iterator[Measurement]:
-    for m in measurements:
-        yield replace(m, values={name: value for name, value in m.values.items() if name not in _LATER_EDGES})
+class Teller:
+    """`told` of a complete record, its measurements given one at a time; `is_covered` says which rule it is told by.
+
+    Of very many events some are dropped, and counted in `n_dropped`.
+    """
+
+    def __init__(self, *, is_covered: bool) -> None:
+        self.is_covered: bool = is_covered
+        self._all = PhaseFollower(observe)
+        self._phases = self._all if is_covered else PhaseFollower(observe)
+        self._detected = EventList()
+
+    @property
+    def n_dropped(self) -> int:
+        """How many of the detected events are not told."""
+        return self._detected.n_dropped
+
+    def take(self, measurement: Measurement) -> None:
+        """Take in the next measurement."""
+        if not self.is_covered:
+            measurement = _edges_of_those_days(measurement)
+            if measurement.probe != "training":
+                self._phases.take(measurement)
+        for event in self._all.take(measurement):
+            self._detected.add(event)
+
+    def told(self, events: Iterable[TopologyEvent] = ()) -> Replay:
+        """What has been seen so far; `events` are those that were written down live."""
+        detected = tuple(self._detected)
+        if not self.is_covered:
+            written = [event for event in events if event.name in DETECTED]
+            unstable = [event for event in written or detected if event.name is EventName.INSTABILITY]
+            others = [event for event in detected if event.name is not EventName.INSTABILITY]
+            detected = tuple(sorted([*others, *unstable], key=_step_of))
+        return Replay(detected, self._phases.phases, self._all.state)
+
+
+def _edges_of_those_days(m: Measurement) -> Measurement:
+    if _LATER_EDGES.isdisjoint(m.values):
+        return m
+    return replace(m, values={name: value for name, value in m.values.items() if name not in _LATER_EDGES})
 
 
 _LATER_EDGES = {source.quantity for source in EdgeSource if source is not EdgeSource.SHARPNESS}

@@ -488,6 +488,13 @@ def test_two_monitors_have_their_own_state_and_folder(tmp_path):
         assert [m.step for m in lines(monitor, "distortion", "net.0")] == list(range(1, 9))
 
 
+def test_two_monitors_of_one_folder_are_refused_as_the_trainer_is_made(tmp_path):
+    """Their probes differ, but they would write one record and publish the same names: one monitor takes all probes."""
+    pair = [dense(probes=[Distortion(every_n_steps=1)]), dense(probes=[Persistence(every_n_steps=2)])]
+    with pytest.raises(RuntimeError, match="state_key` must be unique"):
+        L.Trainer(callbacks=pair, logger=False, default_root_dir=tmp_path)
+
+
 def test_other_periods_on_a_resume_are_obeyed_and_the_record_goes_on(tmp_path):
     trainer = fit(Classifier(), [dense(probes=[Distortion(every_n_steps=1)])], root=tmp_path, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "last.ckpt")

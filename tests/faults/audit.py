@@ -46,8 +46,8 @@ def published(root: Path) -> dict[Key, list[dict[str, float]]]:
     return found
 
 
-def audit(root: Path, *, n_kills: int = 0, destroyed: frozenset[Key] = frozenset()) -> int:
-    """Hold the records against what was published; the number of measurements that they lack.
+def audit(root: Path, *, n_kills: int = 0, destroyed: frozenset[Key] = frozenset(), home: Path | None = None) -> int:
+    """Hold the records of `home`, or `root`, against what was published; the number of measurements that they lack.
 
     `n_kills` processes may have died between writing a line and publishing it. What the fault itself has `destroyed`
     on the disk is not counted as lost.
@@ -55,10 +55,10 @@ def audit(root: Path, *, n_kills: int = 0, destroyed: frozenset[Key] = frozenset
     told, lost = published(root), 0
     assert told
     for folder in sorted({key[0] for key in told}):
-        record = read_record(root / folder)
+        record = read_record((home or root) / folder)
         values = {(folder, m.step, m.probe, m.group): m.values for m in record.measurements}
         assert len(values) == len(record.measurements)
-        lines = _raw_keys(root / folder / MEASUREMENTS)
+        lines = _raw_keys((home or root) / folder / MEASUREMENTS)
         for key in [key for key in told if key[0] == folder and key not in destroyed]:
             lost += key not in values
             times = len(told[key])

@@ -9,7 +9,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
@@ -20,18 +19,10 @@ from lightning_topo import Distortion, Persistence, TopologyEarlyStopping, Topol
 from lightning_topo.homology import available_engines
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, read_record
 from tests.faults.audit import audit, opens, published
+from tests.faults.folders import FOLDER_CASES
 from tests.faults.nursery import Nursery, said
+from tests.faults.survived import Survived
 from tests.faults.training import CHECKPOINTS, PUBLISHED, Small, last_checkpoint, probes, train
-
-
-@dataclass(frozen=True, slots=True)
-class Survived:
-    """What a case came to: how many faults it has injected, how many of them training outlived, and what was lost."""
-
-    n_faults: int
-    n_survived: int
-    n_lost: int
-
 
 # --- what the processes do --------------------------------------------------------------------------------------------
 
@@ -407,6 +398,7 @@ CASES: dict[str, Callable[..., Survived]] = {
     "SIGTERM": sigterm,
     "resumed on other ranks": other_ranks,
     "ends while the worker computes": no_orphan,
+    **FOLDER_CASES,
 }
 
 

@@ -80,3 +80,14 @@ def test_a_state_survives_a_checkpoint():
     assert StopState.from_dict(state.to_dict()) == state
     with pytest.raises((KeyError, TypeError, ValueError)):
         StopState.from_dict({"step": "x"})
+
+
+def test_an_event_that_two_monitors_find_counts_once():
+    rules = StopRules.of("topology_breakdown", min_count=3)
+    state = StopState()
+    for step in (4, 5):
+        for _ in ("one monitor", "the other"):
+            broken = TopologyEvent(EventName.TOPOLOGY_BREAKDOWN, step, 0, "net.0")
+            state = advance(state, Findings(step, 0, (), (broken,)), rules)
+    assert state.n_events == 2
+    assert StopState.from_dict(state.to_dict()) == state

@@ -31,11 +31,13 @@ def certificate_table(
     groups: Sequence[str],
     max_cells: int,
     thinned_until: int = 0,
+    unit: int = 1,
 ) -> CertificateTable | None:
     """Lay coverage and measured r on common cells, at most `max_cells` of them; None without coverage.
 
     A cell of many steps has the weakest of their states, except that it is exact where its largest value is a measured
-    one, and that a measured r >= 1 is always shown. Up to `thinned_until` a measured r stands until the next.
+    one, and that a measured r >= 1 is always shown. Up to `thinned_until` a measured r stands until the next; a value
+    may stand for `unit` steps, see `bin_starts`.
     """
     every = list(chain.from_iterable(covered.values()))
     if not every:
@@ -45,7 +47,7 @@ def certificate_table(
     edges = {edge for s in every for edge in (s.first, s.last + 1) if edge <= last}
     first = min(edges)
     edges |= {step for group in groups for step, _ in ratios.get(group, ()) if first <= step <= last}
-    starts = bin_starts(sorted(edges), max_cells)
+    starts = bin_starts(sorted(edges), max_cells, unit)
     rows = [
         _row(starts, (*covered.get(group, ()), *gaps), ratios.get(group, ()), last, thinned_until) for group in groups
     ]

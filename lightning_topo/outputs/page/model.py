@@ -20,12 +20,12 @@ from lightning_topo.outputs.page.verdict import sentence
 from lightning_topo.outputs.record import Parent, RunRecord
 from lightning_topo.outputs.record.parameters import ParameterTable
 from lightning_topo.outputs.record.thin import Thinned
-from lightning_topo.phases import Phase, Replay, Severity, TopologyEvent, told
+from lightning_topo.phases import Phase, Replay, Severity, TopologyEvent, collapsed, told, width_for
 from lightning_topo.quantities import Direction, direction
 
 _GLOBAL_CURVES = (("training", "loss"), ("sharpness", "sharpness_ratio"), ("sharpness", "eta_lambda"))
-_MOST_NUMBERS = 1 << 25
-"""Of all captures so many births and deaths are read; what lies behind is left out, and counted."""
+_MOST_NUMBERS = 1 << 22
+"""Of all captures together so many births and deaths are kept: of larger captures fewer are shown."""
 _MOST_LOGGED = 8
 """Of the metrics of validation so many are drawn."""
 _BAND = ("contraction", "expansion", "total_contraction", "total_expansion")
@@ -40,6 +40,7 @@ class Budget:
     groups: int
     events: int
     curve_points: int
+    ribbon_columns: int
     ratio_columns: int
     band_columns: int
     captures: int
@@ -57,6 +58,7 @@ class Budget:
             groups=64,
             events=round(200 * scale),
             curve_points=round(2000 * scale),
+            ribbon_columns=share(60_000, 100, 4000),
             ratio_columns=share(20_000, 30, 1000),
             band_columns=share(6_000, 20, 600),
             captures=share(3_200, 15, 160),
@@ -132,6 +134,8 @@ def run_view(record: RunRecord, label: str, budget: Budget, *, detailed: bool = 
     groups = _shown_groups(record, budget.groups)
     by_group = _by_group(shown)
     thinned_until = 0 if record.thinned is None else record.thinned.until_step
+    widths = {} if record.digest is None else record.digest.widths
+    unit = max((widths.get(group, 1) for group in groups), default=1)
     nothing = {group: _Captures({}, []) for group in groups}
     captured, n_lost = _captures(record, groups, budget) if detailed else (nothing, 0)
     curves = {
@@ -146,13 +150,15 @@ def run_view(record: RunRecord, label: str, budget: Budget, *, detailed: bool = 
         verdict=sentence(past.outcome),
         outcome=past.outcome,
         groups=groups,
-        ribbon=_ribbon(uncovered(_phases(record, past.replay), covered), groups),
-        ratio=_ratio(by_group, groups, budget, thinned_until),
+        ribbon=_ribbon(uncovered(_phases(record, past.replay), covered), groups, budget.ribbon_columns),
+        ratio=_ratio(by_group, groups, budget, thinned_until, unit),
         curves=curves,
         events=_loudest(past.events, budget.events),
         details=tuple(
             view if detailed else replace(view, band=None, change=None)
-            for view in (_group_view(by_group.get(group, ()), captured[group], budget) for group in groups)
+            for view in (
+                _group_view(by_group.get(group, ()), captured[group], budget, widths.get(group, 1)) for group in groups
+            )
         ),
         certificates=certificate_table(
             covered,
@@ -160,8 +166,9 @@ def run_view(record: RunRecord, label: str, budget: Budget, *, detailed: bool = 
             groups,
             budget.ratio_columns,
             thinned_until,
+            unit,
         ),
-        n_measurements=len(record.measurements),
+        n_measurements=len(record.measurements) if record.digest is None else record.digest.n_measurements,
         n_captures=len(record.diagram_steps),
         n_unreadable=record.n_unreadable,
         n_lost_captures=n_lost,
@@ -201,7 +208,9 @@ def _phases(record: RunRecord, seen: Replay) -> dict[str, list[tuple[int, Phase]
     """The changes of phase of every group: first those of the parent's history, then the run's own."""
     changes = {group: list(found) for group, found in seen.phases.items()}
     if record.history:
-        older = told(tuple(_before(record)), record.history_events, complete=True).phases
+        seen_before = record.digest.history_replay if record.digest is not None else None
+        seen_before = seen_before or told(tuple(_before(record)), record.history_events, complete=True)
+        older = seen_before.phases
         for group, found in older.items():
             changes[group] = [*found, *changes.get(group, ())]
     return changes
@@ -238,9 +247,15 @@ def _loudest(events: Sequence[TopologyEvent], limit: int) -> tuple[TopologyEvent
     return tuple(events[i] for i in sorted(kept))
 
 
-def _ribbon(phases: Mapping[str, Sequence[tuple[int, Phase]]], groups: Sequence[str]) -> Ribbon | None:
+def _ribbon(
+    phases: Mapping[str, Sequence[tuple[int, Phase]]], groups: Sequence[str], max_columns: int
+) -> Ribbon | None:
     rows = [phases.get(group, ()) for group in (GLOBAL, *groups)]
     steps = sorted({step for row in rows for step, _ in row})
+    if len(steps) > max_columns:
+        width = width_for(steps[0], steps[-1], max_columns // 2)
+        rows = [collapsed(row, width) for row in rows]
+        steps = sorted({step for row in rows for step, _ in row})
     if not steps:
         return None
     return Ribbon(tuple(steps), tuple(_codes(row, steps) for row in rows))
@@ -257,31 +272,37 @@ def _codes(changes: Sequence[tuple[int, Phase]], steps: Sequence[int]) -> tuple[
 
 
 def _ratio(
-    by_group: Mapping[str, Sequence[Measurement]], groups: Sequence[str], budget: Budget, thinned_until: int
+    by_group: Mapping[str, Sequence[Measurement]], groups: Sequence[str], budget: Budget, thinned_until: int, unit: int
 ) -> StepTable | None:
     found = {str(i): series(by_group.get(group, ()), "distortion", "critical_ratio") for i, group in enumerate(groups)}
     if not any(found.values()):
         return None
-    return held(step_table(found, lambda _: max, budget.ratio_columns), thinned_until)
+    return held(step_table(found, lambda _: max, budget.ratio_columns, unit), thinned_until)
 
 
 def _captures(record: RunRecord, groups: Sequence[str], budget: Budget) -> tuple[dict[str, "_Captures"], int]:
     """What was captured of each group, and how many captures could not be read."""
     found = {group: _Captures({}, []) for group in groups}
     n_lost = n_numbers = 0
-    for step in spread(record.diagram_steps, budget.captures):
-        if n_numbers > _MOST_NUMBERS:
-            n_lost += 1
-            continue
+    waiting = list(spread(record.diagram_steps, budget.captures))
+    while waiting:
+        step = waiting.pop(0)
         try:
             diagrams = record.diagrams(step)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             n_lost += 1
             continue
-        for group, blocks in by_blocks(diagrams, groups).items():
-            found[group].bars[step] = pairs = bars(blocks)
-            n_numbers += sum(dimension.size for dimension in pairs)
+        read = {group: (bars(blocks), blocks) for group, blocks in by_blocks(diagrams, groups).items()}
+        size = sum(dimension.size for pairs, _ in read.values() for dimension in pairs)
+        if size > _MOST_NUMBERS - n_numbers:
+            n_lost += 1
+            continue
+        n_numbers += size
+        for group, (pairs, blocks) in read.items():
+            found[group].bars[step] = pairs
             found[group].latest[:] = blocks
+        if size * len(waiting) > _MOST_NUMBERS - n_numbers:
+            waiting = list(spread(waiting, max(1, (_MOST_NUMBERS - n_numbers) // size)))
     return found, n_lost
 
 
@@ -293,15 +314,15 @@ class _Captures:
     latest: list[PersistenceDiagram]
 
 
-def _group_view(measurements: Sequence[Measurement], captured: "_Captures", budget: Budget) -> GroupView:
+def _group_view(measurements: Sequence[Measurement], captured: "_Captures", budget: Budget, unit: int) -> GroupView:
     captures, latest = captured.bars, captured.latest
     distinct = [
         int(value) for _, value in series(measurements, "distortion", "distinct_neurons") if 0.0 <= value < math.inf
     ]
     return GroupView(
-        band=_table(measurements, "distortion", _BAND, budget),
-        change=_table(measurements, "persistence", _CHANGE, budget),
-        fate=_table(measurements, "fate", _FATE, budget),
+        band=_table(measurements, "distortion", _BAND, budget, unit),
+        change=_table(measurements, "persistence", _CHANGE, budget, unit),
+        fate=_table(measurements, "fate", _FATE, budget, unit),
         crocker=crocker(captures, budget.scales),
         slides=_slides(captures, budget.slide_numbers),
         n_captures=max(len(captures), len(series(measurements, "persistence", "betti_0"))),
@@ -323,11 +344,13 @@ def _slides(captures: Mapping[int, tuple[Pairs, ...]], most: int) -> DiagramSlid
     return found
 
 
-def _table(measurements: Sequence[Measurement], probe: str, names: Sequence[str], budget: Budget) -> StepTable | None:
+def _table(
+    measurements: Sequence[Measurement], probe: str, names: Sequence[str], budget: Budget, unit: int
+) -> StepTable | None:
     found = {name: points for name in names if (points := series(measurements, probe, name))}
     if not found:
         return None
-    return step_table(found, _extreme, budget.band_columns)
+    return step_table(found, _extreme, budget.band_columns, unit)
 
 
 def _extreme(name: str) -> Callable[[list[float]], float]:

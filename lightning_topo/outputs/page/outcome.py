@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lightning_topo.figures.coverage import Stretch, of_network, stretches
 from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.outputs.record import RunRecord
+from lightning_topo.outputs.record.read import Digest
 from lightning_topo.phases import DETECTED, EventName, Phase, Replay, TopologyEvent, told
 from lightning_topo.phases.edge import EdgeSource
 
@@ -122,13 +123,19 @@ def history(record: RunRecord) -> History:
 
     Of a thinned record all events do: fewer measurements would tell another story.
     """
-    seen = told(record.measurements, record.events, complete=record.thinned is None)
+    digest = record.digest
+    seen = digest.replay if digest else told(record.measurements, record.events, complete=record.thinned is None)
     other = [event for event in record.events if event.name not in DETECTED]
     events = tuple(sorted((*seen.detected, *other), key=lambda event: event.step))
-    return History(seen, events, _outcome(record.measurements, events, seen))
+    return History(seen, events, _outcome(record.measurements, events, seen, digest))
 
 
-def _outcome(measurements: Sequence[Measurement], events: Sequence[TopologyEvent], seen_again: Replay) -> Outcome:
+def _outcome(
+    measurements: Sequence[Measurement],
+    events: Sequence[TopologyEvent],
+    seen_again: Replay,
+    digest: Digest | None = None,
+) -> Outcome:
     steps = [m.step for m in measurements]
     seen = [phase for _, phase in seen_again.phases[GLOBAL]]
     breakdowns: dict[str, TopologyEvent] = {}
@@ -145,18 +152,18 @@ def _outcome(measurements: Sequence[Measurement], events: Sequence[TopologyEvent
         last_step=max(steps, default=None),
         phase=seen[-1] if seen else Phase.UNKNOWN,
         worst_phase=max(seen, default=Phase.UNKNOWN),
-        n_events=len(events),
+        n_events=len(events) + (0 if digest is None else digest.n_dropped_events),
         breakdowns=tuple(breakdowns.values()),
         curvature_step=_first_step(events, EventName.CURVATURE_BOUND_EXCEEDED),
         edge_step=_first_step(events, EventName.EDGE_OF_STABILITY_ENTER),
         peak_ratio=_peak(measurements),
-        n_ratio_steps=len({m.step for m in measurements if not math.isnan(m.values.get("critical_ratio", math.nan))}),
+        n_ratio_steps=_n_ratio_steps(measurements) if digest is None else digest.n_ratio_steps,
         final_loss=losses[-1][1] if losses else None,
         nonfinite_loss_step=nonfinite[0] if nonfinite else None,
         final_sharpness_ratio=ratios[-1][1] if ratios else None,
         n_notes=sum(event.name in _NOTES for event in events),
         instability=next((event for event in events if event.name is EventName.INSTABILITY), None),
-        coverage=_coverage(measurements),
+        coverage=_coverage(measurements, digest),
         broken_since=_broken_since(measurements, next(iter(breakdowns.values()), None)),
         edge_since=_edge_since(whole, events),
         curvature_since=_crossed(whole, "eta_lambda", events, EventName.CURVATURE_BOUND_EXCEEDED),
@@ -205,13 +212,20 @@ def _crossed(
     return Between(max((step for step, _ in points if step < above), default=None), above)
 
 
-def _coverage(measurements: Sequence[Measurement]) -> Coverage | None:
+def _n_ratio_steps(measurements: Sequence[Measurement]) -> int:
+    return len({m.step for m in measurements if not math.isnan(m.values.get("critical_ratio", math.nan))})
+
+
+def _coverage(measurements: Sequence[Measurement], digest: Digest | None) -> Coverage | None:
     """The counts of a record's coverage lines; None where it has none."""
     by_group = stretches(measurements)
     if not by_group:
         return None
     taken = [m.step for m in measurements]
-    whole = of_network(by_group, since=min(min(taken), min(lines[0].first for lines in by_group.values()) - 1))
+    if digest is None:
+        whole = of_network(by_group, since=min(min(taken), min(lines[0].first for lines in by_group.values()) - 1))
+    else:
+        whole = digest.network
     counts = dict.fromkeys(StepState, 0)
     for stretch in whole:
         counts[stretch.state] += stretch.last - stretch.first + 1

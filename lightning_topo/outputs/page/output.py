@@ -5,57 +5,53 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from lightning_topo.clock import Clock
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
+from lightning_topo.outputs.page.live import record_bytes
 from lightning_topo.outputs.page.page import write_report
-from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, REPORT, read_record
+from lightning_topo.outputs.record import REPORT, RecordFollower
 from lightning_topo.phases import TopologyEvent
 from lightning_topo.watch.output import Run
 
-FEWEST_SECONDS = 60.0
-"""During training the page is rewritten at most this often."""
-MOST_SHARE = 0.01
-"""Rewriting takes no larger share of the wall time, though another process does it."""
-MOST_BYTES_HERE = 1 << 26
+FIRST_SECONDS = 20.0
+"""So long after the first measurement the first page is begun; a shorter run has its page at the end alone."""
+MOST_BYTES_HERE = 1 << 22
 """A larger record is not read into the training process, not even at the end."""
-_PATIENCE = 120.0
+_MOST_STARTS = 3
+_PATIENCE = 60.0
 
 
 class PageOutput:
     """`report.html` in the run folder.
 
-    While training goes on, and where it breaks off, the page is left to `python -m lightning_topo report RUN`: it
-    takes no time and no memory of the training, and outlives it.
+    While training goes on, and where it breaks off, the page is left to `python -m lightning_topo report RUN --follow`:
+    it takes no time and no memory of the training, and outlives it.
     """
 
     name = "The report"
 
-    def __init__(self, dirpath: Path, *, share: float = MOST_SHARE, fewest_seconds: float = FEWEST_SECONDS) -> None:
-        self._dirpath, self._share, self._fewest_seconds = dirpath, share, fewest_seconds
-        self._clock, self._next = Clock(), fewest_seconds
+    def __init__(self, dirpath: Path, *, first_seconds: float = FIRST_SECONDS) -> None:
+        self._dirpath = dirpath
+        self._clock, self._next = Clock(), first_seconds
         self._process: subprocess.Popen[bytes] | None = None
-        self._began = 0.0
         self._is_over = False
-        self.n_rewritten: int = 0
+        self.n_started: int = 0
 
     def start(self, run: Run) -> None:
         """Nothing: there is nothing to show yet."""
 
     def measurement(self, measurement: Measurement) -> None:
-        """Rewrite the page if it is time."""
-        now = self._clock.seconds()
-        if self._process is not None:
-            if self._process.poll() is None:
-                return
-            took, self._process = now - self._began, None
-            self._next = max(self._began + self._fewest_seconds, now + took / self._share)
-        if now >= self._next:
-            self._began = now
-            self._process = page_process(self._dirpath)
-            self.n_rewritten += 1
+        """Start the process if it is time."""
+        if self.n_started == _MOST_STARTS or self._clock.seconds() < self._next:
+            return
+        if self._process is None or self._process.poll() is not None:
+            self._process = page_process(self._dirpath, follow=True)
+            self.n_started += 1
+        self._next = self._clock.seconds() + FIRST_SECONDS
 
     def event(self, event: TopologyEvent) -> None:
         """Nothing."""
@@ -68,41 +64,45 @@ class PageOutput:
         if self._is_over or not self._dirpath.is_dir():  # of a run without a step nothing is left
             return
         self._is_over = True
-        if self._process is not None:  # of an older state, and not to replace the page of a newer one
-            self._process.kill()
-            _reap(self._process)
-        if in_haste:
-            _reap(page_process(self._dirpath))
-        elif record_bytes(self._dirpath) <= MOST_BYTES_HERE:
-            write_report([read_record(self._dirpath)], self._dirpath / REPORT)
-        else:
+        process = self._process if self._process is not None and self._process.poll() is None else None
+        if process is not None:
+            _tell(process)
+        elif in_haste or record_bytes(self._dirpath) > MOST_BYTES_HERE:
             process = page_process(self._dirpath)
-            try:
-                process.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
-                _reap(process)
+        else:
+            write_report([RecordFollower(self._dirpath).read()], self._dirpath / REPORT)
+            return
+        if in_haste:
+            _reap(process)
+            return
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            _reap(process)
 
 
-def page_process(dirpath: Path) -> "subprocess.Popen[bytes]":
-    """A process that writes a run's page, at low priority, and goes on when this one ends."""
+def page_process(dirpath: Path, *, follow: bool = False) -> "subprocess.Popen[bytes]":
+    """A process that writes a run's page, and goes on when this one ends; with `follow` again and again until then."""
     package = str(Path(__file__).parents[3])
     path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "lightning_topo", "report", str(dirpath.resolve())]
     return subprocess.Popen(
-        command,
+        [*command, "--follow"] if follow else command,
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE if follow else subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
 
 
-def record_bytes(dirpath: Path) -> int:
-    """How many bytes of lines a record has."""
-    paths = [dirpath / MEASUREMENTS, dirpath / EVENTS]
-    return sum(path.stat().st_size for path in paths if path.is_file())
+def _tell(process: "subprocess.Popen[bytes]") -> None:
+    """Let a process that follows know that the run is over."""
+    with suppress(OSError):
+        if process.stdin is not None:
+            process.stdin.write(b".")
+            process.stdin.close()
 
 
 def _reap(process: "subprocess.Popen[bytes]") -> None:

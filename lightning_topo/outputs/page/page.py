@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,14 +16,24 @@ from lightning_topo.outputs.record import RunRecord
 _PLOTLY = "plotly-cartesian-4.1.1.min.js"
 MAX_BYTES = 2_950_000
 """A page that would be larger is thinned further."""
-_SCRIPTS = ("drawing.js", "figures.js", "fate.js", "compare.js", "page.js")
+_SCRIPTS = ("drawing.js", "figures.js", "fate.js", "compare.js", "page.js", "live.js")
 _MANY_RUNS = 4
 """Of more, none is shown by itself, only together with the others."""
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
 
-def write_report(records: Sequence[RunRecord], path: str | os.PathLike[str]) -> Path:
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Of a page that will be written anew: which state of the run it shows, and in how many seconds the next is due."""
+
+    stamp: str
+    seconds: float
+
+
+def write_report(records: Sequence[RunRecord], path: str | os.PathLike[str], *, live: Live | None = None) -> Path:
     """Write the page of one run, or of several side by side, to `path`; the path.
+
+    The page of a run that goes on is `live`: where it stands open, it loads itself again when the next is due.
 
     The page is written under a temporary name in the same folder and then renamed, so that a reader sees a whole
     page or the one before it.
@@ -31,7 +42,7 @@ def write_report(records: Sequence[RunRecord], path: str | os.PathLike[str]) -> 
         ValueError: no record.
         OSError: the folder cannot be written.
     """
-    page = render_page(records)
+    page = render_page(records, live=live)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -46,8 +57,8 @@ def write_report(records: Sequence[RunRecord], path: str | os.PathLike[str]) -> 
     return target
 
 
-def render_page(records: Sequence[RunRecord]) -> str:
-    """The page of the records, as text, of less than 3 MB: thinned as far as that takes.
+def render_page(records: Sequence[RunRecord], *, live: Live | None = None) -> str:
+    """The page of the records, as text, of less than 3 MB: thinned as far as that takes; for `live` see `Live`.
 
     Raises `ValueError` if there is no record.
     """
@@ -59,14 +70,15 @@ def render_page(records: Sequence[RunRecord]) -> str:
     page, scale = "", 1.0
     while not page or (len(page.encode()) > MAX_BYTES and scale > 0.01):
         budget = Budget.of(n_groups, scale)
-        page = _fill(
-            [run_view(record, label, budget, detailed=detailed) for record, label in zip(records, labels, strict=True)]
-        )
-        scale *= 0.85
+        views = [
+            run_view(record, label, budget, detailed=detailed) for record, label in zip(records, labels, strict=True)
+        ]
+        page = _fill(views, live)
+        scale *= min(0.85, MAX_BYTES / len(page.encode()))
     return page
 
 
-def _fill(runs: Sequence[RunView]) -> str:
+def _fill(runs: Sequence[RunView], live: Live | None) -> str:
     parts = {
         "title": markup.text(runs[0].verdict if len(runs) == 1 else f"{len(runs)} runs compared"),
         "css": _asset("page.css"),
@@ -75,7 +87,7 @@ def _fill(runs: Sequence[RunView]) -> str:
         "about": "".join(markup.about(run, named=len(runs) > 1) + parameter_section(run.parameters) for run in runs),
         "data": to_json(page_json(runs)),
         "plotly": _asset(_PLOTLY),
-        "script": "".join(map(_asset, _SCRIPTS)),
+        "script": f"const LIVE = {to_json(live)};\n" + "".join(map(_asset, _SCRIPTS)),
     }
     return _PLACEHOLDER.sub(lambda match: parts[match[1]], _asset("page.html"))
 

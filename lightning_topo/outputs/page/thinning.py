@@ -4,6 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Series = Sequence[tuple[int, float]]
 """(step, value) in the order of steps."""
@@ -25,8 +26,10 @@ class StepTable:
             raise ValueError(f"expected columns of {len(self.steps)} values, one a step")
 
 
-def bin_starts(steps: Sequence[int], max_bins: int) -> tuple[int, ...]:
+def bin_starts(steps: Sequence[int], max_bins: int, unit: int = 1) -> tuple[int, ...]:
     """Where each column begins: at every step while there are few, else in equal widths, empty ones left out.
+
+    Where a value may stand for `unit` steps, from a multiple of it on, columns are of whole units.
 
     >>> bin_starts([3, 4, 9], max_bins=5), bin_starts([0, 1, 2, 3, 8, 9], max_bins=5)
     ((3, 4, 9), (0, 2, 8))
@@ -34,23 +37,25 @@ def bin_starts(steps: Sequence[int], max_bins: int) -> tuple[int, ...]:
     if max_bins < 1:
         raise ValueError(f"expected max_bins >= 1, got {max_bins}")
     distinct = sorted(set(steps))
-    if len(distinct) <= max_bins:
+    if len(distinct) <= max_bins and unit == 1:
         return tuple(distinct)
-    first = distinct[0]
-    width = math.ceil((distinct[-1] - first + 1) / max_bins)
+    first = distinct[0] // unit * unit
+    width = math.ceil((distinct[-1] - first + 1) / max_bins / unit) * unit
     return tuple(sorted({first + (step - first) // width * width for step in distinct}))
 
 
 def step_table(
-    series: Mapping[str, Series], keep: Callable[[str], Callable[[list[float]], float]], max_bins: int
+    series: Mapping[str, Series], keep: Callable[[str], Callable[[list[float]], float]], max_bins: int, unit: int = 1
 ) -> StepTable:
     """Lay several series on common steps; of the values that share a column, `keep(name)` chooses one.
+
+    Each value may stand for so many as `unit` steps, see `bin_starts`.
 
     >>> step_table({"r": [(0, 0.1), (1, 0.3), (2, 0.2), (3, 0.1)]}, lambda name: max, max_bins=2)
     StepTable(steps=(0, 2), columns={'r': (0.3, 0.2)}, merged=2)
     """
     measured = sorted({step for points in series.values() for step, _ in points})
-    starts = bin_starts(measured, max_bins)
+    starts = bin_starts(measured, max_bins, unit)
     columns = {}
     for name, points in series.items():
         bins: list[list[float]] = [[] for _ in starts]
@@ -61,7 +66,12 @@ def step_table(
     counts = [0] * len(starts)
     for step in measured:
         counts[bisect_right(starts, step) - 1] += 1
-    return StepTable(starts, columns, max(counts, default=1))
+    return StepTable(starts, columns, max(counts, default=1) if unit == 1 else _widest(starts, measured))
+
+
+def _widest(starts: Sequence[int], measured: Sequence[int]) -> int:
+    """The number of steps in the widest column: of those that share a value not all may be known any more."""
+    return max((end - begin for begin, end in pairwise([*starts, measured[-1] + 1])), default=1)
 
 
 def held(table: StepTable, until_step: int) -> StepTable:

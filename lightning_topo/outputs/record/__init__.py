@@ -1,6 +1,7 @@
 """The run's own record: a folder of plain files that needs no tracker."""
 
 from lightning_topo.outputs.record.branch import Branch, claim
+from lightning_topo.outputs.record.follow import RecordFollower
 from lightning_topo.outputs.record.layout import EVENTS, MEASUREMENTS, REPORT, Parent
 from lightning_topo.outputs.record.output import RecordOutput
 from lightning_topo.outputs.record.read import RunRecord, read_record
@@ -12,6 +13,7 @@ __all__ = [
     "REPORT",
     "Branch",
     "Parent",
+    "RecordFollower",
     "RecordOutput",
     "RecordWriter",
     "RunRecord",

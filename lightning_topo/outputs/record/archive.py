@@ -58,10 +58,12 @@ def own_folder(base: Path, *parts: str) -> Path:
     return folder
 
 
-def read_arrays(path: Path, only: Collection[str] | None = None) -> dict[str, np.ndarray]:
+def read_arrays(
+    path: Path, only: Collection[str] | None = None, *, most_bytes: int | None = None
+) -> dict[str, np.ndarray]:
     """All arrays of a file, or `only` those of these names, by name.
 
-    Nothing in it is executed, and it takes no more memory than its size allows.
+    Nothing in it is executed, and it takes no more memory than its size allows, nor than `most_bytes`.
 
     Raises:
         OSError: the file cannot be read.
@@ -73,8 +75,9 @@ def read_arrays(path: Path, only: Collection[str] | None = None) -> dict[str, np
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             total, most = sum(member.file_size for member in members), max(_SMALL, _MOST_TIMES * path.stat().st_size)
+            most = most if most_bytes is None else min(most, most_bytes)
             if total > most:
-                raise ValueError(f"it would unpack to {total:,} bytes, more than the {most:,} that numbers need")
+                raise ValueError(f"it would unpack to {total:,} bytes, more than the limit of {most:,} for its numbers")
             named = {member.filename.removesuffix(".npy"): member for member in members}
             return {name: _array(archive.read(m)) for name, m in named.items() if only is None or name in only}
     # What zipfile raises on archives that were tampered with, encrypted or cut off.

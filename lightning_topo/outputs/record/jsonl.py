@@ -143,17 +143,53 @@ def read_objects(path: Path) -> Iterator[Line]:
 
     A file that is not there, or is no plain file, has no lines.
     """
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        while text := file.readline(MAX_LINE + 1):
-            whole = len(text) <= MAX_LINE
-            while not whole and text and not text.endswith(b"\n"):
-                text = file.readline(_CHUNK)
-            yield _decoded(text) if whole else {}
+    return map(decoded, LineReader(path).read_on(whole=True))
 
 
-def _decoded(text: bytes) -> Line:
+class LineReader:
+    """Reads the lines of a file that may grow, each as bytes; one that is too long comes as an empty one.
+
+    `n_read` counts them. `is_replaced` where another file has taken the place of the one that was read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+        self._file: tuple[int, int] | None = None
+        self.n_read: int = 0
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether what was read is no longer there."""
+        if self._file is None:
+            return False
+        try:
+            found = self._path.stat()
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) != self._file or found.st_size < self._offset
+
+    def read_on(self, *, whole: bool) -> Iterator[bytes]:
+        """The lines that were not read yet; with `whole` also what stands behind the last newline."""
+        if not self._path.is_file():
+            return
+        with self._path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            self._file = found.st_dev, found.st_ino
+            file.seek(self._offset)
+            while text := file.readline(MAX_LINE + 1):
+                is_whole, length = len(text) <= MAX_LINE, len(text)
+                while not is_whole and text and not text.endswith(b"\n"):
+                    text = file.readline(_CHUNK)
+                    length += len(text)
+                if not whole and not text.endswith(b"\n"):
+                    return
+                self._offset += length
+                self.n_read += 1
+                yield text if is_whole else b""
+
+
+def decoded(text: bytes) -> Line:
+    """A line as the object that it holds, or an empty one."""
     try:
         line = json.loads(text.decode(errors="replace"))
     # Brackets nested by the thousand are a RecursionError.

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lightning_topo.outputs.record.jsonl import Line, read_objects
+from lightning_topo.outputs.record.limits import LONGEST_NAME
 
 SCHEMA = 1
 MEASUREMENTS = "measurements.jsonl"
@@ -67,6 +68,8 @@ def read_header(path: Path) -> Header:
     schema, run_id = line.get("schema"), line.get("run_id")
     if schema is None or not isinstance(run_id, str):
         raise ValueError(f"expected a first line with schema and run_id in {path}")
+    if len(run_id) > LONGEST_NAME:
+        raise ValueError(f"expected a run_id of at most {LONGEST_NAME:,} characters in {path}, got {len(run_id):,}")
     if schema != SCHEMA:
         raise ValueError(f"expected a record of schema {SCHEMA} in {path}, got {schema}: use a matching version")
     return Header(run_id, _parent(line.get("parent")))

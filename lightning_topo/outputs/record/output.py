@@ -31,7 +31,7 @@ class RecordOutput:
         self.writer: RecordWriter = writer
         self._notice = notice
         self._failing: set[str] = set()
-        self._has_told_loss = self._is_closed = False
+        self._has_told_loss = self._has_told_crowd = self._is_closed = False
         self._has_begun = writer.branch.resumed or writer.branch.parent is not None
         self._n_lost_captures = 0
         self._at = (0, 0)
@@ -50,6 +50,14 @@ class RecordOutput:
         if measurement.probe not in NOT_RECORDED:
             self._at = measurement.step, measurement.epoch
             self._write(self.writer.measurement, measurement)
+            if self.writer.crowded_by and not self._has_told_crowd:
+                self._has_told_crowd = True
+                self._tell(
+                    f"{self.writer.crowded_by / 2**20:,.1f} MB of the run folder are no measurements (the neurons of "
+                    "the beginning, events, pages, figures): they leave too little of max_record_mb",
+                    "Measurements are thinned further than need be, or the folder grows beyond it: choose a larger "
+                    "max_record_mb.",
+                )
 
     def event(self, event: TopologyEvent) -> None:
         """Append an event."""

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from lightning_topo.figures.coverage import Stretch
 from lightning_topo.homology import Bars, PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.notebook import RecordViews
@@ -27,22 +28,44 @@ from lightning_topo.outputs.record.layout import (
     diagram_steps,
     read_header,
 )
+from lightning_topo.outputs.record.limits import (
+    LONGEST_NAME,
+    LONGEST_TEXT,
+    MOST_CAPTURE_BYTES,
+    MOST_CAPTURES,
+    MOST_GROUPS,
+    MOST_LINES,
+    MOST_VALUES,
+    RecordTooLarge,
+    check,
+)
 from lightning_topo.outputs.record.parameters import ParameterTable, read_parameters
 from lightning_topo.outputs.record.thin import N_MERGED, PROBE, Thinned
-from lightning_topo.phases import EventName, Severity, TopologyEvent
+from lightning_topo.phases import EventName, Replay, Severity, TopologyEvent
 from lightning_topo.quantities import COVERAGE_STATES
 
 LINE_KEYS = ("step", "epoch", "probe", "group", "reference_step", N_MERGED)
 _LARGEST_STEP = 1 << 53
-MOST_GROUPS = 10_000
-"""A record of more groups is refused."""
-MOST_VALUES = 1_000
-"""A line of more values is not read."""
-LONGEST_NAME = 10_000
-"""A line with a longer name is not read."""
 
 _T = TypeVar("_T")
 _Stepped = TypeVar("_Stepped", Measurement, TopologyEvent)
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What a record came to, where its lines were read in bounded memory and are not all at hand.
+
+    `replay` tells it from every line. Of a group of `widths` one measurement stands for what was measured in so many
+    steps, from a multiple of it on. `network` is what is known of every step of the whole network.
+    """
+
+    replay: Replay
+    history_replay: Replay | None
+    n_measurements: int
+    n_ratio_steps: int
+    n_dropped_events: int
+    network: tuple[Stretch, ...]
+    widths: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +76,7 @@ class RunRecord(RecordViews):
     measured a step again, the later measurement stands; `n_abandoned` lines that lie behind a rewind are left out.
     `thinned` says what a record that has reached its size holds no more; None where it is whole. A run that began from
     another's checkpoint has a `parent`, and in `history` and `history_events` what that one recorded up to there.
+    Of one that was read in bounded memory (`RecordFollower`) lines were merged; `digest` holds what they tell no more.
     """
 
     dirpath: Path
@@ -68,6 +92,7 @@ class RunRecord(RecordViews):
     n_abandoned: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
     """Settings, hyperparameters, versions, start and duration, from `run.json`; empty where it is missing."""
+    digest: Digest | None = None
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -104,7 +129,7 @@ def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
         header.run_id,
         measured.found,
         happened.found,
-        tuple(diagram_steps(folder)),
+        tuple(captured_steps(folder)),
         measured.n_unreadable + happened.n_unreadable,
         measured.thinned,
         header.parent,
@@ -113,6 +138,13 @@ def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
         measured.n_abandoned + happened.n_abandoned,
         read_about(folder),
     )
+
+
+def captured_steps(folder: Path) -> list[int]:
+    """The steps of a folder's captures; raises `ValueError` where there are too many."""
+    steps = diagram_steps(folder)
+    check("captured diagrams", MOST_CAPTURES, len(steps))
+    return steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +163,11 @@ def _measurements(lines: Iterable[Line]) -> _Lines[Measurement]:
     n_unreadable, gone = 0, None
     groups: set[str] = set()
     for i, line in enumerate(lines):
+        check(f"lines in {MEASUREMENTS}", MOST_LINES, i + 1)
         try:
-            m = _measurement(line)
+            m = measurement_of(line)
             groups.add(m.group)
-            if len(groups) > MOST_GROUPS:
-                break
+            check("groups of neurons", MOST_GROUPS, len(groups))
             if m.probe == PROBE:
                 gone = Thinned.of(m.values)
             elif m.probe == REWIND:
@@ -144,10 +176,10 @@ def _measurements(lines: Iterable[Line]) -> _Lines[Measurement]:
                 # Popped first, so that a step measured again also takes its place in the order again.
                 kept.pop((m.step, m.probe, m.group), None)
                 kept[m.step, m.probe, m.group] = i, m
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except RecordTooLarge:
+            raise
+        except UNREADABLE:
             n_unreadable += 1
-    if len(groups) > MOST_GROUPS:
-        raise ValueError(f"expected a record of at most {MOST_GROUPS:,} groups of neurons, found more")
     found, n_abandoned = _live(list(kept.values()), rewinds)
     return _Lines(found, n_unreadable, n_abandoned, gone)
 
@@ -157,14 +189,15 @@ def _events(lines: Iterable[Line]) -> _Lines[TopologyEvent]:
     rewinds: list[tuple[int, int | None]] = []
     n_unreadable = 0
     for i, line in enumerate(lines):
+        check(f"lines in {EVENTS}", MOST_LINES, i + 1)
         try:
-            event = _event(line)
+            event = event_of(line)
             if event.name is EventName.REWIND:
                 rewinds.append((i, event.step))
             # An event that a resumed run has met again takes its place in the order again.
             kept.pop(repr(event), None)
             kept[repr(event)] = i, event
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except UNREADABLE:
             n_unreadable += 1
     found, n_abandoned = _live(list(kept.values()), rewinds)
     return _Lines(found, n_unreadable, n_abandoned)
@@ -184,7 +217,12 @@ def _live(
     return tuple(live), len(kept) - len(live)
 
 
-def _measurement(line: Line) -> Measurement:
+UNREADABLE = (KeyError, TypeError, ValueError, OverflowError)
+"""What reading a line raises that is no measurement, or no event."""
+
+
+def measurement_of(line: Line) -> Measurement:
+    """A line as a measurement; raises one of `UNREADABLE` where it is none."""
     where = _checked(line, step=int, epoch=int, probe=str, group=str)
     if len(line) > MOST_VALUES or max(map(len, line)) > LONGEST_NAME:
         raise ValueError("more values, or longer names, than a probe has")
@@ -199,7 +237,8 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _event(line: Line) -> TopologyEvent:
+def event_of(line: Line) -> TopologyEvent:
+    """A line as an event; raises one of `UNREADABLE` where it is none."""
     # A message and a remedy may be missing, as they were in older records.
     words = _checked({"message": "", "remedy": "", **line}, step=int, epoch=int, group=str, message=str, remedy=str)
     value, threshold = (None if line[name] is None else float(line[name]) for name in ("value", "threshold"))
@@ -213,13 +252,14 @@ def _checked(line: Mapping[str, Any], **kinds: type) -> dict[str, Any]:
         value = line[name]
         if type(value) is not kind or (kind is int and not 0 <= value <= _LARGEST_STEP):
             raise TypeError(f"expected {name} of type {kind.__name__}, got {value!r}")
-        if kind is str and len(value) > LONGEST_NAME:
-            raise ValueError(f"expected {name} of at most {LONGEST_NAME:,} characters, got {len(value):,}")
+        most = LONGEST_TEXT if name in ("message", "remedy") else LONGEST_NAME
+        if kind is str and len(value) > most:
+            raise ValueError(f"expected {name} of at most {most:,} characters, got {len(value):,}")
     return {name: line[name] for name in kinds}
 
 
 def _read_diagrams(path: Path) -> dict[str, PersistenceDiagram]:
-    stored = read_arrays(path)
+    stored = read_arrays(path, most_bytes=MOST_CAPTURE_BYTES)
     try:
         meta = json.loads(str(stored["meta"]))
         return {str(group): _diagram(stored, group, fields) for group, fields in meta.items()}

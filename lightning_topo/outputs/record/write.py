@@ -32,12 +32,14 @@ from lightning_topo.outputs.record.layout import (
     diagram_steps,
 )
 from lightning_topo.outputs.record.parameters import write_parameters
+from lightning_topo.outputs.record.space import make_room, other_bytes
 from lightning_topo.outputs.record.thin import PROBE, Thinned, thinned
 from lightning_topo.phases import EventName, TopologyEvent
 from lightning_topo.quantities import COVERAGE_STATES
 
 COVERAGE = "coverage"
 _FEWEST_CAPTURES = 8
+_LOOK_EVERY = 500
 _MOST_PASSES = 12
 
 
@@ -49,8 +51,10 @@ class RecordWriter:
     line, and is tried again, in order, at the next one: nothing is lost if there is room again. `n_lost` counts what
     is lost all the same: the lines of a folder that was deleted, and those of which too many waited.
 
-    Where measurements and diagrams take more than `max_bytes`, they are thinned to half of it: of the older captures
-    every second is dropped, and of the older measurements two become one, with their extremes. Events are all kept.
+    Where the folder takes more than `max_bytes`, abandoned captures and older figures go first; then measurements and
+    diagrams are thinned to half of what room the rest leaves: of the older captures every second is dropped, and of the
+    older measurements two become one, with their extremes. Events are all kept. `crowded_by` counts the bytes of the
+    other files (clouds of the beginning, events, pages, figures) where these alone leave too little room.
     """
 
     branch: Branch
@@ -59,6 +63,9 @@ class RecordWriter:
     _measurements: JsonLines = field(init=False, repr=False)
     _events: JsonLines = field(init=False, repr=False)
     _diagram_bytes: int = field(init=False, repr=False)
+    _other_bytes: int = field(init=False, default=0, repr=False)
+    _n_until_look: int = field(init=False, default=0, repr=False)
+    crowded_by: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         try:
@@ -106,8 +113,8 @@ class RecordWriter:
 
     @property
     def size(self) -> int:
-        """How many bytes the measurements and diagrams take."""
-        return self._measurements.size + self._diagram_bytes
+        """How many bytes the folder takes; what others write into it is looked at now and then."""
+        return self._measurements.size + self._diagram_bytes + self._other_bytes
 
     @property
     def _header(self) -> Line:
@@ -145,6 +152,12 @@ class RecordWriter:
             self._measurements.append(line | {k: _coverage(k, float(v)) for k, v in measurement.values.items()})
         else:
             self._measurements.append(line | {k: _to_json(float(v)) for k, v in measurement.values.items()})
+        if self.max_bytes == math.inf:
+            return
+        self._n_until_look -= 1
+        if self._n_until_look < 0:
+            self._n_until_look = _LOOK_EVERY
+            self._other_bytes = other_bytes(self.dirpath)
         if self.size > self.max_bytes:
             try:
                 self._thin()
@@ -197,10 +210,14 @@ class RecordWriter:
     def _thin(self) -> None:
         """Make room, to half of the limit; a kill in the midst of it leaves every file whole."""
         path = self.dirpath / MEASUREMENTS
+        self._other_bytes = make_room(self.dirpath, self.max_bytes / 4)
+        if self._other_bytes > self.max_bytes / 2:
+            self.crowded_by = self._other_bytes
+        room = max(self.max_bytes - self._other_bytes, self.max_bytes / 8)
         found = [line for line in read_objects(path) if line.get("probe") == PROBE]
         gone = Thinned.of(found[-1]) if found else Thinned()
         steps = diagram_steps(self.dirpath)
-        while self._diagram_bytes > self.max_bytes / 4 and len(steps) > _FEWEST_CAPTURES:
+        while self._diagram_bytes > room / 4 and len(steps) > _FEWEST_CAPTURES:
             dropped = steps[1 : len(steps) * 3 // 4 : 2]
             for step in dropped:
                 diagram_path(self.dirpath, step).unlink(missing_ok=True)
@@ -208,7 +225,9 @@ class RecordWriter:
             steps, self._diagram_bytes = diagram_steps(self.dirpath), self._measure_diagrams()
         for _ in range(_MOST_PASSES):
             self._measurements.rewrite(chain([self._header], thinned(partial(read_objects, path), gone)))
-            if self._measurements.size <= self.max_bytes / 2:
+            if self._measurements.size <= room / 2:
+                if self.size > self.max_bytes:  # the rest alone takes too much
+                    self.max_bytes = self.size + room
                 return
             gone = Thinned.of(next(islice(read_objects(path), 1, None)))
         # Nothing more can be made of it: not tried again before it has doubled.

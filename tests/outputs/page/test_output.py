@@ -1,10 +1,12 @@
 """What rewriting the page may cost while training goes on: another process's time, and little of it."""
 
-import itertools
+import io
 import os
+import re
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs import open_outputs
 from lightning_topo.outputs.page import output
+from lightning_topo.outputs.page.live import follow_page
 from lightning_topo.outputs.page.output import PageOutput, page_process
 from tests.outputs.driving import Training, drive
 
@@ -19,60 +22,131 @@ TICK = Measurement(1, 0, "training", "", {"loss": 1.0})
 
 
 class Process:
-    """One that runs for so many seconds of the made-up clock."""
+    """One that runs until it is told, or has died."""
 
-    def __init__(self, clock, seconds):
-        self.clock, self.ends, self.killed = clock, clock[0] + seconds, False
+    def __init__(self):
+        self.stdin, self.returncode, self.waited = io.BytesIO(), None, 0
+        self.stdin.close = lambda: None
 
     def poll(self):
-        return 0 if self.clock[0] >= self.ends else None
-
-    def kill(self):
-        self.killed = True
+        return self.returncode
 
     def wait(self, timeout=None):
+        self.waited += 1
         return 0
 
 
-@pytest.mark.parametrize("seconds", [0.5, 3.0, 25.0])
-def test_it_takes_no_more_than_a_hundredth_of_the_time(tmp_path, monkeypatch, seconds):
-    clock, started = [0.0], []
+@pytest.fixture
+def processes(monkeypatch):
+    """Those that were started, at which second of the made-up clock `processes.clock`."""
 
-    def start(dirpath):
-        started.append(clock[0])
-        return Process(clock, seconds)
+    class Started(list):
+        clock = 0.0
 
-    monkeypatch.setattr(output.Clock, "seconds", lambda self: clock[0])
+    started = Started()
+
+    def start(dirpath, follow=False):
+        started.append((started.clock, follow, Process()))
+        return started[-1][-1]
+
+    monkeypatch.setattr(output.Clock, "seconds", lambda self: started.clock)
     monkeypatch.setattr(output, "page_process", start)
+    return started
+
+
+def test_one_process_follows_the_run_from_within_its_first_minute_on(tmp_path, processes):
     page = PageOutput(tmp_path)
-    for _ in range(100_000):
-        clock[0] += 0.5
+    for _ in range(10_000):
+        processes.clock += 0.5
         page.measurement(TICK)
-    assert started[0] >= 60.0
-    assert len(started) > 50_000 * 0.01 / seconds * 0.5 or len(started) > 500
-    assert len(started) * seconds <= 0.01 * clock[0] + seconds
-    assert min(b - a for a, b in itertools.pairwise(started)) >= 60.0
+    [(at, follow, process)] = processes
+    assert 10.0 <= at <= 45.0
+    assert follow
+    page.end()
+    assert process.stdin.getvalue() == b"."
+    assert process.waited == 1
 
 
-def test_at_most_one_process_at_a_time_and_the_last_page_is_the_newest(tmp_path, monkeypatch):
-    clock, processes = [0.0], []
+def test_one_that_dies_is_started_again_but_not_for_ever(tmp_path, processes):
+    page = PageOutput(tmp_path)
+    for _ in range(10_000):
+        processes.clock += 0.5
+        page.measurement(TICK)
+        if processes:
+            processes[-1][-1].returncode = 1
+    assert len(processes) == 3
 
-    def start(dirpath):
-        processes.append(Process(clock, 1e9))
-        return processes[-1]
 
-    monkeypatch.setattr(output.Clock, "seconds", lambda self: clock[0])
-    monkeypatch.setattr(output, "page_process", start)
-    monkeypatch.setattr(output, "_reap", lambda process: None)
+def test_a_short_run_has_its_page_at_the_end_alone(tmp_path, processes):
     training = drive(tmp_path / "topology", 9)
     page = PageOutput(training.outputs.dirpath)
-    for _ in range(1000):
-        clock[0] += 10.0
-        page.measurement(TICK)
-    assert len(processes) == 1
+    processes.clock = 5.0
+    page.measurement(TICK)
     page.end()
-    assert processes[0].killed
+    assert not processes
     assert "9 steps" in (tmp_path / "topology" / "report.html").read_text()
+
+
+def test_the_page_follows_what_is_appended_and_ends_with_the_run(tmp_path):
+    """The process's own loop: a page at once, another as the record grows, and a last one that looks for no newer."""
+    outputs = open_outputs(tmp_path / "topology", verbose=False, report=False)
+    training = Training(outputs).run(5)
+    page = outputs.dirpath / "report.html"
+
+    def stamp():
+        found = re.search(r'const LIVE = {"stamp":"(\d+)"', page.read_text()) if page.is_file() else None
+        return found and found[1]
+
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as signal:
+        options = {"share": 1.0, "fewest_seconds": 0.0}
+        follower = threading.Thread(target=follow_page, args=(outputs.dirpath, signal), kwargs=options)
+        follower.start()
+        try:
+            until(stamp)
+            first = stamp()
+            training.run(20)
+            until(lambda: stamp() != first)
+            assert "25 steps" in page.read_text()
+            training.run(5)
+        finally:
+            os.write(write, b".")
+            follower.join(60)
+            os.close(write)
+    assert "30 steps" in page.read_text()
+    assert "const LIVE = null" in page.read_text()
+    outputs.end()
+
+
+def until(holds):
+    patience = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < patience
+        time.sleep(0.02)
+
+
+def test_the_process_writes_a_last_page_when_the_training_is_killed(tmp_path):
+    code = """
+        import os, signal, sys, time
+        from pathlib import Path
+        from lightning_topo.outputs import open_outputs
+        from lightning_topo.outputs.page.live import follow_page
+from lightning_topo.outputs.page.output import PageOutput
+        from tests.outputs.driving import Training
+        outputs = open_outputs(Path(sys.argv[1]), verbose=False, report=False)
+        page = PageOutput(outputs.dirpath, first_seconds=0.0)
+        training = Training(outputs).run(5)
+        page.measurement(training.measured[-1])
+        assert page.n_started == 1
+        training.run(30)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    arguments = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "topology")]
+    done = subprocess.run(arguments, check=False, env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True)
+    assert done.returncode == -9, done.stderr
+    page = tmp_path / "topology" / "report.html"
+    until(lambda: page.is_file() and "const LIVE = null" in page.read_text())
+    assert "35 steps" in page.read_text()
 
 
 def test_a_process_of_its_own_writes_the_same_page(tmp_path):

@@ -1,0 +1,354 @@
+"""A record read as it grows, in bounded memory: what was appended is read on, and thinned as it is read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+
+from lightning_topo.figures.coverage import stretches
+from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.outputs.record.bins import COVERAGE, Bins
+from lightning_topo.outputs.record.branch import REWIND, rewind_floors
+from lightning_topo.outputs.record.jsonl import LineReader, decoded
+from lightning_topo.outputs.record.layout import EVENTS, HISTORY, MEASUREMENTS, read_header
+from lightning_topo.outputs.record.limits import (
+    MOST_BYTES,
+    MOST_GROUPS,
+    MOST_LINES,
+    MOST_NAMES,
+    MOST_SERIES,
+    check,
+)
+from lightning_topo.outputs.record.network import NetworkTally
+from lightning_topo.outputs.record.read import (
+    UNREADABLE,
+    Digest,
+    RunRecord,
+    captured_steps,
+    event_of,
+    measurement_of,
+)
+from lightning_topo.outputs.record.thin import PROBE, Thinned
+from lightning_topo.phases import EventList, EventName, Replay, Teller, TopologyEvent, told
+
+MOST_KEPT = 1_500_000
+"""So many values are kept of all measurements; of more, neighbours are merged."""
+_LARGE_SHARE = 0.75
+_MOST_IN_DETAIL = 128
+_FEWEST_BINS = 8
+_MOST_RESTARTS = 3
+
+
+class RecordFollower:
+    """A run folder that is read on with every call of `read`, whatever it holds in about 200 MB.
+
+    The phases and events are those of every line. Of the measurements those of a series that are neighbours are merged
+    where there are too many, with their extremes; the groups with the largest critical ratios are kept in more detail.
+    """
+
+    def __init__(self, dirpath: Path, *, most_kept: int = MOST_KEPT) -> None:
+        self._dirpath, self._most_kept = dirpath, most_kept
+        self._measured: _Measured | None = None
+        self._happened: _Happened | None = None
+        self._before: tuple[tuple[Measurement, ...], tuple[TopologyEvent, ...], Replay] | None = None
+
+    def read(self, *, whole: bool = True) -> RunRecord:
+        """The record as it is now; with `whole` also a last line without its newline.
+
+        Raises `FileNotFoundError` where there is no record, and `ValueError` where it has another schema or is larger
+        than any training's.
+        """
+        folder = self._dirpath
+        if not (folder / MEASUREMENTS).is_file():
+            raise FileNotFoundError(f"expected a run folder with {MEASUREMENTS}, found none in {folder}")
+        header = read_header(folder / MEASUREMENTS)
+        self._measured = measured = _up_to_date(
+            self._measured, lambda tries: _Measured(folder / MEASUREMENTS, self._most_kept, tries), whole
+        )
+        self._happened = happened = _up_to_date(self._happened, lambda _: _Happened(folder / EVENTS), whole)
+        kept, events = measured.measurements, tuple(happened.events)
+        is_whole = measured.thinned is None
+        replay = measured.teller.told(events) if is_whole else told(kept, events, complete=False)
+        if self._before is None and header.parent is not None and kept:
+            self._before = _before(folder / HISTORY, measured.first_step, self._most_kept // 4)
+        history, history_events, history_replay = self._before or ((), (), None)
+        digest = Digest(
+            replay,
+            history_replay,
+            measured.n_measurements,
+            measured.n_ratio_steps,
+            happened.events.n_dropped + (measured.teller.n_dropped if is_whole else 0),
+            measured.network.whole(measured.first_step),
+            MappingProxyType(measured.widths),
+        )
+        return RunRecord(
+            folder,
+            header.run_id,
+            kept,
+            events,
+            tuple(captured_steps(folder)),
+            measured.n_unreadable + happened.n_unreadable,
+            measured.thinned,
+            header.parent,
+            history,
+            history_events,
+            measured.n_abandoned + happened.n_abandoned,
+            digest,
+        )
+
+
+def _before(
+    folder: Path, until: int, most_kept: int
+) -> tuple[tuple[Measurement, ...], tuple[TopologyEvent, ...], Replay]:
+    """The parent's history, of the steps before `until`."""
+    measured = _up_to_date(None, lambda tries: _Measured(folder / MEASUREMENTS, most_kept, tries, until, 0), True)
+    happened = _up_to_date(None, lambda _: _Happened(folder / EVENTS, 0), True)
+    events = tuple(happened.events)
+    return measured.measurements, events, measured.teller.told(events)
+
+
+_R = TypeVar("_R", "_Measured", "_Happened")
+
+
+class _Stale(Exception):
+    """What was read before would be read otherwise now."""
+
+
+def _up_to_date(reading: _R | None, afresh: Callable[[int], _R], whole: bool) -> _R:
+    """The reading read on, or begun again where that cannot be."""
+    for tries in range(_MOST_RESTARTS):
+        if reading is None or reading.lines.is_replaced:
+            reading = afresh(tries)
+        try:
+            reading.read_on(whole=whole)
+        except _Stale:
+            reading = None
+        else:
+            return reading
+    reading = afresh(_MOST_RESTARTS)
+    reading.read_on(whole=whole)
+    return reading
+
+
+class _Floors:
+    """Which lines a later rewind has abandoned; made of the lines of a file as they are now."""
+
+    def __init__(self, path: Path, step_of_rewind: Callable[[bytes], int | None], n_header: int) -> None:
+        self.is_covered = False
+        self._at = 0
+        self.n_seen = 0
+        if path.is_file():
+            check(f"bytes in {path.name}", MOST_BYTES, path.stat().st_size)
+        found: list[tuple[int, int | None]] = []
+        for i, text in enumerate(LineReader(path).read_on(whole=True)):
+            check(f"lines in {path.name}", MOST_LINES, i + 1)
+            if i >= n_header and REWIND.encode() in text:
+                found.append((i, step_of_rewind(text)))
+            if not self.is_covered and b'"coverage"' in text:
+                self.is_covered = decoded(text).get("probe") == COVERAGE
+            self.n_seen = i + 1
+        self._floors = rewind_floors(found)
+
+    def is_abandoned(self, i: int, step: int) -> bool:
+        """Whether line `i`, of `step`, is: to be asked for one line after the other."""
+        while self._at < len(self._floors) and self._floors[self._at][0] <= i:
+            self._at += 1
+        return self._at < len(self._floors) and step > self._floors[self._at][1]
+
+
+class _Measured:
+    """The measurements of one file, thinned as they are read; `tries` counts those before."""
+
+    def __init__(self, path: Path, most_kept: int, tries: int, until: float = float("inf"), n_header: int = 1) -> None:
+        self.lines = LineReader(path)
+        self.thinned: Thinned | None = None
+        self.network = NetworkTally()
+        self.n_measurements = self.n_unreadable = self.n_abandoned = self.n_ratio_steps = 0
+        self.first_step = 0
+        self._path, self._most_kept, self._until, self._n_header = path, most_kept, until, n_header
+        self._floors = _Floors(path, _rewind_of_measurements, n_header)
+        self._superseded = _superseded(path) if tries else None
+        self._may_go_back = tries > 0
+        self.teller = Teller(is_covered=self._floors.is_covered)
+        self._series: dict[tuple[str, str], Bins] = {}
+        self._peaks: dict[str, float] = {}
+        self._names: dict[str, str] = {}
+        self._n_kept_values = 0
+        self._last_ratio_step = -1
+
+    def read_on(self, *, whole: bool) -> None:
+        """Take in what was appended; raises `_Stale` where what came before must be read again."""
+        for text in self.lines.read_on(whole=whole):
+            i = self.lines.n_read - 1
+            if i < self._n_header:
+                continue
+            check(f"lines in {self._path.name}", MOST_LINES, i + 1)
+            try:
+                m = measurement_of(decoded(text))
+                if m.probe == PROBE:
+                    self.thinned = Thinned.of(m.values)
+                    continue
+            except UNREADABLE:
+                self.n_unreadable += 1
+                continue
+            if m.probe == REWIND:
+                if i >= self._floors.n_seen:
+                    raise _Stale
+            elif self._floors.is_abandoned(i, m.step):
+                self.n_abandoned += 1
+            elif m.step < self._until and (self._superseded is None or i not in self._superseded):
+                self._take(m)
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """What is kept, in the order of steps."""
+        return tuple(sorted((m for bins in self._series.values() for m in bins), key=lambda m: m.step))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """In how many steps a measurement of the group's step map may stand for others."""
+        found: dict[str, int] = {}
+        for (_, group), bins in self._series.items():
+            if bins.last.probe != COVERAGE:
+                found[group] = max(found.get(group, 1), bins.width)
+        return found
+
+    def _take(self, m: Measurement) -> None:
+        key = m.probe, m.group
+        bins = self._series.get(key)
+        if bins is not None and m.step < bins.last.step and not self._may_go_back:
+            raise _Stale  # measured again: the later lines stand, and the earlier are to be left out
+        self.first_step = m.step if self.n_measurements == 0 else min(self.first_step, m.step)
+        if m.probe == COVERAGE and m.group != GLOBAL:
+            for stretch in stretches([m]).get(m.group, ()):
+                self.network.add(stretch)
+        if not (m.values.keys() <= self._names.keys()):
+            self._names |= {name: name for name in m.values}
+            check("names of values", MOST_NAMES, len(self._names))
+        ratio = m.values.get("critical_ratio")
+        if ratio is not None and ratio == ratio:
+            self.n_ratio_steps += m.step > self._last_ratio_step
+            self._last_ratio_step = max(self._last_ratio_step, m.step)
+            if ratio > self._peaks.get(m.group, -1.0):
+                self._peaks[m.group] = ratio
+        self.teller.take(m)
+        if bins is None:
+            self._peaks.setdefault(m.group, -1.0)
+            check("groups of neurons", MOST_GROUPS, len(self._peaks) - (GLOBAL in self._peaks))
+            self._series[key] = Bins(m)
+            check("series of measurements", MOST_SERIES, len(self._series))
+        elif m.step == bins.last.step:
+            bins.last = m
+            return
+        else:
+            bins.add(m)
+        self.n_measurements += 1
+        self._n_kept_values += _cost(m)
+        if self._n_kept_values > self._most_kept:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        """Merge until half of what may be kept is left, most of it of the groups with the largest ratios."""
+        ranked = sorted(self._peaks, key=lambda group: -self._peaks[group])
+        detailed = {*ranked[:_MOST_IN_DETAIL], GLOBAL}
+        large = [b for (_, group), b in self._series.items() if group in detailed]
+        small = [b for (_, group), b in self._series.items() if group not in detailed]
+        share = _LARGE_SHARE if small else 1.0
+        for some, room in ((large, share), (small, 1.0 - share)):
+            cost = sum(_cost(bins.last) for bins in some)
+            for bins in some:
+                # Its own place apart, a curve keeps two measurements a column.
+                columns = int(self._most_kept * room / 2 / max(cost, 1)) - 2
+                bins.shrink(max(_FEWEST_BINS, columns if bins.last.group != GLOBAL else columns // 2))
+        self._n_kept_values = sum(len(bins) * _cost(bins.last) for bins in self._series.values())
+        if self._n_kept_values > self._most_kept * 3 // 4:
+            self._most_kept = 2 * self._n_kept_values  # as few as there can be of so many series
+
+
+def _cost(m: Measurement) -> int:
+    """About how much memory a measurement takes, in values."""
+    return len(m.values) + 8
+
+
+class _Happened:
+    """The events of one file."""
+
+    def __init__(self, path: Path, n_header: int = 1) -> None:
+        self.lines = LineReader(path)
+        self.events = EventList()
+        self.n_unreadable = self.n_abandoned = 0
+        self._n_header = n_header
+        self._floors = _Floors(path, _rewind_of_events, n_header)
+
+    def read_on(self, *, whole: bool) -> None:
+        """Take in what was appended; raises `_Stale` where what came before must be read again."""
+        for text in self.lines.read_on(whole=whole):
+            i = self.lines.n_read - 1
+            if i < self._n_header:
+                continue
+            check(f"lines in {EVENTS}", MOST_LINES, i + 1)
+            try:
+                event = event_of(decoded(text))
+            except UNREADABLE:
+                self.n_unreadable += 1
+                continue
+            if event.name is EventName.REWIND and i >= self._floors.n_seen:
+                raise _Stale
+            if self._floors.is_abandoned(i, event.step):
+                self.n_abandoned += 1
+            else:
+                # An event that a resumed run has met again takes its place in the order again.
+                self.events.add(event, repr(event))
+
+
+def _rewind_of_measurements(text: bytes) -> int | None:
+    try:
+        m = measurement_of(decoded(text))
+    except UNREADABLE:
+        return None
+    return m.step if m.probe == REWIND else None
+
+
+def _rewind_of_events(text: bytes) -> int | None:
+    try:
+        event = event_of(decoded(text))
+    except UNREADABLE:
+        return None
+    return event.step if event.name is EventName.REWIND else None
+
+
+def _superseded(path: Path) -> "_Places":
+    """The lines whose step was measured again later, without a rewind: a record of an older version."""
+    last: dict[int, int] = {}
+    places = _Places()
+    for i, text in enumerate(LineReader(path).read_on(whole=True)):
+        try:
+            m = measurement_of(decoded(text))
+        except UNREADABLE:
+            continue
+        # The order of lines within a step's series decides, whatever the lines between.
+        key = hash((m.step, m.probe, m.group))
+        if (earlier := last.get(key)) is not None:
+            places.add(earlier)
+        last[key] = i
+    return places
+
+
+class _Places:
+    """A set of line numbers, a bit each."""
+
+    def __init__(self) -> None:
+        self._bits = bytearray()
+
+    def add(self, i: int) -> None:
+        if i // 8 >= len(self._bits):
+            self._bits.extend(bytes(i // 8 + 1 - len(self._bits) + 1024))
+        self._bits[i // 8] |= 1 << i % 8
+
+    def __contains__(self, i: int) -> bool:
+        return i // 8 < len(self._bits) and bool(self._bits[i // 8] >> i % 8 & 1)
+
+
+def follow_record(dirpath: Path) -> RunRecord:
+    """A record read in bounded memory, once; see `RecordFollower`."""
+    return RecordFollower(dirpath).read()

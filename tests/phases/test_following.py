@@ -1,0 +1,107 @@
+"""Phases followed group by group are those of the one state machine, and stay few."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.phases import DetectorState, EventList, EventName, Phase, Severity, TopologyEvent, observe, replay
+from lightning_topo.phases.following import PhaseFollower, collapsed
+
+
+def one_machine(measurements):
+    """The definition: one state for all groups, and every group's phase looked at behind every measurement."""
+    state, events, changes = DetectorState(), [], {GLOBAL: []}
+    for measurement in measurements:
+        state, new = observe(state, measurement)
+        events += new
+        changes.setdefault(measurement.group, [])
+        for group, series in changes.items():
+            phase = state.phase if group == GLOBAL else state.phase_of(group)
+            if phase is (series[-1][1] if series else Phase.UNKNOWN):
+                continue
+            if series and series[-1][0] == measurement.step:
+                series.pop()
+            if not series or series[-1][1] is not phase:
+                series.append((measurement.step, phase))
+    return tuple(events), {group: tuple(series) for group, series in changes.items()}, state
+
+
+NUMBERS = st.sampled_from([0.1, 0.5, 0.9, 1.0, 1.1, 3.0, float("inf"), float("nan")])
+GROUPS = st.sampled_from(["a", "b", "c"])
+
+
+def lines(probe, groups, **values):
+    return st.tuples(st.just(probe), groups, st.fixed_dictionaries(values))
+
+
+@st.composite
+def a_training(draw):
+    kinds = st.one_of(
+        lines("distortion", GROUPS, critical_ratio=NUMBERS),
+        lines("distortion", GROUPS, distinct_neurons=NUMBERS),
+        lines("sharpness", st.just(""), sharpness_ratio=NUMBERS),
+        lines("sharpness", st.just(""), eta_lambda=NUMBERS),
+        lines("training", st.just(""), loss=NUMBERS),
+        lines("coverage", GROUPS, state=st.integers(0, 3).map(float), bound=NUMBERS),
+    )
+    found, step = [], 0
+    for probe, group, values in draw(st.lists(kinds, min_size=1, max_size=60)):
+        step += draw(st.integers(0, 3))
+        values |= {"from": max(0.0, step - 2.0)} if probe == "coverage" else {}
+        found.append(Measurement(step, 0, probe, group, values))
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(a_training())
+def test_it_is_the_one_state_machine(measurements):
+    seen = replay(measurements)
+    events, phases, state = one_machine(measurements)
+    assert repr(seen.detected) == repr(events)
+    assert dict(seen.phases) == phases
+    assert in_any_order(seen.state) == in_any_order(state)
+
+
+def in_any_order(state):
+    """A state in words, its groups sorted."""
+    plain = state.to_dict()
+    return {name: sorted(map(repr, v.items())) if isinstance(v, dict) else repr(v) for name, v in plain.items()}
+
+
+def test_a_phase_that_flaps_for_ever_is_a_bounded_list_in_which_no_breakdown_is_lost(monkeypatch):
+    monkeypatch.setattr("lightning_topo.phases.following._MOST_CHANGES", 200)
+    follower = PhaseFollower(observe)
+    for step in range(20_000):
+        ratio = 2.0 if step % 40 == 7 else 0.1
+        follower.take(Measurement(step, 0, "distortion", "a", {"critical_ratio": ratio}))
+    assert len(follower.phases["a"]) <= 200
+    assert sum(phase is Phase.BREAKDOWN for _, phase in follower.phases["a"]) >= 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 200), st.sampled_from(list(Phase))), min_size=1, unique_by=lambda c: c[0]).map(
+        sorted
+    ),
+    st.sampled_from([1, 2, 8, 64]),
+)
+def test_columns_claim_nothing_that_some_of_their_steps_do_not(changes, width):
+    def at(series, step):
+        return next((phase for begin, phase in reversed(series) if begin <= step), None)
+
+    seen = collapsed(changes, width)
+    for step in range(changes[0][0], 220):
+        truth, shown = at(changes, step), at(seen, step)
+        assert shown is not Phase.PRESERVED or truth is Phase.PRESERVED
+        assert truth is not Phase.BREAKDOWN or shown is Phase.BREAKDOWN
+    assert at(seen, 10**6) is changes[-1][1]
+
+
+def test_the_first_event_of_each_group_and_the_severe_ones_stay():
+    events = EventList(most=100)
+    for k in range(1000):
+        events.add(TopologyEvent(EventName.BETTI_CHANGED, k, 0, f"g{k % 3}", severity=Severity.INFO))
+    events.add(TopologyEvent(EventName.TOPOLOGY_BREAKDOWN, 1000, 0, "g0", severity=Severity.ERROR))
+    kept = list(events)
+    assert len(kept) <= 101
+    assert {event.step for event in kept} >= {0, 1, 2, 1000}
+    assert len(kept) + events.n_dropped == 1001
