@@ -96,7 +96,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from lightning_topo.outputs.record import REPORT, RecordFollower
 
     if arguments.follow:
-        print(follow_politely(_run_folder(arguments.runs[0])).resolve().as_uri())
+        print(follow_politely(_only_run(arguments.runs[0])).resolve().as_uri())
         return 0
     folders = [folder for path in arguments.runs for folder in run_folders(path)]
     records = [RecordFollower(folder).read() for folder in dict.fromkeys(folders)]
@@ -114,24 +114,30 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    from lightning_topo.outputs.page.comparison import run_folders
     from lightning_topo.outputs.page.serve import page_server
 
-    folders = run_folders(arguments.run)
-    if len(folders) != 1:
-        raise ValueError(
-            f"expected one run, got a folder with {len(folders)}: name one of {', '.join(map(str, folders[:5]))}"
-        )
-    with page_server(folders[0], arguments.port, arguments.every) as server:
+    with page_server(_only_run(arguments.run), arguments.port, arguments.every) as server:
         print(f"http://127.0.0.1:{server.server_address[1]}/ (end with Ctrl-C)", flush=True)
         with suppress(KeyboardInterrupt):
             server.serve_forever()
     return 0
 
 
+def _only_run(path: Path) -> Path:
+    """The one run at or below a path."""
+    from lightning_topo.outputs.page.comparison import run_folders
+
+    folders = run_folders(path)
+    if len(folders) != 1:
+        raise ValueError(
+            f"expected one run, got a folder with {len(folders)}: name one of {', '.join(map(str, folders[:5]))}"
+        )
+    return folders[0]
+
+
 def _neurons(arguments: argparse.Namespace) -> int:
     if Path(arguments.model).is_dir():
-        return _neurons_of_run(_run_folder(Path(arguments.model)))
+        return _neurons_of_run(_only_run(Path(arguments.model)))
     import torch
 
     from lightning_topo.neurons import find_neuron_groups, neuron_table

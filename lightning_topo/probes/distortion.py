@@ -1,7 +1,7 @@
 """How far each step bends the neuron clouds, and how far they are bent since training began."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 

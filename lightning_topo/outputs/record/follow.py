@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from lightning_topo.figures.coverage import stretches
 from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.outputs.record.about import read_about
 from lightning_topo.outputs.record.bins import COVERAGE, Bins
 from lightning_topo.outputs.record.branch import REWIND, rewind_floors
 from lightning_topo.outputs.record.jsonl import LineReader, decoded
@@ -93,6 +94,7 @@ class RecordFollower:
             history,
             history_events,
             measured.n_abandoned + happened.n_abandoned,
+            read_about(folder),
             digest,
         )
 

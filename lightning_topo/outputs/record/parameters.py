@@ -101,9 +101,8 @@ def read_parameters(folder: str | os.PathLike[str]) -> ParameterTable | None:
 
 def _group(line: Mapping[str, Any]) -> GroupFacts:
     size = " x ".join(str(int(k)) for k in [*line["blocks"], line["n"]])
-    return GroupFacts(
-        *(_words(line, key) for key in ("name", "kind")), size, _words(line, "status"), _words(line, "reason")
-    )
+    name, kind, status, reason = (_words(line, key) for key in ("name", "kind", "status", "reason"))
+    return GroupFacts(name, kind, size, status, reason)
 
 
 def _parameter(line: Mapping[str, Any]) -> ParameterCoverage:
