@@ -1,6 +1,6 @@
 """What the default monitor costs: a training with it and the same without, which take turns step by step.
 
-    python benchmarks/overhead.py [--networks tiny mlp gpt resnet] [--steps 500]
+    python -m benchmarks.overhead [--networks tiny mlp gpt resnet] [--steps 500]
 
 Both trainings run in one process, one step of the one after one step of the other, so that a busy machine slows both
 alike. Ratios are of processor time, with that of processes that the monitor starts in the last column; the wall time
@@ -10,7 +10,6 @@ of both stands beside them. "start" is the monitor's time up to the end of its f
 import argparse
 import logging
 import os
-import resource
 import statistics
 import tempfile
 import threading
@@ -235,7 +234,6 @@ def main() -> None:
     print("|" + "---|" * 12)
     for name in arguments.networks:
         print(row(name, arguments.steps), flush=True)
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 
 if __name__ == "__main__":
