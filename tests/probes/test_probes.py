@@ -77,7 +77,9 @@ def test_groups_of_one_shape_are_measured_together_as_each_alone():
     x, y, z = (Clouds(groups, named) for named in tensors)
 
     def measure(some):
-        return Distortion().measure(Capture(1, 0, nn.Identity(), some, z, y, x, [], nullcontext, last=x))
+        return Distortion().measure(
+            Capture(1, 0, nn.Identity(), some, z, y, x, [], nullcontext, last=x, sharding="fsdp2")
+        )
 
     found = measure(groups)
     assert found.values.keys() == set("acd")
