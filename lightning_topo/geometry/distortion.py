@@ -98,6 +98,10 @@ class Distortions:
     nearest: Float[Tensor, "b n"]
     resolved: Float[Tensor, "b 1"]
 
+    def blocks(self, some: slice) -> "Distortions":
+        """Those of some of the blocks."""
+        return Distortions(self.step[some], self.total[some], self.nearest[some], self.resolved[some])
+
 
 def distortions(
     before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"], reference: Float[Tensor, "b n d"]

@@ -1,10 +1,12 @@
 """How far each step bends the neuron clouds, and how far they are bent since training began."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lightning_topo.geometry import (
@@ -15,6 +17,8 @@ from lightning_topo.geometry import (
     distinct_neurons,
     distortions,
 )
+from lightning_topo.geometry.block_search import MAX_ROWS as MOST_TOGETHER
+from lightning_topo.geometry.coincidence import TOLERANCE
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons.one_run import named_state
 from lightning_topo.probes.period import Period
@@ -56,33 +60,33 @@ class Distortion:
     def measure(self, capture: Capture) -> ProbeResult:
         """The step map of each group; before the first step, its identity."""
         values: dict[str, dict[str, float]] = {}
-        failures: dict[str, str] = {}
         known: dict[str, Twins] = {} if capture.previous is None else dict(capture.previous.carry.twins)
         twins, nearest = dict(known), {}
+        failures: dict[str, str] = {}
+        ways = _ways(capture, failures)
+        found = _measured(ways, failures)
+        spans = _spans(capture, ways, found)
         for group in capture.groups:
-            try:
-                after = capture.neurons[group.name]
-                before = after if capture.before is None else capture.before[group.name]
-                reference = capture.reference[group.name].to(after)
-                values[group.name], found = _distortion(group, before, after, reference)
-                if capture.previous is None:
-                    known[group.name] = _equal_at_first(group, capture)
-                if found is not None:
-                    nearest[group.name] = (found.nearest, found.resolved)
-                if capture.last is not None and group.n > 1:
-                    values[group.name] |= _span(group, capture.last[group.name].to(after), after)
-            except ValueError as error:
-                failures[group.name] = str(error)
+            if group.name in failures:
                 continue
-            distinct = distinct_neurons(_stacked(after, group))
+            after = capture.neurons[group.name]
+            if group.n < 2:
+                values[group.name] = {**_ALONE, "distinct_neurons": len(after)}
+                continue
+            measured = found[group.name]
+            values[group.name] = _values(group.n, measured) | spans.get(group.name, {})
+            nearest[group.name] = (measured.nearest, measured.resolved)
+            distinct = len(after) if _are_apart(measured, after) else distinct_neurons(_stacked(after, group))
             values[group.name]["distinct_neurons"] = distinct
+            if capture.previous is None:
+                known[group.name] = _equal_at_first(group, capture)
             if known.get(group.name):
                 values[group.name]["twins_split"] = float(n_split(known[group.name], after))
             twins.pop(group.name, None)
             # Where parameters are sharded, so are the moments, and no process can compare them by itself.
             if _is_whole(group, capture) and distinct < len(after):
-                found = find_twins(group, capture.module, capture.optimizers)
-                twins |= {group.name: found} if found else {}
+                equal = find_twins(group, capture.module, capture.optimizers)
+                twins |= {group.name: equal} if equal else {}
         return ProbeResult(values, failures, carry=Carried(twins, nearest))
 
 
@@ -109,40 +113,105 @@ class Carried:
     nearest: Mapping[str, tuple[Tensor, Tensor]]
 
 
-def _distortion(
-    group: NeuronGroup, before: Tensor, after: Tensor, reference: Tensor
-) -> tuple[dict[str, float], Distortions | None]:
+Way = tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"], Float[Tensor, "b n d"]]
+"""A group's clouds before the step, now and when training began."""
+
+
+def _ways(capture: Capture, failures: dict[str, str]) -> dict[str, Way]:
+    """The clouds of all groups with pairs, block by block; why a group cannot be measured goes to `failures`."""
+    ways: dict[str, Way] = {}
+    for group in capture.groups:
+        try:
+            after = capture.neurons[group.name]
+            if group.n < 2:
+                continue
+            if group.n > MAX_ROWS:
+                raise ValueError(
+                    f"expected at most {MAX_ROWS:,} neurons to measure exactly, got {group.n:,}, which takes n² work: "
+                    "its steps are bounded"
+                )
+            before = after if capture.before is None else capture.before[group.name]
+            clouds = before, after, capture.reference[group.name].to(after)
+            ways[group.name] = tuple(_stacked(cloud, group) for cloud in clouds)
+        except ValueError as error:
+            failures[group.name] = str(error)
+    return ways
+
+
+def _measured(ways: Mapping[str, Way], failures: dict[str, str]) -> dict[str, Distortions]:
+    """The distortions of each group; small groups whose clouds have one shape are measured together."""
+    found: dict[str, Distortions] = {}
+    for names in _alike(ways):
+        try:
+            together = distortions(*(torch.cat(some) for some in zip(*(ways[name] for name in names), strict=True)))
+        except ValueError as error:
+            if len(names) == 1:
+                failures[names[0]] = str(error)
+            else:  # one of them: the others are sound
+                for name in names:
+                    found |= _measured({name: ways[name]}, failures)
+            continue
+        for name, blocks in _shares(names, ways):
+            found[name] = together.blocks(blocks)
+    return found
+
+
+def _spans(capture: Capture, ways: Mapping[str, Way], found: Mapping[str, Distortions]) -> dict[str, dict[str, float]]:
+    """The map from the last capture to now of each group, the worst of each extreme over all blocks."""
+    values: dict[str, dict[str, float]] = {}
+    for names in _alike({name: ways[name] for name in found}) if capture.last is not None else ():
+        last = [capture.last[name].to(ways[name][1]).view_as(ways[name][1]) for name in names]
+        try:
+            together = block_distortions(torch.cat(last), torch.cat([ways[name][1] for name in names]))
+        except ValueError:  # the last capture was of weights that were not finite
+            continue
+        for name, blocks in _shares(names, ways):
+            extremes = _extremes(together[blocks])
+            values[name] = {
+                "span_ratio": max(block.critical_ratio for block in together[blocks]),
+                "span_contraction": extremes["contraction"],
+                "span_expansion": extremes["expansion"],
+            }
+    return values
+
+
+def _alike(ways: Mapping[str, Way]) -> list[list[str]]:
+    """Names of groups to measure together: each large one alone."""
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for name, (before, after, _) in ways.items():
+        n, d = after.shape[1:]
+        key = (n, d, before.dtype, after.dtype) if n <= MOST_TOGETHER else (name,)
+        alike.setdefault(key, []).append(name)
+    return list(alike.values())
+
+
+def _shares(names: Sequence[str], ways: Mapping[str, Way]) -> Iterator[tuple[str, slice]]:
+    """Which blocks of those measured together are whose."""
+    start = 0
+    for name in names:
+        stop = start + len(ways[name][1])
+        yield name, slice(start, stop)
+        start = stop
+
+
+def _values(n: int, found: Distortions) -> dict[str, float]:
     """The step map over all blocks of a group and the map since training began: the worst of each extreme."""
-    if group.n < 2:
-        return dict.fromkeys(_STEP, 0.0) | dict.fromkeys(_IDENTITY, 1.0) | {"total_log_distortion": 0.0}, None
-    if group.n > MAX_ROWS:
-        raise ValueError(
-            f"expected at most {MAX_ROWS:,} neurons to measure exactly, got {group.n:,}, which takes n² work: "
-            "its steps are bounded"
-        )
-    found = distortions(*(_stacked(cloud, group) for cloud in (before, after, reference)))
     worst = max(range(len(found.step)), key=lambda block: found.step[block].critical_ratio)
-    step = _extremes(found.step)
-    values = {"critical_ratio": found.step[worst].critical_ratio, **step}
+    values = {"critical_ratio": found.step[worst].critical_ratio, **_extremes(found.step)}
     if (pair := found.step[worst].critical_pair) is not None:
-        first_row = worst * group.n
-        values |= {"critical_i": first_row + pair[0], "critical_j": first_row + pair[1]}
-    return values | {f"total_{name}": value for name, value in _extremes(found.total).items()}, found
+        values |= {"critical_i": worst * n + pair[0], "critical_j": worst * n + pair[1]}
+    return values | {f"total_{name}": value for name, value in _extremes(found.total).items()}
 
 
-def _span(group: NeuronGroup, last: Tensor, after: Tensor) -> dict[str, float]:
-    """The map from the last capture to now, the worst of each extreme over all blocks."""
-    found = block_distortions(_stacked(last, group), _stacked(after, group))
-    extremes = _extremes(found)
-    return {
-        "span_ratio": max(block.critical_ratio for block in found),
-        "span_contraction": extremes["contraction"],
-        "span_expansion": extremes["expansion"],
-    }
+def _are_apart(found: Distortions, after: Float[Tensor, "rows d"]) -> bool:
+    """Whether the distances to nearest neighbours alone show that all neurons differ by more than rounding."""
+    longest = torch.linalg.vector_norm(after, dim=1, dtype=found.nearest.dtype).amax()
+    return bool(found.nearest.amin() > 2 * TOLERANCE * torch.finfo(after.dtype).eps * longest)
 
 
-_STEP = ("critical_ratio", "log_distortion")
+_STEP = ("critical_ratio", "log_distortion", "total_log_distortion")
 _IDENTITY = ("contraction", "expansion", "total_contraction", "total_expansion")
+_ALONE = dict.fromkeys(_STEP, 0.0) | dict.fromkeys(_IDENTITY, 1.0)
 
 
 def _stacked(cloud: Tensor, group: NeuronGroup) -> Tensor:

@@ -109,27 +109,27 @@ def test_a_held_update_is_a_fraction_of_the_optimizers_own(tmp_path):
 
 
 @pytest.mark.parametrize("module", [Classifier, Twins], ids=["apart", "twins"])
-@pytest.mark.parametrize("options", [*ABOVE.values(), {"lr": 0.05}, {"lr": 3.0}], ids=[*ABOVE, "below", "near"])
+@pytest.mark.parametrize("options", [ABOVE["momentum"], ABOVE["adam"], {"lr": 0.05}], ids=["momentum", "adam", "below"])
 def test_bounds_decide_as_exact_ratios_do(tmp_path, monkeypatch, module, options):
     """The same weights, bit by bit, as a guard that measures every update exactly."""
     guard, exact = TopologyStepGuard(LIMIT), TopologyStepGuard(LIMIT)
     bounded, measured = made(module, **options), made(module, **options)
-    fit(bounded, [guard], root=tmp_path, max_epochs=2)
+    fit(bounded, [guard], root=tmp_path)
     unknown = GroupBound(math.nan, math.nan)
     monkeypatch.setattr(Bounds, "of_step", lambda self, before, after: {g.name: unknown for g in self.groups})
-    fit(measured, [exact], root=tmp_path, max_epochs=2)
+    fit(measured, [exact], root=tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(bounded.parameters(), measured.parameters(), strict=True))
     assert guard.n_held == exact.n_held
-    assert guard.n_updates == exact.n_updates == 16
-    assert exact.n_exact >= 16
+    assert guard.n_updates == exact.n_updates == 8
+    assert exact.n_exact >= 8
     assert guard.n_exact <= exact.n_exact
 
 
 def test_below_the_limit_hardly_any_update_is_measured_exactly(tmp_path):
     guard = TopologyStepGuard()
-    fit(made(Classifier, lr=0.05), [guard], root=tmp_path, max_epochs=8)
-    assert (guard.n_updates, guard.n_held) == (64, 0)
-    assert guard.n_exact <= 4
+    fit(made(Classifier, lr=0.05), [guard], root=tmp_path, max_epochs=4)
+    assert (guard.n_updates, guard.n_held) == (32, 0)
+    assert guard.n_exact <= 3
     assert guard.latest.critical_ratio <= LIMIT
 
 

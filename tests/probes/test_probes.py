@@ -69,6 +69,28 @@ def test_the_way_since_the_last_capture(n_blocks):
     assert not any(name.startswith("span") for name in Distortion().measure(capture(y, x, groups=groups)).values["g"])
 
 
+def test_groups_of_one_shape_are_measured_together_as_each_alone():
+    groups = [NeuronGroup(name, "unit", 5, (), (ParamSlice(name),)) for name in "abcd"]
+    tensors = [{name: cloud(10 * k + j, 5, 3) for j, name in enumerate("abcd")} for k in range(3)]
+    tensors[2]["b"][0, 0] = math.inf
+    tensors[2]["c"][1] = tensors[2]["c"][0]  # merged
+    x, y, z = (Clouds(groups, named) for named in tensors)
+
+    def measure(some):
+        return Distortion().measure(
+            Capture(1, 0, nn.Identity(), some, z, y, x, [], nullcontext, last=x, sharding="fsdp2")
+        )
+
+    found = measure(groups)
+    assert found.values.keys() == set("acd")
+    assert found.failures.keys() == set("b")
+    for group in groups:
+        alone = measure([group])
+        assert found.values.get(group.name) == alone.values.get(group.name)
+        assert found.failures.get(group.name) == alone.failures.get(group.name)
+    assert found.values["c"]["distinct_neurons"] == 4
+
+
 def test_what_would_take_n_squared_is_not_measured():
     rows = torch.arange(100_000.0)[:, None]
     found = Distortion().measure(capture(rows + 1, before=rows))
