@@ -424,7 +424,7 @@ def table() -> str:
     lines += [summary(part, [run for run in runs if of(run)]) for part, of in parts.items()]
     lines += [
         "",
-        "| part | optimizer | batch | lr | seed | truth | persist | held | raised | ratio: last 300 steps | entered | exits |",
+        "| part | optimizer | batch | lr | seed | truth | persist | held | raised | ratio late | entered | exits |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*lines, *(row(run) for run in sorted(runs, key=lambda run: run.setting.seed))])
