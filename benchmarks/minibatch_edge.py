@@ -345,7 +345,8 @@ def of_step(training: Training, before: list[torch.Tensor], rows: torch.Tensor) 
 def saved() -> list[Run]:
     """The runs in the data file."""
     lines = DATA.read_text().splitlines() if DATA.exists() else []
-    return [_read(json.loads(line)) for line in lines]
+    runs = [_read(json.loads(line)) for line in lines]
+    return list({run.setting.seed: run for run in runs}.values())
 
 
 def _read(line: dict) -> Run:
@@ -359,10 +360,13 @@ def _read(line: dict) -> Run:
 def run_part(part: str, seconds: float) -> None:
     """Run what is missing of a part, until time is up."""
     began = time.perf_counter()
-    done = {run.setting.seed for run in saved()}
     DATA.parent.mkdir(exist_ok=True)
     for setting in settings():
-        if setting.part != part or setting.seed in done or time.perf_counter() - began > seconds:
+        if (
+            setting.part != part
+            or setting.seed in {run.setting.seed for run in saved()}
+            or time.perf_counter() - began > seconds
+        ):
             continue
         run = train(setting)
         line = asdict(run)
