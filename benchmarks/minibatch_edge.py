@@ -27,11 +27,12 @@ run is *inside* if at least 3 of 6 disturbances persist or 2 of 3 times it is he
 *between* else, *diverged* if a loss exceeds 50 or is not finite. (From a pilot on other shapes and seeds: persistence
 alone does not see what noise holds down; it was 0.03 to 0.1 far from the edge, 0.1 to 0.3 in the run with which this
 began, about 1 with momentum and Adam at the linear boundary. `BatchWindow`'s level of 1 - noise / 2 is from it, too.)
-Muon's step does not shrink with a displacement, nor does a clipped one along the gradient: copies do not close up. For these parts the truth is the share of the last 600 steps that did not lower the loss of their own
-batch, *inside* from 0.3, *outside* up to 0.05.
+Muon's step does not shrink with a displacement, nor does a clipped one along the gradient: copies do not close up. For
+these parts the truth is the share of the last 600 steps that did not lower the loss of their own batch, *inside* from
+0.3, *outside* up to 0.05.
 
-**Changed after it was registered**, and no rule of the detector with it. After twelve of the calm runs: at a fiftieth of
-the rate SGD's disturbances have no time to die down in 160 steps and "persist" for no other reason; a calm run is
+**Changed after it was registered**, and no rule of the detector with it. After twelve of the calm runs: at a fiftieth
+of the rate SGD's disturbances have no time to die down in 160 steps and "persist" for no other reason; a calm run is
 outside by its rate. After two clipped runs, for the reason above: clipped runs were under copies, too.
 
 **Counts**: a false entry is an entry in a run outside, a miss a run inside that has not entered at the end, a flip an
