@@ -491,7 +491,7 @@ def test_the_steps_own_ratios_decide_only_where_no_threshold_is_known():
     calm = {"sharpness_ratio": 0.2, "directional_ratio": 1.0, "critical_sharpness": 1.0}
     assert names(replay([Measurement(k, 0, "p", "", calm) for k in range(20)])) == []
     batch = {"sharpness_ratio": 0.05, "batch_sharpness_ratio": 1.0}
-    assert names(replay([Measurement(k, 0, "p", "", batch) for k in range(20)])) == [("edge_of_stability_enter", 4)]
+    assert names(replay([Measurement(k, 0, "p", "", batch) for k in range(20)])) == [("edge_of_stability_enter", 2)]
     # An optimizer with a threshold takes over from one without.
     first = [Measurement(k, 0, "p", "", {"directional_ratio": 1.0}) for k in range(10)]
     swapped = replay([*first, *(Measurement(k, 0, "p", "", calm) for k in range(10, 20))])

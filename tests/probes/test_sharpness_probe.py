@@ -123,12 +123,14 @@ def test_the_batch_ratio_lies_between_the_plateaus_by_the_noise_of_the_parts(set
     optimizer = torch.optim.SGD(setting[0].parameters(), lr=0.1, momentum=0.9)
     values = Sharpness(batch_sharpness=10).measure(capture(setting, optimizer)).values[""]
     module, (x, y) = setting
-    gradients = [
-        hessian(lambda k=k: mse(module, (x[k : k + 10], y[k : k + 10])), module.parameters()).gradient
-        for k in range(0, 40, 10)
+    parts = [
+        hessian(lambda k=k: mse(module, (x[k : k + 10], y[k : k + 10])), module.parameters()) for k in range(0, 40, 10)
     ]
-    shared = sum(float(a @ b) for a, b in itertools.pairwise(gradients)) / 3
-    noise = 1 - shared / (sum(float(g @ g) for g in gradients) / 4)
+    elsewhere = [
+        float((here.gradient @ (before @ here.gradient)) / (here.gradient @ (here @ here.gradient)))
+        for before, here in itertools.pairwise(parts)
+    ]
+    noise = 1 - sum(elsewhere) / 3
     assert values["batch_noise"] == pytest.approx(noise)
     small, large = (values["batch_sharpness"] * 0.1 / 2 / (1 + sign * 0.9) for sign in (-1, 1))
     assert values["batch_sharpness_ratio"] == pytest.approx(noise * small + (1 - noise) * large)

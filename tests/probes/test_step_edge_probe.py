@@ -11,7 +11,7 @@ from torch import nn
 from lightning_topo import Sharpness
 from lightning_topo.demo import digits
 from lightning_topo.loops import TopologyWatch
-from lightning_topo.probes import BatchLoss, Capture, Clouds
+from lightning_topo.probes import BatchLoss, Capture, Clouds, StepEdge
 from lightning_topo.probes.batch_window import BatchWindow, SeenBatch
 from lightning_topo.stability import curvature_batch_sharpness, curvature_elsewhere, hessian, parameter_thresholds
 
@@ -52,14 +52,14 @@ def momentum(params):
     return torch.optim.SGD(params, lr=0.02, momentum=0.9)
 
 
-def test_small_batches_have_a_ratio_by_default_and_full_ones_have_none(tmp_path):
+def test_small_batches_have_a_ratio_by_default_and_batches_that_are_all_alike_have_no_noise(tmp_path):
     small = of(watched(tmp_path / "small", momentum)[0], "step_edge")
-    assert list(small) == [8, 12]  # at step 4 only one batch was recorded
+    assert list(small) == [4, 8, 12]
     for values in small.values():
-        assert 0.0 < values["batch_sharpness_ratio"] < 1.0
+        assert 0.0 < values["batch_sharpness_ratio"] < 2.0
         assert 0.0 <= values["batch_noise"] <= 1.0
     full = of(watched(tmp_path / "full", momentum, batch=64, steps=4)[0], "step_edge")
-    assert not any("batch_sharpness_ratio" in values for values in full.values())
+    assert all(values["batch_noise"] == pytest.approx(0.0, abs=1e-4) for values in full.values())
 
 
 def test_the_ratio_of_the_last_batches_is_that_of_their_curvature():
@@ -81,7 +81,7 @@ def test_the_ratio_of_the_last_batches_is_that_of_their_curvature():
     found = curvature_batch_sharpness(one, thresholds)
     seen = [SeenBatch(found.value, found.small, found.large, share) for share in (0.25, 0.75)]
     window = BatchWindow().followed_by(seen)
-    assert window.ratio == pytest.approx(0.5 * found.small + 0.5 * found.large)
+    assert window.ratio == pytest.approx((0.5 * found.small + 0.5 * found.large) / 0.75)
     assert BatchWindow().followed_by(seen * 20).count == 40
     assert len(BatchWindow().followed_by(seen * 20).batches) < 20
 
@@ -121,8 +121,9 @@ def test_muon_beside_adamw_is_found_at_its_edge(tmp_path):
         matrices = [p for p in params if p.ndim == 2]
         return [torch.optim.Muon(matrices, lr=0.05), torch.optim.AdamW([p for p in params if p.ndim == 1], lr=1e-3)]
 
-    lines, watch = watched(tmp_path, both, steps=120, batch=64, every=5)
-    assert all("sharpness" in values for values in of(lines, "sharpness").values())
+    probes = [Sharpness(every_n_steps=30), StepEdge(every_n_steps=4)]
+    lines, watch = watched(tmp_path, both, steps=64, batch=64, probes=probes)
+    assert [values["converged"] for values in of(lines, "sharpness").values()] == [1.0, 1.0]
     (entered,) = (e for e in watch.watch.events if e.name == "edge_of_stability_enter")
     assert "source: directional" in entered.message or "source: critical" in entered.message
 
@@ -183,6 +184,9 @@ def test_bad_input_is_a_recorded_skip_with_its_reason_and_training_goes_on(tmp_p
     lines, failed = train("zero", lambda net, step: 0.0 * squared(net, rows))
     assert not failed
     assert all(values["sharpness"] == 0.0 for values in of(lines, "sharpness").values())
+    lines, failed = train("constant", lambda net, step: squared(net, rows).detach())
+    assert not of(lines, "sharpness")
+    assert any("depends on a parameter" in reason for reason in failed)
     lines, failed = train("nan", lambda net, step: squared(net, rows) * (math.nan if step >= 2 else 1.0))
     assert list(of(lines, "sharpness")) == [2]
     assert any("finite" in reason for reason in failed)

@@ -29,7 +29,7 @@ def step(scales, model, optimizer, batches, *, factor=1.0, scaling=1.0, between=
     after = norm(model)
     optimizer.step()
     scales.stepped(optimizer)
-    return after / before
+    return after / before if before else 1.0
 
 
 def norm(model):
