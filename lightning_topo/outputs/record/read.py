@@ -43,6 +43,7 @@ from lightning_topo.phases import EventName, Replay, Severity, TopologyEvent
 from lightning_topo.quantities import COVERAGE_STATES
 
 LINE_KEYS = ("step", "epoch", "probe", "group", "reference_step", N_MERGED)
+_PLACE = frozenset(LINE_KEYS)
 _LARGEST_STEP = 1 << 53
 
 _T = TypeVar("_T")
@@ -216,9 +217,12 @@ def measurement_of(line: Line) -> Measurement:
     where = _checked(line, step=int, epoch=int, probe=str, group=str)
     if len(line) > MOST_VALUES or max(map(len, line)) > LONGEST_NAME:
         raise ValueError("more values, or longer names, than a probe has")
-    return Measurement(
-        **where, values={name: _number(name, value) for name, value in line.items() if name not in LINE_KEYS}
-    )
+    values = {
+        name: value if type(value) is float else _number(name, value)
+        for name, value in line.items()
+        if name not in _PLACE
+    }
+    return Measurement(**where, values=values)
 
 
 def _number(name: str, value: Any) -> float:
