@@ -9,7 +9,7 @@ from lightning_topo.figures.coverage import stretches
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.outputs.record.bins import COVERAGE, Bins
 from lightning_topo.outputs.record.branch import REWIND, rewind_floors
-from lightning_topo.outputs.record.jsonl import LineReader, decoded
+from lightning_topo.outputs.record.jsonl import LineReader, decoded, find_lines
 from lightning_topo.outputs.record.layout import EVENTS, HISTORY, MEASUREMENTS, read_header
 from lightning_topo.outputs.record.limits import (
     MOST_BYTES,
@@ -17,6 +17,7 @@ from lightning_topo.outputs.record.limits import (
     MOST_LINES,
     MOST_NAMES,
     MOST_SERIES,
+    MOST_UNREADABLE,
     check,
 )
 from lightning_topo.outputs.record.network import NetworkTally
@@ -125,9 +126,7 @@ def _up_to_date(reading: _R | None, afresh: Callable[[int], _R], whole: bool) ->
             reading = None
         else:
             return reading
-    reading = afresh(_MOST_RESTARTS)
-    reading.read_on(whole=whole)
-    return reading
+    raise ValueError("expected a record that stands still while it is read, got one that goes back again and again")
 
 
 class _Floors:
@@ -140,13 +139,12 @@ class _Floors:
         if path.is_file():
             check(f"bytes in {path.name}", MOST_BYTES, path.stat().st_size)
         found: list[tuple[int, int | None]] = []
-        for i, text in enumerate(LineReader(path).read_on(whole=True)):
-            check(f"lines in {path.name}", MOST_LINES, i + 1)
-            if i >= n_header and REWIND.encode() in text:
+        for i, text in find_lines(path, REWIND.encode()):
+            if i >= n_header and text:
                 found.append((i, step_of_rewind(text)))
-            if not self.is_covered and b'"coverage"' in text:
-                self.is_covered = decoded(text).get("probe") == COVERAGE
-            self.n_seen = i + 1
+            self.n_seen = i
+        check(f"lines in {path.name}", MOST_LINES, self.n_seen)
+        self.is_covered = any(decoded(text).get("probe") == COVERAGE for _, text in find_lines(path, b'"coverage"'))
         self._floors = rewind_floors(found)
 
     def is_abandoned(self, i: int, step: int) -> bool:
@@ -182,7 +180,6 @@ class _Measured:
             i = self.lines.n_read - 1
             if i < self._n_header:
                 continue
-            check(f"lines in {self._path.name}", MOST_LINES, i + 1)
             try:
                 m = measurement_of(decoded(text))
                 if m.probe == PROBE:
@@ -190,11 +187,14 @@ class _Measured:
                     continue
             except UNREADABLE:
                 self.n_unreadable += 1
+                check("lines that cannot be read", MOST_UNREADABLE, self.n_unreadable)
                 continue
+            is_new = i >= self._floors.n_seen
+            if is_new and (m.probe == REWIND or (m.probe == COVERAGE and not self.teller.is_covered)):
+                raise _Stale  # it bears on lines that were read before
             if m.probe == REWIND:
-                if i >= self._floors.n_seen:
-                    raise _Stale
-            elif self._floors.is_abandoned(i, m.step):
+                continue
+            if self._floors.is_abandoned(i, m.step):
                 self.n_abandoned += 1
             elif m.step < self._until and (self._superseded is None or i not in self._superseded):
                 self._take(m)
@@ -286,11 +286,11 @@ class _Happened:
             i = self.lines.n_read - 1
             if i < self._n_header:
                 continue
-            check(f"lines in {EVENTS}", MOST_LINES, i + 1)
             try:
                 event = event_of(decoded(text))
             except UNREADABLE:
                 self.n_unreadable += 1
+                check("lines that cannot be read", MOST_UNREADABLE, self.n_unreadable)
                 continue
             if event.name is EventName.REWIND and i >= self._floors.n_seen:
                 raise _Stale

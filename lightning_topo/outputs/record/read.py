@@ -17,7 +17,7 @@ from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.notebook import RecordViews
 from lightning_topo.outputs.record.archive import read_arrays
 from lightning_topo.outputs.record.branch import REWIND, rewind_floors
-from lightning_topo.outputs.record.jsonl import Line, read_objects
+from lightning_topo.outputs.record.jsonl import Line, find_lines, read_objects
 from lightning_topo.outputs.record.layout import (
     EVENTS,
     HISTORY,
@@ -34,6 +34,7 @@ from lightning_topo.outputs.record.limits import (
     MOST_CAPTURES,
     MOST_GROUPS,
     MOST_LINES,
+    MOST_UNREADABLE,
     MOST_VALUES,
     RecordTooLarge,
     check,
@@ -111,6 +112,9 @@ def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
     if not (folder / MEASUREMENTS).is_file():
         raise FileNotFoundError(f"expected a run folder with {MEASUREMENTS}, found none in {folder}")
     header = read_header(folder / MEASUREMENTS)
+    for name in (MEASUREMENTS, EVENTS):
+        for n_lines, _ in find_lines(folder / name):
+            check(f"lines in {name}", MOST_LINES, n_lines)
     measured = _measurements(islice(read_objects(folder / MEASUREMENTS), 1, None))
     happened = _events(islice(read_objects(folder / EVENTS), 1, None))
     # A copy of what another run has recorded: its own rewinds were left out as it was made.
@@ -154,7 +158,6 @@ def _measurements(lines: Iterable[Line]) -> _Lines[Measurement]:
     n_unreadable, gone = 0, None
     groups: set[str] = set()
     for i, line in enumerate(lines):
-        check(f"lines in {MEASUREMENTS}", MOST_LINES, i + 1)
         try:
             m = measurement_of(line)
             groups.add(m.group)
@@ -171,6 +174,7 @@ def _measurements(lines: Iterable[Line]) -> _Lines[Measurement]:
             raise
         except UNREADABLE:
             n_unreadable += 1
+            check("lines that cannot be read", MOST_UNREADABLE, n_unreadable)
     found, n_abandoned = _live(list(kept.values()), rewinds)
     return _Lines(found, n_unreadable, n_abandoned, gone)
 
@@ -180,7 +184,6 @@ def _events(lines: Iterable[Line]) -> _Lines[TopologyEvent]:
     rewinds: list[tuple[int, int | None]] = []
     n_unreadable = 0
     for i, line in enumerate(lines):
-        check(f"lines in {EVENTS}", MOST_LINES, i + 1)
         try:
             event = event_of(line)
             if event.name is EventName.REWIND:
