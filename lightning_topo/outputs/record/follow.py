@@ -146,6 +146,12 @@ class _Floors:
         check(f"lines in {path.name}", MOST_LINES, self.n_seen)
         self.is_covered = any(decoded(text).get("probe") == COVERAGE for _, text in find_lines(path, b'"coverage"'))
         self._floors = rewind_floors(found)
+        self._known = {i for i, step in found if step is not None}
+
+    def must_know(self, i: int) -> None:
+        """Raise `_Stale` where line `i`, a rewind, was not there yet: it bears on lines that were read before."""
+        if i not in self._known:
+            raise _Stale
 
     def is_abandoned(self, i: int, step: int) -> bool:
         """Whether line `i`, of `step`, is: to be asked for one line after the other."""
@@ -189,11 +195,11 @@ class _Measured:
                 self.n_unreadable += 1
                 check("lines that cannot be read", MOST_UNREADABLE, self.n_unreadable)
                 continue
-            is_new = i >= self._floors.n_seen
-            if is_new and (m.probe == REWIND or (m.probe == COVERAGE and not self.teller.is_covered)):
-                raise _Stale  # it bears on lines that were read before
             if m.probe == REWIND:
+                self._floors.must_know(i)
                 continue
+            if m.probe == COVERAGE and not self.teller.is_covered and i >= self._floors.n_seen - 1:
+                raise _Stale  # it tells by which rule all is told
             if self._floors.is_abandoned(i, m.step):
                 self.n_abandoned += 1
             elif m.step < self._until and (self._superseded is None or i not in self._superseded):
@@ -292,8 +298,8 @@ class _Happened:
                 self.n_unreadable += 1
                 check("lines that cannot be read", MOST_UNREADABLE, self.n_unreadable)
                 continue
-            if event.name is EventName.REWIND and i >= self._floors.n_seen:
-                raise _Stale
+            if event.name is EventName.REWIND:
+                self._floors.must_know(i)
             if self._floors.is_abandoned(i, event.step):
                 self.n_abandoned += 1
             else:
