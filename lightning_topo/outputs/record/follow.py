@@ -38,6 +38,7 @@ _LARGE_SHARE = 0.75
 _MOST_IN_DETAIL = 128
 _FEWEST_BINS = 8
 _MOST_RESTARTS = 3
+_MOST_PLACES = 1 << 28
 
 
 class RecordFollower:
@@ -179,6 +180,7 @@ class _Measured:
         self._names: dict[str, str] = {}
         self._n_kept_values = 0
         self._last_ratio_step = -1
+        self._ratio_steps = _Places()
 
     def read_on(self, *, whole: bool) -> None:
         """Take in what was appended; raises `_Stale` where what came before must be read again."""
@@ -233,8 +235,13 @@ class _Measured:
             check("names of values", MOST_NAMES, len(self._names))
         ratio = m.values.get("critical_ratio")
         if ratio is not None and ratio == ratio:
-            self.n_ratio_steps += m.step > self._last_ratio_step
-            self._last_ratio_step = max(self._last_ratio_step, m.step)
+            if m.step > self._last_ratio_step:
+                self.n_ratio_steps += 1
+                self._last_ratio_step = m.step
+            elif self._may_go_back and m.step not in self._ratio_steps:
+                self.n_ratio_steps += 1
+            if self._may_go_back:
+                self._ratio_steps.add(m.step)
             if ratio > self._peaks.get(m.group, -1.0):
                 self._peaks[m.group] = ratio
         self.teller.take(m)
@@ -341,12 +348,14 @@ def _superseded(path: Path) -> "_Places":
 
 
 class _Places:
-    """A set of line numbers, a bit each."""
+    """A set of line numbers or steps, a bit each; of the largest nothing is known."""
 
     def __init__(self) -> None:
         self._bits = bytearray()
 
     def add(self, i: int) -> None:
+        if i >= _MOST_PLACES:
+            return
         if i // 8 >= len(self._bits):
             self._bits.extend(bytes(i // 8 + 1 - len(self._bits) + 1024))
         self._bits[i // 8] |= 1 << i % 8
