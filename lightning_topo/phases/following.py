@@ -14,6 +14,7 @@ from lightning_topo.phases.event import TopologyEvent
 from lightning_topo.phases.phase import Phase
 from lightning_topo.phases.rules import PhaseRules
 from lightning_topo.phases.state import DetectorState
+from lightning_topo.quantities import quantity
 
 Observe = Callable[[DetectorState, Measurement, PhaseRules], tuple[DetectorState, tuple[TopologyEvent, ...]]]
 Change = tuple[int, Phase]
@@ -58,13 +59,22 @@ class PhaseFollower:
         self._broken: set[str] = set()
         self._uncertified: set[str] = set()
         self._shared = _Shared()
+        self._settled: dict[str, tuple[float | None, ...]] = {}
+        self._plain: dict[tuple[str, ...], bool] = {}
 
     def take(self, measurement: Measurement) -> tuple[TopologyEvent, ...]:
         """Take in one measurement; the events that it made."""
         group = measurement.group
         before = self._states.get(group) or DetectorState()
+        quiet = self._quiet_key(measurement)
+        if quiet is not None and self._settled.get(group) == quiet:
+            return ()  # it has changed nothing the last time, and so it does again
         state, events = self._observe(before, measurement, self._rules)
         self._states[group] = state
+        if quiet is not None and not events and state == before:
+            self._settled[group] = quiet
+        else:
+            self._settled.pop(group, None)
         if group not in self._changes:
             self._changes[group] = []
         _keep_if(self._broken, group, group in state.breakdowns)
@@ -83,6 +93,21 @@ class PhaseFollower:
         for each in changed:
             self._note(each, measurement.step)
         return events
+
+    def _quiet_key(self, measurement: Measurement) -> tuple[float | None, ...] | None:
+        """All that the detector reads of a step that no neuron was torn or merged in; None of any other measurement."""
+        values = measurement.values
+        if measurement.group == GLOBAL or not values.get("critical_ratio", _INF) < self._rules.critical_ratio:
+            return None
+        names = tuple(values)
+        reads_no_more = self._plain.get(names)
+        if reads_no_more is None:
+            reads_no_more = measurement.probe != "coverage" and not any(map(_is_read, names))
+            if len(self._plain) < _MOST_PLAIN:
+                self._plain[names] = reads_no_more
+        if not reads_no_more:
+            return None
+        return values.get("distinct_neurons"), values.get("total_contraction") == 0.0
 
     @property
     def phases(self) -> dict[str, tuple[Change, ...]]:
@@ -121,6 +146,19 @@ class PhaseFollower:
 
 
 _FRESH = DetectorState()
+_INF = float("inf")
+_MOST_PLAIN = 1000
+_IN_THE_KEY = ("critical_ratio", "distinct_neurons", "total_contraction")
+
+
+def _is_read(name: str) -> bool:
+    """Whether the detector may read a group's value of this name, which `_quiet_key` does not hold."""
+    if name in _IN_THE_KEY:
+        return False
+    row = quantity(name)
+    if row is None:
+        return name.startswith(("betti", "log_bottleneck"))
+    return row.probe != "distortion" or name == "twins_split"
 
 
 def width_for(first: int, last: int, n_columns: int) -> int:

@@ -206,7 +206,7 @@ def write_hostile(folder: Path, seed: int) -> tuple[str, ...]:
     """A hostile record of this seed; what is wrong with it, by name."""
     draw = random.Random(seed)
     folder.mkdir(parents=True)
-    header: Line = {"schema": 1, "run_id": draw.choice(["a" * 32, "", "r" * 10**6, "</script>"])}
+    header: Line = {"schema": 1, "run_id": draw.choice(["a" * 32] * 12 + ["", "r" * 10**6, "</script>"])}
     if draw.random() < 0.2:
         header["parent"] = {"run_id": "p", "step": draw.choice([5, -1, 2**60, "x"])}
     kinds = draw.sample(LINES, draw.randrange(0, 3))

@@ -39,6 +39,15 @@ def a_training(draw):
     kinds = st.one_of(
         lines("distortion", GROUPS, critical_ratio=NUMBERS),
         lines("distortion", GROUPS, distinct_neurons=NUMBERS),
+        lines(
+            "distortion",
+            GROUPS,
+            critical_ratio=st.sampled_from([0.1, 0.2, 1.5]),
+            distinct_neurons=st.sampled_from([7.0, 8.0]),
+            total_contraction=st.sampled_from([0.0, 0.5]),
+            twins_split=st.sampled_from([0.0, 1.0]),
+        ),
+        lines("distortion", GROUPS, critical_ratio=st.just(0.1), contraction=NUMBERS, distinct_neurons=st.just(8.0)),
         lines("sharpness", st.just(""), sharpness_ratio=NUMBERS),
         lines("sharpness", st.just(""), eta_lambda=NUMBERS),
         lines("training", st.just(""), loss=NUMBERS),

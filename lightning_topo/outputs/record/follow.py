@@ -10,7 +10,7 @@ from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.outputs.record.about import read_about
 from lightning_topo.outputs.record.bins import COVERAGE, Bins
 from lightning_topo.outputs.record.branch import REWIND, rewind_floors
-from lightning_topo.outputs.record.jsonl import LineReader, decoded
+from lightning_topo.outputs.record.jsonl import LineReader, decoded, find_lines
 from lightning_topo.outputs.record.layout import EVENTS, HISTORY, MEASUREMENTS, read_header
 from lightning_topo.outputs.record.limits import (
     MOST_BYTES,
@@ -18,6 +18,7 @@ from lightning_topo.outputs.record.limits import (
     MOST_LINES,
     MOST_NAMES,
     MOST_SERIES,
+    MOST_UNREADABLE,
     check,
 )
 from lightning_topo.outputs.record.network import NetworkTally
@@ -38,6 +39,7 @@ _LARGE_SHARE = 0.75
 _MOST_IN_DETAIL = 128
 _FEWEST_BINS = 8
 _MOST_RESTARTS = 3
+_MOST_PLACES = 1 << 28
 
 
 class RecordFollower:
@@ -127,9 +129,7 @@ def _up_to_date(reading: _R | None, afresh: Callable[[int], _R], whole: bool) ->
             reading = None
         else:
             return reading
-    reading = afresh(_MOST_RESTARTS)
-    reading.read_on(whole=whole)
-    return reading
+    raise ValueError("expected a record that stands still while it is read, got one that goes back again and again")
 
 
 class _Floors:
@@ -142,14 +142,19 @@ class _Floors:
         if path.is_file():
             check(f"bytes in {path.name}", MOST_BYTES, path.stat().st_size)
         found: list[tuple[int, int | None]] = []
-        for i, text in enumerate(LineReader(path).read_on(whole=True)):
-            check(f"lines in {path.name}", MOST_LINES, i + 1)
-            if i >= n_header and REWIND.encode() in text:
+        for i, text in find_lines(path, REWIND.encode()):
+            if i >= n_header and text:
                 found.append((i, step_of_rewind(text)))
-            if not self.is_covered and b'"coverage"' in text:
-                self.is_covered = decoded(text).get("probe") == COVERAGE
-            self.n_seen = i + 1
+            self.n_seen = i
+        check(f"lines in {path.name}", MOST_LINES, self.n_seen)
+        self.is_covered = any(decoded(text).get("probe") == COVERAGE for _, text in find_lines(path, b'"coverage"'))
         self._floors = rewind_floors(found)
+        self._known = {i for i, step in found if step is not None}
+
+    def must_know(self, i: int) -> None:
+        """Raise `_Stale` where line `i`, a rewind, was not there yet: it bears on lines that were read before."""
+        if i not in self._known:
+            raise _Stale
 
     def is_abandoned(self, i: int, step: int) -> bool:
         """Whether line `i`, of `step`, is: to be asked for one line after the other."""
@@ -177,6 +182,7 @@ class _Measured:
         self._names: dict[str, str] = {}
         self._n_kept_values = 0
         self._last_ratio_step = -1
+        self._ratio_steps = _Places()
 
     def read_on(self, *, whole: bool) -> None:
         """Take in what was appended; raises `_Stale` where what came before must be read again."""
@@ -184,7 +190,6 @@ class _Measured:
             i = self.lines.n_read - 1
             if i < self._n_header:
                 continue
-            check(f"lines in {self._path.name}", MOST_LINES, i + 1)
             try:
                 m = measurement_of(decoded(text))
                 if m.probe == PROBE:
@@ -192,11 +197,14 @@ class _Measured:
                     continue
             except UNREADABLE:
                 self.n_unreadable += 1
+                check("lines that cannot be read", MOST_UNREADABLE, self.n_unreadable)
                 continue
             if m.probe == REWIND:
-                if i >= self._floors.n_seen:
-                    raise _Stale
-            elif self._floors.is_abandoned(i, m.step):
+                self._floors.must_know(i)
+                continue
+            if m.probe == COVERAGE and not self.teller.is_covered and i >= self._floors.n_seen - 1:
+                raise _Stale  # it tells by which rule all is told
+            if self._floors.is_abandoned(i, m.step):
                 self.n_abandoned += 1
             elif m.step < self._until and (self._superseded is None or i not in self._superseded):
                 self._take(m)
@@ -229,8 +237,13 @@ class _Measured:
             check("names of values", MOST_NAMES, len(self._names))
         ratio = m.values.get("critical_ratio")
         if ratio is not None and ratio == ratio:
-            self.n_ratio_steps += m.step > self._last_ratio_step
-            self._last_ratio_step = max(self._last_ratio_step, m.step)
+            if m.step > self._last_ratio_step:
+                self.n_ratio_steps += 1
+                self._last_ratio_step = m.step
+            elif self._may_go_back and m.step not in self._ratio_steps:
+                self.n_ratio_steps += 1
+            if self._may_go_back:
+                self._ratio_steps.add(m.step)
             if ratio > self._peaks.get(m.group, -1.0):
                 self._peaks[m.group] = ratio
         self.teller.take(m)
@@ -288,14 +301,14 @@ class _Happened:
             i = self.lines.n_read - 1
             if i < self._n_header:
                 continue
-            check(f"lines in {EVENTS}", MOST_LINES, i + 1)
             try:
                 event = event_of(decoded(text))
             except UNREADABLE:
                 self.n_unreadable += 1
+                check("lines that cannot be read", MOST_UNREADABLE, self.n_unreadable)
                 continue
-            if event.name is EventName.REWIND and i >= self._floors.n_seen:
-                raise _Stale
+            if event.name is EventName.REWIND:
+                self._floors.must_know(i)
             if self._floors.is_abandoned(i, event.step):
                 self.n_abandoned += 1
             else:
@@ -337,12 +350,14 @@ def _superseded(path: Path) -> "_Places":
 
 
 class _Places:
-    """A set of line numbers, a bit each."""
+    """A set of line numbers or steps, a bit each; of the largest nothing is known."""
 
     def __init__(self) -> None:
         self._bits = bytearray()
 
     def add(self, i: int) -> None:
+        if i >= _MOST_PLACES:
+            return
         if i // 8 >= len(self._bits):
             self._bits.extend(bytes(i // 8 + 1 - len(self._bits) + 1024))
         self._bits[i // 8] |= 1 << i % 8

@@ -15,6 +15,7 @@ MAX_WAITING = 1 << 26
 """So many bytes of lines wait for room; of more, the oldest are lost, and counted."""
 
 _CHUNK = 1 << 16
+_BLOCK = 1 << 20
 
 Line = dict[str, Any]
 """One object, as decoded."""
@@ -186,6 +187,42 @@ class LineReader:
                 self._offset += length
                 self.n_read += 1
                 yield text if is_whole else b""
+
+
+def find_lines(path: Path, *words: bytes) -> Iterator[tuple[int, bytes]]:
+    """Each line that holds one of the words, with its number, at the speed of the disk; at last (number of lines, b"").
+
+    A line that is too long counts, and is not looked into.
+    """
+    n, begun, is_long = 0, b"", False
+    if path.is_file():
+        with path.open("rb") as file:
+            while chunk := file.read(_BLOCK):
+                end = chunk.rfind(b"\n") + 1
+                if end == 0:
+                    is_long = is_long or len(begun) + len(chunk) > MAX_LINE
+                    begun = b"" if is_long else begun + chunk
+                    continue
+                if is_long:  # what is left of it
+                    begun, chunk, end, n = b"", chunk[chunk.find(b"\n") + 1 :], end - chunk.find(b"\n") - 1, n + 1
+                block, begun, is_long = begun + chunk[:end], chunk[end:], False
+                yield from _found_in(block, n, words)
+                n += block.count(b"\n")
+    if begun or is_long:
+        yield from _found_in(begun, n, words)
+        n += 1
+    yield n, b""
+
+
+def _found_in(block: bytes, n: int, words: tuple[bytes, ...]) -> Iterator[tuple[int, bytes]]:
+    counted = 0
+    at = min((k for k in (block.find(word) for word in words) if k >= 0), default=-1)
+    while at >= 0:
+        begin, end = block.rfind(b"\n", 0, at) + 1, block.find(b"\n", at)
+        end = len(block) if end < 0 else end
+        n, counted = n + block.count(b"\n", counted, begin), begin
+        yield n, block[begin:end] if end - begin <= MAX_LINE else b""
+        at = min((k for k in (block.find(word, end) for word in words) if k >= 0), default=-1)
 
 
 def decoded(text: bytes) -> Line:

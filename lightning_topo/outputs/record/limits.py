@@ -4,6 +4,8 @@ MOST_BYTES = 1 << 32
 """Of lines, in one file."""
 MOST_LINES = 5_000_000
 """In one file."""
+MOST_UNREADABLE = 100_000
+"""Lines in one file that are no measurement."""
 MOST_GROUPS = 10_000
 """Of neurons."""
 MOST_SERIES = 50_000

@@ -18,7 +18,7 @@ from lightning_topo.notebook import RecordViews
 from lightning_topo.outputs.record.about import read_about
 from lightning_topo.outputs.record.archive import read_arrays
 from lightning_topo.outputs.record.branch import REWIND, rewind_floors
-from lightning_topo.outputs.record.jsonl import Line, read_objects
+from lightning_topo.outputs.record.jsonl import Line, find_lines, read_objects
 from lightning_topo.outputs.record.layout import (
     EVENTS,
     HISTORY,
@@ -35,6 +35,7 @@ from lightning_topo.outputs.record.limits import (
     MOST_CAPTURES,
     MOST_GROUPS,
     MOST_LINES,
+    MOST_UNREADABLE,
     MOST_VALUES,
     RecordTooLarge,
     check,
@@ -45,6 +46,7 @@ from lightning_topo.phases import EventName, Replay, Severity, TopologyEvent
 from lightning_topo.quantities import COVERAGE_STATES
 
 LINE_KEYS = ("step", "epoch", "probe", "group", "reference_step", N_MERGED)
+_PLACE = frozenset(LINE_KEYS)
 _LARGEST_STEP = 1 << 53
 
 _T = TypeVar("_T")
@@ -119,6 +121,9 @@ def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
     if not (folder / MEASUREMENTS).is_file():
         raise FileNotFoundError(f"expected a run folder with {MEASUREMENTS}, found none in {folder}")
     header = read_header(folder / MEASUREMENTS)
+    for name in (MEASUREMENTS, EVENTS):
+        for n_lines, _ in find_lines(folder / name):
+            check(f"lines in {name}", MOST_LINES, n_lines)
     measured = _measurements(islice(read_objects(folder / MEASUREMENTS), 1, None))
     happened = _events(islice(read_objects(folder / EVENTS), 1, None))
     # A copy of what another run has recorded: its own rewinds were left out as it was made.
@@ -163,7 +168,6 @@ def _measurements(lines: Iterable[Line]) -> _Lines[Measurement]:
     n_unreadable, gone = 0, None
     groups: set[str] = set()
     for i, line in enumerate(lines):
-        check(f"lines in {MEASUREMENTS}", MOST_LINES, i + 1)
         try:
             m = measurement_of(line)
             groups.add(m.group)
@@ -180,6 +184,7 @@ def _measurements(lines: Iterable[Line]) -> _Lines[Measurement]:
             raise
         except UNREADABLE:
             n_unreadable += 1
+            check("lines that cannot be read", MOST_UNREADABLE, n_unreadable)
     found, n_abandoned = _live(list(kept.values()), rewinds)
     return _Lines(found, n_unreadable, n_abandoned, gone)
 
@@ -189,7 +194,6 @@ def _events(lines: Iterable[Line]) -> _Lines[TopologyEvent]:
     rewinds: list[tuple[int, int | None]] = []
     n_unreadable = 0
     for i, line in enumerate(lines):
-        check(f"lines in {EVENTS}", MOST_LINES, i + 1)
         try:
             event = event_of(line)
             if event.name is EventName.REWIND:
@@ -226,9 +230,12 @@ def measurement_of(line: Line) -> Measurement:
     where = _checked(line, step=int, epoch=int, probe=str, group=str)
     if len(line) > MOST_VALUES or max(map(len, line)) > LONGEST_NAME:
         raise ValueError("more values, or longer names, than a probe has")
-    return Measurement(
-        **where, values={name: _number(name, value) for name, value in line.items() if name not in LINE_KEYS}
-    )
+    values = {
+        name: value if type(value) is float else _number(name, value)
+        for name, value in line.items()
+        if name not in _PLACE
+    }
+    return Measurement(**where, values=values)
 
 
 def _number(name: str, value: Any) -> float:

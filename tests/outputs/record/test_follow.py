@@ -3,16 +3,20 @@
 import json
 import math
 import shutil
+import tempfile
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lightning_topo.figures.coverage import of_network, stretches
 from lightning_topo.measurement import Measurement, StepState
 from lightning_topo.outputs.page import render_page
 from lightning_topo.outputs.page.model import Budget, run_view
 from lightning_topo.outputs.page.outcome import history
-from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordFollower, RecordWriter, read_record
+from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordFollower, RecordWriter, jsonl, read_record
 from lightning_topo.outputs.record.bins import Bins, join
 from tests.outputs.driving import drive
 from tests.outputs.page.synthetic import demo_run, hostile_run
@@ -185,3 +189,22 @@ def test_bins_keep_the_first_and_the_newest_as_they_were():
     assert len(kept) <= 42
     assert min(m.values["contraction"] for m in kept[1:]) == 1.0 / 999
     assert join(kept[1], kept[2]).step == 1
+
+
+@given(
+    st.lists(st.sampled_from([b"\n", b"rewind", b"x" * 7, b"x" * 50, b"coverage", b"ab"]), max_size=40),
+    st.integers(1, 70),
+)
+def test_the_quick_search_counts_lines_as_the_reader_does(parts, block):
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(jsonl, "_BLOCK", block)
+        patch.setattr(jsonl, "MAX_LINE", 40)
+        patch.setattr(jsonl, "_CHUNK", 8)
+        path = Path(folder) / "lines"
+        path.write_bytes(b"".join(parts))
+        lines = list(jsonl.LineReader(path).read_on(whole=True))
+        *found, (n, _) = jsonl.find_lines(path, b"rewind", b"coverage")
+        assert n == len(lines)
+        expected = [(i, line.rstrip(b"\n")) for i, line in enumerate(lines) if b"rewind" in line or b"coverage" in line]
+        # A line that is too long comes without its text, if at all.
+        assert [(i, text) for i, text in found if text] == [e for e in expected if len(e[1]) < 40]
