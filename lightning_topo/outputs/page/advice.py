@@ -24,6 +24,8 @@ _BLOWN_UP = 1.5
 """From where the loss is so many times its first value on, what is measured is a consequence, not a cause."""
 _FEW_LOSSES = 40
 """Of fewer steps nobody can say whether the loss has fallen."""
+_NOISE = 0.01
+"""A loss that has changed by less than this share has not fallen."""
 _CALM = 0.7
 """A warm-up is enough where r stays below this at the full learning rate."""
 
@@ -52,7 +54,7 @@ class Evidence:
     def has_learned(self) -> bool:
         """Whether the loss has fallen, as far as anything is known of it."""
         first, last = self.first_loss, self.last_loss
-        return first is None or last is None or len(self.losses) < _FEW_LOSSES or last < first
+        return first is None or last is None or len(self.losses) < _FEW_LOSSES or last < first - _NOISE * abs(first)
 
     @property
     def sound_until(self) -> float:
@@ -160,9 +162,9 @@ def _after_failure(evidence: Evidence, step: int) -> Advice:
     # What the failure itself has made of neurons and curvature says nothing of how it began.
     before = {s: r for s, r in evidence.ratios.items() if s <= end}
     edges = {s: e for s, e in evidence.edges.items() if s < end}
-    base = HALF if evidence.has_learned else FAILED
-    factors, reasons = [base], []
     first, last = evidence.first_loss, evidence.last_loss
+    base = HALF if evidence.has_learned and last is not None and math.isfinite(last) else FAILED
+    factors, reasons = [base], []
     if first is not None and last is not None and math.isfinite(last) and last >= first:
         reasons.append(f"The loss has not fallen: {first:.3g} at first, {last:.3g} at the end.")
     if before and max(before.values()) >= 1.0:

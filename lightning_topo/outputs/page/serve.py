@@ -43,7 +43,7 @@ def page_server(dirpath: Path, port: int = 0, every: float = 10.0) -> ThreadingH
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             # A stranger's page that has a name of its own lead here is not told anything.
-            host = (self.headers.get("Host") or "").rpartition(":")[0]
+            host = (self.headers.get("Host") or "").partition(":")[0]
             if self.path != "/" or host not in ("127.0.0.1", "localhost"):
                 self.send_error(404)
                 return
