@@ -60,8 +60,10 @@ class Setting:
 def reproductions() -> Iterator[Setting]:
     """Each effect beside its control, three seeds each."""
     for seed in range(3):
-        for init in (1.0, 1e-3):
-            yield Setting("condensation", f"initialised at {init:g}", 0.5, seed, init=init, width=128, steps=600)
+        for activation in ("tanh", "relu"):
+            for init in (1.0, 1e-3):
+                family = f"{activation}, initialised at {init:g}"
+                yield Setting("condensation", family, 0.5, seed, activation, init, width=128)
         for lr, noise in ((0.01, 0.0), (0.01, 1.0), (0.1, 0.0), (0.1, 1.0)):
             family = f"lr {lr:g}, label noise {noise:g}"
             yield Setting("collapse", family, lr, seed, "relu", label_noise=noise, batch=10, steps=6000)
@@ -154,6 +156,7 @@ def outcome(setting: Setting, found: dict[str, Any]) -> dict[str, Any]:
     line: dict[str, Any] = asdict(setting) | {"first": fates[0], "last": fates[-1]}
     line["finite"] = len(found["losses"]) == setting.steps and math.isfinite(found["losses"][-1])
     line["least_independent"] = min(fate["independent"] for fate in fates)
+    line["least_clusters"] = min(fate["clusters"] for fate in fates)
     line["merged_at"] = merged_at(fates, setting.width)
     if setting.part == "study":
         line["r_at"] = next((k for k, r in enumerate(found["ratios"], 1) if r >= 1.0), None)
@@ -209,16 +212,19 @@ def _ends(
     for line in lines:
         if line["part"] == part:
             rows.setdefault(line["family"], []).append(line)
-    more = f" {also[1]} at the end |" if also else ""
+    least = f"least_{name}"
+    has_least = any(least in line for line in lines if line["part"] == part)
+    more = " the least in between |" * has_least + (f" {also[1]} at the end |" if also else "")
     head = [
         f"| {part} | neurons | {title} at the start | at the end, each seed |{more}",
-        "|---|---|---|---|" + "---|" * bool(also),
+        "|---|---|---|---|" + "---|" * (has_least + bool(also)),
     ]
     for family, found in rows.items():
         first = ", ".join(f"{line['first'][name]:.0f}" for line in found)
         last = ", ".join(f"{line['last'][name]:.0f}" + ("" if line["finite"] else " (diverged)") for line in found)
         beside = [f"{line['last'][also[0]]:.0f}" for line in found] if also else []
-        other = f" {', '.join(beside)} |" if also else ""
+        other = f" {', '.join(f'{line[least]:.0f}' for line in found)} |" if has_least else ""
+        other += f" {', '.join(beside)} |" if also else ""
         head.append(f"| {family} | {found[0]['width']} | {first} | {last} |{other}")
     return "\n".join(head)
 

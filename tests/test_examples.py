@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from examples import concepts, gallery, hold_at_critical, modular_addition, stop_on_breakdown
-from lightning_topo import read_record
+from lightning_topo import persistence, read_record
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -61,9 +62,12 @@ def test_the_learning_rate_is_held_at_the_multiple(tmp_path, multiple, free):
 
 def test_an_embedding_that_learns_to_add_bends_into_loops(tmp_path):
     model, record, right = modular_addition.train(400, tmp_path / "topology")
-    first, *_, last = modular_addition.loops(record).values()
+    *_, last = modular_addition.loops(record).values()
     assert right > 0.9
-    assert first < 1.2 < 1.5 < last
+    assert last > 1.5
+    for seed in range(5):  # as many points at random have no such loop
+        bars = persistence(torch.randn(23, 4, generator=torch.Generator().manual_seed(seed)))[1]
+        assert (bars.deaths / bars.births).max() < 1.5
     assert sum(modular_addition.spectrum(model)[:2]) > 0.9
     assert {"tok_emb.rows", "hidden"} <= set(record.groups)
 

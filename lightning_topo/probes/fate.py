@@ -67,7 +67,8 @@ class Fate:
                 cloud = capture.neurons[group.name]
                 columns = incoming_columns(group, capture.module, cloud.shape[1], capture.optimizers)
                 values[group.name] = self._of_group(cloud, group, columns)
-                if capture.previous is None and (first := capture.reference.get(group.name)) is not None:
+                first = capture.reference.get(group.name) if capture.previous is None else None
+                if first is not None and first.shape == cloud.shape:
                     values[group.name] |= _at_start(self._of_group(first, group, columns))
             except (ValueError, TypeError) as error:
                 failures[group.name] = str(error)

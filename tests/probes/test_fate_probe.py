@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from lightning_topo.geometry import neuron_fate
 from lightning_topo.neurons import NeuronGroup, ParamSlice, find_neuron_groups
-from lightning_topo.probes import Capture, Clouds, Fate
+from lightning_topo.probes import Capture, Clouds, Fate, ProbeResult
 from lightning_topo.probes.fate import incoming_columns
 
 
@@ -36,9 +37,26 @@ def test_values_are_those_of_the_group_and_clusters_those_of_its_incoming_weight
             "effective_neurons": expected.effective_neurons,
             "largest_multiplicity": expected.largest_multiplicity,
             "measured_neurons": 8,
+            "vanishing_neurons_at_start": expected.vanishing_neurons,
+            "aligned_clusters_at_start": expected.aligned_clusters,
         }
     }
     assert result.failures == {}
+
+
+def test_the_first_capture_also_counts_the_neurons_as_they_were_when_training_began():
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    groups = find_neuron_groups(model, torch.randn(4, 3))
+    now = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+    began = now.clone()
+    began[:5] = 0.0
+    first = replace(capture(groups, dict(model.named_parameters()), model), neurons={"0": now}, reference={"0": began})
+    values = Fate().measure(first).values["0"]
+    assert (values["vanishing_neurons"], values["vanishing_neurons_at_start"]) == (0, 5)
+    later = replace(first, previous=ProbeResult())
+    assert "vanishing_neurons_at_start" not in Fate().measure(later).values["0"]
+    thawed = replace(first, reference={"0": began[:, :4]})
+    assert "vanishing_neurons_at_start" not in Fate().measure(thawed).values["0"]
 
 
 def test_incoming_weights_of_blocks_and_of_frozen_parameters():
