@@ -99,7 +99,7 @@ class TopologyMonitor(Callback):
 
     @property
     def events(self) -> Sequence[TopologyEvent]:
-        """What has happened in the present or last fit, oldest first."""
+        """The events of the present or last fit, oldest first."""
         return () if self.watch is None else self.watch.events
 
     @property

@@ -22,7 +22,7 @@ class Watched:
 
     @property
     def events(self) -> Sequence[TopologyEvent]:
-        """What has happened, oldest first."""
+        """The events so far, oldest first."""
         return () if self.watch is None else self.watch.events
 
     @property
