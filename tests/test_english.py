@@ -1,9 +1,14 @@
 """Plain English: constructions that were found, rewritten, and must not come back."""
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+
+import lightning_topo
+import lightning_topo.metrics
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,3 +54,25 @@ def texts():
 def test_no_text_speaks_in_riddles(riddle, texts):
     assert len(TEXTS) > 200
     assert not [name for name, text in texts.items() if re.search(riddle, text)]
+
+
+def exported():
+    """Every class and function that a public package exports, with the members of the classes."""
+    pages = (ROOT / "docs" / "reference-packages.md").read_text()
+    modules = [lightning_topo, lightning_topo.metrics]
+    modules += map(importlib.import_module, re.findall(r"^::: (lightning_topo[\w.]+)\n    options", pages, flags=re.M))
+    things = {id(thing): thing for m in modules for n in getattr(m, "__all__", ()) if callable(thing := getattr(m, n))}
+    for thing in things.values():
+        yield f"{thing.__module__}.{thing.__qualname__}", thing
+        for name, member in vars(thing).items() if inspect.isclass(thing) else ():
+            function = member.fget if isinstance(member, property) else member
+            if inspect.isfunction(function) and not name.startswith(("_", "on_")):
+                yield f"{thing.__module__}.{thing.__qualname__}.{name}", function
+
+
+def test_public_docstrings_begin_with_the_thing_or_with_a_verb():
+    """A sentence that begins with "What" or "Of" is read twice."""
+    riddles = {"What", "Of", "From", "To", "Where", "Those", "By", "In", "As", "For", "Has"}
+    first = {name: (inspect.getdoc(thing) or "").split(" ")[0] for name, thing in exported()}
+    assert len(first) > 200
+    assert not {name for name, word in first.items() if word in riddles}

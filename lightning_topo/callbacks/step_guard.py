@@ -99,7 +99,7 @@ class TopologyStepGuard(Callback):
 
     @property
     def n_updates(self) -> int:
-        """How many updates of optimizers there were."""
+        """How many updates the optimizers made."""
         return self._counts["n_updates"]
 
     @property

@@ -117,7 +117,7 @@ class TopologyWatch(Watched):
         return self.gate is not None and self.gate.reason is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
+        """The state for a checkpoint: plain numbers, strings and containers."""
         return dict(self._saved or {}) if self._session is None else self._session.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

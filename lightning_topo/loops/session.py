@@ -123,7 +123,7 @@ class LoopSession:
                 self.watch.close(in_haste=in_haste)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
+        """The state for a checkpoint: plain numbers, strings and containers."""
         return {
             "version": _STATE_VERSION,
             "step": self.training.step,

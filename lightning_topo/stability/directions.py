@@ -12,7 +12,7 @@ from lightning_topo.stability.thresholds import spread
 
 
 def directional_ratio(curvature: Curvature, step: Float[Tensor, " p"]) -> float | None:
-    """How far a step overshot the minimum along its own direction, for any optimizer: the edge is at 1.
+    """The overshoot of a step along its own direction, for any optimizer: the edge is at 1.
 
         Delta^T H Delta / (-2 g^T Delta)
 

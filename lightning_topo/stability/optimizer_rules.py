@@ -21,7 +21,7 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ParameterThreshold:
-    """How the curvature along one parameter enters the optimizer's step.
+    """The factors by which an optimizer's step scales the curvature along one parameter.
 
     `stability` is S = lr / (c D): the edge of stability is at lambda_max(S^1/2 H S^1/2) = 1. `step` is M = lr w / D.
     Both are numbers where D is 1, else tensors shaped as the parameter. `weight_decay` adds to the curvature where

@@ -8,7 +8,7 @@ from lightning_topo.phases import Phase
 
 
 def verdict(record: RunRecord) -> str:
-    """What can be said of a run in one sentence; see `sentence`."""
+    """Sum up a run in one sentence; see `sentence`."""
     return sentence(history(record).outcome)
 
 
