@@ -100,20 +100,9 @@ class TopologyMonitor(WatchedTraining, Callback):
         self._saved: Any = None
 
     @property
-<<<<<<< HEAD
     def watch(self) -> Watch | None:
         """The engine of the present or last fit."""
         return self._watch
-=======
-    def events(self) -> Sequence[TopologyEvent]:
-        """The events of the present or last fit, oldest first."""
-        return () if self.watch is None else self.watch.events
-
-    @property
-    def groups(self) -> Sequence[NeuronGroup]:
-        """The groups of neurons that are measured in the present or last fit; known after its first step."""
-        return () if self.watch is None else self.watch.groups
->>>>>>> words
 
     @property
     def epochs_agree(self) -> bool:

@@ -18,19 +18,6 @@ class Watched(WatchedTraining):
         return None if self._session is None else self._session.watch
 
     @property
-<<<<<<< HEAD
-=======
-    def events(self) -> Sequence[TopologyEvent]:
-        """The events so far, oldest first."""
-        return () if self.watch is None else self.watch.events
-
-    @property
-    def groups(self) -> Sequence[NeuronGroup]:
-        """The groups of neurons that are measured; known after the first step."""
-        return () if self.watch is None else self.watch.groups
-
-    @property
->>>>>>> words
     def epoch(self) -> int:
         """The present epoch, from 0."""
         return 0 if self._session is None else self._session.training.epoch
