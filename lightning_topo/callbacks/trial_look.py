@@ -45,12 +45,12 @@ class TrialLook:
         with on_trial(trainer, module, seed):
             recording, drawn = Recording(training, loss, runs_eagerly=True), trial_batches(trainer)
             for batch in _of_all(trainer, ranks, [next(drawn)]):
-                record_loss(trainer, module, recording, batch)
+                record_loss(trainer, module, batch, recording)
             tapes = recording.so_far()
             usable = [tape.n_samples for tape in tapes if not tape.obstacle]
             n_more = ranks.first("samples", lambda: _n_more(trainer, usable[0] * ranks.size) if usable else 0)
             for batch in _of_all(trainer, ranks, list(islice(drawn, n_more))):
-                record_loss(trainer, module, recording, batch)
+                record_loss(trainer, module, batch, recording)
         groups = finding.groups(tapes, recording.obstacle)
         return cls(groups, " ".join(problem.message for problem in finding.problems), loss, ranks)
 

@@ -16,8 +16,8 @@ STATE_VERSION = 2
 class SavedWatch:
     """The state of an earlier watch of the same run, after `step`.
 
-    `dirpath` and `run_id` say where its record is, None where it had none; `slots` are those of adaptive probes, and
-    `awaited` the steps of captures, by probe, whose results had not come yet.
+    `dirpath` and `run_id` say where its record is, None where it had none; `slots` are those of adaptive probes,
+    `awaited` the steps of captures, by probe, whose results had not come yet, and `rate` the last recorded learning rate.
     """
 
     dirpath: Path | None
@@ -27,6 +27,7 @@ class SavedWatch:
     slots: Mapping[str, Slot] = field(default_factory=dict)
     shares: Shares = field(default_factory=Shares)
     awaited: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    rate: float | None = None
 
     @classmethod
     def read(cls, state: Any) -> "SavedWatch":
@@ -41,13 +42,14 @@ class SavedWatch:
             detector = DetectorState.from_dict(state["detector"])
             shares = Shares(**{name: int(n) for name, n in state["shares"].items()})
             awaited = {str(k): tuple(int(step) for step in steps) for k, steps in state["awaited"].items()}
+            rate = None if state.get("rate") is None else float(state["rate"])
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from error
         if not all(isinstance(text, str | None) for text in (dirpath, run_id)):
             raise ValueError("it is damaged (a folder or run that is not text)")
         if step < 0 or any(slot.stride < 1 for slot in slots.values()):
             raise ValueError("it is damaged (a negative step, or a stride below 1)")
-        return cls(None if dirpath is None else Path(dirpath), run_id, step, detector, slots, shares, awaited)
+        return cls(None if dirpath is None else Path(dirpath), run_id, step, detector, slots, shares, awaited, rate)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and containers, for a checkpoint."""
@@ -60,6 +62,7 @@ class SavedWatch:
             "slots": {name: [slot.start, slot.stride, slot.at] for name, slot in self.slots.items()},
             "shares": asdict(self.shares),
             "awaited": {probe: list(steps) for probe, steps in self.awaited.items()},
+            "rate": self.rate,
         }
 
     def under_way(self) -> str:

@@ -9,11 +9,11 @@ _OPTIONS = ("momentum", "dampening", "nesterov", "betas", "eps", "alpha", "weigh
 
 
 class Rates:
-    """Keeps the learning rate of every step until it is reported; `take` gives those at which it changed."""
+    """Keeps the learning rate of every step until it is reported; `told` is the last that `take` gave as a change."""
 
     def __init__(self) -> None:
         self._kept: dict[int, float] = {}
-        self._told: float | None = None
+        self.told: float | None = None
 
     def note(self, step: int, rate: float | None) -> None:
         """Keep the rate of one step; of several updates in it the first counts."""
@@ -32,8 +32,8 @@ class Rates:
         kept, self._kept = self._kept, {}
         changes: dict[int, float] = {}
         for step, rate in kept.items():
-            if rate != self._told:
-                changes[step] = self._told = rate
+            if rate != self.told:
+                changes[step] = self.told = rate
         return kept, changes
 
 

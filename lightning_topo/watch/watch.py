@@ -136,6 +136,7 @@ class Watch:
             dict(self._schedule.slots),
             self._exchange.shares,
             self._probing.awaited.steps,
+            self._exchange.rates.told,
         ).to_dict()
 
     def proposed(self, group: str, ratio: float) -> None:
@@ -298,6 +299,7 @@ class Watch:
         self._reporting.start(run)
         if saved is not None:
             self._schedule.slots.update(saved.slots)
+            self._exchange.rates.told = saved.rate
         for name in self._sampling:
             self._schedule.expect(name, STEPS_PER_TAPE * (1 + self._training_loss.n_wanted))
         resumption = begin_reference(snapshots, self._outputs.store, self.groups, training, saved, step)

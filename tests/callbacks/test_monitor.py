@@ -283,6 +283,7 @@ def test_keys_are_there_as_soon_as_something_is_measured_and_never_before(tmp_pa
     assert {key for key in first if key.count("/") == 1} == {
         *("topology/critical_ratio", "topology/overhead", "topology/phase"),
         *("topology/coverage", "topology/coverage_span", "topology/critical_ratio_bound"),
+        *("topology/learning_rate", "topology/critical_learning_rate"),
     }
     # What is measured later adds its own keys, and nothing else does.
     added = look.seen[4].keys() - look.seen[3].keys()
@@ -376,7 +377,7 @@ def test_auto_certifies_every_step_and_measures_what_its_share_allows(tmp_path):
                 truth = brute_force(weights.seen[step - 1], weights.seen[step], group.slices)
                 assert truth[0] <= values["bound"] < 1
     planned = {name for m in lines(monitor, "schedule") for name in m.values}
-    assert planned == {"distortion_every", "persistence_every", "sharpness_every"}
+    assert planned == {f"{name}_every" for name in ("distortion", "fate", "persistence", "sharpness", "step_edge")}
 
 
 def test_without_a_budget_auto_is_dense(tmp_path):
