@@ -104,9 +104,17 @@ def _problems(found: FoundNeurons) -> list[Problem]:
     problems = [Problem(f"A loss was not followed: {reason}.") for reason in dict.fromkeys(found.refused)]
     incoming = [group for group in found.groups if group.status == "incoming_only"]
     if found.refused and incoming:  # all for the same reason
-        named = ", ".join(group.name for group in incoming[:3]) + (", ..." if len(incoming) > 3 else "")
-        return [*problems, Problem(f"The neurons of {named} are taken from the structure, without what reads them.")]
+        return [
+            *problems,
+            Problem(f"The neurons of {_named(incoming)} are taken from the structure, without what reads them."),
+        ]
+    if unproved := [group for group in found.groups if group.status == "unverified"]:
+        problems.append(Problem(f"The neurons of {_named(unproved)} are not proved: {unproved[0].reason}."))
     return problems + [
         Problem(f"The neurons of {group.name} are taken without what reads them: {group.reason}", group.name)
         for group in incoming
     ]
+
+
+def _named(groups: Sequence[NeuronGroup]) -> str:
+    return ", ".join(group.name for group in groups[:3]) + (", ..." if len(groups) > 3 else "")

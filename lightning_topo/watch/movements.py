@@ -43,7 +43,7 @@ class Movements:
             moved = moved if all(every) else []
         if moved:
             self.unseen = moved
-            if not self.has_unseen_steps:
+            if not self.has_unseen_steps and not steps.failures:  # else the update was missed, and not hidden
                 self.has_unseen_steps = True
                 self._report(unseen_step(training.optimizers, moved, step, training.epoch))
         return bool(moved)

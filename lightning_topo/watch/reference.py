@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons.coverage import ParameterCoverage
 from lightning_topo.phases import TopologyEvent
 from lightning_topo.probes import Clouds
 from lightning_topo.watch.checkpoint import SavedWatch, resumed
@@ -59,6 +60,14 @@ def begin_reference(
         return None
     since = "" if reference.is_kept else " The clouds of the beginning are lost: totals count from here."
     return resumed(training.step, training.epoch, since + saved.under_way())
+
+
+def keep_parameters(
+    store: ReferenceStore | None, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]
+) -> None:
+    """Hand what became of every parameter to rank 0's store."""
+    if store is not None:
+        store.parameters(groups, coverage)
 
 
 def taken_or_kept(

@@ -162,8 +162,8 @@ class Steps:
 
     def advance(self) -> None:
         """Take the present values as those before the next updates; those of this batch are done."""
-        _renew([self._kept[id(p)] for p in _unique(self.pending)])
-        self.pending = []
+        done, self.pending = self.pending, []
+        _renew([self._kept[id(p)] for p in _unique(done)])
 
     def with_waiting(self, optimizers: Iterable[Any]) -> list[Any]:
         """The optimizers that have stepped, and of these those that train parameters which none of them owns."""

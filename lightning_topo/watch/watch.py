@@ -27,7 +27,7 @@ from lightning_topo.watch.probing import Probing, measures_steps, needs_gradient
 from lightning_topo.watch.ranks import Ranks
 from lightning_topo.watch.readings import Readings
 from lightning_topo.watch.recording import Recording
-from lightning_topo.watch.reference import begin_reference
+from lightning_topo.watch.reference import begin_reference, keep_parameters
 from lightning_topo.watch.reporting import Reporting
 from lightning_topo.watch.schedule import Unit
 from lightning_topo.watch.settings import WatchSettings
@@ -310,6 +310,7 @@ class Watch:
         if (event := unwatched(self._finding.uncovered, step, training.epoch)) is not None:
             self._reporting.event(event)
         snapshots.worker = self._worker
+        keep_parameters(self._outputs.store, self.groups, self._finding.coverage)
 
     def _settle_in(self) -> Snapshots:
         """Find the neurons on the recorded step, and look at them from now on."""
@@ -319,8 +320,6 @@ class Watch:
         limited = self._settings.max_overhead is not None
         self._certifying = Certifying(snapshots, self.steps, self._probing, limited=limited)
         self._membership = Membership(self._training.module, self.steps)
-        if (store := self._outputs.store) is not None:
-            store.parameters(self.groups, self._finding.coverage)
         return snapshots
 
     def _follow_members(self, step: int) -> None:
@@ -343,6 +342,7 @@ class Watch:
         self.groups = ()
         self._settle_in().take_over(reference)
         self._certifying.coverage = coverage
+        keep_parameters(self._outputs.store, self.groups, self._finding.coverage)
 
     # --- measuring --------------------------------------------------------------------------------------------------
 
