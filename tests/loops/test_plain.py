@@ -404,7 +404,13 @@ def test_a_guard_needs_neurons(tmp_path):
 def lines(watch):
     """What does not depend on the captures before: those of a watch's first step, or where a bound asked for one."""
     return [
-        (m.step, m.epoch, m.probe, m.group, {k: v for k, v in m.values.items() if "bottleneck" not in k})
+        (
+            m.step,
+            m.epoch,
+            m.probe,
+            m.group,
+            {k: v for k, v in m.values.items() if not k.startswith(("log_bottleneck", "span_"))},
+        )
         for m in watch.record.measurements
         if m.probe != "coverage" and (m.probe != "distortion" or m.step % 3 == 0)
     ]
