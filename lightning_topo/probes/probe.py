@@ -124,7 +124,7 @@ class Capture:
     """The network at one step, for the probes to look at; nothing in it may be changed.
 
     `before` holds the clouds before the step that led here, None where there was none; `reference` those when
-    training began, and `last` those of the capture before, None where no step lies between. `parameters_before` holds
+    training began, and `last` those of an earlier capture, None where no other step lies between. `parameters_before` holds
     the trainable parameters before that step, by name, for probes that set `needs_parameters_before`. `worker`
     computes homology elsewhere; None where a result is wanted at once. `training_loss(loss_fn)` is a context that
     yields the loss on the probe batch as a function of nothing (of `loss_fn`, or by default of the module's own
