@@ -124,11 +124,12 @@ class Capture:
     """The network at one step, for the probes to look at; nothing in it may be changed.
 
     `before` holds the clouds before the step that led here, None where there was none; `reference` those when
-    training began, and `last` those of an earlier capture, None where no other step lies between. `parameters_before` holds
-    the trainable parameters before that step, by name, for probes that set `needs_parameters_before`. `worker`
-    computes homology elsewhere; None where a result is wanted at once. `training_loss(loss_fn)` is a context that
-    yields the loss on the probe batch as a function of nothing (of `loss_fn`, or by default of the module's own
-    training step; a `BatchLoss`, which can be cut into parts), and leaves the training untouched.
+    training began, and `last` those of an earlier capture, None where no other step lies between.
+    `parameters_before` holds the trainable parameters before that step, by name, for probes that set
+    `needs_parameters_before`. `worker` computes homology elsewhere; None where a result is wanted at once.
+    `training_loss(loss_fn)` is a context that yields the loss on the probe batch as a function of nothing (of
+    `loss_fn`, or by default of the module's own training step; a `BatchLoss`, which can be cut into parts), and leaves
+    the training untouched.
 
     Where several processes train, each is given the `neurons` of its own share of the groups. A probe that sets
     `by_group` is given those `groups` alone, and what the processes find is put together; any other probe runs on
