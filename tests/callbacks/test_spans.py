@@ -11,7 +11,7 @@ def test_a_span_is_measured_beside_the_step(tmp_path):
     torch.manual_seed(0)
     monitor = TopologyMonitor([Distortion(every_n_steps=4)], report=False, on_error="raise", dirpath=tmp_path / "run")
     weights = Weights()
-    fit(Classifier(lr=0.2), [weights, monitor], root=tmp_path, data=loader(batch_size=4), max_steps=16)
+    fit(Classifier(lr=0.01), [weights, monitor], root=tmp_path, data=loader(batch_size=4), max_steps=16)
     lines = [m for m in read_record(monitor.dirpath).measurements if m.probe == "distortion"]
     assert [m.step for m in lines if m.group == "net.0"] == [1, 4, 8, 12, 16]
     # The snapshots: of the beginning, and of the first measurement that is ten steps later.
