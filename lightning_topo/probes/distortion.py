@@ -115,8 +115,8 @@ def _ways(capture: Capture, failures: dict[str, str]) -> dict[str, Way]:
                     "its steps are bounded"
                 )
             before = after if capture.before is None else capture.before[group.name]
-            clouds = before, after, capture.reference[group.name].to(after)
-            ways[group.name] = tuple(_stacked(cloud, group) for cloud in clouds)
+            reference = capture.reference[group.name].to(after)
+            ways[group.name] = _stacked(before, group), _stacked(after, group), _stacked(reference, group)
         except ValueError as error:
             failures[group.name] = str(error)
     return ways
