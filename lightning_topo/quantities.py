@@ -131,7 +131,7 @@ _TABLE = (
         _G,
         _HIGH,
         "r of the span",
-        "The critical ratio of the whole way since the capture before.",
+        "The critical ratio of the whole way since the last snapshot.",
         keep=Keep.MAX,
     ),
     Quantity(
@@ -140,7 +140,7 @@ _TABLE = (
         _G,
         _LOW,
         "Contraction in a span",
-        "The smallest ratio of a pair's distance now to at the capture before.",
+        "The smallest ratio of a pair's distance now to at the last snapshot.",
         keep=Keep.MIN,
     ),
     Quantity(
@@ -149,7 +149,7 @@ _TABLE = (
         _G,
         _HIGH,
         "Expansion in a span",
-        "The largest ratio of a pair's distance now to at the capture before.",
+        "The largest ratio of a pair's distance now to at the last snapshot.",
         keep=Keep.MAX,
     ),
     Quantity(

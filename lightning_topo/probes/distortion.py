@@ -33,7 +33,7 @@ class Distortion:
     `every_n_steps="auto"` begins with every step. Values by group: `critical_ratio`, `contraction`, `expansion`,
     `log_distortion` of the step (with the pair `critical_i`, `critical_j` that attains the ratio); `total_contraction`,
     `total_expansion`, `total_log_distortion` since training began; `distinct_neurons`. Where other steps lie between
-    the last capture and this one, `span_ratio`, `span_contraction`, `span_expansion` of the whole way. Where some
+    the last snapshot and this one, `span_ratio`, `span_contraction`, `span_expansion` of the whole way. Where some
     neurons were equal in parameters and optimizer state at the last capture, or before the optimizers' first step,
     `twins_split` is how many have parted from the others since (not where parameters are sharded).
 
@@ -131,8 +131,8 @@ def _ways(capture: Capture, failures: dict[str, str]) -> dict[str, Way]:
                     "its steps are bounded"
                 )
             before = after if capture.before is None else capture.before[group.name]
-            clouds = before, after, capture.reference[group.name].to(after)
-            ways[group.name] = tuple(_stacked(cloud, group) for cloud in clouds)
+            reference = capture.reference[group.name].to(after)
+            ways[group.name] = _stacked(before, group), _stacked(after, group), _stacked(reference, group)
         except ValueError as error:
             failures[group.name] = str(error)
     return ways
@@ -157,7 +157,7 @@ def _measured(ways: Mapping[str, Way], failures: dict[str, str]) -> dict[str, Di
 
 
 def _spans(capture: Capture, ways: Mapping[str, Way], found: Mapping[str, Distortions]) -> dict[str, dict[str, float]]:
-    """The map from the last capture to now of each group, the worst of each extreme over all blocks."""
+    """The map from the last snapshot to now of each group, the worst of each extreme over all blocks."""
     values: dict[str, dict[str, float]] = {}
     for names in _alike({name: ways[name] for name in found}) if capture.last is not None else ():
         last = [capture.last[name].to(ways[name][1]).view_as(ways[name][1]) for name in names]

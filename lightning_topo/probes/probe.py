@@ -126,13 +126,14 @@ class Capture:
     """The network at one step, for the probes to look at; nothing in it may be changed.
 
     `before` holds the clouds before the step that led here, None where there was none; `reference` those when
-    training began, and `last` those of the capture before, None where no step lies between. `parameters_before` holds
-    the trainable parameters before that step, by name, for probes that set `needs_parameters_before`. `is_first_step`
-    where the optimizers kept no state before that step. `gradient_scales`, for probes that set `needs_gradient_scales`,
-    holds for each optimizer the s by which the gradient of the training loss was scaled in the last step, as clipping
-    does. `worker` computes homology elsewhere; None where a result is wanted at once. `training_loss(loss_fn)` is a
-    context that yields a loss as a zero-argument callable and leaves the training untouched: with a `loss_fn`, that
-    loss on the batch of the last recorded step; without, the loss of recorded steps.
+    training began, and `last` those of an earlier capture, None where no other step lies between.
+    `parameters_before` holds the trainable parameters before that step, by name, for probes that set
+    `needs_parameters_before`. `is_first_step` where the optimizers kept no state before that step. `gradient_scales`,
+    for probes that set `needs_gradient_scales`, holds for each optimizer the s by which the gradient of the training
+    loss was scaled in the last step, as clipping does. `worker` computes homology elsewhere; None where a result is
+    wanted at once. `training_loss(loss_fn)` is a context that yields a loss as a zero-argument callable and leaves the
+    training untouched: with a `loss_fn`, that loss on the batch of the last recorded step; without, the loss of
+    recorded steps.
 
     With several processes each holds the `neurons` of its own share of the groups. A probe with `by_group = True`
     gets these `groups` alone, and the results of all processes are merged; any other probe runs on every process,

@@ -23,6 +23,9 @@ EXACT_SHARE = 0.05
 EXACT_STEPS = 10.0
 """... and in the beginning as long as so many steps."""
 
+RENEW_STEPS = 10
+"""A measurement of all groups leaves a new snapshot where the last one is so many steps old."""
+
 
 class Certifying:
     """Gives each step of this process's groups a certificate; `probe` is the `Distortion` of the run, if it has one.
@@ -37,6 +40,7 @@ class Certifying:
         self._snapshots, self._steps, self._probing, self._limited = snapshots, steps, probing, limited
         self._bounds: Bounds | None = None
         self._seconds = 0.0
+        self._measured_at = -1
 
     def moved_outside(self) -> None:
         """Something else than an update has moved parameters."""
@@ -69,8 +73,10 @@ class Certifying:
         outcomes: list[Outcome] = []
         if asked:
             began = budget.seconds()
-            outcomes = [self._measure(probe, step, epoch, asked, self._snapshots.now(), self._last())]
-            if reached or len(asked) == len(groups):
+            outcomes = [self._measure(probe, step, epoch, asked, self._snapshots.now(), self._last(step))]
+            self._measured_at = step
+            assert self._bounds is not None
+            if reached or (len(asked) == len(groups) and self._bounds.n_steps >= RENEW_STEPS):
                 self._renew(outcomes[0])
             if probe not in due:
                 self._seconds += budget.seconds() - began
@@ -106,9 +112,10 @@ class Certifying:
             epoch,
         )
 
-    def _last(self) -> Clouds | None:
-        """The clouds of the last capture of all groups, where steps lie between."""
-        return self._bounds.last if self._bounds is not None and self._bounds.n_steps > 1 else None
+    def _last(self, step: int) -> Clouds | None:
+        """The clouds of the last snapshot, where steps that were not measured lie between."""
+        bounds = self._bounds
+        return bounds.last if bounds is not None and bounds.n_steps > 1 and self._measured_at < step - 1 else None
 
     def _settle_sharded(self, step: int, epoch: int, is_due: bool) -> list[Outcome]:
         """Where parameters are sharded, steps are measured or open: a bound would gather them every time."""

@@ -99,7 +99,7 @@ def test_half_precision_is_certified(tmp_path, dtype):
     torch.manual_seed(0)
     module = Classifier(lr=1e-2).to(dtype)
     step = module.training_step
-    module.training_step = lambda batch, i: step((batch[0].to(dtype), batch[1]), i)
+    module.training_step = lambda batch, batch_idx: step((batch[0].to(dtype), batch[1]), batch_idx)
     found, _ = states(module, tmp_path)
     assert all(state in CERTIFIED for each in found.values() for state in each.values())
 
@@ -130,7 +130,8 @@ def test_a_large_embedding_is_bounded_without_n_squared(tmp_path):
     assert "probe_failed" in events
 
 
-def test_a_single_neuron_is_certified(tmp_path):
+def test_a_single_neuron_is_no_cloud(tmp_path):
     group = NeuronGroup("one", "unit", 1, (), (ParamSlice("net.0.weight", (("narrow", 0, 0, 1),)),))
-    found, _ = states(Classifier(), tmp_path, groups=[group])
-    assert all(state in CERTIFIED for state in found["one"].values())
+    found, events = states(Classifier(), tmp_path, groups=[group])
+    assert found == {}
+    assert events == ["probe_failed"]
