@@ -2,6 +2,7 @@
 
     python benchmarks/minibatch_edge.py run PART        # minibatch, calm, muon, clipped: appends to the data file
     python benchmarks/minibatch_edge.py table           # the counts and the rows, from the data file
+    python benchmarks/minibatch_edge.py monitor         # the run with which this began, under a default monitor
 
 A part goes on where it was stopped. Data file: docs/data/minibatch_edge.jsonl.
 
@@ -36,8 +37,9 @@ of the rate SGD's disturbances have no time to die down in 160 steps and "persis
 outside by its rate. After two clipped runs, for the reason above: clipped runs were under copies, too.
 
 **The rule was changed once**, after the first 11 of the minibatch runs: `BatchWindow.ratio` was
-(n small + (1-n) large) / (1 - n/2), in from 0.75, and called SGD's edge too early (the file holds what it was then).
-The part *again*, 40 runs with other seeds, was registered with the change, before any of them was run.
+(n small + (1-n) large) / (1 - n/2), in from 0.75, and called SGD's edge too early (the file holds what it was then; the
+table converts it). The part *again*, 40 runs with other seeds, was registered with the change, before any of them was
+run.
 
 **Counts**: a false entry is an entry in a run outside, a miss a run inside that has not entered at the end, a flip an
 exit of a run inside.
@@ -53,11 +55,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import lightning as L
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from lightning_topo.demo import digits
+from lightning_topo import TopologyMonitor
+from lightning_topo.demo import DigitsMLP, digits
 from lightning_topo.measurement import Measurement
 from lightning_topo.phases import Replay, replay
 from lightning_topo.probes.batch_window import BatchWindow, SeenBatch, see_batches
@@ -371,10 +377,36 @@ def saved() -> list[Run]:
 
 def _read(line: dict) -> Run:
     setting = Setting(**line["setting"] | {"shape": tuple(line["setting"]["shape"])})
-    values = tuple((int(step), found) for step, found in line["values"])
+    values = tuple((int(step), _under_present_rule(setting, found)) for step, found in line["values"])
     return Run(
         setting, line["lr"], values, tuple(line["decays"]), tuple(line["rises"]), line["raised"], line["diverged"]
     )
+
+
+def _under_present_rule(setting: Setting, found: dict[str, float]) -> dict[str, float]:
+    """The values of the first series, which were recorded under the first rule, as the present one has them."""
+    if setting.part != "minibatch" or "batch_noise" not in found:
+        return found
+    noise, large = found["batch_noise"], 1.0 if setting.optimizer == "SGD" else 1.0 / 19.0  # large / small
+    small = found["batch_sharpness_ratio"] * (1.0 - noise / 2.0) / (noise + (1.0 - noise) * large)
+    weight = min(noise * (1.0 + noise), 1.0)
+    return found | {"batch_sharpness_ratio": small * (weight + (1.0 - weight) * large)}
+
+
+def monitored(steps: int = 4000) -> str:
+    """The run with which this began, under a default monitor: what it reports of the edge."""
+    torch.manual_seed(0)
+    module = DigitsMLP()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.08, momentum=0.9)
+    with TemporaryDirectory() as folder:
+        monitor = TopologyMonitor(verbose=False, report=False, dirpath=folder)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = L.Trainer(
+            max_steps=steps, accelerator="cpu", callbacks=[monitor], enable_model_summary=False, **quiet
+        )
+        trainer.fit(module, DataLoader(digits(), batch_size=8, shuffle=True))
+        told = [f"step {e.step}: {e.message}" for e in monitor.events if e.name.startswith("edge_of_stability")]
+        return "\n".join([*told, f"phase at the end: {trainer.callback_metrics['topology/phase']:.0f}"])
 
 
 def run_part(part: str, seconds: float) -> None:
@@ -460,10 +492,13 @@ def main() -> None:
     command.add_argument("part", choices=PARTS)
     command.add_argument("--seconds", type=float, default=math.inf, help="begin no further run after so many")
     commands.add_parser("table")
+    commands.add_parser("monitor", help="the run with which this began, under a default monitor")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.command == "table":
         print(table())
+    elif arguments.command == "monitor":
+        print(monitored())
     else:
         run_part(arguments.part, arguments.seconds)
 
