@@ -69,7 +69,7 @@ class PhaseRules:
     hold_steps: int = 100
     curvature: Band = field(default_factory=lambda: Band(enter=1.0, leave=0.8))
     edge: Band = field(default_factory=lambda: Band(enter=0.95, leave=0.70))
-    batch_edge: Band = field(default_factory=lambda: Band(enter=0.75, leave=0.50))
+    batch_edge: Band = field(default_factory=lambda: Band(enter=0.80, leave=0.50))
     directional_edge: Band = field(default_factory=lambda: Band(enter=0.90, leave=0.60, enter_window=5, leave_window=9))
     critical_edge: Band = field(default_factory=lambda: Band(enter=0.85, leave=0.55, enter_window=5, leave_window=9))
     instability_ratio: float = 1.5

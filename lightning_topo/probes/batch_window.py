@@ -29,9 +29,9 @@ class SeenBatch:
 class BatchWindow:
     """The last batches, oldest first, and how many there have been.
 
-    >>> window = BatchWindow().followed_by([SeenBatch(10.0, 1.0, 0.1, 0.25)])
+    >>> window = BatchWindow().followed_by([SeenBatch(10.0, 1.0, 0.1, 0.5)])
     >>> round(window.noise, 6), round(window.ratio, 6)
-    (0.75, 1.24)
+    (0.5, 0.775)
     """
 
     batches: tuple[SeenBatch, ...] = ()
@@ -48,13 +48,13 @@ class BatchWindow:
 
     @property
     def ratio(self) -> float:
-        """The median over the batches of noise * small + (1 - noise) * large, over the level that training keeps to.
+        """The median over the batches of w small + (1 - w) large, with w = min(1, n (1 + n)) of the noise n.
 
-        Without noise that level is 1. Where a batch's curvature is its own, noise holds it below what would be stable:
-        at about 1/2, a measured value (docs/edge.md).
+        In one direction w is n, exactly. A batch's gradient mixes directions and so shows less of its curvature, the
+        more the less it shares with others: the factor 1 + n is a measured value (docs/edge.md).
         """
-        noise = self.noise
-        return median(noise * each.small + (1.0 - noise) * each.large for each in self.batches) / (1.0 - 0.5 * noise)
+        weight = min(self.noise * (1.0 + self.noise), 1.0)
+        return median(weight * each.small + (1.0 - weight) * each.large for each in self.batches)
 
     def values(self) -> Mapping[str, float]:
         """As a probe reports them."""

@@ -81,7 +81,8 @@ def test_the_ratio_of_the_last_batches_is_that_of_their_curvature():
     found = curvature_batch_sharpness(one, thresholds)
     seen = [SeenBatch(found.value, found.small, found.large, share) for share in (0.25, 0.75)]
     window = BatchWindow().followed_by(seen)
-    assert window.ratio == pytest.approx((0.5 * found.small + 0.5 * found.large) / 0.75)
+    assert window.noise == pytest.approx(0.5)
+    assert window.ratio == pytest.approx(0.75 * found.small + 0.25 * found.large)
     assert BatchWindow().followed_by(seen * 20).count == 40
     assert len(BatchWindow().followed_by(seen * 20).batches) < 20
 

@@ -121,3 +121,18 @@ def test_a_gradient_of_zero_and_a_wrong_share():
     assert batch_sharpness(lambda: (theta**2).sum(), [theta]).value == 0.0
     with pytest.raises(ValueError, match="share of noise"):
         batch_sharpness(lambda: (theta**2).sum(), [theta], noise=1.5)
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("noise", [0.0, 0.3, 0.8])
+def test_the_share_of_noise_weighs_the_two_plateaus_exactly_in_one_direction(mu, noise):
+    """The second moments of heavy-ball momentum whose curvature is drawn anew at every step, where the ratio is 1."""
+    lr, b = 0.1, 1.0
+    ratio = noise * lr * b / (2 * (1 - mu)) + (1 - noise) * lr * b / (2 * (1 + mu))
+    mean, variance = (1 - noise) * b / ratio, noise * (1 - noise) * (b / ratio) ** 2
+    a = 1 + mu - lr * mean
+    # Of E[x_t^2], E[x_t x_(t-1)] and E[x_(t-1)^2].
+    moments = torch.tensor(
+        [[a**2 + lr**2 * variance, -2 * mu * a, mu**2], [a, -mu, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64
+    )
+    assert torch.linalg.eigvals(moments).abs().max().item() == pytest.approx(1.0, abs=1e-9)
