@@ -69,6 +69,18 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    import gc
+
+    is_collecting = gc.isenabled()
+    gc.disable()  # a record is a million objects without a cycle
+    try:
+        return _written_report(arguments)
+    finally:
+        if is_collecting:
+            gc.enable()
+
+
+def _written_report(arguments: argparse.Namespace) -> int:
     from lightning_topo.outputs.page import verdict, write_report
     from lightning_topo.outputs.page.live import follow_politely
     from lightning_topo.outputs.record import REPORT, RecordFollower
