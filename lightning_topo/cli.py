@@ -72,7 +72,8 @@ def _report(arguments: argparse.Namespace) -> int:
     import gc
 
     is_collecting = gc.isenabled()
-    gc.disable()  # a record is a million objects without a cycle
+    if not arguments.follow:
+        gc.disable()  # a record is a million objects without a cycle
     try:
         return _written_report(arguments)
     finally:
