@@ -90,6 +90,19 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    import gc
+
+    is_collecting = gc.isenabled()
+    if not arguments.follow:
+        gc.disable()  # a record is a million objects without a cycle
+    try:
+        return _written_report(arguments)
+    finally:
+        if is_collecting:
+            gc.enable()
+
+
+def _written_report(arguments: argparse.Namespace) -> int:
     from lightning_topo.outputs.page import recommendation, verdict, write_report
     from lightning_topo.outputs.page.comparison import default_place, run_folders, write_table
     from lightning_topo.outputs.page.live import follow_politely

@@ -227,7 +227,18 @@ UNREADABLE = (KeyError, TypeError, ValueError, OverflowError)
 
 def measurement_of(line: Line) -> Measurement:
     """A line as a measurement; raises one of `UNREADABLE` where it is none."""
-    where = _checked(line, step=int, epoch=int, probe=str, group=str)
+    step, epoch, probe, group = line["step"], line["epoch"], line["probe"], line["group"]
+    if not (
+        type(step) is int
+        and type(epoch) is int
+        and type(probe) is str
+        and type(group) is str
+        and 0 <= step <= _LARGEST_STEP
+        and 0 <= epoch <= _LARGEST_STEP
+        and len(probe) <= LONGEST_NAME
+        and len(group) <= LONGEST_NAME
+    ):
+        raise TypeError("expected a step, an epoch, a probe and a group")
     if len(line) > MOST_VALUES or max(map(len, line)) > LONGEST_NAME:
         raise ValueError("more values, or longer names, than a probe has")
     values = {
@@ -235,7 +246,7 @@ def measurement_of(line: Line) -> Measurement:
         for name, value in line.items()
         if name not in _PLACE
     }
-    return Measurement(**where, values=values)
+    return Measurement(step, epoch, probe, group, values)
 
 
 def _number(name: str, value: Any) -> float:

@@ -21,12 +21,18 @@ from tests.outputs.driving import Training, drive
 TICK = Measurement(1, 0, "training", "", {"loss": 1.0})
 
 
+class Pipe(io.BytesIO):
+    """What was written can be read when it is closed."""
+
+    def close(self):
+        self.is_closed = True
+
+
 class Process:
     """One that runs until it is told, or has died."""
 
     def __init__(self):
-        self.stdin, self.returncode, self.waited = io.BytesIO(), None, 0
-        self.stdin.close = lambda: None
+        self.stdin, self.returncode, self.waited = Pipe(), None, 0
 
     def poll(self):
         return self.returncode
