@@ -264,6 +264,7 @@ def monitors(trainer: Trainer) -> list[TopologyMonitor]:
 def fresh_metrics(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
     """The metrics of the module's own that were logged in between: they hold another tensor now.
 
+    >>> import torch
     >>> old = torch.tensor(1.0)
     >>> fresh_metrics({"a": old, "b": old}, {"a": old, "b": torch.tensor(2.0), "topology/phase": torch.tensor(0.0)})
     {'b': 2.0}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lightning_topo.outputs.page import verdict
+from lightning_topo.outputs.page import recommendation, verdict
 from lightning_topo.outputs.page.outcome import history
 from lightning_topo.outputs.record import RunRecord
 from tests.outputs.page.conftest import Browser
@@ -20,6 +20,7 @@ SMALL_TEXT = """() => [...document.querySelectorAll("body *")].flatMap((node) =>
   const small = own && size < 12 && node.getClientRects().length;
   return small ? [`${node.tagName} ${node.textContent.trim()}: ${size}`] : [];
 })"""
+EDGE = "edge of stability"
 CHARTS = ["ribbon", "rates", "ratio", "worst", "loss", "logged", "sharpness"]
 CHARTS += ["crocker0", "crocker1", "diagram", "total", "step", "fate", "betti", "bottleneck"]
 
@@ -163,10 +164,52 @@ def test_dragging_over_one_chart_zooms_all(browser: Browser, demo: RunRecord) ->
 def test_controls_can_be_reached_by_keyboard(page) -> None:
     page.click("#verdict")
     reached = []
-    for _ in range(8):
+    for _ in range(40):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.id"))
-    assert [name for name in reached if name][:4] == ["group", "from", "to", "capture"]
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.getAttribute('aria-label')"))
+    named = [name for name in reached if name in ("group", "from", "to", "log-loss", "capture")]
+    assert named == ["group", "from", "to", "log-loss", "capture"]
+    assert "Save Loss by step as CSV" in reached
+
+
+def test_the_next_step_stands_under_the_verdict_and_the_rate_beside_its_limits(page, demo: RunRecord) -> None:
+    assert page.text_content("#decision") == recommendation(demo)
+    used, edge = (next(t for t in traces(page, "rates") if t["name"] == name) for name in ("learning rate", EDGE))
+    assert used["y"] == [0.3, 0.3]
+    steps, ratios = recorded(demo, "", "sharpness_ratio")
+    assert edge["x"] == [step for step in steps if step]
+    assert edge["y"] == pytest.approx([0.3 / r for step, r in zip(steps, ratios, strict=True) if step], rel=5.1e-4)
+    assert "learning rate: 0.3 at step 1" in page.get_attribute("[data-chart=rates]", "aria-label")
+
+
+def test_a_chart_saves_its_numbers(page, demo: RunRecord) -> None:
+    with page.expect_download() as download:
+        page.click("[aria-label='Save Loss by step as CSV']")
+    lines = download.value.path().read_text().splitlines()
+    assert lines[0] == "series,x,y,value"
+    _, losses = recorded(demo, "", "loss")
+    assert [float(line.split(",")[2]) for line in lines[1:] if line.startswith("loss,")] == pytest.approx(
+        losses, rel=1e-3
+    )
+
+
+def test_the_pointer_need_not_hit_a_line(page) -> None:
+    mode = "document.querySelector('[data-chart=loss]').layout.hovermode"
+    assert page.evaluate(mode) == "x unified"
+    before = page.evaluate("document.querySelector('[data-chart=loss]').layout.yaxis.type")
+    page.click("#log-loss")
+    kind = "document.querySelector('[data-chart=loss]').layout.yaxis.type"
+    wait_until(page, lambda: page.evaluate(kind) != before)
+    page.click("#log-loss")
+
+
+def test_many_runs_are_shown_together_alone(browser: Browser, demo: RunRecord, control: RunRecord) -> None:
+    page = browser.open([demo, control, demo, control, demo])
+    wait_until(page, lambda: len(page.query_selector_all("#compare .plot .main-svg")) >= 4)
+    assert not page.locator("#ribbon").is_visible()
+    assert len(traces(page, "phasemap")) == 5
+    assert page.errors == []
+    page.close()
 
 
 @pytest.mark.parametrize(
