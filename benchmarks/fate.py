@@ -256,7 +256,7 @@ def _prediction(lines: Sequence[dict[str, Any]]) -> str:
         judged = [judge(line[name], line["merged_at"]) for line in runs]
         hits, misses, false, quiet = (judged.count(kind) for kind in ("hit", "miss", "false alarm", "quiet"))
         leads = [line["merged_at"] - line[name] for line, kind in zip(runs, judged, strict=True) if kind == "hit"]
-        p = fisher_exact([[hits, misses], [false, quiet]], alternative="greater").pvalue
+        p = fisher_exact([[hits, misses], [false, quiet]], alternative="greater")[1]
         lead = f"{median(leads):g}" if leads else "-"
         head.append(f"| {title} | {hits} | {misses} | {false} | {quiet} | {lead} | {p:.2g} |")
     return "\n".join(head)

@@ -88,9 +88,9 @@ class Drawings:
                 yield f"{place}/fate", fate_figure(fates, f"{name}: what becomes of the neurons")
             if not captures:
                 continue
-            last, error = next(reversed(captures)), self._errors.get(group)
+            last, (error, nothing) = next(reversed(captures)), self._errors.get(group, (0.0, False))
             title = f"{name}: persistence diagram at step {last:,}"
-            yield f"{place}/diagram", diagram_figure(captures[last], title, *(error or ()))
+            yield f"{place}/diagram", diagram_figure(captures[last], title, error, nothing)
             if curves := betti_figure(captures, f"{name}: Betti curves"):
                 yield f"{place}/betti_curves", curves
             if table := crocker(captures, _N_SCALES):
