@@ -64,7 +64,7 @@ def reproductions() -> Iterator[Setting]:
             for init in (1.0, 1e-3):
                 family = f"{activation}, initialised at {init:g}"
                 yield Setting("condensation", family, 0.5, seed, activation, init, width=128)
-        for lr, noise in ((0.01, 0.0), (0.01, 1.0), (0.1, 0.0), (0.1, 1.0)):
+        for lr, noise in ((0.01, 0.0), (0.01, 1.0), (0.1, 0.0), (0.1, 1.0), (0.3, 0.0), (0.3, 1.0)):
             family = f"lr {lr:g}, label noise {noise:g}"
             yield Setting("collapse", family, lr, seed, "relu", label_noise=noise, batch=10, steps=6000)
         for lr in (1e-3, 0.1, 0.3):
@@ -256,7 +256,7 @@ def _prediction(lines: Sequence[dict[str, Any]]) -> str:
         judged = [judge(line[name], line["merged_at"]) for line in runs]
         hits, misses, false, quiet = (judged.count(kind) for kind in ("hit", "miss", "false alarm", "quiet"))
         leads = [line["merged_at"] - line[name] for line, kind in zip(runs, judged, strict=True) if kind == "hit"]
-        p = fisher_exact([[hits, misses], [false, quiet]], alternative="greater").pvalue
+        p = fisher_exact([[hits, misses], [false, quiet]], alternative="greater")[1]
         lead = f"{median(leads):g}" if leads else "-"
         head.append(f"| {title} | {hits} | {misses} | {false} | {quiet} | {lead} | {p:.2g} |")
     return "\n".join(head)

@@ -130,7 +130,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
     now = most = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            now += event.nbytes()
+            now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
             most = max(most, now)
     return most
 

@@ -26,7 +26,7 @@ _HASTE = 0.05
 """What a probe may take that is to measure soon again."""
 _GUESS_STEPS = 12.0
 _GUESS_SECONDS = 0.5
-"""What a measurement is taken to cost before the first: so many training steps, and the import of its engine."""
+"""What a measurement is taken to cost before the first: so many training steps, and the import of an engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,9 @@ class Schedule:
         """What the first measurement is taken to cost where a step takes so many seconds."""
         if name in self.guesses:
             return self.guesses[name] * seconds
-        return _GUESS_SECONDS + self._expected.get(name, _GUESS_STEPS) * seconds
+        if name in self._expected:
+            return self._expected[name] * seconds
+        return _GUESS_SECONDS + _GUESS_STEPS * seconds
 
     def _spread(self, name: str, step: int) -> int:
         """In how many steps it should measure once, for its points to cover the planned run."""

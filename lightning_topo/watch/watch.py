@@ -39,6 +39,9 @@ from lightning_topo.watch.training_loss import TrainingLoss
 STEPS_PER_TAPE = 32.0
 """What a first evaluation of the curvature costs for each recorded step that it takes, and what recording that does."""
 
+STEPS_PER_FATE = 4.0
+"""What the first counts of what becomes of the neurons are taken to cost: products of the clouds with themselves."""
+
 
 class Watch:
     """Follows one training. The loop's side calls, in every process alike:
@@ -302,6 +305,7 @@ class Watch:
             self._exchange.rates.told = saved.rate
         for name in self._sampling:
             self._schedule.expect(name, STEPS_PER_TAPE * (1 + self._training_loss.n_wanted))
+        self._schedule.expect("fate", STEPS_PER_FATE)
         resumption = begin_reference(snapshots, self._outputs.store, self.groups, training, saved, step)
         if resumption is not None:
             self._reporting.event(resumption)

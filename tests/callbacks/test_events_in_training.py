@@ -71,7 +71,7 @@ def test_what_becomes_of_neurons_after_a_small_initialisation_is_told_by_the_def
         named(monitor.events, f"neurons_{name}") for name in ("condensing", "vanishing")
     )
     assert condensing.group == vanishing.group == "net.0"
-    assert condensing.value < 10 < condensing.threshold <= 32
+    assert condensing.value < 16 < condensing.threshold <= 32
     assert "narrower layer" in condensing.remedy
     assert f"{vanishing.value:.0f} of 32 are far smaller" in vanishing.message
     assert vanishing.value >= 2

@@ -176,9 +176,9 @@ def about(run: RunView, *, named: bool) -> str:
     errors = [detail.landmark_error for detail in run.details if detail.landmark_error is not None]
     if errors:
         n_vacuous = sum(detail.is_vacuous for detail in run.details)
-        nothing = f" In {n_vacuous:,} of them this says nothing of loops." if n_vacuous else ""
+        nothing = f" For {n_vacuous:,} of them this says nothing of loops." if n_vacuous else ""
         lines.append(
-            f"Loops of {len(errors):,} groups are computed from landmarks, not from every neuron: they are known up to "
+            f"Groups whose loops are those of landmarks, not of every neuron: {len(errors):,}. They are known up to "
             f"{max(errors):.2g} of the diameter (2 rho / diameter).{nothing} Connected pieces are exact."
         )
     if run.parent is not None:
