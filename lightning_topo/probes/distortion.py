@@ -159,7 +159,9 @@ def _measured(ways: Mapping[str, Way], failures: dict[str, str]) -> dict[str, Di
 def _spans(capture: Capture, ways: Mapping[str, Way], found: Mapping[str, Distortions]) -> dict[str, dict[str, float]]:
     """The map from the last snapshot to now of each group, the worst of each extreme over all blocks."""
     values: dict[str, dict[str, float]] = {}
-    for names in _alike({name: ways[name] for name in found}) if capture.last is not None else ():
+    if capture.last is None:
+        return values
+    for names in _alike({name: ways[name] for name in found}):
         last = [capture.last[name].to(ways[name][1]).view_as(ways[name][1]) for name in names]
         try:
             together = block_distortions(torch.cat(last), torch.cat([ways[name][1] for name in names]))
