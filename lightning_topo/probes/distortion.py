@@ -143,8 +143,10 @@ def _measured(ways: Mapping[str, Way], failures: dict[str, str]) -> dict[str, Di
 def _spans(capture: Capture, ways: Mapping[str, Way], found: Mapping[str, Distortions]) -> dict[str, dict[str, float]]:
     """The map from the last snapshot to now of each group, the worst of each extreme over all blocks."""
     values: dict[str, dict[str, float]] = {}
-    for names in _alike({name: ways[name] for name in found}) if capture.last is not None else ():
-        last = [capture.last[name].to(ways[name][1]).view_as(ways[name][1]) for name in names]
+    clouds = capture.last
+    for names in _alike({name: ways[name] for name in found}) if clouds is not None else ():
+        assert clouds is not None
+        last = [clouds[name].to(ways[name][1]).view_as(ways[name][1]) for name in names]
         try:
             together = block_distortions(torch.cat(last), torch.cat([ways[name][1] for name in names]))
         except ValueError:  # the last capture was of weights that were not finite
