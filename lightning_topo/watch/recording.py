@@ -43,7 +43,7 @@ class Recording:
         self._handles: list[RemovableHandle] = []
         kind = sharding(training.root)
         self._is_sharded = kind != "whole"
-        self.obstacle = _SHARDS.get(kind) or compiled_reason(training.module) or ""
+        self.obstacle: str = _SHARDS.get(kind) or compiled_reason(training.module) or ""
 
     def begin(self, batch: Any, step: int, *, wanted: bool) -> None:
         """Record the step that begins if its tapes are `wanted`, or now and then if more samples of the loss are."""
