@@ -51,12 +51,8 @@ class Recording:
         self._handles: list[RemovableHandle] = []
         kind = sharding(training.root)
         self._is_sharded = kind != "whole"
-<<<<<<< .merge_file_vbyplD
         compiled = None if runs_eagerly else compiled_reason(training.module)
-        self.obstacle = _SHARDS.get(kind) or compiled or ""
-=======
-        self.obstacle: str = _SHARDS.get(kind) or compiled_reason(training.module) or ""
->>>>>>> .merge_file_5FpGgz
+        self.obstacle: str = _SHARDS.get(kind) or compiled or ""
 
     def begin(self, batch: Any, step: int, *, wanted: bool) -> None:
         """Record the step that begins if its tapes are `wanted`, or if more samples of the loss are, soon."""
