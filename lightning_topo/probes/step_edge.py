@@ -83,7 +83,7 @@ class StepEdge:
             losses = _chosen(loss_fn, state.window.count)
             approach, seen = adapted(
                 state.approach,
-                losses[0],
+                loss_fn,
                 lambda a: see_batches(losses, lambda loss: a.curvature(loss, params), thresholds_of),
             )
             state = replace(state, approach=approach, window=state.window.followed_by(seen))

@@ -90,9 +90,14 @@ class Finding:
 
     def _from_structure(self, refused: tuple[str, ...], structure: nn.Module | None) -> FoundNeurons:
         """The groups given by hand, and of each layer what feeds its neurons."""
-        groups = (*self._declared, *self._rows)
+        reason = f"{refused[0]}: the step was not recorded"
+        unproved = (
+            replace(group, reason=group.reason or reason) if group.status == "unverified" else group
+            for group in self._declared
+        )
+        groups = (*unproved, *self._rows)
         if not self._is_complete and structure is not None:
-            groups += tuple(incoming_groups(structure, f"{refused[0]}: the step was not recorded"))
+            groups += tuple(incoming_groups(structure, reason))
         return FoundNeurons(groups, (), refused)
 
 

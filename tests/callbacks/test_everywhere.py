@@ -139,9 +139,10 @@ def test_a_compiled_module_is_guarded_and_measured_with_declared_groups(tmp_path
     assert max(ratio(*pair, group) for pair in moving(weights) for group in GROUPS) <= LIMIT
     # Nothing of it is recorded: no group is looked for beside the declared ones, and of the loss alone there is no
     # sharpness.
-    unfollowed, failed = [e for e in monitor.events if e.name == "probe_failed"]
-    assert (unfollowed.step, unfollowed.group) == (1, "")
+    unfollowed, unproved, failed = [e for e in monitor.events if e.name == "probe_failed"]
+    assert (unfollowed.step, unfollowed.group) == (unproved.step, unproved.group) == (1, "")
     assert "compile" in unfollowed.message
+    assert "net.0, net.3 are not proved: the compiled" in unproved.message
     assert "compile" in failed.message
     assert "loss_fn" in failed.remedy
 

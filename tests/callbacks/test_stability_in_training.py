@@ -280,8 +280,11 @@ def test_a_loss_or_a_hessian_that_is_not_finite_is_an_event_and_training_goes_on
     )
     trainer = fit(Cusp(), [monitor], root=tmp_path)
     assert trainer.global_step == 8
-    (failed,) = (e for e in monitor.events if e.name == "probe_failed")
-    assert "finite Hessian products" in failed.message
+    failed, single = (e for e in monitor.events if e.name == "probe_failed")
+    assert "sharpness failed: expected finite Hessian products" in failed.message
+    # The probe beside it looks at the batches one by one, and so meets the fourth.
+    assert "step_edge failed: expected a finite loss, got nan" in single.message
+    assert single.step == 4
     (unstable,) = (e for e in monitor.events if e.name == "instability")
     assert unstable.step == 4
     assert math.isnan(unstable.value)

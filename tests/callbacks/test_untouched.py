@@ -350,7 +350,7 @@ KINDS = {
     "checkpointing": (lambda: Checkpointed(reentrant=False), lambda: loader(5), {"middle.0"}),
     "checkpointing again": (lambda: Checkpointed(reentrant=True), lambda: loader(5), {"middle.0"}),
     "lazy": (Lazy, lambda: loader(5), {"net.0"}),
-    "recurrent": (Recurrent, lambda: loader(200, 2), {"net"}),
+    "recurrent": (Recurrent, lambda: loader(12, 2), {"net"}),
     "drawn data": (Dropout, lambda: DataLoader(Drawn(), batch_size=8), {"net.0"}),
     "tied": (Tied, lambda: loader(5), {"first"}),
     "logging": (Talkative, lambda: loader(5), {"net.0", "net.2"}),
