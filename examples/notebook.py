@@ -59,10 +59,12 @@ print(loops.groupby(["group", "step"]).persistence.max().unstack("group").tail()
 # %%
 figures = {
     "phases": record.plot_phases(),
+    "learning_rate": record.plot_learning_rate(),
     "critical_ratio": record.plot_critical_ratio(),
     "stability": record.plot_stability(),
     "distortion": record.plot_distortion("net.0"),
     "diagram": record.plot_diagram(step=record.diagram_steps[0]),
+    "change": record.plot_change(),
     "betti_curves": record.plot_betti_curves(),
     "crocker": record.plot_crocker(),
 }

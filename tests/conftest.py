@@ -6,11 +6,10 @@ import pytest
 import pytest_randomly
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
 import tests.typecheck
 
-install_import_hook("lightning_topo", f"{tests.typecheck.__name__}.check")
+tests.typecheck.install("lightning_topo")
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 # DeepSpeed would have itself imported into every test run here, to seed torch: tests that need a seed set it.

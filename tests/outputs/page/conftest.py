@@ -47,7 +47,7 @@ def one_step(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
-    return large_run(tmp_path_factory.mktemp("large") / "topology", n_groups=50, n_captures=60)
+    return large_run(tmp_path_factory.mktemp("large") / "topology", n_groups=50, n_captures=30)
 
 
 class Browser:

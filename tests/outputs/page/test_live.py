@@ -1,12 +1,29 @@
 """A page that stands open follows its run, from the file system, and loses nothing of what was chosen."""
 
+import time
+from contextlib import suppress
+
+import pytest
+
 from lightning_topo.outputs.page import write_report
 from lightning_topo.outputs.page.page import Live
 from lightning_topo.outputs.record import RecordFollower, RecordWriter
 from tests.outputs.page.synthetic import distortion
 
+Error = pytest.importorskip("playwright.sync_api").Error
+
 CHOSEN = "({ group: chosen.group, range: chosen.range.map(Math.round), scroll: Math.round(scrollY) })"
 SHOWN = "typeof page === 'object' && page.last_step === {} && charts.length > 0 && chosen.group === 'c'"
+
+
+def wait_for(tab, holds):
+    """Up to 30 s, also while the page loads itself again; its policy forbids Playwright's own waiting."""
+    for _ in range(600):
+        with suppress(Error):
+            if tab.evaluate(holds):
+                return
+        time.sleep(0.05)
+    pytest.fail(f"after 30 s not yet: {holds}")
 
 
 def test_it_loads_what_is_new_and_keeps_group_zoom_and_scroll(browser, tmp_path):
@@ -31,13 +48,13 @@ def test_it_loads_what_is_new_and_keeps_group_zoom_and_scroll(browser, tmp_path)
     before = tab.evaluate(CHOSEN)
     train(100, 150)
     publish(Live("2", 0.1))
-    tab.wait_for_function(SHOWN.format(149))
-    tab.wait_for_function("scrollY === 400")
+    wait_for(tab, SHOWN.format(149))
+    wait_for(tab, "scrollY === 400")
     assert tab.evaluate(CHOSEN) == before
     train(150, 180)
     publish(None)  # the run is over: the page loads itself once more, and no more from there on
-    tab.wait_for_function(SHOWN.format(179))
-    tab.wait_for_function("scrollY === 400")
+    wait_for(tab, SHOWN.format(179))
+    wait_for(tab, "scrollY === 400")
     assert tab.evaluate(CHOSEN) == before
     tab.evaluate("window.stays = true")
     tab.wait_for_timeout(1500)
@@ -56,6 +73,6 @@ def test_the_page_of_a_run_that_was_killed_looks_less_and_less_often(browser, tm
     loads = []
     tab.on("load", lambda _: loads.append(1))
     tab.goto(page.as_uri())
-    tab.wait_for_function("window.name.includes('\"wait\":0.8')")
+    wait_for(tab, "window.name.includes('\"wait\":0.8')")
     assert 3 <= len(loads) <= 5
     tab.close()

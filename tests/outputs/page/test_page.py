@@ -46,7 +46,7 @@ def test_many_groups_and_captures_stay_under_3_mb(large: RunRecord, write: Calla
     page = write(large)
     assert len(page.encode()) < 3_000_000
     assert data_of(page)["runs"][0]["groups"] == list(large.groups)
-    assert "Of 60 captures" in page
+    assert "Of 30 captures" in page
 
 
 def test_a_page_that_would_be_too_large_is_thinned_further(
