@@ -103,7 +103,7 @@ class RunRecord(RecordViews):
 
     @property
     def parameters(self) -> ParameterTable | None:
-        """For every parameter its groups, or why it is in none; None in records of older versions."""
+        """The groups of every parameter, or why it is in none; None in records of older versions."""
         return read_parameters(self.dirpath)
 
     def diagrams(self, step: int) -> dict[str, PersistenceDiagram]:
