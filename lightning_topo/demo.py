@@ -20,7 +20,9 @@ class DigitsMLP(L.LightningModule):
     def __init__(self, lr: float = 0.3) -> None:
         super().__init__()
         self.lr = lr
-        self.net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+        self.net: nn.Sequential = nn.Sequential(
+            nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)
+        )
 
     def forward(self, x: Float[Tensor, "n 64"]) -> Float[Tensor, "n 10"]:
         return self.net(x)
@@ -48,7 +50,8 @@ class FullBatch(Dataset[tuple[Tensor, ...]]):
     """The whole data set as one batch, `steps` times: an epoch of full-batch gradient descent."""
 
     def __init__(self, dataset: TensorDataset, steps: int) -> None:
-        self.tensors, self.steps = dataset.tensors, steps
+        self.tensors: tuple[Tensor, ...] = dataset.tensors
+        self.steps: int = steps
 
     def __len__(self) -> int:
         return self.steps

@@ -31,7 +31,8 @@ class WatchedOptimizer:
         max_ratio: float,
         on_update: Callable[["WatchedOptimizer"], None],
     ) -> None:
-        self.trainer, self.optimizer = trainer, optimizer
+        self.trainer: Trainer = trainer
+        self.optimizer: Optimizer = optimizer
         self._max_ratio, self._on_update = max_ratio, on_update
         self._tensors = dict(named_state(module)[0])
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}

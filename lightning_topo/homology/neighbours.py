@@ -21,12 +21,12 @@ class NeighbourLists:
 
     def __init__(self, points: Float[Tensor, "n d"]) -> None:
         self.points = points
-        self.scale = binary_scale(points)
-        self.origin = mean_point(points)
+        self.scale: float = binary_scale(points)
+        self.origin: Tensor = mean_point(points)
         n, length = len(points), min(_NEIGHBOURS, len(points) - 1)
-        self.labels = torch.arange(n, device=points.device)
-        self.squares = torch.zeros((n, length), dtype=self.origin.dtype, device=points.device)
-        self.indices = self.labels[:, None].repeat(1, length)
+        self.labels: Tensor = torch.arange(n, device=points.device)
+        self.squares: Tensor = torch.zeros((n, length), dtype=self.origin.dtype, device=points.device)
+        self.indices: Tensor = self.labels[:, None].repeat(1, length)
 
     def nearest_outside(self, labels: Int[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
         """Squared distance and index of each point's nearest one with another label.

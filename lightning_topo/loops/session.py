@@ -37,7 +37,10 @@ class LoopSession:
         gate: LoopGate | None = None,
         saved: Any = None,
     ) -> None:
-        self.training, self.settings, self.guard, self.gate = training, settings, guard, gate
+        self.training: LoopTraining = training
+        self.settings: WatchSettings = settings
+        self.guard: LoopGuard | None = guard
+        self.gate: LoopGate | None = gate
         self.watch: Watch | None = None
         self._who, self._outputs = who, Outputs()
         self._losses: list[Tensor] = []

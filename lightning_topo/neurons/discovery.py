@@ -15,7 +15,7 @@ from lightning_topo.neurons.from_tapes import DEFAULT_KINDS, groups_from_tapes, 
 from lightning_topo.neurons.group import KINDS, NeuronGroup
 from lightning_topo.neurons.one_run import Run, record_run, untouched
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 def find_neuron_groups(

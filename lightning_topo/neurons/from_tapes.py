@@ -16,7 +16,7 @@ from lightning_topo.neurons.trace import CouplingTrace
 from lightning_topo.neurons.verify import fewer_samples, verify_on_tapes, with_carried, without_carried
 from lightning_topo.tape import Tape
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 DEFAULT_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "residual")
 

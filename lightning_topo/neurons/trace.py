@@ -81,8 +81,8 @@ class CouplingTrace(TorchDispatchMode):
         self._weights = WeakTensorKeyDictionary()  # tensors that depend on no data -> the parameters they come from
         self._nodes = WeakTensorKeyDictionary()
         self._bases = WeakTensorKeyDictionary()
-        self.values = WeakTensorKeyDictionary()  # tensors without memory -> the recorded constants they stand for
-        self.literals = WeakTensorKeyDictionary()  # tensors that the code writes out, as in x[:, [-1]] -> their values
+        self.values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensors without memory -> their constants
+        self.literals: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensors written out, as in x[:, [-1]]
         self._positions = WeakTensorKeyDictionary()  # integer tensors -> the axes that their values index, and why
         self._singled = WeakTensorKeyDictionary()  # tensors -> the axes of which they hold one position, and why
         self._parents: list[tuple[int, ...]] = []

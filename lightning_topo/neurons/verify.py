@@ -18,7 +18,7 @@ from lightning_topo.tape import Tape
 from lightning_topo.tape.choices import with_choices_as_constants
 from lightning_topo.tape.replay import replay
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ def summary(record: RunRecord) -> str:
     outcome = past.outcome
     lines = [f"Topology: {sentence(outcome, with_coverage=False)}"]
     if outcome.coverage is not None:
-        lines.append(f"  coverage  {coverage_words(outcome.coverage)}")
+        lines.append(f"  coverage  {coverage_words(outcome.coverage, is_broken=bool(outcome.breakdowns))}")
     if outcome.last_step is not None:
         lines.append(f"  phases    {_spans(_phases(record, past.replay), outcome.last_step)}")
     if past.events:

@@ -26,7 +26,7 @@ from lightning_topo.tape.program import (
 )
 from lightning_topo.tape.pruning import pruned, with_parameters_born_in_the_step, with_transparent_functions
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 MAX_CALLS = 20_000
 _SERIAL = itertools.count()  # draws have names of their own in all tapes

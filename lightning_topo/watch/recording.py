@@ -52,7 +52,7 @@ class Recording:
         kind = sharding(training.root)
         self._is_sharded = kind != "whole"
         compiled = None if runs_eagerly else compiled_reason(training.module)
-        self.obstacle = _SHARDS.get(kind) or compiled or ""
+        self.obstacle: str = _SHARDS.get(kind) or compiled or ""
 
     def begin(self, batch: Any, step: int, *, wanted: bool) -> None:
         """Record the step that begins if its tapes are `wanted`, or if more samples of the loss are, soon."""

@@ -174,9 +174,9 @@ class Watch:
     def before_backward(self, loss: Tensor, *, scale: float = 1.0) -> None:
         """A loss is about to be differentiated; `scale` is the factor by which it exceeds the module's own."""
         with self.budget.spending():
+            self._recording.loss(loss, scale)
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)  # lazy parameters have their shapes now
-            self._recording.loss(loss, scale)
             self.steps.gradients.loss(loss, scale)
 
     def after_backward(self, *, goes_on: bool = False) -> None:

@@ -134,4 +134,4 @@ def test_a_single_neuron_is_no_cloud(tmp_path):
     group = NeuronGroup("one", "unit", 1, (), (ParamSlice("net.0.weight", (("narrow", 0, 0, 1),)),))
     found, events = states(Classifier(), tmp_path, groups=[group])
     assert found == {}
-    assert events == ["probe_failed"]
+    assert "probe_failed" in events

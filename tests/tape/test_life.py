@@ -116,7 +116,13 @@ def test_a_higher_order_operator_passes_and_the_tape_is_given_up() -> None:
 def test_layers_that_are_lazy_until_the_step() -> None:
     torch.manual_seed(0)
     net, x, y = nn.Sequential(nn.LazyLinear(8), nn.Tanh(), nn.LazyLinear(3)), batch(0, 6, 5), labels(0, 6)
-    tape = recorded(net, lambda: F.cross_entropy(net(x), y))
+
+    def loss() -> Tensor:
+        value = F.cross_entropy(net(x), y)
+        assert all(p.detach().norm() > 0 for p in net.parameters())  # what else is read of them is not the parameter
+        return value
+
+    tape = recorded(net, loss)
     assert (tape.obstacle, tape.gradient_obstacle) == ("", "")
     assert sorted(tape.params) == ["0.bias", "0.weight", "2.bias", "2.weight"]
     with torch.no_grad():

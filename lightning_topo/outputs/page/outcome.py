@@ -164,17 +164,22 @@ def _outcome(
         n_notes=sum(event.name in _NOTES for event in events),
         instability=next((event for event in events if event.name is EventName.INSTABILITY), None),
         coverage=_coverage(measurements, digest),
-        broken_since=_broken_since(measurements, next(iter(breakdowns.values()), None)),
+        broken_since=_broken_since(measurements, next(iter(breakdowns.values()), None), digest),
         edge_since=_edge_since(whole, events),
         curvature_since=_crossed(whole, "eta_lambda", events, EventName.CURVATURE_BOUND_EXCEEDED),
         finite_again=bool(nonfinite) and math.isfinite(losses[-1][1]),
     )
 
 
-def _broken_since(measurements: Sequence[Measurement], event: TopologyEvent | None) -> Between | None:
+def _broken_since(
+    measurements: Sequence[Measurement], event: TopologyEvent | None, digest: Digest | None
+) -> Between | None:
     """Between the last step of the group that is known to be below 1, and the first that was measured above."""
     if event is None:
         return None
+    if digest is not None:
+        below = digest.last_below.get(event.group)
+        return Between(None if below is None else min(below, event.step - 1), event.step)
     own = [m for m in measurements if m.group == event.group and m.step < event.step]
     known = [m.step for m in own if m.values.get("critical_ratio", math.inf) < 1.0]
     known += [

@@ -24,7 +24,8 @@ def sentence(outcome: Outcome, *, with_coverage: bool = True) -> str:
 
 def besides(outcome: Outcome, *, with_coverage: bool = True) -> str:
     """What follows the finding in a sentence: the coverage, and how many events there were."""
-    certified = coverage_words(outcome.coverage) if with_coverage and outcome.coverage is not None else ""
+    shown = outcome.coverage if with_coverage else None
+    certified = "" if shown is None else coverage_words(shown, is_broken=bool(outcome.breakdowns))
     return f"{certified and '; '}{certified} \u2013 {_events(outcome)}"
 
 
@@ -38,18 +39,23 @@ def tone(outcome: Outcome) -> Phase:
     return outcome.worst_phase
 
 
-def coverage_words(coverage: Coverage) -> str:
+def coverage_words(coverage: Coverage, *, is_broken: bool = False) -> str:
     """How many steps are certified, and how; what is not certified is counted by itself.
+
+    Where the run `is_broken`, some of the exact values are at or above 1, and certify nothing: they are measured.
 
     >>> coverage_words(Coverage(exact=240, bounded=11_760, spanned=0, open=0))
     '12,000 of 12,000 steps certified: 240 exact, 11,760 by bound'
     >>> coverage_words(Coverage(exact=3, bounded=5, spanned=1, open=2))
     '8 of 11 steps certified: 3 exact, 5 by bound; 1 spanned, 2 open'
+    >>> coverage_words(Coverage(exact=3, bounded=5, spanned=0, open=0), is_broken=True)
+    '8 of 8 steps measured or bounded: 3 exact, 5 by bound'
     """
+    known = "measured or bounded" if is_broken else "certified"
     rest = ((coverage.spanned, "spanned"), (coverage.open, "open"), (coverage.pending, "not recorded yet"))
     others = ", ".join(f"{n:,} {name}" for n, name in rest if n)
     return (
-        f"{coverage.certified:,} of {_count(coverage.total, 'step')} certified: {coverage.exact:,} exact, "
+        f"{coverage.certified:,} of {_count(coverage.total, 'step')} {known}: {coverage.exact:,} exact, "
         f"{coverage.bounded:,} by bound{others and '; '}{others}"
     )
 

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from lightning_topo.figures.coverage import stretches
-from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.outputs.record.about import read_about
 from lightning_topo.outputs.record.bins import COVERAGE, Bins
 from lightning_topo.outputs.record.branch import REWIND, rewind_floors
@@ -83,6 +83,7 @@ class RecordFollower:
             happened.events.n_dropped + (measured.teller.n_dropped if is_whole else 0),
             measured.network.whole(measured.first_step),
             MappingProxyType(measured.widths),
+            MappingProxyType(dict(measured.last_below)),
         )
         return RunRecord(
             folder,
@@ -179,6 +180,8 @@ class _Measured:
         self.teller = Teller(is_covered=self._floors.is_covered)
         self._series: dict[tuple[str, str], Bins] = {}
         self._peaks: dict[str, float] = {}
+        self.last_below: dict[str, int] = {}
+        self._broken: dict[str, int] = {}
         self._names: dict[str, str] = {}
         self._n_kept_values = 0
         self._last_ratio_step = -1
@@ -232,6 +235,8 @@ class _Measured:
         if m.probe == COVERAGE and m.group != GLOBAL:
             for stretch in stretches([m]).get(m.group, ()):
                 self.network.add(stretch)
+                if stretch.state is StepState.BOUNDED:
+                    self._below(m.group, stretch.first, stretch.last)
         if not (m.values.keys() <= self._names.keys()):
             self._names |= {name: name for name in m.values}
             check("names of values", MOST_NAMES, len(self._names))
@@ -246,6 +251,10 @@ class _Measured:
                 self._ratio_steps.add(m.step)
             if ratio > self._peaks.get(m.group, -1.0):
                 self._peaks[m.group] = ratio
+            if ratio < 1.0:
+                self._below(m.group, m.step, m.step)
+            else:
+                self._broken.setdefault(m.group, m.step)
         self.teller.take(m)
         if bins is None:
             self._peaks.setdefault(m.group, -1.0)
@@ -261,6 +270,13 @@ class _Measured:
         self._n_kept_values += _cost(m)
         if self._n_kept_values > self._most_kept:
             self._shrink()
+
+    def _below(self, group: str, first: int, last: int) -> None:
+        """Take in steps of a group that are known to be below 1."""
+        broken = self._broken.get(group)
+        if broken is None or first < broken:
+            last = last if broken is None else min(last, broken - 1)
+            self.last_below[group] = max(last, self.last_below.get(group, last))
 
     def _shrink(self) -> None:
         """Merge until half of what may be kept is left, most of it of the groups with the largest ratios."""

@@ -230,8 +230,8 @@ class RecordWriter:
                     self.max_bytes = self.size + room
                 return
             gone = Thinned.of(next(islice(read_objects(path), 1, None)))
-        # Nothing more can be made of it: not tried again before it has doubled.
-        self.max_bytes = 2.0 * self.size
+        # Nothing more can be made of it: not tried again before our own part has doubled.
+        self.max_bytes = 2.0 * self.size - self._other_bytes
 
     def _measure_diagrams(self) -> int:
         return sum(diagram_path(self.dirpath, step).stat().st_size for step in diagram_steps(self.dirpath))

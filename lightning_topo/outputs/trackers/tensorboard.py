@@ -41,7 +41,9 @@ def tag_pattern(name: str) -> str:
     return f"^topology/{'' if row is None else place[row.scope]}{name}$"
 
 
-LAYOUT = {"topology": {title: ["Multiline", [tag_pattern(name) for name in names]] for title, names in _CHARTS.items()}}
+LAYOUT: dict[str, dict[str, list[Any]]] = {
+    "topology": {title: ["Multiline", [tag_pattern(name) for name in names]] for title, names in _CHARTS.items()}
+}
 """The layout that `SummaryWriter.add_custom_scalars` takes."""
 
 

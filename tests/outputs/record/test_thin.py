@@ -113,8 +113,8 @@ def test_extremes_stay_with_the_step_and_the_pair_that_attain_them(pair):
         for m in small:
             assert m.values["critical_ratio"] == at[m.step]["critical_ratio"]
             assert m.values["critical_i"] == m.step
-        # The newest are as they were.
-        assert small[-20:] == whole[-20:]
+        # The newest are as they were: a quarter of the 24 kB of lines that events and captures leave room for.
+        assert small[-10:] == whole[-10:]
 
 
 def test_the_page_says_so(pair):
