@@ -2,10 +2,10 @@
 
     python -m benchmarks.packages [--steps 100] [--only gpt2] [--out build/packages.jsonl] [--table]
 
-Each training runs twice in processes of its own, without and with `TopologyMonitor()`, from `fit` to its return. Bits are
-those of the module's and optimizers' state, of all gradients and of the random states of torch, NumPy and Python. Time is
-of the CPU, that of processes that we start included; memory is the peak of the process. What has been run is kept and not
-run again.
+Each training runs twice in processes of its own, without and with `TopologyMonitor()`, from `fit` to its return. Bits
+are those of the module's and optimizers' state, of all gradients and of the random states of torch, NumPy and Python.
+Time is of the CPU, that of processes that we start included; memory is the peak of the process. Trainings in the file
+are not run again.
 """
 
 import argparse
@@ -152,7 +152,8 @@ def table(rows: list[Row]) -> Iterator[str]:
     cpu, wall, memory = (
         statistics.median(getattr(row, field) for row in rows) for field in ("cpu_ratio", "wall_ratio", "memory_ratio")
     )
-    yield f"| median of {len(rows)} | | {sum(row.equal for row in rows)} of {len(rows)} | {cpu:.2f} | {wall:.2f} | {memory:.2f} | | | |"
+    equal = sum(row.equal for row in rows)
+    yield (f"| median of {len(rows)} | | {equal} of {len(rows)} | {cpu:.2f} | {wall:.2f} | {memory:.2f} | | | |")
 
 
 def _child(name: str, steps: int, mode: str) -> Run:

@@ -37,6 +37,7 @@ MEASURING = ("probes", "geometry", "homology", "neurons", "tape", "stability")
 TRACKERS = "outputs/trackers"
 BRANCHES = {
     "outputs/record": "the record",
+    "outputs/about.py": "run.json",
     "outputs/feed.py": "other callbacks",
     "phases": "the detector",
     "callbacks/trainer_training.py": "trainer.callback_metrics",

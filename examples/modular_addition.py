@@ -1,6 +1,6 @@
 """The rows of an embedding as a cloud of their own: modular addition bends them into loops.
 
-    python -m examples.modular_addition [--steps 400]
+    python -m examples.modular_addition [--steps 600]
 
 A network learns a + b modulo 23 from all pairs. `rows("tok_emb.weight")` makes the 23 rows of its embedding a group,
 beside the neurons that are found. At first they are 23 points at random; in the end they lie on loops, because that is
@@ -72,7 +72,7 @@ def spectrum(model: Adder) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--folder", type=Path, help="the run folder; by default a temporary one")
     options = parser.parse_args()
     model, record, right = train(options.steps, options.folder or Path(tempfile.mkdtemp()) / "topology")

@@ -130,7 +130,7 @@ _TABLE = (
         "distortion",
         _G,
         _HIGH,
-        "r of the span",
+        "Critical ratio of a span",
         "The critical ratio of the whole way since the last snapshot.",
         keep=Keep.MAX,
     ),

@@ -61,7 +61,7 @@ def test_the_learning_rate_is_held_at_the_multiple(tmp_path, multiple, free):
 
 
 def test_an_embedding_that_learns_to_add_bends_into_loops(tmp_path):
-    model, record, right = modular_addition.train(400, tmp_path / "topology")
+    model, record, right = modular_addition.train(600, tmp_path / "topology")
     *_, last = modular_addition.loops(record).values()
     assert right > 0.9
     assert last > 1.5

@@ -99,7 +99,7 @@ class Distortions:
     resolved: Float[Tensor, "b 1"]
 
     def blocks(self, some: slice) -> "Distortions":
-        """Those of some of the blocks."""
+        """Select some of the blocks."""
         return Distortions(self.step[some], self.total[some], self.nearest[some], self.resolved[some])
 
 

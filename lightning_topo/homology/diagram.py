@@ -84,7 +84,7 @@ class PersistenceDiagram:
 
     @property
     def landmark_error(self) -> float:
-        """What landmarks leave unknown, as a share of the diameter: 2 rho / diameter; 0 where all points were used."""
+        """The error of landmarks as a share of the diameter: 2 rho / diameter; 0 where all points were used."""
         return 0.0 if self.exact or self.diameter == 0.0 else 2.0 * self.covering_radius / self.diameter
 
     def is_vacuous(self, k: int) -> bool:

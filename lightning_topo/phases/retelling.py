@@ -61,7 +61,7 @@ class Teller:
             self._detected.add(event)
 
     def told(self, events: Iterable[TopologyEvent] = ()) -> Replay:
-        """What has been seen so far; `events` are those that were written down live."""
+        """Return the phases and events up to here; `events` are those that were recorded live."""
         detected = tuple(self._detected)
         if not self.is_covered:
             written = [event for event in events if event.name in DETECTED]

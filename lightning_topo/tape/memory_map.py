@@ -142,9 +142,8 @@ class MemoryMap:
             slot, calls = self._rebound(tensor, named, key)
         else:
             slot, calls = self._by_memory(tensor, key)
-            if (
-                tensor.requires_grad and tensor.is_leaf
-            ):  # a parameter made in the step: not to be taken for a detached one
+            # A parameter made in the step is not to be taken for a detached one.
+            if tensor.requires_grad and tensor.is_leaf:
                 self._by_id[id(tensor)], self._alive[id(tensor)] = slot, tensor
         return self._with_gradient(tensor, slot), calls
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons import NeuronGroup, Rows
 from lightning_topo.phases import PhaseRules
 from lightning_topo.probes import Distortion, Fate, Period, Persistence, Probe, Sharpness
 from lightning_topo.quantities import OUR_PROBES, RESERVED_PROBES
@@ -118,10 +118,11 @@ def _check_groups(groups: Groups) -> None:
             raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
         return
     for group in groups:
-        if not isinstance(group, NeuronGroup):
+        if not isinstance(group, NeuronGroup | Rows) and group != "auto":
             raise TypeError(
-                f"expected groups as a list of NeuronGroup, got {group!r} among them: make them with "
-                "declare_neurons(module, name, {parameter: dimension}) or find_neuron_groups(module, example_inputs)"
+                f'expected groups as a list of NeuronGroup, rows(...) and "auto", got {group!r} among them: make them '
+                "with declare_neurons(module, name, {parameter: dimension}) or "
+                "find_neuron_groups(module, example_inputs)"
             )
 
 

@@ -238,7 +238,7 @@ def in_any_order(state):
     return {name: sorted(map(repr, v.items())) if isinstance(v, dict) else repr(v) for name, v in plain.items()}
 
 
-@given(st.lists(st.floats(0.0, 2.0), max_size=15), st.integers(1, 3))
+@given(st.lists(st.floats(0.0, 2.0), max_size=6), st.integers(1, 2))
 def test_a_band_that_is_measured_more_often_at_rest_changes_no_more_than_once(values, times):
     """Each value again and again: the more measurements, the surer the medians; never more changes than values."""
     for name in ("sharpness_ratio", "eta_lambda"):

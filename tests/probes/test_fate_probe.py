@@ -119,7 +119,7 @@ def test_a_large_group_is_sampled_and_says_so():
         ({"vanishing": 1.0}, "0 < vanishing < 1"),
         ({"alignment": 1.0}, "-1 < alignment < 1"),
         ({"max_neurons": 0}, "max_neurons >= 1"),
-        ({"every_n_steps": 0}, "at least 1 step"),
+        ({"every_n_steps": 0}, "every_n_steps of at least 1"),
     ],
 )
 def test_settings_are_checked(settings, message):

@@ -103,7 +103,7 @@ class Tracker:
         """Send what is costly; called seldom."""
 
     def concluded(self, found: Mapping[str, str | float], step: int) -> None:
-        """What the run came to, where `takes_conclusions`."""
+        """Write the run's outcome; called where `takes_conclusions`."""
 
     def closed(self, run: RunFacts, step: int) -> None:
         """The run is over, its record complete."""

@@ -89,7 +89,9 @@ def test_the_verdict_counts_what_is_certified(measurements: tuple[Measurement, .
 def test_the_gravest_comes_first() -> None:
     broken = (*OPENED, ratio(9, 2.0), line(8, 9, EXACT))
     said = verdict(record(*broken))
-    assert said.startswith("a broke down at step 9; the largest r was 2, at step 9 in a; 17 of 20 steps measured or bounded")
+    assert said.startswith(
+        "a broke down at step 9; the largest r was 2, at step 9 in a; 17 of 20 steps measured or bounded"
+    )
     both = verdict(record(*broken, NAN_LOSS))
     assert both.startswith("Training diverged: the loss is not finite at step 7; neurons may have merged or torn at")
     assert tone(history(record(*CERTIFIED, NAN_LOSS)).outcome) is Phase.BREAKDOWN
