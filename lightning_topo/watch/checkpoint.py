@@ -17,7 +17,8 @@ class SavedWatch:
     """The state of an earlier watch of the same run, after `step`.
 
     `dirpath` and `run_id` say where its record is, None where it had none; `slots` are those of adaptive probes,
-    `awaited` the steps of captures, by probe, whose results had not come yet, `rate` the last recorded learning rate.
+    `awaited` the steps of captures, by probe, whose results had not come yet, and `rate` the last recorded learning
+    rate.
     """
 
     dirpath: Path | None

@@ -88,11 +88,13 @@ def convolutional() -> Training:
 
 
 class Attention(nn.Module):
-    def __init__(self, dropout: float = 0.0) -> None:
+    def __init__(self, dropout: float = 0.0, width: int = 16) -> None:
         super().__init__()
-        self.embed = nn.Embedding(11, 16)
-        self.layer = nn.TransformerEncoderLayer(16, 4, 24, dropout, batch_first=True, norm_first=True)
-        self.head = nn.Linear(16, 11)
+        self.embed = nn.Embedding(11, width)
+        self.layer = nn.TransformerEncoderLayer(
+            width, 4, width + width // 2, dropout, batch_first=True, norm_first=True
+        )
+        self.head = nn.Linear(width, 11)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.layer(self.embed(tokens)))
@@ -115,9 +117,10 @@ def transformer_with_dropout() -> Training:
 
 
 class Recurrent(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.rnn, self.head = nn.LSTM(5, 8, 2, batch_first=True, bidirectional=True), nn.Linear(16, 3)
+        self.rnn = nn.LSTM(5, width, 2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(2 * width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.rnn(x)[0].mean(1))

@@ -39,9 +39,9 @@ def net_and_loss(kind: str):
         net = mlp(4, 6, 3)
         return net, lambda: F.cross_entropy(net(batch(0, 12, 4).to(net[0].weight)), labels(0, 12))
     if kind == "recurrent":
-        net = Recurrent()
+        net = Recurrent(width=2)
         return net, lambda: F.cross_entropy(net(batch(0, 3, 4, 5).to(net.head.weight)), labels(0, 3))
-    net = Attention()
+    net = Attention(width=8)
     return net, lambda: F.cross_entropy(net(tokens(0)).flatten(0, 1), tokens(1).flatten())
 
 
