@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from lightning_topo.figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.outputs.page.outcome import Outcome, history
+from lightning_topo.outputs.page.verdict import above
 from lightning_topo.outputs.record import RunRecord
 
 MARGIN = 0.8
@@ -278,7 +279,8 @@ def _at_edge(outcome: Outcome, evidence: Evidence, step: int) -> Advice:
         highest = words.rate(floor2(words.present / max(largest, 1.0)))
         reasons.append(f"The edge ratio was at most {largest:.3g}, at step {at:,}: at most {highest} stays below 1.")
     if outcome.peak_ratio is not None:
-        reasons.append(f"No measured step was critical: r was at most {outcome.peak_ratio.value:.2g}.")
+        peak = outcome.peak_ratio.value
+        reasons.append(f"No measured step was critical: r was {f'below {above(peak)}' if peak else '0'}.")
     entered, end = _level(evidence.losses, step), _level(evidence.losses, outcome.last_step or step)
     if entered is not None and end is not None and end > entered and largest > 1.0:
         rate = floor2(words.present * MARGIN / largest)

@@ -22,10 +22,12 @@ def text(words: str) -> str:
 def head(run: RunView) -> str:
     """The verdict of one run, what to do next, its summary, and how it was trained."""
     trained = (*settings(run), *validation(run))
+    rest = besides(run.outcome)
+    words = rest.lstrip("; \u2013")  # what joins the two in one sentence is not seen where they stand below each other
     return (
         f'<p class="eyebrow">Topology of training <span class="name">{text(run.label)}</span></p>'
         f'<h1 id="verdict" class="phase-{tone(run.outcome).name.lower()}">{text(finding(run.outcome))}'
-        f"<small>{text(besides(run.outcome))}</small></h1>"
+        f"<span hidden>{text(rest.removesuffix(words))}</span><small>{text(words)}</small></h1>"
         f"{_decision(run)}"
         f'<dl class="facts" id="summary">{_definitions(facts(run))}</dl>'
         + (

@@ -58,8 +58,8 @@ class Digest:
     """What a record came to, where its lines were read in bounded memory and are not all at hand.
 
     `replay` tells it from every line. Of a group of `widths` one measurement stands for what was measured in so many
-    steps, from a multiple of it on. `network` is what is known of every step of the whole network; `last_below` the
-    last step of each group that is known to be below 1 before the first that is not.
+    steps, from a multiple of it on. `network` is what is known of every step of the whole network; `last_below`
+    the last step of each group that is known to be below 1 before the first that is not.
     """
 
     replay: Replay

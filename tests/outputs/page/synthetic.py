@@ -50,6 +50,12 @@ def persistence_values(step: int, group: str, diagram: PersistenceDiagram, chang
     return Measurement(step, step // 100, "persistence", group, values)
 
 
+FATE = {
+    "measured_neurons": 64.0, "independent_neurons": 60.0, "vanishing_neurons": 0.0, "aligned_clusters": 64.0,
+    "effective_neurons": 41.0, "largest_multiplicity": 1.0,
+}  # fmt: skip
+
+
 def demo_run(
     folder: Path,
     *,
@@ -93,6 +99,7 @@ def demo_run(
             for group, diagram in diagrams.items():
                 change = None if step == 0 else 0.05 + 0.05 * rng.random()
                 writer.measurement(persistence_values(step, group, diagram, change))
+                writer.measurement(Measurement(step, step // 100, "fate", group, FATE))
         if step:
             loss = 0.5 * math.exp(-step / 130) + 0.004 + (0.004 * rng.random() if edge_at and step > edge_at else 0.0)
             rate = {"learning_rate": 0.3} if step == 1 else {}
