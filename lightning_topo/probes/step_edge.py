@@ -79,7 +79,7 @@ class StepEdge:
 
         if thresholds_of() is not None:
             if not isinstance(loss_fn, TapeLoss) or len(loss_fn.tapes) < 2:
-                return ProbeResult(carry=state)
+                return ProbeResult(carry=state, wants_own_step=True)
             losses = _chosen(loss_fn, state.window.count)
             approach, seen = adapted(
                 state.approach,
@@ -87,7 +87,8 @@ class StepEdge:
                 lambda a: see_batches(losses, lambda loss: a.curvature(loss, params), thresholds_of),
             )
             state = replace(state, approach=approach, window=state.window.followed_by(seen))
-            return ProbeResult({GLOBAL: state.window.values()} if seen else {}, carry=state)
+            # Each measurement adds the batch of its own step: the ratio is not that of a few batches, again and again.
+            return ProbeResult({GLOBAL: state.window.values()} if seen else {}, carry=state, wants_own_step=True)
         if awaits_first_step(capture.optimizers):
             return ProbeResult(carry=state)
         values: Mapping[str, float] = {}
