@@ -13,7 +13,7 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 from torch.utils.data import DataLoader
 
-from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, read_record
+from lightning_topo import Distortion, Fate, Persistence, Sharpness, TopologyMonitor, read_record
 from lightning_topo.demo import DigitsMLP, FullBatch, digits
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.outputs import open_outputs
@@ -291,6 +291,7 @@ def test_a_users_own_config_of_that_name_is_left_alone(wandb, tmp_path, own):
 
 def watched(folder, logger):
     probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=12), Sharpness(every_n_steps=12)]
+    probes.append(Fate(every_n_steps=12))
     monitor = TopologyMonitor(probes, dirpath=folder / "topology", report=False, verbose=False)
     quiet = {"enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = L.Trainer(
