@@ -463,7 +463,8 @@ def test_a_resume_without_the_old_folder_begins_anew(tmp_path):
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     (tmp_path / "a").rename(tmp_path / "gone")
     monitor = dense()
-    fit(Classifier(), [monitor], root=tmp_path / "b", max_epochs=2, ckpt_path=tmp_path / "last.ckpt")
+    with pytest.warns(UserWarning, match="its history is not shown"):
+        fit(Classifier(), [monitor], root=tmp_path / "b", max_epochs=2, ckpt_path=tmp_path / "last.ckpt")
     (gap,) = happened(monitor.events)
     assert gap.name == "gap"
     assert "totals count from here" in gap.message
