@@ -35,7 +35,9 @@ def told(measurements: Sequence[Measurement], events: Iterable[TopologyEvent], *
 
 
 class Teller:
-    """`told` of a complete record, its measurements given one at a time; `is_covered` says which rule it is told by.
+    """Gives what `told` gives for a complete record, from one measurement at a time.
+
+    `is_covered` where the record has lines of coverage: phases then follow from these.
 
     Of very many events some are dropped, and counted in `n_dropped`.
     """

@@ -309,7 +309,7 @@ class Watch:
         resumption = begin_reference(snapshots, self._outputs.store, self.groups, training, saved, step)
         if resumption is not None:
             self._reporting.event(resumption)
-        for k, problem in enumerate(self._finding.problems):  # each is said, also where several are of no one group
+        for k, problem in enumerate(self._finding.problems):  # numbered: several may belong to no group
             self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
         if (event := unwatched(self._finding.uncovered, step, training.epoch)) is not None:
             self._reporting.event(event)

@@ -127,7 +127,7 @@ class RecordOutput:
             self._has_told_loss = True
             self._tell(
                 f"{n_lost:,} lines of the topology record are lost, because its folder was deleted or its disk is full",
-                "The record goes on from here. How many are lost in all is said at the end.",
+                "The record goes on from here. The total is reported when the run ends.",
                 n_lost,
             )
 
