@@ -69,7 +69,7 @@ def leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, (list, tuple)):
         for part in value:
             yield from leaves(part)
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict):
         for part in value.values():
             yield from leaves(part)
     else:
