@@ -89,9 +89,9 @@ def same_random_state(seed: int) -> Iterator[None]:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Inside, Python does not look for garbage: many objects that live briefly would make it look at all that there are.
+    """Inside, Python does not look for garbage: many short-lived objects would make it look at all that there are.
 
-    With large packages imported one such look takes longer than a step.
+    With large packages imported, one such look takes longer than a step.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -12,7 +12,6 @@ from lightning_topo.geometry import upper_norms
 from lightning_topo.geometry.precision import wide_dtype, worst_case_work
 from lightning_topo.neurons.group import NeuronGroup, ParamSlice, Step
 
-
 _SMALL = 1 << 13
 """Parameters of at most so many entries are subtracted and squared together: their calls cost more than their work."""
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-
 from lightning_topo.tape.program import Call, HostRead, leaves
 from lightning_topo.tape.pruning import pruned
 

@@ -20,8 +20,8 @@ from lightning_topo.tape.program import (
     Slot,
     Tape,
     argument,
-    leaves,
     functional_view,
+    leaves,
     write_positions,
 )
 from lightning_topo.tape.pruning import pruned, with_parameters_born_in_the_step, with_transparent_functions

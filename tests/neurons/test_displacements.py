@@ -41,7 +41,8 @@ SCALARS = NeuronGroup("scalars", "expert", 3, (), (ParamSlice("scale.*"), ParamS
 
 def state(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"qkv": (96, 32), "out": (32, 32), "gate": (3, 5), "large": (256, 256)} | {
+    shapes = {"qkv": (96, 32), "out": (32, 32), "gate": (3, 5), "large": (256, 256)}
+    shapes |= {f"experts.{i}.weight": (4, 5) for i in range(3)}
         f"experts.{i}.weight": (4, 5) for i in range(3)
     }
     shapes |= {f"scale.{i}": () for i in range(3)}
