@@ -43,8 +43,6 @@ def state(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tens
     generator = torch.Generator().manual_seed(seed)
     shapes = {"qkv": (96, 32), "out": (32, 32), "gate": (3, 5), "large": (256, 256)}
     shapes |= {f"experts.{i}.weight": (4, 5) for i in range(3)}
-        f"experts.{i}.weight": (4, 5) for i in range(3)
-    }
     shapes |= {f"scale.{i}": () for i in range(3)}
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
 
