@@ -119,7 +119,7 @@ def train(model: str, optimizer: str, lr: float, warmup: int) -> tuple[Run, floa
     outcome, evidence = history(record).outcome, Evidence.of(record.measurements)
     advice = advise(outcome, evidence)
     assert advice is not None
-    last = [evidence.losses[step] for step in sorted(evidence.losses)[-20:]]
+    last = [evidence.loss.losses[step] for step in sorted(evidence.loss.losses)[-20:]]
     with torch.no_grad():
         accuracy = (net(x[1400:]).argmax(1) == y[1400:]).float().mean().item()
     diverged = outcome.diverged_step is not None

@@ -8,10 +8,10 @@ stay below eta*. The next run meets other neurons, hence the margin.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 from lightning_topo.figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
-from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.measurement import Measurement
+from lightning_topo.outputs.page.loss_course import Level, LossCourse
 from lightning_topo.outputs.page.outcome import Outcome, history
 from lightning_topo.outputs.page.verdict import above
 from lightning_topo.outputs.record import RunRecord
@@ -22,79 +22,28 @@ FAILED = 0.2
 """Of a learning rate at which training diverged, or learned nothing, at most so much is recommended."""
 HALF = 0.5
 """At most so much where training became unstable, and the loss has fallen all the same."""
-_BLOWN_UP = 1.5
-"""From where the loss is so many times its first value on, what is measured is a consequence, not a cause."""
-_FEW_LOSSES = 40
-"""Of fewer steps nobody can say whether the loss has fallen."""
-_NOISE = 0.01
-"""A loss that has changed by less than this share has not fallen."""
-_FELL = 0.3
-"""A loss that was lower by this share than at first had fallen beyond doubt."""
-_WINDOW = 20
-"""The level of the loss is the mean of so many."""
 _CALM = 0.7
 """A warm-up is enough where r stays below this at the full learning rate."""
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """The mean of the losses of the steps up to one."""
-
-    step: int
-    loss: float
-
-
-@dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a run has shown: the largest r of all groups, the edge ratio and the loss, by step, and learning rates."""
+    """What a run has shown: the largest r of all groups, the edge ratio by step, the loss, and learning rates."""
 
     ratios: Mapping[int, float]
     edges: Mapping[int, float]
-    losses: Mapping[int, float]
+    loss: LossCourse
     limits: RateLimits
-
-    @property
-    def first_loss(self) -> float | None:
-        """The loss of the first step; the second may be the learning rate's doing."""
-        return self.losses[min(self.losses)] if self.losses else None
-
-    @property
-    def last_loss(self) -> float | None:
-        """The mean of the last losses; not finite where one of them is not."""
-        known = [self.losses[step] for step in sorted(self.losses)[-_WINDOW:]]
-        return sum(known) / len(known) if known else None
-
-    @property
-    def lost(self) -> "Level | None":
-        """Where the loss was lowest, if it had fallen beyond doubt and is no better now than at first; else None."""
-        first, steps = self.first_loss, sorted(self.losses)
-        if first is None or self.has_learned:
-            return None
-        sums = list(accumulate((self.losses[step] for step in steps), initial=0.0))
-        means = [(sums[k + _WINDOW] - sums[k]) / _WINDOW for k in range(len(steps) - _WINDOW + 1)]
-        lowest = min(range(len(means)), key=means.__getitem__)
-        if not means[lowest] < first - _FELL * abs(first):
-            return None
-        return Level(steps[lowest + _WINDOW - 1], means[lowest])
-
-    @property
-    def has_learned(self) -> bool:
-        """Whether the loss has fallen, as far as anything is known of it."""
-        first, last = self.first_loss, self.last_loss
-        return first is None or last is None or len(self.losses) < _FEW_LOSSES or last < first - _NOISE * abs(first)
-
-    @property
-    def sound_until(self) -> float:
-        """The step at which the loss has blown up, infinite where it never has."""
-        first = self.first_loss
-        high = math.inf if first is None or first <= 0.0 else _BLOWN_UP * first
-        return min((step for step, loss in self.losses.items() if not loss <= high), default=math.inf)
 
     @classmethod
     def of(cls, measurements: Sequence[Measurement]) -> "Evidence":
         """From a record's measurements."""
-        losses = {m.step: m.values["loss"] for m in measurements if m.group == GLOBAL and "loss" in m.values}
-        return cls(largest_ratios(measurements), edge_ratios(measurements), losses, rate_limits(measurements))
+        return cls(
+            largest_ratios(measurements),
+            edge_ratios(measurements),
+            LossCourse.of(measurements),
+            rate_limits(measurements),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +76,12 @@ def advise(outcome: Outcome, evidence: Evidence) -> Advice | None:
         return None
     if outcome.diverged_step is not None:
         return _after_failure(evidence, outcome.diverged_step)
-    if outcome.breakdowns and not evidence.has_learned:
+    if outcome.breakdowns and not evidence.loss.has_fallen:
         return _after_failure(evidence, outcome.last_step)
     if outcome.breakdowns:
         return _after_breakdown(outcome, evidence)
-    if evidence.lost is not None:
-        return _after_loss(outcome, evidence, evidence.lost)
+    if evidence.loss.lost is not None:
+        return _after_loss(outcome, evidence, evidence.loss.lost)
     if outcome.coverage is not None and outcome.coverage.open:
         return _measure(outcome, evidence)
     if outcome.edge_step is not None:
@@ -187,12 +136,12 @@ class _Words:
 def _after_failure(evidence: Evidence, step: int) -> Advice:
     """Where training has diverged at a step, or learned nothing up to it."""
     words = _Words(evidence.limits)
-    end = min(evidence.sound_until, step)
+    end = min(evidence.loss.sound_until, step)
     # What the failure itself has made of neurons and curvature says nothing of how it began.
     before = {s: r for s, r in evidence.ratios.items() if s <= end}
     edges = {s: e for s, e in evidence.edges.items() if s < end}
-    first, last = evidence.first_loss, evidence.last_loss
-    base = HALF if evidence.has_learned and last is not None and math.isfinite(last) else FAILED
+    first, last = evidence.loss.first, evidence.loss.last
+    base = HALF if evidence.loss.has_fallen and last is not None and math.isfinite(last) else FAILED
     factors, reasons = [base], []
     if first is not None and last is not None and math.isfinite(last) and last >= first:
         reasons.append(f"The loss has not fallen: {first:.3g} at first, {last:.3g} at the end.")
@@ -224,15 +173,17 @@ def _after_loss(outcome: Outcome, evidence: Evidence, lowest: Level) -> Advice:
     is_lower = then is not None and then < HALF * words.present
     rate = floor2(then if is_lower and then is not None else HALF * words.present)
     reasons = [
-        f"The loss had fallen to {lowest.loss:.3g} by step {lowest.step:,}, and is {evidence.last_loss:.3g} now, "
-        f"{evidence.first_loss:.3g} at first: what was learned is lost.",
+        f"The loss had fallen to {lowest.loss:.3g} by step {lowest.step:,}, and is {evidence.loss.last:.3g} now, "
+        f"{evidence.loss.first:.3g} at first: what was learned is lost.",
         f"At step {lowest.step:,} the learning rate was {then:.3g}."
         if is_lower
         else f"Nothing that was measured asks for less than {HALF:.0%} of it: a guess, no more.",
     ]
     if outcome.coverage is not None and outcome.coverage.open:
         reasons.append(f"r of {outcome.coverage.open:,} steps is not known: neurons may have met in them.")
-    reasons.append("Go back to a checkpoint from before. A loss that is not meant to fall (of adversaries) says nothing.")
+    reasons.append(
+        "Go back to a checkpoint from before. A loss that is not meant to fall (of adversaries) says nothing."
+    )
     return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
 
 
@@ -329,7 +280,7 @@ def _at_edge(outcome: Outcome, evidence: Evidence, step: int) -> Advice:
     if outcome.peak_ratio is not None:
         peak = outcome.peak_ratio.value
         reasons.append(f"No measured step was critical: r was {f'below {above(peak)}' if peak else '0'}.")
-    entered, end = _level(evidence.losses, step), _level(evidence.losses, outcome.last_step or step)
+    entered, end = evidence.loss.level(step), evidence.loss.level(outcome.last_step or step)
     if entered is not None and end is not None and end > entered and largest > 1.0:
         rate = floor2(words.present * MARGIN / largest)
         reasons.insert(0, f"The loss has not fallen at the edge: {entered:.3g} where it was reached, {end:.3g} now.")
@@ -337,12 +288,6 @@ def _at_edge(outcome: Outcome, evidence: Evidence, step: int) -> Advice:
     if entered is not None and end is not None:
         reasons.insert(0, f"The loss went on falling there: {entered:.3g} where it was reached, {end:.3g} now.")
     return Advice(f"Keep the learning rate{words.now}: it is as large as this network bears.", tuple(reasons))
-
-
-def _level(losses: Mapping[int, float], step: int) -> float | None:
-    """The mean of the losses of the steps up to one."""
-    near = [loss for s, loss in losses.items() if step - 20 < s <= step and math.isfinite(loss)]
-    return sum(near) / len(near) if near else None
 
 
 def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
@@ -371,7 +316,7 @@ def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
 
 def _unlearned(evidence: Evidence) -> list[str]:
     """That the loss has not fallen, where it has not."""
-    first, last = evidence.first_loss, evidence.last_loss
-    if evidence.has_learned or first is None or last is None:
+    first, last = evidence.loss.first, evidence.loss.last
+    if evidence.loss.has_fallen or first is None or last is None:
         return []
     return [f"The loss has not fallen, {first:.3g} at first and {last:.3g} now: no limit explains it."]

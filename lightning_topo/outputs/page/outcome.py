@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lightning_topo.figures.coverage import Stretch, of_network, stretches
 from lightning_topo.measurement import GLOBAL, Measurement, StepState
+from lightning_topo.outputs.page.loss_course import Level, LossCourse
 from lightning_topo.outputs.record import RunRecord
 from lightning_topo.outputs.record.read import Digest
 from lightning_topo.phases import DETECTED, EventName, Phase, Replay, TopologyEvent, told
@@ -101,6 +102,8 @@ class Outcome:
     curvature_since: Between | None = None
     finite_again: bool = False
     """Whether the loss has become finite again after it was not."""
+    lost: Level | None = None
+    """Where the loss was lowest, if it had fallen and came back to where it began."""
 
     @property
     def diverged_step(self) -> int | None:
@@ -168,6 +171,7 @@ def _outcome(
         edge_since=_edge_since(whole, events),
         curvature_since=_crossed(whole, "eta_lambda", events, EventName.CURVATURE_BOUND_EXCEEDED),
         finite_again=bool(nonfinite) and math.isfinite(losses[-1][1]),
+        lost=LossCourse(dict(losses)).lost,
     )
 
 

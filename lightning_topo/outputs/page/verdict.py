@@ -15,9 +15,9 @@ def verdict(record: RunRecord) -> str:
 def sentence(outcome: Outcome, *, with_coverage: bool = True) -> str:
     """The most important thing that can be said of the run, then its coverage and how many events it had.
 
-    The worst comes first: divergence, an instability, a breakdown, open or spanned steps, the edge of stability, the
-    curvature bound; without any of them, what was preserved and for how long. A record without coverage lines speaks
-    of its measured steps.
+    The worst comes first: divergence, an instability, a breakdown, a loss that fell and came back, open or spanned
+    steps, the edge of stability, the curvature bound; without any of them, what was preserved and for how long. A
+    record without coverage lines speaks of its measured steps.
     """
     return finding(outcome) + besides(outcome, with_coverage=with_coverage)
 
@@ -34,6 +34,8 @@ def tone(outcome: Outcome) -> Phase:
     if outcome.breakdowns or outcome.diverged_step is not None:
         return Phase.BREAKDOWN
     coverage = outcome.coverage
+    if outcome.lost is not None and outcome.worst_phase is Phase.PRESERVED:
+        return Phase.UNKNOWN
     if coverage is not None and outcome.worst_phase is Phase.PRESERVED and coverage.spanned + coverage.open:
         return Phase.UNKNOWN
     return outcome.worst_phase
@@ -69,6 +71,11 @@ def finding(outcome: Outcome) -> str:
         return f"{_divergence(outcome)}{broken}{_peak(outcome)}"
     if outcome.breakdowns:
         return f"{_breakdown(outcome)}{_peak(outcome)}"
+    return f"{_lost(outcome)}{_known(outcome)}"
+
+
+def _known(outcome: Outcome) -> str:
+    """What is known of the topology of a run that did not fail."""
     if outcome.coverage is not None and (found := _uncertified(outcome, outcome.coverage)):
         return found
     if outcome.edge_step is not None:
@@ -98,6 +105,14 @@ def _divergence(outcome: Outcome) -> str:
         return f"Training became unstable: the loss was not finite at step {step:,}"
     before = f", unstable from step {event.step:,} on" if event is not None and event.step < step else ""
     return f"Training diverged: the loss is not finite at step {step:,}{before}"
+
+
+def _lost(outcome: Outcome) -> str:
+    """That the run has lost what it had learned, where it has."""
+    lost = outcome.lost
+    if lost is None or outcome.final_loss is None:
+        return ""
+    return f"The loss fell to {lost.loss:.3g} by step {lost.step:,} and is back at {outcome.final_loss:.3g}. "
 
 
 def _breakdown(outcome: Outcome) -> str:

@@ -136,6 +136,16 @@ def test_what_is_said_of_each_kind_of_run(measurements: tuple[Measurement, ...],
     assert verdict(run(*measurements)) == expected
 
 
+def test_a_loss_that_fell_and_came_back_comes_before_what_was_preserved() -> None:
+    losses = [Measurement(k, 0, "training", "", {"loss": 0.5 if 10 < k < 60 else 2.3}) for k in range(1, 101)]
+    lost = run(*losses, ratio(1, 0.1))
+    assert verdict(lost).startswith("The loss fell to 0.5 by step 30 and is back at 2.3. Topology preserved")
+    assert tone(history(lost).outcome) is Phase.UNKNOWN  # not the colour of what is well
+    kept = run(*losses[:59], ratio(1, 0.1))
+    assert verdict(kept).startswith("Topology preserved")
+    assert tone(history(kept).outcome) is Phase.PRESERVED
+
+
 def test_recorded_events_of_the_replayed_kinds_are_not_counted_twice(demo: RunRecord, hostile: RunRecord) -> None:
     doubled = replace(demo, events=history(demo).events)
     assert verdict(doubled) == verdict(demo)

@@ -1,0 +1,86 @@
+"""How the loss of a run went: whether it has fallen, and whether what it had gained was lost again."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from lightning_topo.measurement import GLOBAL, Measurement
+
+BLOWN_UP = 1.5
+"""From where the loss is so many times its first value on, what is measured is a consequence, not a cause."""
+_FEW = 40
+"""Of fewer steps nobody can say whether the loss has fallen."""
+_NOISE = 0.01
+"""A loss that has changed by less than this share has not fallen."""
+_FELL = 0.3
+"""A loss that was lower by this share than at first had fallen beyond doubt."""
+_WINDOW = 20
+"""The level of the loss is the mean of so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The mean of the losses of the steps up to one."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class LossCourse:
+    """The losses of a run by step, and what they came to.
+
+    >>> course = LossCourse({step: 1.0 if step in (1, 2) or step > 60 else 0.25 for step in range(1, 101)})
+    >>> course.first, course.last, course.has_fallen, course.lost
+    (1.0, 1.0, False, Level(step=22, loss=0.25))
+    """
+
+    losses: Mapping[int, float]
+
+    @staticmethod
+    def of(measurements: Sequence[Measurement]) -> "LossCourse":
+        """From a record's measurements."""
+        return LossCourse({m.step: m.values["loss"] for m in measurements if m.group == GLOBAL and "loss" in m.values})
+
+    @property
+    def first(self) -> float | None:
+        """The loss of the first step; the second may be the learning rate's doing."""
+        return self.losses[min(self.losses)] if self.losses else None
+
+    @property
+    def last(self) -> float | None:
+        """The mean of the last losses; not finite where one of them is not."""
+        known = [self.losses[step] for step in sorted(self.losses)[-_WINDOW:]]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def has_fallen(self) -> bool:
+        """Whether the loss is lower at the end, as far as anything is known of it."""
+        first, last = self.first, self.last
+        return first is None or last is None or len(self.losses) < _FEW or last < first - _NOISE * abs(first)
+
+    @property
+    def lost(self) -> Level | None:
+        """Where the loss was lowest, if it had fallen beyond doubt and is no better now than at first; else None."""
+        first, steps = self.first, sorted(self.losses)
+        if first is None or self.has_fallen:
+            return None
+        sums = list(accumulate((self.losses[step] for step in steps), initial=0.0))
+        means = [(sums[k + _WINDOW] - sums[k]) / _WINDOW for k in range(len(steps) - _WINDOW + 1)]
+        lowest = min(range(len(means)), key=means.__getitem__)
+        if not means[lowest] < first - _FELL * abs(first):
+            return None
+        return Level(steps[lowest + _WINDOW - 1], means[lowest])
+
+    @property
+    def sound_until(self) -> float:
+        """The step at which the loss has blown up, infinite where it never has."""
+        first = self.first
+        high = math.inf if first is None or first <= 0.0 else BLOWN_UP * first
+        return min((step for step, loss in self.losses.items() if not loss <= high), default=math.inf)
+
+    def level(self, step: int) -> float | None:
+        """The mean of the finite losses of the steps up to one."""
+        near = [loss for s, loss in self.losses.items() if step - _WINDOW < s <= step and math.isfinite(loss)]
+        return sum(near) / len(near) if near else None
