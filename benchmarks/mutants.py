@@ -111,7 +111,7 @@ class Mutant:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How tests ended: `passed`, `failed` (`test` is the first that did), `slow` or `hung`."""
+    """How tests ended: `passed`, `failed` (`test` is the first that did), `hung` in a `test`, or `slow`: no end yet."""
 
     ended: str
     test: str = ""
@@ -215,11 +215,14 @@ def matching_tests(file: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(test.relative_to(ROOT).as_posix() for test in found))
 
 
-class _FirstFailure:
-    """Notes the first test that fails, and lets the others go unrun."""
+class _Progress:
+    """The first test that failed, the test that runs, and since when by this process's clock."""
 
     def __init__(self) -> None:
-        self.test = ""
+        self.test, self.present, self.since = "", "", 0.0
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.present, self.since = nodeid, time.process_time()
 
     def pytest_runtest_logreport(self, report: "pytest.TestReport") -> None:
         if report.failed and not self.test:
@@ -238,8 +241,8 @@ def _in_child(copy: Path, tests: Sequence[str], told: Any) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
-    threading.Thread(target=_end_when_slow, args=(told,), daemon=True).start()
-    seen = _FirstFailure()
+    seen = _Progress()
+    threading.Thread(target=_end_when_slow, args=(seen, told), daemon=True).start()
     options = ["-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-m", "not slow and not browser"]
     status = pytest.main([*options, *tests], plugins=[seen])
     ended = "passed" if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) else "failed"
@@ -247,11 +250,12 @@ def _in_child(copy: Path, tests: Sequence[str], told: Any) -> None:
     os._exit(0)
 
 
-def _end_when_slow(told: Any) -> None:
+def _end_when_slow(seen: _Progress, told: Any) -> None:
     began = time.process_time()
     while time.process_time() - began < LIMIT:
         time.sleep(0.2)
-    told.send(Outcome("slow", "", LIMIT))
+    hangs = time.process_time() - seen.since > LIMIT / 2
+    told.send(Outcome("hung" if hangs else "slow", seen.present if hangs else "", LIMIT))
     os._exit(0)
 
 
@@ -295,7 +299,7 @@ def verdict(copy: Path, mutant: Mutant, tests: Sequence[str], number: int) -> Ou
     finally:
         path.write_text(text)
         os.utime(path, (born, born))
-    if found.ended == "passed":
+    if found.ended in ("passed", "slow"):
         return replace(found, ended="survived")
     without = outcome_of(copy, [found.test] if found.test and "(" not in found.test else tests)
     if found.ended == "failed":

@@ -1,6 +1,7 @@
 """Shapes are checked here, and only here: every annotation of the package is enforced while the tests run."""
 
 import logging
+import os
 
 import pytest
 import pytest_randomly
@@ -10,7 +11,8 @@ from hypothesis import settings
 import tests.typecheck
 
 tests.typecheck.install("lightning_topo")
-settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+# A busy machine is no failure. For a long search: HYPOTHESIS_EXAMPLES=1000
+settings.register_profile("untimed", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")))
 settings.load_profile("untimed")
 # DeepSpeed would have itself imported into every test run here, to seed torch: tests that need a seed set it.
 pytest_randomly.entrypoint_reseeds = []

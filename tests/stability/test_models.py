@@ -170,17 +170,17 @@ def test_products_in_parts_take_no_more_than_three_training_steps_memory(name):
     make, shape = MODELS[name]
     torch.manual_seed(0)
     model = make()
-    x, y = torch.randn(1024, *shape), torch.randint(0, 3, (1024,))
+    x, y = torch.randn(512, *shape), torch.randint(0, 3, (512,))
 
     def loss_of(first, last):
         with sdpa_kernel(SDPBackend.MATH):
             return nn.functional.cross_entropy(model(x[first:last]), y[first:last])
 
-    parts = [(1 / 16, lambda k=k: loss_of(k, k + 64)) for k in range(0, 1024, 64)]
+    parts = [(1 / 16, lambda k=k: loss_of(k, k + 32)) for k in range(0, 512, 32)]
     found = []
-    training = peak_bytes(lambda: loss_of(0, 128).backward())
+    training = peak_bytes(lambda: loss_of(0, 64).backward())
     in_parts = peak_bytes(lambda: found.append(curvature_sharpness(split_hessian(parts, model.parameters()))))
-    at_once = peak_bytes(lambda: found.append(sharpness(lambda: loss_of(0, 1024), model.parameters())))
+    at_once = peak_bytes(lambda: found.append(sharpness(lambda: loss_of(0, 512), model.parameters())))
     assert found[0].value == pytest.approx(found[1].value, rel=0.02)
     assert in_parts <= 3 * training
     assert at_once > 3 * training

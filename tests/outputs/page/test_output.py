@@ -4,7 +4,6 @@ import io
 import os
 import re
 import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -16,6 +15,7 @@ from lightning_topo.outputs import open_outputs
 from lightning_topo.outputs.page import output
 from lightning_topo.outputs.page.live import follow_page
 from lightning_topo.outputs.page.output import PageOutput, page_process
+from tests import warm
 from tests.outputs.driving import Training, drive
 
 TICK = Measurement(1, 0, "training", "", {"loss": 1.0})
@@ -146,8 +146,7 @@ def test_the_process_writes_a_last_page_when_the_training_is_killed(tmp_path):
         training.run(30)
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    arguments = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "topology")]
-    done = subprocess.run(arguments, check=False, env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True)
+    done = warm.run(textwrap.dedent(code), tmp_path / "topology", folder=tmp_path)
     assert done.returncode == -9, done.stderr
     page = tmp_path / "topology" / "report.html"
     until(lambda: page.is_file() and "const LIVE = null" in page.read_text())
@@ -184,14 +183,7 @@ def test_after_a_signal_the_emergency_checkpoint_has_its_turn_and_the_page_comes
         print(time.perf_counter() - began, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    root = os.getcwd()
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "topology")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": root},
-    )
+    done = warm.run(textwrap.dedent(code), tmp_path / "topology", folder=tmp_path)
     assert float(done.stdout) < 1.0, done.stderr
     page = tmp_path / "topology" / "report.html"
     deadline = time.monotonic() + 120
