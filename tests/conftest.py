@@ -6,13 +6,18 @@ import os
 import pytest
 import pytest_randomly
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import tests.typecheck
 
 tests.typecheck.install("lightning_topo")
 # A busy machine is no failure. For a long search: HYPOTHESIS_EXAMPLES=1000
-settings.register_profile("untimed", deadline=None, max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")))
+settings.register_profile(
+    "untimed",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
+)
 settings.load_profile("untimed")
 # DeepSpeed would have itself imported into every test run here, to seed torch: tests that need a seed set it.
 pytest_randomly.entrypoint_reseeds = []
