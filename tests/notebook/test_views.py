@@ -166,7 +166,7 @@ def test_without_pandas_or_matplotlib_the_remedy_is_said(written, monkeypatch):
 
 def test_the_example_runs(tmp_path):
     out = tmp_path / "figures"
-    done = warm.run(str(ROOT / "examples" / "notebook.py"), "--steps", 60, "--out", out, folder=tmp_path)
+    done = warm.run(str(ROOT / "examples" / "notebook.py"), "--steps", 40, "--out", out, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {path.stem for path in out.glob("*.png")} == set(PLOTS)
     assert "idxmax" in done.stdout
