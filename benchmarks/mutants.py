@@ -51,7 +51,7 @@ NEARBY = {
 """Tests of what a folder's files are for."""
 CLOSEST = {
     "callbacks/trial_look.py": ("tests/callbacks/test_lr_finder.py", "tests/callbacks/test_trial_batches.py"),
-    "callbacks/watched_optimizer.py": ("tests/callbacks/test_unseen_steps.py", "tests/loops/test_plain.py"),
+    "callbacks/watched_optimizer.py": ("tests/callbacks/test_lr_finder.py", "tests/distributed/test_finder.py"),
     "outputs/outputs.py": ("tests/outputs/test_outputs.py", "tests/outputs/test_gates.py"),
     "outputs/record/layout.py": ("tests/outputs/record/test_strangers_folder.py",),
     "outputs/record/network.py": ("tests/outputs/record/test_follow.py", "tests/outputs/page/test_verdict.py"),
