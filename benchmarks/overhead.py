@@ -1,10 +1,10 @@
-"""What the default monitor costs: a training with it and the same without, which take turns step by step.
+"""What the monitor or the guard costs: a training with it and the same without, which take turns step by step.
 
-    python -m benchmarks.overhead [--networks tiny mlp gpt resnet] [--steps 500]
+    python -m benchmarks.overhead [--networks tiny mlp gpt resnet] [--steps 500] [--callback guard]
 
 Both trainings run in one process, one step of the one after one step of the other, so that a busy machine slows both
-alike. Ratios are of processor time, with that of processes that the monitor starts in the last column; the wall time
-of both stands beside them. "start" is the monitor's time up to the end of its first step, in steps.
+alike. Ratios are of processor time, with that of processes that the callback starts in the last column; the wall time
+of both stands beside them. "start" is the callback's time up to the end of its first step, in steps.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.coverage import GPT
-from lightning_topo import TopologyMonitor
+from lightning_topo import TopologyMonitor, TopologyStepGuard
 
 FIRST = 200
 
@@ -74,6 +74,12 @@ NETWORKS: dict[str, tuple[Callable[[], tuple[nn.Module, Tensor, Tensor]], int]] 
     "mlp": (mlp, 64),
     "gpt": (gpt, 16),
     "resnet": (resnet, 32),
+}
+
+
+CALLBACKS: dict[str, Callable[[], L.Callback]] = {
+    "monitor": lambda: TopologyMonitor(verbose=False),
+    "guard": lambda: TopologyStepGuard(0.9),
 }
 
 
@@ -197,9 +203,9 @@ def pair(name: str, steps: int, monitor: L.Callback) -> tuple[Turns, Turns, floa
     return both[0], both[1], sum(os.times()[2:4]) - children
 
 
-def row(name: str, steps: int) -> str:
+def row(name: str, steps: int, callback: L.Callback) -> str:
     """One line of the table."""
-    plain, watched, children = pair(name, steps, TopologyMonitor(verbose=False))
+    plain, watched, children = pair(name, steps, callback)
 
     def ratio(first: int, last: int, clock: int = 0) -> float:
         return sum(t[clock] for t in watched.taken[first:last]) / sum(t[clock] for t in plain.taken[first:last])
@@ -229,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--callback", default="monitor", choices=list(CALLBACKS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -239,7 +246,7 @@ def main() -> None:
     print(f"| {' | '.join([*heads, 'processes s', 'everything'])} |")
     print("|---" * (len(heads) + 2) + "|")
     for name in arguments.networks:
-        print(row(name, arguments.steps), flush=True)
+        print(row(name, arguments.steps, CALLBACKS[arguments.callback]()), flush=True)
 
 
 if __name__ == "__main__":

@@ -80,14 +80,20 @@ __all__ = [
 ]
 
 
+def _version() -> str:
+    """The installed version: the first lines of the metadata, since to parse the long rest takes many steps' time."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        metadata = distribution("lightning-topo").read_text("METADATA") or ""
+    except PackageNotFoundError:  # from a folder of sources that was never installed
+        metadata = ""
+    return next((line[9:] for line in metadata.splitlines() if line.startswith("Version: ")), "0+unknown")
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            return version("lightning-topo")
-        except PackageNotFoundError:  # from a folder of sources that was never installed
-            return "0+unknown"
+        return _version()
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

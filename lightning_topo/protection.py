@@ -1,5 +1,6 @@
 """Running a module's own code without leaving a trace in it, whatever happens while it runs."""
 
+import gc
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -84,6 +85,21 @@ def same_random_state(seed: int) -> Iterator[None]:
         torch.random.set_rng_state(tensors)
         if devices:
             torch.cuda.set_rng_state_all(devices)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Inside, Python does not look for garbage: many short-lived objects would make it look at all that there are.
+
+    With large packages imported, one such look takes longer than a step.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Memory:

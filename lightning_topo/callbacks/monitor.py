@@ -167,7 +167,7 @@ class TopologyMonitor(WatchedTraining, Callback):
         with self._guarded("could not look at a loss"):
             if self.watch is not None and self._training is not None:
                 scale = self._training.loss_scale
-                self._losses.append(loss.detach() / scale)
+                self._losses.append(loss.detach() if scale == 1.0 else loss.detach() / scale)
                 self.watch.before_backward(loss, scale=scale)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -33,10 +33,13 @@ class StepBound:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Bucket:
-    """Blocks of similar numbers of neurons, side by side: flat rows in order of `nearest`, padded at the end."""
+    """Blocks of similar numbers of neurons, side by side: rows in order of `nearest`, padded at the end.
 
-    rows: Int[Tensor, "b w"]
-    nearest: Float[Tensor, "b w"]
+    `rows` holds them one block after the other; `nearest` lacks the first of each block, before which there is none.
+    """
+
+    rows: Int[Tensor, " entries"]
+    nearest: Float[Tensor, "b m"]
     owner: Int[Tensor, " b"]
 
 
@@ -89,18 +92,17 @@ class BoundTable:
                 raise ValueError(f"expected {self.n_rows} lengths, one per row, got shape {tuple(lengths.shape)}")
         wide = wide_dtype(displacements.device)
         result = torch.zeros(self.n_groups, dtype=wide, device=displacements.device)
-        padding = displacements.new_zeros(1, dtype=wide)
         # What follows rounds to `wide`: a share of each term covers it.
         up = 1 + 16 * torch.finfo(wide).eps
-        padded = torch.cat([displacements.to(wide) * up, padding])
-        padded_since = None if since is None else torch.cat([since.to(wide) * up, padding])
+        lengths = torch.stack([displacements] if since is None else [displacements, since]).to(wide)
+        padded = torch.nn.functional.pad(lengths.mul_(up), (0, 1))
         for bucket in self.buckets:
-            room = bucket.nearest[:, 1:]
-            if padded_since is not None:
-                room = room - _with_largest_before(padded_since[bucket.rows])
-            move = _with_largest_before(padded[bucket.rows])
-            ratio = torch.where(room > 0, move / room, torch.inf).mul_(up)
-            result.scatter_reduce_(0, bucket.owner, ratio.amax(dim=1), "amax")
+            n_blocks, width = bucket.nearest.shape
+            ordered = padded.index_select(1, bucket.rows).view(len(padded), n_blocks, width + 1)
+            # Each and the largest before it.
+            pairs = ordered.narrow(2, 1, width) + ordered.narrow(2, 0, width).cummax(dim=2).values
+            room = bucket.nearest if since is None else (bucket.nearest - pairs[1]).clamp_(min=0.0)
+            result.scatter_reduce_(0, bucket.owner, (pairs[0] / room).amax(dim=1).mul_(up), "amax")
         return result
 
 
@@ -113,12 +115,7 @@ def _bucket(snapshots: Sequence[Snapshot], members: Sequence[int], starts: Seque
         down = 1 - 16 * torch.finfo(snapshots[g].nearest.dtype).eps
         nearest.append(torch.nn.functional.pad(snapshots[g].nearest * down, (0, width - n), value=torch.inf))
         owner.append(torch.full_like(blocks[:, 0], g))
-    return _Bucket(torch.cat(rows), torch.cat(nearest), torch.cat(owner))
-
-
-def _with_largest_before(lengths: Float[Tensor, "b w"]) -> Float[Tensor, "b w-1"]:
-    """Each entry but the first plus the largest before it."""
-    return lengths[:, 1:] + lengths[:, :-1].cummax(dim=1).values
+    return _Bucket(torch.cat(rows).flatten(), torch.cat(nearest)[:, 1:].contiguous(), torch.cat(owner))
 
 
 def upper_norms(squares: Float[Tensor, "..."], d: int, work: torch.dtype) -> Float[Tensor, "..."]:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from lightning_topo.tape.program import leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,6 @@ def operator_call(func: Any, args: Any, kwargs: Any, result: Any) -> OperatorCal
             arguments[argument.name] = kwargs[argument.name]
         elif argument.has_default_value():
             arguments[argument.name] = argument.default_value
-    inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    inputs = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    outputs = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
     return OperatorCall(schema.name.partition("::")[2], func._overloadname, arguments, inputs, outputs)

@@ -111,7 +111,8 @@ def verify_on_tapes(
     ways = [(cheap, ATTEMPTS[0])] if cheap and any(a is not b for a, b in zip(cheap, tapes, strict=True)) else []
     for chosen, attempt in [*ways, *((usable, attempt) for attempt in ATTEMPTS)] if usable else ():
         try:
-            verdicts = Bench(chosen, seed, attempt).judge([groups[i] for i in undecided])
+            chosen_groups = [groups[i] for i in undecided]
+            verdicts = Bench(chosen, chosen_groups, seed, attempt).judge(chosen_groups)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             log.info("no verification by %s (%s)", attempt, reason)
@@ -168,9 +169,9 @@ class Trial:
 
 
 class Bench:
-    """Tapes at perturbed copies of their parameters, where permutations are tried."""
+    """Tapes at perturbed copies of their parameters, where permutations of groups are tried."""
 
-    def __init__(self, tapes: Sequence[Tape], seed: int, attempt: Attempt) -> None:
+    def __init__(self, tapes: Sequence[Tape], groups: Sequence[NeuronGroup], seed: int, attempt: Attempt) -> None:
         self.tapes = tapes if attempt.choices else [with_choices_as_constants(tape) for tape in tapes]
         self.seed: int = seed
         self.attempt: Attempt = attempt
@@ -183,7 +184,12 @@ class Bench:
             values |= {name: tensor for name, tensor in tape.named_values.items() if name in used}
             values |= tape.draws
             trainable |= tape.trainable
-        self.trainable = [name for name, value in values.items() if trainable.get(name, False) and _has_gradient(value)]
+        wanted = {name for name, is_trained in trainable.items() if is_trained}
+        for group in groups:  # a frozen one needs the gradient of one slice, or a run of its own to see that it matters
+            strongest = [piece.names(group.n) for piece in _strongest(group)]
+            if wanted.isdisjoint(name for names in strongest for name in names):
+                wanted.update(*strongest[:1])
+        self.differentiated = [name for name, value in values.items() if name in wanted and _has_gradient(value)]
         generator = torch.Generator().manual_seed(seed)
         self.tensors = {
             name: perturbed(t, generator, _spread(name, trainable, attempt), float64=attempt.float64)
@@ -219,18 +225,20 @@ class Bench:
             return self._flatten(tensors).detach()
 
     def evaluate(self, tensors: Mapping[str, Tensor]) -> tuple[Float64[Tensor, " outputs"], dict[str, Tensor]]:
-        """Outputs, and the gradient of the loss in the trainable parameters."""
+        """Outputs, and the gradient of the loss in the trained parameters, and in a slice of each frozen group."""
         if not self.attempt.gradients:
             return self.output(tensors), {}
-        leaves = {name: t.detach().requires_grad_() if name in self.trainable else t for name, t in tensors.items()}
+        leaves = {
+            name: t.detach().requires_grad_() if name in self.differentiated else t for name, t in tensors.items()
+        }
         with torch.enable_grad():
             output = self._flatten(leaves)
             if not output.requires_grad:
                 return output.detach(), {}
             weights = torch.randn(len(output), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
             loss = output.sum() if len(output) == 1 else output @ weights.to(output.device)
-            gradients = torch.autograd.grad(loss, [leaves[name] for name in self.trainable], allow_unused=True)
-        named = zip(self.trainable, gradients, strict=True)
+            gradients = torch.autograd.grad(loss, [leaves[name] for name in self.differentiated], allow_unused=True)
+        named = zip(self.differentiated, gradients, strict=True)
         return output.detach(), {name: g.detach() for name, g in named if g is not None}
 
     def _flatten(self, tensors: Mapping[str, Tensor]) -> Float64[Tensor, " outputs"]:

@@ -3,10 +3,10 @@
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lightning_topo.outputs.record.about import ABOUT, read_about
 from lightning_topo.phases import TopologyEvent
 from lightning_topo.watch.output import Run
 
-_PACKAGES = ("lightning-topo", "torch", "lightning", "pytorch-lightning", "transformers")
+_PACKAGES = ("lightning_topo", "torch", "lightning", "pytorch_lightning", "transformers")
 
 
 class AboutOutput:
@@ -86,10 +86,10 @@ def _now() -> str:
 
 
 def _versions() -> dict[str, str]:
+    """Of what this process has imported: to look into the installed packages' metadata takes many steps' time."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+        version = getattr(sys.modules.get(package), "__version__", None)
+        if version is not None:
+            found[package.replace("_", "-")] = str(version)
     return found

@@ -66,6 +66,7 @@ class Distortion:
         ways = _ways(capture, failures)
         found = _measured(ways, failures)
         spans = _spans(capture, ways, found)
+        at_first = _parameters_at_first(capture) if capture.previous is None else None
         for group in capture.groups:
             if group.name in failures:
                 continue
@@ -78,8 +79,8 @@ class Distortion:
             nearest[group.name] = (measured.nearest, measured.resolved)
             distinct = len(after) if _are_apart(measured, after) else distinct_neurons(_stacked(after, group))
             values[group.name]["distinct_neurons"] = distinct
-            if capture.previous is None:
-                known[group.name] = _equal_at_first(group, capture)
+            if at_first is not None and _is_whole(group, capture):
+                known[group.name] = equal_neurons(group, group.gather(at_first))
             if known.get(group.name):
                 values[group.name]["twins_split"] = float(n_split(known[group.name], after))
             twins.pop(group.name, None)
@@ -95,11 +96,11 @@ def _is_whole(group: NeuronGroup, capture: Capture) -> bool:
     return group.status == "verified" and capture.sharding == "whole"
 
 
-def _equal_at_first(group: NeuronGroup, capture: Capture) -> Twins:
-    """The neurons that were equal before the optimizers' first step: they kept no state that could tell them apart."""
-    if not capture.is_first_step or capture.parameters_before is None or not _is_whole(group, capture):
-        return ()
-    return equal_neurons(group, group.gather({**named_state(capture.module)[0], **capture.parameters_before}))
+def _parameters_at_first(capture: Capture) -> Mapping[str, Tensor] | None:
+    """The parameters before the optimizers' first step: these kept no state that could tell equal neurons apart."""
+    if not capture.is_first_step or capture.parameters_before is None or capture.sharding != "whole":
+        return None
+    return {**named_state(capture.module)[0], **capture.parameters_before}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from lightning_topo.tape.program import HIDDEN_WRITES, Call, Slot, argument
+from lightning_topo.tape.program import HIDDEN_WRITES, Call, Slot, argument, leaves
 
 
 def plus_remainder(part: Tensor, *, remainder: Tensor) -> Tensor:
@@ -115,7 +114,7 @@ class Collective:
     def _functional(
         self, known: Mapping[int, int], outputs: Sequence[int | None], result: Any, n_calls: int
     ) -> Iterator[tuple[Call, Pending, Tensor]]:
-        outs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        outs = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
         for position, (out, slot) in enumerate(zip(outs, outputs, strict=True)):
             key, own = f"@{n_calls}.{position}", self.own[position]
             if "all_reduce" in self.name and out.is_floating_point():
@@ -163,7 +162,7 @@ def collective_of(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any
         written = _written(name, args, kwargs)
         own = written if name.startswith("c10d::allreduce") else _inputs(operator, args, kwargs)
     else:
-        own = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
+        own = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     return Collective(name, args, kwargs, own, [tensor.detach().clone() for tensor in own])
 
 
@@ -171,14 +170,14 @@ def _written(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> lis
     if name not in HIDDEN_WRITES:
         return []
     value = argument(args, kwargs, 0, HIDDEN_WRITES[name][0])
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _inputs(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     for position, declared in enumerate(operator._schema.arguments):
         if declared.name in ("input_tensors", "input_tensor", "input", "inputs"):
             value = argument(args, kwargs, position, declared.name)
-            return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+            return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
     return []
 
 

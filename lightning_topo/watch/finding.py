@@ -11,6 +11,7 @@ from lightning_topo.neurons import FoundNeurons, NeuronGroup, Rows, groups_from_
 from lightning_topo.neurons.capture import Sharding, sharding, whole_copy
 from lightning_topo.neurons.coverage import ParameterCoverage, whole_coverage
 from lightning_topo.neurons.fallback import incoming_groups
+from lightning_topo.protection import without_collection
 from lightning_topo.tape import Tape
 from lightning_topo.tape.names import clean_name
 from lightning_topo.watch.training import Training
@@ -68,7 +69,8 @@ class Finding:
         return whole_copy(self._training.root, mine=self._training.ranks.rank == 0, values=False)
 
     def _found(self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None) -> FoundNeurons:
-        found = self._groups(tapes, obstacle, structure)
+        with without_collection():
+            found = self._groups(tapes, obstacle, structure)
         parameters = {clean_name(name): p for name, p in (structure or self._training.module).named_parameters()}
         measured = [group for group in found.groups if group.n > 1]
         otherwise = found.refused[0] if found.refused else "the step did not meet it"

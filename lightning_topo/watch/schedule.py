@@ -20,6 +20,8 @@ _EARLY_OVERHEAD = 0.05
 _EARLY_TIME = 32.0
 """... and a probe that is known to be cheap, until it has taken as long as so many steps: a phase needs several
 measurements."""
+_ONCE = 0.02
+"""A probe that takes no more than this part of a planned run measures once in it, paid for or not."""
 _IDLE = 0.1
 """A probe that takes less than this part of a step has nothing to measure, and leaves its share to the others."""
 _HASTE = 0.05
@@ -130,8 +132,10 @@ class Schedule:
             allowed = self._allowed(name, step, step_seconds)
             # What is not paid for yet is not measured: a short training must not pay for a long one.
             unpaid = 0 if name in self.dense or self._costs[name] else allowed
-            start = step + unpaid if name not in slots else max(slots[name].end - 1, step)
             stride = max(allowed, self._spread(name, step))
+            if unpaid and self._fits_once(name, step_seconds):
+                unpaid, stride = (min(steps, (self.planned_steps or 0) // 3) for steps in (unpaid, stride))
+            start = step + unpaid if name not in slots else max(slots[name].end - 1, step)
             chance = random.Random(f"{self.seed}-{name}-{start}")
             slots[name] = Slot(start + 1, stride, start + 1 + chance.randrange(stride))
         return slots
@@ -149,6 +153,11 @@ class Schedule:
         n = sum(self.is_adaptive(other) for other in self.periods if other == name or other not in idle)
         cost = median(self._costs[name]) if self._costs[name] else self._guess(name, seconds)
         return max(math.ceil(cost / (overhead / n * seconds)), 1)
+
+    def _fits_once(self, name: str, step_seconds: float | None) -> bool:
+        """Whether one measurement is taken to cost little beside the planned run."""
+        seconds = step_seconds or 0.0
+        return self._guess(name, seconds) < _ONCE * seconds * (self.planned_steps or 0)
 
     def _guess(self, name: str, seconds: float) -> float:
         """What the first measurement is taken to cost where a step takes so many seconds."""

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from lightning_topo.tape.names import clean_name
 from lightning_topo.watch.gradient_scales import GradientScales
 from lightning_topo.watch.rates import learning_rate
-from lightning_topo.watch.same_bits import same_values
+from lightning_topo.watch.same_bits import Likeness
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,13 @@ class _Kept:
     parameter: Tensor
     copy: Tensor
     version: int
+    likeness: Likeness
+
+    @staticmethod
+    def of(parameter: Tensor) -> "_Kept":
+        """A parameter with its present value."""
+        copy = parameter.detach().clone()
+        return _Kept(parameter, copy, parameter._version, Likeness(parameter, copy))
 
     def has_moved(self) -> bool:
         """Whether anything has written to the parameter since.
@@ -47,7 +54,7 @@ class _Kept:
         """
         if self.parameter.device.type != "cpu":
             return self.parameter._version != self.version
-        return not same_values(self.parameter, self.copy)
+        return not self.likeness.holds()
 
 
 class Steps:
@@ -264,7 +271,7 @@ class Steps:
 
     def _keep(self, parameter: Tensor) -> None:
         if id(parameter) not in self._kept and not is_lazy(parameter):
-            self._kept[id(parameter)] = _Kept(parameter, parameter.detach().clone(), parameter._version)
+            self._kept[id(parameter)] = _Kept.of(parameter)
             self._present = None
 
 

@@ -197,6 +197,8 @@ class Watch:
         """An optimizer is about to change its parameters."""
         with self.budget.spending():
             self.steps.check(optimizer)
+            if self.steps.is_stepping:  # its closure, if it has one, has run
+                self._recording.update_begins(runs_closure=False)
 
     def after_batch(self, loss: Tensor | float | None) -> None:
         """A batch is over; `loss` is the mean loss of this process's batch, undivided and unscaled."""

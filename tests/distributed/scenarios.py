@@ -215,7 +215,9 @@ class Gathering(Net):
     def training_step(self, batch, batch_idx):
         z = nn.functional.normalize(self.net(batch[0]), dim=1)
         every = self.all_gather(z.roll(1, 1), sync_grads=True).flatten(0, 1) if size() > 1 else z.roll(1, 1)
-        return nn.functional.cross_entropy(z @ every.T / 0.1, torch.arange(len(z)) + self.global_rank * len(z))
+        loss = nn.functional.cross_entropy(z @ every.T / 0.1, torch.arange(len(z)) + self.global_rank * len(z))
+        self.log("contrast", loss, sync_dist=True)  # a metric for which all processes wait, beside the loss
+        return loss
 
 
 class Centred(nn.Module):

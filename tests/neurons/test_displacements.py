@@ -16,14 +16,33 @@ HEADS = NeuronGroup(
     (ParamSlice("qkv", (("unflatten", 0, (3, 4, 8)),), (1, 2)), ParamSlice("out", (("unflatten", 1, (4, 8)),), (1, 2))),
 )
 EXPERTS = NeuronGroup("experts", "expert", 3, (), (ParamSlice("experts.*.weight"), ParamSlice("gate")))
-# Rows of the queries alone, of each column: neither axis can be summed first.
+# Rows of the queries alone, of each column.
 QUERIES = NeuronGroup("queries", "residual", 32, (), (ParamSlice("qkv", (("narrow", 0, 0, 32),), (1,)),))
+# A chunk of a chunk of the rows, as gates of a recurrent layer, and rows as features that were flattened.
+GATES = NeuronGroup(
+    "gates", "recurrent", 32, (), (ParamSlice("qkv", (("narrow", 0, 32, 64), ("narrow", 0, 16, 24)), (1,)),)
+)
+FLATTENED = NeuronGroup("flattened", "unit", 32, (), (ParamSlice("qkv", (("unflatten", 0, (3, 4, 8)),), (3,)),))
+LARGE = NeuronGroup(
+    "large",
+    "unit",
+    256,
+    (),
+    (
+        ParamSlice("large", dims=(0,)),
+        ParamSlice("large", dims=(1,)),
+        ParamSlice("large", (("unflatten", 0, (2, 128)), ("narrow", 1, 64, 3)), (2,)),
+        ParamSlice("large", (("narrow", 1, 3, 100), ("unflatten", 1, (4, 25))), (0,)),
+    ),
+)
+ALL = [HEADS, EXPERTS, QUERIES, GATES, FLATTENED, LARGE]
 SCALARS = NeuronGroup("scalars", "expert", 3, (), (ParamSlice("scale.*"), ParamSlice("gate")))
 
 
 def state(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"qkv": (96, 32), "out": (32, 32), "gate": (3, 5)} | {f"experts.{i}.weight": (4, 5) for i in range(3)}
+    shapes = {"qkv": (96, 32), "out": (32, 32), "gate": (3, 5), "large": (256, 256)}
+    shapes |= {f"experts.{i}.weight": (4, 5) for i in range(3)}
     shapes |= {f"scale.{i}": () for i in range(3)}
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
 
@@ -39,9 +58,9 @@ def of_clouds(groups, before, after):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_as_from_the_clouds(dtype):
     before, after = state(0, dtype), state(1, dtype)
-    meter = DisplacementMeter.of([HEADS, EXPERTS, QUERIES, SCALARS], before)
+    meter = DisplacementMeter.of([*ALL, SCALARS], before)
     for start, end in ((before, after), (after, before)):
-        expected = of_clouds([HEADS, EXPERTS, QUERIES, SCALARS], start, end)
+        expected = of_clouds([*ALL, SCALARS], start, end)
         torch.testing.assert_close(meter.lengths(start, end), expected, rtol=1e-3, atol=0)
 
 

@@ -45,3 +45,25 @@ def test_other_shapes_and_types_differ():
     assert not same_values(torch.zeros(2), torch.zeros(3))
     assert not same_values(torch.zeros(2, 3), torch.zeros(3, 2))
     assert same_values(torch.zeros(0), torch.zeros(0))
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("fast", [True, False])
+def test_compared_again_and_again(layout, fast, monkeypatch):
+    if not fast:
+        monkeypatch.setattr(same_bits, "_memcmp", None)
+    a = FORMATS[layout](torch.arange(16.0).view(1, 1, 4, 4))
+    b = a.clone()
+    likeness = same_bits.Likeness(a, b)
+    assert likeness.holds()
+    assert likeness.holds()
+    a[0, 0, 1, 2] += 64  # in place, in the same memory
+    assert not likeness.holds()
+    b.copy_(a)
+    assert likeness.holds()
+    a.data = a.data.clone()  # elsewhere, with the same values
+    assert likeness.holds()
+    a.data = a.data.mT  # the same memory, read in another order
+    assert not likeness.holds()
+    a.data = torch.zeros(3)
+    assert not likeness.holds()

@@ -95,6 +95,18 @@ def test_a_short_run_does_not_pay_for_a_long_one():
     assert schedule.slots["b"].at > 12 / 0.01
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_cheap_beside_the_planned_run_measures_once_in_it(seed):
+    periods = dict.fromkeys(["cheap", "dear", *"abc"], ADAPTIVE)
+    schedule = Schedule(periods, 0.02, seed, planned_steps=400, guesses={"cheap": 6.0, "dear": 9.0})
+    found = times(schedule, "cheap", 400, cost=6.0)
+    assert len(found) in (1, 2)
+    assert 400 // 3 < found[0] <= 400
+    assert times(Schedule(periods, 0.02, seed, planned_steps=400, guesses={"dear": 9.0}), "dear", 400, cost=9.0) == []
+    # Where nobody knows how long the run will be, it is not known to be cheap.
+    assert times(Schedule(periods, 0.02, seed, guesses={"cheap": 6.0}), "cheap", 400, cost=6.0) == []
+
+
 @pytest.mark.parametrize("step", range(1, 60))
 def test_how_long_until_a_probe_measures(step):
     schedule = Schedule({"a": ADAPTIVE, "b": Period(7), "c": Period(1, "epoch")}, 0.1)

@@ -8,6 +8,7 @@ stay below eta*. The next run meets other neurons, hence the margin.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from lightning_topo.figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
 from lightning_topo.measurement import GLOBAL, Measurement
@@ -27,8 +28,20 @@ _FEW_LOSSES = 40
 """Of fewer steps nobody can say whether the loss has fallen."""
 _NOISE = 0.01
 """A loss that has changed by less than this share has not fallen."""
+_FELL = 0.3
+"""A loss that was lower by this share than at first had fallen beyond doubt."""
+_WINDOW = 20
+"""The level of the loss is the mean of so many."""
 _CALM = 0.7
 """A warm-up is enough where r stays below this at the full learning rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """The mean of the losses of the steps up to one."""
+
+    step: int
+    loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +61,21 @@ class Evidence:
     @property
     def last_loss(self) -> float | None:
         """The mean of the last losses; not finite where one of them is not."""
-        known = [self.losses[step] for step in sorted(self.losses)[-20:]]
+        known = [self.losses[step] for step in sorted(self.losses)[-_WINDOW:]]
         return sum(known) / len(known) if known else None
+
+    @property
+    def lost(self) -> "Level | None":
+        """Where the loss was lowest, if it had fallen beyond doubt and is no better now than at first; else None."""
+        first, steps = self.first_loss, sorted(self.losses)
+        if first is None or self.has_learned:
+            return None
+        sums = list(accumulate((self.losses[step] for step in steps), initial=0.0))
+        means = [(sums[k + _WINDOW] - sums[k]) / _WINDOW for k in range(len(steps) - _WINDOW + 1)]
+        lowest = min(range(len(means)), key=means.__getitem__)
+        if not means[lowest] < first - _FELL * abs(first):
+            return None
+        return Level(steps[lowest + _WINDOW - 1], means[lowest])
 
     @property
     def has_learned(self) -> bool:
@@ -105,6 +131,8 @@ def advise(outcome: Outcome, evidence: Evidence) -> Advice | None:
         return _after_failure(evidence, outcome.last_step)
     if outcome.breakdowns:
         return _after_breakdown(outcome, evidence)
+    if evidence.lost is not None:
+        return _after_loss(outcome, evidence, evidence.lost)
     if outcome.coverage is not None and outcome.coverage.open:
         return _measure(outcome, evidence)
     if outcome.edge_step is not None:
@@ -189,6 +217,25 @@ def _after_failure(evidence: Evidence, step: int) -> Advice:
     return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
 
 
+def _after_loss(outcome: Outcome, evidence: Evidence, lowest: Level) -> Advice:
+    """Where the loss had fallen and is back, though nothing else says that training failed."""
+    words = _Words(evidence.limits)
+    then = evidence.limits.at(lowest.step) if words.is_known else None
+    is_lower = then is not None and then < HALF * words.present
+    rate = floor2(then if is_lower and then is not None else HALF * words.present)
+    reasons = [
+        f"The loss had fallen to {lowest.loss:.3g} by step {lowest.step:,}, and is {evidence.last_loss:.3g} now, "
+        f"{evidence.first_loss:.3g} at first: what was learned is lost.",
+        f"At step {lowest.step:,} the learning rate was {then:.3g}."
+        if is_lower
+        else f"Nothing that was measured asks for less than {HALF:.0%} of it: a guess, no more.",
+    ]
+    if outcome.coverage is not None and outcome.coverage.open:
+        reasons.append(f"r of {outcome.coverage.open:,} steps is not known: neurons may have met in them.")
+    reasons.append("Go back to a checkpoint from before. A loss that is not meant to fall (of adversaries) says nothing.")
+    return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
+
+
 def _after_breakdown(outcome: Outcome, evidence: Evidence) -> Advice:
     words = _Words(evidence.limits)
     critical = {s: r for s, r in evidence.ratios.items() if r >= 1.0}
@@ -256,7 +303,8 @@ def _measure(outcome: Outcome, evidence: Evidence) -> Advice:
     words, coverage = _Words(evidence.limits), outcome.coverage
     reasons = [
         f"{coverage.open:,} of {coverage.total:,} steps are open: neither r nor a bound of it below 1 is known there, "
-        "so nothing is claimed of them."
+        "so nothing is claimed of them.",
+        *_unlearned(evidence),
     ]
     if outcome.peak_ratio is not None and outcome.peak_ratio.value > 0.0:
         highest = words.rate(floor2(words.present / outcome.peak_ratio.value))
@@ -317,7 +365,13 @@ def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
             f"The edge ratio was at most {largest:.2g}: the edge of stability is near "
             f"{words.rate(floor2(words.present / largest))}."
         )
-    first, last = evidence.first_loss, evidence.last_loss
-    if not evidence.has_learned and first is not None and last is not None:
-        reasons.insert(0, f"The loss has not fallen, {first:.3g} at first and {last:.3g} now: no limit explains it.")
+    reasons = [*_unlearned(evidence), *reasons]
     return Advice(f"Keep the learning rate{words.now}: no limit was met.", tuple(reasons))
+
+
+def _unlearned(evidence: Evidence) -> list[str]:
+    """That the loss has not fallen, where it has not."""
+    first, last = evidence.first_loss, evidence.last_loss
+    if evidence.has_learned or first is None or last is None:
+        return []
+    return [f"The loss has not fallen, {first:.3g} at first and {last:.3g} now: no limit explains it."]

@@ -91,6 +91,21 @@ def test_a_loss_that_never_fell_is_named_though_no_limit_was_met() -> None:
     assert "The loss has not fallen" in said.reasons[0]
 
 
+def test_a_loss_that_fell_and_came_back_asks_for_the_rate_at_which_it_was_lowest() -> None:
+    rates = [rate(k, 0.01 * k) for k in range(1, 201)]
+    losses = [loss(k, 2.3 - 0.02 * min(k, 80) if k <= 90 else 2.35) for k in range(1, 201)]
+    opened = Measurement(90, 0, "coverage", "net.0", {"from": 80.0, "state": 0.0})
+    said = advice_on(*rates, *losses, ratio(1, 0.2), opened)
+    assert said.decision == "Lower the learning rate from 2 to 0.9."
+    assert said.reasons[0] == (
+        "The loss had fallen to 0.745 by step 90, and is 2.35 now, 2.28 at first: what was learned is lost."
+    )
+    assert any("is not known: neurons may have met" in reason for reason in said.reasons)
+    assert advice_on(rate(1, 2.0), *losses, ratio(1, 0.2)).learning_rate == 1.0
+    still = [loss(k, 2.3 - 0.02 * min(k, 80) if k <= 90 else 2.0) for k in range(1, 201)]
+    assert advice_on(*rates, *still, ratio(1, 0.2)).decision.startswith("Keep")
+
+
 def test_equal_neurons_that_part_are_no_matter_of_the_rate() -> None:
     said = advice_on(rate(1, 0.1), ratio(1, 0.1), ratio(2, math.inf), ratio(3, 0.2))
     assert said.decision.startswith("Keep the learning rate 0.1: neurons that were equal have parted")
@@ -103,8 +118,9 @@ def test_where_nothing_was_measured_nothing_is_called_kept() -> None:
 
 def test_open_steps_are_to_be_measured() -> None:
     opened = Measurement(9, 0, "coverage", "net.0", {"from": 1.0, "state": 0.0})
-    said = advice_on(rate(1, 0.1), ratio(1, 0.2), opened)
+    said = advice_on(rate(1, 0.1), ratio(1, 0.2), opened, *(loss(k, 2.3) for k in range(1, 60)))
     assert "Distortion(every_n_steps=1)" in said.decision
+    assert any("The loss has not fallen" in reason for reason in said.reasons)
     assert said.learning_rate is None
 
 
