@@ -232,7 +232,9 @@ def _after_loss(outcome: Outcome, evidence: Evidence, lowest: Level) -> Advice:
     ]
     if outcome.coverage is not None and outcome.coverage.open:
         reasons.append(f"r of {outcome.coverage.open:,} steps is not known: neurons may have met in them.")
-    reasons.append("Go back to a checkpoint from before. A loss that is not meant to fall (of adversaries) says nothing.")
+    reasons.append(
+        "Go back to a checkpoint from before. A loss that is not meant to fall (of adversaries) says nothing."
+    )
     return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
 
 
