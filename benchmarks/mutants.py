@@ -304,7 +304,7 @@ def verdict(copy: Path, mutant: Mutant, tests: Sequence[str], number: int) -> Ou
     without = outcome_of(copy, [found.test] if found.test and "(" not in found.test else tests)
     if found.ended == "failed":
         return replace(found, ended="caught" if without.ended == "passed" else "unjudged")
-    return replace(found, ended="caught" if without.ended == "passed" else "survived")
+    return replace(found, ended="survived" if without.ended == "hung" else "caught")
 
 
 def run(mutants: Sequence[Mutant], known: dict[tuple[str, ...], dict[str, Any]], *, again: bool) -> None:
