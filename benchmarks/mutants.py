@@ -1,36 +1,76 @@
 """Whether the tests notice faults: small faults are put into the engine, the outputs and the callbacks, one at a time.
 
-    python -m benchmarks.mutants [--count 60] [--seed 0] [--only watch/coverage] [--list]
+    python -m benchmarks.mutants [--count 60] [--seed 0] [--only watch/coverage]     # runs what was not run yet
+    python -m benchmarks.mutants --again           # and once more those that survived, against the tests of today
+    python -m benchmarks.mutants --list            # the table, from the data file; runs nothing
 
 A fault flips a comparison, negates a condition, exchanges `and` and `or`, `min` and `max`, moves a number by one, or
-leaves out a call. Sixty are drawn with a fixed seed, a file first and then a place in it. Each is run in a copy of the
-repository, against the tests of its file where there are any (`watch/coverage.py`: `tests/watch/test_coverage.py`; of a
-file below `outputs`, its folder's), else against `tests/callbacks`, and the file's own doctests. A fault is caught if a
-test fails or hangs. What has been run is kept in build/mutants.jsonl and not run again: stop it and go on as you like.
+leaves out a call. Sixty are drawn with a fixed seed, a file first and then a place in it. Each runs in a copy of the
+repository against the tests that could see it, nearest first: the file's doctests, the test file of its name or those
+in `CLOSEST`, test files that import it, `NEARBY`, and those of its folder. The first failure ends it; that test must
+pass without the fault. A fault is *caught* by a failure, or where tests hang that do not hang without it; it *survived*
+where all tests pass, or none failed within `LIMIT` seconds of computing. Data file: docs/data/mutants.jsonl. Stop and
+go on at any time.
 """
 
 import argparse
 import ast
-import hashlib
+import contextlib
+import importlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("watch", "outputs", "callbacks")
-RESULTS = ROOT / "build" / "mutants.jsonl"
-LEAST_SECONDS = 60.0
-TIMES = 4.0
-"""Tests that take so many times as long as without the fault hang."""
+DATA = ROOT / "docs" / "data" / "mutants.jsonl"
+LIMIT = 60.0
+"""Seconds of computing for the tests of one fault; asleep they may be `PATIENCE` times as long."""
+PATIENCE = 8.0
+
+NEARBY = {
+    "watch": ("tests/loops/test_plain.py", "tests/callbacks/test_monitor.py", "tests/callbacks/test_resume.py"),
+    "callbacks": ("tests/callbacks/test_monitor.py", "tests/callbacks/test_everywhere.py"),
+    "outputs/record": ("tests/notebook/test_views.py", "tests/callbacks/test_resume.py"),
+    "outputs/page": ("tests/test_demo.py",),
+    "outputs": ("tests/callbacks/test_monitor.py", "tests/callbacks/test_early_stopping.py"),
+}
+"""Tests of what a folder's files are for."""
+CLOSEST = {
+    "callbacks/trial_look.py": ("tests/callbacks/test_lr_finder.py", "tests/callbacks/test_trial_batches.py"),
+    "callbacks/watched_optimizer.py": ("tests/callbacks/test_lr_finder.py", "tests/distributed/test_finder.py"),
+    "outputs/outputs.py": ("tests/outputs/test_outputs.py", "tests/outputs/test_gates.py"),
+    "outputs/record/layout.py": ("tests/outputs/record/test_strangers_folder.py",),
+    "outputs/record/network.py": ("tests/outputs/record/test_follow.py", "tests/outputs/page/test_verdict.py"),
+    "outputs/record/write.py": ("tests/outputs/record/test_record.py", "tests/outputs/record/test_branch.py"),
+    "outputs/trackers/drawing.py": ("tests/outputs/trackers/test_output.py", "tests/outputs/trackers/test_names.py"),
+    "outputs/trackers/tracker.py": ("tests/outputs/trackers/test_output.py", "tests/outputs/trackers/test_names.py"),
+    "watch/awaited.py": ("tests/callbacks/test_lag.py",),
+    "watch/budget.py": ("tests/watch/test_schedule.py", "tests/callbacks/test_monitor.py"),
+    "watch/certifying.py": ("tests/watch/test_coverage.py", "tests/loops/test_plain.py"),
+    "watch/losses.py": ("tests/loops/test_plain.py", "tests/callbacks/test_events_in_training.py"),
+    "watch/measuring.py": ("tests/callbacks/test_monitor.py",),
+    "watch/membership.py": ("tests/callbacks/test_unseen_steps.py", "tests/callbacks/test_everywhere.py"),
+    "watch/movements.py": ("tests/callbacks/test_unseen_steps.py",),
+    "watch/recording.py": ("tests/probes/test_step_edge_probe.py", "tests/callbacks/test_stability_in_training.py"),
+    "watch/reference.py": ("tests/callbacks/test_resume.py",),
+}
+"""Where no test file has a file's name."""
+WARM = ("torch", "lightning.pytorch", "hypothesis", "beartype", "jaxtyping", "scipy.optimize", "matplotlib.figure")
+"""Imported once, before each run forks from here; nothing of the package itself."""
 
 _FLIPPED = {
     ast.Lt: ast.LtE,
@@ -63,9 +103,19 @@ class Mutant:
         """The file's text with the fault in it."""
         return text[: self.start] + self.new + text[self.end :]
 
-    def key(self, text: str) -> str:
-        """The same for the same fault in the same text."""
-        return hashlib.sha256(repr((self.file, self.start, self.new, text)).encode()).hexdigest()[:16]
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """The same for the same fault, wherever in its file it stands."""
+        return self.file, self.kind, self.old, self.new
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How tests ended: `passed`, `failed` (`test` is the first that did), `hung` in a `test`, or `slow`: no end yet."""
+
+    ended: str
+    test: str = ""
+    seconds: float = 0.0
 
 
 def mutants_of(file: str, text: str) -> list[Mutant]:
@@ -149,39 +199,82 @@ def drawn(count: int, seed: int, only: str = "") -> list[Mutant]:
 
 
 def matching_tests(file: str) -> tuple[str, ...]:
-    """The tests that are to notice a fault in a file."""
+    """The tests that could notice a fault in a file, nearest first."""
     path = Path(file)
-    folder = Path("tests") / path.parent
-    mirrored = folder / f"test_{path.stem}.py"
-    if (ROOT / mirrored).is_file():
-        return (mirrored.as_posix(), f"lightning_topo/{file}")
-    if path.parts[0] == "outputs" and (beside := sorted((ROOT / folder).glob("test_*.py"))):
-        return (*(test.relative_to(ROOT).as_posix() for test in beside), f"lightning_topo/{file}")
-    return ("tests/callbacks", f"lightning_topo/{file}")
+    folder = ROOT / "tests" / path.parent
+    dotted = f"lightning_topo.{'.'.join(path.with_suffix('').parts)}"
+    every = sorted((ROOT / "tests").rglob("test_*.py"))
+    found = [ROOT / "lightning_topo" / file] if ">>>" in (ROOT / "lightning_topo" / file).read_text() else []
+    found += [test for test in every if test == folder / f"test_{path.stem}.py"]
+    found += [ROOT / test for test in CLOSEST.get(file, ())]
+    found += [test for test in every if f"{dotted} " in test.read_text()]
+    for name, nearby in NEARBY.items():
+        if file.startswith(f"{name}/"):
+            found += [ROOT / test for test in nearby]
+    found += [test for test in every if test.parent == folder]
+    return tuple(dict.fromkeys(test.relative_to(ROOT).as_posix() for test in found))
 
 
-def seconds_of(copy: Path, tests: Sequence[str], most_seconds: float) -> tuple[str, float]:
-    """Whether the tests "pass", "fail" or "hang" in a copy, and how long that took."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider"]
-    command += ["-m", "not slow and not browser", *tests]
-    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    began = time.monotonic()
-    process = subprocess.Popen(
-        command,
-        cwd=copy,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+class _Progress:
+    """The first test that failed, the test that runs, and since when by this process's clock."""
+
+    def __init__(self) -> None:
+        self.test, self.present, self.since = "", "", 0.0
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.present, self.since = nodeid, time.process_time()
+
+    def pytest_runtest_logreport(self, report: "pytest.TestReport") -> None:
+        if report.failed and not self.test:
+            self.test = report.nodeid
+
+    def pytest_collectreport(self, report: "pytest.CollectReport") -> None:
+        if report.failed and not self.test:
+            self.test = report.nodeid
+
+
+def _in_child(copy: Path, tests: Sequence[str], told: Any) -> None:
+    """Run tests in the copy; tell how they ended before another ends this process."""
+    os.setsid()
+    os.chdir(copy)
+    sys.path[:] = [str(copy), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    seen = _Progress()
+    threading.Thread(target=_end_when_slow, args=(seen, told), daemon=True).start()
+    options = ["-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-m", "not slow and not browser"]
+    status = pytest.main([*options, *tests], plugins=[seen])
+    ended = "passed" if status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) else "failed"
+    told.send(Outcome(ended, seen.test, time.process_time()))
+    os._exit(0)
+
+
+def _end_when_slow(seen: _Progress, told: Any) -> None:
+    began = time.process_time()
+    while time.process_time() - began < LIMIT:
+        time.sleep(0.2)
+    hangs = time.process_time() - seen.since > LIMIT / 2
+    told.send(Outcome("hung" if hangs else "slow", seen.present if hangs else "", LIMIT))
+    os._exit(0)
+
+
+def outcome_of(copy: Path, tests: Sequence[str]) -> Outcome:
+    """How tests end in a copy, run in a process of their own."""
+    context = multiprocessing.get_context("fork")
+    heard, told = context.Pipe(duplex=False)
+    process = context.Process(target=_in_child, args=(copy, tests, told))
+    process.start()
+    told.close()
     try:
-        status = process.wait(most_seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return "hang", time.monotonic() - began
-    return "pass" if status == 0 else "fail", time.monotonic() - began
+        found = heard.recv() if heard.poll(LIMIT * PATIENCE) else Outcome("hung", "", LIMIT * PATIENCE)
+    except EOFError:
+        found = Outcome("failed", "(the process of the tests died)")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid or 0, signal.SIGKILL)  # it, and what it has started
+        process.join()
+    return found
 
 
 def copied(folder: Path) -> Path:
@@ -190,46 +283,53 @@ def copied(folder: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("lightning_topo", "tests", "benchmarks", "examples", "docs"):
         shutil.copytree(ROOT / name, copy / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "constraints.txt"):
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "constraints.txt", "mkdocs.yml"):
         shutil.copy(ROOT / name, copy / name)
     return copy
 
 
-def run(mutants: Sequence[Mutant], known: dict[str, dict], most_seconds: float) -> None:
+def verdict(copy: Path, mutant: Mutant, tests: Sequence[str], number: int) -> Outcome:
+    """`caught` or `survived`, with the test that caught it; `unjudged` where that test fails without the fault, too."""
+    path = copy / "lightning_topo" / mutant.file
+    text, born = path.read_text(), path.stat().st_mtime
+    path.write_text(mutant.applied(text))
+    os.utime(path, (born, born + number))  # another second: what was compiled of it is compiled anew
+    try:
+        found = outcome_of(copy, tests)
+    finally:
+        path.write_text(text)
+        os.utime(path, (born, born))
+    if found.ended in ("passed", "slow"):
+        return replace(found, ended="survived")
+    without = outcome_of(copy, [found.test] if found.test and "(" not in found.test else tests)
+    if found.ended == "failed":
+        return replace(found, ended="caught" if without.ended == "passed" else "unjudged")
+    return replace(found, ended="survived" if without.ended == "hung" else "caught")
+
+
+def run(mutants: Sequence[Mutant], known: dict[tuple[str, ...], dict[str, Any]], *, again: bool) -> None:
     """Run those that are not known yet, and keep what came of them."""
-    usual: dict[tuple[str, ...], float] = {}
-    RESULTS.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, RESULTS.open("a") as results:
+    for name in WARM:
+        importlib.import_module(name)
+    with tempfile.TemporaryDirectory() as folder:
         copy = copied(Path(folder))
-        for mutant in mutants:
-            path = copy / "lightning_topo" / mutant.file
-            text, tests = path.read_text(), matching_tests(mutant.file)
-            if mutant.key(text) in known:
+        for number, mutant in enumerate(mutants, 1):
+            before = known.get(mutant.key, {}).get("verdict")
+            if before == "caught" or (before == "survived" and not again):
                 continue
-            if tests not in usual:
-                outcome, usual[tests] = seconds_of(copy, tests, most_seconds)
-                if outcome != "pass":
-                    print(f"{mutant.file}: left out, as {' '.join(tests)} {outcome}s without any fault", flush=True)
-                    usual[tests] = 0.0
-            if not usual[tests]:
-                continue
-            path.write_text(mutant.applied(text))
-            try:
-                outcome, seconds = seconds_of(copy, tests, max(LEAST_SECONDS, TIMES * usual[tests]))
-            finally:
-                path.write_text(text)
-            found = {"key": mutant.key(text), **asdict(mutant), "outcome": outcome, "seconds": round(seconds, 1)}
-            known[found["key"]] = found
-            results.write(json.dumps(found) + "\n")
-            results.flush()
-            print(line_of(mutant, outcome), flush=True)
+            tests = matching_tests(mutant.file)
+            found = verdict(copy, mutant, tests, number)
+            place = {"file": mutant.file, "line": mutant.line, "kind": mutant.kind, "old": mutant.old}
+            how = {"verdict": found.ended, "by": found.test, "seconds": round(found.seconds, 1)}
+            known[mutant.key] = {**place, "new": mutant.new, **how}
+            DATA.write_text("".join(json.dumps(line) + "\n" for line in known.values()))
+            print(row(known[mutant.key]), flush=True)
 
 
-def line_of(mutant: Mutant, outcome: str) -> str:
+def row(found: dict[str, Any]) -> str:
     """A line of the table."""
-    verdict = {"pass": "SURVIVED", "fail": "caught", "hang": "caught"}.get(outcome, "not run")
-    old, new = (" ".join(text.split())[:60] for text in (mutant.old, mutant.new))
-    return f"{verdict:8} {mutant.file}:{mutant.line} {mutant.kind}: {old}  ->  {new}"
+    old, new = (" ".join(found[name].split())[:60] for name in ("old", "new"))
+    return f"{found['verdict']:8} {found['file']}:{found['line']} {found['kind']}: {old}  ->  {new}  {found['by']}"
 
 
 def main() -> None:
@@ -238,22 +338,21 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60, help="how many faults (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     parser.add_argument("--only", default="", help="in files whose path below the package contains this")
-    parser.add_argument("--list", action="store_true", help="show them and what is known of them; run nothing")
-    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for tests without a fault")
-    arguments = parser.parse_args()
-    mutants = drawn(arguments.count, arguments.seed, arguments.only)
-    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-    known = {found["key"]: found for found in map(json.loads, lines)}
-    if not arguments.list:
-        run(mutants, known, arguments.timeout)
-    texts = {mutant.file: (ROOT / "lightning_topo" / mutant.file).read_text() for mutant in mutants}
-    outcomes = [known.get(mutant.key(texts[mutant.file]), {}).get("outcome", "") for mutant in mutants]
+    parser.add_argument("--again", action="store_true", help="run those that survived once more")
+    parser.add_argument("--list", action="store_true", help="show what is known; run nothing")
+    chosen = parser.parse_args()
+    lines = map(json.loads, DATA.read_text().splitlines() if DATA.is_file() else ())
+    known = {(line["file"], line["kind"], line["old"], line["new"]): line for line in lines}
+    mutants = drawn(chosen.count, chosen.seed, chosen.only)
+    if not chosen.list:
+        run(mutants, known, again=chosen.again)
     print()
-    for mutant, outcome in zip(mutants, outcomes, strict=True):
-        print(line_of(mutant, outcome))
-    caught, survived = len([o for o in outcomes if o in ("fail", "hang")]), outcomes.count("pass")
+    for found in known.values():
+        print(row(found))
+    verdicts = [found["verdict"] for found in known.values()]
+    caught, survived = verdicts.count("caught"), verdicts.count("survived")
     share = f" ({100 * caught / (caught + survived):.0f} %)" if caught + survived else ""
-    print(f"\n{caught} caught, {survived} survived{share}, {len(mutants) - caught - survived} not run.")
+    print(f"\n{caught} caught, {survived} survived{share}, {sum(m.key not in known for m in mutants)} not run.")
 
 
 if __name__ == "__main__":

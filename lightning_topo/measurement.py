@@ -58,6 +58,11 @@ class StepState(IntEnum):
     """r was measured over all pairs."""
 
     @property
+    def word(self) -> str:
+        """As the record's lines name it."""
+        return self.name.lower()
+
+    @property
     def certified(self) -> bool:
         """Whether r was measured, or is known to be below 1."""
         return self >= StepState.BOUNDED

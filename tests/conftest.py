@@ -1,16 +1,23 @@
 """Shapes are checked here, and only here: every annotation of the package is enforced while the tests run."""
 
 import logging
+import os
 
 import pytest
 import pytest_randomly
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import tests.typecheck
 
 tests.typecheck.install("lightning_topo")
-settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+# A busy machine is no failure. For a long search: HYPOTHESIS_EXAMPLES=1000
+settings.register_profile(
+    "untimed",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
+)
 settings.load_profile("untimed")
 # DeepSpeed would have itself imported into every test run here, to seed torch: tests that need a seed set it.
 pytest_randomly.entrypoint_reseeds = []

@@ -19,6 +19,7 @@ import yaml
 
 import lightning_topo
 import lightning_topo.metrics
+from tests import warm
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -228,7 +229,7 @@ def test_a_permissive_install_needs_no_giotto_ph(tmp_path):
         assert len(diagram[1].deaths) == 1 and diagram.engine == "gudhi"
         assert not [name for name in sys.modules if name.split(".")[0] == "gph" and sys.modules[name]]
     """
-    done = run(sys.executable, "-c", textwrap.dedent(code), cwd=ROOT, timeout=200)
+    done = warm.run(textwrap.dedent(code), folder=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,8 +1,6 @@
 """A training with everything on, some hundred steps long: nothing grows with it. The long one: benchmarks/soak.py."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import json, logging, os, sys, warnings
 from pathlib import Path
 import torch
 from benchmarks.soak import open_handles, soak
+from tests import warm
 
 warnings.filterwarnings("ignore")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -40,9 +39,7 @@ def test_the_slope_is_that_of_a_line():
 @pytest.mark.slow
 def test_memory_and_handles_stay_flat(tmp_path):
     """In a process of its own: the memory of one that has run other tests goes up and down by itself."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-c", SOAK, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
+    done = warm.run(SOAK, tmp_path / "run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     steps, memory_kb, handles, before, after, children = json.loads(done.stdout.splitlines()[-1])
     settled = len(steps) // 2  # the worker and the tracker have begun

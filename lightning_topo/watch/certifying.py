@@ -28,16 +28,20 @@ RENEW_STEPS = 10
 
 
 class Certifying:
-    """Gives each step of this process's groups a certificate; `probe` is the `Distortion` of the run, if it has one.
+    """Notes in `coverage` a certificate of each step of this process's groups.
+
+    `probe` is the `Distortion` of the run, if it has one.
 
     Groups are measured exactly when the probe is due, and where the bound of the step reaches 0.9, as long as that
     takes a small share of the time. Without the probe nothing is certified.
     """
 
-    def __init__(self, snapshots: Snapshots, steps: Steps, probing: Probing, *, limited: bool) -> None:
-        self.coverage: Coverage = Coverage()
+    def __init__(
+        self, snapshots: Snapshots, steps: Steps, probing: Probing, coverage: Coverage, *, limited: bool
+    ) -> None:
         self.probe: Distortion | None = next((probe for probe in probing.probes if isinstance(probe, Distortion)), None)
-        self._snapshots, self._steps, self._probing, self._limited = snapshots, steps, probing, limited
+        self._snapshots, self._steps, self._probing = snapshots, steps, probing
+        self._coverage, self._limited = coverage, limited
         self._bounds: Bounds | None = None
         self._seconds = 0.0
         self._measured_at = -1
@@ -53,7 +57,7 @@ class Certifying:
         groups = [
             g for g in self._snapshots.own if any(name in moved for piece in g.slices for name in piece.names(g.n))
         ]
-        self.coverage.note(step, {group.name: Certificate(StepState.OPEN) for group in groups})
+        self._coverage.note(step, {group.name: Certificate(StepState.OPEN) for group in groups})
         self.moved_outside()
 
     def settle(self, step: int, epoch: int, due: Sequence[Probe], budget: Budget) -> list[Outcome]:
@@ -84,7 +88,7 @@ class Certifying:
         certificates = {g.name: _certificate(exact.get(g.name), bounds[g.name]) for g in groups}
         if any(one.state is StepState.SPANNED for one in certificates.values()) and not self._spans_prove():
             certificates = {name: _without_span(one) for name, one in certificates.items()}
-        self.coverage.note(step, certificates)
+        self._coverage.note(step, certificates)
         return outcomes
 
     def _spans_prove(self) -> bool:
@@ -128,7 +132,7 @@ class Certifying:
             self._snapshots.after_step(step, now)
         measured = {name for outcome in outcomes for name in outcome.values}
         states = {g.name: StepState.EXACT if g.name in measured else StepState.OPEN for g in groups}
-        self.coverage.note(step, {name: Certificate(state) for name, state in states.items()})
+        self._coverage.note(step, {name: Certificate(state) for name, state in states.items()})
         return outcomes
 
     def _may_measure(self, budget: Budget) -> bool:

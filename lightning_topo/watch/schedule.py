@@ -3,7 +3,7 @@
 import math
 import random
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
@@ -106,6 +106,11 @@ class Schedule:
             slot = self.slots.get(name)
             return slot.at - count if slot is not None and slot.at >= count else None
         return -count % self.periods[name].every if self.periods[name].unit == "step" else 0
+
+    def steps_until_any(self, names: Iterable[str], count: int) -> int | None:
+        """How many steps after the `count`-th the first of several probes measures; None where no time is known."""
+        left = [self.steps_until(name, count) for name in names]
+        return min((steps for steps in left if steps is not None), default=None)
 
     def expect(self, name: str, steps: float) -> None:
         """Say what the first measurement of a probe takes: so many training steps."""

@@ -14,22 +14,21 @@ from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import DetectorState, TopologyEvent
 from lightning_topo.probes import Distortion, Fate, Persistence, Probe
 from lightning_topo.watch.budget import Budget
-from lightning_topo.watch.certifying import Certifying
 from lightning_topo.watch.checkpoint import SavedWatch, saved_watch
 from lightning_topo.watch.coverage import Shares
 from lightning_topo.watch.exchange import Exchange
 from lightning_topo.watch.finding import Finding
+from lightning_topo.watch.measuring import Measuring
 from lightning_topo.watch.membership import Membership
 from lightning_topo.watch.messages import members_changed, unwatched
 from lightning_topo.watch.movements import Movements
 from lightning_topo.watch.output import Run, RunOutputs
-from lightning_topo.watch.probing import Probing, measures_steps, needs_gradient_scales
+from lightning_topo.watch.probing import Probing, needs_gradient_scales
 from lightning_topo.watch.ranks import Ranks
 from lightning_topo.watch.readings import Readings
 from lightning_topo.watch.recording import Recording
 from lightning_topo.watch.reference import begin_reference, keep_parameters
 from lightning_topo.watch.reporting import Reporting
-from lightning_topo.watch.schedule import Unit
 from lightning_topo.watch.settings import WatchSettings
 from lightning_topo.watch.snapshots import Snapshots, kept_shards
 from lightning_topo.watch.steps import Steps
@@ -70,22 +69,28 @@ class Watch:
         of_loss = [probe for probe in settings.measured if not isinstance(probe, without_loss)]
         # A probe that tells its cost takes the step that it measures, and no samples of others.
         self._sampling = [probe.name for probe in of_loss if getattr(probe, "expected_cost", None) is None]
-        self._recording = Recording(training, self._training_loss if of_loss else None, self._steps_until_loss)
-        self._movements = Movements(training, lambda event: self._exchange.events.append(event), self._forget_path)
+        self._recording = Recording(
+            training, self._training_loss if of_loss else None, partial(self._schedule.steps_until_any, self._sampling)
+        )
+        self._probing = Probing(settings.measured, self._ranks, {})
+        shares = Shares() if state is None else state.shares
+        self._exchange = Exchange(training, self._reporting, self._probing, self._schedule, self.budget, shares)
+        limited = settings.max_overhead is not None
+        self._measuring = Measuring(
+            training, self._probing, self._schedule, self._exchange, self.budget, limited=limited
+        )
+        self._movements = Movements(
+            training, lambda event: self._exchange.events.append(event), self._measuring.moved_outside
+        )
         self.steps: Steps = Steps(
             training.module,
-            on_settle=self._settle_early,
+            on_settle=self._measuring.update_before_another,
             on_outside=self._movements.outside,
             on_begin=lambda runs_closure: self._recording.update_begins(runs_closure=runs_closure),
             on_end=self._recording.update_ends,
             keep_copies=self._finding.sharding == "whole",
         )
-        self._probing = Probing(settings.measured, self._ranks, {})
-        self._snapshots: Snapshots | None = None
         self._shards: Mapping[str, Tensor] | None = None
-        self._certifying: Certifying | None = None
-        shares = Shares() if state is None else state.shares
-        self._exchange = Exchange(training, self._reporting, self._probing, self._schedule, self.budget, shares)
         self._membership: Membership | None = None
         self._finds_again = False
         self._first_batch = True
@@ -129,8 +134,7 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
-        if self._certifying is not None:
-            self._certifying.coverage.cut()
+        self._measuring.coverage.cut()
         return SavedWatch(
             self._outputs.dirpath,
             self._outputs.run_id,
@@ -161,14 +165,16 @@ class Watch:
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)
             step = self._training.step + 1
-            due = self._due("step", step)
-            is_wanted = self._snapshots is None or self._finds_again or any(map(self._probing.wants_own_step, due))
-            if self._snapshots is None and self._shards is None:
+            due = self._measuring.due("step", step)
+            is_wanted = (
+                not self._measuring.has_begun or self._finds_again or any(map(self._probing.wants_own_step, due))
+            )
+            if not self._measuring.has_begun and self._shards is None:
                 self._shards = kept_shards(self._training)  # before anything is recorded
             self._recording.begin(batch, step, wanted=is_wanted)
             self.steps.gradients.wanted = any(map(needs_gradient_scales, due)) and self._finding.sharding == "whole"
-            if self._snapshots is not None:
-                self._snapshots.before_step(step, due)
+            if (snapshots := self._measuring.snapshots) is not None:
+                snapshots.before_step(step, due)
         self.budget.begin_step()
 
     def before_backward(self, loss: Tensor, *, scale: float = 1.0) -> None:
@@ -207,23 +213,22 @@ class Watch:
                 self._last_step = step
                 self._exchange.losses.note(step, loss)
                 self._exchange.rates.note(step, next((u.learning_rate for u in self.steps.pending), None))
-                if self._snapshots is None:
+                if not self._measuring.has_begun:
                     self._start(step)
                 elif self._finds_again:
                     self._find_again()
                 else:
                     self._follow_members(step)
-                due = self._due("step", step)
+                due = self._measuring.due("step", step)
                 # What fails on this process alone: it raises when nobody waits for this one any more.
                 error: Exception | None = None
                 try:
-                    self._measure_step(step, due)
+                    self._measuring.step(step, due, unseen=None if self.steps.pending else self._movements.unseen)
                 except Exception as raised:
                     error = raised
                 period = self._training.log_every_n_steps
                 log = period > 0 and step % period == 0
-                assert self._certifying is not None
-                shares = log or self._exchange.is_due(step, self._certifying.coverage, measured=bool(due))
+                shares = log or self._exchange.is_due(step, self._measuring.coverage, measured=bool(due))
                 if shares:
                     self._share(step, due)
                 self.steps.advance()
@@ -231,7 +236,7 @@ class Watch:
                     raise error
             self._exchange.proposed.clear()
             # Before validation and every hook at the epoch's end, so that these see the new values in any order.
-            if self._training.ends_epoch() and self._snapshots is not None and (stepped or self.epochs_agree):
+            if self._training.ends_epoch() and self._measuring.has_begun and (stepped or self.epochs_agree):
                 self._measure_epoch(step if stepped else self._training.step, log=log)
             elif shares:
                 self._publish(step, log=log)
@@ -247,12 +252,12 @@ class Watch:
     def after_epoch(self) -> None:
         """Measure what is due at the end of an epoch, unless its last batch was known to be the last."""
         with self.budget.spending():
-            if self._snapshots is not None and self.epochs_agree and self._epoch_measured != self._training.epoch:
+            if self._measuring.has_begun and self.epochs_agree and self._epoch_measured != self._training.epoch:
                 self._measure_epoch(self._training.step)
 
     def validated(self, values: Mapping[str, float]) -> None:
         """Take in what the training's own validation has found."""
-        if self._snapshots is not None:
+        if self._measuring.has_begun:
             self._exchange.validated(self._training.step, values)
 
     def close(self, *, in_haste: bool = False) -> bool:
@@ -270,7 +275,7 @@ class Watch:
             else:
                 late = self._probing.collect()
             self._exchange.outcomes += late
-            if self._snapshots is not None:
+            if self._measuring.has_begun:
                 self._share(self._last_step, last=True, alone=in_haste)
                 self._publish(self._last_step, log=False)
         finally:
@@ -322,99 +327,50 @@ class Watch:
         """Find the neurons on the recorded step, and look at them from now on."""
         self.find_neurons()
         self._probing.order.update({group.name: k for k, group in enumerate(self.groups)})
-        self._snapshots = snapshots = Snapshots(self._training, self.steps, self.groups, self._training_loss)
-        limited = self._settings.max_overhead is not None
-        self._certifying = Certifying(snapshots, self.steps, self._probing, limited=limited)
+        snapshots = Snapshots(self._training, self.steps, self.groups, self._training_loss)
+        self._measuring.look_at(snapshots, self.steps)
         self._membership = Membership(self._training.module, self.steps)
         return snapshots
 
     def _follow_members(self, step: int) -> None:
         """Take in that other parameters are trained now than before this step."""
-        assert self._snapshots is not None
+        assert self._measuring.snapshots is not None
         assert self._membership is not None
         change = self._membership.change(step)
         if change is not None:
             self._finds_again = change.are_new  # on the next step as it runs
-            groups = self._snapshots.refer_from(step, change.names)
+            groups = self._measuring.snapshots.refer_from(step, change.names)
             event = members_changed(sorted(change.names), groups, step, self._training.epoch)
             self._exchange.events.append(event)
 
     def _find_again(self) -> None:
         """Find the neurons of a module that has other parameters now than in the first step."""
         self._finds_again = False
-        assert self._snapshots is not None
-        assert self._certifying is not None
-        coverage, reference = self._certifying.coverage, self._snapshots.reference
+        assert self._measuring.snapshots is not None
+        reference = self._measuring.snapshots.reference
         self.groups = ()
         self._settle_in().take_over(reference)
-        self._certifying.coverage = coverage
         keep_parameters(self._outputs.store, self.groups, self._finding.coverage)
 
-    # --- measuring --------------------------------------------------------------------------------------------------
-
-    def _measure_step(self, step: int, due: Sequence[Probe]) -> None:
-        """Certify this batch's updates, and measure what is due; no collective where parameters are whole."""
-        assert self._certifying is not None
-        if self.steps.pending:
-            self._settle(step, due)
-        else:
-            self._certifying.unseen(step, self._movements.unseen)
-        # A user's own probe of steps looks at the whole batch's.
-        self._run([probe for probe in due if not measures_steps(probe) or probe is not self._certifying.probe], step)
-        self._exchange.outcomes += self._probing.collect(step)
-
-    def _settle_early(self) -> None:
-        """A second update in one batch is about to begin: measure the first while its beginning is known."""
-        if self._certifying is not None:
-            step = self._training.step + 1
-            self._settle(step, self._due("step", step))
-
-    def _settle(self, step: int, due: Sequence[Probe]) -> None:
-        assert self._certifying is not None
-        self._exchange.outcomes += self._certifying.settle(step, self._training.epoch, due, self.budget)
-
-    def _run(self, probes: Sequence[Probe], step: int) -> None:
-        snapshots, epoch = self._snapshots, self._training.epoch
-        if probes and snapshots is not None:
-            now = snapshots.now()
-            self._exchange.outcomes += [
-                self._probing.run(probe, partial(snapshots.capture, probe, step, now), step, epoch) for probe in probes
-            ]
+    # --- reporting ---------------------------------------------------------------------------------------------------
 
     def _measure_epoch(self, step: int, *, log: bool = False) -> None:
         self._epoch_measured = self._training.epoch
-        self._exchange.outcomes += self._probing.collect()
-        due = self._due("epoch", self._training.epoch + 1)
-        self._run(due, step)
+        due = self._measuring.epoch(step)
         self._share(step, due)
         self._publish(step, log=log or bool(due))
 
-    def _due(self, unit: Unit, count: int) -> list[Probe]:
-        return self._probing.due(self._schedule, unit, count)
-
-    def _steps_until_loss(self, step: int) -> int | None:
-        """In how many steps a probe that may evaluate the loss is due."""
-        left = [self._schedule.steps_until(name, step) for name in self._sampling]
-        return min((steps for steps in left if steps is not None), default=None)
-
     def _share(self, step: int, due: Sequence[Probe] = (), *, last: bool = False, alone: bool = False) -> None:
         """Put together and report what all processes have found since this was last done."""
-        assert self._certifying is not None
-        self._exchange.run(step, self._certifying.coverage, due, last=last, alone=alone)
+        self._exchange.run(step, self._measuring.coverage, due, last=last, alone=alone)
         if not alone:
             self._raise_first_error()
-
-    def _forget_path(self) -> None:
-        if self._certifying is not None:
-            self._certifying.moved_outside()
 
     def _raise_first_error(self) -> None:
         """Raise a probe's error where the user wants to know."""
         errors, self._probing.errors = self._probing.errors, {}
         if errors and self._settings.on_error == "raise":
             raise next(iter(errors.values()))
-
-    # --- publishing -------------------------------------------------------------------------------------------------
 
     def _publish(self, step: int, *, log: bool) -> None:
         readings = self._reporting.readings

@@ -243,5 +243,5 @@ def test_large_steps_change_betti_numbers_and_make_diagrams_jump(tmp_path):
 
 def test_small_steps_do_not(tmp_path):
     torch.manual_seed(0)
-    found = events(tmp_path, Classifier(width=24, lr=1e-3), max_epochs=4)
+    found = events(tmp_path, Classifier(width=24, lr=1e-3), max_epochs=2)
     assert happened(found) == []

@@ -1,19 +1,16 @@
 """All four callbacks by class path in a YAML of LightningCLI, and under `pytorch_lightning` as under `lightning`."""
 
-import subprocess
-import sys
 import textwrap
 
 import pytest
 
 from lightning_topo import read_record
+from tests import warm
 
 
 def run(path, code, *arguments):
     path.write_text(textwrap.dedent(code))
-    return subprocess.run(
-        [sys.executable, path, *arguments], capture_output=True, text=True, check=False, timeout=300, cwd=path.parent
-    )
+    return warm.run(str(path), *arguments, folder=path.parent, cwd=path.parent)
 
 
 MODULE = """

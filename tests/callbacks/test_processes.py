@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,10 +19,10 @@ from lightning_topo import (
     read_record,
 )
 from lightning_topo.callbacks import Findings
+from tests import warm
 from tests.callbacks.training import Classifier, dataset, fit, loader
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="gloo on one machine")
-ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import sys
 from tests.callbacks.test_processes import all_three
@@ -83,9 +81,7 @@ def root(tmp_path_factory):
     """The folder of a pair of processes that is done."""
     root = tmp_path_factory.mktemp("two")
     (root / "two.py").write_text(SCRIPT)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, str(root / "two.py"), str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environment)
+    done = warm.run(str(root / "two.py"), root, folder=root)
     assert done.returncode == 0, done.stderr
     return root
 

@@ -4,50 +4,36 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests import warm
 
 
-def train_together(names, out, *, size=2, seconds=120, paths=()):
+def train_together(names, out, *, size=2, seconds=120):
     """Run scenarios in `size` processes; by scenario, what each rank saw. Fails if they are not done in time."""
-    processes = launch(names, out, size, paths)
+    processes = launch(names, out, size)
     codes = wait(processes, seconds)
     if codes != [0] * size:
         pytest.fail(f"processes ended with {codes}, None: did not end in {seconds} s\n{_tails(out, size)}")
     return Seen({name: [_read(Path(out) / name / f"rank-{r}.json") for r in range(size)] for name in names})
 
 
-def launch(names, out, size, paths=()):
+def launch(names, out, size):
     """Start the processes, each with its log."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "NODE_RANK": "0"}
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.worker", str(out), *names],
-            cwd=ROOT,
-            stdout=(Path(out) / f"log-{rank}.txt").open("w"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=os.environ
-            | {
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "WORLD_SIZE": str(size),
-                "LOCAL_RANK": str(rank),
-                "RANK": str(rank),
-                "NODE_RANK": "0",
-                "OMP_NUM_THREADS": "1",
-                "CUDA_VISIBLE_DEVICES": "",
-                "DS_ACCELERATOR": "cpu",
-                "PYTHONPATH": os.pathsep.join([str(ROOT), *map(str, paths), os.environ.get("PYTHONPATH", "")]),
-            },
+        warm.start(
+            "tests.distributed.worker",
+            out,
+            *names,
+            log=Path(out) / f"log-{rank}.txt",
+            env=shared | {"LOCAL_RANK": str(rank), "RANK": str(rank), "DS_ACCELERATOR": "cpu"},
         )
         for rank in range(size)
     ]

@@ -1,17 +1,15 @@
 """The learning rate finder in two processes that train together: it finds what one does with the same batches."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from torch import distributed
 
 from lightning_topo import Sharpness
+from tests import warm
 from tests.distributed.finder import BATCH, finder, numbers
 from tests.distributed.models import Net, loader, trainer
-from tests.distributed.processes import ROOT, wait
+from tests.distributed.processes import wait
 
 pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch without torch.distributed")
 
@@ -21,17 +19,7 @@ def pair(tmp_path_factory):
     """What each process saw; both are killed where they take too long."""
     out = tmp_path_factory.mktemp("pair")
     logs = [out / f"log-{rank}.txt" for rank in (0, 1)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.finder", str(out), str(rank)],
-            cwd=ROOT,
-            stdout=log.open("w"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        )
-        for rank, log in enumerate(logs)
-    ]
+    processes = [warm.start("tests.distributed.finder", out, rank, log=log) for rank, log in enumerate(logs)]
     codes = wait(processes, 150)
     assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
     return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in (0, 1)]

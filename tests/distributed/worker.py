@@ -42,7 +42,7 @@ def main(out, names):
 
 def seen(trainer, monitor):
     """What a process knows at the end of a training."""
-    snapshots = None if monitor.watch is None else monitor.watch._snapshots
+    snapshots = None if monitor.watch is None else monitor.watch._measuring.snapshots
     before = None if snapshots is None else snapshots._sharded_before
     return {
         "metrics": {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith("topology/")},

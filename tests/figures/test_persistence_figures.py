@@ -65,19 +65,3 @@ def test_figures_are_light_and_the_same_whatever_style_is_in_use():
     np.testing.assert_array_equal(plain, other)
     assert tuple(plain[2, 2]) == (255, 255, 255, 255)
     assert (plain[..., :3].mean(axis=2) < 128).mean() < 0.2
-
-
-def test_no_pyplot_is_imported():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, numpy as np\n"
-        "from lightning_topo.figures.persistence import *\n"
-        "from lightning_topo.figures.style import pixels\n"
-        "from lightning_topo.figures.captures import crocker\n"
-        "c = {0: (np.array([[0.0, 1.0]]),), 5: (np.array([[0.0, 2.0]]),)}\n"
-        "for f in (diagram_figure(c[0], 'a'), betti_figure(c, 'b'), crocker_figure(crocker(c, 9), 'c')): pixels(f)\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)

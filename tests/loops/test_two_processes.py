@@ -1,15 +1,13 @@
 """A loop of two processes under DDP is watched as one process would be."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 
 import pytest
 
 from lightning_topo import Distortion, TopologyWatch, read_record
-from tests.distributed.processes import ROOT, wait
+from tests import warm
+from tests.distributed.processes import wait
 from tests.loops.loops import Net, batches, options, sgd
 
 
@@ -17,17 +15,9 @@ def launch(out):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.loops.process", str(out)],
-            cwd=ROOT,
-            stdout=(out / f"log-{rank}.txt").open("w"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=os.environ | shared | {"RANK": str(rank), "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
-        )
+        warm.start("tests.loops.process", out, log=out / f"log-{rank}.txt", env=shared | {"RANK": str(rank)})
         for rank in range(2)
     ]
 

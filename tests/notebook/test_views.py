@@ -1,7 +1,6 @@
 """Frames and figures of a record, held against the record itself."""
 
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from lightning_topo.homology import persistence
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.record import RecordWriter
 from lightning_topo.phases import EventName, Phase, Severity, TopologyEvent
+from tests import warm
 from tests.outputs.driving import drive
 
 pytest.importorskip("matplotlib")
@@ -166,14 +166,7 @@ def test_without_pandas_or_matplotlib_the_remedy_is_said(written, monkeypatch):
 
 def test_the_example_runs(tmp_path):
     out = tmp_path / "figures"
-    done = subprocess.run(
-        [sys.executable, "examples/notebook.py", "--steps", "60", "--out", str(out)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
+    done = warm.run(str(ROOT / "examples" / "notebook.py"), "--steps", 40, "--out", out, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {path.stem for path in out.glob("*.png")} == set(PLOTS)
     assert "idxmax" in done.stdout

@@ -82,3 +82,11 @@ def test_values_are_plain_or_nothing():
         "name": "resnet50",
     }
     assert len(plain("x" * 5000)) == 200
+
+
+def test_a_path_into_the_home_is_told_from_a_name_with_a_slash(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert plain("data in /home/someone/data") is None
+    assert plain("team/model") == "team/model"
+    monkeypatch.setenv("HOME", "/")  # of a user without a home
+    assert plain("team/model") == "team/model"

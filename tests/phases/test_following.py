@@ -61,7 +61,7 @@ def a_training(draw):
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50)
 @given(a_training())
 def test_it_is_the_one_state_machine(measurements):
     seen = replay(measurements)

@@ -166,19 +166,19 @@ def test_nadam_s_threshold_follows_its_momentum_schedule():
 
 @pytest.mark.parametrize("side", [0.95, 1.05])
 def test_adagrad_slows_down_and_so_does_its_ratio(side):
-    theta, optimizer = settled(torch.optim.Adagrad, 1.0, {"lr_decay": 1e-4})
+    theta, optimizer = settled(torch.optim.Adagrad, 1.0, {"lr_decay": 4e-4})
     optimizer.param_groups[0]["lr"] = side / ratio(optimizer, theta)
     assert ratio(optimizer, theta) == pytest.approx(side)
     grown = []
-    for _ in range(800):
+    for _ in range(200):
         before = theta.abs().item()
         at = ratio(optimizer, theta)
         step(optimizer, theta)
         if abs(at - 1.0) > 1e-3:
             grown.append((theta.abs().item() > before) == (at > 1.0))
-    assert len(grown) > 700
+    assert len(grown) > 170
     assert all(grown)
-    assert side > 1.0 or ratio(optimizer, theta) == pytest.approx(side * 1.04 / 1.12, rel=1e-3)
+    assert side > 1.0 or ratio(optimizer, theta) == pytest.approx(side * 1.16 / 1.24, rel=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "options"), [*OPTIMIZERS, *OTHERS])

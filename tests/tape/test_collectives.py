@@ -1,6 +1,5 @@
 """Two processes whose losses need each other: each replays its own tape, and sends nothing."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_topo.neurons import groups_from_tapes
 from lightning_topo.tape import StepRecorder, Tape, accepted, replay
+from tests import warm
 from tests.tape.steps import batch, mlp
 
 
@@ -103,14 +103,9 @@ def process(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("collectives")
-    context = torch.multiprocessing.get_context("spawn")
-    # Spawned processes find this module by its file, since tests are imported by path.
-    workers = [context.Process(target=process, args=(rank, os.fspath(folder))) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    code = f"import sys; from {__name__} import process; process(int(sys.argv[1]), sys.argv[2])"
+    workers = [warm.start(code, rank, folder, log=folder / f"log-{rank}.txt") for rank in range(2)]
+    assert [worker.wait(120) for worker in workers] == [0, 0], (folder / "log-0.txt").read_text()
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
 
 

@@ -219,9 +219,10 @@ def _found_in(block: bytes, n: int, words: tuple[bytes, ...]) -> Iterator[tuple[
     at = min((k for k in (block.find(word) for word in words) if k >= 0), default=-1)
     while at >= 0:
         begin, end = block.rfind(b"\n", 0, at) + 1, block.find(b"\n", at)
+        length = (len(block) if end < 0 else end + 1) - begin  # as the reader counts: with the end of the line
         end = len(block) if end < 0 else end
         n, counted = n + block.count(b"\n", counted, begin), begin
-        yield n, block[begin:end] if end - begin <= MAX_LINE else b""
+        yield n, block[begin:end] if length <= MAX_LINE else b""
         at = min((k for k in (block.find(word, end) for word in words) if k >= 0), default=-1)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from lightning_topo.figures.coverage import Stretch
 from lightning_topo.homology import Bars, PersistenceDiagram
-from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.notebook import RecordViews
 from lightning_topo.outputs.record.about import read_about
 from lightning_topo.outputs.record.archive import read_arrays
@@ -43,11 +43,11 @@ from lightning_topo.outputs.record.limits import (
 from lightning_topo.outputs.record.parameters import ParameterTable, read_parameters
 from lightning_topo.outputs.record.thin import N_MERGED, PROBE, Thinned
 from lightning_topo.phases import EventName, Replay, Severity, TopologyEvent
-from lightning_topo.quantities import COVERAGE_STATES
 
 LINE_KEYS = ("step", "epoch", "probe", "group", "reference_step", N_MERGED)
 _PLACE = frozenset(LINE_KEYS)
 _LARGEST_STEP = 1 << 53
+_STATES = {state.word: state for state in StepState}
 
 _T = TypeVar("_T")
 _Stepped = TypeVar("_Stepped", Measurement, TopologyEvent)
@@ -252,8 +252,8 @@ def measurement_of(line: Line) -> Measurement:
 
 
 def _number(name: str, value: Any) -> float:
-    if name == "state" and value in COVERAGE_STATES:
-        return float(COVERAGE_STATES.index(value))
+    if name == "state" and isinstance(value, str) and value in _STATES:
+        return float(_STATES[value])
     return float(value)
 
 

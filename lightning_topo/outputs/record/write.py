@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_topo.homology import PersistenceDiagram
-from lightning_topo.measurement import Measurement
+from lightning_topo.measurement import Measurement, StepState
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons.coverage import ParameterCoverage
 from lightning_topo.outputs.record.archive import read_arrays, write_arrays
@@ -35,7 +35,6 @@ from lightning_topo.outputs.record.parameters import write_parameters
 from lightning_topo.outputs.record.space import make_room, other_bytes
 from lightning_topo.outputs.record.thin import PROBE, Thinned, thinned
 from lightning_topo.phases import EventName, TopologyEvent
-from lightning_topo.quantities import COVERAGE_STATES
 
 COVERAGE = "coverage"
 _FEWEST_CAPTURES = 8
@@ -258,7 +257,7 @@ class RecordWriter:
 def _coverage(name: str, value: float) -> Any:
     """A line of coverage names its state, and counts its steps in whole numbers."""
     if name == "state":
-        return COVERAGE_STATES[int(value)]
+        return StepState(int(value)).word
     return int(value) if name == "from" else _to_json(value)
 
 

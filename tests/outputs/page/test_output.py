@@ -4,7 +4,6 @@ import io
 import os
 import re
 import subprocess
-import sys
 import textwrap
 import threading
 import time
@@ -15,7 +14,8 @@ from lightning_topo.measurement import Measurement
 from lightning_topo.outputs import open_outputs
 from lightning_topo.outputs.page import output
 from lightning_topo.outputs.page.live import follow_page
-from lightning_topo.outputs.page.output import PageOutput, page_process
+from lightning_topo.outputs.page.output import PageOutput
+from tests import warm
 from tests.outputs.driving import Training, drive
 
 TICK = Measurement(1, 0, "training", "", {"loss": 1.0})
@@ -146,28 +146,22 @@ def test_the_process_writes_a_last_page_when_the_training_is_killed(tmp_path):
         training.run(30)
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    arguments = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "topology")]
-    done = subprocess.run(arguments, check=False, env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True)
+    done = warm.run(textwrap.dedent(code), tmp_path / "topology", folder=tmp_path)
     assert done.returncode == -9, done.stderr
     page = tmp_path / "topology" / "report.html"
     until(lambda: page.is_file() and "const LIVE = null" in page.read_text())
     assert "35 steps" in page.read_text()
 
 
-def test_a_process_of_its_own_writes_the_same_page(tmp_path):
+def test_a_large_record_is_left_to_a_process_of_its_own_that_writes_the_same_page(tmp_path, monkeypatch):
     training = drive(tmp_path / "topology", 20, hot={7}, report=True)
     page = training.outputs.dirpath / "report.html"
     written = page.read_bytes()
     page.unlink()
-    assert page_process(training.outputs.dirpath).wait(120) == 0
-    assert page.read_bytes() == written
-
-
-def test_a_large_record_is_left_to_a_process_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(output, "MOST_BYTES_HERE", 100)
     monkeypatch.setattr(output, "write_report", None)
-    drive(tmp_path / "topology", 20, report=True)
-    assert (tmp_path / "topology" / "report.html").is_file()
+    PageOutput(training.outputs.dirpath).end()
+    assert page.read_bytes() == written
 
 
 def test_after_a_signal_the_emergency_checkpoint_has_its_turn_and_the_page_comes_all_the_same(tmp_path):
@@ -184,14 +178,7 @@ def test_after_a_signal_the_emergency_checkpoint_has_its_turn_and_the_page_comes
         print(time.perf_counter() - began, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    root = os.getcwd()
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "topology")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": root},
-    )
+    done = warm.run(textwrap.dedent(code), tmp_path / "topology", folder=tmp_path)
     assert float(done.stdout) < 1.0, done.stderr
     page = tmp_path / "topology" / "report.html"
     deadline = time.monotonic() + 120

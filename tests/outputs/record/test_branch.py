@@ -4,8 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 
@@ -20,6 +18,7 @@ from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, Parent, RecordWr
 from lightning_topo.outputs.record.branch import live_lines, rewind_floors
 from lightning_topo.outputs.record.lock import LOCK, FolderBusy, lock_folder
 from lightning_topo.phases import DetectorState, EventName, TopologyEvent, observe
+from tests import warm
 
 
 def ratio(step, value=0.1, group="net.0"):
@@ -322,18 +321,19 @@ WRITER = """
 """
 
 
-def start_writer(*arguments):
-    command = [sys.executable, "-c", textwrap.dedent(WRITER), *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    folder = process.stdout.readline().strip()
-    assert process.stdout.readline() == "ready\n"
-    return process, folder
+def start_writer(log, *arguments):
+    process = warm.start(textwrap.dedent(WRITER), *arguments, log=log)
+    deadline = time.monotonic() + 60
+    while not (said := log.read_text() if log.is_file() else "").endswith("ready\n"):
+        assert time.monotonic() < deadline and process.poll() is None, said  # noqa: PT018
+        time.sleep(0.02)
+    return process, said.splitlines()[0]
 
 
 def test_two_processes_with_thinning_share_no_folder_and_a_killed_one_leaves_it_free(tmp_path):
-    one, first = start_writer(tmp_path / "topology")
+    one, first = start_writer(tmp_path / "1.txt", tmp_path / "topology")
     run_id = read_record(first).run_id
-    two, second = start_writer(tmp_path / "topology", run_id)
+    two, second = start_writer(tmp_path / "2.txt", tmp_path / "topology", run_id)
     try:
         assert [first, second] == [str(tmp_path / "topology"), str(tmp_path / "topology-v1")]
         time.sleep(0.3)
@@ -341,7 +341,7 @@ def test_two_processes_with_thinning_share_no_folder_and_a_killed_one_leaves_it_
             assert read_record(folder).n_unreadable == 0
         one.send_signal(signal.SIGKILL)
         one.wait()
-        three, third = start_writer(tmp_path / "topology", run_id)
+        three, third = start_writer(tmp_path / "3.txt", tmp_path / "topology", run_id)
         three.kill()
         three.wait()
         assert third == first
@@ -349,8 +349,6 @@ def test_two_processes_with_thinning_share_no_folder_and_a_killed_one_leaves_it_
         for process in (one, two):
             process.kill()
             process.wait()
-            process.stdout.close()
-        three.stdout.close()
 
 
 def test_a_worker_that_outlives_its_writer_does_not_keep_the_folder(tmp_path):
@@ -366,8 +364,8 @@ def test_a_worker_that_outlives_its_writer_does_not_keep_the_folder(tmp_path):
         print(os.getpid(), flush=True)
         os._exit(0)
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    (tmp_path / "said").mkdir()
+    done = warm.run(textwrap.dedent(code), tmp_path, folder=tmp_path / "said")
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == int(done.stdout)
     lock_folder(tmp_path).release()
 

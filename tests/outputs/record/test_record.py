@@ -7,8 +7,6 @@ import os
 import pickle
 import resource
 import signal
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -19,6 +17,7 @@ from lightning_topo.homology import persistence
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordWriter, read_record
 from lightning_topo.phases import EventName, Severity, TopologyEvent
+from tests import warm
 
 
 def some(step, **values):
@@ -118,7 +117,8 @@ def test_every_line_survives_a_kill(tmp_path):
             writer.measurement(Measurement(step, 0, "distortion", "g", {{"critical_ratio": 0.5}}))
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False)
+    (tmp_path / "said").mkdir()
+    done = warm.run(textwrap.dedent(code), folder=tmp_path / "said")
     assert done.returncode == -signal.SIGKILL
     record = read_record(tmp_path)
     assert [m.step for m in record.measurements] == list(range(1, 101))

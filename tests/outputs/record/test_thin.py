@@ -1,13 +1,9 @@
 """A record with a limit: older measurements are thinned, their extremes and every event stay, and no kill harms it."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +16,7 @@ from lightning_topo.outputs.page.outcome import history
 from lightning_topo.outputs.record import MEASUREMENTS, RecordWriter, read_record
 from lightning_topo.outputs.record.thin import Thinned, thinned
 from lightning_topo.phases import DetectorState, observe
+from tests import warm
 
 GROUPS = ("net.0", "net.2")
 LIMIT = 60_000
@@ -164,17 +161,9 @@ def test_a_kill_in_the_midst_of_thinning_leaves_a_whole_record(tmp_path):
             writer.measurement(measurement)
             print(measurement.step, flush=True)
     """
-    root = Path(__file__).parents[3]
     for fatal in (1, 2, 5):
         folder = tmp_path / str(fatal)
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code), str(folder), str(fatal)],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=root,
-            env=os.environ | {"PYTHONPATH": str(root)},
-        )
+        done = warm.run(textwrap.dedent(code), folder, fatal, folder=tmp_path)
         assert done.returncode == -signal.SIGKILL, done.stderr
         record = read_record(folder)
         assert record.n_unreadable == 0

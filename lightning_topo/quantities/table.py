@@ -1,71 +1,6 @@
-"""Every quantity that this package measures, one row each: what it is, which end is bad, and what is kept of it.
+"""The table: one row a quantity."""
 
-Whoever publishes, draws, thins or summarises a value asks this table. A new quantity is one new row.
-"""
-
-import re
-from dataclasses import dataclass
-from enum import Enum
-
-WORST = "worst"
-"""Under this name, in place of a group's, trackers get the worst group's value of every quantity."""
-
-RESERVED_PROBES = frozenset(
-    {"training", "validation", "gate", "schedule", "coverage", "rewind", "record", "row", "phase"}
-)
-"""The names under which the monitor itself measures: no probe of a user's may have one of them."""
-
-RESERVED_VALUES = frozenset({"step", "epoch", "probe", "group", "reference_step", "n_merged", "schema", "run_id"})
-"""The names of a recorded line's own fields: no value may have one of them."""
-
-COVERAGE_STATES = ("open", "spanned", "bounded", "exact")
-"""What is known of a step, weakest first; a `coverage` measurement holds `state` as an index, its line as the name."""
-
-_SUFFIX = re.compile(r"_\d+$")
-
-
-class Scope(Enum):
-    """Whether a quantity belongs to a group, to the network, or to both."""
-
-    GROUP = "group"
-    NETWORK = "network"
-    BOTH = "both"
-    """Of a group; the worst of all groups is the network's."""
-
-
-class Direction(Enum):
-    """Which end of a quantity's range is bad."""
-
-    HIGH_IS_BAD = "high"
-    LOW_IS_BAD = "low"
-    NEUTRAL = "neutral"
-
-
-class Keep(Enum):
-    """Which of several values since the last log is published."""
-
-    LAST = "last"
-    MAX = "max"
-    MIN = "min"
-
-
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """One quantity: `name` as recorded (`betti_k` stands for `betti_0`, `betti_1`, ...), and how to treat it.
-
-    `probe` is the one that measures it. A quantity that is not `published` goes to the record alone.
-    """
-
-    name: str
-    probe: str
-    scope: Scope
-    direction: Direction
-    title: str
-    sentence: str
-    unit: str = ""
-    keep: Keep = Keep.LAST
-    published: bool = True
-
+from lightning_topo.quantities.row import Direction, Keep, Quantity, Scope
 
 _G, _N, _B = Scope.GROUP, Scope.NETWORK, Scope.BOTH
 _HIGH, _LOW, _ANY = Direction.HIGH_IS_BAD, Direction.LOW_IS_BAD, Direction.NEUTRAL
@@ -152,6 +87,10 @@ _TABLE = (
         "The largest ratio of a pair's distance now to at the last snapshot.",
         keep=Keep.MAX,
     ),
+    _silent("critical_i", "distortion", _G, "First neuron of the pair", "One of the two neurons that attain r."),
+    _silent("critical_j", "distortion", _G, "Second neuron of the pair", "The other of the two that attain r."),
+    _silent("twins_split", "distortion", _G, "Twins split", "Equal neurons that the step has told apart."),
+    # Since the start.
     Quantity(
         "total_contraction",
         "distortion",
@@ -176,6 +115,7 @@ _TABLE = (
         "Log-distortion since the start",
         "log(total_expansion / total_contraction).",
     ),
+    # The fate of the neurons.
     Quantity(
         "distinct_neurons",
         "distortion",
@@ -233,9 +173,6 @@ _TABLE = (
     _silent("measured_neurons", "fate", _G, "Measured neurons", "How many neurons these counts are of."),
     _silent("vanishing_neurons_at_start", "fate", _G, "Vanishing at the start", "Those when training began."),
     _silent("aligned_clusters_at_start", "fate", _G, "Clusters at the start", "Those when training began."),
-    _silent("critical_i", "distortion", _G, "First neuron of the pair", "One of the two neurons that attain r."),
-    _silent("critical_j", "distortion", _G, "Second neuron of the pair", "The other of the two that attain r."),
-    _silent("twins_split", "distortion", _G, "Twins split", "Equal neurons that the step has told apart."),
     # Persistence.
     Quantity(
         "betti_k", "persistence", _G, _ANY, "Betti number b", "Features at a fixed share of the cloud's diameter."
@@ -373,43 +310,6 @@ _TABLE = (
     _silent("state", "coverage", _G, "State", "The state of these steps."),
     _silent("bound", "coverage", _G, "Largest bound", "The largest bound of r over these steps."),
 )
+
 QUANTITIES = {row.name: row for row in _TABLE}
 """Every row, by its name; families under `<name>_k`."""
-
-OUR_PROBES = frozenset(row.probe for row in _TABLE) | RESERVED_PROBES
-
-_UNPUBLISHED_PROBES = frozenset({"validation", "schedule", "rewind", "record", "row"})
-
-
-def quantity(name: str, probe: str | None = None) -> Quantity | None:
-    """The row of a quantity; None where there is none, or where `probe` is a user's own.
-
-    >>> quantity("betti_2").title, quantity("residual", probe="my_fit"), quantity("weight_norm")
-    ('Betti number b', None, None)
-    """
-    if probe is not None and probe not in OUR_PROBES:
-        return None
-    found = QUANTITIES.get(name)
-    return found if found is not None else QUANTITIES.get(_SUFFIX.sub("_k", name))
-
-
-def is_published(name: str, probe: str) -> bool:
-    """Whether a probe's value goes to trackers and metrics: all but those that only tell how it was measured.
-
-    >>> is_published("residual", "sharpness"), is_published("residual", "my_fit"), is_published("loss", "training")
-    (False, True, False)
-    """
-    if probe in _UNPUBLISHED_PROBES:
-        return False
-    row = quantity(name, probe)
-    return row.published if row is not None else probe not in RESERVED_PROBES
-
-
-def direction(name: str, probe: str | None = None) -> Direction:
-    """Which end of a quantity is bad; `NEUTRAL` for an unknown one.
-
-    >>> direction("total_contraction")
-    <Direction.LOW_IS_BAD: 'low'>
-    """
-    row = quantity(name, probe)
-    return Direction.NEUTRAL if row is None else row.direction

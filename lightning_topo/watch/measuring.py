@@ -1,0 +1,97 @@
+"""Measuring the neurons, once they are found: each step's certificate, and the probes that are due."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from lightning_topo.probes import Probe
+from lightning_topo.watch.budget import Budget
+from lightning_topo.watch.certifying import Certifying
+from lightning_topo.watch.coverage import Coverage
+from lightning_topo.watch.exchange import Exchange
+from lightning_topo.watch.probing import Probing, measures_steps
+from lightning_topo.watch.schedule import Schedule, Unit
+from lightning_topo.watch.snapshots import Snapshots
+from lightning_topo.watch.steps import Steps
+from lightning_topo.watch.training import Training
+
+
+class Measuring:
+    """Runs the probes at their times and leaves what they find to the exchange.
+
+    `snapshots` is None until the neurons are found. `coverage` holds the states of all steps, also when the neurons are
+    found anew. `limited` where exact passes that the bounds ask for may take a share of the time only.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        probing: Probing,
+        schedule: Schedule,
+        exchange: Exchange,
+        budget: Budget,
+        *,
+        limited: bool,
+    ) -> None:
+        self.snapshots: Snapshots | None = None
+        self.coverage: Coverage = Coverage()
+        self._training, self._probing, self._schedule = training, probing, schedule
+        self._exchange, self._budget, self._limited = exchange, budget, limited
+        self._certifying: Certifying | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there are neurons to measure."""
+        return self.snapshots is not None
+
+    def look_at(self, snapshots: Snapshots, steps: Steps) -> None:
+        """Measure these neurons from now on."""
+        self.snapshots = snapshots
+        self._certifying = Certifying(snapshots, steps, self._probing, self.coverage, limited=self._limited)
+
+    def due(self, unit: Unit, count: int) -> list[Probe]:
+        """The probes to run at this step, or at the end of this epoch."""
+        return self._probing.due(self._schedule, unit, count)
+
+    def step(self, step: int, due: Sequence[Probe], *, unseen: Sequence[str] | None = None) -> None:
+        """Certify this batch's updates, and measure what is due; no collective where parameters are whole.
+
+        `unseen` are the parameters that moved where no update was seen.
+        """
+        assert self._certifying is not None
+        if unseen is None:
+            self._settle(step, due)
+        else:
+            self._certifying.unseen(step, unseen)
+        # A user's own probe of steps looks at the whole batch's.
+        self._run([probe for probe in due if not measures_steps(probe) or probe is not self._certifying.probe], step)
+        self._exchange.outcomes += self._probing.collect(step)
+
+    def update_before_another(self) -> None:
+        """Measure an update while its beginning is known: a second one in the same batch is about to begin."""
+        if self._certifying is not None:
+            step = self._training.step + 1
+            self._settle(step, self.due("step", step))
+
+    def epoch(self, step: int) -> list[Probe]:
+        """Measure what is due at the end of the present epoch; returns which probes were."""
+        self._exchange.outcomes += self._probing.collect()
+        due = self.due("epoch", self._training.epoch + 1)
+        self._run(due, step)
+        return due
+
+    def moved_outside(self) -> None:
+        """Something else than an update has moved parameters."""
+        if self._certifying is not None:
+            self._certifying.moved_outside()
+
+    def _settle(self, step: int, due: Sequence[Probe]) -> None:
+        assert self._certifying is not None
+        self._exchange.outcomes += self._certifying.settle(step, self._training.epoch, due, self._budget)
+
+    def _run(self, probes: Sequence[Probe], step: int) -> None:
+        snapshots, epoch = self.snapshots, self._training.epoch
+        if probes and snapshots is not None:
+            now = snapshots.now()
+            self._exchange.outcomes += [
+                self._probing.run(probe, partial(snapshots.capture, probe, step, now), step, epoch) for probe in probes
+            ]
