@@ -71,10 +71,10 @@ def finding(outcome: Outcome) -> str:
         return f"{_divergence(outcome)}{broken}{_peak(outcome)}"
     if outcome.breakdowns:
         return f"{_breakdown(outcome)}{_peak(outcome)}"
-    return f"{_lost(outcome)}{_known(outcome)}"
+    return f"{_lost(outcome)}{_known(outcome, outcome.last_step)}"
 
 
-def _known(outcome: Outcome) -> str:
+def _known(outcome: Outcome, last_step: int) -> str:
     """What is known of the topology of a run that did not fail."""
     if outcome.coverage is not None and (found := _uncertified(outcome, outcome.coverage)):
         return found
@@ -85,12 +85,12 @@ def _known(outcome: Outcome) -> str:
     if outcome.coverage is not None:
         return f"Topology preserved over {_count(outcome.coverage.certified, 'step')}: {_bound(outcome)}"
     if outcome.phase is Phase.UNKNOWN:
-        return f"No phase could be told over {_count(outcome.last_step, 'step')}: {_bound(outcome)}"
+        return f"No phase could be told over {_count(last_step, 'step')}: {_bound(outcome)}"
     if outcome.peak_ratio is None:
-        return f"Below the edge of stability over {_count(outcome.last_step, 'step')}; {_bound(outcome)}"
-    if outcome.last_step == 0:
+        return f"Below the edge of stability over {_count(last_step, 'step')}; {_bound(outcome)}"
+    if last_step == 0:
         return "Nothing trained yet: only the initial network was measured"
-    return f"Topology preserved over {_count(outcome.last_step, 'step')}: {_bound(outcome)}"
+    return f"Topology preserved over {_count(last_step, 'step')}: {_bound(outcome)}"
 
 
 def _at(when: Between | None) -> str:
