@@ -361,7 +361,7 @@ def other_ranks(nursery: Nursery, root: Path, most: int = 2) -> Survived:
 
 def no_orphan(nursery: Nursery, root: Path, most: int = 5) -> Survived:
     """A worker in the midst of a long computation is gone when the training is, however that ended."""
-    ends = ("success", "SIGKILL", "exception", "interrupt", "SIGTERM")[:most]
+    ends = ("SIGKILL", "success", "exception", "interrupt", "SIGTERM")[:most]
     for end in ends:
         status = nursery.run(computing_elsewhere, root / end, end)
         assert (status == 0) == (end == "success"), f"{end}: {status}\n{said(root / end)}"

@@ -20,11 +20,13 @@ def nursery():
 
 
 FEW = {
-    "kill -9 at random moments": 3,
+    "kill -9 at random moments": 2,
     "checkpoint's state damaged": 2,
     "resumed on other ranks": 1,
-    "ends while the worker computes": 2,
-    "rewinds": 2,
+    "ends while the worker computes": 1,
+    "branches": 1,
+    "rewinds": 1,
+    "two writers of a folder": 2,
     "the folder is gone": 2,
     "five seconds from signal to kill": 1,
     "hostile records": 6,

@@ -89,12 +89,12 @@ def test_a_monitor_goes_on_from_any_state_or_says_that_it_cannot(path):
     assert N_EVENTS > 5
     for odd in ODD:
         state = with_value(WATCH, path, odd)
-        saved, event = saved_watch(copy.deepcopy(state), 14, 0)
+        saved, event = saved_watch(state, 14, 0)
         assert (saved is None) == (event is not None or (odd is None and path == ()))
         saved_place(state)
         if saved is None:
             continue
-        again, _ = followed(saved.detector, range(15, 32))
+        again, _ = followed(saved.detector, range(19, 23))
         assert DetectorState.from_dict(again.to_dict()) is not None
         assert saved.under_way()[:1] in ("", " ")
 
