@@ -44,7 +44,8 @@ class SavedWatch:
             shares = Shares(**{name: int(n) for name, n in state["shares"].items()})
             awaited = {str(k): tuple(int(step) for step in steps) for k, steps in state["awaited"].items()}
             rate = None if state.get("rate") is None else float(state["rate"])
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        # A tensor where a number or a mapping should be raises the last two.
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError) as error:
             raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from error
         if not all(isinstance(text, str | None) for text in (dirpath, run_id)):
             raise ValueError("it is damaged (a folder or run that is not text)")

@@ -5,6 +5,7 @@ import math
 import warnings
 
 import pytest
+import torch
 
 from lightning_topo import TopologyEarlyStopping, TopologyStepGuard
 from lightning_topo.measurement import Measurement, StepState
@@ -15,6 +16,7 @@ from lightning_topo.watch.checkpoint import SavedWatch, saved_place, saved_watch
 
 INF = math.inf
 ODD = [
+    torch.zeros(3),
     INF,
     -INF,
     math.nan,
