@@ -35,8 +35,9 @@ class SavedWatch:
         """Read a checkpoint's state; raise `ValueError` with the reason where it cannot be used."""
         if not isinstance(state, Mapping):
             raise ValueError(f"expected a mapping, got {type(state).__name__}")
-        if state.get("version") != STATE_VERSION:
-            raise ValueError(f"expected version {STATE_VERSION}, got {state.get('version')!r}")
+        version = state.get("version")
+        if not isinstance(version, int) or version != STATE_VERSION:
+            raise ValueError(f"expected version {STATE_VERSION}, got {version!r}")
         try:
             dirpath, run_id, step = state["dirpath"], state["run_id"], int(state["step"])
             slots = {str(name): Slot(*(int(n) for n in slot)) for name, slot in state["slots"].items()}
