@@ -107,7 +107,7 @@ def _up_to_date(reading: _R | None, afresh: Callable[[int], _R], whole: bool) ->
             reading = afresh(tries)
         try:
             for found in reading.lines.read_on(whole=whole):
-                reading.take(found)
+                reading.take(found)  # pyright: ignore[reportArgumentType]  # of the kind of its own lines
         except Stale:
             reading = None
         else:
