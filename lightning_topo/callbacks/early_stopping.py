@@ -137,7 +137,7 @@ class TopologyEarlyStopping(Callback):
                 raise ValueError(f"version {state_dict['version']!r}")
             counted = StopState.from_dict(state_dict["counted"])
             reason, epoch = state_dict["stopping_reason"], int(state_dict["stopped_epoch"])
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError) as error:
             rank_zero_warn(
                 f"TopologyEarlyStopping expected a checkpoint state of version {_STATE_VERSION}, got one that cannot "
                 f"be used ({type(error).__name__}: {error}): it counts from zero."

@@ -133,6 +133,18 @@ class TopologyMonitor(WatchedTraining, Callback):
         """Tells several monitors apart in one checkpoint, by their folders; the Trainer refuses two of one key."""
         return self._generate_state_key(dirpath=str(self.settings.dirpath))
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._saved = None  # of an earlier `test(ckpt_path=...)`: a fit resumes from its own checkpoint only
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # With another `dirpath` Lightning finds no state of this monitor: its run is a branch of the one that has none.
+        states, present = checkpoint.get("callbacks", {}), {monitor.state_key for monitor in monitors(trainer)}
+        name = type(self).__qualname__ + "{"
+        left = [state for key, state in states.items() if str(key).startswith(name) and key not in present]
+        if self.state_key not in states and len(left) == 1:
+            self.load_state_dict(left[0])
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         saved, self._saved, self._watch = self._saved, None, None
         with self._guarded("could not start, and does not watch this training"):

@@ -181,7 +181,7 @@ class TopologyStepGuard(Callback):
         try:
             if state_dict["version"] == _STATE_VERSION:
                 self._counts = {name: int(state_dict[name]) for name in self._counts}
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError) as error:
             rank_zero_warn(
                 f"TopologyStepGuard cannot use its state in the checkpoint ({type(error).__name__}: {error}): "
                 "it counts from zero."

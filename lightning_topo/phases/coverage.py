@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from lightning_topo.measurement import StepState
 
+_CODES = frozenset(map(int, StepState))
+
 
 @dataclass(frozen=True, slots=True)
 class CoverageState:
@@ -26,7 +28,7 @@ def follow_coverage(
     >>> follow_coverage(None, 0, 20, StepState.BOUNDED, float("nan")).state.name
     'OPEN'
     """
-    known = code in {int(each) for each in StepState}
+    known = code in _CODES
     found = StepState(int(code)) if known else StepState.OPEN
     if found is StepState.BOUNDED and bound is not None and not bound < 1.0:
         found = StepState.OPEN

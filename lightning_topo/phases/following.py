@@ -73,7 +73,7 @@ class PhaseFollower:
         self._states[group] = state
         if quiet is not None and not events and state == before:
             self._settled[group] = quiet
-        else:
+        elif measurement.probe != "coverage":  # whose state no other measurement of a settled group reads
             self._settled.pop(group, None)
         if group not in self._changes:
             self._changes[group] = []

@@ -126,7 +126,10 @@ class DetectorState:
 def _edge(plain: Mapping[str, Any], band: Callable[[Mapping[str, Any]], BandState]) -> EdgeState:
     if "bands" in plain:
         bands = {EdgeSource(name).value: band(each) for name, each in plain["bands"].items()}
-        return EdgeState(bands, None if plain["source"] is None else EdgeSource(plain["source"]).value)
+        source = None if plain["source"] is None else EdgeSource(plain["source"]).value
+        if source is not None and source not in bands:
+            raise ValueError(f"expected the band of {source}, on whose ground training is at the edge, got none")
+        return EdgeState(bands, source)
     only = band(plain)  # until the edge had sources, the sharpness was the only one
     known = only.inside or bool(only.recent)
     source = EdgeSource.SHARPNESS.value

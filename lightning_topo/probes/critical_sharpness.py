@@ -42,6 +42,7 @@ class StepSharpness:
     noise: bool = True
     name: str = field(default="critical_sharpness", init=False, repr=False)
     needs_parameters_before: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _ = self.period

@@ -62,6 +62,7 @@ class Persistence:
     timeout: float = 300.0
     name: str = field(default="persistence", init=False, repr=False)
     by_group: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _ = self.period

@@ -72,6 +72,7 @@ class Sharpness:
     name: str = field(default="sharpness", init=False, repr=False)
     needs_parameters_before: ClassVar[bool] = True
     needs_gradient_scales: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _ = self.period

@@ -48,6 +48,7 @@ class StepEdge:
     name: str = field(default="step_edge", init=False, repr=False)
     needs_parameters_before: ClassVar[bool] = True
     needs_gradient_scales: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
     expected_cost: ClassVar[float] = 6.0
 
     def __post_init__(self) -> None:

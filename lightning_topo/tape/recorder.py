@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_topo.tape.collectives import Collective, Pending, collective_of
+from lightning_topo.tape.draws import drawn_by, hidden_draws
 from lightning_topo.tape.host_reads import READS, SHAPED_BY_VALUES, leaned_on
 from lightning_topo.tape.memory_map import MemoryMap
 from lightning_topo.tape.mode import Observer
@@ -301,16 +302,9 @@ class StepRecorder:
         self, operator: Any, args: tuple[Any, ...], result: Any, known: Mapping[int, int], outputs: Sequence[int | None]
     ) -> str | None:
         """Keep what a call drew from a generator."""
-        name = operator._schema.name
-        if torch.Tag.nondeterministic_seeded not in operator.tags or "scaled_dot_product" in name or "_rnn" in name:
+        drawn = drawn_by(operator, args, _tensors_and_none(result))
+        if drawn is None:
             return None
-        tensors = [out for out in _tensors_and_none(result) if out is not None]
-        if name in ("aten::native_dropout", "aten::_fused_dropout"):
-            drawn = tensors[1]
-        elif name.startswith("aten::rrelu_with_noise"):
-            drawn = args[1]
-        else:
-            drawn = tensors[0]
         key = f"@{next(_SERIAL)}"
         value = drawn.detach()
         in_place = id(drawn) in known
@@ -353,7 +347,7 @@ class StepRecorder:
             n_samples=n_samples or _leading_size(constants.values()),
             functions={slot: name for slot, name in memory.functions.items() if slot in used},
             host_reads=leaned_on(self._host_reads, self._calls, calls, names, memory.storages),
-            gradient_obstacle=_hidden_draws(calls),
+            gradient_obstacle=hidden_draws(calls),
         )
         return tape.owning_its_constants()
 
@@ -404,13 +398,3 @@ def is_plain(tensor: Tensor) -> bool:
 
 def _leading_size(constants: Any) -> int:
     return next((len(tensor) for tensor in constants if tensor.dim() > 0), 1)
-
-
-def _hidden_draws(calls: Sequence[Call]) -> str:
-    """Why a kernel's random numbers cannot be had; empty where none has any."""
-    for call in calls:
-        dropout = call.argument("dropout_p") if "_scaled_dot_product" in call.name else None
-        dropout = call.argument("dropout") if call.name == "aten::_cudnn_rnn" else dropout
-        if dropout:
-            return f"{call.name} keeps its dropout mask to itself"
-    return ""

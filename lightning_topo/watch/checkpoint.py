@@ -35,8 +35,9 @@ class SavedWatch:
         """Read a checkpoint's state; raise `ValueError` with the reason where it cannot be used."""
         if not isinstance(state, Mapping):
             raise ValueError(f"expected a mapping, got {type(state).__name__}")
-        if state.get("version") != STATE_VERSION:
-            raise ValueError(f"expected version {STATE_VERSION}, got {state.get('version')!r}")
+        version = state.get("version")
+        if not isinstance(version, int) or version != STATE_VERSION:
+            raise ValueError(f"expected version {STATE_VERSION}, got {version!r}")
         try:
             dirpath, run_id, step = state["dirpath"], state["run_id"], int(state["step"])
             slots = {str(name): Slot(*(int(n) for n in slot)) for name, slot in state["slots"].items()}
@@ -44,7 +45,8 @@ class SavedWatch:
             shares = Shares(**{name: int(n) for name, n in state["shares"].items()})
             awaited = {str(k): tuple(int(step) for step in steps) for k, steps in state["awaited"].items()}
             rate = None if state.get("rate") is None else float(state["rate"])
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        # A tensor where a number or a mapping should be raises the last two.
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError) as error:
             raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from error
         if not all(isinstance(text, str | None) for text in (dirpath, run_id)):
             raise ValueError("it is damaged (a folder or run that is not text)")

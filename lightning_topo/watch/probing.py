@@ -29,6 +29,11 @@ def needs_gradient_scales(probe: Probe) -> bool:
     return getattr(probe, "needs_gradient_scales", False)
 
 
+def needs_reference(probe: Probe) -> bool:
+    """Whether the probe looks back at the clouds of the beginning; of a probe of one's own that is not known."""
+    return getattr(probe, "needs_reference", True)
+
+
 class Probing:
     """The probes of one training, as long as they can measure it, and the last result of each.
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons.coverage import ParameterCoverage
 from lightning_topo.phases import TopologyEvent
-from lightning_topo.probes import Clouds
+from lightning_topo.probes import Clouds, Probe
 from lightning_topo.watch.checkpoint import SavedWatch, resumed
 from lightning_topo.watch.output import ReferenceStore
+from lightning_topo.watch.probing import needs_reference
 from lightning_topo.watch.ranks import Ranks
 from lightning_topo.watch.snapshots import Snapshots
 from lightning_topo.watch.training import Training
@@ -45,11 +46,16 @@ def begin_reference(
     training: Training,
     saved: SavedWatch | None,
     step: int,
+    probes: Sequence[Probe],
 ) -> TopologyEvent | None:
     """Give snapshots the clouds of the beginning: those that a resumed run kept, else those before `step`.
 
     Returns the event that says so where the run was resumed. A collective.
     """
+    # Only a resumed run and a branch read the file again, which is as large as the parameters, and only for probes that
+    # measure since the beginning: where there is none of these, it is not written.
+    if not any(map(needs_reference, probes)):
+        return None if saved is None else resumed(training.step, training.epoch, saved.under_way())
     start = snapshots.before(step)
     # What lies in flat shards is known only behind the first step.
     start, at = (snapshots.now(), step) if start is None else (start, step - 1)

@@ -313,7 +313,8 @@ class Watch:
         for name in self._sampling:
             self._schedule.expect(name, STEPS_PER_TAPE * (1 + self._training_loss.n_wanted))
         self._schedule.expect("fate", STEPS_PER_FATE)
-        resumption = begin_reference(snapshots, self._outputs.store, self.groups, training, saved, step)
+        store, probes = self._outputs.store, self._probing.probes
+        resumption = begin_reference(snapshots, store, self.groups, training, saved, step, probes)
         if resumption is not None:
             self._reporting.event(resumption)
         for k, problem in enumerate(self._finding.problems):  # numbered: several may belong to no group

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def _guarded(work: Callable[..., object], root: Path, args: tuple[object, ...]) 
     log = (root / f"{os.getpid()}.log").open("w", buffering=1)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs have to do without
     try:
         work(root, *args)
     except BaseException:

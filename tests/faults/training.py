@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import lightning as L
@@ -57,6 +57,17 @@ class Witness(L.Callback):
         path.with_suffix(".part").replace(path)
 
 
+class At(L.Callback):
+    """Does something at the end of some batches, after the monitor has measured."""
+
+    def __init__(self, actions: Mapping[int, Callable[[L.Trainer], None]]) -> None:
+        self.actions = actions
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if action := self.actions.get(trainer.global_step):
+            action(trainer)
+
+
 def probes():
     """Every probe, often."""
     return [Distortion(every_n_steps=1), Persistence(every_n_steps=4), Sharpness(every_n_steps=5)]
@@ -84,6 +95,7 @@ def train(
     callbacks: Sequence[L.Callback] = (),
     monitor: TopologyMonitor | None = None,
     module: Small | None = None,
+    report: bool = False,
     **options,
 ) -> L.Trainer:
     """Train, from `checkpoint` or, if `resume`, the last; one is made every 6 steps, and the last two are kept."""
@@ -107,7 +119,7 @@ def train(
         **(defaults | options),
         max_steps=max_steps,
         callbacks=[
-            monitor or TopologyMonitor(probes(), verbose=False, max_overhead=None),
+            monitor or TopologyMonitor(probes(), verbose=False, max_overhead=None, report=report),
             Witness(root / PUBLISHED),
             *callbacks,
             keep,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from lightning_topo.figures.coverage import Stretch, of_network, stretches
 from lightning_topo.measurement import GLOBAL, Measurement, StepState
@@ -258,7 +259,7 @@ def _coverage(measurements: Sequence[Measurement], digest: Digest | None) -> Cov
 def series(measurements: Iterable[Measurement], probe: str, name: str) -> list[tuple[int, float]]:
     """One quantity by step, from the measurements of one group."""
     found = [(m.step, m.values[name]) for m in measurements if m.probe == probe and name in m.values]
-    return sorted(found, key=lambda point: point[0])
+    return sorted(found, key=itemgetter(0))
 
 
 def _first_step(events: Iterable[TopologyEvent], name: EventName) -> int | None:

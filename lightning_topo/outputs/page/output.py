@@ -61,12 +61,14 @@ class PageOutput:
 
     def end(self, *, in_haste: bool = False) -> None:
         """Write the page; in haste leave it to a process that outlives this one."""
-        if self._is_over or not self._dirpath.is_dir():  # of a run without a step nothing is left
+        if self._is_over:
             return
         self._is_over = True
         process = self._process if self._process is not None and self._process.poll() is None else None
         if process is not None:
             _tell(process)
+        elif not self._dirpath.is_dir():  # of a run without a step nothing is left
+            return
         elif in_haste or record_bytes(self._dirpath) > MOST_BYTES_HERE:
             process = page_process(self._dirpath)
         else:

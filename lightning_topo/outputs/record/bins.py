@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Final
+from functools import lru_cache
 
 from lightning_topo.figures.coverage import Stretch, stretches
 from lightning_topo.measurement import GLOBAL, Measurement
@@ -154,13 +154,6 @@ def _weaker(first: Measurement, second: Measurement) -> tuple[int, list[float]]:
     return min(int(s.state) for s in pieces), [s.bound for s in pieces if s.bound is not None]
 
 
-_LOW: Final[dict[str, bool]] = {}
-
-
+@lru_cache(maxsize=1000)
 def _is_bad_when_low(name: str) -> bool:
-    found = _LOW.get(name)
-    if found is None:
-        found = direction(name) is Direction.LOW_IS_BAD
-        if len(_LOW) < 1000:  # names come from records, and a stranger's may be any
-            _LOW[name] = found
-    return found
+    return direction(name) is Direction.LOW_IS_BAD

@@ -9,29 +9,15 @@ from lightning_topo.figures.coverage import stretches
 from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.outputs.record.about import read_about
 from lightning_topo.outputs.record.bins import COVERAGE, Bins
-from lightning_topo.outputs.record.branch import REWIND, rewind_floors
-from lightning_topo.outputs.record.jsonl import LineReader, decoded, find_lines
+from lightning_topo.outputs.record.jsonl import Line, decoded, find_lines
 from lightning_topo.outputs.record.layout import EVENTS, HISTORY, MEASUREMENTS, read_header
-from lightning_topo.outputs.record.limits import (
-    MOST_BYTES,
-    MOST_GROUPS,
-    MOST_LINES,
-    MOST_NAMES,
-    MOST_SERIES,
-    MOST_UNREADABLE,
-    check,
-)
+from lightning_topo.outputs.record.limits import MOST_GROUPS, MOST_NAMES, MOST_SERIES, check
+from lightning_topo.outputs.record.live import LiveLines, Stale, superseded
 from lightning_topo.outputs.record.network import NetworkTally
-from lightning_topo.outputs.record.read import (
-    UNREADABLE,
-    Digest,
-    RunRecord,
-    captured_steps,
-    event_of,
-    measurement_of,
-)
+from lightning_topo.outputs.record.places import Places
+from lightning_topo.outputs.record.read import Digest, RunRecord, captured_steps, event_of, measurement_of
 from lightning_topo.outputs.record.thin import PROBE, Thinned
-from lightning_topo.phases import EventList, EventName, Replay, Teller, TopologyEvent, told
+from lightning_topo.phases import EventList, Replay, Teller, TopologyEvent, told
 
 MOST_KEPT = 1_500_000
 """So many values are kept of all measurements; of more, neighbours are merged."""
@@ -39,7 +25,6 @@ _LARGE_SHARE = 0.75
 _MOST_IN_DETAIL = 128
 _FEWEST_BINS = 8
 _MOST_RESTARTS = 3
-_MOST_PLACES = 1 << 28
 
 
 class RecordFollower:
@@ -91,12 +76,12 @@ class RecordFollower:
             kept,
             events,
             tuple(captured_steps(folder)),
-            measured.n_unreadable + happened.n_unreadable,
+            measured.lines.n_unreadable + happened.lines.n_unreadable,
             measured.thinned,
             header.parent,
             history,
             history_events,
-            measured.n_abandoned + happened.n_abandoned,
+            measured.lines.n_abandoned + happened.lines.n_abandoned,
             read_about(folder),
             digest,
         )
@@ -115,102 +100,52 @@ def _before(
 _R = TypeVar("_R", "_Measured", "_Happened")
 
 
-class _Stale(Exception):
-    """What was read before would be read otherwise now."""
-
-
 def _up_to_date(reading: _R | None, afresh: Callable[[int], _R], whole: bool) -> _R:
     """The reading read on, or begun again where that cannot be."""
     for tries in range(_MOST_RESTARTS):
         if reading is None or reading.lines.is_replaced:
             reading = afresh(tries)
         try:
-            reading.read_on(whole=whole)
-        except _Stale:
+            for found in reading.lines.read_on(whole=whole):
+                reading.take(found)  # pyright: ignore[reportArgumentType]  # of the kind of its own lines
+        except Stale:
             reading = None
         else:
             return reading
     raise ValueError("expected a record that stands still while it is read, got one that goes back again and again")
 
 
-class _Floors:
-    """Which lines a later rewind has abandoned; made of the lines of a file as they are now."""
-
-    def __init__(self, path: Path, step_of_rewind: Callable[[bytes], int | None], n_header: int) -> None:
-        self.is_covered = False
-        self._at = 0
-        self.n_seen = 0
-        if path.is_file():
-            check(f"bytes in {path.name}", MOST_BYTES, path.stat().st_size)
-        found: list[tuple[int, int | None]] = []
-        for i, text in find_lines(path, REWIND.encode()):
-            if i >= n_header and text:
-                found.append((i, step_of_rewind(text)))
-            self.n_seen = i
-        check(f"lines in {path.name}", MOST_LINES, self.n_seen)
-        self.is_covered = any(decoded(text).get("probe") == COVERAGE for _, text in find_lines(path, b'"coverage"'))
-        self._floors = rewind_floors(found)
-        self._known = {i for i, step in found if step is not None}
-
-    def must_know(self, i: int) -> None:
-        """Raise `_Stale` where line `i`, a rewind, was not there yet: it bears on lines that were read before."""
-        if i not in self._known:
-            raise _Stale
-
-    def is_abandoned(self, i: int, step: int) -> bool:
-        """Whether line `i`, of `step`, is: to be asked for one line after the other."""
-        while self._at < len(self._floors) and self._floors[self._at][0] <= i:
-            self._at += 1
-        return self._at < len(self._floors) and step > self._floors[self._at][1]
-
-
 class _Measured:
     """The measurements of one file, thinned as they are read; `tries` counts those before."""
 
     def __init__(self, path: Path, most_kept: int, tries: int, until: float = float("inf"), n_header: int = 1) -> None:
-        self.lines = LineReader(path)
+        self.lines = LiveLines(path, _measurement, n_header)
         self.thinned: Thinned | None = None
         self.network = NetworkTally()
-        self.n_measurements = self.n_unreadable = self.n_abandoned = self.n_ratio_steps = 0
+        self.n_measurements = self.n_ratio_steps = 0
         self.first_step = 0
-        self._path, self._most_kept, self._until, self._n_header = path, most_kept, until, n_header
-        self._floors = _Floors(path, _rewind_of_measurements, n_header)
-        self._superseded = _superseded(path) if tries else None
+        self._most_kept, self._until = most_kept, until
+        self._superseded = superseded(path) if tries else None
         self._may_go_back = tries > 0
-        self.teller = Teller(is_covered=self._floors.is_covered)
+        self.teller = Teller(is_covered=_is_covered(path))
         self._series: dict[tuple[str, str], Bins] = {}
         self._peaks: dict[str, float] = {}
         self.last_below: dict[str, int] = {}
         self._broken: dict[str, int] = {}
-        self._names: dict[str, str] = {}
+        self._names: set[str] = set()
         self._n_kept_values = 0
         self._last_ratio_step = -1
-        self._ratio_steps = _Places()
+        self._ratio_steps = Places()
 
-    def read_on(self, *, whole: bool) -> None:
-        """Take in what was appended; raises `_Stale` where what came before must be read again."""
-        for text in self.lines.read_on(whole=whole):
-            i = self.lines.n_read - 1
-            if i < self._n_header:
-                continue
-            try:
-                m = measurement_of(decoded(text))
-                if m.probe == PROBE:
-                    self.thinned = Thinned.of(m.values)
-                    continue
-            except UNREADABLE:
-                self.n_unreadable += 1
-                check("lines that cannot be read", MOST_UNREADABLE, self.n_unreadable)
-                continue
-            if m.probe == REWIND:
-                self._floors.must_know(i)
-                continue
-            if m.probe == COVERAGE and not self.teller.is_covered and i >= self._floors.n_seen - 1:
-                raise _Stale  # it tells by which rule all is told
-            if self._floors.is_abandoned(i, m.step):
-                self.n_abandoned += 1
-            elif m.step < self._until and (self._superseded is None or i not in self._superseded):
-                self._take(m)
+    def take(self, m: Measurement) -> None:
+        """Take in the next line; raises `Stale` where what came before must be read again."""
+        if m.probe == PROBE:
+            self.thinned = Thinned.of(m.values)
+            return
+        if m.probe == COVERAGE and not self.teller.is_covered and self.lines.at >= self.lines.n_at_first - 1:
+            raise Stale  # it tells by which rule all is told
+        if m.step < self._until and (self._superseded is None or self.lines.at not in self._superseded):
+            self._take(m)
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
@@ -230,15 +165,15 @@ class _Measured:
         key = m.probe, m.group
         bins = self._series.get(key)
         if bins is not None and m.step < bins.last.step and not self._may_go_back:
-            raise _Stale  # measured again: the later lines stand, and the earlier are to be left out
+            raise Stale  # measured again: the later lines stand, and the earlier are to be left out
         self.first_step = m.step if self.n_measurements == 0 else min(self.first_step, m.step)
         if m.probe == COVERAGE and m.group != GLOBAL:
             for stretch in stretches([m]).get(m.group, ()):
                 self.network.add(stretch)
                 if stretch.state is StepState.BOUNDED:
                     self._below(m.group, stretch.first, stretch.last)
-        if not (m.values.keys() <= self._names.keys()):
-            self._names |= {name: name for name in m.values}
+        if not self._names.issuperset(m.values):
+            self._names.update(m.values)
             check("names of values", MOST_NAMES, len(self._names))
         ratio = m.values.get("critical_ratio")
         if ratio is not None and ratio == ratio:
@@ -305,81 +240,24 @@ class _Happened:
     """The events of one file."""
 
     def __init__(self, path: Path, n_header: int = 1) -> None:
-        self.lines = LineReader(path)
+        self.lines = LiveLines(path, event_of, n_header)
         self.events = EventList()
-        self.n_unreadable = self.n_abandoned = 0
-        self._n_header = n_header
-        self._floors = _Floors(path, _rewind_of_events, n_header)
 
-    def read_on(self, *, whole: bool) -> None:
-        """Take in what was appended; raises `_Stale` where what came before must be read again."""
-        for text in self.lines.read_on(whole=whole):
-            i = self.lines.n_read - 1
-            if i < self._n_header:
-                continue
-            try:
-                event = event_of(decoded(text))
-            except UNREADABLE:
-                self.n_unreadable += 1
-                check("lines that cannot be read", MOST_UNREADABLE, self.n_unreadable)
-                continue
-            if event.name is EventName.REWIND:
-                self._floors.must_know(i)
-            if self._floors.is_abandoned(i, event.step):
-                self.n_abandoned += 1
-            else:
-                # An event that a resumed run has met again takes its place in the order again.
-                self.events.add(event, repr(event))
+    def take(self, event: TopologyEvent) -> None:
+        """Take in the next line."""
+        # An event that a resumed run has met again takes its place in the order again.
+        self.events.add(event, repr(event))
 
 
-def _rewind_of_measurements(text: bytes) -> int | None:
-    try:
-        m = measurement_of(decoded(text))
-    except UNREADABLE:
-        return None
-    return m.step if m.probe == REWIND else None
+def _is_covered(path: Path) -> bool:
+    return any(decoded(text).get("probe") == COVERAGE for _, text in find_lines(path, b'"coverage"'))
 
 
-def _rewind_of_events(text: bytes) -> int | None:
-    try:
-        event = event_of(decoded(text))
-    except UNREADABLE:
-        return None
-    return event.step if event.name is EventName.REWIND else None
-
-
-def _superseded(path: Path) -> "_Places":
-    """The lines whose step was measured again later, without a rewind: a record of an older version."""
-    last: dict[int, int] = {}
-    places = _Places()
-    for i, text in enumerate(LineReader(path).read_on(whole=True)):
-        try:
-            m = measurement_of(decoded(text))
-        except UNREADABLE:
-            continue
-        # The order of lines within a step's series decides, whatever the lines between.
-        key = hash((m.step, m.probe, m.group))
-        if (earlier := last.get(key)) is not None:
-            places.add(earlier)
-        last[key] = i
-    return places
-
-
-class _Places:
-    """A set of line numbers or steps, a bit each; of the largest nothing is known."""
-
-    def __init__(self) -> None:
-        self._bits = bytearray()
-
-    def add(self, i: int) -> None:
-        if i >= _MOST_PLACES:
-            return
-        if i // 8 >= len(self._bits):
-            self._bits.extend(bytes(i // 8 + 1 - len(self._bits) + 1024))
-        self._bits[i // 8] |= 1 << i % 8
-
-    def __contains__(self, i: int) -> bool:
-        return i // 8 < len(self._bits) and bool(self._bits[i // 8] >> i % 8 & 1)
+def _measurement(line: Line) -> Measurement:
+    m = measurement_of(line)
+    if m.probe == PROBE:
+        Thinned.of(m.values)  # raises where it is none
+    return m
 
 
 def follow_record(dirpath: Path) -> RunRecord:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -241,14 +243,20 @@ def measurement_of(line: Line) -> Measurement:
         and len(group) <= LONGEST_NAME
     ):
         raise TypeError("expected a step, an epoch, a probe and a group")
-    if len(line) > MOST_VALUES or max(map(len, line)) > LONGEST_NAME:
-        raise ValueError("more values, or longer names, than a probe has")
     values = {
-        name: value if type(value) is float else _number(name, value)
-        for name, value in line.items()
-        if name not in _PLACE
+        name: value if type(value := line[name]) is float else _number(name, value)
+        for name in _value_names(tuple(line))
     }
-    return Measurement(step, epoch, probe, group, values)
+    # Most lines name the same few things: each is kept in memory once.
+    return Measurement(step, epoch, sys.intern(probe), sys.intern(group), values)
+
+
+@lru_cache(maxsize=64)  # a stranger's lines may each name others, of a megabyte
+def _value_names(fields: tuple[str, ...]) -> tuple[str, ...]:
+    """The fields of a line that are values; raises `ValueError` where they are no probe's."""
+    if len(fields) > MOST_VALUES or max(map(len, fields)) > LONGEST_NAME:
+        raise ValueError("more values, or longer names, than a probe has")
+    return tuple(sys.intern(name) for name in fields if name not in _PLACE)
 
 
 def _number(name: str, value: Any) -> float:
