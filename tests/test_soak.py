@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.soak import slope
 from lightning_topo import read_record
+from tests import warm
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and handles are read from /proc")
 ROOT = Path(__file__).parent.parent
@@ -17,7 +18,6 @@ import json, logging, os, sys, warnings
 from pathlib import Path
 import torch
 from benchmarks.soak import open_handles, soak
-from tests import warm
 
 warnings.filterwarnings("ignore")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -95,7 +95,9 @@ class Exchange:
             self._schedule.plan(step, self._budget.step_seconds),
         )
         self.outcomes, self.events = [], []
-        every = [mine] if alone else self._training.ranks.all("exchange of " + "+".join(p.name for p in due), mine)
+        ranks = self._training.ranks
+        alone = alone or ranks.size == 1
+        every = [mine] if alone else ranks.all("exchange of " + "+".join(p.name for p in due), mine)
         self.overhead = every[0].overhead
         uncertified: dict[int, StepState] = {}
         for message in every:
