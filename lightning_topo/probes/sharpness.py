@@ -92,7 +92,8 @@ class Sharpness:
     @property
     def companions(self) -> tuple[StepEdge, ...]:
         """Probes that a monitor runs beside this one, at times of their own."""
-        return (StepEdge(self.every_n_steps, self.loss_fn),)
+        # Of one value there is one series: what this probe measures of batches the other leaves out.
+        return (StepEdge(self.every_n_steps, self.loss_fn, batches=self.batch_sharpness is None),)
 
     def measure(self, capture: Capture) -> ProbeResult:
         """The curvature where the parameters stand now, against the step that comes next."""

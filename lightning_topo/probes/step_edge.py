@@ -34,7 +34,8 @@ class StepEdge:
     the step just taken, on the batch that it was taken with. That step is recorded for the purpose; `critical_noise`
     compares with another batch.
 
-    Nothing where the training step cannot be recorded or parameters lie in shards: `Sharpness` reports why.
+    Nothing where the training step cannot be recorded or parameters lie in shards: `Sharpness` reports why. Without
+    `batches` nothing where a threshold is known: `Sharpness(batch_sharpness=...)` measures it on batches of its own.
 
     Source: Andreyev and Beneventano, arXiv:2412.20553; arXiv:2604.14108 (momentum); arXiv:2601.16979 (critical
     sharpness).
@@ -45,6 +46,7 @@ class StepEdge:
 
     every_n_steps: int | Literal["auto"] = "auto"
     loss_fn: LossFn | None = None
+    batches: bool = True
     name: str = field(default="step_edge", init=False, repr=False)
     needs_parameters_before: ClassVar[bool] = True
     needs_gradient_scales: ClassVar[bool] = True
@@ -79,6 +81,8 @@ class StepEdge:
             return parameter_thresholds(capture.optimizers, params, gradient, gradient_scales=scales).parameters
 
         if thresholds_of() is not None:
+            if not self.batches:
+                return ProbeResult(carry=state)
             if not isinstance(loss_fn, TapeLoss) or len(loss_fn.tapes) < 2:
                 return ProbeResult(carry=state, wants_own_step=True)
             losses = _chosen(loss_fn, state.window.count)

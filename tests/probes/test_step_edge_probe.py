@@ -62,6 +62,14 @@ def test_small_batches_have_a_ratio_by_default_and_batches_that_are_all_alike_ha
     assert all(values["batch_noise"] == pytest.approx(0.0, abs=1e-4) for values in full.values())
 
 
+@pytest.mark.parametrize("batch_sharpness", [None, 8])
+def test_of_the_batches_edge_there_is_one_series(tmp_path, batch_sharpness):
+    probes = [Sharpness(every_n_steps=4, batch_sharpness=batch_sharpness)]
+    lines, _ = watched(tmp_path, momentum, probes=probes)
+    told = [line["step"] for line in lines if "batch_sharpness_ratio" in line]
+    assert told == [4, 8, 12]
+
+
 def test_the_ratio_of_the_last_batches_is_that_of_their_curvature():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 10)).double()
