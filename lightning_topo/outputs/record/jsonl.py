@@ -96,7 +96,7 @@ class JsonLines:
 
     def _go_on_in(self, fresh: FileIO) -> None:
         """Someone has put another file in place: an edited copy of ours, or another run's."""
-        if next(read_objects(self._path), {}).get("run_id") != self._header.get("run_id"):
+        if first_object(self._path).get("run_id") != self._header.get("run_id"):
             fresh.close()
             raise OSError(f"another run's {self._path.name} has taken the place of this run's")
         self._file.close()
@@ -145,6 +145,13 @@ def read_objects(path: Path) -> Iterator[Line]:
     A file that is not there, or is no plain file, has no lines.
     """
     return map(decoded, LineReader(path).read_on(whole=True))
+
+
+def first_object(path: Path) -> Line:
+    """The first line of a file as an object; an empty one where it is too long, or none."""
+    with path.open("rb") as file:
+        text = file.readline(MAX_LINE + 1)
+    return decoded(text) if len(text) <= MAX_LINE else {}
 
 
 class LineReader:

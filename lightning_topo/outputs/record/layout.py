@@ -23,7 +23,7 @@ that it holds.
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lightning_topo.outputs.record.jsonl import Line, read_objects
+from lightning_topo.outputs.record.jsonl import Line, first_object
 from lightning_topo.outputs.record.limits import LONGEST_NAME
 
 SCHEMA = 1
@@ -64,7 +64,7 @@ def read_header(path: Path) -> Header:
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of lines, found none at {path}")
-    line = next(read_objects(path), {})
+    line = first_object(path)
     schema, run_id = line.get("schema"), line.get("run_id")
     if schema is None or not isinstance(run_id, str):
         raise ValueError(f"expected a first line with schema and run_id in {path}")

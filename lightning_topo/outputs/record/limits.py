@@ -1,5 +1,7 @@
 """What a record may cost whoever reads it: a stranger's that asks for more is refused, with the limit it exceeds."""
 
+from pathlib import Path
+
 MOST_BYTES = 1 << 32
 """Of lines, in one file."""
 MOST_LINES = 5_000_000
@@ -43,3 +45,9 @@ def check(limit: str, most: int, found: int) -> None:
     """
     if found > most:
         raise RecordTooLarge(limit, most, found)
+
+
+def check_size(path: Path) -> None:
+    """Refuse a file of lines that is larger than any training's; one that is not there is none."""
+    if path.is_file():
+        check(f"bytes in {path.name}", MOST_BYTES, path.stat().st_size)

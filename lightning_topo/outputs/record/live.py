@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.record.branch import REWIND, rewind_floors
 from lightning_topo.outputs.record.jsonl import Line, LineReader, decoded, find_lines
-from lightning_topo.outputs.record.limits import MOST_BYTES, MOST_LINES, MOST_UNREADABLE, check
+from lightning_topo.outputs.record.limits import MOST_LINES, MOST_UNREADABLE, check, check_size
 from lightning_topo.outputs.record.places import Places
 from lightning_topo.outputs.record.read import UNREADABLE, measurement_of
 from lightning_topo.phases import EventName, TopologyEvent
@@ -28,8 +28,7 @@ class LiveLines(Generic[_T]):
     """
 
     def __init__(self, path: Path, parse: Callable[[Line], _T], n_header: int) -> None:
-        if path.is_file():
-            check(f"bytes in {path.name}", MOST_BYTES, path.stat().st_size)
+        check_size(path)
         self._reader, self._parse, self._n_header = LineReader(path), parse, n_header
         self.n_unreadable: int = 0
         self.n_abandoned: int = 0

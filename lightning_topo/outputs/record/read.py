@@ -41,6 +41,7 @@ from lightning_topo.outputs.record.limits import (
     MOST_VALUES,
     RecordTooLarge,
     check,
+    check_size,
 )
 from lightning_topo.outputs.record.parameters import ParameterTable, read_parameters
 from lightning_topo.outputs.record.thin import N_MERGED, PROBE, Thinned
@@ -118,16 +119,17 @@ class RunRecord(RecordViews):
 def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
     """Read a run folder, also while its run is still being written.
 
-    Raises `FileNotFoundError` where there is no record and `ValueError` where it has another schema, or more groups
-    than a training has.
+    Raises `FileNotFoundError` where there is no record and `ValueError` where it has another schema, or is larger than
+    any training's.
     """
     folder = Path(dirpath)
     if not (folder / MEASUREMENTS).is_file():
         raise FileNotFoundError(f"expected a run folder with {MEASUREMENTS}, found none in {folder}")
     header = read_header(folder / MEASUREMENTS)
-    for name in (MEASUREMENTS, EVENTS):
-        for n_lines, _ in find_lines(folder / name):
-            check(f"lines in {name}", MOST_LINES, n_lines)
+    for path in (place / name for place in (folder, folder / HISTORY) for name in (MEASUREMENTS, EVENTS)):
+        check_size(path)
+        for n_lines, _ in find_lines(path):
+            check(f"lines in {path.name}", MOST_LINES, n_lines)
     measured = _measurements(islice(read_objects(folder / MEASUREMENTS), 1, None))
     happened = _events(islice(read_objects(folder / EVENTS), 1, None))
     # A copy of what another run has recorded: its own rewinds were left out as it was made.

@@ -18,7 +18,7 @@ from lightning_topo.homology import persistence
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import render_page, write_report
 from lightning_topo.outputs.page.model import Budget, run_view
-from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordWriter, read_record
+from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordFollower, RecordWriter, read_record
 from lightning_topo.outputs.record.archive import read_arrays, write_arrays
 from lightning_topo.outputs.trackers import RunFacts, Tracker
 from lightning_topo.phases import EventName, TopologyEvent
@@ -300,6 +300,30 @@ def test_more_groups_than_any_training_has_are_refused(tmp_path, monkeypatch):
     writer.close()
     with pytest.raises(ValueError, match="at most 50 groups"):
         read_record(tmp_path)
+
+
+@pytest.mark.parametrize("name", [MEASUREMENTS, EVENTS, f"history/{MEASUREMENTS}", f"history/{EVENTS}"])
+def test_a_file_with_a_hole_of_a_terabyte_is_refused_before_it_is_read(tmp_path, name):
+    RecordWriter.open(tmp_path).close()
+    (tmp_path / "history").mkdir()
+    header = {"schema": 1, "run_id": "child", "parent": {"run_id": "parent", "step": 1}}
+    line = {"step": 2, "epoch": 0, "probe": "distortion", "group": "g", "reference_step": 0, "critical_ratio": 0.5}
+    (tmp_path / MEASUREMENTS).write_text(f"{json.dumps(header)}\n{json.dumps(line)}\n")
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 1 << 40)
+    with pytest.raises(ValueError, match=rf"bytes in {(tmp_path / name).name}"):
+        read_record(tmp_path)
+    with pytest.raises(ValueError, match=rf"bytes in {(tmp_path / name).name}"):
+        RecordFollower(tmp_path).read()
+
+
+def test_a_first_line_without_an_end_is_no_header(tmp_path):
+    (tmp_path / MEASUREMENTS).touch()
+    os.truncate(tmp_path / MEASUREMENTS, 1 << 40)
+    with pytest.raises(ValueError, match="expected a first line with schema and run_id"):
+        read_record(tmp_path)
+    with pytest.raises(ValueError, match="expected a first line with schema and run_id"):
+        RecordFollower(tmp_path).read()
 
 
 def test_names_and_lines_without_measure_are_left_out_and_counted(tmp_path):
