@@ -76,6 +76,7 @@ class Schedule:
     slots: dict[str, Slot] = field(init=False, default_factory=dict)
     hastened: set[str] = field(init=False, default_factory=set)
     _expected: dict[str, float] = field(init=False, default_factory=dict, repr=False)
+    _like: dict[str, str] = field(init=False, default_factory=dict, repr=False)
     _costs: dict[str, deque[float]] = field(init=False, repr=False)
     _spent: dict[str, float] = field(init=False, repr=False)
 
@@ -112,9 +113,11 @@ class Schedule:
         left = [self.steps_until(name, count) for name in names]
         return min((steps for steps in left if steps is not None), default=None)
 
-    def expect(self, name: str, steps: float) -> None:
-        """Say what the first measurement of a probe takes: so many training steps."""
+    def expect(self, name: str, steps: float, *, like: str | None = None) -> None:
+        """Say what the first measurement of a probe takes: so many training steps, and no less than that of another."""
         self._expected[name] = steps
+        if like is not None:
+            self._like[name] = like
 
     def spent(self, name: str, seconds: float) -> None:
         """Note what one measurement took."""
@@ -164,7 +167,8 @@ class Schedule:
         if name in self.guesses:
             return self.guesses[name] * seconds
         if name in self._expected:
-            return self._expected[name] * seconds
+            alike = self._costs.get(self._like.get(name, ""))
+            return max(self._expected[name] * seconds, median(alike) if alike else 0.0)
         return _GUESS_SECONDS + _GUESS_STEPS * seconds
 
     def _spread(self, name: str, step: int) -> int:

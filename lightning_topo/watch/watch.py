@@ -312,7 +312,7 @@ class Watch:
             self._exchange.rates.told = saved.rate
         for name in self._sampling:
             self._schedule.expect(name, STEPS_PER_TAPE * (1 + self._training_loss.n_wanted))
-        self._schedule.expect("fate", STEPS_PER_FATE)
+        self._schedule.expect("fate", STEPS_PER_FATE, like="distortion")
         store, probes = self._outputs.store, self._probing.probes
         resumption = begin_reference(snapshots, store, self.groups, training, saved, step, probes)
         if resumption is not None:

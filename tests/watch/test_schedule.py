@@ -95,6 +95,16 @@ def test_a_short_run_does_not_pay_for_a_long_one():
     assert schedule.slots["b"].at > 12 / 0.01
 
 
+def test_a_probe_that_works_like_another_is_taken_to_cost_as_much():
+    for known, n_slots in (([], 1), ([20.0, 30.0, 25.0], 0)):
+        schedule = Schedule(dict.fromkeys("abcde", ADAPTIVE), 0.02, planned_steps=400)
+        schedule.expect("a", 4.0, like="b")
+        for seconds in known:
+            schedule.spent("b", seconds)
+        schedule.slots = schedule.plan(5, 1.0)
+        assert (schedule.slots["a"].at < 400) == n_slots
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_cheap_beside_the_planned_run_measures_once_in_it(seed):
     periods = dict.fromkeys(["cheap", "dear", *"abc"], ADAPTIVE)
