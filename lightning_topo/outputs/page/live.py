@@ -16,6 +16,8 @@ FEWEST_SECONDS = 15.0
 MOST_SHARE = 0.01
 """From its second page on, the process takes no larger share of the time."""
 _LOOK = 2.0
+_BYTES_PER_SECOND = 4e6
+"""About so much of a record is read (benchmarks/long_record.py)."""
 
 
 def follow_page(
@@ -25,10 +27,11 @@ def follow_page(
     share: float = MOST_SHARE,
     fewest_seconds: float = FEWEST_SECONDS,
 ) -> Path:
-    """Write the page now, again as the record grows, and a last time when `signal` ends or says anything; the page.
+    """Write the page, again as the record grows, and a last time when `signal` ends or says anything; the page.
 
-    What was read is kept, thinned: each time only the new lines are read. Where the process that began this one is
-    gone, the run is over too.
+    The first one is written now, or, where a page of an earlier session is there, when it is paid for. What was read is
+    kept, thinned: each time only the new lines are read. Where the process that began this one is gone, the run is over
+    too.
 
     Raises `OSError` and `ValueError` as `RecordFollower` and `write_report` do.
     """
@@ -37,7 +40,8 @@ def follow_page(
     parent = os.getppid()
     follower = RecordFollower(dirpath)
     page = dirpath / REPORT
-    due, shown, wait = time.monotonic(), -1, fewest_seconds
+    old = record_bytes(dirpath) if page.is_file() else 0
+    due, shown, wait = time.monotonic() + first_pause(old, share, fewest_seconds), -1, fewest_seconds
     while not over.is_set() and os.getppid() == parent:
         size = record_bytes(dirpath)
         if time.monotonic() >= due and size != shown:
@@ -59,6 +63,15 @@ def pause(used: float, share: float, fewest_seconds: float) -> float:
     (50.0, 15.0)
     """
     return max(fewest_seconds, used / share)
+
+
+def first_pause(old: int, share: float, fewest_seconds: float) -> float:
+    """Seconds to the first page where so many bytes of record, with a page, are those of an earlier session.
+
+    >>> first_pause(0, 0.01, 15.0), first_pause(40_000_000, 0.01, 15.0)
+    (0.0, 1000.0)
+    """
+    return pause(old / _BYTES_PER_SECOND, share, fewest_seconds) if old else 0.0
 
 
 def follow_politely(dirpath: Path) -> Path:
