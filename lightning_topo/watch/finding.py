@@ -11,6 +11,7 @@ from lightning_topo.neurons import FoundNeurons, NeuronGroup, Rows, groups_from_
 from lightning_topo.neurons.capture import Sharding, sharding, whole_copy
 from lightning_topo.neurons.coverage import ParameterCoverage, whole_coverage
 from lightning_topo.neurons.fallback import incoming_groups
+from lightning_topo.neurons.partly_trained import told_apart_by_frozen, with_reason
 from lightning_topo.protection import without_collection
 from lightning_topo.tape import Tape
 from lightning_topo.tape.names import clean_name
@@ -72,7 +73,11 @@ class Finding:
         with without_collection():
             found = self._groups(tapes, obstacle, structure)
         parameters = {clean_name(name): p for name, p in (structure or self._training.module).named_parameters()}
-        measured = [group for group in found.groups if group.n > 1]
+        values = {name: value for tape in tapes for name, value in tape.named_values.items()}
+        left_out = [group for group in found.groups if told_apart_by_frozen(group, values)]
+        groups = tuple(group for group in found.groups if group not in left_out)
+        found = replace(found, groups=groups, coverage=with_reason(found.coverage, left_out))
+        measured = [group for group in groups if group.n > 1]
         otherwise = found.refused[0] if found.refused else "the step did not meet it"
         return replace(found, coverage=whole_coverage(found.coverage, measured, parameters, otherwise))
 
