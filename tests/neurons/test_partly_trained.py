@@ -1,4 +1,4 @@
-"""Layers of which only a part is trained: what begins equal there is told apart by what is frozen, and tears nothing."""
+"""Layers of which a part is trained: what begins equal there is told apart by what is frozen, and tears nothing."""
 
 import lightning as L
 import pytest
