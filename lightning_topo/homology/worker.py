@@ -206,7 +206,7 @@ class Worker:
 def _file(head: str, matrices: Sequence[Float[np.ndarray, "_ _"]]) -> BinaryIO:
     """A file without a name, in memory where the system can: gone with the last process that has it open."""
     make = getattr(os, "memfd_create", None)
-    file = tempfile.TemporaryFile() if make is None else os.fdopen(make("lightning-topo"), "w+b")  # noqa: SIM115
+    file = tempfile.TemporaryFile() if make is None else os.fdopen(make("lightning-topo"), "w+b")  # noqa: SIM115 - the job closes it
     file.write(head.encode() + b"\n")
     for matrix in matrices:
         np.save(file, matrix, allow_pickle=False)

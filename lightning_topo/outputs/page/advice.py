@@ -170,19 +170,19 @@ def _after_loss(outcome: Outcome, evidence: Evidence, lowest: Level) -> Advice:
     """Where the loss had fallen and is back, though nothing else says that training failed."""
     words = _Words(evidence.limits)
     then = evidence.limits.at(lowest.step) if words.is_known else None
-    is_lower = then is not None and then < HALF * words.present
-    rate = floor2(then if is_lower and then is not None else HALF * words.present)
+    was_lower = then is not None and then < HALF * words.present
+    rate = floor2(then if then is not None and was_lower else HALF * words.present)
     reasons = [
         f"The loss had fallen to {lowest.loss:.3g} by step {lowest.step:,}, and is {evidence.loss.last:.3g} now, "
         f"{evidence.loss.first:.3g} at first: what was learned is lost.",
         f"At step {lowest.step:,} the learning rate was {then:.3g}."
-        if is_lower
+        if was_lower
         else f"Nothing that was measured asks for less than {HALF:.0%} of it: a guess, no more.",
     ]
     if outcome.coverage is not None and outcome.coverage.open:
         reasons.append(f"r of {outcome.coverage.open:,} steps is not known: neurons may have met in them.")
     reasons.append(
-        "Go back to a checkpoint from before. A loss that is not meant to fall (of adversaries) says nothing."
+        "Go back to a checkpoint from before. If this loss is not meant to fall, as with adversaries, ignore this."
     )
     return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
 

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from lightning_topo.measurement import GLOBAL, Measurement
 
-BLOWN_UP = 1.5
+_BLOWN_UP = 1.5
 """From where the loss is so many times its first value on, what is measured is a consequence, not a cause."""
 _FEW = 40
 """Of fewer steps nobody can say whether the loss has fallen."""
@@ -77,7 +77,7 @@ class LossCourse:
     def sound_until(self) -> float:
         """The step at which the loss has blown up, infinite where it never has."""
         first = self.first
-        high = math.inf if first is None or first <= 0.0 else BLOWN_UP * first
+        high = math.inf if first is None or first <= 0.0 else _BLOWN_UP * first
         return min((step for step, loss in self.losses.items() if not loss <= high), default=math.inf)
 
     def level(self, step: int) -> float | None:
