@@ -1,26 +1,28 @@
 """What the default monitor changes and costs in trainings of models that packages bring: bits, time, memory, events.
 
     python -m benchmarks.packages [--steps 100] [--repeats 3] [--only GPT2] [--out build/packages.jsonl] [--table]
+    python -m benchmarks.packages --device cuda [...]     # models of their usual sizes
+    python -m benchmarks.packages --callback guard [...]
 
 Each training runs in processes of its own, without and with `TopologyMonitor()`, from `fit` to its return. Bits are
 those of the module's and optimizers' state, of all gradients and of the random states of torch, NumPy and Python; they
 must be equal in all runs. Time is of the CPU, that of processes that we start included; memory is the peak of the
-process. Both are the least of the repeats: what other work on the machine adds differs from run to run. Trainings in
-the file are not run again.
+process, on a GPU of what torch has allocated there. Both are the least of the repeats: what other work on the machine
+adds differs from run to run. Trainings in the file are not run again.
 """
 
 import argparse
 import hashlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import random
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -31,10 +33,26 @@ import lightning as L
 import numpy as np
 import torch
 
-from benchmarks.packages_models import TRAININGS
-from lightning_topo import TopologyMonitor
+from benchmarks.packages_models import TRAININGS, Training
+from benchmarks.packages_models_gpu import LARGE_TRAININGS
+from lightning_topo import TopologyMonitor, TopologyStepGuard
 
 ROOT = Path(__file__).resolve().parent.parent
+SETS = {"cpu": TRAININGS, "cuda": LARGE_TRAININGS}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all trainings of a table have in common."""
+
+    steps: int = 100
+    device: str = "cpu"
+    callback: str = "monitor"
+
+    @property
+    def trainings(self) -> dict[str, Training]:
+        """Those for this device, by name."""
+        return SETS[self.device]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +97,32 @@ class _Losses(L.Callback):
             self.last = outputs["loss"].detach()
 
 
-def run(name: str, steps: int, watched: bool) -> Run:
+def run(name: str, setting: Setting, watched: bool) -> Run:
     """Train once, here."""
     warnings.filterwarnings("ignore")
+    on_gpu = setting.device == "cuda"
+    if on_gpu:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        torch.use_deterministic_algorithms(True, warn_only=True)
     L.seed_everything(0, verbose=False)
-    module, loader = TRAININGS[name].build()
-    monitor = TopologyMonitor() if watched else None
+    training = setting.trainings[name]
+    module, loader = training.build()
+    monitor = TopologyMonitor() if watched and setting.callback == "monitor" else None
+    guard = TopologyStepGuard(0.9) if watched and setting.callback == "guard" else None
     losses = _Losses()
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
-            max_steps=steps,
+            max_steps=setting.steps,
             max_epochs=-1,
-            accelerator="cpu",
+            accelerator="gpu" if on_gpu else "cpu",
+            devices=1,
             logger=L.pytorch.loggers.CSVLogger(folder),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
-            callbacks=[losses] if monitor is None else [monitor, losses],
-            **TRAININGS[name].trainer,
+            callbacks=[*filter(None, [monitor, guard]), losses],
+            **training.trainer,
         )
         began, cpu = time.perf_counter(), _cpu_seconds()
         trainer.fit(module, loader)
@@ -114,19 +139,19 @@ def run(name: str, steps: int, watched: bool) -> Run:
         _bits(trainer, module),
         cpu,
         wall,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _resident_mb(),
         trainer.global_step,
         _number(losses.last),
         **found,
     )
 
 
-def compare(name: str, steps: int, repeats: int) -> Row:
+def compare(name: str, setting: Setting, repeats: int) -> Row:
     """Train without and with the monitor, in turns, each time in a process of its own."""
     runs = {mode: list[Run]() for mode in ("without", "with")}
     for _ in range(repeats):
         for mode, done in runs.items():
-            done.append(_child(name, steps, mode))
+            done.append(_child(name, setting, watched=mode == "with"))
     watched = runs["with"][0]
 
     def ratio(field: str) -> float:
@@ -158,6 +183,8 @@ def table(rows: list[Row]) -> Iterator[str]:
             f"| {row.name} | {row.step_ms:.0f} | {'yes' if row.equal else 'NO'} | {row.cpu_ratio:.2f} | "
             f"{row.wall_ratio:.2f} | {row.memory_ratio:.2f} | {row.verified} of {row.groups} | {covered} | {events} |"
         )
+    if not rows:
+        return
     cpu, wall, memory = (
         statistics.median(getattr(row, field) for row in rows) for field in ("cpu_ratio", "wall_ratio", "memory_ratio")
     )
@@ -165,15 +192,39 @@ def table(rows: list[Row]) -> Iterator[str]:
     yield (f"| median of {len(rows)} | | {equal} of {len(rows)} | {cpu:.2f} | {wall:.2f} | {memory:.2f} | | | |")
 
 
-def _child(name: str, steps: int, mode: str) -> Run:
-    """A training in a fresh process."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.packages", "--child", mode]
-    command += ["--only", name, "--steps", str(steps)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RUN ")]
-    if not lines:
-        raise RuntimeError(f"{name}, {mode} the monitor, ended without a result: {done.stderr[-2000:]}")
-    return Run(**json.loads(lines[-1][4:]))
+def _child(name: str, setting: Setting, *, watched: bool) -> Run:
+    """A training in a process of its own, forked from one that has imported what all need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lightning", "lightning_topo.callbacks", "benchmarks.packages_models"])
+    receives, sends = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(sends, name, setting, watched))
+    process.start()
+    sends.close()
+    try:
+        answer = receives.recv()
+    except EOFError:
+        answer = "its process ended"
+    process.join()
+    if not isinstance(answer, Run):
+        raise RuntimeError(f"{name}, {'with' if watched else 'without'} the monitor, ended without a result: {answer}")
+    return answer
+
+
+def _answer(sends: Any, name: str, setting: Setting, watched: bool) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    try:
+        answer: Run | str = run(name, setting, watched)
+    except Exception:
+        answer = traceback.format_exc()[-2000:]
+    sends.send(answer)
+
+
+def _resident_mb() -> float:
+    """The most that this process has held; the fork server's own peak does not count."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def _bits(trainer: L.Trainer, module: L.LightningModule) -> str:
@@ -182,7 +233,7 @@ def _bits(trainer: L.Trainer, module: L.LightningModule) -> str:
     _add(digest, module.state_dict())
     _add(digest, {name: p.grad for name, p in module.named_parameters()})
     _add(digest, [optimizer.state_dict() for optimizer in trainer.optimizers])
-    _add(digest, [torch.get_rng_state(), np.random.get_state()[1], random.getstate()])  # noqa: NPY002 - the state of all
+    _add(digest, [torch.get_rng_state(), *_of_devices(), np.random.get_state()[1], random.getstate()])  # noqa: NPY002 - the state of all
     return digest.hexdigest()
 
 
@@ -190,7 +241,9 @@ def _add(digest: Any, value: Any) -> None:
     """Take a value in, whatever it holds."""
     if isinstance(value, torch.Tensor):
         digest.update(
-            value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"empty"
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            if value.numel()
+            else b"empty"
         )
     elif isinstance(value, dict):
         for key in value:
@@ -201,6 +254,10 @@ def _add(digest: Any, value: Any) -> None:
             _add(digest, one)
     else:
         digest.update(repr(value).encode())
+
+
+def _of_devices() -> list[torch.Tensor]:
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
 
 def _cpu_seconds() -> float:
@@ -225,20 +282,19 @@ def main() -> None:
     parser.add_argument("--only", default="", help="of the trainings those whose name holds this")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "packages.jsonl")
     parser.add_argument("--table", action="store_true", help="print what has been run")
-    parser.add_argument("--child", choices=["with", "without"], help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", choices=list(SETS))
+    parser.add_argument("--callback", default="monitor", choices=["monitor", "guard"])
     arguments = parser.parse_args()
-    if arguments.child:
-        print("RUN", json.dumps(asdict(run(arguments.only, arguments.steps, arguments.child == "with"))))
-        return
+    setting = Setting(arguments.steps, arguments.device, arguments.callback)
     rows = _kept(arguments.out)
-    for name, training in TRAININGS.items():
+    for name, training in setting.trainings.items():
         missing = [package for package in training.requires if importlib.util.find_spec(package) is None]
         if arguments.table or arguments.only not in name or any(row.name == name for row in rows):
             continue
         if missing:
             print(f"{name}: left out, {', '.join(missing)} is not installed", file=sys.stderr)
             continue
-        rows.append(compare(name, arguments.steps, arguments.repeats))
+        rows.append(compare(name, setting, arguments.repeats))
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with arguments.out.open("a") as file:
             file.write(json.dumps(asdict(rows[-1])) + "\n")

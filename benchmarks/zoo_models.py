@@ -372,3 +372,33 @@ def barlow_twins() -> Built:
         head=BarlowTwinsProjectionHead(12, 16, 8),
     )
     return model, (torch.randn(8, 6), torch.randn(8, 6))
+
+
+TORCHVISION = (
+    "resnet18", "resnext50_32x4d", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x0_5", "densenet121",
+    "squeezenet1_1", "regnet_y_400mf", "googlenet",
+)  # fmt: skip
+TIMM = (
+    "levit_128s", "eva02_tiny_patch14_224", "mobilevitv2_050", "mixer_s32_224", "poolformer_s12",
+    "convnext_atto", "vit_tiny_patch16_224", "efficientvit_b0", "xcit_nano_12_p16_224", "ghostnet_050",
+)  # fmt: skip
+
+
+def _of_torchvision(name: str) -> Built:
+    import torchvision
+
+    options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
+    return torchvision.models.get_model(name, num_classes=5, **options), torch.randn(2, 3, 64, 64)
+
+
+def _of_timm(name: str) -> Built:
+    import timm
+
+    size = timm.create_model(name).default_cfg["input_size"][-1]
+    return timm.create_model(name, num_classes=5), torch.randn(2, 3, size, size)
+
+
+for name in TORCHVISION:
+    entry(f"torchvision {name}", "torchvision")(lambda n=name: _of_torchvision(n))
+for name in TIMM:
+    entry(f"timm {name}", "timm")(lambda n=name: _of_timm(n))

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor
 from tests.callbacks.training import happened
-from tests.callbacks.untouched import Noted, differences, left_behind
+from tests.callbacks.untouched import NEEDS_A_GPU, Noted, differences, left_behind
 from tests.tape.steps import mlp
 
 
@@ -53,9 +53,9 @@ class Denoiser(Noted):
     def step(self, batch):
         x = batch[0]
         if isinstance(self.generator, torch.Generator):
-            noise = torch.randn(x.shape, generator=self.generator)
+            noise = torch.randn(x.shape, generator=self.generator).to(x)
         else:
-            noise = torch.from_numpy(self.generator.standard_normal(x.shape).astype(np.float32))
+            noise = torch.from_numpy(self.generator.standard_normal(x.shape).astype(np.float32)).to(x)
         return (self.net(x + noise) - x).square().mean()
 
 
@@ -108,7 +108,7 @@ class Queue(Noted):
         logits = torch.cat([(query * key.detach()).sum(1, keepdim=True), query @ self.queue.clone().T], 1) / 0.2
         self.queue[self.at : self.at + 8] = key.detach()
         self.at = (self.at + 8) % 16
-        return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long))
+        return F.cross_entropy(logits, query.new_zeros(len(query), dtype=torch.long))
 
 
 class Adversaries(Noted):
@@ -121,7 +121,7 @@ class Adversaries(Noted):
 
     def step(self, batch):
         of_generator, of_critic = self.optimizers()
-        fake = self.generator(torch.randn(len(batch[0]), 4))
+        fake = self.generator(torch.randn(len(batch[0]), 4, device=self.device))
         loss = F.softplus(-self.critic(batch[0])).mean() + F.softplus(self.critic(fake.detach())).mean()
         of_critic.zero_grad()
         self.manual_backward(loss)
@@ -176,7 +176,7 @@ class Diffusion(Noted):
         self.net, self.time = mlp(5, 8, 5), nn.Embedding(10, 5)
 
     def step(self, batch):
-        t = torch.randint(0, 10, (len(batch[0]),))
+        t = torch.randint(0, 10, (len(batch[0]),), device=self.device)
         noise, share = torch.randn_like(batch[0]), (t / 10.0)[:, None]
         return (self.net(batch[0] * (1 - share) + noise * share + self.time(t)) - noise).square().mean()
 
@@ -190,7 +190,7 @@ class Masked(Noted):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, 4))
 
     def step(self, batch):
-        order = torch.rand(batch[0].shape[:2]).argsort(1)
+        order = torch.rand(batch[0].shape[:2], device=self.device).argsort(1)
         seen = batch[0].gather(1, order[:, :3, None].expand(-1, -1, 5))
         code = torch.cat([self.encoder(seen), self.mask_token.expand(len(seen), 3, 4)], dim=1)
         made = self.decoder(code.gather(1, order.argsort(1)[:, :, None].expand(-1, -1, 4)))
@@ -357,12 +357,13 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("accelerator", ["cpu", pytest.param("gpu", marks=NEEDS_A_GPU)])
 @pytest.mark.parametrize(("make", "data", "proved"), KINDS.values(), ids=KINDS)
-def test_the_training_is_what_it_was_and_its_neurons_are_proved_or_refused(tmp_path, make, data, proved):
+def test_the_training_is_what_it_was_and_its_neurons_are_proved_or_refused(tmp_path, make, data, proved, accelerator):
     probes = [Distortion(every_n_steps=1), Persistence(every_n_steps=2, max_dim=0), Sharpness(every_n_steps=2)]
     monitor = TopologyMonitor(probes, report=False, verbose=False, max_overhead=None, on_error="raise")
-    _, plain = left_behind(make, [], data, tmp_path)
-    _, watched = left_behind(make, [monitor], data, tmp_path)
+    _, plain = left_behind(make, [], data, tmp_path, accelerator=accelerator)
+    _, watched = left_behind(make, [monitor], data, tmp_path, accelerator=accelerator)
     assert differences(plain, watched) == []
     assert {group.name for group in monitor.groups if group.status == "verified"} >= proved
     assert all(group.reason for group in monitor.groups if group.status != "verified")

@@ -5,10 +5,13 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.callbacks.training import fit
+
+NEEDS_A_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 class Noted(L.LightningModule):
@@ -43,13 +46,17 @@ def left_behind(make: Callable[[], Noted], callbacks: list[Any], data: Callable[
         "gradients": {name: p.grad for name, p in module.named_parameters()},
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         # Not Python's own generator: the tests' type checker draws from it.
-        "random": (torch.get_rng_state(), np.random.get_state()),  # noqa: NPY002
+        "random": (torch.get_rng_state(), _of_devices(), np.random.get_state()),  # noqa: NPY002
         "attributes": {
             k: v for k, v in vars(module).items() if not k.startswith("_") and k not in ("trainer", "noted")
         },
         "noted": module.noted,
         "global step": trainer.global_step,
     }
+
+
+def _of_devices() -> list[Tensor]:
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
 
 def same(a: Any, b: Any) -> bool:
