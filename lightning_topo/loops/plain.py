@@ -99,7 +99,7 @@ class TopologyWatch(Watched):
         """
         session = self._started()
         session.loss(loss, scale)
-        when_backward_ends(loss, lambda: session.after_backward(goes_on=True))
+        when_backward_ends(loss, lambda: session.after_backward(goes_on=True, in_engine=True))
         return loss
 
     def end_epoch(self) -> None:

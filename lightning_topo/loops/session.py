@@ -84,11 +84,11 @@ class LoopSession:
                 self._losses.append(loss.detach() / scale)
                 self.watch.before_backward(loss, scale=scale)
 
-    def after_backward(self, *, goes_on: bool) -> None:
-        """The gradient is there; `goes_on` where the iteration may compute further losses."""
+    def after_backward(self, *, goes_on: bool, in_engine: bool = False) -> None:
+        """The gradient is there; `goes_on` where the iteration may go on, `in_engine` where autograd itself calls."""
         with self._fenced("could not look at a step after its gradient"):
             if self.watch is not None:
-                self.watch.after_backward(goes_on=goes_on)
+                self.watch.after_backward(goes_on=goes_on, in_engine=in_engine)
                 for optimizer in self.training.optimizers:
                     self.watch.before_update(optimizer)
 

@@ -1,5 +1,6 @@
 """A tape on some of its samples: the same program, cheaper to run, with the same symmetries."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,10 +13,11 @@ from lightning_topo.neurons.trace import CouplingTrace
 from lightning_topo.tape import Call, Tape
 from lightning_topo.tape.program import alias, region
 
-ENOUGH = 4
-"""Samples below which nothing is saved by leaving out more."""
+ENOUGH, MOST = 4, 8
+"""One sample in eight is kept, but so many ..."""
 SHARE = 8
-"""One sample in so many is kept."""
+HEAVY_BYTES = 1 << 28
+"""... and fewer where they take more memory than this in float64."""
 
 
 class CannotCut(RuntimeError):
@@ -29,7 +31,11 @@ def with_fewer_samples(tape: Tape, trace: CouplingTrace, tensors: Mapping[int, T
     constants and draws are cut there, and the sizes that views and factories ask for follow. Whoever runs the result
     has to expect that an operator still asks for the former size.
     """
-    kept = max(ENOUGH, -(-tape.n_samples // SHARE))
+    kept = min(max(ENOUGH, -(-tape.n_samples // SHARE)), MOST)
+    if not any(
+        "batch_norm" in call.name for call in tape.calls
+    ):  # which makes two samples +1 and -1, whatever they are
+        kept = min(kept, max(1, tape.n_samples * HEAVY_BYTES // max(_wide_bytes(tape), 1)))
     if kept >= tape.n_samples:
         return tape
     try:
@@ -74,6 +80,12 @@ def _cut(tape: Tape, trace: CouplingTrace, tensors: Mapping[int, Tensor], kept: 
     }
     calls = tuple(_resized(call, tape, shapes) for call in tape.calls)
     return tape.replaced(calls=calls, constants=constants, draws=draws, n_samples=kept)
+
+
+def _wide_bytes(tape: Tape) -> int:
+    """The memory that all results together take in float64."""
+    made = {slot for call in tape.calls for slot in call.outputs if slot is not None}
+    return 8 * sum(math.prod(tape.layouts[slot].shape) for slot in made)
 
 
 def _first(value: Tensor, n: int, kept: int) -> Tensor:

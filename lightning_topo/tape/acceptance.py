@@ -100,24 +100,38 @@ def gradient_errors(replayed: Mapping[str, Tensor], gradients: Gradients) -> dic
     >>> gradient_errors({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([4.0, 8.0]), "unused": None})
     {'w': 0.0}
     """
-    pairs = {
-        name: (_wide(replayed[name]) if name in replayed else torch.zeros_like(_wide(given)), _wide(given))
-        for name, given in gradients.items()
-        if given is not None
-    }
-    largest = max((float(g.abs().max()) for _, g in pairs.values() if g.numel()), default=0.0)
+    given = {name: gradient for name, gradient in gradients.items() if gradient is not None and gradient.numel()}
+    sums = {name: _sums(replayed.get(name), gradient) for name, gradient in given.items()}
+    largest = max((one[2] for one in sums.values()), default=0.0)
+    errors = {name: 0.0 for name, gradient in gradients.items() if gradient is not None}
     if largest == 0.0 or largest != largest:
-        return dict.fromkeys(pairs, 0.0)
-    factor = _common_factor(list(pairs.values()))
-    return {name: float((g - factor * r).abs().max()) / largest if g.numel() else 0.0 for name, (r, g) in pairs.items()}
+        return errors
+    factor = _common_factor([(dot, square) for dot, square, _ in sums.values()])
+    for name, gradient in given.items():
+        rest = _real(gradient).clone()
+        if name in replayed:
+            rest.sub_(_real(replayed[name]), alpha=factor)
+        errors[name] = float(rest.abs_().max()) / largest
+    return errors
 
 
-def _common_factor(pairs: list[tuple[Tensor, Tensor]]) -> float:
+def _sums(replayed: Tensor | None, given: Tensor) -> tuple[float, float, float]:
+    """The products replayed . given and replayed . replayed, and the largest entry of what is given."""
+    g = _real(given)
+    largest = float(g.abs().max())
+    if replayed is None:
+        return 0.0, 0.0, largest
+    r = _real(replayed)
+    wide = _wide_dtype(r)
+    return float((r * g).sum(dtype=wide)), float((r * r).sum(dtype=wide)), largest
+
+
+def _common_factor(sums: list[tuple[float, float]]) -> float:
     """The factor that most of the gradient agrees on: the median over parameters of the best one for each.
 
     A parameter whose gradient is altogether another must not spoil the rest.
     """
-    factors = sorted((float((r * g).sum()) / square, square) for r, g in pairs if (square := float((r * r).sum())) > 0)
+    factors = sorted((dot / square, square) for dot, square in sums if square > 0)
     total, passed = sum(square for _, square in factors), 0.0
     for factor, square in factors:
         passed += square
@@ -138,10 +152,19 @@ def combined(outputs: Sequence[Tensor]) -> Tensor:
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def _wide_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.device.type != "mps" else torch.float32
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A tensor's real entries, in its own precision or in float32: one that is large is not to be copied."""
     tensor = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
-    wide = torch.float64 if tensor.device.type != "mps" else torch.float32
-    return torch.view_as_real(tensor).to(wide) if tensor.is_complex() else tensor.to(wide)
+    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return _real(tensor).to(_wide_dtype(tensor))
 
 
 def _relative_error(output: Tensor, recorded: Tensor) -> float:

@@ -31,9 +31,11 @@ class MemoryMap:
 
     A tensor is known again by its object, if that has still the memory it had, and else by its memory: `x.data`, a
     variable that autograd has saved, or a parameter whose `data` was replaced are other objects, or other memory.
+    `copies` of parameters, by the id of these, spare others of the same values; nobody may write to them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, copies: Mapping[int, Tensor] | None = None) -> None:
+        self._copies = dict(copies or {})
         self.layouts: list[Layout] = []
         self.storages: list[int] = []
         self.connected: list[bool] = []  # whether a gradient flows to the slot through recorded calls
@@ -62,7 +64,10 @@ class MemoryMap:
 
     def _enter(self, tensor: Tensor, is_buffer: bool) -> _Named:
         slot = self.new(tensor, connected=tensor.requires_grad)
-        named = _Named(slot, tensor, tensor.detach().clone(), tensor._version, is_buffer=is_buffer)
+        copy = self._copies.pop(id(tensor), None)
+        if copy is None or not _equal(copy, tensor.detach()):
+            copy = tensor.detach().clone()
+        named = _Named(slot, tensor, copy, tensor._version, is_buffer=is_buffer)
         self._named[slot] = self._current[id(tensor)] = named
         return named
 

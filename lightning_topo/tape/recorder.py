@@ -66,8 +66,10 @@ class StepRecorder:
         """Whether the dispatch mode is entered."""
         return self._mode is not None
 
-    def begin(self, tensors: nn.Module | Mapping[str, Tensor]) -> None:
+    def begin(self, tensors: nn.Module | Mapping[str, Tensor], copies: Mapping[int, Tensor] | None = None) -> None:
         """Enter the mode. `tensors` are the module, or parameters and buffers by name.
+
+        `copies` of some of them, by their ids, are taken for the tapes' own: they must not change.
 
         Raises RuntimeError where the recorder has begun already.
         """
@@ -77,7 +79,7 @@ class StepRecorder:
         self._tapes = []
         self._source = tensors
         self._calls: list[Call] = []
-        self._memory = MemoryMap()
+        self._memory = MemoryMap(copies)
         self._draws: dict[str, Tensor] = {}
         self._drawn_in: dict[int, list[str]] = {}
         self._host_reads: list[HostRead] = []

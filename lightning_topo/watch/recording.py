@@ -45,7 +45,8 @@ class Recording:
         self._batch: Any = None
         self._is_kept = self._is_open = self._goes_on = False
         self._recorder = StepRecorder()
-        self._gradients: list[dict[str, Tensor] | None] = []
+        self._judged: list[Tape | None] = []
+        self._noted: dict[str, Tensor] | None = None
         self._without_gradient: frozenset[str] = frozenset()
         self._tapes: list[Tape] = []
         self._handles: list[RemovableHandle] = []
@@ -54,11 +55,14 @@ class Recording:
         compiled = None if runs_eagerly else compiled_reason(training.module)
         self.obstacle: str = _SHARDS.get(kind) or compiled or ""
 
-    def begin(self, batch: Any, step: int, *, wanted: bool) -> None:
-        """Record the step that begins if its tapes are `wanted`, or if more samples of the loss are, soon."""
+    def begin(self, batch: Any, step: int, *, wanted: bool, copies: Callable[[], Mapping[int, Tensor]] = dict) -> None:
+        """Record the step that begins if its tapes are `wanted`, or if more samples of the loss are, soon.
+
+        `copies` gives those of parameters that others hold already, by their ids.
+        """
         if not wanted and not self._wants_samples(step):
             return
-        self._tapes, self._gradients = [], []
+        self._tapes, self._judged, self._noted = [], [], None
         self._batch, self._is_kept, self._is_open, self._goes_on = batch, True, True, False
         if self.obstacle:
             return
@@ -70,7 +74,7 @@ class Recording:
                 child.register_forward_pre_hook(partial(self._name, path)) for path, child in module.named_modules()
             ]
         else:
-            self._recorder.begin(module)
+            self._recorder.begin(module, copies())
 
     def _wants_samples(self, step: int) -> bool:
         n_wanted = 0 if self._training_loss is None or step % RECORD_EVERY else self._training_loss.n_wanted
@@ -84,21 +88,26 @@ class Recording:
         if not self._recorder.is_active or not self._is_open:  # a closure may be evaluated again
             return
         self._is_open = False
-        self._note_gradients()
+        self._recorder.pause()
+        self._judge()
         parameters = self._training.module.named_parameters()
         self._without_gradient = frozenset(name for name, p in parameters if p.grad is None or not p.grad.any())
-        self._gradients.append(None)
+        self._judged.append(None)
         self._recorder.loss(loss, scale=scale)
 
-    def differentiated(self, *, goes_on: bool, is_stepping: bool = False) -> None:
+    def differentiated(self, *, goes_on: bool, is_stepping: bool = False, in_engine: bool = False) -> None:
         """The gradient is there; where the step goes on, so does the recording.
 
         Not before the update is over where an optimizer `is_stepping`: it may evaluate its closure again, at parameters
-        that it has moved and will move again.
+        that it has moved and will move again. `in_engine` where autograd itself calls: it cannot be asked for another
+        gradient then.
         """
         if not self._recorder.is_active:
             return
-        self._note_gradients()
+        if in_engine:
+            self._noted = {name: gradient.clone() for name, gradient in self._gradients().items()}
+        else:
+            self._judge()
         self._goes_on = goes_on
         if goes_on and not is_stepping:
             self._resume()
@@ -107,6 +116,7 @@ class Recording:
         """An optimizer begins its update, which is no part of any loss; a closure's loss is recorded."""
         if self._recorder.is_active and not runs_closure:
             self._recorder.pause()
+            self._judge()
 
     def update_ends(self) -> None:
         """An optimizer has moved parameters; where the step goes on, so does the recording."""
@@ -123,12 +133,8 @@ class Recording:
             self._handles.pop().remove()
         if self._recorder.is_active:
             tapes = self._recorder.end()
-            alone = self._training.ranks.size == 1  # processes average their gradients
-            self._tapes = [
-                _accepted(tape, gradients if alone else None)
-                for tape, gradients in zip(tapes, self._gradients, strict=True)
-            ]
-            self._gradients = []
+            self._tapes = [known or _accepted(tape) for tape, known in zip(tapes, self._judged, strict=True)]
+            self._judged = []
         if self._is_kept and self._training_loss is not None:
             self._training_loss.keep(self._tapes, self._batch)
             if self.obstacle or self._is_sharded:
@@ -138,7 +144,13 @@ class Recording:
 
     def so_far(self) -> list[Tape]:
         """The tapes of the step up to now, while it still runs."""
-        return [_accepted(tape) for tape in self._recorder.so_far()] if self._recorder.is_active else self._tapes
+        if not self._recorder.is_active:
+            return self._tapes
+        return [known or _accepted(tape) for tape, known in zip(self._recorder.so_far(), self._judged, strict=True)]
+
+    def forget(self) -> None:
+        """Let the tapes go: they hold copies of all parameters."""
+        self._tapes = []
 
     def _name(self, path: str, module: nn.Module, args: Any) -> None:
         """Name the parameters of a module that is about to run."""
@@ -146,14 +158,25 @@ class Recording:
             if is_plain(parameter):
                 self._recorder.name(clean_name(f"{path}.{name}" if path else name), parameter)
 
-    def _note_gradients(self) -> None:
-        """Keep the gradient that the last loss has made, of parameters that had none before."""
-        if self._gradients and self._gradients[-1] is None:
-            self._gradients[-1] = {
-                name: p.grad.detach().clone()
-                for name, p in self._training.module.named_parameters()
-                if name in self._without_gradient and p.grad is not None
-            }
+    def _judge(self) -> None:
+        """Accept or refuse the tape of the last loss by its gradient.
+
+        Before the update: what the optimizer keeps, and what else a step takes, is not in memory yet.
+        """
+        if not self._judged or self._judged[-1] is not None:
+            return
+        gradients = self._gradients() if self._noted is None else self._noted
+        self._noted = None
+        alone = self._training.ranks.size == 1  # processes average their gradients
+        self._judged[-1] = _accepted(self._recorder.so_far()[-1], gradients if alone else None)
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """The gradient that the last loss has made, of parameters that had none before."""
+        return {
+            name: p.grad.detach()
+            for name, p in self._training.module.named_parameters()
+            if name in self._without_gradient and p.grad is not None
+        }
 
 
 def _accepted(tape: Tape, gradients: Mapping[str, Tensor] | None = None) -> Tape:

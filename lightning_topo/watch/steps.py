@@ -96,7 +96,7 @@ class Steps:
         self._foreign: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._running: list[Optimizer] = []
         self._present: dict[str, Tensor] | None = None
-        self._checks_later = self._is_first = False
+        self._checks_later = self._is_first = self._has_lent = False
         self.read_names()
         self._handles = [
             register_optimizer_step_pre_hook(self._before_update),
@@ -167,10 +167,19 @@ class Steps:
         """`trained()` as it was before the updates of this batch."""
         return self.trained() | {name: tensor for update in self.pending for name, tensor in update.before.items()}
 
+    def lend(self) -> dict[int, Tensor]:
+        """The copies of the present values, by the ids of their parameters: they stay as they are until `advance`."""
+        self._has_lent = True
+        return {key: kept.copy for key, kept in self._kept.items() if kept.parameter.requires_grad}
+
     def advance(self) -> None:
         """Take the present values as those before the next updates; those of this batch are done."""
+        self._has_lent = False
+        self._renew_updated()
+
+    def _renew_updated(self) -> None:
         done, self.pending = self.pending, []
-        _renew([self._kept[id(p)] for p in _unique(done)])
+        self._renew([self._kept[id(p)] for p in _unique(done)])
 
     def with_waiting(self, optimizers: Iterable[Any]) -> list[Any]:
         """The optimizers that have stepped, and of these those that train parameters which none of them owns."""
@@ -182,7 +191,7 @@ class Steps:
         """Names of kept parameters that have moved though no update of this batch moved them."""
         own = {id(p) for p in _unique(self.pending)}
         moved = [key for key, kept in self._kept.items() if key not in own and key in self._names and kept.has_moved()]
-        _renew([self._kept[key] for key in moved])
+        self._renew([self._kept[key] for key in moved])
         return [self._names[key][0] for key in moved]
 
     def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -203,7 +212,7 @@ class Steps:
         updated = {id(p) for p in _unique(self.pending)}
         if any(id(p) in updated for p in owned):
             self._on_settle()
-            self.advance()
+            self._renew_updated()
         # A closure computes the gradient first: what it moves is not the optimizer's doing.
         self._checks_later = any(callable(value) for value in (*args[1:], *options.values()))
         if not self._checks_later:
@@ -221,7 +230,7 @@ class Steps:
             elif kept.has_moved():
                 outside.append(kept)
         if outside:
-            _renew(outside)
+            self._renew(outside)
             self._on_outside(optimizer, [self._names[id(kept.parameter)][0] for kept in outside])
 
     def _after_update(self, optimizer: Optimizer, *_: Any) -> None:
@@ -269,6 +278,18 @@ class Steps:
                 self._foreign[optimizer] = len(trained)
         return found
 
+    @torch.no_grad()
+    def _renew(self, kept: Sequence[_Kept]) -> None:
+        """Copy the present values; into other memory where somebody still reads the old ones."""
+        if self._has_lent:
+            for k in kept:
+                self._kept[id(k.parameter)] = _Kept.of(k.parameter)
+        elif kept:
+            copies, present = [k.copy for k in kept], [k.parameter for k in kept]
+            torch._foreach_copy_(copies, present)  # pyright: ignore[reportPrivateImportUsage]
+        for k in kept:
+            k.version = k.parameter._version
+
     def _keep(self, parameter: Tensor) -> None:
         if id(parameter) not in self._kept and not is_lazy(parameter):
             self._kept[id(parameter)] = _Kept.of(parameter)
@@ -281,13 +302,3 @@ def _trained(optimizer: Any) -> list[Tensor]:
 
 def _unique(updates: Iterable[Update]) -> list[Tensor]:
     return list({id(p): p for update in updates for p in update.after.values()}.values())
-
-
-@torch.no_grad()
-def _renew(kept: Sequence[_Kept]) -> None:
-    """Copy the present values."""
-    if kept:
-        copies, present = [k.copy for k in kept], [k.parameter for k in kept]
-        torch._foreach_copy_(copies, present)  # pyright: ignore[reportPrivateImportUsage]
-    for k in kept:
-        k.version = k.parameter._version

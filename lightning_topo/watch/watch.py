@@ -171,7 +171,7 @@ class Watch:
             )
             if not self._measuring.has_begun and self._shards is None:
                 self._shards = kept_shards(self._training)  # before anything is recorded
-            self._recording.begin(batch, step, wanted=is_wanted)
+            self._recording.begin(batch, step, wanted=is_wanted, copies=self.steps.lend)
             self.steps.gradients.wanted = any(map(needs_gradient_scales, due)) and self._finding.sharding == "whole"
             if (snapshots := self._measuring.snapshots) is not None:
                 snapshots.before_step(step, due)
@@ -185,10 +185,10 @@ class Watch:
                 self.steps.keep(self._training.optimizers)  # lazy parameters have their shapes now
             self.steps.gradients.loss(loss, scale)
 
-    def after_backward(self, *, goes_on: bool = False) -> None:
-        """A gradient is there; `goes_on` where the step may compute further losses."""
+    def after_backward(self, *, goes_on: bool = False, in_engine: bool = False) -> None:
+        """A gradient is there; `goes_on` where the step may have further losses, `in_engine` where autograd calls."""
         with self.budget.spending():
-            self._recording.differentiated(goes_on=goes_on, is_stepping=self.steps.is_stepping)
+            self._recording.differentiated(goes_on=goes_on, is_stepping=self.steps.is_stepping, in_engine=in_engine)
             if self.steps.gradients.wanted:
                 known = {id(o): o for o in (*self._training.optimizers, *self.steps.optimizers)}
                 self.steps.gradients.differentiated(list(known.values()))
@@ -231,6 +231,7 @@ class Watch:
                 shares = log or self._exchange.is_due(step, self._measuring.coverage, measured=bool(due))
                 if shares:
                     self._share(step, due)
+                self._recording.forget()
                 self.steps.advance()
                 if error is not None:
                     raise error
