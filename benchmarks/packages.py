@@ -6,7 +6,7 @@
 
 Each training runs in processes of its own, without and with `TopologyMonitor()`, from `fit` to its return. Bits are
 those of the module's and optimizers' state, of all gradients and of the random states of torch, NumPy and Python; they
-must be equal in all runs. Time is of the CPU, that of processes that we start included; memory is the peak of the
+must be equal in all runs, unless the runs without us differ among themselves, as some kernels of a GPU have it. Time is of the CPU, that of processes that we start included; memory is the peak of the
 process, on a GPU of what torch has allocated there. Both are the least of the repeats: what other work on the machine
 adds differs from run to run. Trainings in the file are not run again.
 """
@@ -38,6 +38,9 @@ from benchmarks.packages_models_gpu import LARGE_TRAININGS
 from lightning_topo import TopologyMonitor, TopologyStepGuard
 
 ROOT = Path(__file__).resolve().parent.parent
+SETTLED = 20
+"""Steps from here on are timed apart: the start is over."""
+EQUAL = {True: "yes", False: "NO", None: "cannot say"}
 SETS = {"cpu": TRAININGS, "cuda": LARGE_TRAININGS}
 
 
@@ -65,6 +68,8 @@ class Run:
     peak_mb: float
     steps: int
     loss: float | None
+    first_s: float = 0.0
+    later_s: float = 0.0
     groups: int = 0
     verified: int = 0
     coverage: float | None = None
@@ -77,24 +82,33 @@ class Row:
 
     name: str
     step_ms: float
-    equal: bool
+    equal: bool | None
     cpu_ratio: float
     wall_ratio: float
     memory_ratio: float
+    start_s: float
+    later_ratio: float
     groups: int
     verified: int
     coverage: float | None
     events: dict[str, int]
 
 
-class _Losses(L.Callback):
-    """The last loss that a step returned."""
+class _Course(L.Callback):
+    """The last loss that a step returned, and the wall time at the end of a few steps."""
 
-    last: float | None = None
+    def __init__(self) -> None:
+        self.last: Any = None
+        self.marks: dict[int, float] = {}
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: object) -> None:
         if isinstance(outputs, dict) and outputs.get("loss") is not None:
             self.last = outputs["loss"].detach()
+        step = trainer.global_step
+        if step in (1, SETTLED, trainer.max_steps):
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+            self.marks.setdefault(step, time.perf_counter())
 
 
 def run(name: str, setting: Setting, watched: bool) -> Run:
@@ -109,7 +123,7 @@ def run(name: str, setting: Setting, watched: bool) -> Run:
     module, loader = training.build()
     monitor = TopologyMonitor() if watched and setting.callback == "monitor" else None
     guard = TopologyStepGuard(0.9) if watched and setting.callback == "guard" else None
-    losses = _Losses()
+    course = _Course()
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
             max_steps=setting.steps,
@@ -121,7 +135,7 @@ def run(name: str, setting: Setting, watched: bool) -> Run:
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=folder,
-            callbacks=[*filter(None, [monitor, guard]), losses],
+            callbacks=[*filter(None, [monitor, guard]), course],
             **training.trainer,
         )
         began, cpu = time.perf_counter(), _cpu_seconds()
@@ -141,7 +155,9 @@ def run(name: str, setting: Setting, watched: bool) -> Run:
         wall,
         torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _resident_mb(),
         trainer.global_step,
-        _number(losses.last),
+        _number(course.last),
+        course.marks.get(1, began) - began,
+        max(course.marks.values(), default=began) - course.marks.get(SETTLED, began),
         **found,
     )
 
@@ -161,10 +177,14 @@ def compare(name: str, setting: Setting, repeats: int) -> Row:
     return Row(
         name,
         1000 * min(run.wall_s for run in runs["without"]) / max(watched.steps, 1),
-        len({run.bits for done in runs.values() for run in done}) == 1,
+        None
+        if len({run.bits for run in runs["without"]}) > 1
+        else len({r.bits for d in runs.values() for r in d}) == 1,
         ratio("cpu_s"),
         ratio("wall_s"),
         ratio("peak_mb"),
+        min(run.first_s for run in runs["with"]) - min(run.first_s for run in runs["without"]),
+        ratio("later_s"),
         watched.groups,
         watched.verified,
         watched.coverage,
@@ -174,22 +194,24 @@ def compare(name: str, setting: Setting, repeats: int) -> Row:
 
 def table(rows: list[Row]) -> Iterator[str]:
     """The rows as Markdown, with their medians."""
-    yield "| training | ms a step | bits equal | CPU time | wall time | memory | groups verified | certified | events |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    heads = ["training", "ms a step", "bits equal", "CPU time", "wall time", "start, steps", "after step 20", "memory"]
+    yield f"| {' | '.join([*heads, 'groups verified', 'certified', 'events'])} |"
+    yield "|---" * (len(heads) + 3) + "|"
     for row in rows:
         events = ", ".join(f"{name} x {n}" if n > 1 else name for name, n in row.events.items()) or "none"
         covered = "" if row.coverage is None else f"{row.coverage:.3f}"
         yield (
-            f"| {row.name} | {row.step_ms:.0f} | {'yes' if row.equal else 'NO'} | {row.cpu_ratio:.2f} | "
-            f"{row.wall_ratio:.2f} | {row.memory_ratio:.2f} | {row.verified} of {row.groups} | {covered} | {events} |"
+            f"| {row.name} | {row.step_ms:.0f} | {EQUAL[row.equal]} | {row.cpu_ratio:.2f} | "
+            f"{row.wall_ratio:.2f} | {1000 * row.start_s / row.step_ms:.1f} | {row.later_ratio:.2f} | "
+            f"{row.memory_ratio:.2f} | {row.verified} of {row.groups} | {covered} | {events} |"
         )
     if not rows:
         return
-    cpu, wall, memory = (
-        statistics.median(getattr(row, field) for row in rows) for field in ("cpu_ratio", "wall_ratio", "memory_ratio")
-    )
-    equal = sum(row.equal for row in rows)
-    yield (f"| median of {len(rows)} | | {equal} of {len(rows)} | {cpu:.2f} | {wall:.2f} | {memory:.2f} | | | |")
+    fields = ("cpu_ratio", "wall_ratio", "later_ratio", "memory_ratio")
+    cpu, wall, later, memory = (statistics.median(getattr(row, field) for row in rows) for field in fields)
+    equal = sum(row.equal is True for row in rows)
+    ratios = f"{cpu:.2f} | {wall:.2f} | | {later:.2f} | {memory:.2f}"
+    yield f"| median of {len(rows)} | | {equal} of {len(rows)} | {ratios} | | | |"
 
 
 def _child(name: str, setting: Setting, *, watched: bool) -> Run:
