@@ -6,9 +6,10 @@
 
 Each training runs in processes of its own, without and with `TopologyMonitor()`, from `fit` to its return. Bits are
 those of the module's and optimizers' state, of all gradients and of the random states of torch, NumPy and Python; they
-must be equal in all runs, unless the runs without us differ among themselves, as some kernels of a GPU have it. Time is of the CPU, that of processes that we start included; memory is the peak of the
-process, on a GPU of what torch has allocated there. Both are the least of the repeats: what other work on the machine
-adds differs from run to run. Trainings in the file are not run again.
+must be equal in all runs, unless the runs without us differ among themselves, as some kernels of a GPU have it. Time is
+of the CPU, that of processes that we start included; memory is the peak of the process, on a GPU of what torch has
+allocated there. Both are the least of the repeats: what other work on the machine adds differs from run to run.
+Trainings in the file are not run again.
 """
 
 import argparse
