@@ -62,18 +62,44 @@ def recurrent_layer(
     for step in reversed(inputs.unbind(0)) if reverse else inputs.unbind(0):
         recurrent = torch.nn.functional.linear(hidden, w_hh, b_hh)
         if kind == "lstm":
-            i, f, g, o = (step + recurrent).chunk(4, -1)
             assert cell is not None
-            cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-            hidden = o.sigmoid() * cell.tanh()
+            hidden, cell = _lstm(step + recurrent, cell)
         elif kind == "gru":
-            (r, z, n), (r_h, z_h, n_h) = step.chunk(3, -1), recurrent.chunk(3, -1)
-            update = (z + z_h).sigmoid()
-            hidden = (1 - update) * (n + (r + r_h).sigmoid() * n_h).tanh() + update * hidden
+            hidden = _gru(step, recurrent, hidden)
         else:
             hidden = (step + recurrent).relu() if kind == "relu" else (step + recurrent).tanh()
         outputs.append(hidden)
     return torch.stack(outputs[::-1] if reverse else outputs), hidden, cell
+
+
+def _lstm(gates: Float[Tensor, "b gates"], cell: Float[Tensor, "b n"]) -> tuple[Tensor, Tensor]:
+    """The hidden and the cell state after one time."""
+    i, f, g, o = gates.chunk(4, -1)
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    return o.sigmoid() * cell.tanh(), cell
+
+
+def _gru(step: Float[Tensor, "b gates"], recurrent: Float[Tensor, "b gates"], hidden: Float[Tensor, "b n"]) -> Tensor:
+    """The hidden state after one time."""
+    (r, z, n), (r_h, z_h, n_h) = step.chunk(3, -1), recurrent.chunk(3, -1)
+    update = (z + z_h).sigmoid()
+    return (1 - update) * (n + (r + r_h).sigmoid() * n_h).tanh() + update * hidden
+
+
+def _lstm_cell(call: Call, args: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (*_lstm(torch.add(*_gates(args)), args["cx"]), None)
+
+
+def _gru_cell(call: Call, args: Mapping[str, Any]) -> tuple[Any, ...]:
+    return _gru(*_gates(args), args["hx"]), None
+
+
+def _gates(args: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """What comes from the input, and from the hidden state."""
+    step, recurrent = args["input_gates"], args["hidden_gates"]
+    if args["input_bias"] is not None:
+        step, recurrent = step + args["input_bias"], recurrent + args["hidden_bias"]
+    return step, recurrent
 
 
 def _mkldnn_rnn(call: Call, args: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -144,7 +170,12 @@ _ATTENTION = (
     "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable",
 )
-RECURRENT: Mapping[str, Formula] = {"aten::mkldnn_rnn_layer": _mkldnn_rnn, "aten::_cudnn_rnn": _cudnn_rnn}
+RECURRENT: Mapping[str, Formula] = {
+    "aten::mkldnn_rnn_layer": _mkldnn_rnn,
+    "aten::_cudnn_rnn": _cudnn_rnn,
+    "aten::_thnn_fused_lstm_cell": _lstm_cell,
+    "aten::_thnn_fused_gru_cell": _gru_cell,
+}
 """Kernels that hide layers, for which there is no coupling rule."""
 FORMULAS: Mapping[str, Formula] = {
     **{f"aten::{name}": _attention for name in _ATTENTION},

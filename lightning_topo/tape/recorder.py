@@ -220,6 +220,8 @@ class StepRecorder:
         found: list[tuple[Tensor, int]] = []
         grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         pending = self._pending
+        if operator._schema.name == "aten::_cudnn_rnn":  # its buffer of weights is the memory of those in its list
+            args = (*args[:3], None, *args[4:])
         if operator._schema.name == "_c10d_functional::wait_tensor":
             self._pending = {}  # not complete yet
         encoded = self._encoded(args, found)

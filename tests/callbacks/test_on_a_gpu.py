@@ -53,6 +53,25 @@ class Images(Noted):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, nesterov=True)
 
 
+class Sequences(Noted):
+    """A recurrent network of some kind over sequences, by cuDNN's kernel or a cell's own."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.net = make()
+        self.last = nn.LazyLinear(3)
+
+    def step(self, batch):
+        if isinstance(self.net, nn.RNNCellBase):
+            state = None
+            for x in batch[0].unbind(1):
+                state = self.net(x, state)
+            out = state[0] if isinstance(state, tuple) else state
+        else:
+            out = self.net(batch[0])[0][:, -1]
+        return F.cross_entropy(self.last(out), batch[1])
+
+
 class Plain(Noted):
     """Two hidden layers; at `leap` the learning rate is what breaks them."""
 
@@ -96,6 +115,19 @@ KINDS = {
     "accumulated": (Attention, tokens, {"accumulate_grad_batches": 2}),
     "convolutions": (Images, lambda: pictures(3, 16, 16), {}),
     "convolutions, float16": (Images, lambda: pictures(3, 16, 16), {"precision": "16-mixed"}),
+    "GRU": (lambda: Sequences(lambda: nn.GRU(2, 16, 2, batch_first=True)), lambda: pictures(12, 2), {}),
+    "LSTM both ways": (
+        lambda: Sequences(lambda: nn.LSTM(2, 16, batch_first=True, bidirectional=True)),
+        lambda: pictures(12, 2),
+        {},
+    ),
+    "LSTM, float16": (
+        lambda: Sequences(lambda: nn.LSTM(2, 16, batch_first=True)),
+        lambda: pictures(12, 2),
+        {"precision": "16-mixed"},
+    ),
+    "LSTM cell": (lambda: Sequences(lambda: nn.LSTMCell(2, 16)), lambda: pictures(12, 2), {}),
+    "GRU cell": (lambda: Sequences(lambda: nn.GRUCell(2, 16)), lambda: pictures(12, 2), {}),
     "sanity check": (Plain, lambda: pictures(5), {"detect_anomaly": False}),
 }
 

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 from lightning_topo.tape import CannotReplay, StepRecorder, accepted, replay, tape_loss
+from lightning_topo.tape.formulas import RECURRENT
+from lightning_topo.tape.program import Call
 from tests.tape.steps import batch, labels, mlp
 
 
@@ -220,3 +222,24 @@ def test_constants_are_the_tapes_own() -> None:
     tape = recorded(net, lambda: net(x).square().mean())
     x.zero_()
     assert torch.equal(tape_loss(tape, {}), tape.recorded[0])
+
+
+@pytest.mark.parametrize("kind", [torch.nn.LSTMCell, torch.nn.GRUCell])
+def test_the_formula_of_a_fused_cell_is_the_cell(kind) -> None:
+    """The kernels themselves are a GPU's; what they compute is what the cell computes here."""
+    torch.manual_seed(0)
+    cell, x, hidden, state = kind(3, 5).double(), *(torch.randn(4, n).double() for n in (3, 5, 5))
+    gates = {
+        "input_gates": x @ cell.weight_ih.T,
+        "hidden_gates": hidden @ cell.weight_hh.T,
+        "input_bias": cell.bias_ih,
+        "hidden_bias": cell.bias_hh,
+        "hx": hidden,
+        "cx": state,
+    }
+    lstm = kind is torch.nn.LSTMCell
+    name = "aten::_thnn_fused_lstm_cell" if lstm else "aten::_thnn_fused_gru_cell"
+    found = RECURRENT[name](Call(getattr(torch.ops.aten, name[6:]).default, (), {}, ()), gates)
+    wanted = cell(x, (hidden, state)) if lstm else (cell(x, hidden),)
+    for one, other in zip(found, wanted, strict=False):
+        torch.testing.assert_close(one, other)
