@@ -3,9 +3,16 @@
 import logging
 import os
 
+# What a module of ours is first to import under the checker's hook is compiled anew in every process, for seconds.
+import lightning.pytorch  # noqa: F401
+import matplotlib.pyplot  # noqa: F401
 import pytest
 import pytest_randomly
+import scipy.optimize  # noqa: F401
+import scipy.stats  # noqa: F401
+import sympy  # noqa: F401
 import torch
+import torch.distributed.tensor  # noqa: F401
 from hypothesis import HealthCheck, settings
 
 import tests.typecheck

@@ -11,7 +11,7 @@ import inspect
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from functools import partial, wraps
-from typing import Any, ForwardRef, get_args
+from typing import Any, ForwardRef, Literal, get_args, get_origin
 
 import jaxtyping
 import numpy as np
@@ -98,6 +98,8 @@ def _may_have_shape(annotation: Any) -> bool:
     """Whether there is an array in it; of a name that need not be known here it is taken for granted."""
     if isinstance(annotation, str | ForwardRef):
         return True
+    if get_origin(annotation) is Literal:
+        return False
     if inspect.isclass(annotation) and issubclass(annotation, jaxtyping.AbstractArray):
         return True
     return any(_may_have_shape(part) for part in get_args(annotation))

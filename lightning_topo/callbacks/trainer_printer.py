@@ -30,14 +30,10 @@ class TrainerPrinter:
         """Show lines above the progress bar."""
         bar = self._bar()
         # Rich draws its bar anew below what is printed, but not below what is logged.
-        if any(cls.__name__ == "RichProgressBar" for cls in type(bar).__mro__):
-            if not logging.getLogger("lightning.pytorch").isEnabledFor(logging.INFO):
-                return
-            try:
+        if _is_rich(bar) and not _is_in_notebook():
+            if logging.getLogger("lightning.pytorch").isEnabledFor(logging.INFO):
                 bar.print(text)
-                return
-            except Exception:  # in a notebook rich recurses without end, and showing something must not end a training
-                bar = None
+            return
         with _above(bar):
             rank_zero_info(text)
 
@@ -45,6 +41,17 @@ class TrainerPrinter:
         """Lightning's progress bar, if it shows; of its kinds only some say so."""
         bar = self.trainer.progress_bar_callback
         return bar if getattr(bar, "is_enabled", False) else None
+
+
+def _is_rich(bar: Any) -> bool:
+    return any(cls.__name__ == "RichProgressBar" for cls in type(bar).__mro__)
+
+
+def _is_in_notebook() -> bool:
+    """Whether rich takes this for a notebook: what is printed there beside its bar comes twice, or without end."""
+    from rich import get_console
+
+    return get_console().is_jupyter
 
 
 def _above(bar: Any) -> AbstractContextManager[Any]:
