@@ -69,24 +69,8 @@ class Hessian(Curvature):
         Raises `NotTwiceDifferentiable` at an operator whose backward pass cannot be differentiated.
         """
         product = torch.zeros_like(vector)
-        self.add_product(product, vector)
+        add_flat(product, _product(self._gradient, self.params, vector, keep_graph=True), self.params)
         return product
-
-    def add_product(self, total: Float[Tensor, " p"], vector: Float[Tensor, " p"], weight: float = 1.0) -> None:
-        """Add weight * H v to `total`, in place. Raises as the product."""
-        directions = shaped(vector, self.params)
-        curved = [(g, v) for g, v in zip(self._gradient, directions, strict=True) if g.requires_grad]
-        if not curved:
-            return
-        outputs, along = zip(*curved, strict=True)
-        try:
-            product = torch.autograd.grad(outputs, self.params, along, retain_graph=True, allow_unused=True)
-        except RuntimeError as error:
-            operator = _undifferentiable(error)
-            if operator is None:
-                raise
-            raise NotTwiceDifferentiable(operator) from None
-        add_flat(total, product, self.params, weight)
 
 
 def hessian(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Hessian:
@@ -122,6 +106,24 @@ def _differentiated(
             loss, params, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
     return loss.item(), gradient
+
+
+def _product(
+    gradient: Sequence[Tensor], params: tuple[Tensor, ...], vector: Float[Tensor, " p"], *, keep_graph: bool
+) -> Sequence[Tensor | None]:
+    """H v in pieces, from the gradient with its graph; None for a parameter along which it is zero."""
+    directions = shaped(vector, params)
+    curved = [(g, v) for g, v in zip(gradient, directions, strict=True) if g.requires_grad]
+    if not curved:
+        return [None] * len(params)
+    outputs, along = zip(*curved, strict=True)
+    try:
+        return torch.autograd.grad(outputs, params, along, retain_graph=keep_graph, allow_unused=True)
+    except RuntimeError as error:
+        operator = _undifferentiable(error)
+        if operator is None:
+            raise
+        raise NotTwiceDifferentiable(operator) from None
 
 
 def trainable_only(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -204,9 +206,12 @@ class SplitHessian(Curvature):
         """H v: the weighted sum of the parts' products."""
         product = torch.zeros_like(vector)
         for k, (weight, loss_fn) in enumerate(self._parts):
-            # Never named: the graph of one part goes before that of the next one is built.
             with seeded(self._seed + k, self.params):
-                hessian(loss_fn, self.params).add_product(product, vector, weight)
+                _, gradient = _differentiated(loss_fn, self.params, create_graph=True)
+            pieces = _product(gradient, self.params, vector, keep_graph=False)
+            del gradient  # the graph of one part goes before that of the next one is built
+            add_flat(product, pieces, self.params, weight)
+            del pieces
         return product
 
 
