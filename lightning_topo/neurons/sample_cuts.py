@@ -78,6 +78,7 @@ class _SampleAxes:
     """The axes of every tensor in a tape's program, and the atoms of them that count its samples."""
 
     program: Tape
+    constants: frozenset[int]
     trace: CouplingTrace
     axes: Mapping[int, list[Axis]]
     samples: frozenset[Atom]
@@ -95,15 +96,16 @@ class _SampleAxes:
         }
         weights = {atom for name, pieces in trace.pieces.items() if not name.startswith("@") for atom in _atoms(pieces)}
         # Of the data nothing is kept: the next tapes have their own.
-        program = tape.replaced(constants=dict.fromkeys(tape.constants), values={}, draws={}, recorded=())
-        return cls(program, trace, axes, frozenset() if samples & weights else frozenset(samples))
+        program = tape.replaced(constants={}, values={}, draws={}, recorded=())
+        found = frozenset() if samples & weights else frozenset(samples)
+        return cls(program, frozenset(tape.constants), trace, axes, found)
 
     def fits(self, tape: Tape) -> bool:
         """Whether a tape is of the same program, on other data."""
         same = self.program
         return (
             (same.n_samples, same.outputs, same.names) == (tape.n_samples, tape.outputs, tape.names)
-            and same.constants.keys() == tape.constants.keys()
+            and self.constants == tape.constants.keys()
             and list(same.layouts) == list(tape.layouts)
             and len(same.calls) == len(tape.calls)
             and all(_alike(one, other) for one, other in zip(same.calls, tape.calls, strict=True))
