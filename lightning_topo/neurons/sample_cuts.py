@@ -1,18 +1,23 @@
 """Recorded steps in parts of their samples: the same loss, in the memory of one part."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_topo.memory import is_out_of_memory
 from lightning_topo.neurons.coupling import Atom, Axis, axis_size, flat, is_constant
 from lightning_topo.neurons.fewer_samples import CannotCut, _atoms, _length, _resized
 from lightning_topo.neurons.tape_coupling import couple
 from lightning_topo.neurons.trace import CouplingTrace
 from lightning_topo.tape import Call, CannotReplay, Slot, Tape, replay
+
+log: logging.Logger = logging.getLogger(__name__)
 
 WeightedTape = tuple[float, Tape]
 
@@ -43,7 +48,13 @@ class SampleCuts:
             return ((1.0, tape),)
         key = id(tape), size
         if key not in self._known:
-            self._known[key] = tape, self._cut(tape, size, named, precision)
+            try:
+                self._known[key] = tape, self._cut(tape, size, named, precision)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                log.info("a recorded step stays whole: %s", error)
+                self._known[key] = tape, ((1.0, tape),)
         return self._known[key][1]
 
     def forget_all_but(self, tapes: Sequence[Tape]) -> None:
@@ -63,7 +74,7 @@ class SampleCuts:
         bounds = [tape.n_samples * k // n_parts for k in range(n_parts + 1)]
         for guesses in (False, True):
             try:
-                parts = [axes.part(tape, start, stop, guesses) for start, stop in zip(bounds, bounds[1:], strict=False)]
+                parts = [axes.part(tape, start, stop, guesses) for start, stop in pairwise(bounds)]
                 with torch.no_grad():
                     weights = _weights(tape, parts, partial(replay, named=_perturbed(tape, named), precision=precision))
             except (CannotCut, CannotReplay):
@@ -206,7 +217,9 @@ def _divisor(tape: Tape) -> int | None:
     while (call := makers.get(slot)) is not None:
         name = call.name.removeprefix("aten::")
         if name in ("nll_loss_forward", "nll_loss2d_forward"):
-            told = [value.index for value in (call.argument("target"), call.argument("weight")) if isinstance(value, Slot)]
+            told = [
+                value.index for value in (call.argument("target"), call.argument("weight")) if isinstance(value, Slot)
+            ]
             return call.outputs[1] if not any(_is_trained(tape, makers, other) for other in told) else None
         if name == "div" and isinstance(call.args[1], Slot):
             return None if _is_trained(tape, makers, call.args[1].index) else call.args[1].index

@@ -81,7 +81,11 @@ class Approach:
 
     def _parts(self, loss_fn: Callable[[], Tensor]) -> Sequence[LossPart]:
         if self.micro_batch is not None:
-            return loss_fn.pieces(self.micro_batch) if isinstance(loss_fn, TapeLoss) else parts_of(loss_fn, self.micro_batch)
+            return (
+                loss_fn.pieces(self.micro_batch)
+                if isinstance(loss_fn, TapeLoss)
+                else parts_of(loss_fn, self.micro_batch)
+            )
         if not isinstance(loss_fn, TapeLoss):
             return [(1.0, loss_fn)]
         parts = loss_fn.within(_room(loss_fn))

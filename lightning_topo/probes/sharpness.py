@@ -45,8 +45,9 @@ class Sharpness:
     batches are small, or no threshold is known, that is what sees the edge.
 
     `n_largest` adds `sharpness_2`, ... `micro_batch` evaluates the loss on so many samples at a time: less memory, and
-    products that cost about half as much again; only for a loss that is a mean over samples. Recorded steps are not
-    cut: each is a part, and the record's `micro_batch` is the size of the largest. `batch_sharpness` adds the mean over
+    products that cost about half as much again; only for a loss that is a mean over samples. Recorded steps are
+    taken in parts by themselves where their graphs would take more than the step did; the record's `micro_batch` is the
+    size of the largest part, a whole step where its samples meet. `batch_sharpness` adds the mean over
     the samples' parts of so many samples of g^T H g / g^T g, which minibatch SGD brings to 2 / lr
     (Andreyev and Beneventano, arXiv:2412.20553); where the optimizer's threshold is known also
     `batch_sharpness_ratio`, 1 at the edge of training with batches of that size, with the share of

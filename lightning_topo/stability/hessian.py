@@ -263,7 +263,7 @@ def flatten(tensors: Iterable[Tensor]) -> Float[Tensor, " p"]:
 def add_flat(
     total: Float[Tensor, " p"], pieces: Iterable[Tensor | None], like: Sequence[Tensor], weight: float = 1.0
 ) -> None:
-    """Add the tensors' entries to a flat vector in place, times a weight: without a second vector. None adds nothing."""
+    """Add weight times the tensors' entries to a flat vector, in place; None adds nothing."""
     for part, piece in zip(total.split([t.numel() for t in like]), pieces, strict=True):
         if piece is not None:
             part.add_(whole(piece).reshape(-1), alpha=weight)

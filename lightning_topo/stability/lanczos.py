@@ -115,7 +115,11 @@ def extreme_eigenvalues(
             or n == image.numel()
             or (n >= wanted and float(residuals.max()) <= settings.tolerance * abs(largest))
         )
-        if (converged and n_products >= min(settings.min_products, max_products)) or exhausted or n_products >= max_products:
+        if (
+            (converged and n_products >= min(settings.min_products, max_products))
+            or exhausted
+            or n_products >= max_products
+        ):
             ritz = krylov.T @ torch.as_tensor(vectors[:, -1], dtype=image.dtype, device=image.device)
             top = tuple(float(value) for value in values[::-1][:wanted])
             return Extremes(

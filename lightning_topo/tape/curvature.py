@@ -42,7 +42,7 @@ def tape_loss(
 
 @runtime_checkable
 class Cut(Protocol):
-    """Parts of a tape with at most `size` samples each, and the weights with which their losses sum up to the tape's."""
+    """Parts of a tape, of at most `size` samples each, with weights: their losses sum up to the tape's."""
 
     def __call__(
         self, tape: Tape, size: int, named: Mapping[str, Tensor], precision: torch.dtype | None
@@ -102,7 +102,9 @@ class TapeLoss:
                 parts.append(self._part(together))
                 together, taken = [], 0
             if needed > memory:
-                parts += map(self._part, [[piece] for piece in self._cut(weight, tape, tape.n_samples * memory // needed)])
+                parts += map(
+                    self._part, [[piece] for piece in self._cut(weight, tape, tape.n_samples * memory // needed)]
+                )
             else:
                 together.append((weight, tape))
                 taken += needed

@@ -22,7 +22,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(CLASSES, width)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, 2, 2 * width, 0.0, batch_first=True, norm_first=True) for _ in range(2)
+            nn.TransformerEncoderLayer(width, 2, 2 * width, 0.0, batch_first=True, norm_first=True) for _ in range(1)
         )
         self.head = nn.Linear(width, CLASSES)
 
