@@ -99,9 +99,7 @@ def extreme_eigenvalues(
         krylov = basis[:n]
         image = operator(krylov[-1])
         projected[-1, -1] = float(image @ krylov[-1])
-        # Twice is enough (Parlett): once leaves rounding errors that grow into copies of eigenvalues.
-        image = torch.addmv(image, krylov.T, krylov @ image, alpha=-1)
-        image.addmv_(krylov.T, krylov @ image, alpha=-1)
+        image = _orthogonal(image, krylov)
         norm = float(image.norm())
         if not np.isfinite([norm, projected[-1, -1]]).all():
             raise FloatingPointError("expected finite Hessian products, got NaN or infinity")
@@ -120,7 +118,8 @@ def extreme_eigenvalues(
             or exhausted
             or n_products >= max_products
         ):
-            ritz = krylov.T @ torch.as_tensor(vectors[:, -1], dtype=image.dtype, device=image.device)
+            with torch.autocast(image.device.type, enabled=False):
+                ritz = krylov.T @ torch.as_tensor(vectors[:, -1], dtype=image.dtype, device=image.device)
             top = tuple(float(value) for value in values[::-1][:wanted])
             return Extremes(
                 largest, smallest, float(residuals[-1]), ritz.div_(ritz.norm()), n_products, bool(converged), top
@@ -138,13 +137,21 @@ def extreme_eigenvalues(
         del image
 
 
+def _orthogonal(image: Float[Tensor, " p"], krylov: Float[Tensor, "n p"]) -> Float[Tensor, " p"]:
+    """The image without its part in the basis: twice is enough (Parlett), once leaves rounding errors that grow."""
+    with torch.autocast(image.device.type, enabled=False):
+        image = torch.addmv(image, krylov.T, krylov @ image, alpha=-1)
+        return image.addmv_(krylov.T, krylov @ image, alpha=-1)
+
+
 def _restarted(
     basis: Float[Tensor, "n p"], values: np.ndarray, vectors: np.ndarray, norm: float, *, n_kept: int
 ) -> np.ndarray:
     """Put the largest Ritz vectors in the first rows; returns the operator on them and on the next vector."""
     rotation = torch.as_tensor(vectors[:, -n_kept:].T.copy(), dtype=basis.dtype, device=basis.device)
-    for columns in basis.split(_CHUNK, dim=1):
-        columns[:n_kept] = rotation @ columns
+    with torch.autocast(basis.device.type, enabled=False):
+        for columns in basis.split(_CHUNK, dim=1):
+            columns[:n_kept] = rotation @ columns
     projected = np.diag(np.append(values[-n_kept:], 0.0))
     projected[-1, :-1] = projected[:-1, -1] = norm * vectors[-1, -n_kept:]
     return projected

@@ -13,9 +13,9 @@ def recorded_bytes(tape: Tape) -> int:
 
     >>> from torch import nn
     >>> from lightning_topo.tape import StepRecorder
-    >>> model, recorder = nn.Linear(2, 4), StepRecorder()
+    >>> model, recorder, x = nn.Linear(2, 4), StepRecorder(), torch.ones(3, 2)
     >>> recorder.begin(model)
-    >>> recorder.loss(model(torch.ones(3, 2)).sum())
+    >>> recorder.loss(model(x).sum())
     >>> [tape] = recorder.end()
     >>> recorded_bytes(tape)  # three rows of four, and their sum
     52
