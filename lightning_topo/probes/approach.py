@@ -20,16 +20,23 @@ from lightning_topo.stability import (
     split_hessian,
 )
 from lightning_topo.tape import TapeLoss
+from lightning_topo.tape.footprint import recorded_bytes
 
 T = TypeVar("T")
 
 
+SMALL = 2**25
+"""Bytes of a graph that nobody notices."""
+
+
 @dataclass(frozen=True, slots=True)
 class Approach:
-    """On so many samples at a time (None: on all), and by finite differences where something is the `obstacle`.
+    """On so many samples at a time, and by finite differences where something is the `obstacle`.
 
-    A recorded step is never cut: where it has more samples, it is a part by itself. `differentiate` is how finite
-    differences get their gradients.
+    Without a `micro_batch` a batch is taken whole, and recorded steps in parts whose graphs take no more than the
+    step's own values did (or than a quarter of the parameters, or `SMALL`): together where they are small, else one by
+    one, or cut. A recorded step that cannot be cut is a part by itself. `differentiate` is how finite differences get
+    their gradients.
     """
 
     micro_batch: int | None = None
@@ -38,28 +45,57 @@ class Approach:
 
     def curvature(self, loss_fn: Callable[[], Tensor], params: Sequence[Tensor]) -> Curvature:
         """The Hessian of `loss_fn()`, taken this way."""
-        parts = [(1.0, loss_fn)] if self.micro_batch is None else parts_of(loss_fn, self.micro_batch)
+        parts = self._parts(loss_fn)
         if self.obstacle is not None:
             return split_finite_difference_hessian(
                 parts, params, differentiate=self.differentiate, obstacle=self.obstacle
             )
-        return hessian(loss_fn, params) if self.micro_batch is None else split_hessian(parts, params)
+        if len(parts) > 1:
+            return split_hessian(parts, params)
+        [(_, whole)] = parts
+        return hessian(whole, params)
 
     def part_size(self, loss_fn: Callable[[], Tensor]) -> int | None:
         """How many samples the largest part really has; None where the loss is taken whole."""
-        if self.micro_batch is None or not isinstance(loss_fn, BatchLoss | TapeLoss):
+        if not isinstance(loss_fn, BatchLoss | TapeLoss):
             return self.micro_batch
-        return round(max(weight for weight, _ in loss_fn.parts(self.micro_batch)) * loss_fn.n_samples)
+        parts = self._parts(loss_fn)
+        if self.micro_batch is None and len(parts) == 1:
+            return None
+        if isinstance(loss_fn, TapeLoss):
+            return max(part.n_samples for _, part in parts if isinstance(part, TapeLoss))
+        return round(max(weight for weight, _ in parts) * loss_fn.n_samples)
 
     def smaller(self, loss_fn: Callable[[], Tensor]) -> "Approach | None":
         """The same with half as many samples at a time, or one recorded step; None where nothing is left to divide."""
-        if isinstance(loss_fn, TapeLoss):
-            is_divided = self.micro_batch is not None or len(loss_fn.tapes) < 2
-            return None if is_divided else replace(self, micro_batch=max(tape.n_samples for tape in loss_fn.tapes))
-        if not isinstance(loss_fn, BatchLoss) or loss_fn.n_samples == 0:
+        if not isinstance(loss_fn, BatchLoss | TapeLoss) or loss_fn.n_samples == 0:
             return None
-        present = loss_fn.n_samples if self.micro_batch is None else min(self.micro_batch, loss_fn.n_samples)
-        return replace(self, micro_batch=(present + 1) // 2) if present > 1 else None
+        size = self.part_size(loss_fn)
+        present = loss_fn.n_samples if size is None else size
+        if size is None and isinstance(loss_fn, TapeLoss) and len(loss_fn.tapes) > 1:
+            wanted = max(tape.n_samples for tape in loss_fn.tapes)
+        else:
+            wanted = (present + 1) // 2
+        divided = replace(self, micro_batch=wanted)
+        return divided if (divided.part_size(loss_fn) or present) < present else None
+
+    def _parts(self, loss_fn: Callable[[], Tensor]) -> Sequence[LossPart]:
+        if self.micro_batch is not None:
+            return (
+                loss_fn.pieces(self.micro_batch)
+                if isinstance(loss_fn, TapeLoss)
+                else parts_of(loss_fn, self.micro_batch)
+            )
+        if not isinstance(loss_fn, TapeLoss):
+            return [(1.0, loss_fn)]
+        parts = loss_fn.within(_room(loss_fn))
+        return parts if len(parts) > 1 else [(1.0, loss_fn)]
+
+
+def _room(loss_fn: TapeLoss) -> int:
+    """Bytes that the graph of one part may take: what the training's own step needs for its values, at the least."""
+    weights = sum(p.numel() * p.element_size() for p in loss_fn.module.parameters())
+    return max(SMALL, weights // 4, *(recorded_bytes(tape) for tape in loss_fn.tapes))
 
 
 def adapted(approach: Approach, loss_fn: Callable[[], Tensor], measure: Callable[[Approach], T]) -> tuple[Approach, T]:
@@ -98,7 +134,9 @@ def parts_of(loss_fn: Callable[[], Tensor], size: int) -> Sequence[LossPart]:
 
     Raises `ValueError` for a loss that has no parts.
     """
-    if not isinstance(loss_fn, BatchLoss | TapeLoss):
+    if isinstance(loss_fn, TapeLoss):
+        return loss_fn.parts()
+    if not isinstance(loss_fn, BatchLoss):
         raise ValueError(
             f"expected a BatchLoss or a TapeLoss, which have parts of {size} samples, got {type(loss_fn).__name__}"
         )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from lightning_topo.measurement import GLOBAL
@@ -44,8 +45,9 @@ class Sharpness:
     batches are small, or no threshold is known, that is what sees the edge.
 
     `n_largest` adds `sharpness_2`, ... `micro_batch` evaluates the loss on so many samples at a time: less memory, and
-    products that cost about half as much again; only for a loss that is a mean over samples. Recorded steps are not
-    cut: each is a part, and the record's `micro_batch` is the size of the largest. `batch_sharpness` adds the mean over
+    products that cost about half as much again; only for a loss that is a mean over samples. Recorded steps are
+    taken in parts by themselves where their graphs would take more than the step did; the record's `micro_batch` is the
+    size of the largest part, a whole step where its samples meet. `batch_sharpness` adds the mean over
     the samples' parts of so many samples of g^T H g / g^T g, which minibatch SGD brings to 2 / lr
     (Andreyev and Beneventano, arXiv:2412.20553); where the optimizer's threshold is known also
     `batch_sharpness_ratio`, 1 at the edge of training with batches of that size, with the share of
@@ -119,10 +121,15 @@ class Sharpness:
             self.tolerance, max_products=self.max_products, n_largest=self.n_largest, seed=self.seed
         )
         curvature = approach.curvature(loss_fn, params)
-        thresholds = parameter_thresholds(
-            capture.optimizers, params, curvature.gradient, gradient_scales=capture.gradient_scales
-        ).parameters
+
+        def thresholds() -> Sequence[ParameterThreshold] | None:
+            # Not kept: for an adaptive optimizer they are three times the size of the parameters.
+            return parameter_thresholds(
+                capture.optimizers, params, curvature.gradient, gradient_scales=capture.gradient_scales
+            ).parameters
+
         raw = curvature_sharpness(curvature, start=start.raw, settings=settings)
+        raw = replace(raw, vector=_compact(raw.vector))
         values = {
             "sharpness": raw.value,
             "residual": raw.residual,
@@ -133,8 +140,11 @@ class Sharpness:
         if (size := approach.part_size(loss_fn)) is not None:
             values["micro_batch"] = float(size)
         scaled = None
-        if thresholds is not None:
-            scaled = scaled_sharpness(curvature, thresholds, raw, start=start.scaled, settings=settings)
+        if known := list(thresholds() or ()):
+            # Handed over: nobody holds them while the products are taken.
+            at_hand, known = [known], None
+            scaled = scaled_sharpness(curvature, at_hand.pop(), raw, start=start.scaled, settings=settings)
+            scaled = replace(scaled, vector=None if scaled.vector is None else _compact(scaled.vector))
             values |= {
                 "sharpness_ratio": scaled.ratio,
                 "ratio_residual": scaled.residual,
@@ -143,11 +153,12 @@ class Sharpness:
                 "converged": float(raw.converged and scaled.converged),
             }
         values |= directional_values(curvature, capture)
-        by_group = self._swaps(curvature, capture, thresholds)
+        by_group = self._swaps(curvature, capture, thresholds() if self.swap_pairs else None)
         if self.batch_sharpness is not None:
+            at_hand = thresholds()
             del curvature  # its graph makes room
             parts = parts_of(loss_fn, self.batch_sharpness)
-            values |= _batch_sharpness(parts, params, thresholds, replace(approach, micro_batch=None))
+            values |= _batch_sharpness(parts, params, at_hand, replace(approach, micro_batch=None))
         return ProbeResult(
             {GLOBAL: values} | by_group,
             carry=start.followed_by(approach, raw.vector, None if scaled is None else scaled.vector),
@@ -219,6 +230,16 @@ class _Start:
         if self.age + 1 >= _COLD_EVERY:
             return _Start(approach)
         return _Start(approach, raw, scaled, self.age + 1)
+
+
+_COMPACT = 2**24
+"""Bytes above which a vector between two measurements lies in the host's memory, in half precision."""
+
+
+def _compact(vector: Tensor) -> Tensor:
+    """The vector as a start, which need not be exact, is kept."""
+    is_large = vector.numel() * vector.element_size() > _COMPACT
+    return vector.to("cpu", torch.bfloat16) if is_large else vector
 
 
 def _explained(approach: Approach) -> str:

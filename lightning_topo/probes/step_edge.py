@@ -112,8 +112,8 @@ class StepEdge:
             return state.approach, {}, state.start
         own, other = loss_fn, None
         if isinstance(loss_fn, TapeLoss):
-            own = TapeLoss(loss_fn.module, loss_fn.tapes[-1:])
-            other = TapeLoss(loss_fn.module, loss_fn.tapes[-2:-1]) if len(loss_fn.tapes) > 1 else None
+            own = replace(loss_fn, tapes=loss_fn.tapes[-1:])
+            other = replace(loss_fn, tapes=loss_fn.tapes[-2:-1]) if len(loss_fn.tapes) > 1 else None
         params = [p for p in capture.module.parameters() if p.requires_grad]
         approach, along = adapted(state.approach, own, lambda a: directional_values(a.curvature(own, params), capture))
         try:
@@ -137,4 +137,4 @@ class _State:
 def _chosen(loss_fn: TapeLoss, count: int) -> list[TapeLoss]:
     """The next recorded batches in turn, each as a loss of its own."""
     n = len(loss_fn.tapes)
-    return [TapeLoss(loss_fn.module, (loss_fn.tapes[(count + k) % n],)) for k in range(min(_BATCHES, n))]
+    return [replace(loss_fn, tapes=(loss_fn.tapes[(count + k) % n],)) for k in range(min(_BATCHES, n))]

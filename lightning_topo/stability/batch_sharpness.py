@@ -73,18 +73,18 @@ def curvature_batch_sharpness(
     gradient = curvature.gradient
     if thresholds is None:
         return BatchSharpness(_along(gradient, gradient, curvature @ gradient), noise)
-    total, stable = (
-        spread([getattr(each, name) for each in thresholds], curvature.params) for name in ("total", "stability")
-    )
     image = curvature @ gradient
     value = _along(gradient, gradient, image)
+    del image
     found = []
-    for sizes in (total, stable):
-        lengths = sizes[sizes > 0]
-        if len(lengths) == len(sizes) and bool((lengths == lengths[0]).all()):
-            found.append(float(lengths[0]) * value)
+    for name in ("total", "stability"):
+        # One after the other: where parameters are many, each vector counts.
+        sizes = spread([getattr(each, name) for each in thresholds], curvature.params)
+        least, largest = (float(extreme) for extreme in sizes.aminmax())
+        if least == largest > 0:
+            found.append(largest * value)
         else:
-            moved = sizes * gradient
+            moved = sizes.mul_(gradient)
             found.append(_along(gradient, moved, curvature @ moved))
     return BatchSharpness(value, noise, 0.5 * found[0], found[1])
 
@@ -105,7 +105,7 @@ def curvature_elsewhere(
     """
     moved = curvature.gradient
     if thresholds is not None:
-        moved = spread([each.total for each in thresholds], curvature.params) * moved
+        moved = spread([each.total for each in thresholds], curvature.params).mul_(moved)
     own = float(moved @ (curvature @ moved))
     return float(moved @ (other @ moved)) / own if own > 0.0 else 1.0
 

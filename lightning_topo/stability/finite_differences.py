@@ -7,7 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_topo.stability.hessian import Curvature, LossPart, checked_loss, flatten, seeded, shaped, trainable_only
+from lightning_topo.stability.hessian import (
+    Curvature,
+    LossPart,
+    add_flat,
+    checked_loss,
+    flatten,
+    seeded,
+    shaped,
+    trainable_only,
+)
 
 Differentiate = Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor]]
 """The gradients of a loss with respect to some parameters, shaped and placed as these."""
@@ -79,13 +88,14 @@ class FiniteDifferenceHessian(Curvature):
             return _gradient(self._parts, self.params, self._differentiate, self._seed)[1]
 
         try:
-            difference = gradient_at(step) - gradient_at(-step)
+            difference = gradient_at(step)
+            difference -= gradient_at(-step)
         finally:
             with torch.no_grad():
                 for p, here in zip(self.params, kept, strict=True):
                     p.copy_(here)
             torch.clear_autocast_cache()
-        return difference / (2.0 * step)
+        return difference.div_(2.0 * step)
 
 
 def finite_difference_hessian(
@@ -143,9 +153,14 @@ def _gradient(
     for k, (weight, loss_fn) in enumerate(parts):
         with seeded(seed + k, params), torch.enable_grad():
             loss = checked_loss(loss_fn)
-            part = weight * flatten(g.detach() for g in differentiate(loss, params))
+            pieces = [g.detach() for g in differentiate(loss, params)]
         total += weight * loss.item()
-        gradient = part if gradient is None else gradient + part
+        del loss
+        if gradient is None:
+            gradient = flatten(pieces).mul_(weight)
+        else:
+            add_flat(gradient, pieces, params, weight)
+        del pieces
     assert gradient is not None
     return total, gradient
 

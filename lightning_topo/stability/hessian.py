@@ -68,26 +68,9 @@ class Hessian(Curvature):
 
         Raises `NotTwiceDifferentiable` at an operator whose backward pass cannot be differentiated.
         """
-        directions = shaped(vector, self.params)
-        curved = [(g, v) for g, v in zip(self._gradient, directions, strict=True) if g.requires_grad]
-        if not curved:
-            return torch.zeros_like(vector)
-        outputs, along = zip(*curved, strict=True)
-        try:
-            product = torch.autograd.grad(
-                outputs,
-                self.params,
-                along,
-                retain_graph=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-        except RuntimeError as error:
-            operator = _undifferentiable(error)
-            if operator is None:
-                raise
-            raise NotTwiceDifferentiable(operator) from None
-        return flatten(product)
+        product = torch.zeros_like(vector)
+        add_flat(product, _product(self._gradient, self.params, vector, keep_graph=True), self.params)
+        return product
 
 
 def hessian(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Hessian:
@@ -108,12 +91,39 @@ def hessian(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Hessian:
     tensor([2., 6.])
     """
     trainable = trainable_only(params)
+    loss, gradient = _differentiated(loss_fn, trainable, create_graph=True)
+    return Hessian(loss, trainable, gradient)
+
+
+def _differentiated(
+    loss_fn: Callable[[], Tensor], params: tuple[Tensor, ...], *, create_graph: bool
+) -> tuple[float, tuple[Tensor, ...]]:
     with torch.enable_grad():
         loss = checked_loss(loss_fn)
         if (name := _once_differentiable(loss)) is not None:
             raise NotTwiceDifferentiable(name)
-        gradient = torch.autograd.grad(loss, trainable, create_graph=True, allow_unused=True, materialize_grads=True)
-    return Hessian(loss.item(), trainable, gradient)
+        gradient = torch.autograd.grad(
+            loss, params, create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
+    return loss.item(), gradient
+
+
+def _product(
+    gradient: Sequence[Tensor], params: tuple[Tensor, ...], vector: Float[Tensor, " p"], *, keep_graph: bool
+) -> Sequence[Tensor | None]:
+    """H v in pieces, from the gradient with its graph; None for a parameter along which it is zero."""
+    directions = shaped(vector, params)
+    curved = [(g, v) for g, v in zip(gradient, directions, strict=True) if g.requires_grad]
+    if not curved:
+        return [None] * len(params)
+    outputs, along = zip(*curved, strict=True)
+    try:
+        return torch.autograd.grad(outputs, params, along, retain_graph=keep_graph, allow_unused=True)
+    except RuntimeError as error:
+        operator = _undifferentiable(error)
+        if operator is None:
+            raise
+        raise NotTwiceDifferentiable(operator) from None
 
 
 def trainable_only(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -195,8 +205,13 @@ class SplitHessian(Curvature):
     def __matmul__(self, vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
         """H v: the weighted sum of the parts' products."""
         product = torch.zeros_like(vector)
-        for weight, part in _each(self._parts, self.params, self._seed):
-            product += weight * (part @ vector)
+        for k, (weight, loss_fn) in enumerate(self._parts):
+            with seeded(self._seed + k, self.params):
+                _, gradient = _differentiated(loss_fn, self.params, create_graph=True)
+            pieces = _product(gradient, self.params, vector, keep_graph=False)
+            del gradient  # the graph of one part goes before that of the next one is built
+            add_flat(product, pieces, self.params, weight)
+            del pieces
         return product
 
 
@@ -215,19 +230,17 @@ def split_hessian(parts: Iterable[LossPart], params: Iterable[Tensor]) -> SplitH
         raise ValueError("expected at least one part of a batch, got none")
     seed = torch.initial_seed()
     loss, gradient = 0.0, None
-    for weight, part in _each(parts, params, seed):
-        loss += weight * part.loss
-        scaled = weight * part.gradient
-        gradient = scaled if gradient is None else gradient + scaled
-    assert gradient is not None
-    return SplitHessian(loss, params, parts, gradient, seed)
-
-
-def _each(parts: Iterable[LossPart], params: Sequence[Tensor], seed: int) -> Iterator[tuple[float, Hessian]]:
     for k, (weight, loss_fn) in enumerate(parts):
         with seeded(seed + k, params):
-            part = hessian(loss_fn, params)
-        yield weight, part
+            of_part, pieces = _differentiated(loss_fn, params, create_graph=False)
+        loss += weight * of_part
+        if gradient is None:
+            gradient = flatten(pieces).mul_(weight)
+        else:
+            add_flat(gradient, pieces, params, weight)
+        del pieces
+    assert gradient is not None
+    return SplitHessian(loss, params, parts, gradient, seed)
 
 
 @contextmanager
@@ -245,6 +258,15 @@ def flatten(tensors: Iterable[Tensor]) -> Float[Tensor, " p"]:
     A tensor that is sharded over ranks is gathered whole: then every rank has to call, in the same order.
     """
     return torch.cat([t.reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in map(whole, tensors)])
+
+
+def add_flat(
+    total: Float[Tensor, " p"], pieces: Iterable[Tensor | None], like: Sequence[Tensor], weight: float = 1.0
+) -> None:
+    """Add weight times the tensors' entries to a flat vector, in place; None adds nothing."""
+    for part, piece in zip(total.split([t.numel() for t in like]), pieces, strict=True):
+        if piece is not None:
+            part.add_(whole(piece).reshape(-1), alpha=weight)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -1,15 +1,19 @@
 """The extreme eigenvalues of a symmetric operator that is known by its products only."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.linalg import eigh_tridiagonal
+from scipy.linalg import eigh
 from torch import Tensor
 
 _ROWS = 8
 """Room for the basis to begin with: more than a warm start needs. It doubles when it is full."""
+_MOST_BYTES, _FEWEST_ROWS = 2**27, 5
+"""The basis takes no more than so many bytes, but has so many rows in any case."""
+_CHUNK = 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,48 +66,92 @@ def extreme_eigenvalues(
 ) -> Extremes:
     """Lanczos' method with full reorthogonalisation, from `start`, for the largest algebraic eigenvalue.
 
+    The basis holds 128 MiB, or five vectors where these are longer: when it is full, it is replaced by the largest Ritz
+    vectors (a thick restart), which costs a product more here and there. `smallest` is then the least Ritz value met.
+    Long vectors on a GPU are kept in the host's memory, with no more than one at a time on the GPU.
+
     Raises `FloatingPointError` if a product is not finite.
 
-    Source: Golub and Van Loan, *Matrix Computations*, section 10.1.
+    Source: Golub and Van Loan, *Matrix Computations*, section 10.1; Wu and Simon, *Thick-restart Lanczos method for
+    large symmetric eigenvalue problems*, 2000.
 
     >>> matrix = torch.diag(torch.tensor([5.0, 2.0, -1.0]))
     >>> found = extreme_eigenvalues(lambda v: matrix @ v, torch.ones(3))
     >>> round(found.largest, 4), round(found.smallest, 4), found.converged
     (5.0, -1.0, True)
     """
+    if start.is_cuda and _FEWEST_ROWS * start.numel() * start.element_size() > _MOST_BYTES:
+        device, given = start.device, operator
+        start, operator = start.cpu(), lambda vector: given(vector.to(device)).cpu()
+        found = extreme_eigenvalues(operator, start, settings)
+        return replace(found, vector=found.vector.to(device))
     max_products = min(settings.max_products, start.numel())
     wanted = min(settings.n_largest, start.numel())
-    basis = start.new_empty(_ROWS, start.numel())
-    basis[0] = start / start.norm()
-    diagonal: list[float] = []
-    off_diagonal: list[float] = []
+    most_rows = max(_MOST_BYTES // (start.numel() * start.element_size()), _FEWEST_ROWS, wanted + 4)
+    basis = start.new_empty(min(_ROWS, most_rows), start.numel())
+    torch.div(start, start.norm(), out=basis[0])
+    del start  # the caller may have kept none: one vector less
+    projected = np.zeros((1, 1))
+    n_products, smallest = 0, float("inf")
     while True:
-        n = len(diagonal) + 1
+        n_products += 1
+        n = len(projected)
         krylov = basis[:n]
         image = operator(krylov[-1])
-        diagonal.append(float(image @ krylov[-1]))
-        # Twice is enough (Parlett): once leaves rounding errors that grow into copies of eigenvalues.
-        for _ in range(2):
-            image = image - krylov.T @ (krylov @ image)
+        projected[-1, -1] = float(image @ krylov[-1])
+        image = _orthogonal(image, krylov)
         norm = float(image.norm())
-        if not (torch.isfinite(torch.tensor(norm)) and torch.isfinite(torch.tensor(diagonal[-1]))):
+        if not np.isfinite([norm, projected[-1, -1]]).all():
             raise FloatingPointError("expected finite Hessian products, got NaN or infinity")
-        values, vectors = eigh_tridiagonal(diagonal, off_diagonal)
+        values, vectors = eigh(projected)
+        smallest = min(smallest, float(values[0]))
         largest, residuals = float(values[-1]), norm * abs(vectors[-1, -wanted:])
         # The Krylov space is invariant: what is left of the product is rounding.
         exhausted = norm <= torch.finfo(image.dtype).eps * max(abs(float(values[-1])), abs(float(values[0])))
         converged = (
             exhausted
-            or n == start.numel()
+            or n == image.numel()
             or (n >= wanted and float(residuals.max()) <= settings.tolerance * abs(largest))
         )
-        if (converged and n >= min(settings.min_products, max_products)) or exhausted or n >= max_products:
-            ritz = krylov.T @ torch.as_tensor(vectors[:, -1], dtype=start.dtype, device=start.device)
+        if (
+            (converged and n_products >= min(settings.min_products, max_products))
+            or exhausted
+            or n_products >= max_products
+        ):
+            with torch.autocast(image.device.type, enabled=False):
+                ritz = krylov.T @ torch.as_tensor(vectors[:, -1], dtype=image.dtype, device=image.device)
             top = tuple(float(value) for value in values[::-1][:wanted])
             return Extremes(
-                largest, float(values[0]), float(residuals[-1]), ritz / ritz.norm(), n, bool(converged), top
+                largest, smallest, float(residuals[-1]), ritz.div_(ritz.norm()), n_products, bool(converged), top
             )
-        off_diagonal.append(norm)
-        if n == len(basis):
-            basis = torch.cat([basis, torch.empty_like(basis)])
-        basis[n] = image / norm
+        if n == most_rows:
+            projected = _restarted(basis, values, vectors, norm, n_kept=wanted + 1)
+        else:
+            projected = np.pad(projected, (0, 1))
+            projected[-1, -2] = projected[-2, -1] = norm
+        n = len(projected)
+        if n > len(basis):
+            more = basis.new_empty(min(len(basis), most_rows - len(basis)), basis.shape[1])
+            basis = torch.cat([basis, more])
+        torch.div(image, norm, out=basis[n - 1])
+        del image
+
+
+def _orthogonal(image: Float[Tensor, " p"], krylov: Float[Tensor, "n p"]) -> Float[Tensor, " p"]:
+    """The image without its part in the basis: twice is enough (Parlett), once leaves rounding errors that grow."""
+    with torch.autocast(image.device.type, enabled=False):
+        image = torch.addmv(image, krylov.T, krylov @ image, alpha=-1)
+        return image.addmv_(krylov.T, krylov @ image, alpha=-1)
+
+
+def _restarted(
+    basis: Float[Tensor, "n p"], values: np.ndarray, vectors: np.ndarray, norm: float, *, n_kept: int
+) -> np.ndarray:
+    """Put the largest Ritz vectors in the first rows; returns the operator on them and on the next vector."""
+    rotation = torch.as_tensor(vectors[:, -n_kept:].T.copy(), dtype=basis.dtype, device=basis.device)
+    with torch.autocast(basis.device.type, enabled=False):
+        for columns in basis.split(_CHUNK, dim=1):
+            columns[:n_kept] = rotation @ columns
+    projected = np.diag(np.append(values[-n_kept:], 0.0))
+    projected[-1, :-1] = projected[:-1, -1] = norm * vectors[-1, -n_kept:]
+    return projected

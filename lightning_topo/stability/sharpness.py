@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_topo.stability.finite_differences import finite_difference_hessian
-from lightning_topo.stability.hessian import Curvature, NotTwiceDifferentiable, hessian
+from lightning_topo.stability.hessian import Curvature, NotTwiceDifferentiable, hessian, whole
 from lightning_topo.stability.lanczos import Extremes, LanczosSettings, extreme_eigenvalues
 from lightning_topo.stability.optimizer_rules import ParameterThreshold
 from lightning_topo.stability.thresholds import spread
@@ -146,35 +146,68 @@ def scaled_sharpness(
             at_edge * top, in_step * max(abs(top), abs(bottom)), at_edge * raw.residual, raw.converged
         )
     settings = replace(settings, n_largest=1)
-    decay = spread([s.weight_decay for s in thresholds], curvature.params)
+    if not any(_moves(each) for each in thresholds):
+        return ScaledSharpness(0.0, 0.0, 0.0, converged=True)
+    params, least, most = curvature.params, *_step_weights(thresholds)
+    stable = spread([each.stability for each in thresholds], params)
+    # c w is one number for all parameters unless momentum differs between them: then one spectrum tells both.
+    step = None if most - least <= 1e-4 * most else spread([each.step for each in thresholds], params)
+    decay = _decay(thresholds, params)
+    del thresholds  # three vectors of their own, unless the caller goes on with them
 
-    def extremes(sizes: Tensor, start: Tensor | None) -> Extremes:
-        root = sizes.sqrt()
-
+    def extremes(root: Tensor, start: Tensor | None) -> Extremes:
         def operator(vector: Tensor) -> Tensor:
             scaled = root * vector
-            return root * ((curvature @ scaled) + decay * scaled)
+            image = curvature @ scaled
+            if isinstance(decay, Tensor) or decay != 0.0:
+                image += decay * scaled
+            return image.mul_(root)
 
-        candidates = (start, root * raw.vector, root)
-        # The top direction may lie in parameters that do not move.
-        usable = next(c for c in candidates if c is not None and c.shape == root.shape and c.any())
-        return _warm_lanczos(operator, curvature, usable, settings)
+        return _warm_lanczos(operator, curvature, start, settings)
 
-    stable, step = (spread([getattr(s, name) for s in thresholds], curvature.params) for name in ("stability", "step"))
-    if not stable.any():
-        return ScaledSharpness(0.0, 0.0, 0.0, converged=True)
-    found = extremes(stable, start)
-    moving = stable > 0
-    weights = step[moving] / stable[moving]
-    # c w is one number for all parameters unless momentum differs between them: then one spectrum tells both.
-    if float(weights.max() - weights.min()) <= 1e-4 * float(weights.max()):
-        in_step, further = float(weights.mean()) * max(abs(found.largest), abs(found.smallest)), 0
+    root = stable.sqrt_()
+    found = extremes(root, _scaled_start(root, raw.vector, start))
+    if step is None:
+        in_step, further = (least + most) / 2 * max(abs(found.largest), abs(found.smallest)), 0
     else:
-        other = extremes(step, found.vector)
+        other = extremes(step.sqrt_(), found.vector)
         in_step, further = max(abs(other.largest), abs(other.smallest)), other.n_products
     return ScaledSharpness(
         found.largest, in_step, found.residual, found.converged, found.n_products + further, found.vector
     )
+
+
+def _scaled_start(root: Tensor, vector: Tensor, known: Tensor | None) -> Tensor:
+    if known is not None and known.shape == root.shape and known.any():
+        return known
+    scaled = root * vector.to(root)
+    # The top direction may lie in parameters that do not move.
+    return scaled if scaled.any() else root
+
+
+def _moves(threshold: ParameterThreshold) -> bool:
+    stable = threshold.stability
+    return bool(whole(stable).any()) if isinstance(stable, Tensor) else stable != 0.0
+
+
+def _decay(thresholds: Sequence[ParameterThreshold], params: Sequence[Tensor]) -> Tensor | float:
+    """The weight decay of all entries: one number where it is."""
+    decays = [each.weight_decay for each in thresholds]
+    first = decays[0]
+    if not isinstance(first, Tensor) and all(not isinstance(each, Tensor) and each == first for each in decays):
+        return float(first)
+    return spread(decays, params)
+
+
+def _step_weights(thresholds: Sequence[ParameterThreshold]) -> tuple[float, float]:
+    """The least and the largest M / S of all entries that move."""
+    least, largest = float("inf"), 0.0
+    for each in thresholds:
+        stable, step = (torch.as_tensor(whole(v) if isinstance(v, Tensor) else v) for v in (each.stability, each.step))
+        ratios = (step / stable)[stable > 0]
+        if len(ratios):
+            least, largest = min(least, float(ratios.min())), max(largest, float(ratios.max()))
+    return least, largest
 
 
 def _warm_lanczos(
@@ -183,17 +216,25 @@ def _warm_lanczos(
     start: Tensor | None,
     settings: LanczosSettings,
 ) -> Extremes:
-    """Lanczos' method from `start`; from what is at hand where there is none, or where that has not converged."""
-    cold = _cold_start(curvature, settings.seed)
+    """Lanczos' method from `start`; from what is at hand where there is none, or where that has not converged.
+
+    No cold start is held while the method runs: where parameters are many, each vector counts.
+    """
     patient = replace(settings, min_products=max(settings.min_products, _COLD_PRODUCTS))
-    if start is None or start.shape != cold.shape:
-        return extreme_eigenvalues(operator, cold, patient)
-    start = start.to(cold)
-    found = extreme_eigenvalues(operator, start / start.norm() + _FRESH * cold, settings)
+    n_parameters = sum(p.numel() for p in curvature.params)
+    if start is None or start.shape != (n_parameters,):
+        return extreme_eigenvalues(operator, _cold_start(curvature, settings.seed), patient)
+    found = extreme_eigenvalues(operator, _mixed_start(curvature, start, settings.seed), settings)
     if found.converged:
         return found
-    again = extreme_eigenvalues(operator, cold, patient)
+    again = extreme_eigenvalues(operator, _cold_start(curvature, settings.seed), patient)
     return replace(again, n_products=found.n_products + again.n_products)
+
+
+def _mixed_start(curvature: Curvature, start: Tensor, seed: int) -> Float[Tensor, " p"]:
+    cold = _cold_start(curvature, seed)
+    start = start.to(cold)
+    return cold.mul_(_FRESH).add_(start, alpha=1.0 / float(start.norm()))
 
 
 _FRESH = 0.2
@@ -205,5 +246,6 @@ def _cold_start(curvature: Curvature, seed: int) -> Float[Tensor, " p"]:
     gradient = curvature.gradient
     generator = torch.Generator(gradient.device).manual_seed(seed)
     noise = torch.randn(gradient.shape, generator=generator, dtype=gradient.dtype, device=gradient.device)
-    length = gradient.norm()
-    return noise / noise.norm() + (gradient / length if length > 0.0 else 0.0)
+    length = float(gradient.norm())
+    noise /= noise.norm()
+    return noise.add_(gradient, alpha=1.0 / length) if length > 0.0 else noise

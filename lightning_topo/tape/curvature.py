@@ -1,13 +1,14 @@
 """The loss of recorded steps as a function of the parameters where they stand now."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lightning_topo.tape.footprint import graph_bytes
 from lightning_topo.tape.names import named_tensors
 from lightning_topo.tape.program import Tape
 from lightning_topo.tape.replay import CannotReplay, replay
@@ -39,17 +40,28 @@ def tape_loss(
     return loss.reshape(()) / tape.scale
 
 
+@runtime_checkable
+class Cut(Protocol):
+    """Parts of a tape, of at most `size` samples each, with weights: their losses sum up to the tape's."""
+
+    def __call__(
+        self, tape: Tape, size: int, named: Mapping[str, Tensor], precision: torch.dtype | None
+    ) -> Sequence[tuple[float, Tape]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class TapeLoss:
     """The mean loss over the samples of several tapes, at the present parameters of a module: a zero-argument callable.
 
-    Tapes are weighted by their numbers of samples. `parts` gives the same loss tape by tape, for what has to go
-    without the memory of all together.
+    Tapes are weighted by their numbers of samples, or by `weights`. `parts`, `pieces` and `within` give the same loss
+    in parts, for what has to go without the memory of all together. Without `cut` a tape is a part, however large.
     """
 
     module: nn.Module
     tapes: Sequence[Tape]
     precision: torch.dtype | None = torch.float32
+    cut: Cut | None = None
+    weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         if not self.tapes:
@@ -64,15 +76,54 @@ class TapeLoss:
 
     def __call__(self) -> Float[Tensor, ""]:
         """The loss on all samples."""
-        weighted = [weight * part() for weight, part in self.parts()]
+        named = named_tensors(self.module)
+        weighted = [weight * tape_loss(tape, named, precision=self.precision) for weight, tape in self._weighted()]
         return torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
 
-    def parts(self, size: int | None = None) -> tuple[tuple[float, Callable[[], Tensor]], ...]:
-        """The loss on each tape, with its share of the samples; a tape is not cut, whatever `size` is."""
-        return tuple((tape.n_samples / self.n_samples, partial(self._loss, tape)) for tape in self.tapes)
+    def parts(self) -> tuple[tuple[float, "TapeLoss"], ...]:
+        """The loss on each tape, with its weight."""
+        return tuple(self._part([each]) for each in self._weighted())
 
-    def _loss(self, tape: Tape) -> Float[Tensor, ""]:
-        return tape_loss(tape, named_tensors(self.module), precision=self.precision)
+    def pieces(self, size: int) -> tuple[tuple[float, "TapeLoss"], ...]:
+        """The loss on at most `size` samples at a time, as far as tapes can be cut, with the weights of the parts."""
+        return tuple(self._part([piece]) for each in self._weighted() for piece in self._cut(*each, size))
+
+    def within(self, memory: int) -> tuple[tuple[float, "TapeLoss"], ...]:
+        """The loss in parts whose gradients' graphs take about `memory` bytes each, as far as tapes can be cut.
+
+        Small tapes go together, as many as fit.
+        """
+        parts: list[tuple[float, TapeLoss]] = []
+        together: list[tuple[float, Tape]] = []
+        taken = 0
+        for weight, tape in self._weighted():
+            needed = graph_bytes(tape, self.precision)
+            if together and taken + needed > memory:
+                parts.append(self._part(together))
+                together, taken = [], 0
+            if needed > memory:
+                parts += map(
+                    self._part, [[piece] for piece in self._cut(weight, tape, tape.n_samples * memory // needed)]
+                )
+            else:
+                together.append((weight, tape))
+                taken += needed
+        return (*parts, self._part(together)) if together else tuple(parts)
+
+    def _weighted(self) -> Sequence[tuple[float, Tape]]:
+        weights = self.weights or [tape.n_samples / self.n_samples for tape in self.tapes]
+        return list(zip(weights, self.tapes, strict=True))
+
+    def _cut(self, weight: float, tape: Tape, size: int) -> Sequence[tuple[float, Tape]]:
+        if self.cut is None:
+            return [(weight, tape)]
+        pieces = self.cut(tape, max(size, 1), named_tensors(self.module), self.precision)
+        return [(weight * share, piece) for share, piece in pieces]
+
+    def _part(self, weighted: Sequence[tuple[float, Tape]]) -> "tuple[float, TapeLoss]":
+        total = sum(weight for weight, _ in weighted)
+        weights = tuple(weight / total for weight, _ in weighted)
+        return total, replace(self, tapes=tuple(tape for _, tape in weighted), weights=weights)
 
 
 def enough_samples(tapes: Sequence[Tape], wanted: int = 256) -> tuple[Tape, ...]:

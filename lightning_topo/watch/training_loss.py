@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_topo.neurons.sample_cuts import SampleCuts
 from lightning_topo.probes import BatchLoss, ProbeUnavailable
 from lightning_topo.probes.probe import LossFn
 from lightning_topo.protection import same_random_state, unchanged
@@ -33,6 +34,7 @@ class TrainingLoss:
         self._training, self._seed = training, seed
         self._tapes: list[Tape] = []
         self._batch: Any = None
+        self._cuts = SampleCuts()
         self.obstacle: str = "no step was recorded yet"
 
     @property
@@ -61,6 +63,7 @@ class TrainingLoss:
             or sum(tape.n_samples for tape in self._tapes[n_losses:]) >= ENOUGH_SAMPLES * n_losses
         ):
             del self._tapes[0]
+        self._cuts.forget_all_but(self._tapes)
 
     def refuse(self, obstacle: str) -> None:
         """Nothing can be recorded, for this reason."""
@@ -76,7 +79,7 @@ class TrainingLoss:
             if self.obstacle:
                 raise ProbeUnavailable(f"the training step cannot be replayed: {self.obstacle}.", _REMEDY)
             with torch.enable_grad():
-                yield TapeLoss(self._training.module, tuple(self._tapes))
+                yield TapeLoss(self._training.module, tuple(self._tapes), cut=self._cuts)
             return
         with (
             same_random_state(self._seed),

@@ -1,0 +1,263 @@
+"""Recorded steps in parts of their samples: the same loss, in the memory of one part."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_topo.memory import is_out_of_memory
+from lightning_topo.neurons.coupling import Atom, Axis, axis_size, flat, is_constant
+from lightning_topo.neurons.fewer_samples import CannotCut, _atoms, _length, _resized
+from lightning_topo.neurons.tape_coupling import couple
+from lightning_topo.neurons.trace import CouplingTrace
+from lightning_topo.tape import Call, CannotReplay, Slot, Tape, replay
+
+log: logging.Logger = logging.getLogger(__name__)
+
+WeightedTape = tuple[float, Tape]
+
+_ROUNDING = 128
+"""So many times the rounding of one number may the parts' loss differ from the whole one's."""
+_SPREAD = 0.3
+"""How far the parameters are moved for the comparison, against their own size."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleCuts:
+    """Cuts tapes into parts of their samples, and remembers how.
+
+    A cut holds only where it gives the recorded loss: the parts' losses, each by its share of what the loss was divided
+    by (its samples, or its unmasked entries), have to sum up to the loss of the whole tape, at perturbed parameters,
+    up to rounding. Batch norm in training, a contrastive loss or one that balances experts does not: such a tape stays
+    whole.
+    """
+
+    _known: dict[tuple[int, int], tuple[Tape, tuple[WeightedTape, ...]]] = field(default_factory=dict)
+    _axes: list["_SampleAxes"] = field(default_factory=list)
+
+    def __call__(
+        self, tape: Tape, size: int, named: Mapping[str, Tensor], precision: torch.dtype | None
+    ) -> tuple[WeightedTape, ...]:
+        """Weights and parts of at most `size` samples each; the tape itself where it cannot be cut."""
+        if size >= tape.n_samples:
+            return ((1.0, tape),)
+        key = id(tape), size
+        if key not in self._known:
+            try:
+                self._known[key] = tape, self._cut(tape, size, named, precision)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                log.info("a recorded step stays whole: %s", error)
+                self._known[key] = tape, ((1.0, tape),)
+        return self._known[key][1]
+
+    def forget_all_but(self, tapes: Sequence[Tape]) -> None:
+        """Let go of the parts of other tapes."""
+        kept = {id(tape) for tape in tapes}
+        for key in [key for key in self._known if key[0] not in kept]:
+            del self._known[key]
+
+    def _cut(
+        self, tape: Tape, size: int, named: Mapping[str, Tensor], precision: torch.dtype | None
+    ) -> tuple[WeightedTape, ...]:
+        axes = next((known for known in self._axes if known.fits(tape)), None)
+        if axes is None:
+            axes = _SampleAxes.of(tape)
+            self._axes[:] = [axes, *self._axes[:3]]
+        n_parts = -(-tape.n_samples // size)
+        bounds = [tape.n_samples * k // n_parts for k in range(n_parts + 1)]
+        for guesses in (False, True):
+            try:
+                parts = [axes.part(tape, start, stop, guesses) for start, stop in pairwise(bounds)]
+                with torch.no_grad():
+                    weights = _weights(tape, parts, partial(replay, named=_perturbed(tape, named), precision=precision))
+            except (CannotCut, CannotReplay):
+                continue
+            if weights is not None:
+                return tuple((weight, part) for weight, part in zip(weights, parts, strict=True) if weight)
+        return ((1.0, tape),)
+
+
+@dataclass(frozen=True, slots=True)
+class _SampleAxes:
+    """The axes of every tensor in a tape's program, and the atoms of them that count its samples."""
+
+    program: Tape
+    constants: frozenset[int]
+    trace: CouplingTrace
+    axes: Mapping[int, list[Axis]]
+    samples: frozenset[Atom]
+
+    @classmethod
+    def of(cls, tape: Tape) -> "_SampleAxes":
+        coupling = couple([tape])
+        trace, [tensors] = coupling.trace, coupling.tensors
+        axes = {slot: known for slot, tensor in tensors.items() if (known := trace.known_axes(tensor)) is not None}
+        samples = {
+            first[0]
+            for slot, constant in tape.constants.items()
+            if slot in axes and constant.dim() and len(constant) == tape.n_samples
+            if len(first := flat(axes[slot][0])) == 1 and first[0].is_leaf
+        }
+        weights = {atom for name, pieces in trace.pieces.items() if not name.startswith("@") for atom in _atoms(pieces)}
+        # Of the data nothing is kept: the next tapes have their own.
+        program = tape.replaced(constants={}, values={}, draws={}, recorded=())
+        found = frozenset() if samples & weights else frozenset(samples)
+        return cls(program, frozenset(tape.constants), trace, axes, found)
+
+    def fits(self, tape: Tape) -> bool:
+        """Whether a tape is of the same program, on other data."""
+        same = self.program
+        return (
+            (same.n_samples, same.outputs, same.names) == (tape.n_samples, tape.outputs, tape.names)
+            and self.constants == tape.constants.keys()
+            and list(same.layouts) == list(tape.layouts)
+            and len(same.calls) == len(tape.calls)
+            and all(_alike(one, other) for one, other in zip(same.calls, tape.calls, strict=True))
+        )
+
+    def part(self, tape: Tape, start: int, stop: int, guesses: bool) -> Tape:
+        """Samples `start` to `stop`; with `guesses`, sizes of constants as long as the samples follow, too."""
+        if not self.samples:
+            raise CannotCut("no axis of samples")
+        n, kept = tape.n_samples, stop - start
+        sizes = dict.fromkeys(self.samples, kept)
+
+        def length(axis: Axis) -> int:
+            free = guesses and axis_size(axis) == n and all(is_constant(atom) for atom in flat(axis))
+            return kept if free else _length(axis, sizes)
+
+        def cut(tensor: Tensor, known: list[Axis]) -> Tensor:
+            for dim, axis in enumerate(known):
+                if (size := _length(axis, sizes)) != tensor.shape[dim]:
+                    if not flat(axis) or flat(axis)[0] not in self.samples:
+                        raise CannotCut("samples inside of another axis")
+                    tensor = tensor.narrow(dim, start * (size // kept), size)
+            return tensor
+
+        def unread(tensor: Tensor) -> Tensor:
+            is_data = tensor.layout is torch.strided and tensor.dim() and len(tensor) == n
+            return tensor[start:stop] if is_data else tensor
+
+        shapes = {slot: tuple(length(axis) for axis in known) for slot, known in self.axes.items()}
+        # Draws are numbered through from tape to tape.
+        names = {new.draw: old.draw for new, old in zip(tape.calls, self.program.calls, strict=True) if new.draw}
+        pieces = {new: self.trace.pieces[old] for new, old in names.items() if old in self.trace.pieces}
+        calls = (_resized(call, tape, shapes) for call in tape.calls)
+        return tape.replaced(
+            calls=tuple(_counting(call, n, kept) for call in calls),
+            constants={
+                slot: cut(value, self.axes[slot]) if slot in self.axes else unread(value)
+                for slot, value in tape.constants.items()
+            },
+            draws={
+                name: cut(value, pieces[name][0].axes) if name in pieces else value
+                for name, value in tape.draws.items()
+            },
+            n_samples=kept,
+        )
+
+
+_COUNTS = {"aten::arange": 0, "aten::native_group_norm": 3}
+"""Where an operator is told a number of samples, or of their rows."""
+
+
+def _counting(call: Call, n: int, kept: int) -> Call:
+    """The call with a number of samples among its arguments as it is now."""
+    at = _COUNTS.get(call.name)
+    if at is None or len(call.args) <= at or not isinstance(told := call.args[at], int):
+        return call
+    if told % n or (call.name == "aten::arange" and told != n):
+        return call
+    return replace(call, args=(*call.args[:at], told // n * kept, *call.args[at + 1 :]))
+
+
+def _alike(one: Call, other: Call) -> bool:
+    """Whether two calls do the same, whatever the numbers that they drew are called."""
+    return (one.operator, one.args, one.kwargs, one.outputs, one.writes, one.grad, one.draw is None) == (
+        other.operator, other.args, other.kwargs, other.outputs, other.writes, other.grad, other.draw is None
+    )  # fmt: skip
+
+
+def _weights(tape: Tape, parts: Sequence[Tape], run: Callable[[Tape], Sequence[Tensor]]) -> list[float] | None:
+    """Weights with which the parts' losses sum up to the tape's; None where there are none."""
+    divisor = _divisor(tape)
+    outputs = tape.outputs[:1] if divisor is None else (*tape.outputs[:1], divisor)
+    losses, divisors = [], []
+    for each in (tape, *parts):
+        loss, *by = (float(value) for value in run(each.replaced(outputs=outputs)))
+        losses.append(loss)
+        divisors += by
+    shares = [part.n_samples / tape.n_samples for part in parts]
+    ways = [shares, [1.0] * len(parts)]
+    if divisors and divisors[0]:
+        ways.insert(0, [each / divisors[0] for each in divisors[1:]])
+    tolerance = _ROUNDING * torch.finfo(torch.float32).eps
+    for weights in ways:
+        # A part of masked samples alone has no loss: 0 / 0.
+        terms = [weight * loss for weight, loss in zip(weights, losses[1:], strict=True) if weight]
+        if abs(sum(terms) - losses[0]) <= tolerance * max(abs(losses[0]), sum(map(abs, terms))):
+            return weights
+    return None
+
+
+_SCALES = frozenset({"mul", "div", "_to_copy", "view", "reshape", "_unsafe_view", "alias", "clone", "detach", "neg"})
+
+
+def _divisor(tape: Tape) -> int | None:
+    """The slot of the number that a masked mean was divided by; None where none is found, or it has a gradient."""
+    makers = {slot: call for call in tape.calls for slot in call.outputs if slot is not None}
+    slot = tape.outputs[0]
+    while (call := makers.get(slot)) is not None:
+        name = call.name.removeprefix("aten::")
+        if name in ("nll_loss_forward", "nll_loss2d_forward"):
+            told = [
+                value.index for value in (call.argument("target"), call.argument("weight")) if isinstance(value, Slot)
+            ]
+            return call.outputs[1] if not any(_is_trained(tape, makers, other) for other in told) else None
+        if name == "div" and isinstance(call.args[1], Slot):
+            return None if _is_trained(tape, makers, call.args[1].index) else call.args[1].index
+        if name not in _SCALES or not isinstance(call.args[0], Slot):
+            return None
+        slot = call.args[0].index
+    return None
+
+
+def _is_trained(tape: Tape, makers: Mapping[int, Call], slot: int) -> bool:
+    """Whether a slot's tensor depends on a parameter."""
+    ahead, seen = [slot], set()
+    while ahead:
+        here = ahead.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        if any(tape.trainable.get(name) for name in tape.names.get(here, ())):
+            return True
+        ahead += makers[here].inputs if here in makers else ()
+    return False
+
+
+def _perturbed(tape: Tape, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All that `named` holds, with parameters moved: where they are zero, samples may seem not to meet."""
+    return dict(_moved(tape, named))
+
+
+def _moved(tape: Tape, named: Mapping[str, Tensor]) -> Iterator[tuple[str, Any]]:
+    done: dict[int, Tensor] = {}
+    for k, (name, tensor) in enumerate(named.items()):
+        if not tape.trainable.get(name) or not tensor.is_floating_point():
+            yield name, tensor
+            continue
+        if id(tensor) not in done:
+            size = float(tensor.detach().float().square().mean().sqrt()) if tensor.numel() else 0.0
+            fan_in = tensor[0].numel() if tensor.dim() > 1 and len(tensor) else tensor.numel()
+            generator = torch.Generator(tensor.device).manual_seed(k)
+            noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device=tensor.device)
+            done[id(tensor)] = noise.mul_(_SPREAD * (size or max(fan_in, 1) ** -0.5)).add_(tensor.detach())
+        yield name, done[id(tensor)]
