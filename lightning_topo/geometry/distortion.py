@@ -166,7 +166,8 @@ def block_distortions(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n 
 def _of_large(
     before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], reference: Float[Tensor, "n d"] | None
 ) -> tuple[StepDistortion, StepDistortion, Float[Tensor, " n"], Float[Tensor, " 1"]]:
-    """What `distortions` holds of one block; a cloud that rests takes no search. Without a reference, it is `before`."""
+    """What `distortions` holds of one block; a cloud that rests takes no search. `before` serves where there is no
+    reference."""
     reference = before if reference is None else reference
     if torch.equal(before, after):
         total = _of_cloud(reference, after)
