@@ -197,7 +197,7 @@ class _Pass:
 
     def _note(self, way: _Way, measured: Distortions, span: Mapping[str, float]) -> None:
         group, after, name = way.group, way.after.flatten(0, 1), way.group.name
-        values = self.values[name] = _values(group.n, measured) | span
+        values = self.values[name] = {**_values(group.n, measured), **span}
         self.nearest[name] = (measured.nearest, measured.resolved)
         distinct = len(after) if _are_apart(measured, after) else distinct_neurons(way.after)
         values["distinct_neurons"] = distinct
