@@ -1,4 +1,4 @@
-"""Memory that runs out."""
+"""Memory that runs out, and where to keep what is rarely looked at."""
 
 import re
 
@@ -13,3 +13,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     said = re.search(r"(?i)can't allocate memory|not enough memory|out of memory|ALLOC_FAILED", str(error))
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or said is not None
+
+
+def resting_device(device: torch.device) -> torch.device:
+    """Where to keep tensors of a device that are rarely looked at: the host's memory, which is the more plentiful.
+
+    Apple's GPUs share that memory.
+
+    >>> resting_device(torch.device("cuda:1")), resting_device(torch.device("mps"))
+    (device(type='cpu'), device(type='mps'))
+    """
+    return device if device.type in ("cpu", "mps", "meta") else torch.device("cpu")

@@ -8,11 +8,11 @@ import lightning.pytorch  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
 import pytest
 import pytest_randomly
-import scipy.optimize  # noqa: F401
+import scipy.optimize
 import scipy.stats  # noqa: F401
 import sympy  # noqa: F401
 import torch
-import torch.distributed.tensor  # noqa: F401
+import torch.distributed.tensor
 from hypothesis import HealthCheck, settings
 
 import tests.typecheck

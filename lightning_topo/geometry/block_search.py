@@ -33,9 +33,9 @@ def search_blocks(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"])
     """
     b, n, d = before.shape
     wide = wide_dtype(before.device)
-    here = before.to(wide)
-    moved = after.to(wide) - here
-    here = here - here.mean(dim=1, keepdim=True)
+    here = before.to(wide, copy=True)
+    moved = after.to(wide, copy=True).sub_(here)
+    here -= here.mean(dim=1, keepdim=True)
     moved -= moved.mean(dim=1, keepdim=True)
     slack = worst_case_slack(wide, d)
     square, step, cross = _differences(here, here), _differences(moved, moved), _differences(here, moved)

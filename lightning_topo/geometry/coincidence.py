@@ -6,14 +6,21 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from lightning_topo.geometry.distances import check_cloud, direct_squares, mean_point, tile_rows, upper_tiles
+from lightning_topo.geometry.distances import (
+    check_cloud,
+    direct_squares,
+    mean_point,
+    row_blocks,
+    tile_rows,
+    upper_tiles,
+    wide_norms,
+)
 from lightning_topo.geometry.precision import full_precision, product_slack, wide_dtype, worst_case_slack
 
 TOLERANCE = 8.0
 """Two points coincide when they are within this many units of rounding of the longer of the two."""
 
 _DIRECTIONS = 8
-_BLOCK_ELEMENTS = 1 << 21
 
 
 def distinct_neurons(points: Tensor) -> int:
@@ -90,8 +97,7 @@ def equal_rows(points: Float[Tensor, "n d"]) -> list[Int[Tensor, " k"]]:
 
 def _reach(points: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """How near others must come to a point to coincide with it, unless they are longer."""
-    lengths = torch.linalg.vector_norm(points, dim=1, dtype=wide_dtype(points.device))
-    return TOLERANCE * torch.finfo(points.dtype).eps * lengths
+    return TOLERANCE * torch.finfo(points.dtype).eps * wide_norms(points)
 
 
 def _segments(
@@ -130,7 +136,7 @@ def _shadows(points: Float[Tensor, "n d"]) -> Float[Tensor, "n m"]:
     count = min(_DIRECTIONS, len(points).bit_length())  # few points are soon compared
     directions = torch.randn(d, count, generator=torch.Generator().manual_seed(0), dtype=wide)
     directions = (directions / directions.norm(dim=0).clamp(min=torch.finfo(wide).tiny)).to(points.device)
-    return torch.cat([block.to(wide) @ directions for block in points.split(max(1, _BLOCK_ELEMENTS // max(1, d)))])
+    return torch.cat([points[rows].to(wide) @ directions for rows in row_blocks(points)])
 
 
 def _n_components(points: Float[Tensor, "n d"], reach: Float[Tensor, " n"]) -> int:

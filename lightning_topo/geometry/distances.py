@@ -17,7 +17,8 @@ ACCURACY = 1e-9
 """Relative error of squared distances in float64; on devices without it, that of float32."""
 
 _TILE_ROWS = 256
-_DIRECT_ELEMENTS = 1 << 21
+_BLOCK_ELEMENTS = 1 << 21
+_DIRECT_ELEMENTS = 1 << 20
 _MAX_RECENTRINGS = 4
 
 
@@ -65,7 +66,7 @@ class Rows:
     def around(points: Float[Tensor, "n d"], origin: Float[Tensor, " d"], scale: float = 1.0) -> "Rows":
         """The points relative to an origin of the widest dtype."""
         local = points.to(origin.dtype).sub(origin).mul_(scale)
-        return Rows(points, scale, local, local.square().sum(dim=1))
+        return Rows(points, scale, local, row_squares(local))
 
     @staticmethod
     def around_mean(points: Float[Tensor, "n d"]) -> "Rows":
@@ -129,9 +130,30 @@ def binary_scale(points: Float[Tensor, "n d"]) -> float:
 def mean_point(points: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:
     """The mean in the widest dtype, summed block by block: no wide copy of the cloud is made."""
     total = torch.zeros(points.shape[1], dtype=wide_dtype(points.device), device=points.device)
-    for block in points.split(max(1, _DIRECT_ELEMENTS // max(1, points.shape[1]))):
-        total += block.to(total.dtype).sum(dim=0)
+    for rows in row_blocks(points):
+        total += points[rows].to(total.dtype).sum(dim=0)
     return total / max(1, len(points))
+
+
+def wide_norms(points: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """The length of each row in the widest dtype: no wide copy of the cloud is made."""
+    norms = torch.empty(len(points), dtype=wide_dtype(points.device), device=points.device)
+    for rows in row_blocks(points):
+        norms[rows] = torch.linalg.vector_norm(points[rows], dim=1, dtype=norms.dtype)
+    return norms
+
+
+def row_squares(points: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """|x_i|² of each row, in its own dtype: no second copy of the cloud is made."""
+    found = [points[rows].square().sum(dim=1) for rows in row_blocks(points)]
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def row_blocks(points: Float[Tensor, "n d"]) -> Iterator[slice]:
+    """Rows to be widened at once."""
+    size = max(1, _BLOCK_ELEMENTS // max(1, points.shape[1]))
+    for start in range(0, max(1, len(points)), size):
+        yield slice(start, start + size)
 
 
 def squared_distance_matrix(rows: Rows, dtype: torch.dtype) -> Float[Tensor, "n n"]:
@@ -157,7 +179,7 @@ def _empty_matrix(n: int, dtype: torch.dtype, device: torch.device) -> Float[Ten
 
 def tile_rows(points: Float[Tensor, "n d"]) -> int:
     """Rows of a tile: few enough for a CPU's cache, many enough to keep a GPU busy."""
-    return _TILE_ROWS if points.device.type == "cpu" else 16 * _TILE_ROWS
+    return _TILE_ROWS if points.device.type == "cpu" else 8 * _TILE_ROWS
 
 
 def upper_tiles(n: int, size: int) -> Iterator[tuple[slice, slice]]:

@@ -1,6 +1,7 @@
 """Step distortion: how far one optimizer step bends a cloud of neurons, exactly and over all pairs."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +16,9 @@ from lightning_topo.geometry.lower_bounds import nearest_by_products
 from lightning_topo.geometry.pair_search import search_extreme_pairs
 from lightning_topo.geometry.precision import full_precision
 from lightning_topo.geometry.tile_bounds import Extreme, Extremes, Pair
+
+_TOGETHER = 1 << 19
+"""Small clouds are searched together up to so many entries, of which some ten copies in float64 are made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,8 @@ def step_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -
 class Distortions:
     """The maps of b clouds of neurons to where they are now: by block, from before the step and from a reference.
 
-    Of `total`, the map from the reference, `critical_ratio` is NaN: it takes a product more that few need.
+    Of `total`, the map from the reference, `critical_ratio` is NaN: it takes a product more that few need. It is empty
+    where there was no reference.
     `nearest` bounds the distance of each neuron to its nearest now, good to a percent from `resolved` on: what
     `snapshot_of_nearest` takes.
     """
@@ -104,12 +109,12 @@ class Distortions:
 
 
 def distortions(
-    before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"], reference: Float[Tensor, "b n d"]
+    before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"], reference: Float[Tensor, "b n d"] | None
 ) -> Distortions:
     """Measure the step before -> after and the map reference -> after, block by block, from common products.
 
-    A large cloud takes four half products, two for the step, and one each for where it was and where it is; small
-    ones are measured together.
+    A large cloud takes four half products, two for the step, and one each for where it was and where it is, and as
+    many copies of it; small ones are measured together.
 
     Raises:
         TypeError, ValueError: as `step_distortion`; fewer than two neurons.
@@ -123,17 +128,21 @@ def distortions(
     if n < 2:
         raise ValueError(f"expected at least 2 neurons, got {n}: distortion is of pairs")
     for cloud in (before, reference):
-        check_step(cloud.flatten(0, 1), after.flatten(0, 1))
-    before, after, reference = before.detach(), after.detach(), reference.detach()
+        if cloud is not None:
+            check_step(cloud.flatten(0, 1), after.flatten(0, 1))
+    before, after = before.detach(), after.detach()
+    reference = None if reference is None else reference.detach()
     with full_precision(after.device):
         if n <= BLOCK_ROWS:
-            nearest, resolved = nearest_by_products(after)
-            both = _of_blocks(torch.cat([before, reference]), torch.cat([after, after]))
-            total = tuple(replace(found, critical_ratio=math.nan) for found in both[len(before) :])
-            return Distortions(tuple(both[: len(before)]), total, nearest, resolved)
-        blocks = [_of_large(*clouds) for clouds in zip(before, after, reference, strict=True)]
+            nearest, resolved = zip(*(nearest_by_products(after[some]) for some in _chunks(after)), strict=True)
+            step, found = _of_blocks_twice(before, after, reference)
+            total = tuple(replace(one, critical_ratio=math.nan) for one in found)
+            return Distortions(tuple(step), total, torch.cat(nearest), torch.cat(resolved))
+        origins = [None] * len(after) if reference is None else reference
+        blocks = [_of_large(*clouds) for clouds in zip(before, after, origins, strict=True)]
         step, total, nearest, resolved = zip(*blocks, strict=True)
-        return Distortions(step, total, torch.stack(nearest), torch.stack(resolved))
+        known = () if reference is None else total
+        return Distortions(step, known, torch.stack(nearest), torch.stack(resolved))
 
 
 def block_distortions(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"]) -> tuple[StepDistortion, ...]:
@@ -155,9 +164,11 @@ def block_distortions(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n 
 
 
 def _of_large(
-    before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], reference: Float[Tensor, "n d"]
+    before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], reference: Float[Tensor, "n d"] | None
 ) -> tuple[StepDistortion, StepDistortion, Float[Tensor, " n"], Float[Tensor, " 1"]]:
-    """What `distortions` holds of one block; a cloud that rests takes no search."""
+    """What `distortions` holds of one block; a cloud that rests takes no search. `before` serves where there is no
+    reference."""
+    reference = before if reference is None else reference
     if torch.equal(before, after):
         total = _of_cloud(reference, after)
         nearest, resolved = (x[0] for x in nearest_by_products(after[None]))
@@ -171,11 +182,37 @@ def _of_large(
 
 def _of_blocks(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"]) -> list[StepDistortion]:
     """Small clouds together, and those one by one for which that does not do."""
-    searched = search_blocks(before, after)
-    return [
-        _record(extremes, len(x)) if resolved else _of_cloud(x, y)
-        for extremes, resolved, x, y in zip(searched.extremes, searched.resolved, before, after, strict=True)
-    ]
+    found: list[StepDistortion] = []
+    for some in _chunks(before):
+        searched = search_blocks(before[some], after[some])
+        found += [
+            _record(extremes, len(x)) if resolved else _of_cloud(x, y)
+            for extremes, resolved, x, y in zip(
+                searched.extremes, searched.resolved, before[some], after[some], strict=True
+            )
+        ]
+    return found
+
+
+def _of_blocks_twice(
+    before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"], reference: Float[Tensor, "b n d"] | None
+) -> tuple[list[StepDistortion], list[StepDistortion]]:
+    """Of small clouds the steps from where they were before, and from the reference if there is one."""
+    if reference is None:
+        return _of_blocks(before, after), []
+    b, n, d = after.shape
+    if 2 * b * n * max(n, d) > _TOGETHER:
+        return _of_blocks(before, after), _of_blocks(reference, after)
+    both = _of_blocks(torch.cat([before, reference]), torch.cat([after, after]))
+    return both[:b], both[b:]
+
+
+def _chunks(clouds: Float[Tensor, "b n d"]) -> Iterator[slice]:
+    """Blocks to search together: as many as a limited memory holds."""
+    b, n, d = clouds.shape
+    size = max(1, _TOGETHER // (n * max(n, d)))
+    for start in range(0, b, size):
+        yield slice(start, start + size)
 
 
 def _of_cloud(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> StepDistortion:

@@ -3,6 +3,7 @@
 All counts come from products x_i·x_j, tile by tile: no n by n matrix is held.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,15 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from lightning_topo.geometry.coincidence import TOLERANCE, merged_sizes
-from lightning_topo.geometry.distances import binary_scale, check_cloud, mean_point, upper_tiles
+from lightning_topo.geometry.distances import (
+    binary_scale,
+    check_cloud,
+    mean_point,
+    row_blocks,
+    row_squares,
+    upper_tiles,
+    wide_norms,
+)
 from lightning_topo.geometry.precision import full_precision, real_dtype, wide_dtype
 
 INDEPENDENCE = 0.1
@@ -119,10 +128,10 @@ def independent_neurons(points: Float[Tensor, "n d"], threshold: float = INDEPEN
     with full_precision(points.device):
         rows = _scaled(points)
         rows = rows[_by_descending_norm(rows)]
-        squares = rows.square().sum(dim=1)
+        squares = row_squares(rows)
         n_present = int((squares > 0).sum())
         # a and b are dependent where 4 a·b > (2 - threshold) (|a|² + |b|²): rows that are kept move to the front.
-        rows = rows * (2.0 / (2.0 - threshold) ** 0.5)
+        rows *= 2.0 / (2.0 - threshold) ** 0.5
         n_kept = 0
         for start in range(0, n_present, _TILE):
             block = slice(start, min(start + _TILE, n_present))
@@ -203,9 +212,13 @@ def effective_neurons(points: Float[Tensor, "n d"]) -> float:
         return 0.0
     with full_precision(points.device):
         scale, wide = binary_scale(points), wide_dtype(points.device)
-        centred = ((points.detach().to(wide) - mean_point(points)) * scale).to(real_dtype(points))
-        spread = torch.linalg.vector_norm(centred, dim=1, dtype=wide)
-        largest = torch.linalg.vector_norm(points.detach() * scale, dim=1, dtype=wide).max()
+        points, mean = points.detach(), mean_point(points)
+        centred = torch.empty_like(points, dtype=real_dtype(points))
+        largest = torch.zeros((), dtype=wide, device=points.device)
+        for some in row_blocks(points):
+            centred[some] = (points[some].to(wide) - mean) * scale
+            largest = torch.maximum(largest, wide_norms(points[some] * scale).max())
+        spread = wide_norms(centred)
         if spread.max() <= TOLERANCE * torch.finfo(points.dtype).eps * largest:
             return 0.0
         rows = centred if len(centred) <= centred.shape[1] else centred.T
@@ -244,9 +257,16 @@ def _by_descending_norm(rows: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
     """The rows in an order that depends on their values alone: ties are broken along a fixed direction."""
     wide = wide_dtype(rows.device)
     direction = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    order = (rows.to(wide) @ direction.to(rows.device, wide)).argsort(stable=True)
-    squares = rows.to(wide).square().sum(dim=1)
+    direction = direction.to(rows.device, wide)
+    wide_blocks = [(block @ direction, block.square().sum(dim=1)) for block in _widened(rows)]
+    shadows, squares = (torch.cat(parts) for parts in zip(*wide_blocks, strict=True))
+    order = shadows.argsort(stable=True)
     return order[squares[order].argsort(descending=True, stable=True)]
+
+
+def _widened(rows: Float[Tensor, "n d"]) -> Iterator[Float[Tensor, "m d"]]:
+    for some in row_blocks(rows):
+        yield rows[some].to(wide_dtype(rows.device))
 
 
 def _exceeds(

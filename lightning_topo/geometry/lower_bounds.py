@@ -5,7 +5,7 @@ from jaxtyping import Float
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from lightning_topo.geometry.distances import mean_point
+from lightning_topo.geometry.distances import mean_point, wide_norms
 from lightning_topo.geometry.precision import wide_dtype, worst_case_slack, worst_case_work
 
 _TILE_ELEMENTS = 1 << 22
@@ -22,7 +22,9 @@ def nearest_by_products(clouds: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "
     b, n, d = clouds.shape
     wide = wide_dtype(clouds.device)
     slack, work, scale = working_points(clouds)
-    squares = work.square().sum(dim=2).mul_(1 - slack)
+    rows_at_once = max(1, _BLOCK_ELEMENTS // (b * max(1, d)))
+    parts = work.split(rows_at_once, dim=1)
+    squares = torch.cat([part.square().sum(dim=2) for part in parts], dim=1).mul_(1 - slack)
     nearest = torch.empty((b, n), dtype=wide, device=clouds.device)
     size = max(1, _TILE_ELEMENTS // (n * b))
     for start in range(0, n, size):
@@ -47,9 +49,9 @@ def working_points(
     work = worst_case_work(clouds.dtype, clouds.device, clouds.shape[2])
     # Any centre serves that is the same for all: rounding it costs nothing.
     centred = clouds.to(work) - clouds.mean(dim=1, keepdim=True, dtype=work)
-    exponent = torch.frexp(centred.abs().amax(dim=(1, 2), keepdim=True).to(wide_dtype(clouds.device))).exponent.clamp(
-        -120, 120
-    )
+    lowest, highest = centred.amin(dim=(1, 2), keepdim=True), centred.amax(dim=(1, 2), keepdim=True)
+    largest = torch.maximum(-lowest, highest).to(wide_dtype(clouds.device))
+    exponent = torch.frexp(largest).exponent.clamp(-120, 120)
     scale = torch.ldexp(torch.ones_like(exponent, dtype=wide_dtype(clouds.device)), -exponent)
     return worst_case_slack(work, clouds.shape[2]), centred.mul_(scale.to(work)), scale
 
@@ -79,5 +81,5 @@ def nearest_by_directions(cloud: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     nearest = torch.from_numpy(found).to(cloud.device, wide)
     # The basis is orthonormal, and products are right, to this much of the cloud's own size.
     error = 64 * worst_case_slack(wide, d)
-    reach = torch.cat([torch.linalg.vector_norm(block, dim=1, dtype=wide) for block in blocks]).amax()
+    reach = wide_norms(cloud).amax()
     return (nearest * (1 - error) - error * (reach + mean.norm())).clamp(min=0)

@@ -88,7 +88,7 @@ def _least_distances(step: Step, squares: Float[Tensor, " n"]) -> tuple[Float[Te
 
 def step_tile_rows(points: Float[Tensor, "n d"]) -> int:
     """Rows of a tile of pairs: bounded by the memory of its rows in float64, too."""
-    rows = _TILE_ROWS if points.device.type == "cpu" else 8 * _TILE_ROWS
+    rows = _TILE_ROWS if points.device.type == "cpu" else 4 * _TILE_ROWS
     return min(rows, max(32, _TILE_ELEMENTS // max(1, points.shape[1])))
 
 

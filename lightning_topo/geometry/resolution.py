@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_topo.geometry.distances import Rows, binary_scale, squared_distances, upper_tiles
+from lightning_topo.geometry.distances import Rows, binary_scale, squared_distances, upper_tiles, wide_norms
 from lightning_topo.geometry.distortion import check_step, step_distortion
 from lightning_topo.geometry.pair_search import step_tile_rows
 from lightning_topo.geometry.precision import full_precision, wide_dtype
@@ -46,7 +46,7 @@ def resolved_critical_ratio(
 def _search(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], resolution: float) -> float:
     """The largest ratio by products in the widest dtype, tile by tile."""
     wide, scale = wide_dtype(before.device), min(binary_scale(before), binary_scale(after))
-    lengths = torch.linalg.vector_norm(before, dim=1, dtype=wide) * scale
+    lengths = wide_norms(before) * scale
     worst = 0.0
     for rows, columns in upper_tiles(len(before), step_tile_rows(before)):
         distances = _distances(before[rows], before[columns], scale)

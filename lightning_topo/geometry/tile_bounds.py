@@ -75,10 +75,10 @@ class Step:
         steps = torch.empty_like(positions)
         for rows, moved in _differences(before, after, scale):
             steps[rows] = moved
-        lengths = torch.stack([positions.square().mean(), steps.square().mean()]).tolist()
+        lengths = torch.stack([torch.linalg.vector_norm(rows) for rows in (positions, steps)]).tolist()
         magnification = 1.0
         if lengths[0] > 0 and lengths[1] > 0:
-            magnification = 2.0 ** round(math.log2(lengths[0] / lengths[1]) / 2)
+            magnification = 2.0 ** round(math.log2(lengths[0] / lengths[1]))
         steps *= magnification
         d = before.shape[1]
         return Step(

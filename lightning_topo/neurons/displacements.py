@@ -91,6 +91,10 @@ class DisplacementMeter:
             first_row += group.n_blocks * group.n
         return plan.meter(first_row, longest)
 
+    def nowhere(self) -> Float[Tensor, " rows"]:
+        """The lengths where nothing has moved: exactly 0."""
+        return torch.zeros(self.n_rows, dtype=wide_dtype(self.memory.device), device=self.memory.device)
+
     @torch.no_grad()
     def lengths(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Float[Tensor, " rows"]:
         """Upper bounds of |Δ_i|: group by group, block by block.

@@ -19,11 +19,15 @@ from lightning_topo.geometry import (
 )
 from lightning_topo.geometry.block_search import MAX_ROWS as MOST_TOGETHER
 from lightning_topo.geometry.coincidence import TOLERANCE
+from lightning_topo.geometry.distances import wide_norms
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons.one_run import named_state
 from lightning_topo.probes.period import Period
 from lightning_topo.probes.probe import Capture, ProbeResult
 from lightning_topo.probes.twins import Twins, equal_neurons, find_twins, n_split
+
+MOST_WAITING = 1 << 23
+"""Clouds of small groups wait for others of their shape up to so many bytes together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Distortion:
     `twins_split` is how many have parted from the others since (not where parameters are sharded).
 
     A group of more than 20,000 neurons is not measured: that would take n² work. Its steps are bounded all the same.
+    No more clouds are in memory than those of one large group, or of small ones up to 8 MB.
 
     >>> Distortion().period
     Period(every=1, unit='step', adaptive=True)
@@ -59,36 +64,16 @@ class Distortion:
 
     def measure(self, capture: Capture) -> ProbeResult:
         """The step map of each group; before the first step, its identity."""
-        values: dict[str, dict[str, float]] = {}
         known: dict[str, Twins] = {} if capture.previous is None else dict(capture.previous.carry.twins)
-        twins, nearest = dict(known), {}
-        failures: dict[str, str] = {}
-        ways = _ways(capture, failures)
-        found = _measured(ways, failures)
-        spans = _spans(capture, ways, found)
         at_first = _parameters_at_first(capture) if capture.previous is None else None
-        for group in capture.groups:
-            if group.name in failures:
-                continue
-            after = capture.neurons[group.name]
-            if group.n < 2:
-                values[group.name] = {**_ALONE, "distinct_neurons": len(after)}
-                continue
-            measured = found[group.name]
-            values[group.name] = _values(group.n, measured) | spans.get(group.name, {})
-            nearest[group.name] = (measured.nearest, measured.resolved)
-            distinct = len(after) if _are_apart(measured, after) else distinct_neurons(_stacked(after, group))
-            values[group.name]["distinct_neurons"] = distinct
-            if at_first is not None and _is_whole(group, capture):
-                known[group.name] = equal_neurons(group, group.gather(at_first))
-            if known.get(group.name):
-                values[group.name]["twins_split"] = float(n_split(known[group.name], after))
-            twins.pop(group.name, None)
-            # Where parameters are sharded, so are the moments, and no process can compare them by itself.
-            if _is_whole(group, capture) and distinct < len(after):
-                equal = find_twins(group, capture.module, capture.optimizers)
-                twins |= {group.name: equal} if equal else {}
-        return ProbeResult(values, failures, carry=Carried(twins, nearest))
+        pass_ = _Pass(capture, known, at_first)
+        for ways in _buckets(capture, pass_.failures):
+            pass_.take(ways)
+        # In the order of the groups, whichever were measured together.
+        names = [group.name for group in capture.groups]
+        values = {name: pass_.values[name] for name in names if name in pass_.values}
+        failures = {name: pass_.failures[name] for name in names if name in pass_.failures}
+        return ProbeResult(values, failures, carry=Carried(pass_.twins, pass_.nearest))
 
 
 def _is_whole(group: NeuronGroup, capture: Capture) -> bool:
@@ -114,86 +99,168 @@ class Carried:
     nearest: Mapping[str, tuple[Tensor, Tensor]]
 
 
-Way = tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"], Float[Tensor, "b n d"]]
-"""A group's clouds before the step, now and when training began."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Way:
+    """A group's clouds before the step, now and, as far as that is known, when training began; block by block."""
+
+    group: NeuronGroup
+    before: Float[Tensor, "b n d"]
+    after: Float[Tensor, "b n d"]
+    reference: Float[Tensor, "b n d"] | None
+
+    @property
+    def n_bytes(self) -> int:
+        """What these clouds take."""
+        return sum(cloud.nbytes for cloud in (self.before, self.after, self.reference) if cloud is not None)
+
+    @property
+    def likeness(self) -> tuple[object, ...]:
+        """The same for those that can be measured together."""
+        n, d = self.after.shape[1:]
+        return n, d, self.before.dtype, self.after.dtype, self.reference is None
 
 
-def _ways(capture: Capture, failures: dict[str, str]) -> dict[str, Way]:
-    """The clouds of all groups with pairs, block by block; why a group cannot be measured goes to `failures`."""
-    ways: dict[str, Way] = {}
+def _buckets(capture: Capture, failures: dict[str, str]) -> Iterator[list[_Way]]:
+    """The clouds of groups to measure together, none larger than need be: a large group alone, small ones of one shape.
+
+    Why a group cannot be measured goes to `failures`. What was yielded is emptied before more is gathered.
+    """
+    waiting: dict[tuple[object, ...], list[_Way]] = {}
+    n_bytes = 0
     for group in capture.groups:
         try:
-            after = capture.neurons[group.name]
-            if group.n < 2:
-                continue
-            if group.n > MAX_ROWS:
-                raise ValueError(
-                    f"expected at most {MAX_ROWS:,} neurons to measure exactly, got {group.n:,}, which takes n² work: "
-                    "its steps are bounded"
-                )
-            before = after if capture.before is None else capture.before[group.name]
-            reference = capture.reference[group.name].to(after)
-            ways[group.name] = _stacked(before, group), _stacked(after, group), _stacked(reference, group)
+            way = _way(group, capture)
         except ValueError as error:
             failures[group.name] = str(error)
-    return ways
-
-
-def _measured(ways: Mapping[str, Way], failures: dict[str, str]) -> dict[str, Distortions]:
-    """The distortions of each group; small groups whose clouds have one shape are measured together."""
-    found: dict[str, Distortions] = {}
-    for names in _alike(ways):
-        try:
-            together = distortions(*(torch.cat(some) for some in zip(*(ways[name] for name in names), strict=True)))
-        except ValueError as error:
-            if len(names) == 1:
-                failures[names[0]] = str(error)
-            else:  # one of them: the others are sound
-                for name in names:
-                    found |= _measured({name: ways[name]}, failures)
             continue
-        for name, blocks in _shares(names, ways):
-            found[name] = together.blocks(blocks)
-    return found
+        if group.n > MOST_TOGETHER or way.n_bytes > MOST_WAITING:
+            bucket = [way]
+            del way
+            yield bucket
+            bucket.clear()
+            continue
+        n_bytes += way.n_bytes
+        waiting.setdefault(way.likeness, []).append(way)
+        del way
+        if n_bytes > MOST_WAITING:
+            yield from _emptied(waiting)
+            n_bytes = 0
+    yield from _emptied(waiting)
 
 
-def _spans(capture: Capture, ways: Mapping[str, Way], found: Mapping[str, Distortions]) -> dict[str, dict[str, float]]:
+def _emptied(waiting: dict[tuple[object, ...], list[_Way]]) -> Iterator[list[_Way]]:
+    while waiting:
+        bucket = waiting.pop(next(iter(waiting)))
+        yield bucket
+        bucket.clear()
+
+
+def _way(group: NeuronGroup, capture: Capture) -> _Way:
+    if group.n > MAX_ROWS:
+        raise ValueError(
+            f"expected at most {MAX_ROWS:,} neurons to measure exactly, got {group.n:,}, which takes n² work: "
+            "its steps are bounded"
+        )
+    after = capture.neurons[group.name]
+    before = after if capture.before is None or group.n < 2 else capture.before[group.name]
+    reference = capture.reference.get(group.name) if group.n > 1 else None
+    reference = None if reference is None else _stacked(reference.to(after), group)
+    return _Way(group, _stacked(before, group), _stacked(after, group), reference)
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One measurement under way: what has been found of the groups looked at so far."""
+
+    capture: Capture
+    known: dict[str, Twins]
+    at_first: Mapping[str, Tensor] | None
+    values: dict[str, dict[str, float]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    twins: dict[str, Twins] = field(init=False)
+    nearest: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.twins = dict(self.known)
+
+    def take(self, ways: Sequence[_Way]) -> None:
+        """Measure some groups together."""
+        several = [way for way in ways if way.group.n > 1]
+        found = _measured(several, self.failures)
+        spans = _spans(self.capture, [way for way in several if way.group.name in found])
+        for way in ways:
+            name = way.group.name
+            if name in found:
+                self._note(way, found[name], spans.get(name, {}))
+            elif name not in self.failures:
+                self.values[name] = {**_ALONE, "distinct_neurons": way.after.shape[0] * way.after.shape[1]}
+
+    def _note(self, way: _Way, measured: Distortions, span: Mapping[str, float]) -> None:
+        group, after, name = way.group, way.after.flatten(0, 1), way.group.name
+        values = self.values[name] = {**_values(group.n, measured), **span}
+        self.nearest[name] = (measured.nearest, measured.resolved)
+        distinct = len(after) if _are_apart(measured, after) else distinct_neurons(way.after)
+        values["distinct_neurons"] = distinct
+        if self.at_first is not None and _is_whole(group, self.capture):
+            self.known[name] = equal_neurons(group, group.gather(self.at_first))
+        if self.known.get(name):
+            values["twins_split"] = float(n_split(self.known[name], after))
+        self.twins.pop(name, None)
+        # Where parameters are sharded, so are the moments, and no process can compare them by itself.
+        if _is_whole(group, self.capture) and distinct < len(after):
+            equal = find_twins(group, self.capture.module, self.capture.optimizers)
+            self.twins |= {name: equal} if equal else {}
+
+
+def _measured(ways: Sequence[_Way], failures: dict[str, str]) -> dict[str, Distortions]:
+    """The distortions of groups whose clouds have one shape, measured together."""
+    if not ways:
+        return {}
+    try:
+        reference = (
+            None if ways[0].reference is None else _joined([w.reference for w in ways if w.reference is not None])
+        )
+        together = distortions(_joined([w.before for w in ways]), _joined([w.after for w in ways]), reference)
+    except ValueError as error:
+        if len(ways) == 1:
+            failures[ways[0].group.name] = str(error)
+            return {}
+        # One of them: the others are sound.
+        return {name: found for way in ways for name, found in _measured([way], failures).items()}
+    return {way.group.name: together.blocks(blocks) for way, blocks in _shares(ways)}
+
+
+def _spans(capture: Capture, ways: Sequence[_Way]) -> dict[str, dict[str, float]]:
     """The map from the last snapshot to now of each group, the worst of each extreme over all blocks."""
     values: dict[str, dict[str, float]] = {}
-    if capture.last is None:
+    if capture.last is None or not ways:
         return values
-    for names in _alike({name: ways[name] for name in found}):
-        last = [capture.last[name].to(ways[name][1]).view_as(ways[name][1]) for name in names]
-        try:
-            together = block_distortions(torch.cat(last), torch.cat([ways[name][1] for name in names]))
-        except ValueError:  # the last capture was of weights that were not finite
-            continue
-        for name, blocks in _shares(names, ways):
-            extremes = _extremes(together[blocks])
-            values[name] = {
-                "span_ratio": max(block.critical_ratio for block in together[blocks]),
-                "span_contraction": extremes["contraction"],
-                "span_expansion": extremes["expansion"],
-            }
+    last = [capture.last[way.group.name].to(way.after).view_as(way.after) for way in ways]
+    try:
+        together = block_distortions(_joined(last), _joined([way.after for way in ways]))
+    except ValueError:  # the last capture was of weights that were not finite
+        return values
+    for way, blocks in _shares(ways):
+        extremes = _extremes(together[blocks])
+        values[way.group.name] = {
+            "span_ratio": max(block.critical_ratio for block in together[blocks]),
+            "span_contraction": extremes["contraction"],
+            "span_expansion": extremes["expansion"],
+        }
     return values
 
 
-def _alike(ways: Mapping[str, Way]) -> list[list[str]]:
-    """Names of groups to measure together: each large one alone."""
-    alike: dict[tuple[object, ...], list[str]] = {}
-    for name, (before, after, _) in ways.items():
-        n, d = after.shape[1:]
-        key = (n, d, before.dtype, after.dtype) if n <= MOST_TOGETHER else (name,)
-        alike.setdefault(key, []).append(name)
-    return list(alike.values())
+def _joined(clouds: Sequence[Float[Tensor, "b n d"]]) -> Float[Tensor, "c n d"]:
+    """The blocks of several groups; of a single one without a copy."""
+    return clouds[0] if len(clouds) == 1 else torch.cat(list(clouds))
 
 
-def _shares(names: Sequence[str], ways: Mapping[str, Way]) -> Iterator[tuple[str, slice]]:
+def _shares(ways: Sequence[_Way]) -> Iterator[tuple[_Way, slice]]:
     """Which blocks of those measured together are whose."""
     start = 0
-    for name in names:
-        stop = start + len(ways[name][1])
-        yield name, slice(start, stop)
+    for way in ways:
+        stop = start + len(way.after)
+        yield way, slice(start, stop)
         start = stop
 
 
@@ -203,12 +270,13 @@ def _values(n: int, found: Distortions) -> dict[str, float]:
     values = {"critical_ratio": found.step[worst].critical_ratio, **_extremes(found.step)}
     if (pair := found.step[worst].critical_pair) is not None:
         values |= {"critical_i": worst * n + pair[0], "critical_j": worst * n + pair[1]}
-    return values | {f"total_{name}": value for name, value in _extremes(found.total).items()}
+    total = _extremes(found.total) if found.total else {}
+    return values | {f"total_{name}": value for name, value in total.items()}
 
 
 def _are_apart(found: Distortions, after: Float[Tensor, "rows d"]) -> bool:
     """Whether the distances to nearest neighbours alone show that all neurons differ by more than rounding."""
-    longest = torch.linalg.vector_norm(after, dim=1, dtype=found.nearest.dtype).amax()
+    longest = wide_norms(after).amax()
     return bool(found.nearest.amin() > 2 * TOLERANCE * torch.finfo(after.dtype).eps * longest)
 
 

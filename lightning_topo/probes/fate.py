@@ -69,7 +69,7 @@ class Fate:
                 values[group.name] = self._of_group(cloud, group, columns)
                 first = capture.reference.get(group.name) if capture.previous is None else None
                 if first is not None and first.shape == cloud.shape:
-                    values[group.name] |= _at_start(self._of_group(first, group, columns))
+                    values[group.name] |= _at_start(self._of_group(first.to(cloud), group, columns))
             except (ValueError, TypeError) as error:
                 failures[group.name] = str(error)
         return ProbeResult(values, failures)

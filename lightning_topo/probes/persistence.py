@@ -1,5 +1,6 @@
 """The persistent homology of every group's neurons."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -23,6 +24,7 @@ from lightning_topo.homology import (
     total_persistence,
 )
 from lightning_topo.homology.engines import ENGINES, rips_intervals
+from lightning_topo.memory import resting_device
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes.period import Period
 from lightning_topo.probes.probe import Capture, Pending, ProbeResult, ProbeUnavailable, ResultLost, blocks
@@ -114,9 +116,12 @@ class Persistence:
         clouds = blocks(cloud, group)
         names = [group.name] if len(clouds) == 1 else [f"{group.name}[{b}]" for b in range(len(clouds))]
         how = (self.max_dim, self.max_landmarks, self.engine)
+        tasks = {name: rips_task(points, *how, leave_h0=leave_h0) for name, points in zip(names, clouds, strict=True)}
+        # Only what has an exact diagram is compared with the next capture; till then it rests.
+        resting = resting_device(cloud.device)
         return {
-            name: _Task(points, rips_task(points, *how, leave_h0=leave_h0))
-            for name, points in zip(names, clouds, strict=True)
+            name: _Task(points.to(resting) if task.n_landmarks == task.n_points else None, task)
+            for (name, task), points in zip(tasks.items(), clouds, strict=True)
         }
 
     def _handed_over(
@@ -204,26 +209,32 @@ class Persistence:
             for k in range(self.max_dim + 1)
         }
         if all(block.diagram.exact for block in now.values()):
-            values["log_bottleneck_bound"] = max(
-                log_bottleneck_bound(step_distortion(before[name].points, block.points)) for name, block in now.items()
-            )
+            values["log_bottleneck_bound"] = max(_bound(before[name], block) for name, block in now.items())
         return values
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A block's cloud with its diagram, kept for the comparison with the next."""
+    """A block's diagram, with its cloud where that is exact, kept for the comparison with the next."""
 
-    points: Tensor
+    points: Tensor | None
     diagram: PersistenceDiagram
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A block's cloud with what is known of its diagram so far."""
+    """What is known of a block's diagram so far, with its cloud where that will be exact."""
 
-    points: Tensor
+    points: Tensor | None
     rips: RipsTask
+
+
+def _bound(before: _Block, now: _Block) -> float:
+    """The most that the diagram can have moved: infinite where a cloud was not kept."""
+    if before.points is None or now.points is None:
+        return math.inf
+    device = now.diagram[0].deaths.device
+    return log_bottleneck_bound(step_distortion(before.points.to(device), now.points.to(device)))
 
 
 def _computed(task: RipsTask) -> list[np.ndarray] | RuntimeError:

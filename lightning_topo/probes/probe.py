@@ -16,6 +16,9 @@ from lightning_topo.neurons.capture import Sharding
 LossFn = Callable[[nn.Module, Any], Tensor]
 """A user's loss of a module on a batch."""
 
+MOST_KEPT = 1 << 24
+"""Clouds stay gathered for whoever asks next up to so many bytes together."""
+
 
 class ProbeUnavailable(RuntimeError):
     """This probe cannot measure this training at all; it is switched off, and `remedy` says what would help."""
@@ -33,11 +36,12 @@ class CloudMissing(KeyError, ValueError):
 
 
 class Clouds(Mapping[str, Tensor]):
-    """The neurons of each group as a cloud (n, d), gathered from the parameters when first asked for.
+    """The neurons of each group as a cloud (n, d), gathered from the parameters when asked for.
 
-    A gathered cloud is a copy: it stays as it was when the parameters move on. Where several processes divide the
-    groups, `here` holds what was gathered together, and `failures` says why a group's could not be; any other raises
-    `CloudMissing`.
+    A cloud is a copy. Those gathered first are kept for the next probe, up to `MOST_KEPT` bytes together; any other is
+    gathered anew each time, so that no more need be in memory than the one that is looked at. Valid until the
+    parameters move; what `gather` returns stays as it was. Where several processes divide the groups, `here` holds what
+    was gathered together, and `failures` says why a group's could not be; any other raises `CloudMissing`.
     """
 
     def __init__(
@@ -50,25 +54,38 @@ class Clouds(Mapping[str, Tensor]):
         self._groups = {group.name: group for group in groups}
         self._tensors = tensors
         self._gathered = dict(here or {})
+        self._n_bytes = 0
         self._failures = failures or {}
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._gathered:
-            if name in self._failures:
-                raise CloudMissing(self._failures[name])
-            if name not in self._groups:
-                raise CloudMissing(
-                    f"the neurons of {name!r} are not on this process: a probe that sets `by_group = True` is given "
-                    "those groups that are"
-                )
-            self._gathered[name] = self._groups[name].gather(self._tensors)
-        return self._gathered[name]
+        if name in self._gathered:
+            return self._gathered[name]
+        cloud = self._group(name).gather(self._tensors)
+        if self._n_bytes + cloud.nbytes <= MOST_KEPT:
+            self._n_bytes += cloud.nbytes
+            self._gathered[name] = cloud
+        return cloud
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._groups or self._gathered)
 
     def __len__(self) -> int:
         return len(self._groups or self._gathered)
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """The shape of a group's cloud, which need not be gathered for it."""
+        if name in self._gathered:
+            rows, d = self._gathered[name].shape
+            return rows, d
+        group = self._group(name)
+        return group.n_blocks * group.n, group.dim(self._tensors)
+
+    def only(self, names: Iterable[str]) -> "Clouds":
+        """The clouds of these groups alone, as far as there are any."""
+        wanted = frozenset(names)
+        groups = [group for name, group in self._groups.items() if name in wanted]
+        here = {name: cloud for name, cloud in self._gathered.items() if name in wanted}
+        return Clouds(groups, self._tensors, here, self._failures)
 
     def gather(self, names: Iterable[str] | None = None) -> "Clouds":
         """Gather these groups (by default all) now, before the parameters move on."""
@@ -77,6 +94,16 @@ class Clouds(Mapping[str, Tensor]):
             if name not in self._failures:
                 here[name] = self[name]
         return Clouds((), {}, here, self._failures)
+
+    def _group(self, name: str) -> NeuronGroup:
+        if name in self._failures:
+            raise CloudMissing(self._failures[name])
+        if name not in self._groups:
+            raise CloudMissing(
+                f"the neurons of {name!r} are not on this process: a probe that sets `by_group = True` is given "
+                "those groups that are"
+            )
+        return self._groups[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +153,8 @@ class Capture:
     """The network at one step, for the probes to look at; nothing in it may be changed.
 
     `before` holds the clouds before the step that led here, None where there was none; `reference` those when
-    training began, and `last` those of an earlier capture, None where no other step lies between.
+    training began, as far as they are still known, and `last` those of an earlier capture, None where no other step
+    lies between. Large clouds are gathered, or read, each time they are asked for: look at one group at a time.
     `parameters_before` holds the trainable parameters before that step, by name, for probes that set
     `needs_parameters_before`. `is_first_step` where the optimizers kept no state before that step. `gradient_scales`,
     for probes that set `needs_gradient_scales`, holds for each optimizer the s by which the gradient of the training

@@ -115,7 +115,8 @@ class UpdateRatios:
         groups = tuple(group for group in self._groups if not trained.keys().isdisjoint(member_names(group)))
         bounds = self._bounds
         if bounds is None or bounds.groups != groups or bounds.names != trained.keys():
-            bounds = self._bounds = Bounds(groups, before)
+            # On the device: what follows looks at the snapshot's parameters at every update.
+            bounds = self._bounds = Bounds(groups, before, resting=lambda device: device)
         bounds.forget_path()  # others may have moved parameters since
         found = bounds.of_step(before, trained)
         steps = {group.name: found[group.name].step for group in touched}

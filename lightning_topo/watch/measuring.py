@@ -8,6 +8,7 @@ from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.certifying import Certifying
 from lightning_topo.watch.coverage import Coverage
 from lightning_topo.watch.exchange import Exchange
+from lightning_topo.watch.messages import lost_beginning
 from lightning_topo.watch.probing import Probing, measures_steps
 from lightning_topo.watch.schedule import Schedule, Unit
 from lightning_topo.watch.snapshots import Snapshots
@@ -87,6 +88,7 @@ class Measuring:
     def _settle(self, step: int, due: Sequence[Probe]) -> None:
         assert self._certifying is not None
         self._exchange.outcomes += self._certifying.settle(step, self._training.epoch, due, self._budget)
+        self._tell_lost(step)
 
     def _run(self, probes: Sequence[Probe], step: int) -> None:
         snapshots, epoch = self.snapshots, self._training.epoch
@@ -95,3 +97,9 @@ class Measuring:
             self._exchange.outcomes += [
                 self._probing.run(probe, partial(snapshots.capture, probe, step, now), step, epoch) for probe in probes
             ]
+            self._tell_lost(step)
+
+    def _tell_lost(self, step: int) -> None:
+        reference = None if self.snapshots is None else self.snapshots.reference
+        if reference is not None and (lost := reference.take_lost()):
+            self._exchange.events.append(lost_beginning(lost, step, self._training.epoch))

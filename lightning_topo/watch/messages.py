@@ -34,6 +34,20 @@ def members_changed(names: Sequence[str], groups: Sequence[str], step: int, epoc
     )
 
 
+def lost_beginning(groups: Sequence[str], step: int, epoch: int) -> TopologyEvent:
+    """The record no longer gives the clouds of the beginning."""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        severity=Severity.WARN,
+        value=float(len(groups)),
+        message=f"The neurons of {_named(groups, 'groups')} when training began can no longer be read from the record: "
+        "their totals are not measured.",
+        remedy="Leave reference/clouds.npz in the run folder as it is while the training runs. All else goes on.",
+    )
+
+
 def moved_outside(optimizer: object, names: Sequence[str], step: int, epoch: int) -> TopologyEvent:
     """Something else than the optimizer has moved its parameters between two updates."""
     return TopologyEvent(

@@ -59,8 +59,8 @@ class Output(Protocol):
 class ReferenceStore(Protocol):
     """Keeps what was found at the beginning: the clouds that distances are measured from, and who is in which group."""
 
-    def reference(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> None:
-        """Keep the clouds of `step`, each with its group's name."""
+    def reference(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> bool:
+        """Keep the clouds of `step`, each with its group's name; whether that was possible."""
         ...
 
     def parameters(self, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]) -> None:

@@ -1,10 +1,11 @@
 """The clouds of the beginning, from which totals are measured: taken, kept in rank 0's record, and read back.
 
-Each process holds those of its own groups. The record has one file for all, so that a training can go on with another
-number of processes, and rank 0 holds one cloud of another process at a time while it writes or reads it.
+Each process has those of its own groups. The record has one file for all, so that a training can go on with another
+number of processes, and rank 0 holds one cloud at a time while it writes or reads it. Only rank 0 can read the file
+later: the other processes hold their clouds.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,23 +20,16 @@ from lightning_topo.watch.checkpoint import SavedWatch, resumed
 from lightning_topo.watch.output import ReferenceStore
 from lightning_topo.watch.probing import needs_reference
 from lightning_topo.watch.ranks import Ranks
+from lightning_topo.watch.reference_clouds import ReferenceClouds, Stored
 from lightning_topo.watch.snapshots import Snapshots
 from lightning_topo.watch.training import Training
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A cloud that the record holds: its shape and type."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
     """This process's clouds of the beginning; `is_kept` where they are those that an earlier session kept."""
 
-    clouds: Mapping[str, Tensor]
+    clouds: ReferenceClouds
     is_kept: bool
 
 
@@ -59,8 +53,9 @@ def begin_reference(
     start = snapshots.before(step)
     # What lies in flat shards is known only behind the first step.
     start, at = (snapshots.now(), step) if start is None else (start, step - 1)
-    clouds = start.gather(group.name for group in snapshots.active())
-    reference = taken_or_kept(store, at, groups, clouds, training.ranks, resumes=saved is not None)
+    own = start.only(group.name for group in snapshots.active())
+    empty = ReferenceClouds(next((p.device for p in training.module.parameters()), "cpu"))
+    reference = taken_or_kept(store, at, groups, own, training.ranks, empty, resumes=saved is not None)
     snapshots.reference = reference.clouds
     if saved is None:
         return None
@@ -77,59 +72,85 @@ def keep_parameters(
 
 
 def taken_or_kept(
-    store: ReferenceStore | None, step: int, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks, *, resumes: bool
+    store: ReferenceStore | None,
+    step: int,
+    groups: Sequence[NeuronGroup],
+    now: Clouds,
+    ranks: Ranks,
+    empty: ReferenceClouds,
+    *,
+    resumes: bool,
 ) -> Reference:
-    """The clouds that the run's store has, if it `resumes`; else those of `now`, after `step`, which the store gets.
+    """Fill `empty` with the clouds that the run's store has, if it `resumes`; else with those of `now`, after `step`.
 
-    A collective.
+    The store gets these, and where it has them they need not stay in memory. A collective.
     """
-    kept = read_back(store, groups, now, ranks) if resumes else None
+    kept = read_back(store, groups, now, ranks, empty) if resumes else None
     if kept is not None:
         return Reference(kept, is_kept=True)
-    keep(store, step, groups, now, ranks)
-    return Reference(now, is_kept=False)
+    has_them = keep(store, step, groups, now, ranks)
+    for name, cloud in now.items():
+        if store is not None and has_them:
+            empty.leave(name, Stored(tuple(cloud.shape), cloud.dtype), store, cloud)
+        else:
+            empty.hold(name, cloud)
+    return Reference(empty, is_kept=False)
 
 
 def read_back(
-    store: ReferenceStore | None, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks
-) -> dict[str, Tensor] | None:
+    store: ReferenceStore | None, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks, empty: ReferenceClouds
+) -> ReferenceClouds | None:
     """This process's clouds of the beginning, from rank 0's record; None on every process where they do not fit.
 
-    A collective. `now` are this process's clouds as they stand.
+    A collective. `now` are this process's clouds as they stand; `empty` is filled.
     """
     stored = ranks.first("reference", lambda: _stored(store, groups))
-    fits = all(name in stored and stored[name].shape == tuple(cloud.shape) for name, cloud in now.items())
+    fits = all(name in stored and stored[name].shape == now.shape(name) for name in now)
     if not all(ranks.all("reference", fits)):
         return None
-    clouds: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     whole = True
     for k, group in enumerate(groups):
-        kind = stored[group.name]
+        if group.name not in stored:
+            continue
+        kind, is_here = stored[group.name], ranks.owner(k) == 0
         cloud = None
-        if ranks.rank == 0 and store is not None:
+        if ranks.rank == 0 and store is not None and not is_here:
             cloud = store.read_reference(group.name)
             whole &= cloud is not None
             if cloud is None:  # the owner waits for it all the same
                 cloud = torch.zeros(kind.shape, dtype=kind.dtype)
-        if ranks.size > 1 and cloud is not None:
             cloud = cloud.to(ranks.device)
-        arrived = ranks.send(cloud, 0, ranks.owner(k), partial(_room, kind, ranks))
+        arrived = None if is_here else ranks.send(cloud, 0, ranks.owner(k), partial(_room, kind, ranks))
         if arrived is not None:
-            clouds[group.name] = arrived
-    return clouds if all(ranks.all("reference", whole)) else None
+            found[group.name] = arrived
+    if not all(ranks.all("reference", whole)):
+        return None
+    for k, group in enumerate(groups):
+        if ranks.owns(k) and store is not None and group.name in stored:
+            empty.leave(group.name, stored[group.name], store)
+    for name, cloud in found.items():
+        empty.hold(name, cloud)
+    return empty
 
 
-def keep(store: ReferenceStore | None, step: int, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks) -> None:
-    """Hand the clouds of all processes, as they stood after `step`, to rank 0's store. A collective."""
+def keep(store: ReferenceStore | None, step: int, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks) -> bool:
+    """Hand the clouds of all processes, as they stood after `step`, to rank 0's store; whether it has them now.
+
+    A collective.
+    """
     arriving = _arriving(groups, now, ranks)
-    if store is not None:
-        store.reference(step, arriving)
+    has_them = store is not None and store.reference(step, arriving)
     for _ in arriving:  # what a store that fails has left: the others wait to hand it over
         pass
+    return has_them
 
 
 def _arriving(groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
     """On rank 0 the clouds of all groups, one after the other; on the others, none."""
+    if ranks.size == 1:
+        yield from now.items()
+        return
     kinds = {name: Stored(tuple(cloud.shape), cloud.dtype) for name, cloud in now.items()}
     every = {name: kind for theirs in ranks.all("reference", kinds) for name, kind in theirs.items()}
     for k, group in enumerate(groups):

@@ -11,6 +11,7 @@ from lightning_topo.neurons.capture import Sharding, gather_clouds, shard_copies
 from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult
 from lightning_topo.probes.probe import LossFn
 from lightning_topo.watch.probing import is_divided, measures_steps, needs_gradient_scales
+from lightning_topo.watch.reference_clouds import ReferenceClouds
 from lightning_topo.watch.steps import Steps
 from lightning_topo.watch.training import Training
 
@@ -31,7 +32,7 @@ class Snapshots:
         self.groups: tuple[NeuronGroup, ...] = tuple(groups)
         self.own: tuple[NeuronGroup, ...] = tuple(group for k, group in enumerate(groups) if training.ranks.owns(k))
         self.sharding: Sharding = sharding(training.root)
-        self.reference: Mapping[str, Tensor] = {}
+        self.reference: ReferenceClouds | None = None  # where no probe looks back
         self.worker: Worker | None = None
         self._training, self._steps, self._training_loss = training, steps, training_loss
         self._sharded_before: tuple[int, Clouds] | None = None
@@ -92,17 +93,20 @@ class Snapshots:
         """Let the totals of groups with these parameters count from before `step`; the names of those groups."""
         groups = [group.name for group in self.active() if not self._members[group.name].isdisjoint(changed)]
         start = self.before(step)
-        if groups and start is not None:
-            self.reference = {**self.reference, **start.gather(groups)}
+        if self.reference is not None and start is not None:
+            for name in groups:
+                self.reference.hold(name, start[name])
         return groups
 
-    def take_over(self, reference: Mapping[str, Tensor]) -> None:
+    def take_over(self, reference: ReferenceClouds | None) -> None:
         """Keep the clouds of the beginning as far as they fit the present groups; others begin now."""
-        now = self.now().gather(group.name for group in self.active())
-        self.reference = {
-            name: reference[name] if name in reference and reference[name].shape == cloud.shape else cloud
-            for name, cloud in now.items()
-        }
+        if reference is None:
+            return
+        now = self.now().only(group.name for group in self.active())
+        self.reference = reference.among({name: now.shape(name) for name in now})
+        for name in now:
+            if name not in self.reference:
+                self.reference.hold(name, now[name])
 
     def capture(
         self,
@@ -125,7 +129,7 @@ class Snapshots:
             groups=mine if is_divided(probe) else self._present(now),
             neurons=now,
             before=self.before(step),
-            reference=self.reference,
+            reference={} if self.reference is None else self.reference,
             optimizers=optimizers,
             training_loss=self._training_loss,
             previous=previous,
@@ -147,12 +151,12 @@ class Snapshots:
 
     def _refer_anew(self, groups: Sequence[NeuronGroup], step: int, now: Clouds) -> None:
         """Where parameters have joined a group, its beginning is where they joined: a cloud has other columns then."""
-        known = dict(self.reference)
+        if self.reference is None or self.sharding != "whole":
+            return
         start = self.before(step) or now
-        for group in groups if self.sharding == "whole" else ():
-            if group.name not in known or known[group.name].shape != now[group.name].shape:
-                known[group.name] = start[group.name]
-                self.reference = dict(known)
+        for group in groups:
+            if self.reference.shape(group.name) != now.shape(group.name):
+                self.reference.hold(group.name, start[group.name])
 
 
 def kept_shards(training: Training) -> Mapping[str, Tensor] | None:

@@ -50,7 +50,7 @@ def seen(trainer, monitor):
         "groups": [group.name for group in monitor.groups],
         "status": [group.status for group in monitor.groups],
         "sharding": None if snapshots is None else snapshots.sharding,
-        "reference": [] if snapshots is None else sorted(snapshots.reference),
+        "reference": [] if snapshots is None else sorted(snapshots.reference or ()),
         "before": [] if before is None else sorted(before[1]),
         "steps": trainer.fit_loop.epoch_loop._batches_that_stepped,
     }

@@ -65,6 +65,41 @@ def test_a_measurement_s_distances_bound_as_well_as_a_snapshot_of_one_s_own():
         assert a.step == pytest.approx(b.step, rel=1e-2)
 
 
+def test_the_snapshot_s_parameters_are_looked_at_only_where_the_path_does_not_do(monkeypatch):
+    asked, read = [], []
+    quiet, wild = states(6, 1e-4), states(2, 0.3)
+
+    def resting(device):
+        asked.append(device)
+        return torch.device("cpu")
+
+    bounds = Bounds(GROUPS[:1], quiet[0], resting=resting)
+    assert asked == [torch.device("cpu")] * 2
+    given = type(bounds._origin).__getitem__
+    monkeypatch.setattr(type(bounds._origin), "__getitem__", lambda self, name: read.append(name) or given(self, name))
+    for before, after in itertools.pairwise(quiet):
+        bounds.of_step(before, after)
+    bounds.renew(quiet[-1])
+    bounds.of_step(quiet[-1], quiet[-1])
+    assert read == []
+    bounds.forget_path()
+    bounds.of_step(quiet[-1], quiet[-1])
+    assert sorted(set(read)) == ["down", "up"]
+    read.clear()
+    bounds.of_step(quiet[-1], wild[1])
+    assert read
+
+
+def test_right_after_a_snapshot_nothing_has_moved():
+    before, after = states(2, 1e-2)
+    fresh, measured = Bounds(GROUPS, before), Bounds(GROUPS, before)
+    measured.forget_path()
+    for one, other in zip(fresh.of_step(before, after).values(), measured.of_step(before, after).values(), strict=True):
+        assert one.step == pytest.approx(other.step, rel=1e-12)
+    fresh.renew(after)
+    assert torch.equal(fresh.last["units"], GROUPS[0].gather(after))
+
+
 def test_it_knows_where_the_span_began():
     walk = states(4, 1e-3)
     bounds = Bounds(GROUPS, walk[0])

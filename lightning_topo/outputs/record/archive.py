@@ -95,7 +95,7 @@ def _array(data: bytes) -> np.ndarray:
     shape, columns_first, dtype = readers[version](file)
     if dtype.kind not in _KINDS:
         raise ValueError(f"an array of {dtype}")
-    rest = bytearray(data[file.tell() :])
+    rest = bytearray(memoryview(data)[file.tell() :])
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(rest):
         raise ValueError(f"an array whose header promises the shape {shape}, with {len(rest):,} bytes of it")
     flat = np.frombuffer(rest, dtype) if rest else np.empty(0, dtype)

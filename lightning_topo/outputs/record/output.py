@@ -68,9 +68,9 @@ class RecordOutput:
         if not self._write(self.writer.diagrams, step, diagrams):
             self._n_lost_captures += 1
 
-    def reference(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> None:
-        """Keep the clouds from which distances since the beginning are measured."""
-        self._write(self.writer.reference, step, clouds)
+    def reference(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> bool:
+        """Keep the clouds from which distances since the beginning are measured; whether they could be written."""
+        return self._write(self.writer.reference, step, clouds)
 
     def parameters(self, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]) -> None:
         """Keep for every parameter its groups, or why it is in none."""

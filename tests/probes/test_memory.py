@@ -1,0 +1,75 @@
+"""What an exact pass takes: a few times the clouds of one group, however many groups there are."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.zoo import peak_bytes
+from lightning_topo.neurons import NeuronGroup, ParamSlice
+from lightning_topo.probes import Capture, Clouds, Distortion, Fate, probe
+from lightning_topo.probes import distortion as exact
+
+N_GROUPS = 8
+
+
+def groups_of(n, d, n_blocks=1):
+    dims = (0,) if n_blocks == 1 else (0, 1)
+    shape = (n, d) if n_blocks == 1 else (n_blocks, n, d)
+    groups = [NeuronGroup(f"g{k}", "unit", n, shape[:-2], (ParamSlice(f"w{k}", dims=dims),)) for k in range(N_GROUPS)]
+    generator = torch.Generator().manual_seed(0)
+    return groups, [{f"w{k}": torch.randn(shape, generator=generator) for k in range(N_GROUPS)} for _ in range(4)]
+
+
+def captured(groups, states):
+    before, after, reference, last = (Clouds(groups, state) for state in states)
+    return Capture(1, 0, nn.Identity(), groups, after, before, reference, [], nullcontext, last=last)
+
+
+@pytest.fixture
+def without_room(monkeypatch):
+    """Limits as small against these clouds as the real ones are against a large network's."""
+    monkeypatch.setattr(probe, "MOST_KEPT", 0)
+    monkeypatch.setattr(exact, "MOST_WAITING", 0)
+
+
+@pytest.mark.parametrize("size", [(640, 600), (64, 400, 12), (12, 60_000)], ids=["units", "heads", "wide heads"])
+@pytest.mark.parametrize(("measure", "most"), [(Distortion, 14.0), (Fate, 9.0)])
+def test_an_exact_pass_takes_a_few_times_one_group(without_room, size, measure, most):
+    groups, states = groups_of(*size)
+    one = states[0]["w0"].nbytes
+    found = []
+    peak = peak_bytes(lambda: found.append(measure().measure(captured(groups, states))))
+    assert len(found[0].values) == N_GROUPS
+    assert not found[0].failures
+    if measure is Distortion:
+        assert all("span_ratio" in values and "total_expansion" in values for values in found[0].values.values())
+    assert peak < most * one  # of all groups, four clouds each would take 32
+
+
+def test_what_waits_for_others_of_its_shape_is_limited(monkeypatch):
+    groups, states = groups_of(16, 50)
+    plain = Distortion().measure(captured(groups, states))
+    one = 3 * states[0]["w0"].nbytes
+    together = []
+    given = exact.distortions
+    monkeypatch.setattr(exact, "distortions", lambda *clouds: together.append(len(clouds[0])) or given(*clouds))
+    for most, expected in ((1 << 23, [8]), (2 * one, [3, 3, 2]), (0, [1] * 8)):
+        monkeypatch.setattr(exact, "MOST_WAITING", most)
+        together.clear()
+        assert Distortion().measure(captured(groups, states)).values == plain.values
+        assert together == expected
+
+
+def test_only_few_clouds_stay_gathered(monkeypatch):
+    groups, states = groups_of(16, 50)
+    one = states[0]["w0"].nbytes
+    monkeypatch.setattr(probe, "MOST_KEPT", 2 * one)
+    clouds = Clouds(groups, states[0])
+    first = [clouds[group.name] for group in groups]
+    again = [clouds[group.name] is cloud for group, cloud in zip(groups, first, strict=True)]
+    assert again == [True] * 2 + [False] * 6
+    assert clouds.shape("g7") == (16, 50)
+    assert all(torch.equal(clouds[group.name], cloud) for group, cloud in zip(groups, first, strict=True))
+    assert list(clouds.only(["g1", "g7", "none"])) == ["g1", "g7"]
