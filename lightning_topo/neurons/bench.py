@@ -62,10 +62,10 @@ class Scaled:
 
     @staticmethod
     def of(gradient: Tensor) -> "Scaled":
-        """The gradient in half the memory."""
-        largest = float(gradient.abs().max()) if gradient.numel() else 0.0
+        """The gradient, which is used up, in half the memory."""
+        largest = _largest(gradient)
         narrow = torch.complex64 if gradient.is_complex() else torch.float32
-        return Scaled((gradient / largest if largest > 0 else gradient).to(narrow), largest)
+        return Scaled((gradient.div_(largest) if largest > 0 else gradient).to(narrow), largest)
 
 
 class Bench:
@@ -301,8 +301,6 @@ class Bench:
         known = self.gradient.get(name)
         if known is None:
             return float("inf")
-        if not gradient.numel():
-            return 0.0
         together, scale = self._exchanged.get(name, {name}), known.scale
         expected = {name: known.values}
         if len(together) > 1:
@@ -311,7 +309,7 @@ class Bench:
         for position in sorted({move for n in together for move in self._movers.get(n, ())}):
             group, permutation = self._moved[position]
             expected = group.permute(expected, permutation)
-        return float(gradient.sub(expected[name], alpha=scale).abs().max()) / self.gradient_scale
+        return _largest(gradient.sub_(expected[name], alpha=scale)) / self.gradient_scale
 
 
 def perturbed(
@@ -333,6 +331,11 @@ def perturbed(
         own = max(float(copy.double().std(correction=0)), 0.15)
         copy += spread * own * torch.randn(copy.shape, generator=generator).to(copy)
     return copy
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest entry's size, without a copy of all."""
+    return float(torch.linalg.vector_norm(tensor, torch.inf)) if tensor.numel() else 0.0
 
 
 def _spread(name: str, parameters: Mapping[str, bool], attempt: Attempt) -> float:
