@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_topo.memory import is_out_of_memory
-from lightning_topo.neurons.coupling import Atom, Axis, axis_size, flat, is_constant
-from lightning_topo.neurons.fewer_samples import CannotCut, _atoms, _length, _resized
+from lightning_topo.neurons.sample_axes import CannotCut, SampleAxes
 from lightning_topo.neurons.tape_coupling import couple
-from lightning_topo.neurons.trace import CouplingTrace
 from lightning_topo.tape import Call, CannotReplay, Slot, Tape, replay
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -38,7 +36,7 @@ class SampleCuts:
     """
 
     _known: dict[tuple[int, int], tuple[Tape, tuple[WeightedTape, ...]]] = field(default_factory=dict)
-    _axes: list["_SampleAxes"] = field(default_factory=list)
+    _axes: list["SampleAxes"] = field(default_factory=list)
 
     def __call__(
         self, tape: Tape, size: int, named: Mapping[str, Tensor], precision: torch.dtype | None
@@ -68,7 +66,7 @@ class SampleCuts:
     ) -> tuple[WeightedTape, ...]:
         axes = next((known for known in self._axes if known.fits(tape)), None)
         if axes is None:
-            axes = _SampleAxes.of(tape)
+            axes = _axes_of(tape)
             self._axes[:] = [axes, *self._axes[:3]]
         n_parts = -(-tape.n_samples // size)
         bounds = [tape.n_samples * k // n_parts for k in range(n_parts + 1)]
@@ -84,105 +82,9 @@ class SampleCuts:
         return ((1.0, tape),)
 
 
-@dataclass(frozen=True, slots=True)
-class _SampleAxes:
-    """The axes of every tensor in a tape's program, and the atoms of them that count its samples."""
-
-    program: Tape
-    constants: frozenset[int]
-    trace: CouplingTrace
-    axes: Mapping[int, list[Axis]]
-    samples: frozenset[Atom]
-
-    @classmethod
-    def of(cls, tape: Tape) -> "_SampleAxes":
-        coupling = couple([tape])
-        trace, [tensors] = coupling.trace, coupling.tensors
-        axes = {slot: known for slot, tensor in tensors.items() if (known := trace.known_axes(tensor)) is not None}
-        samples = {
-            first[0]
-            for slot, constant in tape.constants.items()
-            if slot in axes and constant.dim() and len(constant) == tape.n_samples
-            if len(first := flat(axes[slot][0])) == 1 and first[0].is_leaf
-        }
-        weights = {atom for name, pieces in trace.pieces.items() if not name.startswith("@") for atom in _atoms(pieces)}
-        # Of the data nothing is kept: the next tapes have their own.
-        program = tape.replaced(constants={}, values={}, draws={}, recorded=())
-        found = frozenset() if samples & weights else frozenset(samples)
-        return cls(program, frozenset(tape.constants), trace, axes, found)
-
-    def fits(self, tape: Tape) -> bool:
-        """Whether a tape is of the same program, on other data."""
-        same = self.program
-        return (
-            (same.n_samples, same.outputs, same.names) == (tape.n_samples, tape.outputs, tape.names)
-            and self.constants == tape.constants.keys()
-            and list(same.layouts) == list(tape.layouts)
-            and len(same.calls) == len(tape.calls)
-            and all(_alike(one, other) for one, other in zip(same.calls, tape.calls, strict=True))
-        )
-
-    def part(self, tape: Tape, start: int, stop: int, guesses: bool) -> Tape:
-        """Samples `start` to `stop`; with `guesses`, sizes of constants as long as the samples follow, too."""
-        if not self.samples:
-            raise CannotCut("no axis of samples")
-        n, kept = tape.n_samples, stop - start
-        sizes = dict.fromkeys(self.samples, kept)
-
-        def length(axis: Axis) -> int:
-            free = guesses and axis_size(axis) == n and all(is_constant(atom) for atom in flat(axis))
-            return kept if free else _length(axis, sizes)
-
-        def cut(tensor: Tensor, known: list[Axis]) -> Tensor:
-            for dim, axis in enumerate(known):
-                if (size := _length(axis, sizes)) != tensor.shape[dim]:
-                    if not flat(axis) or flat(axis)[0] not in self.samples:
-                        raise CannotCut("samples inside of another axis")
-                    tensor = tensor.narrow(dim, start * (size // kept), size)
-            return tensor
-
-        def unread(tensor: Tensor) -> Tensor:
-            is_data = tensor.layout is torch.strided and tensor.dim() and len(tensor) == n
-            return tensor[start:stop] if is_data else tensor
-
-        shapes = {slot: tuple(length(axis) for axis in known) for slot, known in self.axes.items()}
-        # Draws are numbered through from tape to tape.
-        names = {new.draw: old.draw for new, old in zip(tape.calls, self.program.calls, strict=True) if new.draw}
-        pieces = {new: self.trace.pieces[old] for new, old in names.items() if old in self.trace.pieces}
-        calls = (_resized(call, tape, shapes) for call in tape.calls)
-        return tape.replaced(
-            calls=tuple(_counting(call, n, kept) for call in calls),
-            constants={
-                slot: cut(value, self.axes[slot]) if slot in self.axes else unread(value)
-                for slot, value in tape.constants.items()
-            },
-            draws={
-                name: cut(value, pieces[name][0].axes) if name in pieces else value
-                for name, value in tape.draws.items()
-            },
-            n_samples=kept,
-        )
-
-
-_COUNTS = {"aten::arange": 0, "aten::native_group_norm": 3}
-"""Where an operator is told a number of samples, or of their rows."""
-
-
-def _counting(call: Call, n: int, kept: int) -> Call:
-    """The call with a number of samples among its arguments as it is now."""
-    at = _COUNTS.get(call.name)
-    if at is None or len(call.args) <= at or not isinstance(told := call.args[at], int):
-        return call
-    if told % n or (call.name == "aten::arange" and told != n):
-        return call
-    return replace(call, args=(*call.args[:at], told // n * kept, *call.args[at + 1 :]))
-
-
-def _alike(one: Call, other: Call) -> bool:
-    """Whether two calls do the same, whatever the numbers that they drew are called."""
-    return (one.operator, one.args, one.kwargs, one.outputs, one.writes, one.grad, one.draw is None) == (
-        other.operator, other.args, other.kwargs, other.outputs, other.writes, other.grad, other.draw is None
-    )  # fmt: skip
+def _axes_of(tape: Tape) -> SampleAxes:
+    coupling = couple([tape])
+    return SampleAxes.of(tape, coupling.trace, coupling.tensors[0])
 
 
 def _weights(tape: Tape, parts: Sequence[Tape], run: Callable[[Tape], Sequence[Tensor]]) -> list[float] | None:

@@ -56,19 +56,25 @@ def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, 
     return verify_on_tapes([tape], groups, seed=seed, cheap=fewer_samples([tape], coupling))
 
 
-def fewer_samples(tapes: Sequence[Tape], coupling: Coupling) -> list[Tape]:
-    """The tapes on some of their samples, where that can be done."""
-    pairs = zip(tapes, coupling.tensors, strict=True)
-    return [with_fewer_samples(tape, coupling.trace, tensors) for tape, tensors in pairs]
+def fewer_samples(tapes: Sequence[Tape], coupling: Coupling) -> list[list[Tape]]:
+    """The tapes on some of their samples, in each way in which that can be tried; the surest first."""
+    ways = []
+    for guesses in (False, True):
+        pairs = zip(tapes, coupling.tensors, strict=True)
+        cut = [with_fewer_samples(tape, coupling.trace, tensors, guesses=guesses) for tape, tensors in pairs]
+        if any(one is not other for one, other in zip(cut, tapes, strict=True)):
+            ways.append(cut)
+    return ways
 
 
 def verify_on_tapes(
-    tapes: Sequence[Tape], groups: Sequence[NeuronGroup], *, seed: int = 0, cheap: Sequence[Tape] = ()
+    tapes: Sequence[Tape], groups: Sequence[NeuronGroup], *, seed: int = 0, cheap: Sequence[Sequence[Tape]] = ()
 ) -> list[NeuronGroup]:
     """The groups with their status, as `verify_groups`, by the replays of tapes; what was drawn is permuted along.
 
-    A group must be a symmetry of every tape's loss. `cheap` are the same tapes on fewer samples, tried first. What
-    seems inert there may only be left out by those samples, as an expert to which none goes: all samples decide.
+    A group must be a symmetry of every tape's loss. `cheap` are the same tapes on fewer samples, in several ways, tried
+    first until one runs. What seems inert there may only be left out by those samples, as an expert to which none goes:
+    all samples decide.
     """
     usable = [tape for tape in tapes if not tape.obstacle and tape.outputs]
     judged: dict[int, NeuronGroup] = {}
@@ -76,8 +82,10 @@ def verify_on_tapes(
         list(range(len(groups))),
         next((tape.obstacle for tape in tapes if tape.obstacle), "nothing was returned to compare"),
     )
-    ways = [(cheap, ATTEMPTS[0])] if cheap and any(a is not b for a, b in zip(cheap, tapes, strict=True)) else []
-    for chosen, attempt in [*ways, *((usable, attempt) for attempt in ATTEMPTS)] if usable else ():
+    ways = [*((some, ATTEMPTS[0]) for some in cheap), *((usable, attempt) for attempt in ATTEMPTS)] if usable else []
+    for chosen, attempt in ways:
+        if judged and chosen is not usable:  # they have run on fewer samples already
+            continue
         try:
             chosen_groups = [groups[i] for i in undecided]
             verdicts = Bench(chosen, chosen_groups, seed, attempt).judge(chosen_groups)
@@ -86,7 +94,7 @@ def verify_on_tapes(
             log.info("no verification by %s (%s)", attempt, reason)
             continue
         judged.update(zip(undecided, verdicts, strict=True))
-        undecided = [i for i in undecided if chosen is cheap and judged[i].status == "inert"]
+        undecided = [i for i in undecided if chosen is not usable and judged[i].status == "inert"]
         if not undecided:
             break
     reason = f"the model did not run on perturbed parameters ({reason})"
