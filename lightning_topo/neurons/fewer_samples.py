@@ -24,9 +24,7 @@ def with_fewer_samples(
     `guesses` as `SampleAxes.part`.
     """
     kept = min(max(ENOUGH, -(-tape.n_samples // SHARE)), MOST)
-    if not any(
-        "batch_norm" in call.name for call in tape.calls
-    ):  # of two samples it makes +1 and -1
+    if not any("batch_norm" in call.name for call in tape.calls):  # of two samples it makes +1 and -1
         kept = min(kept, max(1, tape.n_samples * HEAVY_BYTES // max(_wide_bytes(tape), 1)))
     if kept >= tape.n_samples:
         return tape

@@ -32,6 +32,40 @@ class GroupBound:
     span: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Launched:
+    """The bounds of a step, on their way from the device: whoever reads them later does not wait for it.
+
+    `before` and `after` are the parameters, `moved` how far neurons have moved between them.
+    """
+
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    moved: Tensor
+    is_path: bool
+    _values: Tensor
+    _arrival: torch.cuda.Event | None
+
+    @staticmethod
+    def of(
+        before: Mapping[str, Tensor], after: Mapping[str, Tensor], moved: Tensor, is_path: bool, values: Tensor
+    ) -> "Launched":
+        """Send the values to the host."""
+        if values.device.type != "cuda":
+            return Launched(before, after, moved, is_path, values, None)
+        here = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        here.copy_(values, non_blocking=True)
+        arrival = torch.cuda.Event()
+        arrival.record(torch.cuda.current_stream(values.device))
+        return Launched(before, after, moved, is_path, here, arrival)
+
+    def values(self) -> list[float]:
+        """What has arrived; waits until it has."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._values.tolist()
+
+
 class _Resting(Mapping[str, Tensor]):
     """Copies of parameters that are rarely looked at, kept on another device, each brought back when asked for."""
 
@@ -107,11 +141,14 @@ class Bounds:
         self._since, self._is_path = None, False
 
     def of_step(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, GroupBound]:
-        """The bounds of the step between two states of the parameters, by group.
+        """The bounds of the step between two states of the parameters, by group: `read(launch(before, after))`."""
+        return self.read(self.launch(before, after))
+
+    def launch(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Launched:
+        """Begin to bound the step between two states of the parameters; nothing waits for the device.
 
         How far neurons are from the snapshot is bounded by the length of their path, one pass over the parameters a
-        step, as long as that certifies the step; else it is measured, and the span with it. The snapshot's parameters
-        are not looked at before.
+        step: the snapshot's parameters are not looked at.
         """
         assert self._table is not None
         self.n_steps += 1
@@ -119,41 +156,51 @@ class Bounds:
         since, is_path = self._since, self._is_path
         if since is None:
             since = self._meter.lengths(self._origin, before)
-        steps = self._table.bounds(moved, since).tolist()
-        spans = [math.inf] * len(steps)
+        near = [
+            pair_bounds(one, self._rows(group, one, before), self._rows(group, one, after))
+            for group, one in self._with_pairs()
+        ]
         self._since, self._is_path = since + moved, True
-        if not all(bound < LIMIT for bound in steps):
-            self._since, self._is_path = self._meter.lengths(self._origin, after), False
+        values = torch.cat([self._table.bounds(moved, since), *(bound[None] for bound in near)])
+        return Launched.of(before, after, moved, is_path, values)
+
+    def read(self, launched: Launched, *, stands: bool = True) -> dict[str, GroupBound]:
+        """The bounds of a launched step, by group.
+
+        Where they do not certify it, it is measured how far neurons are from the snapshot, and the span with it, if the
+        parameters still `stands` as they were launched; before another step is launched.
+        """
+        assert self._table is not None
+        values = launched.values()
+        steps, near = values[: len(self.groups)], values[len(self.groups) :]
+        spans = [math.inf] * len(steps)
+        measures = stands and not all(bound < LIMIT for bound in steps)
+        if measures:
+            self._since, self._is_path = self._meter.lengths(self._origin, launched.after), False
             spans = self._table.bounds(self._since).tolist()
-            if is_path:
-                steps = self._table.bounds(moved, self._meter.lengths(self._origin, before)).tolist()
+            if launched.is_path:
+                since = self._meter.lengths(self._origin, launched.before)
+                steps = self._table.bounds(launched.moved, since).tolist()
         found = {
             group.name: GroupBound(*pair)
             for group, pair in zip(self.groups, zip(steps, spans, strict=True), strict=True)
         }
-        for group, one in zip(self.groups, self._snapshots, strict=True):
-            if len(one.pairs):
-                found[group.name] = self._with_pairs(group, one, found[group.name], before, after)
+        for (group, one), exact in zip(self._with_pairs(), near, strict=True):
+            bound = found[group.name]
+            span = bound.span
+            if span != math.inf:
+                rows = [self._rows(group, one, tensors) for tensors in (self._origin, launched.after)]
+                span = _larger(span, float(pair_bounds(one, *rows)))
+            found[group.name] = GroupBound(_larger(bound.step, exact), span)
         return found
 
-    def _with_pairs(
-        self,
-        group: NeuronGroup,
-        one: Snapshot,
-        bound: GroupBound,
-        before: Mapping[str, Tensor],
-        after: Mapping[str, Tensor],
-    ) -> GroupBound:
-        """The bounds with the pairs that are so near that they are computed exactly."""
+    def _with_pairs(self) -> list[tuple[NeuronGroup, Snapshot]]:
+        """The groups with pairs that are so near that they are computed exactly."""
+        both = zip(self.groups, self._snapshots, strict=True)
+        return [(group, one) for group, one in both if len(one.pairs)]
 
-        def rows(tensors: Mapping[str, Tensor]) -> Tensor:
-            return gather_rows(group, {name: tensors[name] for name in self._members[group.name]}, one.pairs)
-
-        end = rows(after)
-        step = _larger(bound.step, float(pair_bounds(one, rows(before), end)))
-        if bound.span == math.inf:
-            return GroupBound(step, bound.span)
-        return GroupBound(step, _larger(bound.span, float(pair_bounds(one, rows(self._origin), end))))
+    def _rows(self, group: NeuronGroup, one: Snapshot, tensors: Mapping[str, Tensor]) -> Tensor:
+        return gather_rows(group, {name: tensors[name] for name in self._members[group.name]}, one.pairs)
 
     def _take(self, parameters: Mapping[str, Tensor], nearest: Nearest) -> None:
         named = {name: parameters[name] for name in self._origin}

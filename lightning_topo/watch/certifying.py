@@ -1,16 +1,17 @@
 """Certifying every step: by its bound where that is enough, else by measuring it."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from lightning_topo.measurement import StepState
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes import Clouds, Distortion, Probe
 from lightning_topo.probes.distortion import Carried
-from lightning_topo.watch.bounds import LIMIT, Bounds, GroupBound
+from lightning_topo.watch.bounds import LIMIT, Bounds, GroupBound, Launched
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.coverage import Certificate, Coverage
 from lightning_topo.watch.outcome import Outcome
@@ -27,6 +28,21 @@ RENEW_STEPS = 10
 """A measurement of all groups leaves a new snapshot where the last one is so many steps old."""
 
 
+def waits(device: torch.device) -> bool:
+    """Whether to read a bound takes until the device has done all that it was asked for before."""
+    return device.type == "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step whose bounds are on their way."""
+
+    step: int
+    epoch: int
+    groups: Sequence[NeuronGroup]
+    bounds: Launched
+
+
 class Certifying:
     """Notes in `coverage` a certificate of each step of this process's groups.
 
@@ -34,6 +50,9 @@ class Certifying:
 
     Groups are measured exactly when the probe is due, and where the bound of the step reaches 0.9, as long as that
     takes a small share of the time. Without the probe nothing is certified.
+
+    Where reading a bound would wait for the device, it is read just before the next update, as long as the parameters
+    before and after the step are still there: until then the step `is_awaited`.
     """
 
     def __init__(
@@ -45,6 +64,12 @@ class Certifying:
         self._bounds: Bounds | None = None
         self._seconds = 0.0
         self._measured_at = -1
+        self._awaited: _Step | None = None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the last step's bounds have not been read yet."""
+        return self._awaited is not None
 
     def moved_outside(self) -> None:
         """Something else than an update has moved parameters."""
@@ -60,8 +85,10 @@ class Certifying:
         self._coverage.note(step, {group.name: Certificate(StepState.OPEN) for group in groups})
         self.moved_outside()
 
-    def settle(self, step: int, epoch: int, due: Sequence[Probe], budget: Budget) -> list[Outcome]:
-        """Certify the updates of this batch, and return what was measured for it."""
+    def settle(
+        self, step: int, epoch: int, due: Sequence[Probe], budget: Budget, *, at_once: bool = True
+    ) -> list[Outcome]:
+        """Certify the updates of this batch, and return what was measured for it; unless `at_once`, `finish` does."""
         probe = self.probe
         if probe is None or probe not in self._probing.probes:
             return []
@@ -71,18 +98,34 @@ class Certifying:
         if not groups:
             return []
         is_first = self._bounds is None
-        bounds = self._bound()
+        awaited = _Step(step, epoch, groups, self._launch())
+        if not at_once and not is_first and probe not in due and waits(awaited.bounds.moved.device):
+            self._awaited = awaited
+            return []
+        return self._certify(awaited, budget, is_due=probe in due, is_first=is_first)
+
+    def finish(self, budget: Budget, *, stands: bool) -> list[Outcome]:
+        """Certify the step that is awaited; measured it can be while the parameters still `stands` as it left them."""
+        awaited, self._awaited = self._awaited, None
+        return [] if awaited is None else self._certify(awaited, budget, stands=stands)
+
+    def _certify(
+        self, awaited: _Step, budget: Budget, *, is_due: bool = False, is_first: bool = False, stands: bool = True
+    ) -> list[Outcome]:
+        probe = self.probe
+        assert probe is not None
+        assert self._bounds is not None
+        step, groups, bounds = awaited.step, awaited.groups, self._bounds.read(awaited.bounds, stands=stands)
         reached = [g for g in groups if not bounds[g.name].step < LIMIT]
-        asked = groups if probe in due or is_first else tuple(reached) if self._may_measure(budget) else ()
+        asked = groups if is_due or is_first else tuple(reached) if stands and self._may_measure(budget) else ()
         outcomes: list[Outcome] = []
         if asked:
             began = budget.seconds()
-            outcomes = [self._measure(probe, step, epoch, asked, self._snapshots.now(), self._last(step))]
+            outcomes = [self._measure(probe, step, awaited.epoch, asked, self._snapshots.now(), self._last(step))]
             self._measured_at = step
-            assert self._bounds is not None
             if reached or (len(asked) == len(groups) and self._bounds.n_steps >= RENEW_STEPS):
                 self._renew(outcomes[0])
-            if probe not in due:
+            if not is_due and not is_first:  # which on a GPU loads all its kernels, and belongs to the start
                 self._seconds += budget.seconds() - began
         exact = {g: values["critical_ratio"] for outcome in outcomes for g, values in outcome.values.items()}
         certificates = {g.name: _certificate(exact.get(g.name), bounds[g.name]) for g in groups}
@@ -141,14 +184,14 @@ class Certifying:
         at_first = EXACT_STEPS * (budget.step_seconds or 0.0)
         return budget.step_seconds is None or self._seconds <= EXACT_SHARE * budget.seconds() + at_first
 
-    def _bound(self) -> Mapping[str, GroupBound]:
-        """The bounds of the present updates; a first snapshot is taken of where they began."""
+    def _launch(self) -> Launched:
+        """Begin to bound the present updates; a first snapshot is taken of where they began."""
         before, after = self._steps.before(), self._steps.trained()
         groups = self._snapshots.active()
         bounds = self._bounds
         if bounds is None or bounds.names != after.keys() or bounds.groups != groups:
             bounds = self._bounds = Bounds(groups, before)
-        return bounds.of_step(before, after)
+        return bounds.launch(before, after)
 
     def _renew(self, measured: Outcome) -> None:
         assert self.probe is not None

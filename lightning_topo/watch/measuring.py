@@ -53,14 +53,17 @@ class Measuring:
         """The probes to run at this step, or at the end of this epoch."""
         return self._probing.due(self._schedule, unit, count)
 
-    def step(self, step: int, due: Sequence[Probe], *, unseen: Sequence[str] | None = None) -> None:
+    def step(
+        self, step: int, due: Sequence[Probe], *, unseen: Sequence[str] | None = None, at_once: bool = True
+    ) -> None:
         """Certify this batch's updates, and measure what is due; no collective where parameters are whole.
 
-        `unseen` are the parameters that moved where no update was seen.
+        `unseen` are the parameters that moved where no update was seen. Unless `at_once`, the step may be `is_awaited`
+        until `finish`.
         """
         assert self._certifying is not None
         if unseen is None:
-            self._settle(step, due)
+            self._settle(step, due, at_once=at_once)
         else:
             self._certifying.unseen(step, unseen)
         # A user's own probe of steps looks at the whole batch's.
@@ -85,9 +88,20 @@ class Measuring:
         if self._certifying is not None:
             self._certifying.moved_outside()
 
-    def _settle(self, step: int, due: Sequence[Probe]) -> None:
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the last step's bounds are to be read when the device has computed them."""
+        return self._certifying is not None and self._certifying.is_awaited
+
+    def finish(self, *, stands: bool) -> None:
+        """Certify the step that is awaited; `stands` as `Certifying.finish`."""
+        if self._certifying is not None:
+            self._exchange.outcomes += self._certifying.finish(self._budget, stands=stands)
+
+    def _settle(self, step: int, due: Sequence[Probe], *, at_once: bool = True) -> None:
         assert self._certifying is not None
-        self._exchange.outcomes += self._certifying.settle(step, self._training.epoch, due, self._budget)
+        epoch = self._training.epoch
+        self._exchange.outcomes += self._certifying.settle(step, epoch, due, self._budget, at_once=at_once)
         self._tell_lost(step)
 
     def _run(self, probes: Sequence[Probe], step: int) -> None:

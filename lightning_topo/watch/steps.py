@@ -65,7 +65,9 @@ class Steps:
     (parameters in shards) updates are only counted.
 
     `guards` are called right after an update, before anything looks at it; they may change the parameters.
-    `on_settle` is called before a second update in one batch overwrites the copies of the first. `on_outside` is
+    `on_settle` is called before a second update in one batch overwrites the copies of the first, `on_deferred` before
+    the first of a batch does so where the last batch's were left as they are (`defer`), and told whether the parameters
+    still stand as those updates left them. `on_outside` is
     called with names where something else has moved parameters between two updates. `on_begin` is called before an
     update, and told whether it runs a closure; `on_end` after it and the guards. `gradients` knows what the training
     does to a gradient before an optimizer takes it. What fails here is kept in `failures`: it must not end an
@@ -78,6 +80,7 @@ class Steps:
         *,
         on_settle: Callable[[], None],
         on_outside: Callable[[Optimizer, Sequence[str]], None],
+        on_deferred: Callable[[bool], None] = lambda stands: None,
         on_begin: Callable[[bool], None] = lambda runs_closure: None,
         on_end: Callable[[], None] = lambda: None,
         keep_copies: bool = True,
@@ -88,7 +91,7 @@ class Steps:
         self.failures: list[Exception] = []
         self.gradients: GradientScales = GradientScales()
         self._module, self._on_settle, self._on_outside = module, on_settle, on_outside
-        self._on_begin, self._on_end = on_begin, on_end
+        self._on_begin, self._on_end, self._on_deferred = on_begin, on_end, on_deferred
         self._keeps_copies = keep_copies
         self._names: dict[int, tuple[str, ...]] = {}
         self._counted: list[Any] = []
@@ -96,12 +99,17 @@ class Steps:
         self._foreign: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._running: list[Optimizer] = []
         self._present: dict[str, Tensor] | None = None
-        self._checks_later = self._is_first = self._has_lent = False
+        self._checks_later = self._is_first = self._has_lent = self._is_deferred = False
         self.read_names()
         self._handles = [
             register_optimizer_step_pre_hook(self._before_update),
             register_optimizer_step_post_hook(self._after_update),
         ]
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether `pending` are the last batch's updates, and not this one's."""
+        return self._is_deferred
 
     @property
     def is_stepping(self) -> bool:
@@ -167,6 +175,25 @@ class Steps:
         """`trained()` as it was before the updates of this batch."""
         return self.trained() | {name: tensor for update in self.pending for name, tensor in update.before.items()}
 
+    def defer(self) -> None:
+        """Leave the copies before this batch's updates as they are, until `take_deferred` or the next update."""
+        self._is_deferred = True
+        for parameter in _unique(self.pending):
+            self._kept[id(parameter)].version = parameter._version
+
+    def take_deferred(self) -> None:
+        """Let go of the copies before the last batch's updates, once `on_deferred` has looked at them."""
+        if not self._is_deferred:
+            return
+        kept = [self._kept[id(p)] for p in _unique(self.pending) if id(p) in self._kept]
+        try:
+            self._on_deferred(all(k.parameter._version == k.version for k in kept))
+        except Exception as error:
+            self.failures.append(error)
+        self._is_deferred, self.pending = False, []
+        # What something else has moved since is for `check` to see.
+        self._renew([k for k in kept if k.parameter._version == k.version])
+
     def lend(self) -> dict[int, Tensor]:
         """The copies of the present values, by the ids of their parameters: they stay as they are until `advance`."""
         self._has_lent = True
@@ -174,7 +201,7 @@ class Steps:
 
     def advance(self) -> None:
         """Take the present values as those before the next updates; those of this batch are done."""
-        self._has_lent = False
+        self._has_lent = self._is_deferred = False
         self._renew_updated()
 
     def _renew_updated(self) -> None:
@@ -208,6 +235,7 @@ class Steps:
         if not owned:
             return
         self._running = [optimizer]
+        self.take_deferred()
         self._is_first = not any(optimizer.state.values())
         updated = {id(p) for p in _unique(self.pending)}
         if any(id(p) in updated for p in owned):

@@ -16,7 +16,7 @@ from lightning_topo.probes import Distortion, Fate, Persistence, Probe
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.checkpoint import SavedWatch, saved_watch
 from lightning_topo.watch.coverage import Shares
-from lightning_topo.watch.exchange import Exchange
+from lightning_topo.watch.exchange import EXCHANGE_STEPS, Exchange
 from lightning_topo.watch.finding import Finding
 from lightning_topo.watch.measuring import Measuring
 from lightning_topo.watch.membership import Membership
@@ -86,6 +86,7 @@ class Watch:
             training.module,
             on_settle=self._measuring.update_before_another,
             on_outside=self._movements.outside,
+            on_deferred=self._finish_step,
             on_begin=lambda runs_closure: self._recording.update_begins(runs_closure=runs_closure),
             on_end=self._recording.update_ends,
             keep_copies=self._finding.sharding == "whole",
@@ -134,6 +135,7 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
+        self.steps.take_deferred()
         self._measuring.coverage.cut()
         return SavedWatch(
             self._outputs.dirpath,
@@ -171,7 +173,7 @@ class Watch:
             )
             if not self._measuring.has_begun and self._shards is None:
                 self._shards = kept_shards(self._training)  # before anything is recorded
-            self._recording.begin(batch, step, wanted=is_wanted, copies=self.steps.lend)
+            self._recording.begin(batch, step, wanted=is_wanted, copies=self._lent_copies)
             self.steps.gradients.wanted = any(map(needs_gradient_scales, due)) and self._finding.sharding == "whole"
             if (snapshots := self._measuring.snapshots) is not None:
                 snapshots.before_step(step, due)
@@ -207,6 +209,8 @@ class Watch:
             self._recording.end()
             log = shares = False
             step = self._training.step + 1
+            if self.steps.is_deferred:  # no update has come since
+                self.steps.take_deferred()
             stepped = self._movements.has_stepped(self.steps, step)
             if stepped:
                 self._first_batch = False
@@ -220,19 +224,24 @@ class Watch:
                 else:
                     self._follow_members(step)
                 due = self._measuring.due("step", step)
+                period = self._training.log_every_n_steps
+                log = period > 0 and step % period == 0
+                at_once = bool(due) or log or step % EXCHANGE_STEPS == 0 or self._training.ends_epoch()
                 # What fails on this process alone: it raises when nobody waits for this one any more.
                 error: Exception | None = None
                 try:
-                    self._measuring.step(step, due, unseen=None if self.steps.pending else self._movements.unseen)
+                    unseen = None if self.steps.pending else self._movements.unseen
+                    self._measuring.step(step, due, unseen=unseen, at_once=at_once)
                 except Exception as raised:
                     error = raised
-                period = self._training.log_every_n_steps
-                log = period > 0 and step % period == 0
                 shares = log or self._exchange.is_due(step, self._measuring.coverage, measured=bool(due))
                 if shares:
                     self._share(step, due)
                 self._recording.forget()
-                self.steps.advance()
+                if self._measuring.is_awaited:
+                    self.steps.defer()
+                else:
+                    self.steps.advance()
                 if error is not None:
                     raise error
             self._exchange.proposed.clear()
@@ -253,6 +262,7 @@ class Watch:
     def after_epoch(self) -> None:
         """Measure what is due at the end of an epoch, unless its last batch was known to be the last."""
         with self.budget.spending():
+            self.steps.take_deferred()
             if self._measuring.has_begun and self.epochs_agree and self._epoch_measured != self._training.epoch:
                 self._measure_epoch(self._training.step)
 
@@ -272,8 +282,10 @@ class Watch:
         try:
             self._recording.end()
             if in_haste:
+                self._measuring.finish(stands=False)
                 late = self._probing.give_up("training broke off before it was ready")
             else:
+                self.steps.take_deferred()
                 late = self._probing.collect()
             self._exchange.outcomes += late
             if self._measuring.has_begun:
@@ -284,6 +296,16 @@ class Watch:
             self._outputs.end(in_haste=in_haste)
         self._raise_first_error()
         return True
+
+    def _finish_step(self, stands: bool) -> None:
+        """Certify the step whose bounds were left on the device."""
+        with self.budget.spending():
+            self._measuring.finish(stands=stands)
+
+    def _lent_copies(self) -> dict[int, Tensor]:
+        """Copies of the present parameters for the recorder."""
+        self.steps.take_deferred()
+        return self.steps.lend()
 
     def release(self) -> None:
         """Leave the training alone: remove all hooks, let copies go, end the worker."""

@@ -74,7 +74,8 @@ SEAMS = [
     "watch.steps:Steps._renew",
     "watch.steps:_Kept.has_moved",
     "watch.certifying:Certifying.settle",
-    "watch.bounds:Bounds.of_step",
+    "watch.bounds:Bounds.launch",
+    "watch.bounds:Bounds.read",
     "watch.snapshots:Snapshots.capture",
     "watch.reference:keep",
     # Probes

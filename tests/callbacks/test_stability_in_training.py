@@ -125,7 +125,7 @@ def test_the_three_levels_stand_side_by_side(tmp_path):
         (step,) = (m for m in record.measurements if m.probe == "distortion" and (m.group, m.step) == (group.name, 8))
         assert 0 < swap.values["swap_ratio"] < sharpnesses(record)[8]["eta_lambda"]
         assert step.values["critical_ratio"] > 0
-    assert sharpnesses(record)[8]["micro_batch"] == 64  # a recorded step is not cut
+    assert sharpnesses(record)[8]["micro_batch"] == 16  # a recorded step is cut
     assert sharpnesses(record)[8]["sharpness_2"] < sharpnesses(record)[8]["sharpness"]
 
 
