@@ -6,8 +6,8 @@
 Models are tiny and randomly initialised; nothing is downloaded. `share` is the part of the trainable entries that
 lies in no group, `unexplained` the part of them all for which no reason is given that a person accepts. `seconds` is
 the time that finding and verifying took, `steps` the same in training steps (forward and backward), `memory` its peak
-over that of a training step. The models are those of `zoo_models.py`; timm is not among them: it needs torchvision,
-which cannot be installed beside the torch of this repository.
+over that of a training step. The models are those of `zoo_models.py`; those whose package is not installed are
+left out.
 """
 
 import argparse

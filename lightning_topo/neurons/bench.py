@@ -90,15 +90,16 @@ class Bench:
             if wanted.isdisjoint(name for names in strongest for name in names):
                 wanted.update(*strongest[:1])
         self.differentiated = [name for name, value in values.items() if name in wanted and _has_gradient(value)]
-        generator = torch.Generator().manual_seed(seed)
+        # A device's own: to draw as much as all parameters on the host would take longer than the proof.
+        generators = {t.device: torch.Generator(t.device).manual_seed(seed) for t in values.values()}
         self.tensors = {
-            name: perturbed(t, generator, _spread(name, trainable, attempt), float64=attempt.float64)
+            name: perturbed(t, generators[t.device], _spread(name, trainable, attempt), float64=attempt.float64)
             for name, t in values.items()
         }
         for name, tensor in self.tensors.items():
             if name.endswith("running_var"):
                 tensor.abs_().add_(0.3)
-        self.generator: torch.Generator = generator
+        self.generator: torch.Generator = torch.Generator().manual_seed(seed)
         self._moved: list[tuple[NeuronGroup, Tensor]] = []
         self._movers: dict[str, list[int]] = {}
         self._exchanged: dict[str, set[str]] = {}
@@ -329,7 +330,7 @@ def perturbed(
     copy = tensor.detach().to(torch.float64 if float64 else tensor.dtype, copy=True).nan_to_num_(0.0, 0.0, 0.0)
     if spread > 0 and copy.numel():
         own = max(float(copy.double().std(correction=0)), 0.15)
-        copy += spread * own * torch.randn(copy.shape, generator=generator).to(copy)
+        copy += spread * own * torch.randn(copy.shape, generator=generator, device=copy.device).to(copy)
     return copy
 
 

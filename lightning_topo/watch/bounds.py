@@ -110,6 +110,7 @@ class Bounds:
         groups: Sequence[NeuronGroup],
         parameters: Mapping[str, Tensor],
         resting: Callable[[torch.device], torch.device] = resting_device,
+        nearest: Nearest | None = None,
     ) -> None:
         self.groups: tuple[NeuronGroup, ...] = tuple(groups)
         self.names: frozenset[str] = frozenset(parameters)
@@ -124,7 +125,7 @@ class Bounds:
         self._since: Tensor | None = None
         self._is_path = False
         self.n_steps = 0
-        self._take(parameters, {})
+        self._take(parameters, nearest or {})
 
     @property
     def last(self) -> Clouds:

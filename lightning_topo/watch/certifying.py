@@ -1,7 +1,7 @@
 """Certifying every step: by its bound where that is enough, else by measuring it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from lightning_topo.measurement import StepState
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes import Clouds, Distortion, Probe
 from lightning_topo.probes.distortion import Carried
-from lightning_topo.watch.bounds import LIMIT, Bounds, GroupBound, Launched
+from lightning_topo.watch.bounds import LIMIT, Bounds, GroupBound, Launched, Nearest
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.coverage import Certificate, Coverage
 from lightning_topo.watch.outcome import Outcome
@@ -97,27 +97,26 @@ class Certifying:
         groups = self._snapshots.touched()
         if not groups:
             return []
-        is_first = self._bounds is None
+        if self._bounds is None:
+            return self._begin(step, epoch, groups)
         awaited = _Step(step, epoch, groups, self._launch())
-        if not at_once and not is_first and probe not in due and waits(awaited.bounds.moved.device):
+        if not at_once and probe not in due and waits(awaited.bounds.moved.device):
             self._awaited = awaited
             return []
-        return self._certify(awaited, budget, is_due=probe in due, is_first=is_first)
+        return self._certify(awaited, budget, is_due=probe in due)
 
     def finish(self, budget: Budget, *, stands: bool) -> list[Outcome]:
         """Certify the step that is awaited; measured it can be while the parameters still `stands` as it left them."""
         awaited, self._awaited = self._awaited, None
         return [] if awaited is None else self._certify(awaited, budget, stands=stands)
 
-    def _certify(
-        self, awaited: _Step, budget: Budget, *, is_due: bool = False, is_first: bool = False, stands: bool = True
-    ) -> list[Outcome]:
+    def _certify(self, awaited: _Step, budget: Budget, *, is_due: bool = False, stands: bool = True) -> list[Outcome]:
         probe = self.probe
         assert probe is not None
         assert self._bounds is not None
         step, groups, bounds = awaited.step, awaited.groups, self._bounds.read(awaited.bounds, stands=stands)
         reached = [g for g in groups if not bounds[g.name].step < LIMIT]
-        asked = groups if is_due or is_first else tuple(reached) if stands and self._may_measure(budget) else ()
+        asked = groups if is_due else tuple(reached) if stands and self._may_measure(budget) else ()
         outcomes: list[Outcome] = []
         if asked:
             began = budget.seconds()
@@ -125,14 +124,39 @@ class Certifying:
             self._measured_at = step
             if reached or (len(asked) == len(groups) and self._bounds.n_steps >= RENEW_STEPS):
                 self._renew(outcomes[0])
-            if not is_due and not is_first:  # which on a GPU loads all its kernels, and belongs to the start
+            if not is_due:
                 self._seconds += budget.seconds() - began
-        exact = {g: values["critical_ratio"] for outcome in outcomes for g, values in outcome.values.items()}
+        self._note(step, groups, _ratios(outcomes), bounds)
+        return outcomes
+
+    def _begin(self, step: int, epoch: int, groups: Sequence[NeuronGroup]) -> list[Outcome]:
+        """Measure the first step exactly; what that finds of distances serves the first snapshot, of where it ends.
+
+        Its time belongs to the start: on a GPU it loads the kernels of all later ones. A group that cannot be measured
+        has a bound, from a snapshot of where the step began.
+        """
+        probe = self.probe
+        assert probe is not None
+        outcome = self._measure(probe, step, epoch, groups, self._snapshots.now())
+        self._measured_at = step
+        exact = _ratios([outcome])
+        if exact.keys() >= {group.name for group in groups}:
+            self._bounds = Bounds(self._snapshots.active(), self._steps.trained(), nearest=self._nearest(outcome))
+            self._coverage.note(step, {name: Certificate(StepState.EXACT, ratio) for name, ratio in exact.items()})
+        else:
+            launched = self._launch()
+            assert self._bounds is not None
+            self._note(step, groups, exact, self._bounds.read(launched))
+        return [outcome]
+
+    def _note(
+        self, step: int, groups: Sequence[NeuronGroup], exact: Mapping[str, float], bounds: Mapping[str, GroupBound]
+    ) -> None:
+        """Note each group's certificate: exact where it was measured."""
         certificates = {g.name: _certificate(exact.get(g.name), bounds[g.name]) for g in groups}
         if any(one.state is StepState.SPANNED for one in certificates.values()) and not self._spans_prove():
             certificates = {name: _without_span(one) for name, one in certificates.items()}
         self._coverage.note(step, certificates)
-        return outcomes
 
     def _spans_prove(self) -> bool:
         """Whether a span excludes that neurons merged and parted in between.
@@ -185,7 +209,7 @@ class Certifying:
         return budget.step_seconds is None or self._seconds <= EXACT_SHARE * budget.seconds() + at_first
 
     def _launch(self) -> Launched:
-        """Begin to bound the present updates; a first snapshot is taken of where they began."""
+        """Begin to bound the present updates; where there is no snapshot, it is taken of where they began."""
         before, after = self._steps.before(), self._steps.trained()
         groups = self._snapshots.active()
         bounds = self._bounds
@@ -194,12 +218,20 @@ class Certifying:
         return bounds.launch(before, after)
 
     def _renew(self, measured: Outcome) -> None:
+        if self._bounds is not None:
+            self._bounds.renew(self._steps.trained(), self._nearest(measured))
+
+    def _nearest(self, measured: Outcome) -> Nearest:
+        """What a measurement has found of the distances to nearest neighbours."""
         assert self.probe is not None
         # Of a measurement that failed, what an earlier one has left says nothing about now.
         carried = self._probing.carried(self.probe) if measured.failure is None else None
-        if self._bounds is not None:
-            nearest = carried.nearest if isinstance(carried, Carried) else {}
-            self._bounds.renew(self._steps.trained(), nearest)
+        return carried.nearest if isinstance(carried, Carried) else {}
+
+
+def _ratios(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The measured critical ratios by group."""
+    return {group: values["critical_ratio"] for outcome in outcomes for group, values in outcome.values.items()}
 
 
 def _draws_for_neurons(module: nn.Module) -> bool:

@@ -258,8 +258,10 @@ def test_an_optimizer_without_lr_has_a_sharpness_and_no_ratio(tmp_path):
     found = sharpnesses(record)
     assert list(found) == [2, 4, 6, 8]
     for values in found.values():
-        assert not {"sharpness_ratio", "eta_lambda"} & values.keys()
-        assert "directional_ratio" in values
+        assert not {"sharpness_ratio", "eta_lambda", "directional_ratio"} & values.keys()
+    steps = [m.step for m in record.measurements if m.probe == "step_edge" and "directional_ratio" in m.values]
+    assert steps
+    assert len(set(steps)) == len(steps)
     assert happened(monitor.events) == []
 
 
