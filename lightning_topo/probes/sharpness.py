@@ -41,8 +41,8 @@ class Sharpness:
     that of the last recorded step.
     Global values: `sharpness` (raw), with `residual`, `n_hvp` and `converged`; `sharpness_ratio` (edge of stability
     at 1, with `ratio_residual`) and `eta_lambda` where the optimizer's threshold is known, and `directional_ratio` of
-    the step just taken, with the curvature where it ended. A monitor runs `StepEdge` beside it: where batches are small,
-    or no threshold is known, that is what sees the edge, and what measures `directional_ratio` (not in shards).
+    the step just taken, with the curvature where it ended. A monitor runs `StepEdge` beside it: where batches are
+    small, or no threshold is known, that is what sees the edge, and what measures `directional_ratio` (not in shards).
 
     `n_largest` adds `sharpness_2`, ... `micro_batch` evaluates the loss on so many samples at a time: less memory, and
     products that cost about half as much again; only for a loss that is a mean over samples. Recorded steps are
