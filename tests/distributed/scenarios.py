@@ -118,7 +118,7 @@ def _torn(*_):
     raise RuntimeError("torn")
 
 
-LOCAL = {"record": (0, RecordOutput, "measurement"), "bounds": (1, Certifying, "_bound")}
+LOCAL = {"record": (0, RecordOutput, "measurement"), "bounds": (1, Certifying, "_launch")}
 
 
 def local(folder, rank, what):
