@@ -14,8 +14,8 @@ def test_a_span_is_measured_beside_the_step(tmp_path):
     fit(Classifier(lr=0.01), [weights, monitor], root=tmp_path, data=loader(batch_size=4), max_steps=16)
     lines = [m for m in read_record(monitor.dirpath).measurements if m.probe == "distortion"]
     assert [m.step for m in lines if m.group == "net.0"] == [1, 4, 8, 12, 16]
-    # The snapshots: of the beginning, and of the first measurement that is ten steps later.
-    starts = {4: 0, 8: 0, 12: 0, 16: 12}
+    # The snapshots: of the first step's end, and of the first measurement that is ten steps later.
+    starts = {4: 1, 8: 1, 12: 1, 16: 12}
     groups = {group.name: group for group in monitor.groups}
     for line in lines:
         if line.step == 1:
