@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_topo.tape.collectives import Collective, Pending, collective_of
 from lightning_topo.tape.draws import drawn_by, hidden_draws
+from lightning_topo.tape.foreach import single_calls
 from lightning_topo.tape.host_reads import READS, SHAPED_BY_VALUES, leaned_on
 from lightning_topo.tape.memory_map import MemoryMap
 from lightning_topo.tape.mode import Observer
@@ -279,7 +280,7 @@ class StepRecorder:
                 self._pending.setdefault(self._memory.storage_of(storage), []).append(pending)
             return
         draw = self._draw(operator, args, result, known, outputs)
-        self._calls.append(Call(operator, encoded, encoded_kwargs, tuple(outputs), slots, grad, draw))
+        self._calls += single_calls(Call(operator, encoded, encoded_kwargs, tuple(outputs), slots, grad, draw))
 
     def _encoded(self, value: Any, found: list[tuple[Tensor, int]]) -> Any:
         """Arguments with slots in place of tensors."""

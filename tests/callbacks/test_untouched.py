@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim import swa_utils
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -75,6 +76,33 @@ class Teacher(Noted):
             target = self.teacher(batch[0] + 0.1 * torch.randn_like(batch[0]))
         self.count += 1
         return (self.student(batch[0]) - target).square().mean()
+
+
+class ListedTeacher(Teacher):
+    """lightly's: all of the teacher at once, by calls on lists."""
+
+    def step(self, batch):
+        with torch.no_grad():
+            slow, fast = list(self.teacher.parameters()), [p.data for p in self.student.parameters()]
+            torch._foreach_mul_(slow, 0.9)
+            torch._foreach_add_(slow, fast, alpha=0.1)
+            target = self.teacher(batch[0])
+        return (self.student(batch[0]) - target).square().mean()
+
+
+class Averaged(Teacher):
+    """torch's own average, within the step."""
+
+    def __init__(self):
+        super().__init__()
+        self.teacher = swa_utils.AveragedModel(self.student, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9))
+        self.teacher.requires_grad_(False)
+
+    def step(self, batch):
+        self.teacher.update_parameters(self.student)
+        with torch.no_grad():
+            target = self.teacher(batch[0])
+        return (self.student(batch[0]) - target).square().mean() + self.student(batch[0]).square().mean()
 
 
 class Centre(Noted):
@@ -335,6 +363,8 @@ KINDS = {
     "generator": (lambda: Denoiser(arrays=False), lambda: loader(5), {"net.0"}),
     "numpy generator": (lambda: Denoiser(arrays=True), lambda: loader(5), {"net.0"}),
     "teacher": (Teacher, lambda: loader(5), {"student.0"}),
+    "teacher by lists": (ListedTeacher, lambda: loader(5), {"student.0"}),
+    "average": (Averaged, lambda: loader(5), {"teacher.module.0"}),  # which holds the student's, by another name
     "centre": (Centre, lambda: loader(5), {"student.0", "teacher.0"}),
     "queue": (Queue, lambda: loader(5), {"net.0"}),
     "adversaries": (Adversaries, lambda: loader(5), {"generator.0", "critic.0"}),
