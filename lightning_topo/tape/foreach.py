@@ -34,8 +34,8 @@ def single_calls(call: Call) -> Sequence[Call]:
         if found is None:
             return (call,)
         operator, args, kwargs = found
-        output = args[0].index if in_place else call.outputs[i]
-        singles.append(Call(operator, args, kwargs, (output,), (output,) if in_place else (), call.grad))
+        writes = (args[0].index,) if in_place else ()
+        singles.append(Call(operator, args, kwargs, writes or (call.outputs[i],), writes, call.grad))
     return tuple(singles)
 
 

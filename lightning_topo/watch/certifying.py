@@ -28,6 +28,9 @@ RENEW_STEPS = 10
 """A measurement of all groups leaves a new snapshot where the last one is so many steps old."""
 
 
+_UNKNOWN = GroupBound(math.inf, math.inf)
+
+
 def waits(device: torch.device) -> bool:
     """Whether to read a bound takes until the device has done all that it was asked for before."""
     return device.type == "cuda"
@@ -98,7 +101,19 @@ class Certifying:
         if not groups:
             return []
         if self._bounds is None:
-            return self._begin(step, epoch, groups)
+            # The first step is measured; what that finds of distances serves the first snapshot, of where it ends. Its
+            # time belongs to the start: on a GPU it loads the kernels of all later ones.
+            outcome = self._measure(probe, step, epoch, groups, self._snapshots.now())
+            self._measured_at = step
+            bounds: Mapping[str, GroupBound] = {}
+            if outcome.values.keys() >= {group.name for group in groups}:
+                self._bounds = Bounds(self._snapshots.active(), self._steps.trained(), nearest=self._nearest(outcome))
+            else:  # a group that cannot be measured has a bound, from where the step began
+                launched = self._launch()
+                assert self._bounds is not None
+                bounds = self._bounds.read(launched)
+            self._note(step, groups, [outcome], bounds)
+            return [outcome]
         awaited = _Step(step, epoch, groups, self._launch())
         if not at_once and probe not in due and waits(awaited.bounds.moved.device):
             self._awaited = awaited
@@ -126,34 +141,15 @@ class Certifying:
                 self._renew(outcomes[0])
             if not is_due:
                 self._seconds += budget.seconds() - began
-        self._note(step, groups, _ratios(outcomes), bounds)
+        self._note(step, groups, outcomes, bounds)
         return outcomes
 
-    def _begin(self, step: int, epoch: int, groups: Sequence[NeuronGroup]) -> list[Outcome]:
-        """Measure the first step exactly; what that finds of distances serves the first snapshot, of where it ends.
-
-        Its time belongs to the start: on a GPU it loads the kernels of all later ones. A group that cannot be measured
-        has a bound, from a snapshot of where the step began.
-        """
-        probe = self.probe
-        assert probe is not None
-        outcome = self._measure(probe, step, epoch, groups, self._snapshots.now())
-        self._measured_at = step
-        exact = _ratios([outcome])
-        if exact.keys() >= {group.name for group in groups}:
-            self._bounds = Bounds(self._snapshots.active(), self._steps.trained(), nearest=self._nearest(outcome))
-            self._coverage.note(step, {name: Certificate(StepState.EXACT, ratio) for name, ratio in exact.items()})
-        else:
-            launched = self._launch()
-            assert self._bounds is not None
-            self._note(step, groups, exact, self._bounds.read(launched))
-        return [outcome]
-
     def _note(
-        self, step: int, groups: Sequence[NeuronGroup], exact: Mapping[str, float], bounds: Mapping[str, GroupBound]
+        self, step: int, groups: Sequence[NeuronGroup], found: Sequence[Outcome], bounds: Mapping[str, GroupBound]
     ) -> None:
         """Note each group's certificate: exact where it was measured."""
-        certificates = {g.name: _certificate(exact.get(g.name), bounds[g.name]) for g in groups}
+        exact = {group: values["critical_ratio"] for outcome in found for group, values in outcome.values.items()}
+        certificates = {g.name: _certificate(exact.get(g.name), bounds.get(g.name, _UNKNOWN)) for g in groups}
         if any(one.state is StepState.SPANNED for one in certificates.values()) and not self._spans_prove():
             certificates = {name: _without_span(one) for name, one in certificates.items()}
         self._coverage.note(step, certificates)
@@ -227,11 +223,6 @@ class Certifying:
         # Of a measurement that failed, what an earlier one has left says nothing about now.
         carried = self._probing.carried(self.probe) if measured.failure is None else None
         return carried.nearest if isinstance(carried, Carried) else {}
-
-
-def _ratios(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """The measured critical ratios by group."""
-    return {group: values["critical_ratio"] for outcome in outcomes for group, values in outcome.values.items()}
 
 
 def _draws_for_neurons(module: nn.Module) -> bool:

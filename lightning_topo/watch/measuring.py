@@ -96,7 +96,8 @@ class Measuring:
     def finish(self, *, stands: bool) -> None:
         """Certify the step that is awaited; `stands` as `Certifying.finish`."""
         if self._certifying is not None:
-            self._exchange.outcomes += self._certifying.finish(self._budget, stands=stands)
+            with self._budget.spending():
+                self._exchange.outcomes += self._certifying.finish(self._budget, stands=stands)
 
     def _settle(self, step: int, due: Sequence[Probe], *, at_once: bool = True) -> None:
         assert self._certifying is not None

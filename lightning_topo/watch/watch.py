@@ -86,7 +86,7 @@ class Watch:
             training.module,
             on_settle=self._measuring.update_before_another,
             on_outside=self._movements.outside,
-            on_deferred=self._finish_step,
+            on_deferred=lambda stands: self._measuring.finish(stands=stands),
             on_begin=lambda runs_closure: self._recording.update_begins(runs_closure=runs_closure),
             on_end=self._recording.update_ends,
             keep_copies=self._finding.sharding == "whole",
@@ -296,11 +296,6 @@ class Watch:
             self._outputs.end(in_haste=in_haste)
         self._raise_first_error()
         return True
-
-    def _finish_step(self, stands: bool) -> None:
-        """Certify the step whose bounds were left on the device."""
-        with self.budget.spending():
-            self._measuring.finish(stands=stands)
 
     def _lent_copies(self) -> dict[int, Tensor]:
         """Copies of the present parameters for the recorder."""
