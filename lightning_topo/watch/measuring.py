@@ -63,7 +63,9 @@ class Measuring:
         """
         assert self._certifying is not None
         if unseen is None:
-            self._settle(step, due, at_once=at_once)
+            self._exchange.outcomes += self._certifying.settle(
+                step, self._training.epoch, due, self._budget, at_once=at_once
+            )
         else:
             self._certifying.unseen(step, unseen)
         # A user's own probe of steps looks at the whole batch's.
@@ -74,7 +76,9 @@ class Measuring:
         """Measure an update while its beginning is known: a second one in the same batch is about to begin."""
         if self._certifying is not None:
             step = self._training.step + 1
-            self._settle(step, self.due("step", step))
+            self._exchange.outcomes += self._certifying.settle(
+                step, self._training.epoch, self.due("step", step), self._budget
+            )
 
     def epoch(self, step: int) -> list[Probe]:
         """Measure what is due at the end of the present epoch; returns which probes were."""
@@ -98,12 +102,6 @@ class Measuring:
         if self._certifying is not None:
             with self._budget.spending():
                 self._exchange.outcomes += self._certifying.finish(self._budget, stands=stands)
-
-    def _settle(self, step: int, due: Sequence[Probe], *, at_once: bool = True) -> None:
-        assert self._certifying is not None
-        epoch = self._training.epoch
-        self._exchange.outcomes += self._certifying.settle(step, epoch, due, self._budget, at_once=at_once)
-        self._tell_lost(step)
 
     def _run(self, probes: Sequence[Probe], step: int) -> None:
         snapshots, epoch = self.snapshots, self._training.epoch
