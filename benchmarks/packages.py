@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -173,7 +174,7 @@ def compare(name: str, setting: Setting, repeats: int) -> Row:
 
     def ratio(field: str) -> float:
         with_monitor, without = (min(getattr(run, field) for run in runs[mode]) for mode in ("with", "without"))
-        return with_monitor / without
+        return with_monitor / without if without else math.nan  # no step is as late as that
 
     return Row(
         name,

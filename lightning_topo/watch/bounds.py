@@ -36,28 +36,36 @@ class GroupBound:
 class Launched:
     """The bounds of a step, on their way from the device: whoever reads them later does not wait for it.
 
-    `before` and `after` are the parameters, `moved` how far neurons have moved between them.
+    `before` and `after` are the parameters, `moved` how far neurons have moved between them. `has_doubt` where the last
+    value says whether the parameters stood between the step before and this one.
     """
 
     before: Mapping[str, Tensor]
     after: Mapping[str, Tensor]
     moved: Tensor
     is_path: bool
+    has_doubt: bool
     _values: Tensor
     _arrival: torch.cuda.Event | None
 
     @staticmethod
     def of(
-        before: Mapping[str, Tensor], after: Mapping[str, Tensor], moved: Tensor, is_path: bool, values: Tensor
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        moved: Tensor,
+        values: Tensor,
+        *,
+        is_path: bool,
+        has_doubt: bool,
     ) -> "Launched":
         """Send the values to the host."""
         if values.device.type != "cuda":
-            return Launched(before, after, moved, is_path, values, None)
+            return Launched(before, after, moved, is_path, has_doubt, values, None)
         here = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         here.copy_(values, non_blocking=True)
         arrival = torch.cuda.Event()
         arrival.record(torch.cuda.current_stream(values.device))
-        return Launched(before, after, moved, is_path, here, arrival)
+        return Launched(before, after, moved, is_path, has_doubt, here, arrival)
 
     def values(self) -> list[float]:
         """What has arrived; waits until it has."""
@@ -124,6 +132,7 @@ class Bounds:
         self._table: BoundTable | None = None
         self._since: Tensor | None = None
         self._is_path = False
+        self._doubt: Tensor | None = None
         self.n_steps = 0
         self._take(parameters, nearest or {})
 
@@ -162,8 +171,22 @@ class Bounds:
             for group, one in self._with_pairs()
         ]
         self._since, self._is_path = since + moved, True
-        values = torch.cat([self._table.bounds(moved, since), *(bound[None] for bound in near)])
-        return Launched.of(before, after, moved, is_path, values)
+        doubt, self._doubt = self._doubt, None
+        found = self._table.bounds(moved, since)
+        rest = [*near, *([] if doubt is None else [doubt.to(found.dtype)])]
+        values = torch.cat([found, *(value[None] for value in rest)])
+        return Launched.of(before, after, moved, values, is_path=is_path, has_doubt=doubt is not None)
+
+    def still(self, launched: Launched) -> Tensor:
+        """Whether the parameters of a launched step are where it left them: a flag on the device.
+
+        By how far they are from where the step began, since not every write counts: `.data` is written to unseen.
+        """
+        return (self._meter.lengths(launched.before, launched.after) == launched.moved).all()
+
+    def doubt(self, stood: Tensor) -> None:
+        """Bound the next step from the snapshot itself where this flag turns out to be false: the path has a gap."""
+        self._doubt = stood
 
     def read(self, launched: Launched, *, stands: bool = True) -> dict[str, GroupBound]:
         """The bounds of a launched step, by group.
@@ -173,13 +196,16 @@ class Bounds:
         """
         assert self._table is not None
         values = launched.values()
+        has_gap = launched.has_doubt and not values.pop()
         steps, near = values[: len(self.groups)], values[len(self.groups) :]
+        if has_gap:
+            steps = [math.inf] * len(steps)
         spans = [math.inf] * len(steps)
         measures = stands and not all(bound < LIMIT for bound in steps)
         if measures:
             self._since, self._is_path = self._meter.lengths(self._origin, launched.after), False
             spans = self._table.bounds(self._since).tolist()
-            if launched.is_path:
+            if launched.is_path or has_gap:
                 since = self._meter.lengths(self._origin, launched.before)
                 steps = self._table.bounds(launched.moved, since).tolist()
         found = {

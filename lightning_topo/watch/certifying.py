@@ -123,7 +123,14 @@ class Certifying:
     def finish(self, budget: Budget, *, stands: bool) -> list[Outcome]:
         """Certify the step that is awaited; measured it can be while the parameters still `stands` as it left them."""
         awaited, self._awaited = self._awaited, None
-        return [] if awaited is None else self._certify(awaited, budget, stands=stands)
+        if awaited is None or self._bounds is None:
+            return []
+        if stands:
+            still = self._bounds.still(awaited.bounds)
+            self._bounds.doubt(still)
+            reached = not all(bound < LIMIT for bound in awaited.bounds.values())
+            stands = not reached or bool(still)  # that waits for the device, as the measurement does
+        return self._certify(awaited, budget, stands=stands)
 
     def _certify(self, awaited: _Step, budget: Budget, *, is_due: bool = False, stands: bool = True) -> list[Outcome]:
         probe = self.probe

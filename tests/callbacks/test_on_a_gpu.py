@@ -129,7 +129,7 @@ KINDS = {
     ),
     "LSTM cell": (lambda: Sequences(lambda: nn.LSTMCell(2, 16)), lambda: pictures(12, 2), {}),
     "GRU cell": (lambda: Sequences(lambda: nn.GRUCell(2, 16)), lambda: pictures(12, 2), {}),
-    "sanity check": (Plain, lambda: pictures(5), {"detect_anomaly": False}),
+    "two layers": (Plain, lambda: pictures(5), {}),
 }
 
 
@@ -189,7 +189,7 @@ def test_an_ordinary_step_waits_for_the_device_at_most_once(tmp_path):
     assert statistics.median(waits) <= 1
 
 
-def test_a_step_captured_in_a_graph_is_said_to_be_unseen_or_certified(tmp_path):
+def test_a_step_captured_in_a_graph_is_said_to_be_unseen(tmp_path):
     """The whole of step and update is replayed: no hook of the optimizer runs."""
 
     class Captured(Noted):
@@ -229,7 +229,7 @@ def test_a_step_captured_in_a_graph_is_said_to_be_unseen_or_certified(tmp_path):
     _, plain = left_behind(Captured, [], lambda: pictures(5), tmp_path, **options)
     _, watched = left_behind(Captured, [monitor], lambda: pictures(5), tmp_path, **options)
     assert differences(plain | {"attributes": 0}, watched | {"attributes": 0}) == []
-    assert monitor.events
+    assert {event.name.value for event in monitor.events} & {"unseen_step", "outside_change", "probe_failed"}
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])

@@ -38,6 +38,15 @@ class ByHand(Leaping):
         return [torch.optim.Adam(layer.parameters(), lr=0.01) for layer in layers[:2]]
 
 
+class Unseen(Callback):
+    """Moves weights between the steps, by writes that no version counts."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx % 3 == 0:
+            for parameter in pl_module.parameters():
+                parameter.data.mul_(0.999)
+
+
 class Clipping(Callback):
     """Moves weights between the steps, in some of them."""
 
@@ -53,6 +62,7 @@ KINDS = {
     "accumulated": (Leaping, {"accumulate_grad_batches": 3}, []),
     "by hand": (ByHand, {}, []),
     "moved between": (Leaping, {}, [Clipping]),
+    "moved between, unseen": (Leaping, {}, [Unseen]),
     "logged now and then": (Leaping, {"log_every_n_steps": 3}, []),
 }
 

@@ -110,3 +110,22 @@ def test_it_knows_where_the_span_began():
     bounds.renew(walk[3])
     assert bounds.n_steps == 0
     assert torch.equal(bounds.last["units"], GROUPS[0].gather(walk[3]))
+
+
+def test_a_move_between_two_steps_that_nothing_counted_leaves_no_gap_in_the_path():
+    """Two neurons are brought together in between: without the doubt the next step's bound is far below its ratio."""
+    start = states(1, 0.0)[0]
+    place = {name: tensor.clone() for name, tensor in start.items()}
+    moved = {name: tensor + 1e-4 for name, tensor in start.items()}
+    bounds = Bounds(GROUPS[:1], place)
+    launched = bounds.launch(place, moved)
+    assert bool(bounds.still(launched))
+    moved["up"][1], moved["down"][:, 1] = moved["up"][0] + 1e-3, moved["down"][:, 0]
+    assert not bool(bounds.still(launched))
+    bounds.read(launched, stands=False)
+    after = {name: tensor.clone() for name, tensor in moved.items()}
+    after["up"][1] += 0.01
+    truth = ratio_of(*(GROUPS[0].gather(tensors) for tensors in (moved, after)), 12)
+    assert truth > 1
+    bounds.doubt(bounds.still(launched))
+    assert not bounds.of_step(moved, after)["units"].step < truth
