@@ -66,6 +66,7 @@ class Measuring:
             self._exchange.outcomes += self._certifying.settle(
                 step, self._training.epoch, due, self._budget, at_once=at_once
             )
+            self._tell_lost(step)
         else:
             self._certifying.unseen(step, unseen)
         # A user's own probe of steps looks at the whole batch's.
@@ -79,6 +80,7 @@ class Measuring:
             self._exchange.outcomes += self._certifying.settle(
                 step, self._training.epoch, self.due("step", step), self._budget
             )
+            self._tell_lost(step)
 
     def epoch(self, step: int) -> list[Probe]:
         """Measure what is due at the end of the present epoch; returns which probes were."""
@@ -102,6 +104,7 @@ class Measuring:
         if self._certifying is not None:
             with self._budget.spending():
                 self._exchange.outcomes += self._certifying.finish(self._budget, stands=stands)
+            self._tell_lost(self._training.step)
 
     def _run(self, probes: Sequence[Probe], step: int) -> None:
         snapshots, epoch = self.snapshots, self._training.epoch
