@@ -84,7 +84,7 @@ def step_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -
     before, after = before.detach(), after.detach()
     with full_precision(before.device):
         if 2 <= len(before) <= BLOCK_ROWS and not torch.equal(before, after):
-            return _of_blocks(before[None], after[None])[0]
+            return _of_blocks(before[None], after[None])[0][0]
         return _of_cloud(before, after)
 
 
@@ -134,10 +134,9 @@ def distortions(
     reference = None if reference is None else reference.detach()
     with full_precision(after.device):
         if n <= BLOCK_ROWS:
-            nearest, resolved = zip(*(nearest_by_products(after[some]) for some in _chunks(after)), strict=True)
-            step, found = _of_blocks_twice(before, after, reference)
+            step, found, nearest, clear = _of_blocks_twice(before, after, reference)
             total = tuple(replace(one, critical_ratio=math.nan) for one in found)
-            return Distortions(tuple(step), total, torch.cat(nearest), torch.cat(resolved))
+            return Distortions(tuple(step), total, nearest, clear)
         origins = [None] * len(after) if reference is None else reference
         blocks = [_of_large(*clouds) for clouds in zip(before, after, origins, strict=True)]
         step, total, nearest, resolved = zip(*blocks, strict=True)
@@ -159,7 +158,7 @@ def block_distortions(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n 
     before, after = before.detach(), after.detach()
     with full_precision(after.device):
         if 2 <= after.shape[1] <= BLOCK_ROWS:
-            return tuple(_of_blocks(before, after))
+            return tuple(_of_blocks(before, after)[0])
         return tuple(_of_cloud(x, y) for x, y in zip(before, after, strict=True))
 
 
@@ -180,31 +179,38 @@ def _of_large(
     return _named(before, after, found.step), replace(total, critical_ratio=math.nan), found.nearest, resolved
 
 
-def _of_blocks(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"]) -> list[StepDistortion]:
-    """Small clouds together, and those one by one for which that does not do."""
+def _of_blocks(
+    before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"]
+) -> tuple[list[StepDistortion], Float[Tensor, "b n"], Float[Tensor, "b 1"]]:
+    """Small clouds together, and those one by one for which that does not do; with what bounds distances after."""
     found: list[StepDistortion] = []
+    bounds: list[tuple[Tensor, Tensor]] = []
     for some in _chunks(before):
         searched = search_blocks(before[some], after[some])
+        bounds.append((searched.nearest, searched.clear))
         found += [
             _record(extremes, len(x)) if resolved else _of_cloud(x, y)
             for extremes, resolved, x, y in zip(
                 searched.extremes, searched.resolved, before[some], after[some], strict=True
             )
         ]
-    return found
+    nearest, clear = (torch.cat(parts) for parts in zip(*bounds, strict=True))
+    return found, nearest, clear
 
 
 def _of_blocks_twice(
     before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"], reference: Float[Tensor, "b n d"] | None
-) -> tuple[list[StepDistortion], list[StepDistortion]]:
+) -> tuple[list[StepDistortion], list[StepDistortion], Float[Tensor, "b n"], Float[Tensor, "b 1"]]:
     """Of small clouds the steps from where they were before, and from the reference if there is one."""
-    if reference is None:
-        return _of_blocks(before, after), []
     b, n, d = after.shape
-    if 2 * b * n * max(n, d) > _TOGETHER:
-        return _of_blocks(before, after), _of_blocks(reference, after)
-    both = _of_blocks(torch.cat([before, reference]), torch.cat([after, after]))
-    return both[:b], both[b:]
+    if reference is not None and not torch.equal(reference, before) and 2 * b * n * max(n, d) <= _TOGETHER:
+        both, nearest, clear = _of_blocks(torch.cat([before, reference]), torch.cat([after, after]))
+        return both[:b], both[b:], nearest[:b], clear[:b]
+    step, nearest, clear = _of_blocks(before, after)
+    if reference is None:
+        return step, [], nearest, clear
+    total = step if torch.equal(reference, before) else _of_blocks(reference, after)[0]
+    return step, total, nearest, clear
 
 
 def _chunks(clouds: Float[Tensor, "b n d"]) -> Iterator[slice]:

@@ -9,11 +9,14 @@ from lightning_topo.neurons.sample_axes import CannotCut, SampleAxes
 from lightning_topo.neurons.trace import CouplingTrace
 from lightning_topo.tape import Tape
 
-ENOUGH, MOST = 4, 8
-"""One sample in eight is kept, but so many ..."""
 SHARE = 8
+"""One sample in so many is kept ..."""
+ENOUGH, MOST = 2, 4
+"""... but at least and at most so many ..."""
+ENOUGH_TO_NORM, MOST_TO_NORM = 4, 8
+"""... or so many where each is divided by the spread of all, which makes +1 and -1 of two ..."""
 HEAVY_BYTES = 1 << 28
-"""... and fewer where they take more memory than this in float64."""
+"""... and fewer, where it does not, if they take more memory than this in float64."""
 
 
 def with_fewer_samples(
@@ -23,9 +26,12 @@ def with_fewer_samples(
 
     `guesses` as `SampleAxes.part`.
     """
-    kept = min(max(ENOUGH, -(-tape.n_samples // SHARE)), MOST)
-    if not any("batch_norm" in call.name for call in tape.calls):  # of two samples it makes +1 and -1
-        kept = min(kept, max(1, tape.n_samples * HEAVY_BYTES // max(_wide_bytes(tape), 1)))
+    share = -(-tape.n_samples // SHARE)
+    if any("batch_norm" in call.name for call in tape.calls):
+        kept = min(max(ENOUGH_TO_NORM, share), MOST_TO_NORM)
+    else:
+        most = max(1, tape.n_samples * HEAVY_BYTES // max(_wide_bytes(tape), 1))
+        kept = min(max(ENOUGH, share), MOST, most)
     if kept >= tape.n_samples:
         return tape
     try:

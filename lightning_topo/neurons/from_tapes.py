@@ -82,11 +82,11 @@ def groups_from_tapes(
     groups = [*chosen, *(with_carried(group, assembled) for group in declared)]
     if verify:
         guesses = wanted(guess_expert_groups(module, trace), kinds, include, exclude) if module is not None else []
-        cheap = fewer_samples(usable, coupling)
-        groups = verify_on_tapes(usable, groups, seed=seed, cheap=cheap)
         guesses = [with_carried(group, assembled) for group in guesses]
-        proved = verify_on_tapes(usable, guesses, seed=seed, cheap=cheap) if guesses else []
-        groups = distinct(groups + [group for group in proved if group.status == "verified"])
+        cheap = fewer_samples(usable, coupling)
+        judged = verify_on_tapes(usable, [*groups, *guesses], seed=seed, cheap=cheap)
+        proved = [group for group in judged[len(groups) :] if group.status == "verified"]
+        groups = distinct(judged[: len(groups)] + proved)
     else:
         groups = [without_carried(group) for group in groups]
     return FoundNeurons(tuple(groups), parameter_coverage(groups, tapes, trace, left), refused)

@@ -1,7 +1,7 @@
 """Prove groups by permuting their neurons on the tape: the loss must not change, the gradient only be permuted."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -56,19 +56,17 @@ def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, 
     return verify_on_tapes([tape], groups, seed=seed, cheap=fewer_samples([tape], coupling))
 
 
-def fewer_samples(tapes: Sequence[Tape], coupling: Coupling) -> list[list[Tape]]:
-    """The tapes on some of their samples, in each way in which that can be tried; the surest first."""
-    ways = []
-    for guesses in (False, True):
+def fewer_samples(tapes: Sequence[Tape], coupling: Coupling) -> Iterator[list[Tape]]:
+    """The tapes on some of their samples, in each way in which that can be tried; what runs most often first."""
+    for guesses in (True, False):
         pairs = zip(tapes, coupling.tensors, strict=True)
         cut = [with_fewer_samples(tape, coupling.trace, tensors, guesses=guesses) for tape, tensors in pairs]
         if any(one is not other for one, other in zip(cut, tapes, strict=True)):
-            ways.append(cut)
-    return ways
+            yield cut
 
 
 def verify_on_tapes(
-    tapes: Sequence[Tape], groups: Sequence[NeuronGroup], *, seed: int = 0, cheap: Sequence[Sequence[Tape]] = ()
+    tapes: Sequence[Tape], groups: Sequence[NeuronGroup], *, seed: int = 0, cheap: Iterable[Sequence[Tape]] = ()
 ) -> list[NeuronGroup]:
     """The groups with their status, as `verify_groups`, by the replays of tapes; what was drawn is permuted along.
 
@@ -82,10 +80,15 @@ def verify_on_tapes(
         list(range(len(groups))),
         next((tape.obstacle for tape in tapes if tape.obstacle), "nothing was returned to compare"),
     )
-    ways = [*((some, ATTEMPTS[0]) for some in cheap), *((usable, attempt) for attempt in ATTEMPTS)] if usable else []
-    for chosen, attempt in ways:
-        if judged and chosen is not usable:  # they have run on fewer samples already
-            continue
+
+    def ways() -> Iterator[tuple[Sequence[Tape], Attempt]]:
+        for some in cheap:
+            if judged:  # they have run on fewer samples already
+                break
+            yield some, ATTEMPTS[0]
+        yield from ((usable, attempt) for attempt in ATTEMPTS)
+
+    for chosen, attempt in ways() if usable else ():
         try:
             chosen_groups = [groups[i] for i in undecided]
             verdicts = Bench(chosen, chosen_groups, seed, attempt).judge(chosen_groups)

@@ -54,12 +54,16 @@ def recurrent_layer(
     *,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One direction of one layer: outputs of all times, last hidden state, last cell state."""
+    """One direction of one layer: outputs of all times, last hidden state, last cell state.
+
+    Where tensors have no values, all times but the first are alike: one stands for them.
+    """
     w_ih, w_hh, *biases = weights
     b_ih, b_hh = biases if biases else (None, None)
     inputs = torch.nn.functional.linear(x, w_ih, b_ih)
     outputs = []
-    for step in reversed(inputs.unbind(0)) if reverse else inputs.unbind(0):
+    steps = list(reversed(inputs.unbind(0)) if reverse else inputs.unbind(0))
+    for step in steps[:2] if x.is_meta else steps:
         recurrent = torch.nn.functional.linear(hidden, w_hh, b_hh)
         if kind == "lstm":
             assert cell is not None
@@ -69,6 +73,7 @@ def recurrent_layer(
         else:
             hidden = (step + recurrent).relu() if kind == "relu" else (step + recurrent).tanh()
         outputs.append(hidden)
+    outputs += outputs[-1:] * (len(steps) - len(outputs))
     return torch.stack(outputs[::-1] if reverse else outputs), hidden, cell
 
 

@@ -1,6 +1,7 @@
-"""The dispatch mode under which a step is recorded."""
+"""The dispatch mode under which a step is recorded, and work that no mode is to see."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode, _push_mode
@@ -25,12 +26,21 @@ class Observer(TorchDispatchMode):
 
     def leave(self) -> None:
         """Leave the mode, also from below modes that the step has left open, which stay."""
-        above: list[Any] = []
-        while (stack := _get_current_dispatch_mode_stack()) and stack[-1] is not self:
-            if self not in stack:
-                return
-            above.append(_pop_mode())
-        if stack:
-            self.__exit__(None, None, None)
+        stack = _get_current_dispatch_mode_stack()
+        if self not in stack:
+            return
+        above: list[Any] = [_pop_mode() for _ in stack[stack.index(self) + 1 :]]
+        self.__exit__(None, None, None)
         for other in reversed(above):
             _push_mode(other)
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Hide what runs inside from all dispatch modes: ours takes time, and the user's own would count our work."""
+    modes: list[Any] = [_pop_mode() for _ in _get_current_dispatch_mode_stack()]
+    try:
+        yield
+    finally:
+        for mode in reversed(modes):
+            _push_mode(mode)

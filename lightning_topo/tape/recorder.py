@@ -64,7 +64,7 @@ class StepRecorder:
 
     @property
     def is_active(self) -> bool:
-        """Whether the dispatch mode is entered."""
+        """Whether it has begun, and not ended yet."""
         return self._mode is not None
 
     def begin(self, tensors: nn.Module | Mapping[str, Tensor], copies: Mapping[int, Tensor] | None = None) -> None:
@@ -153,13 +153,18 @@ class StepRecorder:
                 if not _is_foreign(tensor) and (storages is None or self._memory.storage_of(tensor) in storages):
                     self._memory.refresh(name, tensor)
 
+    def leave(self) -> None:
+        """Leave the mode: nothing is recorded any more until `end`, which returns the tapes."""
+        self._listening = False
+        if self._mode is not None:
+            self._mode.leave()
+
     def end(self) -> tuple[Tape, ...]:
         """Leave the mode, and return the tapes: one per loss, in order. Does nothing where none was entered."""
-        self._listening = False
         if self._mode is None:
             return ()
-        mode, self._mode = self._mode, None
-        mode.leave()
+        self.leave()
+        self._mode = None
         tapes, self._tapes = tuple(self._tapes), []
         self._calls = []
         self._memory = MemoryMap()

@@ -1,6 +1,7 @@
 """Trainings of many kinds are bitwise what they are without the monitor; their neurons are proved, or refused."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim import swa_utils
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor
-from tests.callbacks.training import happened
+from tests.callbacks.training import Classifier, fit, happened
 from tests.callbacks.untouched import NEEDS_A_GPU, Noted, differences, left_behind
-from tests.tape.steps import mlp
+from tests.tape.steps import CountedCalls, mlp
 
 
 def loader(*shape, n=24):
@@ -403,3 +405,35 @@ def test_the_training_is_what_it_was_and_its_neurons_are_proved_or_refused(tmp_p
     assert names <= {"probe_failed", "betti_changed", "topology_breakdown", "outside_change"}, monitor.events
     if "probe_failed" in names:
         assert all(event.message and event.remedy for event in monitor.events)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_mode_of_the_user_sees_none_of_our_work(tmp_path, inside):
+    """Around the whole training, or entered in each step before its backward pass and left after it."""
+
+    class Stepped(Classifier):
+        automatic_optimization = not inside
+
+        def training_step(self, batch, batch_idx):
+            if not inside:
+                return super().training_step(batch, batch_idx)
+            loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            with self.counted:
+                self.manual_backward(loss)
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+            return loss
+
+    def products(callbacks, name):
+        torch.manual_seed(0)
+        module = Stepped()
+        module.counted = CountedCalls()
+        with nullcontext() if inside else module.counted:
+            fit(module, callbacks, root=tmp_path / name, max_steps=12)
+        assert _get_current_dispatch_mode_stack() == []
+        return module.counted.calls["mm"] + module.counted.calls["addmm"]
+
+    monitor = TopologyMonitor([Distortion(1), Persistence(4), Sharpness(5)], verbose=False)
+    assert products([monitor], "with") == products([], "without") > 0
+    assert [group.status for group in monitor.groups] == ["verified", "verified"]
+    assert not any(event.name == "probe_failed" for event in monitor.events)

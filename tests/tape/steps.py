@@ -1,6 +1,7 @@
 """Training steps of the kinds that people write, each as a module and one step of its training."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 
@@ -23,6 +25,18 @@ class Watcher(Protocol):
 class Nobody:
     def loss(self, loss: Tensor, *, scale: float = 1.0) -> None: ...
     def resume(self) -> None: ...
+
+
+class CountedCalls(TorchDispatchMode):
+    """Counts the operators that pass, as a user's own counter would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func._schema.name.removeprefix("aten::")] += 1
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass

@@ -6,10 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+from lightning_topo.neurons import groups_from_tapes
+from lightning_topo.neurons.tape_coupling import couple
 from lightning_topo.tape import CannotReplay, StepRecorder, accepted, replay, tape_loss
 from lightning_topo.tape.formulas import RECURRENT
 from lightning_topo.tape.program import Call
-from tests.tape.steps import batch, labels, mlp
+from tests.tape.steps import CountedCalls, batch, labels, mlp
 
 
 def recorded(module: nn.Module, loss) -> tuple:
@@ -243,3 +245,20 @@ def test_the_formula_of_a_fused_cell_is_the_cell(kind) -> None:
     wanted = cell(x, (hidden, state)) if lstm else (cell(x, hidden),)
     for one, other in zip(found, wanted, strict=False):
         torch.testing.assert_close(one, other)
+
+
+def test_a_fused_recurrent_layer_is_coupled_as_fast_over_many_times_as_over_few() -> None:
+    def n_followed(times: int) -> tuple[int, list[str]]:
+        torch.manual_seed(0)
+        net, x, recorder = nn.LSTM(5, 8, bidirectional=True), torch.randn(times, 4, 5), StepRecorder()
+        recorder.begin(net)
+        recorder.loss(net(x)[0].square().mean())
+        [tape] = recorder.end()
+        counted = CountedCalls()
+        with counted:
+            couple([tape])
+        return counted.calls.total(), [group.status for group in groups_from_tapes([tape]).groups]
+
+    few, many = n_followed(3), n_followed(60)
+    assert few[1] == many[1] == ["verified", "verified"]
+    assert many[0] < 2 * few[0]
