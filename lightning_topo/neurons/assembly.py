@@ -1,7 +1,7 @@
 """Turn the atoms of a finished trace into named groups of neurons."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
@@ -56,7 +56,8 @@ def assemble(trace: CouplingTrace, trainable: Mapping[str, bool]) -> list[Neuron
             continue
         kind = _kind(atom, seen)
         slices = tuple(_slices(atom, seen, trainable))
-        group = NeuronGroup(_name(kind, seen), kind, atom.size, tuple(b.size for b in seen.blocks), slices)
+        name, block_shape = _name(kind, seen, trace.learning), tuple(block.size for block in seen.blocks)
+        group = NeuronGroup(name, kind, atom.size, block_shape, slices)
         groups.append((seen.first_use, group.incoming_only(atom.reason) if broken else group))
     groups.sort(key=lambda item: item[0])
     return distinct([group for _, group in groups])
@@ -73,7 +74,10 @@ def _is_exchanged(atom: Atom) -> bool:
 
 
 def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
-    """Occurrences in parameters, company in all tensors, and the marks that rules left."""
+    """Occurrences in parameters, company in all tensors, and the marks that rules left.
+
+    A group is met, and named, by its first use that the gradient goes through: not by that of its copy in a teacher.
+    """
     evidence: defaultdict[Atom, Evidence] = defaultdict(Evidence)
     known: set[tuple[int, ...]] = set()
     implied = {tokens.root: experts.root for tokens, experts in trace.implied.items()}
@@ -105,8 +109,10 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
             for name in use.names:
                 seen.roles[name].add(use.role)
             own = use.names & {occurrence.param for occurrence in seen.occurrences}
-            if use.role == "incoming" and seen.first_use < 0 and own:
-                seen.first_use, seen.first_param = order, min(own)
+            first = min(own & trace.learning or own, default="")
+            is_better = not seen.first_param or (first in trace.learning and seen.first_param not in trace.learning)
+            if use.role == "incoming" and first and is_better:
+                seen.first_use, seen.first_param = order, first
             if use.operator:
                 seen.operators.add(use.operator)
     for axis, tag in trace.tags:
@@ -181,23 +187,24 @@ def _kind(atom: Atom, seen: Evidence) -> Kind:
     return "unit"
 
 
-def _name(kind: Kind, seen: Evidence) -> str:
+def _name(kind: Kind, seen: Evidence, learning: Set[str]) -> str:
     """The module whose outputs the neurons are; for heads and experts, the module around them."""
     if kind == "head":
-        return f"{_common_owner(seen)}.{'query_heads' if seen.blocks else 'heads'}"
+        return f"{_common_owner(seen, learning)}.{'query_heads' if seen.blocks else 'heads'}"
     if kind == "head_dim":
-        return f"{_common_owner(seen)}.{'query_key' if 'query_key' in seen.tags else 'value'}"
+        return f"{_common_owner(seen, learning)}.{'query_key' if 'query_key' in seen.tags else 'value'}"
     if kind == "expert":
-        return f"{_common_owner(seen)}.experts"
+        return f"{_common_owner(seen, learning)}.experts"
     if kind == "unit" and any(o.param == seen.first_param and o.n_axes > 2 for o in seen.occurrences):
         return seen.first_param
     suffix = ".groups" if seen.is_block and "groups" in seen.tags else ""
     return owner(seen.first_param) + suffix
 
 
-def _common_owner(seen: Evidence) -> str:
-    """The innermost module that holds all parameters of the group."""
-    paths = [owner(occurrence.param).split(".") for occurrence in seen.occurrences]
+def _common_owner(seen: Evidence, learning: Set[str]) -> str:
+    """The innermost module that holds all parameters of the group that learn, or all if none does."""
+    params = [occurrence.param for occurrence in seen.occurrences]
+    paths = [owner(param).split(".") for param in [p for p in params if p in learning] or params]
     levels = takewhile(lambda level: len(set(level)) == 1, zip(*paths, strict=False))
     return ".".join(level[0] for level in levels) or owner(seen.first_param)
 

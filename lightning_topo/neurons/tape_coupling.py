@@ -69,6 +69,8 @@ class _Follower:
                 self.trace.freeze(axis, "an output of the model")
 
     def _follow(self, call: Call) -> None:
+        if call.grad and call.name != "aten::detach":
+            self.trace.learning.update(name for slot in call.inputs for name in self.tape.names.get(slot, ())[:1])
         args = [self._decoded(arg) for arg in call.args]
         kwargs = {key: self._decoded(value) for key, value in call.kwargs.items()}
         result = [None if slot is None else self._tensor(slot) for slot in call.outputs]

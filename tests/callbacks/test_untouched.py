@@ -366,7 +366,7 @@ KINDS = {
     "numpy generator": (lambda: Denoiser(arrays=True), lambda: loader(5), {"net.0"}),
     "teacher": (Teacher, lambda: loader(5), {"student.0"}),
     "teacher by lists": (ListedTeacher, lambda: loader(5), {"student.0"}),
-    "average": (Averaged, lambda: loader(5), {"teacher.module.0"}),  # which holds the student's, by another name
+    "average": (Averaged, lambda: loader(5), {"student.0"}),  # and in it the average's, in the same group
     "centre": (Centre, lambda: loader(5), {"student.0", "teacher.0"}),
     "queue": (Queue, lambda: loader(5), {"net.0"}),
     "adversaries": (Adversaries, lambda: loader(5), {"generator.0", "critic.0"}),

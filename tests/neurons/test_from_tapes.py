@@ -215,3 +215,24 @@ def test_no_random_state_and_no_parameter_is_touched() -> None:
     groups_from_tapes(tapes, module=module)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("student", ["m", "z"])
+def test_a_group_bears_the_name_of_what_is_trained_not_of_its_average(student: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    average = torch.optim.swa_utils.AveragedModel(layer, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    average.update_parameters(layer)  # the first one copies
+    net, x, recorder = nn.ModuleDict({student: layer, "n": average}), batch(0, 4, 3, 8), StepRecorder()
+    recorder.begin(net)
+    average.update_parameters(layer)
+    with torch.no_grad():
+        target = average(x)
+    recorder.loss((layer(x) - target).square().mean())
+    groups = groups_from_tapes(recorder.end()).groups
+    assert {group.name for group in groups} == {
+        f"{student}.self_attn.heads",
+        f"{student}.self_attn.query_key",
+        f"{student}.linear1",
+    }
+    assert {group.status for group in groups} == {"verified"}
