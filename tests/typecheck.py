@@ -19,6 +19,9 @@ import torch
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeDecorHintException
 
+ALWAYS, OFTEN = 256, 16
+"""Of each function so many calls in a process are looked at, and one in so many of the rest."""
+
 check = beartype(conf=BeartypeConf(is_pep484_tower=True, violation_type=jaxtyping.TypeCheckError))
 _with_shapes = jaxtyping.jaxtyped
 
@@ -41,12 +44,27 @@ def _jaxtyped(fn: Any = None, *, typechecker: Callable[..., Any]) -> Any:
         return _with_shapes(fn, typechecker=typechecker)
     if not any(map(_may_have_shape, fn.__annotations__.values())):
         try:
-            return typechecker(fn)
+            return _sometimes(fn, typechecker(fn))
         except BeartypeDecorHintException:
             pass
     if any(word in str(each) for each in fn.__annotations__.values() for word in ("{", "Literal")):
         return _with_shapes(fn, typechecker=typechecker)  # which look at values
-    return _remembering(fn, typechecker)
+    return _sometimes(fn, _remembering(fn, typechecker))
+
+
+def _sometimes(fn: Callable[..., Any], checked: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, checked at first, and now and then when many calls have passed."""
+    n_calls = 0
+
+    @wraps(fn)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls <= ALWAYS or n_calls % OFTEN == 0:
+            return checked(*args, **kwargs)
+        return fn(*args, **kwargs)
+
+    return called
 
 
 def _remembering(fn: Callable[..., Any], typechecker: Callable[..., Any]) -> Callable[..., Any]:
