@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from lightning_topo.neurons.sample_axes import CannotCut, SampleAxes
+from lightning_topo.neurons.sample_axes import CannotCut, Guess, SampleAxes
 from lightning_topo.neurons.trace import CouplingTrace
 from lightning_topo.tape import Tape
 
@@ -20,12 +20,9 @@ HEAVY_BYTES = 1 << 28
 
 
 def with_fewer_samples(
-    tape: Tape, trace: CouplingTrace, tensors: Mapping[int, Tensor], *, guesses: bool = False
+    tape: Tape, trace: CouplingTrace, tensors: Mapping[int, Tensor], guess: Guess = Guess.NONE
 ) -> Tape:
-    """The tape on its first samples; the tape itself where it has few, or where they cannot be told apart.
-
-    `guesses` as `SampleAxes.part`.
-    """
+    """The tape on its first samples; the tape itself where it has few, or where they cannot be told apart."""
     share = -(-tape.n_samples // SHARE)
     if any("batch_norm" in call.name for call in tape.calls):
         kept = min(max(ENOUGH_TO_NORM, share), MOST_TO_NORM)
@@ -35,7 +32,7 @@ def with_fewer_samples(
     if kept >= tape.n_samples:
         return tape
     try:
-        return SampleAxes.of(tape, trace, tensors).part(tape, 0, kept, guesses)
+        return SampleAxes.of(tape, trace, tensors).part(tape, 0, kept, guess)
     except CannotCut:
         return tape
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -13,6 +15,18 @@ from lightning_topo.tape import Call, Tape
 from lightning_topo.tape.program import alias, region
 
 
+class Guess(Enum):
+    """Which axes that are constant, and as long as there are samples, are taken for the samples', too."""
+
+    NONE = 0
+    FIRST = 1
+    ANY = 2
+
+
+GUESSES = (Guess.FIRST, Guess.ANY, Guess.NONE)
+"""In the order in which they are tried: what runs most often first."""
+
+
 class CannotCut(RuntimeError):
     """The samples of a tape cannot be told apart from the rest of its program."""
 
@@ -21,9 +35,9 @@ class CannotCut(RuntimeError):
 class SampleAxes:
     """The axes of every tensor in a tape's program, and the atoms of them that count its samples.
 
-    Samples are the entries of the first axis of the data. The coupling says on which axes of which tensors they are:
-    there constants and draws are cut, and the sizes that views and factories ask for follow. Whoever runs a part has to
-    expect that an operator still asks for the former size.
+    Samples are the entries of the first axis of the data, and of what is drawn for them. The coupling says on which
+    axes of which tensors they are: there constants and draws are cut, and the sizes that views and factories ask for
+    follow. Whoever runs a part has to expect that an operator still asks for the former size.
     """
 
     program: Tape
@@ -36,11 +50,13 @@ class SampleAxes:
     def of(cls, tape: Tape, trace: CouplingTrace, tensors: Mapping[int, Tensor]) -> "SampleAxes":
         """The axes as a coupling has found them: its trace, and the tensor that stood for each slot."""
         axes = {slot: known for slot, tensor in tensors.items() if (known := trace.known_axes(tensor)) is not None}
+        given = [(constant, axes[slot]) for slot, constant in tape.constants.items() if slot in axes]
+        given += [(draw, trace.pieces[name][0].axes) for name, draw in tape.draws.items() if name in trace.pieces]
         samples = {
             first[0]
-            for slot, constant in tape.constants.items()
-            if slot in axes and constant.dim() and len(constant) == tape.n_samples
-            if len(first := flat(axes[slot][0])) == 1 and first[0].is_leaf
+            for tensor, known in given
+            if tensor.dim() and len(tensor) == tape.n_samples
+            if len(first := flat(known[0])) == 1 and first[0].is_leaf
         }
         weights = {atom for name, pieces in trace.pieces.items() if not name.startswith("@") for atom in _atoms(pieces)}
         # Of the data nothing is kept: the next tapes have their own.
@@ -59,8 +75,8 @@ class SampleAxes:
             and all(_alike(one, other) for one, other in zip(same.calls, tape.calls, strict=True))
         )
 
-    def part(self, tape: Tape, start: int, stop: int, guesses: bool) -> Tape:
-        """Samples `start` to `stop`; with `guesses`, sizes of constants as long as the samples follow, too.
+    def part(self, tape: Tape, start: int, stop: int, guess: Guess) -> Tape:
+        """Samples `start` to `stop`.
 
         Raises `CannotCut`.
         """
@@ -69,9 +85,13 @@ class SampleAxes:
         n, kept = tape.n_samples, stop - start
         sizes = dict.fromkeys(self.samples, kept)
 
-        def length(axis: Axis) -> int:
-            free = guesses and axis_size(axis) == n and all(is_constant(atom) for atom in flat(axis))
-            return kept if free else _length(axis, sizes)
+        def length(dim: int, axis: Axis) -> int:
+            if dim >= (0, 1, len(self.axes))[guess.value]:
+                return _length(axis, sizes)
+            constant = [atom for atom in flat(axis) if is_constant(atom)]
+            if axis_size(axis) == n and len(constant) == len(flat(axis)):
+                return kept
+            return _length(axis, {atom: kept for atom in constant if atom.size == n} | sizes)
 
         def cut(tensor: Tensor, known: list[Axis]) -> Tensor:
             for dim, axis in enumerate(known):
@@ -85,13 +105,13 @@ class SampleAxes:
             is_data = tensor.layout is torch.strided and tensor.dim() and len(tensor) == n
             return tensor[start:stop] if is_data else tensor
 
-        shapes = {slot: tuple(length(axis) for axis in known) for slot, known in self.axes.items()}
+        shapes = {slot: tuple(starmap(length, enumerate(known))) for slot, known in self.axes.items()}
         # Draws are numbered through from tape to tape.
         names = {new.draw: old.draw for new, old in zip(tape.calls, self.program.calls, strict=True) if new.draw}
         pieces = {new: self.trace.pieces[old] for new, old in names.items() if old in self.trace.pieces}
         calls = (_resized(call, tape, shapes) for call in tape.calls)
         return tape.replaced(
-            calls=tuple(_counting(call, n, kept) for call in calls),
+            calls=tuple(_counting(call, n, kept, shapes) for call in calls),
             constants={
                 slot: cut(value, self.axes[slot]) if slot in self.axes else unread(value)
                 for slot, value in tape.constants.items()
@@ -108,9 +128,12 @@ _COUNTS = {"aten::arange": 0, "aten::native_group_norm": 3}
 """Where an operator is told a number of samples, or of their rows."""
 
 
-def _counting(call: Call, n: int, kept: int) -> Call:
+def _counting(call: Call, n: int, kept: int, shapes: Mapping[int, tuple[int, ...]]) -> Call:
     """The call with a number of samples among its arguments as it is now."""
     at = _COUNTS.get(call.name)
+    made = call.outputs[0] if call.name == "aten::arange" else None
+    if made is not None and shapes.get(made) == (n,):
+        return call  # it counts something else that is as many
     if at is None or len(call.args) <= at or not isinstance(told := call.args[at], int):
         return call
     if told % n or (call.name == "aten::arange" and told != n):
@@ -148,6 +171,12 @@ def _resized(call: Call, tape: Tape, shapes: Mapping[int, tuple[int, ...]]) -> C
         old, new = tape.layouts[slot].shape, shapes[slot]
         if call.operator in (alias, region):
             raise CannotCut("memory seen under another shape")
+        if call.name == "aten::repeat":
+            source = call.args[0].index
+            repeated = shapes.get(source, tape.layouts[source].shape)
+            repeated = (*[1] * (len(new) - len(repeated)), *repeated)
+            times = tuple(size // part if part else 1 for size, part in zip(new, repeated, strict=True))
+            return replace(call, args=(call.args[0], times, *call.args[2:]))
 
         def follow(value: Any, old: tuple[int, ...] = old, new: tuple[int, ...] = new) -> Any:
             if isinstance(value, tuple) and len(value) == len(old) and all(_asks(v, o) for v, o in zip(value, old)):  # noqa: B905 - lengths were compared

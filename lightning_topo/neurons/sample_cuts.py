@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_topo.memory import is_out_of_memory
-from lightning_topo.neurons.sample_axes import CannotCut, SampleAxes
+from lightning_topo.neurons.sample_axes import GUESSES, CannotCut, SampleAxes
 from lightning_topo.neurons.tape_coupling import couple
 from lightning_topo.tape import Call, CannotReplay, Slot, Tape, replay
 
@@ -70,9 +70,9 @@ class SampleCuts:
             self._axes[:] = [axes, *self._axes[:3]]
         n_parts = -(-tape.n_samples // size)
         bounds = [tape.n_samples * k // n_parts for k in range(n_parts + 1)]
-        for guesses in (False, True):
+        for guess in GUESSES:
             try:
-                parts = [axes.part(tape, start, stop, guesses) for start, stop in pairwise(bounds)]
+                parts = [axes.part(tape, start, stop, guess) for start, stop in pairwise(bounds)]
                 with torch.no_grad():
                     weights = _weights(tape, parts, partial(replay, named=_perturbed(tape, named), precision=precision))
             except (CannotCut, CannotReplay):

@@ -11,6 +11,7 @@ from lightning_topo.neurons.bench import Attempt, Bench
 from lightning_topo.neurons.fewer_samples import with_fewer_samples
 from lightning_topo.neurons.group import NeuronGroup
 from lightning_topo.neurons.one_run import Run, record_run
+from lightning_topo.neurons.sample_axes import GUESSES
 from lightning_topo.neurons.tape_coupling import Coupling, couple
 from lightning_topo.tape import Tape
 
@@ -57,10 +58,10 @@ def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, 
 
 
 def fewer_samples(tapes: Sequence[Tape], coupling: Coupling) -> Iterator[list[Tape]]:
-    """The tapes on some of their samples, in each way in which that can be tried; what runs most often first."""
-    for guesses in (True, False):
+    """The tapes on some of their samples, in each way in which that can be tried."""
+    for guess in GUESSES:
         pairs = zip(tapes, coupling.tensors, strict=True)
-        cut = [with_fewer_samples(tape, coupling.trace, tensors, guesses=guesses) for tape, tensors in pairs]
+        cut = [with_fewer_samples(tape, coupling.trace, tensors, guess) for tape, tensors in pairs]
         if any(one is not other for one, other in zip(cut, tapes, strict=True)):
             yield cut
 

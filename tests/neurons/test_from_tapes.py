@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_topo.neurons import FoundNeurons, groups_from_tapes, registry, verify_on_tapes
 from lightning_topo.neurons.assembly import assemble
 from lightning_topo.neurons.fewer_samples import with_fewer_samples
+from lightning_topo.neurons.sample_axes import GUESSES
 from lightning_topo.neurons.tape_coupling import couple
 from lightning_topo.neurons.verify import without_carried
 from lightning_topo.tape import StepRecorder, Tape, accepted, replay
@@ -236,3 +237,47 @@ def test_a_group_bears_the_name_of_what_is_trained_not_of_its_average(student: s
         f"{student}.linear1",
     }
     assert {group.status for group in groups} == {"verified"}
+
+
+class Masked(nn.Module):
+    """Encodes a random part of each sample's tokens, as a masked autoencoder does, and fills in a learned one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out, self.missing = nn.Linear(5, 8), nn.Linear(8, 5), nn.Parameter(torch.randn(1, 1, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, times, width = x.shape
+        kept = torch.rand(n, times).argsort(dim=1)[:, : times // 2]
+        seen = x.gather(1, kept.unsqueeze(-1).repeat(1, 1, width))
+        return torch.cat([self.out(self.hidden(seen).relu()), self.missing.repeat(n, times - kept.shape[1], 1)], dim=1)
+
+
+class AsManyPositions(nn.Module):
+    """Has as many positions, and as many states, as there are samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.out = nn.Linear(5, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        decay = -torch.arange(1, x.shape[1] + 1, dtype=x.dtype).log()
+        state = torch.zeros(len(x), x.shape[1], 5)
+        for _ in range(2):
+            state = state * decay[None, :, None].exp() + self.out(self.hidden(x).relu())
+        mask = (torch.arange(x.shape[1])[:, None] >= torch.arange(x.shape[1])).expand(len(x), -1, -1)
+        return state.transpose(1, 2) @ mask.to(x.dtype)
+
+
+@pytest.mark.parametrize("kind", [Masked, AsManyPositions])
+def test_what_is_as_long_as_the_samples_is_told_from_them(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    net, recorder, x = kind(), StepRecorder(), batch(0, 16, 16, 5)
+    recorder.begin(net)
+    recorder.loss(net(x).square().mean())
+    [tape] = recorder.end()
+    coupling = couple([tape])
+    cut = with_fewer_samples(tape, coupling.trace, coupling.tensors[0], GUESSES[0])
+    assert cut.n_samples == 2
+    assert bool(torch.isfinite(replay(cut, {})[0]))
+    assert [group.status for group in groups_from_tapes([tape]).groups] == ["verified"]
