@@ -40,6 +40,7 @@ def test_large_clouds_are_read_each_time_and_small_ones_held(monkeypatch):
     clouds.leave("b", KIND, store, b)
     assert store.n_read == 0
     assert list(clouds) == ["a", "b"]
+    assert ("a" in clouds, "b" in clouds, "c" in clouds) == (True, True, False)
     assert clouds.shape("b") == (3, 2)
     assert clouds.shape("c") is None
     assert torch.equal(clouds["a"], a)

@@ -67,3 +67,13 @@ def test_compared_again_and_again(layout, fast, monkeypatch):
     assert not likeness.holds()
     a.data = torch.zeros(3)
     assert not likeness.holds()
+
+
+def test_zeros_of_both_signs_stay_alike_when_looked_at_again():
+    a, b = torch.zeros(3), torch.zeros(3)
+    alike = same_bits.Likeness(a, b)
+    assert alike.holds()
+    a.neg_()  # -0.0: other bits, the same values
+    assert alike.holds()
+    a[1] = 1.0
+    assert not alike.holds()

@@ -54,3 +54,15 @@ def test_the_file_is_the_record(tmp_path):
     found = {int(row["step"]): float(row["topology/worst/critical_ratio"]) for row in rows(logger)}
     assert found == worst
     assert not any("net_0" in key for key in rows(logger)[0])
+
+
+def test_a_column_is_announced_once(tmp_path):
+    class Noting(CSVLogger):
+        def log_metrics(self, metrics, step=None):
+            noted.append(metrics)
+
+    noted = []
+    tracker = CSVTracker(Noting(tmp_path))
+    tracker.row({"a": 1.0}, 1, ["a", "b"])
+    tracker.row({"b": 2.0}, 2, ["a", "b", "c"])
+    assert noted == [{"a": 1.0, "b": ""}, {"c": "", "b": 2.0}]

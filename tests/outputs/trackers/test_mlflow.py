@@ -1,11 +1,13 @@
 """MLflow, started for real on a sqlite store."""
 
 import json
+import math
 
 import pytest
 from lightning.pytorch.loggers import MLFlowLogger
 
 from lightning_topo import read_record
+from lightning_topo.outputs.trackers import tracker_of
 from tests.outputs.driving import drive
 
 
@@ -44,3 +46,12 @@ def test_mlflow_holds_values_figures_settings_and_the_record(tmp_path, monkeypat
 
 def _texts(folder):
     return [path.read_text() for path in folder.rglob("*.json*")]
+
+
+def test_what_a_run_comes_to_stands_in_its_tags_and_metrics(tmp_path):
+    logger = MLFlowLogger("n", tracking_uri=f"sqlite:///{tmp_path / 'm.db'}")
+    found = {"topology/verdict": "preserved", "topology/first_breakdown": 3.0, "topology/first_edge": math.nan}
+    tracker_of(logger).concluded(found, 7)
+    data = logger.experiment.get_run(logger.run_id).data
+    assert data.tags["topology.verdict"] == "preserved"
+    assert data.metrics == {"topology/first_breakdown": 3.0}

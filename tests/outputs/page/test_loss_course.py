@@ -1,0 +1,22 @@
+"""Until when the loss of a run was sound."""
+
+import math
+
+import pytest
+
+from lightning_topo.outputs.page.loss_course import LossCourse
+
+
+@pytest.mark.parametrize(
+    ("losses", "until"),
+    [
+        ([1.0, 1.4, 1.5, 1.6, 0.1], 4),
+        ([1.0, 0.5, math.nan], 3),
+        ([1.0, 0.5, 0.2], math.inf),
+        ([-1.0, 2.0, 100.0], math.inf),  # of one that may be negative no multiple says anything
+        ([-1.0, 2.0, math.inf, math.nan], 4),
+        ([], math.inf),
+    ],
+)
+def test_it_blows_up_at_half_as_much_again_as_at_first_or_where_it_is_no_number(losses, until):
+    assert LossCourse(dict(enumerate(losses, 1))).sound_until == until
