@@ -86,12 +86,15 @@ def unwatched(uncovered: Sequence[ParameterCoverage], step: int, epoch: int) -> 
     if not uncovered:
         return None
     named = "; ".join(f"{one.param} ({one.reason})" for one in uncovered[:_MOST_NAMED])
+    n = len(uncovered)
+    several = f"{n} trainable parameters belong to no group of neurons, the largest"
+    one_alone = "One trainable parameter belongs to no group of neurons"
     return TopologyEvent(
         EventName.UNWATCHED_PARAMETERS,
         step,
         epoch,
-        value=float(len(uncovered)),
-        message=f"{len(uncovered)} trainable parameters belong to no group of neurons, the largest: {named}.",
+        value=float(n),
+        message=f"{several if n > 1 else one_alone}: {named}.",
         remedy="Often nothing: inputs and outputs of a network have no exchangeable neurons. Otherwise name a group by "
         "hand: TopologyMonitor(groups=[..., *declare_neurons(module, ...)]).",
     )

@@ -28,4 +28,6 @@ def test_the_largest_parameters_without_a_group_are_named_with_their_reasons():
     event = unwatched([ParameterCoverage(name, 9, (), f"reason {name}") for name in "bcdea"], 1, 0)
     assert event.value == 5
     assert "b (reason b); c (reason c); d (reason d)" in event.message
+    alone = unwatched([ParameterCoverage("b", 9, (), "an output")], 1, 0)
+    assert alone.message == "One trainable parameter belongs to no group of neurons: b (an output)."
     assert unwatched([], 1, 0) is None
