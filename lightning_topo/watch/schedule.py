@@ -15,7 +15,7 @@ Unit = Literal["step", "epoch"]
 _POINTS = 128
 """Adaptive probes spread over the planned run: about so many measurements."""
 _EARLY_STEPS = 200
-_EARLY_OVERHEAD = 0.05
+_EARLY_OVERHEAD = 0.03
 """In the first steps, which a short run consists of, exact distortions may take more ..."""
 _EARLY_TIME = 32.0
 """... and a probe that is known to be cheap, until it has taken as long as so many steps: a phase needs several
