@@ -35,3 +35,11 @@ def test_of_one_that_is_not_finite_nothing_is_taken(ratio):
     held = hold(step, lambda: {"g": ratio}, 0.5)
     assert held.factor == 0.0
     assert after.tolist() == [0.0, 0.0]
+
+
+def test_a_part_that_comes_out_at_the_limit_is_taken_at_once():
+    step, _ = update(4.0)
+    found = iter([4.0, 0.5])
+    held = hold(step, lambda: {"g": next(found)}, 0.5)
+    assert held.critical_ratio == 0.5
+    assert 0.12 < held.factor < 0.126
