@@ -107,7 +107,7 @@ class _Course(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: object) -> None:
         if isinstance(outputs, dict) and outputs.get("loss") is not None:
             self.last = outputs["loss"].detach()
-        step = trainer.global_step
+        step = trainer.global_step if self.marks else 1  # several optimizers may have stepped in the first batch
         if step in (1, SETTLED, trainer.max_steps):
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()

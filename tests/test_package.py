@@ -217,7 +217,8 @@ def test_a_permissive_install_needs_no_giotto_ph(tmp_path):
         pytest.skip("needs gudhi")
     code = """
         import sys
-        sys.modules["gph"] = None  # what an uninstalled package is to find_spec and import
+        for name in ["gph", *(name for name in sys.modules if name.startswith("gph."))]:
+            sys.modules[name] = None  # what an uninstalled package is to find_spec and import
         import importlib.util, math, torch
         found = importlib.util.find_spec
         importlib.util.find_spec = lambda name, *rest: None if name == "gph" else found(name, *rest)

@@ -11,6 +11,11 @@ from lightning_topo.outputs.page.live import pause
 from tests import typecheck
 
 
+@pytest.fixture(autouse=True)
+def every_call_is_looked_at(monkeypatch):
+    monkeypatch.setattr(typecheck, "ALWAYS", 1 << 60)
+
+
 def test_a_wrong_type_is_seen_with_and_without_shapes():
     assert pause(1, 0.1, 15) == 15.0
     with pytest.raises(TypeCheckError):
@@ -44,3 +49,20 @@ def test_what_has_passed_once_hides_no_later_fault():
         with pytest.raises(TypeCheckError):  # the arguments' kinds are known, the result is another
             first_rows(x, None, 2)
     assert first_rows(torch.zeros(4, 2), None, 9).shape == (4, 2)
+
+
+def test_of_many_calls_the_first_are_looked_at_and_then_one_in_so_many(monkeypatch):
+    @typecheck._jaxtyped(typechecker=typecheck.check)
+    def half(n: int) -> int:
+        return n // 2
+
+    monkeypatch.setattr(typecheck, "ALWAYS", 3)
+    for _ in range(3):
+        assert half(4) == 2
+    seen = 0
+    for _ in range(2 * typecheck.OFTEN):
+        try:
+            half(4.0)
+        except TypeCheckError:
+            seen += 1
+    assert seen == 2
