@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lightning_topo.geometry.lower_bounds import UNRESOLVED, lower_roots
 from lightning_topo.geometry.pair_search import pair_ratios
 from lightning_topo.geometry.precision import wide_dtype, worst_case_slack
 from lightning_topo.geometry.tile_bounds import Extreme, Extremes
@@ -15,7 +16,6 @@ MAX_ROWS = 128
 """Clouds of at most so many neurons are searched together."""
 
 _ACCURACY = 1e-7
-_UNRESOLVED = 64.0
 _ENTRIES = 1 << 16
 """So many entries of a cloud are widened at once: few enough for a CPU's cache."""
 
@@ -47,7 +47,7 @@ def search_blocks(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"])
     growth = 2 * cross + step
     above = torch.ones(n, n, dtype=torch.bool, device=before.device).triu_(1)
     largest, longest = (some.diagonal(dim1=1, dim2=2).amax(dim=1) for some in products[:2])
-    nearest, clear = _nearest(square + growth, 8 * slack * (largest + longest)[:, None])
+    nearest, clear = _nearest(square + growth, 8 * slack * (largest + longest)[:, None], d)
     # Errors of d², of |Δ_i - Δ_j|² and of growth, for each block.
     coarse = (2 * slack / _ACCURACY) * largest
     sound = _all(square > coarse[:, None, None], above) & _all(square + growth > coarse[:, None, None], above)
@@ -94,11 +94,11 @@ def _differences(products: Float[Tensor, "b n n"]) -> Float[Tensor, "b n n"]:
 
 
 def _nearest(
-    squares: Float[Tensor, "b n n"], error: Float[Tensor, "b 1"]
+    squares: Float[Tensor, "b n n"], error: Float[Tensor, "b 1"], d: int
 ) -> tuple[Float[Tensor, "b n"], Float[Tensor, "b 1"]]:
     """Lower bounds of the distance to the nearest neighbour, and from where on they are good to a percent."""
     squares.diagonal(dim1=1, dim2=2).fill_(math.inf)
-    return (squares.amin(dim=2) - error).clamp(min=0).sqrt(), (_UNRESOLVED * error).sqrt()
+    return lower_roots(squares.amin(dim=2) - error, squares.dtype, d), (UNRESOLVED * error).sqrt()
 
 
 def _all(true: Bool[Tensor, "b n n"], among: Bool[Tensor, "n n"]) -> Bool[Tensor, " b"]:

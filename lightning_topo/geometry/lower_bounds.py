@@ -10,7 +10,7 @@ from lightning_topo.geometry.precision import wide_dtype, worst_case_slack, wors
 
 _TILE_ELEMENTS = 1 << 22
 _BLOCK_ELEMENTS = 1 << 21
-_UNRESOLVED = 64.0
+UNRESOLVED = 64.0
 _DIRECTIONS = 6
 
 
@@ -35,7 +35,7 @@ def nearest_by_products(clouds: Float[Tensor, "b n d"]) -> tuple[Float[Tensor, "
     largest = squares.amax(dim=1, keepdim=True).to(wide)
     return (
         lower_roots(nearest, work.dtype, d) / scale[:, :, 0],
-        (2 * _UNRESOLVED * slack * largest).sqrt() / scale[:, :, 0],
+        (2 * UNRESOLVED * slack * largest).sqrt() / scale[:, :, 0],
     )
 
 

@@ -3,7 +3,7 @@
 from lightning_topo.tape.acceptance import accepted, replayed_gradient
 from lightning_topo.tape.compiled import compiled_reason
 from lightning_topo.tape.curvature import TapeLoss, tape_loss
-from lightning_topo.tape.mode import unseen
+from lightning_topo.tape.mode import outside_modes
 from lightning_topo.tape.program import Call, HostRead, Slot, Tape
 from lightning_topo.tape.recorder import StepRecorder
 from lightning_topo.tape.replay import CannotReplay, replay
@@ -18,8 +18,8 @@ __all__ = [
     "TapeLoss",
     "accepted",
     "compiled_reason",
+    "outside_modes",
     "replay",
     "replayed_gradient",
     "tape_loss",
-    "unseen",
 ]

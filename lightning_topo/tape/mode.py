@@ -36,8 +36,8 @@ class Observer(TorchDispatchMode):
 
 
 @contextmanager
-def unseen() -> Iterator[None]:
-    """Hide what runs inside from all dispatch modes: ours takes time, and the user's own would count our work."""
+def outside_modes() -> Iterator[None]:
+    """Run what is inside outside of all dispatch modes: ours takes time, and the user's own would count our work."""
     modes: list[Any] = [_pop_mode() for _ in _get_current_dispatch_mode_stack()]
     try:
         yield

@@ -13,7 +13,7 @@ from lightning_topo.neurons.coverage import ParameterCoverage, whole_coverage
 from lightning_topo.neurons.fallback import incoming_groups
 from lightning_topo.neurons.partly_trained import told_apart_by_frozen, with_reason
 from lightning_topo.protection import without_collection
-from lightning_topo.tape import Tape, unseen
+from lightning_topo.tape import Tape, outside_modes
 from lightning_topo.tape.names import clean_name
 from lightning_topo.watch.training import Training
 
@@ -47,7 +47,7 @@ class Finding:
             group for one in declared or () if isinstance(one, Rows) for group in one.resolve(training.module)
         )
 
-    @unseen()
+    @outside_modes()
     def groups(self, tapes: Sequence[Tape], obstacle: str) -> tuple[NeuronGroup, ...]:
         """The groups that these tapes show, the same on every process. A collective."""
         ranks = self._training.ranks

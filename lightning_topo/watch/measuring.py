@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from lightning_topo.probes import Probe
-from lightning_topo.tape import unseen
+from lightning_topo.tape import outside_modes
 from lightning_topo.watch.budget import Budget
 from lightning_topo.watch.certifying import Certifying
 from lightning_topo.watch.coverage import Coverage
@@ -54,7 +54,7 @@ class Measuring:
         """The probes to run at this step, or at the end of this epoch."""
         return self._probing.due(self._schedule, unit, count)
 
-    @unseen()
+    @outside_modes()
     def step(
         self, step: int, due: Sequence[Probe], *, unseen: Sequence[str] | None = None, at_once: bool = True
     ) -> None:
@@ -75,7 +75,7 @@ class Measuring:
         self._run([probe for probe in due if not measures_steps(probe) or probe is not self._certifying.probe], step)
         self._exchange.outcomes += self._probing.collect(step)
 
-    @unseen()
+    @outside_modes()
     def update_before_another(self) -> None:
         """Measure an update while its beginning is known: a second one in the same batch is about to begin."""
         if self._certifying is not None:
@@ -85,7 +85,7 @@ class Measuring:
             )
             self._tell_lost(step)
 
-    @unseen()
+    @outside_modes()
     def epoch(self, step: int) -> list[Probe]:
         """Measure what is due at the end of the present epoch; returns which probes were."""
         self._exchange.outcomes += self._probing.collect()
@@ -103,7 +103,7 @@ class Measuring:
         """Whether the last step's bounds are to be read when the device has computed them."""
         return self._certifying is not None and self._certifying.is_awaited
 
-    @unseen()
+    @outside_modes()
     def finish(self, *, stands: bool) -> None:
         """Certify the step that is awaited; `stands` as `Certifying.finish`."""
         if self._certifying is not None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_topo.neurons.capture import sharding
-from lightning_topo.tape import StepRecorder, Tape, accepted, compiled_reason, unseen
+from lightning_topo.tape import StepRecorder, Tape, accepted, compiled_reason, outside_modes
 from lightning_topo.tape.names import clean_name, named_tensors
 from lightning_topo.tape.recorder import is_plain
 from lightning_topo.watch.training import Training
@@ -184,7 +184,7 @@ class Recording:
 def _accepted(tape: Tape, gradients: Mapping[str, Tensor] | None = None) -> Tape:
     """The tape, with an obstacle where it cannot be replayed, whatever fails."""
     try:
-        with unseen():
+        with outside_modes():
             return accepted(tape, gradients)
     except Exception as error:
         return tape.replaced(obstacle=f"the replay failed ({type(error).__name__}: {error})")

@@ -277,3 +277,12 @@ def test_certificates_do_not_rest_on_likely_rounding(monkeypatch):
     step = step_distortion(before, after)
     assert step.critical_pair == (0, 1)
     assert not step.certified
+
+
+@pytest.mark.parametrize("n", [5, 100])
+def test_distances_whose_squares_vanish_are_bounded_from_below(n):
+    x = 1e-161 * cloud(n, 3, seed=1).double()[None]
+    found = distortions(x, 1.5 * x, None)
+    apart = torch.cdist(1.5e161 * x[0], 1.5e161 * x[0]).fill_diagonal_(math.inf)
+    least = 1e-161 * apart.amin(dim=1)
+    assert bool((found.nearest[0] <= least).all())
