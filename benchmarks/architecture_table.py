@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.architectures import ARCHITECTURES, Architecture, built
 from lightning_topo.neurons import NeuronGroup, find_neuron_groups
-from lightning_topo.neurons.group import KINDS
-from lightning_topo.neurons.table import size_text
+from lightning_topo.neurons._group import KINDS
+from lightning_topo.neurons._table import size_text
 
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
 

@@ -31,11 +31,11 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_topo import Distortion, find_neuron_groups
+from lightning_topo._watch.outcome import Outcome
+from lightning_topo._watch.ranks import Ranks
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.neurons.capture import gather_clouds, sharding
+from lightning_topo.neurons._capture import gather_clouds, sharding
 from lightning_topo.probes import Capture, Clouds, ProbeResult
-from lightning_topo.watch.outcome import Outcome
-from lightning_topo.watch.ranks import Ranks
 
 
 class Traffic(TorchDispatchMode):

@@ -66,7 +66,7 @@ from lightning_topo import TopologyMonitor
 from lightning_topo.demo import DigitsMLP, digits
 from lightning_topo.measurement import Measurement
 from lightning_topo.phases import Replay, replay
-from lightning_topo.probes.batch_window import BatchWindow, SeenBatch, see_batches
+from lightning_topo.probes._batch_window import BatchWindow, SeenBatch, see_batches
 from lightning_topo.stability import (
     critical_sharpness,
     curvature_batch_sharpness,
@@ -77,7 +77,7 @@ from lightning_topo.stability import (
     parameter_thresholds,
     scaled_sharpness,
 )
-from lightning_topo.stability.thresholds import spread
+from lightning_topo.stability._parameter_thresholds import spread
 
 DATA = Path(__file__).parents[1] / "docs" / "data" / "minibatch_edge.jsonl"
 STEPS, EVERY, DISTURBED_EVERY, HARDLY = 1200, 20, 200, 1e-7

@@ -35,14 +35,14 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("watch", "outputs", "callbacks")
+PACKAGES = ("_watch", "outputs", "callbacks")
 DATA = ROOT / "docs" / "data" / "mutants.jsonl"
 LIMIT = 60.0
 """Seconds of computing for the tests of one fault; asleep they may be `PATIENCE` times as long."""
 PATIENCE = 8.0
 
 NEARBY = {
-    "watch": ("tests/loops/test_plain.py", "tests/callbacks/test_monitor.py", "tests/callbacks/test_resume.py"),
+    "_watch": ("tests/loops/test_plain.py", "tests/callbacks/test_monitor.py", "tests/callbacks/test_resume.py"),
     "callbacks": ("tests/callbacks/test_monitor.py", "tests/callbacks/test_everywhere.py"),
     "outputs/record": ("tests/notebook/test_views.py", "tests/callbacks/test_resume.py"),
     "outputs/page": ("tests/test_demo.py",),
@@ -50,23 +50,23 @@ NEARBY = {
 }
 """Tests of what a folder's files are for."""
 CLOSEST = {
-    "callbacks/trial_look.py": ("tests/callbacks/test_lr_finder.py", "tests/callbacks/test_trial_batches.py"),
-    "callbacks/watched_optimizer.py": ("tests/callbacks/test_lr_finder.py", "tests/distributed/test_finder.py"),
-    "outputs/outputs.py": ("tests/outputs/test_outputs.py", "tests/outputs/test_gates.py"),
-    "outputs/record/layout.py": ("tests/outputs/record/test_strangers_folder.py",),
-    "outputs/record/network.py": ("tests/outputs/record/test_follow.py", "tests/outputs/page/test_verdict.py"),
-    "outputs/record/write.py": ("tests/outputs/record/test_record.py", "tests/outputs/record/test_branch.py"),
-    "outputs/trackers/drawing.py": ("tests/outputs/trackers/test_output.py", "tests/outputs/trackers/test_names.py"),
-    "outputs/trackers/tracker.py": ("tests/outputs/trackers/test_output.py", "tests/outputs/trackers/test_names.py"),
-    "watch/awaited.py": ("tests/callbacks/test_lag.py",),
-    "watch/budget.py": ("tests/watch/test_schedule.py", "tests/callbacks/test_monitor.py"),
-    "watch/certifying.py": ("tests/watch/test_coverage.py", "tests/loops/test_plain.py"),
-    "watch/losses.py": ("tests/loops/test_plain.py", "tests/callbacks/test_events_in_training.py"),
-    "watch/measuring.py": ("tests/callbacks/test_monitor.py",),
-    "watch/membership.py": ("tests/callbacks/test_unseen_steps.py", "tests/callbacks/test_everywhere.py"),
-    "watch/movements.py": ("tests/callbacks/test_unseen_steps.py",),
-    "watch/recording.py": ("tests/probes/test_step_edge_probe.py", "tests/callbacks/test_stability_in_training.py"),
-    "watch/reference.py": ("tests/callbacks/test_resume.py",),
+    "callbacks/_trial_look.py": ("tests/callbacks/test_lr_finder.py", "tests/callbacks/test_trial_batches.py"),
+    "callbacks/_watched_optimizer.py": ("tests/callbacks/test_lr_finder.py", "tests/distributed/test_finder.py"),
+    "outputs/_outputs.py": ("tests/outputs/test_outputs.py", "tests/outputs/test_gates.py"),
+    "outputs/record/_layout.py": ("tests/outputs/record/test_strangers_folder.py",),
+    "outputs/record/_network.py": ("tests/outputs/record/test_follow.py", "tests/outputs/page/test_verdict.py"),
+    "outputs/record/_write.py": ("tests/outputs/record/test_record.py", "tests/outputs/record/test_branch.py"),
+    "outputs/trackers/_drawing.py": ("tests/outputs/trackers/test_output.py", "tests/outputs/trackers/test_names.py"),
+    "outputs/trackers/_tracker.py": ("tests/outputs/trackers/test_output.py", "tests/outputs/trackers/test_names.py"),
+    "_watch/awaited.py": ("tests/callbacks/test_lag.py",),
+    "_watch/budget.py": ("tests/watch/test_schedule.py", "tests/callbacks/test_monitor.py"),
+    "_watch/certifying.py": ("tests/watch/test_coverage.py", "tests/loops/test_plain.py"),
+    "_watch/losses.py": ("tests/loops/test_plain.py", "tests/callbacks/test_events_in_training.py"),
+    "_watch/measuring.py": ("tests/callbacks/test_monitor.py",),
+    "_watch/membership.py": ("tests/callbacks/test_unseen_steps.py", "tests/callbacks/test_everywhere.py"),
+    "_watch/movements.py": ("tests/callbacks/test_unseen_steps.py",),
+    "_watch/recording.py": ("tests/probes/test_step_edge_probe.py", "tests/callbacks/test_stability_in_training.py"),
+    "_watch/reference.py": ("tests/callbacks/test_resume.py",),
 }
 """Where no test file has a file's name."""
 WARM = ("torch", "lightning.pytorch", "hypothesis", "beartype", "jaxtyping", "scipy.optimize", "matplotlib.figure")
@@ -201,11 +201,11 @@ def drawn(count: int, seed: int, only: str = "") -> list[Mutant]:
 def matching_tests(file: str) -> tuple[str, ...]:
     """The tests that could notice a fault in a file, nearest first."""
     path = Path(file)
-    folder = ROOT / "tests" / path.parent
+    folder = ROOT.joinpath("tests", *(part.removeprefix("_") for part in path.parent.parts))
     dotted = f"lightning_topo.{'.'.join(path.with_suffix('').parts)}"
     every = sorted((ROOT / "tests").rglob("test_*.py"))
     found = [ROOT / "lightning_topo" / file] if ">>>" in (ROOT / "lightning_topo" / file).read_text() else []
-    found += [test for test in every if test == folder / f"test_{path.stem}.py"]
+    found += [test for test in every if test == folder / f"test_{path.stem.removeprefix('_')}.py"]
     found += [ROOT / test for test in CLOSEST.get(file, ())]
     found += [test for test in every if f"{dotted} " in test.read_text()]
     for name, nearby in NEARBY.items():

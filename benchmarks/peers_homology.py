@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.stopwatch import clock
 from lightning_topo.homology import PersistenceDiagram, bottleneck, h0_deaths, persistence, wasserstein
-from lightning_topo.homology.engines import available_engines
+from lightning_topo.homology._engines import available_engines
 
 Calls = dict[str, Callable[[], object]]
 OURS = "lightning-topo"

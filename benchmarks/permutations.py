@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_map
 from benchmarks.zoo import is_installed
 from benchmarks.zoo_models import ZOO, Built
 from lightning_topo.neurons import NeuronGroup, find_neuron_groups
-from lightning_topo.neurons.group import KINDS, ParamSlice, clean_name
-from lightning_topo.neurons.one_run import significant
+from lightning_topo.neurons._group import KINDS, ParamSlice, clean_name
+from lightning_topo.neurons._one_run import significant
 
 MODELS = (
     "mlp-hardswish", "mobilenet-v3-blocks", "lstm", "gru-bidirectional", "transformer", "bilinear",

@@ -25,11 +25,11 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from lightning_topo._watch.output import Run
+from lightning_topo._watch.published_values import LogGroups, Readings
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.outputs import Outputs
+from lightning_topo.outputs._outputs import Outputs
 from lightning_topo.outputs.trackers import TrackerOutput
-from lightning_topo.watch.output import Run
-from lightning_topo.watch.readings import LogGroups, Readings
 
 STEP = ("critical_ratio", "contraction", "expansion", "log_distortion", "total_contraction", "total_expansion")
 STEP += ("total_log_distortion", "distinct_neurons")

@@ -33,14 +33,14 @@ from lightning_topo import Distortion, TopologyMonitor
 from lightning_topo.demo import DigitsMLP, digits
 
 PACKAGE = Path(lightning_topo.__file__).parent
-MEASURING = ("probes", "geometry", "homology", "neurons", "tape", "stability")
+MEASURING = ("probes", "geometry", "homology", "neurons", "_tape", "stability")
 TRACKERS = "outputs/trackers"
 BRANCHES = {
     "outputs/record": "the record",
-    "outputs/about.py": "run.json",
-    "outputs/feed.py": "other callbacks",
+    "outputs/_about.py": "run.json",
+    "outputs/_feed.py": "other callbacks",
     "phases": "the detector",
-    "callbacks/trainer_training.py": "trainer.callback_metrics",
+    "callbacks/_trainer_training.py": "trainer.callback_metrics",
 }
 """Files that the number passes on its way to elsewhere than the tracker."""
 WANTED = 50, 12

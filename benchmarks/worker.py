@@ -18,7 +18,7 @@ from torch import nn
 
 from lightning_topo import NeuronGroup, Persistence
 from lightning_topo.homology import Worker, available_engines
-from lightning_topo.homology.engines import rips_intervals
+from lightning_topo.homology._engines import rips_intervals
 from lightning_topo.neurons import ParamSlice
 from lightning_topo.probes import Capture, Clouds, Pending
 

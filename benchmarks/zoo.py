@@ -24,11 +24,11 @@ import torch
 
 from benchmarks.zoo_models import ZOO, Built, Entry
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.neurons.coverage import INPUT
-from lightning_topo.neurons.discovery import forward
-from lightning_topo.neurons.from_tapes import FoundNeurons, groups_from_tapes
-from lightning_topo.neurons.group import KINDS, clean_name
-from lightning_topo.neurons.one_run import record_run, significant
+from lightning_topo.neurons._coverage import INPUT
+from lightning_topo.neurons._discovery import forward
+from lightning_topo.neurons._from_tapes import FoundNeurons, groups_from_tapes
+from lightning_topo.neurons._group import KINDS, clean_name
+from lightning_topo.neurons._one_run import record_run, significant
 
 ACCEPTED = (
     INPUT, "an output of the model", "classes", "a vocabulary", "positions in space", "positions in time", "tokens",

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     )
     from lightning_topo.geometry import StepDistortion, step_distortion
     from lightning_topo.homology import PersistenceDiagram, persistence
-    from lightning_topo.loops.plain import TopologyWatch
-    from lightning_topo.loops.transformers import TopologyTrainerCallback
+    from lightning_topo.loops import TopologyTrainerCallback, TopologyWatch
     from lightning_topo.neurons import NeuronGroup, declare_neurons, find_neuron_groups, rows
     from lightning_topo.outputs.record import RunRecord, read_record
     from lightning_topo.phases import Phase, PhaseRules, TopologyEvent
@@ -36,8 +35,7 @@ _HOMES = {
     ),
     "geometry": ("StepDistortion", "step_distortion"),
     "homology": ("PersistenceDiagram", "persistence"),
-    "loops.plain": ("TopologyWatch",),
-    "loops.transformers": ("TopologyTrainerCallback",),
+    "loops": ("TopologyTrainerCallback", "TopologyWatch"),
     "neurons": ("NeuronGroup", "declare_neurons", "find_neuron_groups", "rows"),
     "phases": ("Phase", "PhaseRules", "TopologyEvent"),
     "probes": ("Distortion", "Fate", "Period", "Persistence", "ProbeResult", "ProbeUnavailable", "Sharpness"),

@@ -2,6 +2,6 @@
 
 import sys
 
-from lightning_topo.cli import main
+from lightning_topo._cli import main
 
 sys.exit(main())

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from lightning_topo.callbacks import TopologyMonitor
 from lightning_topo.probes import Distortion, Fate, Persistence, Sharpness
 
+__all__ = ["DigitsMLP", "FullBatch", "digits", "run"]
+
 
 class DigitsMLP(L.LightningModule):
     """A 64-64-64-10 tanh network with the mean squared error, trained by plain gradient descent."""

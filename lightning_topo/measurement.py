@@ -6,6 +6,8 @@ from enum import IntEnum
 
 from lightning_topo.quantities import RESERVED_VALUES
 
+__all__ = ["GLOBAL", "Measurement", "StepState"]
+
 GLOBAL = ""
 """The group of a measurement that belongs to the whole network."""
 

@@ -9,7 +9,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lightning_topo import demo, read_record
-from lightning_topo.cli import main
+from lightning_topo._cli import main
 from lightning_topo.measurement import StepState
 from lightning_topo.phases import DETECTED, replay
 from lightning_topo.stability import hessian

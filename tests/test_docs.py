@@ -18,7 +18,7 @@ import torch
 import lightning_topo
 import lightning_topo.metrics
 from lightning_topo.phases import EventName, PhaseRules
-from lightning_topo.phases.rules import Band
+from lightning_topo.phases._rules import Band
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

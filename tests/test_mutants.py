@@ -47,14 +47,14 @@ def test_every_fault_is_one_that_runs_and_stands_where_it_says():
 def test_a_draw_is_the_same_again_and_begins_with_a_shorter_one():
     assert drawn(60, 0)[:20] == drawn(20, 0)
     assert drawn(20, 1) != drawn(20, 0)
-    assert {mutant.file for mutant in drawn(5, 0, only="watch/readings")} == {"watch/readings.py"}
+    assert {mutant.file for mutant in drawn(5, 0, only="watch/published")} == {"_watch/published_values.py"}
 
 
 def test_the_tests_that_could_see_a_fault_exist():
     assert all((ROOT / "lightning_topo" / file).is_file() for file in CLOSEST)
     for tests in (*CLOSEST.values(), *NEARBY.values()):
         assert all((ROOT / path).is_file() for path in tests)
-    assert matching_tests("watch/coverage.py")[:2] == (
-        "lightning_topo/watch/coverage.py",
+    assert matching_tests("_watch/coverage.py")[:2] == (
+        "lightning_topo/_watch/coverage.py",
         "tests/watch/test_coverage.py",
     )

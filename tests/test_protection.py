@@ -9,7 +9,7 @@ import torch
 import torchmetrics
 from torch import nn
 
-from lightning_topo.protection import same_random_state, unchanged
+from lightning_topo._protection import same_random_state, unchanged
 
 
 class Busy(nn.Module):

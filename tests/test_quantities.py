@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lightning_topo.outputs.gates import SEEN_BY
+from lightning_topo.outputs._gates import SEEN_BY
 from lightning_topo.quantities import (
     OUR_PROBES,
     QUANTITIES,

@@ -55,9 +55,9 @@ def test_nothing_heavy_is_imported_before_it_is_used():
         assert not imported("torch", "lightning", "wandb", "gph", "gudhi", "sklearn", "matplotlib", "numpy")
 
         import numpy as np
-        from lightning_topo.figures.captures import crocker
-        from lightning_topo.figures.persistence import betti_figure, crocker_figure, diagram_figure
-        from lightning_topo.figures.style import pixels
+        from lightning_topo._figures.captures import crocker
+        from lightning_topo._figures.persistence import betti_figure, crocker_figure, diagram_figure
+        from lightning_topo._figures.style import pixels
         captures = {0: (np.array([[0.0, 1.0]]),), 5: (np.array([[0.0, 2.0]]),)}
         curves = betti_figure(captures, "b"), crocker_figure(crocker(captures, 9), "c")
         figures = diagram_figure(captures[0], "a"), *curves
@@ -65,7 +65,7 @@ def test_nothing_heavy_is_imported_before_it_is_used():
         assert not imported("matplotlib.pyplot")
 
         import lightning_topo.homology, lightning_topo.metrics
-        from lightning_topo.homology.engines import ENGINES
+        from lightning_topo.homology._engines import ENGINES
         assert len(ENGINES) > 2 and not imported(*(engine.module for engine in ENGINES.values()))
 
         from lightning_topo import TopologyMonitor

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_topo.geometry import step_distortion
 from lightning_topo.measurement import Measurement
-from lightning_topo.outputs.page.live import pause
+from lightning_topo.outputs.page._live import pause
 from tests import typecheck
 
 

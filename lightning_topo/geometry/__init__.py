@@ -1,6 +1,6 @@
 """The geometry of a cloud of neurons: distances, the distortion of a step, landmarks."""
 
-from lightning_topo.geometry.bounds import (
+from lightning_topo.geometry._bounds import (
     BoundTable,
     StepBound,
     displacement_lengths,
@@ -9,19 +9,19 @@ from lightning_topo.geometry.bounds import (
     step_bounds,
     upper_norms,
 )
-from lightning_topo.geometry.coincidence import distinct_neurons, equal_rows
-from lightning_topo.geometry.distances import check_cloud, diameter, pairwise_distances
-from lightning_topo.geometry.distortion import (
+from lightning_topo.geometry._coincidence import distinct_neurons, equal_rows
+from lightning_topo.geometry._distances import check_cloud, diameter, pairwise_distances
+from lightning_topo.geometry._distortion import (
     Distortions,
     StepDistortion,
     block_distortions,
     distortions,
     step_distortion,
 )
-from lightning_topo.geometry.fate import NeuronFate, neuron_fate
-from lightning_topo.geometry.landmarks import Landmarks, farthest_point_landmarks
-from lightning_topo.geometry.resolution import resolved_critical_ratio
-from lightning_topo.geometry.snapshots import MAX_ROWS, Snapshot, snapshot, snapshot_of_nearest
+from lightning_topo.geometry._fate import NeuronFate, neuron_fate
+from lightning_topo.geometry._landmarks import Landmarks, farthest_point_landmarks
+from lightning_topo.geometry._resolution import resolved_critical_ratio
+from lightning_topo.geometry._snapshots import MAX_ROWS, Snapshot, snapshot, snapshot_of_nearest
 
 __all__ = [
     "MAX_ROWS",

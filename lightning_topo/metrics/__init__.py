@@ -1,8 +1,8 @@
 """The topology of neurons as torchmetrics classes; `functional` holds the functions under them."""
 
 from lightning_topo.metrics import functional
-from lightning_topo.metrics.distortion import CriticalRatio, LipschitzDistortion
-from lightning_topo.metrics.persistence import (
+from lightning_topo.metrics._distortion import CriticalRatio, LipschitzDistortion
+from lightning_topo.metrics._persistence import (
     BettiNumbers,
     DiagramDistance,
     PersistenceEntropy,

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_topo.geometry import step_distortion
-from lightning_topo.geometry.precision import real_dtype
+from lightning_topo.geometry._precision import real_dtype
 from lightning_topo.homology import (
     PersistenceDiagram,
     betti_number,
@@ -18,6 +18,17 @@ from lightning_topo.homology import (
 )
 from lightning_topo.homology import persistence_entropy as diagram_entropy
 from lightning_topo.homology import total_persistence as diagram_total
+
+__all__ = [
+    "DISTANCES",
+    "betti_numbers",
+    "check_distance",
+    "critical_ratio",
+    "diagram_distance",
+    "lipschitz_distortion",
+    "persistence_entropy",
+    "total_persistence",
+]
 
 DISTANCES: dict[str, Callable[[PersistenceDiagram, PersistenceDiagram, int], float]] = {
     "bottleneck": bottleneck,

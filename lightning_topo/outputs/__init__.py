@@ -1,7 +1,6 @@
 """The destinations of measurements and events: record, page, trackers, terminal, other callbacks."""
 
-from lightning_topo.outputs.feed import Findings
-from lightning_topo.outputs.outputs import Outputs, open_outputs
-from lightning_topo.outputs.terminal import Printer
+from lightning_topo.outputs._feed import Findings
+from lightning_topo.outputs._gates import StopRules
 
-__all__ = ["Findings", "Outputs", "Printer", "open_outputs"]
+__all__ = ["Findings", "StopRules"]

@@ -1,14 +1,14 @@
 """Measurements in; phases and typed events out. A pure state machine: no Trainer, no torch."""
 
-from lightning_topo.phases.detector import Replay, observe, replay
-from lightning_topo.phases.edge import EdgeSource
-from lightning_topo.phases.event import DETECTED, EventName, Severity, TopologyEvent
-from lightning_topo.phases.event_list import EventList
-from lightning_topo.phases.following import PhaseFollower, collapsed, width_for
-from lightning_topo.phases.phase import Phase
-from lightning_topo.phases.retelling import Teller, retell, told
-from lightning_topo.phases.rules import Band, PhaseRules
-from lightning_topo.phases.state import DetectorState
+from lightning_topo.phases._detector import Replay, observe, replay
+from lightning_topo.phases._edge import EdgeSource
+from lightning_topo.phases._event import DETECTED, EventName, Severity, TopologyEvent
+from lightning_topo.phases._event_list import EventList
+from lightning_topo.phases._following import PhaseFollower, collapsed, width_for
+from lightning_topo.phases._phase import Phase
+from lightning_topo.phases._retelling import Teller, retell, told
+from lightning_topo.phases._rules import Band, PhaseRules
+from lightning_topo.phases._state import DetectorState
 
 __all__ = [
     "DETECTED",

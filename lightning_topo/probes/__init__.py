@@ -1,12 +1,12 @@
 """Probes measure a network on a schedule. A probe never sees the Trainer."""
 
-from lightning_topo.probes.batch_loss import BatchLoss
-from lightning_topo.probes.critical_sharpness import StepSharpness
-from lightning_topo.probes.distortion import Distortion
-from lightning_topo.probes.fate import Fate
-from lightning_topo.probes.period import Period
-from lightning_topo.probes.persistence import Persistence
-from lightning_topo.probes.probe import (
+from lightning_topo.probes._batch_loss import BatchLoss
+from lightning_topo.probes._critical_sharpness import StepSharpness
+from lightning_topo.probes._distortion import Distortion
+from lightning_topo.probes._fate import Fate
+from lightning_topo.probes._period import Period
+from lightning_topo.probes._persistence import Persistence
+from lightning_topo.probes._probe import (
     Capture,
     Clouds,
     Pending,
@@ -15,8 +15,8 @@ from lightning_topo.probes.probe import (
     ProbeUnavailable,
     ResultLost,
 )
-from lightning_topo.probes.sharpness import Sharpness
-from lightning_topo.probes.step_edge import StepEdge
+from lightning_topo.probes._sharpness import Sharpness
+from lightning_topo.probes._step_edge import StepEdge
 
 __all__ = [
     "BatchLoss",

@@ -1,14 +1,14 @@
 """The sharpness of the loss, and the largest sharpness at which an optimizer is stable."""
 
-from lightning_topo.stability.batch_sharpness import (
+from lightning_topo.stability._batch_sharpness import (
     BatchSharpness,
     batch_sharpness,
     curvature_batch_sharpness,
     curvature_elsewhere,
 )
-from lightning_topo.stability.critical_sharpness import CriticalSharpness, critical_sharpness
-from lightning_topo.stability.directions import SwapCurvature, directional_ratio, swap_curvature
-from lightning_topo.stability.finite_differences import (
+from lightning_topo.stability._critical_sharpness import CriticalSharpness, critical_sharpness
+from lightning_topo.stability._directions import SwapCurvature, directional_ratio, swap_curvature
+from lightning_topo.stability._finite_differences import (
     Differentiate,
     FiniteDifferenceHessian,
     by_autograd,
@@ -16,7 +16,7 @@ from lightning_topo.stability.finite_differences import (
     finite_difference_hessian,
     split_finite_difference_hessian,
 )
-from lightning_topo.stability.hessian import (
+from lightning_topo.stability._hessian import (
     Curvature,
     Hessian,
     LossPart,
@@ -26,17 +26,17 @@ from lightning_topo.stability.hessian import (
     hessian,
     split_hessian,
 )
-from lightning_topo.stability.lanczos import Extremes, LanczosSettings, extreme_eigenvalues
-from lightning_topo.stability.optimizer_rules import ParameterThreshold
-from lightning_topo.stability.recognition import Recognised, recognised
-from lightning_topo.stability.sharpness import (
+from lightning_topo.stability._lanczos import Extremes, LanczosSettings, extreme_eigenvalues
+from lightning_topo.stability._optimizer_thresholds import ParameterThreshold
+from lightning_topo.stability._parameter_thresholds import Thresholds, awaits_first_step, parameter_thresholds
+from lightning_topo.stability._recognition import Recognised, recognised
+from lightning_topo.stability._sharpness import (
     ScaledSharpness,
     SharpnessEstimate,
     curvature_sharpness,
     scaled_sharpness,
     sharpness,
 )
-from lightning_topo.stability.thresholds import Thresholds, awaits_first_step, parameter_thresholds
 
 __all__ = [
     "BatchSharpness",

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyEarlyStopping, TopologyMonitor, read_record
-from lightning_topo.outputs.gates import unseen_events
+from lightning_topo.outputs._gates import unseen_events
 from lightning_topo.phases import EventName
 from tests.callbacks.training import Classifier, fit, happened, loader
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, read_record
-from lightning_topo.cli import main
-from lightning_topo.outputs.page.outcome import history
+from lightning_topo._cli import main
+from lightning_topo.outputs.page._outcome import history
 from lightning_topo.phases import DETECTED, replay
 from tests.callbacks.training import Classifier, fit, happened, loader
 

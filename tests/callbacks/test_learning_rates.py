@@ -5,7 +5,7 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
 
-from lightning_topo.callbacks.learning_rates import scale_learning_rate
+from lightning_topo.callbacks._learning_rates import scale_learning_rate
 
 
 def parameters():

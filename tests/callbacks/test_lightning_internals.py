@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_topo.callbacks.lightning_internals import (
+from lightning_topo.callbacks._lightning_internals import (
     batches_stepped,
     epochs_finished,
     is_last_of_epoch,

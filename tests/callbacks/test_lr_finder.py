@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from lightning_topo import Distortion, LRSweep, Sharpness, TopologyLRFinder, TopologyMonitor, read_record
+from lightning_topo._figures.style import pixels
 from lightning_topo.demo import FullBatch
-from lightning_topo.figures.style import pixels
 from tests.callbacks.test_events_in_training import Quadratic
 from tests.callbacks.test_step_guard import TwoOptimizers, ratios
 from tests.callbacks.training import Classifier, Weights, dataset, fit

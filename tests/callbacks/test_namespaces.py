@@ -159,7 +159,7 @@ for module, callback, match in (
     else:
         raise AssertionError(match)
 
-from lightning_topo.callbacks.lightning_internals import shards_parameters
+from lightning_topo.callbacks._lightning_internals import shards_parameters
 class Sharded:
     strategy = L.strategies.FSDPStrategy()
 assert shards_parameters(Sharded)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_topo import Distortion, Sharpness, TopologyMonitor, read_record
-from lightning_topo.probes import approach
+from lightning_topo.probes import _approach as approach
 from tests.callbacks.training import Classifier, Weights, dataset, fit, happened, loader
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from lightning_topo import Distortion, TopologyMonitor, TopologyStepGuard, read_record
+from lightning_topo._watch.bounds import Bounds, GroupBound
 from lightning_topo.neurons import NeuronGroup, ParamSlice
-from lightning_topo.watch.bounds import Bounds, GroupBound
 from tests.callbacks.training import Classifier, Weights, fit, hooks_of_all_optimizers, loader
 
 LIMIT = 0.9

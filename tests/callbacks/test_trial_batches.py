@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset
 
 from lightning_topo import TopologyLRFinder
-from lightning_topo.callbacks.trial_batches import can_only_be_iterated, trial_batches
-from lightning_topo.callbacks.trial_steps import on_trial
+from lightning_topo.callbacks._trial_batches import can_only_be_iterated, trial_batches
+from lightning_topo.callbacks._trial_steps import on_trial
 from tests.callbacks.training import Classifier, fit, loader
 
 

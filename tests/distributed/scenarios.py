@@ -22,10 +22,10 @@ from lightning_topo import (
     TopologyStepGuard,
     declare_neurons,
 )
-from lightning_topo.neurons.fallback import incoming_groups
+from lightning_topo._watch.certifying import Certifying
+from lightning_topo.neurons._fallback import incoming_groups
 from lightning_topo.outputs.record import RecordOutput
 from lightning_topo.probes import Period, ProbeResult
-from lightning_topo.watch.certifying import Certifying
 from tests.distributed.models import Net, dataset, loader, parts, trainer
 
 

@@ -12,7 +12,9 @@ import lightning as L
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
 
 from lightning_topo import TopologyMonitor
-from lightning_topo.outputs.record import MEASUREMENTS, jsonl, output, read_record
+from lightning_topo.outputs.record import MEASUREMENTS, read_record
+from lightning_topo.outputs.record import _jsonl as jsonl
+from lightning_topo.outputs.record import _output as output
 from tests.faults.audit import audit, published
 from tests.faults.hostile import survey
 from tests.faults.nursery import Nursery, said

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_topo import Distortion, TopologyMonitor, TopologyStepGuard, read_record
-from lightning_topo.outputs import open_outputs
+from lightning_topo.outputs._outputs import open_outputs
 from lightning_topo.outputs.record import EVENTS
 from tests.callbacks.training import Classifier, fit
 from tests.outputs.driving import Training

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lightning_topo import TopologyEarlyStopping, TopologyStepGuard
+from lightning_topo._watch.checkpoint import SavedWatch, saved_place, saved_watch
 from lightning_topo.measurement import Measurement, StepState
-from lightning_topo.outputs.feed import Findings
-from lightning_topo.outputs.gates import StopRules, StopState, advance, reason_to_stop
+from lightning_topo.outputs._feed import Findings
+from lightning_topo.outputs._gates import StopRules, StopState, advance, reason_to_stop
 from lightning_topo.phases import DetectorState, observe
-from lightning_topo.watch.checkpoint import SavedWatch, saved_place, saved_watch
 
 INF = math.inf
 ODD = [

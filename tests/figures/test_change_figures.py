@@ -11,7 +11,7 @@ from lightning_topo.homology import log_bottleneck
 
 pytest.importorskip("matplotlib")
 
-from lightning_topo.figures.change import capture_distances, distances_figure, entropy_figure
+from lightning_topo._figures.change import capture_distances, distances_figure, entropy_figure
 
 
 def captured(scale, seed=0):

@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_topo.figures.coverage import Stretch, of_network, stretches, uncovered, weakest
+from lightning_topo._figures.coverage import Stretch, of_network, stretches, uncovered, weakest
 from lightning_topo.measurement import Measurement, StepState
 from lightning_topo.phases import Phase
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from lightning_topo.figures.captures import betti_curve, crocker
+from lightning_topo._figures.captures import betti_curve, crocker
 
 pytest.importorskip("matplotlib")
 
-from lightning_topo.figures.persistence import betti_figure, crocker_figure, diagram_figure
-from lightning_topo.figures.style import pixels
+from lightning_topo._figures.persistence import betti_figure, crocker_figure, diagram_figure
+from lightning_topo._figures.style import pixels
 
 H0 = np.array([[0.0, 0.5], [0.0, 0.7], [0.0, np.inf]])
 H1 = np.array([[0.8, 1.1]])

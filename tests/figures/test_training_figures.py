@@ -9,9 +9,9 @@ from lightning_topo.phases import Phase
 
 pytest.importorskip("matplotlib")
 
-from lightning_topo.figures.fate import fate_figure
-from lightning_topo.figures.style import COLOURS, drawable, pixels
-from lightning_topo.figures.training import (
+from lightning_topo._figures.fate import fate_figure
+from lightning_topo._figures.style import COLOURS, drawable, pixels
+from lightning_topo._figures.training import (
     PHASE_COLOURS,
     distortion_figure,
     phases_figure,

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_topo.geometry import StepDistortion, distortions, step_distortion, tile_bounds
-from lightning_topo.geometry.precision import worst_case_slack
+from lightning_topo.geometry import StepDistortion, distortions, step_distortion
+from lightning_topo.geometry import _tile_bounds as tile_bounds
+from lightning_topo.geometry._precision import worst_case_slack
 
 
 def brute_force(before: torch.Tensor, after: torch.Tensor) -> tuple[float, float, float]:

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_topo.geometry import distinct_neurons, fate, neuron_fate
-from lightning_topo.geometry.fate import (
+from lightning_topo.geometry import _fate as fate
+from lightning_topo.geometry import distinct_neurons, neuron_fate
+from lightning_topo.geometry._fate import (
     aligned_clusters,
     effective_neurons,
     independent_neurons,

@@ -18,9 +18,9 @@ from lightning_topo.geometry import (
     step_bound,
     step_distortion,
 )
-from lightning_topo.geometry.fate import neuron_fate
-from lightning_topo.geometry.landmarks import farthest_point_landmarks
-from lightning_topo.homology.h0 import h0_deaths
+from lightning_topo.geometry._fate import neuron_fate
+from lightning_topo.geometry._landmarks import farthest_point_landmarks
+from lightning_topo.homology._h0 import h0_deaths
 from lightning_topo.stability import sharpness
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_topo.geometry import pairwise_distances, step_distortion
-from lightning_topo.geometry.precision import full_precision
+from lightning_topo.geometry._precision import full_precision
 
 
 @pytest.mark.parametrize("ambient", ["high", "medium"])

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_topo.homology import _engines as engines_module
 from lightning_topo.homology import available_engines, persistence
-from lightning_topo.homology import engines as engines_module
-from lightning_topo.homology.engines import ENGINES, Engine, choose_engine
+from lightning_topo.homology._engines import ENGINES, Engine, choose_engine
 
 INSTALLED = available_engines()
 

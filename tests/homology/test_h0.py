@@ -9,7 +9,7 @@ from scipy.cluster.hierarchy import linkage
 
 from lightning_topo.geometry import pairwise_distances
 from lightning_topo.homology import h0_deaths
-from lightning_topo.homology.h0 import _boruvka
+from lightning_topo.homology._h0 import _boruvka
 
 
 def by_matrix(points: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,8 @@ import torch
 from scipy.cluster.hierarchy import linkage
 
 from lightning_topo.geometry import pairwise_distances
-from lightning_topo.homology import available_engines, betti_number, persistence, rips, rips_task
+from lightning_topo.homology import _rips as rips
+from lightning_topo.homology import available_engines, betti_number, persistence, rips_task
 
 ENGINES = available_engines()
 needs_engine = pytest.mark.skipif(not ENGINES, reason="H1 needs an engine")

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from lightning_topo.homology import JobLost, Worker, WorkerBroken, available_engines
-from lightning_topo.homology.engines import rips_intervals
-from lightning_topo.homology.h0 import spanning_weights
+from lightning_topo.homology._engines import rips_intervals
+from lightning_topo.homology._h0 import spanning_weights
 
 pytestmark = pytest.mark.skipif(not Worker.is_supported(), reason="files cannot be handed over here")
 ENGINE = available_engines()[-1]  # the quickest to be loaded, where all are installed
@@ -129,7 +129,7 @@ def test_the_oldest_is_dropped_when_too_many_wait():
 def test_one_that_always_dies_is_given_up(worker, monkeypatch, tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit(1)")
-    monkeypatch.setattr("lightning_topo.homology.worker.worker_process.__file__", str(broken))
+    monkeypatch.setattr("lightning_topo.homology._worker.worker_process.__file__", str(broken))
     for _ in range(3):
         with pytest.raises(JobLost, match="died"):
             worker.collect(worker.submit([matrix()], 1, ENGINE, spanning=False), 60.0)

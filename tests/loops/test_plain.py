@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lightning_topo import Distortion, Persistence, TopologyWatch
-from lightning_topo.outputs.gates import StopRules
+from lightning_topo.outputs._gates import StopRules
 from tests.callbacks.training import happened
 from tests.loops.loops import GROUPS, Net, batches, layers, options, sgd
 

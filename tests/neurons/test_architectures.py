@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks.architecture_table import INTRODUCTION, PAGE, row
 from benchmarks.architectures import ARCHITECTURES, Architecture, Built, built
 from lightning_topo.neurons import NeuronGroup, find_neuron_groups, verify_groups
-from lightning_topo.neurons.group import KINDS
+from lightning_topo.neurons._group import KINDS
 
 
 @pytest.fixture(params=ARCHITECTURES, ids=[entry.name for entry in ARCHITECTURES])

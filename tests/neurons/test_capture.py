@@ -7,7 +7,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from lightning_topo import NeuronGroup, find_neuron_groups
 from lightning_topo.neurons import ParamSlice
-from lightning_topo.neurons.capture import gather_clouds, sharding, unsharded, whole_copy, whole_parameters
+from lightning_topo.neurons._capture import gather_clouds, sharding, unsharded, whole_copy, whole_parameters
 
 
 def model():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_topo.neurons.coupling import (
+from lightning_topo.neurons._coupling import (
     Atom,
     axis_size,
     cut,

@@ -6,7 +6,7 @@ from torch import nn
 
 from lightning_topo.geometry import displacement_lengths
 from lightning_topo.neurons import DisplacementMeter, find_neuron_groups, gather_rows
-from lightning_topo.neurons.group import NeuronGroup, ParamSlice
+from lightning_topo.neurons._group import NeuronGroup, ParamSlice
 
 HEADS = NeuronGroup(
     "attn",

@@ -5,13 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_topo.neurons import FoundNeurons, groups_from_tapes, registry, verify_on_tapes
-from lightning_topo.neurons.assembly import assemble
-from lightning_topo.neurons.fewer_samples import with_fewer_samples
-from lightning_topo.neurons.sample_axes import GUESSES
-from lightning_topo.neurons.tape_coupling import couple
-from lightning_topo.neurons.verify import without_carried
-from lightning_topo.tape import StepRecorder, Tape, accepted, replay
+from lightning_topo._tape import StepRecorder, Tape, accepted, replay
+from lightning_topo.neurons import FoundNeurons, groups_from_tapes, verify_on_tapes
+from lightning_topo.neurons import _registry as registry
+from lightning_topo.neurons._assembly import assemble
+from lightning_topo.neurons._fewer_samples import with_fewer_samples
+from lightning_topo.neurons._sample_axes import GUESSES
+from lightning_topo.neurons._tape_coupling import couple
+from lightning_topo.neurons._verify import without_carried
 from tests.tape.steps import TRAININGS, Attention, batch, labels, mlp
 
 EXPECTED = {

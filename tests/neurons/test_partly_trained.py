@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_topo import TopologyMonitor
-from lightning_topo.neurons.partly_trained import REASON, told_apart_by_frozen
+from lightning_topo.neurons._partly_trained import REASON, told_apart_by_frozen
 from tests.callbacks.training import fit
 
 

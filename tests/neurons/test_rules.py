@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_topo.neurons import find_neuron_groups, register_rule, registry
-from lightning_topo.neurons.elementwise import is_elementwise
+from lightning_topo.neurons import _registry as registry
+from lightning_topo.neurons import find_neuron_groups, register_rule
+from lightning_topo.neurons._elementwise import is_elementwise
 
 
 class Between(nn.Module):

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_topo.neurons.sample_cuts import SampleCuts
-from lightning_topo.tape import StepRecorder, Tape, accepted, tape_loss
-from lightning_topo.tape.names import named_tensors
+from lightning_topo._tape import StepRecorder, Tape, accepted, tape_loss
+from lightning_topo._tape.names import named_tensors
+from lightning_topo.neurons._sample_cuts import SampleCuts
 from tests.tape.steps import Attention, Recurrent, batch, labels, mlp
 
 

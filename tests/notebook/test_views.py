@@ -159,7 +159,7 @@ def test_without_pandas_or_matplotlib_the_remedy_is_said(written, monkeypatch):
         written.measurements_frame()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.delitem(sys.modules, "lightning_topo.figures.inline", raising=False)
+    monkeypatch.delitem(sys.modules, "lightning_topo._figures.inline", raising=False)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         written.plot_critical_ratio()
 

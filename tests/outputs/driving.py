@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
+from lightning_topo._watch.output import Run
+from lightning_topo._watch.published_values import Readings
 from lightning_topo.homology import persistence
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.neurons import NeuronGroup, ParamSlice
-from lightning_topo.outputs import Outputs, open_outputs
+from lightning_topo.outputs._outputs import Outputs, open_outputs
 from lightning_topo.phases import DetectorState, TopologyEvent, observe
-from lightning_topo.watch.output import Run
-from lightning_topo.watch.readings import Readings
 
 SETTINGS = {"probes": [{"name": "distortion", "class": "Distortion"}], "seed": 0}
 

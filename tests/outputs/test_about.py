@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from lightning_topo import read_record
-from lightning_topo.outputs.about import AboutOutput
-from lightning_topo.outputs.record.about import ABOUT, read_about
-from lightning_topo.watch.output import Run
-from lightning_topo.watch.readings import Readings
+from lightning_topo._watch.output import Run
+from lightning_topo._watch.published_values import Readings
+from lightning_topo.outputs._about import AboutOutput
+from lightning_topo.outputs.record._about import ABOUT, read_about
 from tests.outputs.driving import SETTINGS, drive
 
 

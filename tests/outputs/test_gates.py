@@ -5,8 +5,8 @@ import math
 import pytest
 
 from lightning_topo.measurement import Measurement
-from lightning_topo.outputs.feed import Findings
-from lightning_topo.outputs.gates import StopRules, StopState, advance, reason_to_stop
+from lightning_topo.outputs._feed import Findings
+from lightning_topo.outputs._gates import StopRules, StopState, advance, reason_to_stop
 from lightning_topo.phases import EventName, TopologyEvent
 
 BREAKDOWN = "topology_breakdown"

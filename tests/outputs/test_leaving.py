@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from lightning_topo import Distortion, Period, Persistence, Sharpness
-from lightning_topo.outputs.leaving import plain, probe_facts, settings_facts
+from lightning_topo.outputs._leaving import plain, probe_facts, settings_facts
 
 SECRET = "sk-secret"
 

@@ -11,8 +11,7 @@ import warnings
 import pytest
 
 from lightning_topo.measurement import Measurement
-from lightning_topo.outputs import open_outputs
-from lightning_topo.outputs.outputs import Outputs
+from lightning_topo.outputs._outputs import Outputs, open_outputs
 from lightning_topo.outputs.record import MEASUREMENTS, read_record
 from lightning_topo.phases import EventName, TopologyEvent
 from tests.outputs.driving import Training, drive
@@ -185,10 +184,10 @@ def test_a_disk_that_stays_full_is_said_when_it_happens_and_at_the_end(tmp_path)
 
 
 def test_of_too_many_waiting_lines_the_oldest_are_lost_and_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_topo.outputs.record.jsonl.MAX_WAITING", 2_000)
+    monkeypatch.setattr("lightning_topo.outputs.record._jsonl.MAX_WAITING", 2_000)
     outputs = open_outputs(tmp_path / "topology", verbose=False, report=False)
     training = Training(outputs).run(2)
-    monkeypatch.setattr("lightning_topo.outputs.record.jsonl.JsonLines._find_again", _no_room)
+    monkeypatch.setattr("lightning_topo.outputs.record._jsonl.JsonLines._find_again", _no_room)
     with pytest.warns(UserWarning, match="lost"):
         training.run(20)
     monkeypatch.undo()

@@ -4,8 +4,8 @@ import logging
 import re
 
 from lightning_topo import Phase, read_record
-from lightning_topo.outputs import open_outputs
-from lightning_topo.outputs.terminal import event_line, summary
+from lightning_topo.outputs._outputs import open_outputs
+from lightning_topo.outputs._terminal import event_line, summary
 from tests.outputs.driving import Training, drive
 
 

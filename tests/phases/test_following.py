@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import DetectorState, EventList, EventName, Phase, Severity, TopologyEvent, observe, replay
-from lightning_topo.phases.following import PhaseFollower, collapsed
+from lightning_topo.phases._following import PhaseFollower, collapsed
 
 
 def one_machine(measurements):
@@ -78,7 +78,7 @@ def in_any_order(state):
 
 
 def test_a_phase_that_flaps_for_ever_is_a_bounded_list_in_which_no_breakdown_is_lost(monkeypatch):
-    monkeypatch.setattr("lightning_topo.phases.following._MOST_CHANGES", 200)
+    monkeypatch.setattr("lightning_topo.phases._following._MOST_CHANGES", 200)
     follower = PhaseFollower(observe)
     for step in range(6_000):
         ratio = 2.0 if step % 40 == 7 else 0.1

@@ -6,13 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.zoo import peak_bytes
-from lightning_topo.loops.training import LoopTraining
-from lightning_topo.probes import Capture, Clouds, Sharpness, StepEdge, approach
+from lightning_topo._tape import StepRecorder, TapeLoss, accepted
+from lightning_topo._tape.footprint import graph_bytes
+from lightning_topo._watch.training_loss import TrainingLoss
+from lightning_topo.loops._training import LoopTraining
+from lightning_topo.probes import Capture, Clouds, Sharpness, StepEdge
+from lightning_topo.probes import _approach as approach
 from lightning_topo.stability import LanczosSettings
-from lightning_topo.stability.lanczos import extreme_eigenvalues
-from lightning_topo.tape import StepRecorder, TapeLoss, accepted
-from lightning_topo.tape.footprint import graph_bytes
-from lightning_topo.watch.training_loss import TrainingLoss
+from lightning_topo.stability._lanczos import extreme_eigenvalues
 
 N, TIME, CLASSES = 32, 16, 12
 
@@ -133,7 +134,7 @@ def test_a_basis_of_five_vectors_finds_what_a_large_one_finds(monkeypatch) -> No
     start = torch.randn(n, generator=torch.Generator().manual_seed(0))
     settings = LanczosSettings(tolerance=1e-3, max_products=60, n_largest=1)
     large = extreme_eigenvalues(lambda v: spectrum * v, start.clone(), settings)
-    monkeypatch.setattr("lightning_topo.stability.lanczos._MOST_BYTES", 0)
+    monkeypatch.setattr("lightning_topo.stability._lanczos._MOST_BYTES", 0)
     found = []
     peak = peak_bytes(lambda: found.append(extreme_eigenvalues(lambda v: spectrum * v, start.clone(), settings)))
     assert found[0].largest == pytest.approx(5.0, rel=1e-5)

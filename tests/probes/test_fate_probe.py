@@ -11,7 +11,7 @@ from torch import nn
 from lightning_topo.geometry import neuron_fate
 from lightning_topo.neurons import NeuronGroup, ParamSlice, find_neuron_groups
 from lightning_topo.probes import Capture, Clouds, Fate, ProbeResult
-from lightning_topo.probes.fate import incoming_columns
+from lightning_topo.probes._fate import incoming_columns
 
 
 def capture(groups, tensors, module=None) -> Capture:

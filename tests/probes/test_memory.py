@@ -8,8 +8,9 @@ from torch import nn
 
 from benchmarks.zoo import peak_bytes
 from lightning_topo.neurons import NeuronGroup, ParamSlice
-from lightning_topo.probes import Capture, Clouds, Distortion, Fate, probe
-from lightning_topo.probes import distortion as exact
+from lightning_topo.probes import Capture, Clouds, Distortion, Fate
+from lightning_topo.probes import _distortion as exact
+from lightning_topo.probes import _probe as probe
 
 N_GROUPS = 8
 

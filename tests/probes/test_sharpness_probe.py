@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from lightning_topo._tape import StepRecorder, TapeLoss, accepted
 from lightning_topo.neurons import NeuronGroup, ParamSlice
-from lightning_topo.probes import BatchLoss, Capture, Clouds, Sharpness, approach
+from lightning_topo.probes import BatchLoss, Capture, Clouds, Sharpness
+from lightning_topo.probes import _approach as approach
 from lightning_topo.stability import flatten, hessian
-from lightning_topo.tape import StepRecorder, TapeLoss, accepted
 
 GROUP = NeuronGroup(
     "hidden", "unit", 6, (), (ParamSlice("0.weight"), ParamSlice("0.bias"), ParamSlice("2.weight", dims=(1,)))

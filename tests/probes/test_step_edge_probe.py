@@ -12,7 +12,7 @@ from lightning_topo import Sharpness
 from lightning_topo.demo import digits
 from lightning_topo.loops import TopologyWatch
 from lightning_topo.probes import BatchLoss, Capture, Clouds, StepEdge
-from lightning_topo.probes.batch_window import BatchWindow, SeenBatch
+from lightning_topo.probes._batch_window import BatchWindow, SeenBatch
 from lightning_topo.stability import curvature_batch_sharpness, curvature_elsewhere, hessian, parameter_thresholds
 
 X, Y = digits(64).tensors

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_topo.probes import BatchLoss, Capture, Probe
-from lightning_topo.probes.critical_sharpness import StepSharpness
+from lightning_topo.probes._critical_sharpness import StepSharpness
 from lightning_topo.stability import directional_ratio, hessian
 
 

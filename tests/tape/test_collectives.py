@@ -8,8 +8,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_topo._tape import StepRecorder, Tape, accepted, replay
 from lightning_topo.neurons import groups_from_tapes
-from lightning_topo.tape import StepRecorder, Tape, accepted, replay
 from tests import warm
 from tests.tape.steps import batch, mlp
 

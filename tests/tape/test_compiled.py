@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_topo.tape import StepRecorder, compiled_reason
+from lightning_topo._tape import StepRecorder, compiled_reason
 from tests.tape.steps import mlp
 
 

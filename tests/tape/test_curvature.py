@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lightning_topo._tape import CannotReplay, StepRecorder, Tape, TapeLoss, accepted, tape_loss
+from lightning_topo._tape.curvature import enough_samples
 from lightning_topo.stability import hessian, sharpness
-from lightning_topo.tape import CannotReplay, StepRecorder, Tape, TapeLoss, accepted, tape_loss
-from lightning_topo.tape.curvature import enough_samples
 from tests.tape.steps import TRAININGS, Attention, Recurrent, batch, labels, mlp, tokens
 
 

@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+from lightning_topo._tape import CannotReplay, StepRecorder, accepted, replay, tape_loss
+from lightning_topo._tape.formulas import RECURRENT
+from lightning_topo._tape.program import Call
 from lightning_topo.neurons import groups_from_tapes
-from lightning_topo.neurons.tape_coupling import couple
-from lightning_topo.tape import CannotReplay, StepRecorder, accepted, replay, tape_loss
-from lightning_topo.tape.formulas import RECURRENT
-from lightning_topo.tape.program import Call
+from lightning_topo.neurons._tape_coupling import couple
 from tests.tape.steps import CountedCalls, batch, labels, mlp
 
 

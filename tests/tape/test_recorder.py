@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from lightning_topo.tape import StepRecorder, Tape, accepted
+from lightning_topo._tape import StepRecorder, Tape, accepted
 from tests.tape.steps import TRAININGS, Nobody, Training
 
 

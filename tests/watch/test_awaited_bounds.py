@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Callback
 
 from lightning_topo import Distortion, TopologyMonitor, read_record
-from lightning_topo.watch import certifying
+from lightning_topo._watch import certifying as certifying
 from tests.callbacks.training import Classifier, Weights, fit, happened, loader
 
 LEAPS = (12, 26)

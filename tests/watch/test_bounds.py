@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
+from lightning_topo._watch.bounds import Bounds
 from lightning_topo.geometry import distortions, step_distortion
 from lightning_topo.neurons import NeuronGroup, ParamSlice
-from lightning_topo.watch.bounds import Bounds
 
 GROUPS = [
     NeuronGroup("units", "unit", 12, (), (ParamSlice("up"), ParamSlice("down", dims=(1,)))),

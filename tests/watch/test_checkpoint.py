@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_topo._watch.checkpoint import SavedWatch, saved_place, saved_watch
+from lightning_topo._watch.coverage import Shares
+from lightning_topo._watch.schedule import Slot
 from lightning_topo.phases import DetectorState
-from lightning_topo.watch.checkpoint import SavedWatch, saved_place, saved_watch
-from lightning_topo.watch.coverage import Shares
-from lightning_topo.watch.schedule import Slot
 
 SAVED = SavedWatch(
     Path("runs/topology"),

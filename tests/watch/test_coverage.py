@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from lightning_topo._watch.coverage import MOST_STEPS, Certificate, Coverage, Shares
 from lightning_topo.measurement import StepState
-from lightning_topo.watch.coverage import MOST_STEPS, Certificate, Coverage, Shares
 
 EXACT, BOUNDED, SPANNED, OPEN = StepState.EXACT, StepState.BOUNDED, StepState.SPANNED, StepState.OPEN
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_topo.watch.gradient_scales import GradientScales
+from lightning_topo._watch.gradient_scales import GradientScales
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from lightning_topo.watch.holding import hold
-from lightning_topo.watch.steps import Update
+from lightning_topo._watch.holding import hold
+from lightning_topo._watch.steps import Update
 
 
 def update(change):

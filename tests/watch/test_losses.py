@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from lightning_topo.watch.losses import Losses
+from lightning_topo._watch.losses import Losses
 
 
 def kept(*losses):

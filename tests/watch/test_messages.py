@@ -2,9 +2,9 @@
 
 import torch
 
-from lightning_topo.neurons.coverage import ParameterCoverage
+from lightning_topo._watch.messages import lost_result, members_changed, moved_outside, unseen_step, unwatched
+from lightning_topo.neurons._coverage import ParameterCoverage
 from lightning_topo.phases import DETECTED
-from lightning_topo.watch.messages import lost_result, members_changed, moved_outside, unseen_step, unwatched
 
 
 def test_each_is_an_event_with_a_remedy_that_no_replay_makes_again():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_topo.watch.outcome import Failure, FailureKind, Outcome, joined, united
+from lightning_topo._watch.outcome import Failure, FailureKind, Outcome, joined, united
 
 ORDER = {"a": 0, "b": 1}
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_topo import Distortion, TopologyMonitor
-from lightning_topo.tape import StepRecorder
+from lightning_topo._tape import StepRecorder
 from tests.callbacks.training import fit
 
 

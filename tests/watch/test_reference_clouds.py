@@ -4,10 +4,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 
-import lightning_topo.watch.reference_clouds as at_rest
+import lightning_topo._watch.reference_clouds as at_rest
 from lightning_topo import Distortion, TopologyMonitor, read_record
-from lightning_topo.probes.probe import CloudMissing
-from lightning_topo.watch.reference_clouds import ReferenceClouds, Stored
+from lightning_topo._watch.reference_clouds import ReferenceClouds, Stored
+from lightning_topo.probes._probe import CloudMissing
 from tests.callbacks.training import Classifier, fit
 
 KIND = Stored((3, 2), torch.float32)
@@ -96,7 +96,7 @@ def test_totals_are_the_same_wherever_the_beginning_rests(tmp_path, monkeypatch)
 @pytest.mark.filterwarnings("ignore:The topology record cannot be written")
 def test_without_a_file_they_are_held(tmp_path, monkeypatch):
     monkeypatch.setattr(at_rest, "MOST_HELD", 0)
-    monkeypatch.setattr("lightning_topo.outputs.record.output.RecordWriter.reference", full)
+    monkeypatch.setattr("lightning_topo.outputs.record._output.RecordWriter.reference", full)
     found, monitor = trained(tmp_path)
     reference = monitor.watch._measuring.snapshots.reference
     assert not reference._left

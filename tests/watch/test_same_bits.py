@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_topo.watch import same_bits
-from lightning_topo.watch.same_bits import same_values
+from lightning_topo._watch import same_bits as same_bits
+from lightning_topo._watch.same_bits import same_values
 
 FORMATS = {
     "packed": lambda x: x,

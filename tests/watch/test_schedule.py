@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
+from lightning_topo._watch.schedule import Schedule, Slot
 from lightning_topo.probes import Period
-from lightning_topo.watch.schedule import Schedule, Slot
 
 ADAPTIVE = Period(25, adaptive=True)
 

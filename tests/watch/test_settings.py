@@ -5,8 +5,8 @@ import json
 import pytest
 
 from lightning_topo import Distortion, Period, Persistence, Sharpness
+from lightning_topo._watch.settings import WatchSettings
 from lightning_topo.phases import PhaseRules
-from lightning_topo.watch.settings import WatchSettings
 
 
 class Mine:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_topo import Distortion, TopologyMonitor
-from lightning_topo.watch.steps import Steps
+from lightning_topo._watch.steps import Steps
 from tests.callbacks.training import Weights, fit, happened
 
 LR = 0.05

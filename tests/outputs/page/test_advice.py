@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_topo.figures.rates import rate_limits
+from lightning_topo._figures.rates import rate_limits
 from lightning_topo.measurement import Measurement
-from lightning_topo.outputs.page.advice import FAILED, MARGIN, Advice, Evidence, advise, floor2
-from lightning_topo.outputs.page.outcome import history
+from lightning_topo.outputs.page._advice import FAILED, MARGIN, Advice, Evidence, advise, floor2
+from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import RunRecord
 
 

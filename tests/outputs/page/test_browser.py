@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from lightning_topo.outputs.page import recommendation, verdict
-from lightning_topo.outputs.page.outcome import history
+from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import RunRecord
 from tests.outputs.page.conftest import Browser
 from tests.outputs.page.synthetic import HOSTILE

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from lightning_topo.measurement import Measurement, StepState
+from lightning_topo.outputs._terminal import summary
 from lightning_topo.outputs.page import render_page, verdict
-from lightning_topo.outputs.page.certificates import certificate_table
-from lightning_topo.outputs.page.facts import facts
-from lightning_topo.outputs.page.model import Budget, run_view
-from lightning_topo.outputs.page.outcome import history
-from lightning_topo.outputs.page.verdict import tone
+from lightning_topo.outputs.page._certificates import certificate_table
+from lightning_topo.outputs.page._facts import facts
+from lightning_topo.outputs.page._model import Budget, run_view
+from lightning_topo.outputs.page._outcome import history
+from lightning_topo.outputs.page._verdict import tone
 from lightning_topo.outputs.record import RunRecord
-from lightning_topo.outputs.terminal import summary
 from lightning_topo.phases import EventName, Phase, Severity, TopologyEvent
 from tests.figures.test_coverage import line
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_topo.cli import main
+from lightning_topo._cli import main
 from lightning_topo.measurement import Measurement
-from lightning_topo.outputs.page.comparison import run_folders
-from lightning_topo.outputs.page.serve import page_server
+from lightning_topo.outputs.page._comparison import run_folders
+from lightning_topo.outputs.page._serve import page_server
 from lightning_topo.outputs.record import RecordWriter
 
 

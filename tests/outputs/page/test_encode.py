@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_topo.outputs.page.encode import to_json, visible
-from lightning_topo.outputs.page.thinning import StepTable
+from lightning_topo.outputs.page._encode import to_json, visible
+from lightning_topo.outputs.page._thinning import StepTable
 from lightning_topo.phases import Phase
 
 

@@ -1,7 +1,7 @@
 """A run as a notebook shows it."""
 
 from lightning_topo.outputs.page import recommendation, verdict
-from lightning_topo.outputs.page.inline import inline_html
+from lightning_topo.outputs.page._inline import inline_html
 from lightning_topo.outputs.record import RunRecord
 
 

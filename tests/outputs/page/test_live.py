@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from lightning_topo.outputs.page import write_report
-from lightning_topo.outputs.page.page import Live
+from lightning_topo.outputs.page._page import Live
 from lightning_topo.outputs.record import RecordFollower, RecordWriter
 from tests.outputs.page.synthetic import distortion
 

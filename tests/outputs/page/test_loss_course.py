@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lightning_topo.outputs.page.loss_course import LossCourse
+from lightning_topo.outputs.page._loss_course import LossCourse
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import render_page
-from lightning_topo.outputs.page.facts import differences, facts
-from lightning_topo.outputs.page.model import Budget, run_view
-from lightning_topo.outputs.page.outcome import history
+from lightning_topo.outputs.page._facts import differences, facts
+from lightning_topo.outputs.page._model import Budget, run_view
+from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import RecordWriter, RunRecord, read_record
 from lightning_topo.phases import Phase, replay
 from tests.outputs.page.synthetic import distortion, ring_diagram

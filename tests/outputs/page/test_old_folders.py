@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lightning_topo import read_record
-from lightning_topo.cli import main
+from lightning_topo._cli import main
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS
 
 

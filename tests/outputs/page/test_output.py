@@ -11,10 +11,10 @@ import time
 import pytest
 
 from lightning_topo.measurement import Measurement
-from lightning_topo.outputs import open_outputs
-from lightning_topo.outputs.page import output
-from lightning_topo.outputs.page.live import follow_page
-from lightning_topo.outputs.page.output import PageOutput
+from lightning_topo.outputs._outputs import open_outputs
+from lightning_topo.outputs.page import _output as output
+from lightning_topo.outputs.page._live import follow_page
+from lightning_topo.outputs.page._output import PageOutput
 from tests import warm
 from tests.outputs.driving import Training, drive
 
@@ -135,8 +135,8 @@ def test_the_process_writes_a_last_page_when_the_training_is_killed(tmp_path):
     code = """
         import os, signal, sys, time
         from pathlib import Path
-        from lightning_topo.outputs import open_outputs
-        from lightning_topo.outputs.page.output import PageOutput
+        from lightning_topo.outputs._outputs import open_outputs
+        from lightning_topo.outputs.page._output import PageOutput
         from tests.outputs.driving import Training
         outputs = open_outputs(Path(sys.argv[1]), verbose=False, report=False)
         page = PageOutput(outputs.dirpath, first_seconds=0.0)
@@ -169,7 +169,7 @@ def test_after_a_signal_the_emergency_checkpoint_has_its_turn_and_the_page_comes
     code = """
         import os, signal, sys, time
         from pathlib import Path
-        from lightning_topo.outputs import open_outputs
+        from lightning_topo.outputs._outputs import open_outputs
         from tests.outputs.driving import Training
         outputs = open_outputs(Path(sys.argv[1]), verbose=False)
         Training(outputs).run(300)

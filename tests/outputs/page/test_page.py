@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lightning_topo.outputs.page import recommendation, render_page, verdict, write_report
-from lightning_topo.outputs.page.page import run_labels
+from lightning_topo.outputs.page._page import run_labels
 from lightning_topo.outputs.record import RunRecord
 from tests.outputs.page.synthetic import HOSTILE
 
@@ -53,7 +53,7 @@ def test_a_page_that_would_be_too_large_is_thinned_further(
     demo: RunRecord, write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = len(write(demo).encode()) - 20_000
-    monkeypatch.setattr("lightning_topo.outputs.page.page.MAX_BYTES", limit)
+    monkeypatch.setattr("lightning_topo.outputs.page._page.MAX_BYTES", limit)
     page = write(demo)
     assert len(page.encode()) <= limit
     assert "Contraction and expansion: each point is the extreme of up to" in page

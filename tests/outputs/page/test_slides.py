@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_topo.figures.captures import bars, betti_curve, crocker
+from lightning_topo._figures.captures import bars, betti_curve, crocker
 from lightning_topo.homology import betti_number, persistence
-from lightning_topo.outputs.page.slides import slides
+from lightning_topo.outputs.page._slides import slides
 from tests.outputs.page.synthetic import ring_diagram
 
 lengths = st.floats(0.0, 10.0)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_topo.figures.captures import spread
-from lightning_topo.outputs.page.thinning import StepTable, bin_starts, envelope, step_table
+from lightning_topo._figures.captures import spread
+from lightning_topo.outputs.page._thinning import StepTable, bin_starts, envelope, step_table
 
 steps = st.lists(st.integers(0, 10_000), min_size=1, max_size=200)
 values = st.floats(allow_nan=True, allow_infinity=True)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import verdict
-from lightning_topo.outputs.page.outcome import history
-from lightning_topo.outputs.page.verdict import above, tone
+from lightning_topo.outputs.page._outcome import history
+from lightning_topo.outputs.page._verdict import above, tone
 from lightning_topo.outputs.record import RunRecord
 from lightning_topo.phases import Phase
 

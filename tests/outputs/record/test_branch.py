@@ -13,10 +13,10 @@ import torch
 from lightning_topo.homology import persistence
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import render_page, verdict
-from lightning_topo.outputs.page.outcome import history
+from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, Parent, RecordWriter, read_record
-from lightning_topo.outputs.record.branch import live_lines, rewind_floors
-from lightning_topo.outputs.record.lock import LOCK, FolderBusy, lock_folder
+from lightning_topo.outputs.record._branch import live_lines, rewind_floors
+from lightning_topo.outputs.record._lock import LOCK, FolderBusy, lock_folder
 from lightning_topo.phases import DetectorState, EventName, TopologyEvent, observe
 from tests import warm
 
@@ -356,7 +356,7 @@ def test_a_worker_that_outlives_its_writer_does_not_keep_the_folder(tmp_path):
     code = """
         import os, sys, time
         from pathlib import Path
-        from lightning_topo.outputs.record.lock import lock_folder
+        from lightning_topo.outputs.record._lock import lock_folder
         lock = lock_folder(Path(sys.argv[1]))
         if os.fork() == 0:
             os.close(1)

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lightning_topo.figures.coverage import of_network, stretches
+from lightning_topo._figures.coverage import of_network, stretches
 from lightning_topo.measurement import Measurement, StepState
 from lightning_topo.outputs.page import render_page
-from lightning_topo.outputs.page.model import Budget, run_view
-from lightning_topo.outputs.page.outcome import history
-from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordFollower, RecordWriter, jsonl, read_record
-from lightning_topo.outputs.record.bins import Bins, join
+from lightning_topo.outputs.page._model import Budget, run_view
+from lightning_topo.outputs.page._outcome import history
+from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordFollower, RecordWriter, read_record
+from lightning_topo.outputs.record import _jsonl as jsonl
+from lightning_topo.outputs.record._bins import Bins, join
 from tests.outputs.driving import drive
 from tests.outputs.page.synthetic import demo_run, hostile_run
 
@@ -168,7 +169,7 @@ def test_the_network_is_never_claimed_to_be_more_certain_than_it_is(tmp_path, mo
     folder = covered(tmp_path / "topology")
     truth = of_network(stretches(read_record(folder).measurements), since=0)
     assert RecordFollower(folder).read().digest.network == truth
-    monkeypatch.setattr("lightning_topo.outputs.record.network._MOST_PIECES", 20)
+    monkeypatch.setattr("lightning_topo.outputs.record._network._MOST_PIECES", 20)
     coarse = RecordFollower(folder).read().digest.network
     assert len(coarse) <= 21
 

@@ -1,9 +1,9 @@
 """What is said of the whole network's steps where changes of state are too many to be kept."""
 
-from lightning_topo.figures.coverage import Stretch
+from lightning_topo._figures.coverage import Stretch
 from lightning_topo.measurement import StepState
-from lightning_topo.outputs.record import network
-from lightning_topo.outputs.record.network import NetworkTally
+from lightning_topo.outputs.record import _network as network
+from lightning_topo.outputs.record._network import NetworkTally
 
 
 def joined(monkeypatch, *pieces):

@@ -8,7 +8,7 @@ import pytest
 
 from lightning_topo import read_record
 from lightning_topo.outputs.page import render_page, verdict
-from lightning_topo.outputs.page.outcome import history
+from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import RecordWriter
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "records"

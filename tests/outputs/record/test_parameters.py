@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from lightning_topo import Distortion, TopologyMonitor, read_record
-from lightning_topo.cli import main
+from lightning_topo._cli import main
 from lightning_topo.neurons import declare_neurons
-from lightning_topo.neurons.coverage import ParameterCoverage
-from lightning_topo.outputs.page.page import render_page
-from lightning_topo.outputs.page.parameters import MOST_ROWS, parameter_section
-from lightning_topo.outputs.record.parameters import PARAMETERS, ParameterTable, read_parameters, write_parameters
+from lightning_topo.neurons._coverage import ParameterCoverage
+from lightning_topo.outputs.page._page import render_page
+from lightning_topo.outputs.page._parameters import MOST_ROWS, parameter_section
+from lightning_topo.outputs.record._parameters import PARAMETERS, ParameterTable, read_parameters, write_parameters
 from tests.callbacks.training import Classifier, fit
 
 

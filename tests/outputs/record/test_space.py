@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lightning_topo.measurement import Measurement
-from lightning_topo.outputs import open_outputs
+from lightning_topo.outputs._outputs import open_outputs
 from lightning_topo.outputs.record import RecordWriter, read_record
-from lightning_topo.outputs.record.space import make_room, other_bytes
+from lightning_topo.outputs.record._space import make_room, other_bytes
 from tests.outputs.driving import Training
 
 LIMIT = 200_000

@@ -13,16 +13,16 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_topo.cli import main
+from lightning_topo._cli import main
+from lightning_topo._watch.published_values import mangled_names
 from lightning_topo.homology import persistence
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import render_page, write_report
-from lightning_topo.outputs.page.model import Budget, run_view
+from lightning_topo.outputs.page._model import Budget, run_view
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordFollower, RecordWriter, read_record
-from lightning_topo.outputs.record.archive import read_arrays, write_arrays
+from lightning_topo.outputs.record._archive import read_arrays, write_arrays
 from lightning_topo.outputs.trackers import RunFacts, Tracker
 from lightning_topo.phases import EventName, TopologyEvent
-from lightning_topo.watch.readings import mangled_names
 
 NAMES = (
     "<script>alert(1)</script>",
@@ -293,7 +293,7 @@ def test_diagrams_that_are_none_are_counted(tmp_path, fields, arrays):
 
 
 def test_more_groups_than_any_training_has_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_topo.outputs.record.read.MOST_GROUPS", 50)
+    monkeypatch.setattr("lightning_topo.outputs.record._read.MOST_GROUPS", 50)
     writer = RecordWriter.open(tmp_path)
     for i in range(60):
         writer.measurement(Measurement(1, 0, "distortion", f"g{i}", {"critical_ratio": 0.5}))
@@ -341,7 +341,7 @@ def test_names_and_lines_without_measure_are_left_out_and_counted(tmp_path):
 
 
 def test_a_page_reads_no_more_bars_than_fit(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_topo.outputs.page.model._MOST_NUMBERS", 100)
+    monkeypatch.setattr("lightning_topo.outputs.page._model._MOST_NUMBERS", 100)
     stranger(tmp_path / "run", names=("g",))
     writer = RecordWriter.open(tmp_path / "many")
     writer.measurement(Measurement(1, 0, "distortion", "g", {"critical_ratio": 0.5}))

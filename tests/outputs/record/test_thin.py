@@ -11,10 +11,10 @@ import torch
 from lightning_topo.homology import persistence
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import render_page
-from lightning_topo.outputs.page.model import Budget, run_view
-from lightning_topo.outputs.page.outcome import history
+from lightning_topo.outputs.page._model import Budget, run_view
+from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import MEASUREMENTS, RecordWriter, read_record
-from lightning_topo.outputs.record.thin import Thinned, thinned
+from lightning_topo.outputs.record._thin import Thinned, thinned
 from lightning_topo.phases import DetectorState, observe
 from tests import warm
 

@@ -5,10 +5,10 @@ import csv
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_topo import read_record
+from lightning_topo._watch.published_values import Readings
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.trackers import tracker_of
-from lightning_topo.outputs.trackers.csv import CSVTracker
-from lightning_topo.watch.readings import Readings
+from lightning_topo.outputs.trackers._csv import CSVTracker
 from tests.outputs.driving import drive
 
 

@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 
 from lightning_topo import read_record
-from lightning_topo.watch.readings import mangled_names
+from lightning_topo._watch.published_values import mangled_names
 from tests.outputs.driving import drive, group_named
 
 LONG = "block." * 50

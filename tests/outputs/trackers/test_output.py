@@ -11,12 +11,12 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 
 from lightning_topo import read_record
-from lightning_topo.outputs import Outputs, open_outputs
+from lightning_topo._watch.output import Run
+from lightning_topo._watch.published_values import Readings
+from lightning_topo.outputs._outputs import Outputs, open_outputs
 from lightning_topo.outputs.trackers import Tracker, TrackerOutput, tracker_of
-from lightning_topo.outputs.trackers.output import run_facts
-from lightning_topo.outputs.trackers.wandb import WandbTracker
-from lightning_topo.watch.output import Run
-from lightning_topo.watch.readings import Readings
+from lightning_topo.outputs.trackers._output import run_facts
+from lightning_topo.outputs.trackers._wandb import WandbTracker
 from tests.outputs.driving import Training, drive, group_named
 
 
@@ -56,7 +56,7 @@ def test_any_logger_gets_values_and_the_run_folder_the_figures(tmp_path):
 def test_figures_take_no_more_than_their_share(tmp_path, monkeypatch):
     """One drawing took a second of a hundred that have passed: the next one waits until a hundred more have."""
     now = [0.0]
-    monkeypatch.setattr("lightning_topo.outputs.trackers.output.Clock.seconds", lambda self: now[0])
+    monkeypatch.setattr("lightning_topo.outputs.trackers._output.Clock.seconds", lambda self: now[0])
     drawn = []
 
     class Slow(Foreign):
@@ -124,7 +124,7 @@ def test_a_tracker_of_which_nothing_works_is_named_once_for_each_thing_and_loses
 
 def test_without_matplotlib_figures_are_skipped_with_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "lightning_topo.figures.persistence", raising=False)
+    monkeypatch.delitem(sys.modules, "lightning_topo._figures.persistence", raising=False)
     for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.warns(UserWarning, match="pip install matplotlib") as told:

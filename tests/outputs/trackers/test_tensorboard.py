@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_topo import read_record
 from lightning_topo.outputs.page import verdict
-from lightning_topo.outputs.trackers.tensorboard import LAYOUT
+from lightning_topo.outputs.trackers._tensorboard import LAYOUT
 from tests.outputs.driving import drive
 
 

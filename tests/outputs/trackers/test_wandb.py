@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from lightning_topo import Distortion, Fate, Persistence, Sharpness, TopologyMonitor, read_record
 from lightning_topo.demo import DigitsMLP, FullBatch, digits
 from lightning_topo.measurement import GLOBAL
-from lightning_topo.outputs import open_outputs
+from lightning_topo.outputs._outputs import open_outputs
 from lightning_topo.outputs.page import verdict
-from lightning_topo.outputs.trackers.wandb import ARTIFACT_TYPE, CHARTS
-from lightning_topo.outputs.trackers.workspace import workspace_json
+from lightning_topo.outputs.trackers._wandb import ARTIFACT_TYPE, CHARTS
+from lightning_topo.outputs.trackers._workspace import workspace_json
 from tests.outputs.driving import Training, drive
 
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from lightning_topo.cli import main
-from lightning_topo.outputs.trackers.workspace import workspace_json
+from lightning_topo._cli import main
+from lightning_topo.outputs.trackers._workspace import workspace_json
 from tests.outputs.trackers.wandb_stand_in import wandb_stand_in
 
 internal = pytest.importorskip("wandb_workspaces.workspaces.internal")

@@ -1,0 +1,37 @@
+"""The random numbers of a call: which of its tensors holds them, and which kernels keep them to themselves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_topo._tape.program import Call
+
+
+def drawn_by(operator: Any, args: Sequence[Any], results: Sequence[Tensor | None]) -> Tensor | None:
+    """The tensor that holds what a call drew from a generator; None where it drew nothing, or keeps it to itself.
+
+    >>> noise = torch.empty(3)
+    >>> drawn_by(torch.ops.aten.normal_.default, (noise,), [noise]) is noise
+    True
+    >>> drawn_by(torch.ops.aten.relu.default, (noise,), [noise]) is None
+    True
+    """
+    name = operator._schema.name
+    if torch.Tag.nondeterministic_seeded not in operator.tags or "scaled_dot_product" in name or "_rnn" in name:
+        return None
+    if name.startswith("aten::rrelu_with_noise"):
+        return args[1]
+    tensors = [tensor for tensor in results if tensor is not None]
+    return tensors[1] if name in ("aten::native_dropout", "aten::_fused_dropout") else tensors[0]
+
+
+def hidden_draws(calls: Sequence[Call]) -> str:
+    """Why a kernel's random numbers cannot be had; empty where none has any."""
+    for call in calls:
+        dropout = call.argument("dropout_p") if "_scaled_dot_product" in call.name else None
+        dropout = call.argument("dropout") if call.name == "aten::_cudnn_rnn" else dropout
+        if dropout:
+            return f"{call.name} keeps its dropout mask to itself"
+    return ""

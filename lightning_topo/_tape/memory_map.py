@@ -1,0 +1,238 @@
+"""Which slot a tensor is: by its storage and geometry, since objects come and go while memory is shared."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from lightning_topo._tape.program import Call, Layout, Slot, alias, region, set_data
+
+Key = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class _Named:
+    """A parameter or buffer: its slot, where it stood, and the object itself."""
+
+    slot: int
+    tensor: Tensor
+    value: Tensor
+    version: int
+    names: list[str] = field(default_factory=list)
+    is_buffer: bool = False
+
+
+class MemoryMap:
+    """Gives every tensor a slot. Holds parameters and constants; of all else a weak reference to its storage.
+
+    A tensor is known again by its object, if that has still the memory it had, and else by its memory: `x.data`, a
+    variable that autograd has saved, or a parameter whose `data` was replaced are other objects, or other memory.
+    `copies` of parameters, by the id of these, spare others of the same values; nobody may write to them.
+    """
+
+    def __init__(self, copies: Mapping[int, Tensor] | None = None) -> None:
+        self._copies = dict(copies or {})
+        self.layouts: list[Layout] = []
+        self.storages: list[int] = []
+        self.connected: list[bool] = []  # whether a gradient flows to the slot through recorded calls
+        self.functions: dict[int, str] = {}  # outputs of autograd functions, which no call has connected
+        self.detached_from: dict[int, int] = {}
+        self._keys: list[Key] = []
+        self._by_id: dict[int, int] = {}
+        self._by_key: dict[Key, list[int]] = {}
+        self._roots: dict[int, int] = {}
+        self._weak: dict[int, StorageWeakRef] = {}
+        self._constants: dict[int, Tensor] = {}
+        self._alive: dict[int, Tensor] = {}
+        self._held: dict[int, list[int]] = {}
+        self._named: dict[int, _Named] = {}
+        self._current: dict[int, _Named] = {}  # by the id of the tensor, which `_Named` keeps alive
+
+    # Names
+
+    def name(self, name: str, tensor: Tensor, *, is_buffer: bool = False) -> None:
+        """Give a parameter or buffer a slot, or its slot another name."""
+        known = self._current.get(id(tensor))
+        if known is None:
+            known = self._enter(tensor, is_buffer)
+        if name not in known.names:
+            known.names.append(name)
+
+    def _enter(self, tensor: Tensor, is_buffer: bool) -> _Named:
+        slot = self.new(tensor, connected=tensor.requires_grad)
+        copy = self._copies.pop(id(tensor), None)
+        if copy is None or not _equal(copy, tensor.detach()):
+            copy = tensor.detach().clone()
+        named = _Named(slot, tensor, copy, tensor._version, is_buffer=is_buffer)
+        self._named[slot] = self._current[id(tensor)] = named
+        return named
+
+    def refresh(self, name: str, tensor: Tensor) -> None:
+        """Give a parameter or buffer that was moved while nothing was recorded a slot of its new value."""
+        known = self._current.get(id(tensor))
+        if known is None:
+            self.name(name, tensor)
+            return
+        same = known.value.shape == tensor.shape and self._keys[known.slot] == self._key(tensor)
+        if same and known.version == tensor._version and _equal(known.value, tensor.detach()):
+            return
+        names, is_buffer = known.names, known.is_buffer
+        self._enter(tensor, is_buffer).names = list(names)
+
+    def names(self) -> dict[int, tuple[str, ...]]:
+        """The names of each named slot."""
+        return {slot: tuple(named.names) for slot, named in self._named.items()}
+
+    def values(self) -> dict[int, Tensor]:
+        """The values of named slots where they began."""
+        return {slot: named.value for slot, named in self._named.items()}
+
+    def trainable(self) -> dict[str, bool]:
+        """Whether each parameter is trained; buffers are left out."""
+        return {
+            name: named.tensor.requires_grad
+            for named in self._named.values()
+            if not named.is_buffer
+            for name in named.names
+        }
+
+    def constants(self) -> Mapping[int, Tensor]:
+        """What no recorded call has made."""
+        return self._constants
+
+    # Slots
+
+    def new(self, tensor: Tensor, *, connected: bool) -> int:
+        """A new slot, for the output of a call."""
+        key = self._key(tensor)
+        slot = len(self.layouts)
+        self._by_id[id(tensor)] = slot
+        self._by_key.setdefault(key, []).append(slot)
+        self._keys.append(key)
+        self.storages.append(key[0])
+        self.connected.append(connected)
+        self.layouts.append(Layout(key[2], key[3], key[1], tensor.dtype, tensor.device))
+        if key[0] not in self._weak:
+            self._roots[key[0]] = slot
+            if key[5]:
+                self._weak[key[0]] = StorageWeakRef(tensor.untyped_storage())
+        return slot
+
+    def known_slot(self, tensor: Tensor) -> int | None:
+        """The slot of a tensor that some recorded call has made or used; None where none has."""
+        same = self._by_key.get(self._key(tensor), [])
+        slot = self._by_id.get(id(tensor))
+        return slot if slot in same else same[-1] if same else None
+
+    def forget(self, tensor: Tensor) -> None:
+        """Say that a tensor has become another one."""
+        self._by_id.pop(id(tensor), None)
+
+    def connect(self, slot: int) -> None:
+        """Say that a gradient flows to the slot since something was written there."""
+        self.connected[slot] = True
+
+    def find(self, tensor: Tensor) -> tuple[int, list[Call]]:
+        """The slot of an argument, and the calls that make it out of memory already known."""
+        key = self._key(tensor)
+        slot = self._by_id.get(id(tensor))
+        calls: list[Call] = []
+        if slot is not None and self._keys[slot] == key:
+            pass
+        elif (named := self._current.get(id(tensor))) is not None:
+            slot, calls = self._rebound(tensor, named, key)
+        else:
+            slot, calls = self._by_memory(tensor, key)
+            # A parameter made in the step is not to be taken for a detached one.
+            if tensor.requires_grad and tensor.is_leaf:
+                self._by_id[id(tensor)], self._alive[id(tensor)] = slot, tensor
+        return self._with_gradient(tensor, slot), calls
+
+    def _rebound(self, tensor: Tensor, named: _Named, key: Key) -> tuple[int, list[Call]]:
+        """A parameter whose `data` was replaced: the same variable, with other memory."""
+        source, calls = self._by_memory(tensor.detach(), key)
+        self._keys[named.slot] = key
+        self.storages[named.slot] = key[0]
+        self._by_key.setdefault(key, []).append(named.slot)
+        self._by_id[id(tensor)] = named.slot
+        return named.slot, [*calls, Call(set_data, (Slot(named.slot), Slot(source)), {}, (), (named.slot,), False)]
+
+    def _by_memory(self, tensor: Tensor, key: Key) -> tuple[int, list[Call]]:
+        same = self._by_key.get(key, [])
+        wanted = tensor.requires_grad and tensor.grad_fn is not None
+        if wanted:
+            for slot in reversed(same):
+                if self.connected[slot]:
+                    return slot, []
+        if same:
+            return self._aliased(tensor, same[-1], same[-1], wanted)
+        root = self._roots.get(key[0]) if key[0] in self._weak else None
+        if root is None or (root in self._constants and not self._is_shared(key[0])):
+            return self._constant(tensor), []
+        return self._aliased(tensor, root, root, wanted)
+
+    def _aliased(self, tensor: Tensor, slot: int, root: int, wanted: bool) -> tuple[int, list[Call]]:
+        """A new slot on the memory of another, with its gradient or without."""
+        same_place = self._keys[slot] == self._key(tensor)
+        if same_place and (wanted or not self.connected[slot]):
+            return slot, []
+        layout = self.layouts[root]
+        offset = tensor.storage_offset() - layout.offset
+        if offset < 0 or tensor.dtype != layout.dtype:
+            raise RuntimeError("memory that is shared in a way that cannot be followed")
+        new = self.new(tensor, connected=wanted)
+        operator = region if wanted else alias
+        args = (Slot(root), tuple(tensor.shape), tuple(tensor.stride()), offset)
+        return new, [Call(operator, args, {}, (new,), (), wanted)]
+
+    def _constant(self, tensor: Tensor) -> int:
+        slot = self.new(tensor, connected=False)
+        self._constants[slot] = tensor.detach()
+        self._held.setdefault(self.storages[slot], []).append(slot)
+        return slot
+
+    def _is_shared(self, storage: int) -> bool:
+        """Whether constants of this storage have been written to, so that they are one memory."""
+        return storage in self._weak and storage not in self._held
+
+    def about_to_write(self, tensor: Tensor) -> None:
+        """Copy the constants that lie in the memory of a tensor that an operator is going to write."""
+        for slot in self._held.pop(self.storage_of(tensor), ()):
+            self._constants[slot] = self._constants[slot].clone()
+
+    def storage_of(self, tensor: Tensor) -> int:
+        """What identifies the memory of a tensor."""
+        return self._key(tensor)[0]
+
+    def _with_gradient(self, tensor: Tensor, slot: int) -> int:
+        """The slot whose gradient a tensor has, where that is not what recorded calls have given to its own.
+
+        What autograd saves it detaches, and hands out again, for a derivative of the derivative, with its gradient. A
+        gradient that nothing recorded explains is that of an autograd function of the user's.
+        """
+        if self.connected[slot] or not tensor.requires_grad or tensor.grad_fn is None:
+            return slot
+        origin = slot
+        while origin in self.detached_from:
+            origin = self.detached_from[origin]
+            if self.connected[origin]:
+                return origin
+        if isinstance(tensor.grad_fn, BackwardCFunction):
+            self.functions[slot] = tensor.grad_fn.name().removesuffix("Backward")
+            self.connected[slot] = True
+        return slot
+
+    def _key(self, tensor: Tensor) -> Key:
+        if tensor.layout is not torch.strided:
+            self._alive[id(tensor)] = tensor  # known by the object alone
+            return (-id(tensor), 0, tuple(tensor.shape), (), tensor.dtype, False)
+        storage = tensor.untyped_storage()._cdata
+        return (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, True)
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    return torch.equal(left, right)

@@ -1,0 +1,410 @@
+"""Watch one real training step and write down what it computes."""
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_topo._tape.collectives import Collective, Pending, collective_of
+from lightning_topo._tape.draws import drawn_by, hidden_draws
+from lightning_topo._tape.foreach import single_calls
+from lightning_topo._tape.host_reads import READS, SHAPED_BY_VALUES, leaned_on
+from lightning_topo._tape.memory_map import MemoryMap
+from lightning_topo._tape.mode import Observer
+from lightning_topo._tape.names import named_tensors
+from lightning_topo._tape.program import (
+    Call,
+    HostRead,
+    Slot,
+    Tape,
+    argument,
+    functional_view,
+    leaves,
+    write_positions,
+)
+from lightning_topo._tape.pruning import pruned, with_parameters_born_in_the_step, with_transparent_functions
+
+log: logging.Logger = logging.getLogger(__name__)
+
+MAX_CALLS = 20_000
+_SERIAL = itertools.count()  # draws have names of their own in all tapes
+
+
+class StepRecorder:
+    """Writes down the operators of a training step; the training receives the very tensors it would have had.
+
+    `begin` before the step, `loss` where a backward pass is about to begin (in `on_before_backward`), `resume` where
+    it is over and the step goes on (manual optimization), `pause` and `resume` around an update, `end` after the step,
+    whatever has happened in it. One
+    dispatch mode is active from `begin` to `end`; it lets everything pass unseen from each `loss` on. A step of more
+    than `max_calls` operators is given up. Nothing here raises because of what the step does: a tape that cannot be
+    used says why in its `obstacle`.
+
+    >>> model, x = nn.Linear(2, 1), torch.ones(3, 2)
+    >>> recorder = StepRecorder()
+    >>> recorder.begin(model)
+    >>> loss = model(x).square().mean()
+    >>> recorder.loss(loss)
+    >>> loss.backward()
+    >>> [tape] = recorder.end()
+    >>> len(tape.calls), tape.obstacle, tape.n_samples
+    (4, '', 3)
+    """
+
+    def __init__(self, *, max_calls: int = MAX_CALLS) -> None:
+        self.max_calls = max_calls
+        self.obstacle = ""
+        self._tapes: list[Tape] = []
+        self._mode: Observer | None = None
+        self._listening = False
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it has begun, and not ended yet."""
+        return self._mode is not None
+
+    def begin(self, tensors: nn.Module | Mapping[str, Tensor], copies: Mapping[int, Tensor] | None = None) -> None:
+        """Enter the mode. `tensors` are the module, or parameters and buffers by name.
+
+        `copies` of some of them, by their ids, are taken for the tapes' own: they must not change.
+
+        Raises RuntimeError where the recorder has begun already.
+        """
+        if self._mode is not None:
+            raise RuntimeError("expected a recorder that is not recording, got one that is: call end() first")
+        self.obstacle = ""
+        self._tapes = []
+        self._source = tensors
+        self._calls: list[Call] = []
+        self._memory = MemoryMap(copies)
+        self._draws: dict[str, Tensor] = {}
+        self._drawn_in: dict[int, list[str]] = {}
+        self._host_reads: list[HostRead] = []
+        self._pending: dict[int, list[Pending]] = {}
+        self._buffers = (
+            frozenset() if isinstance(tensors, Mapping) else frozenset(named_tensors(dict(_buffers_of(tensors))))
+        )
+        self._named = named_tensors(tensors)
+        with torch.no_grad():
+            for name, tensor in self._named.items():
+                self.name(name, tensor)
+        self._mode = Observer(self.observe)
+        self._mode.__enter__()
+        self._listening = True
+
+    def name(self, name: str, tensor: Tensor) -> None:
+        """Say that this tensor, wherever the step uses it, is the parameter or buffer of that name."""
+        was, self._listening = self._listening, False
+        try:
+            if _is_foreign(tensor):
+                self._give_up(f"parameters of type {type(tensor).__name__}")
+            else:
+                self._memory.name(name, tensor, is_buffer=name in self._buffers)
+        finally:
+            self._listening = was
+
+    def loss(self, loss: Tensor, *, scale: float = 1.0, n_samples: int | None = None) -> None:
+        """End the tape of one loss, whose backward pass begins now: what follows is not recorded until `resume`.
+
+        `scale` is the factor by which `loss` exceeds the module's own (a gradient scaler's, one over the number of
+        accumulated batches); `n_samples` the samples it is a mean over, guessed from the data where it is not given.
+        """
+        self.outputs([loss], scale=scale, n_samples=n_samples)
+        self._listening = False
+
+    def outputs(self, outputs: Sequence[Tensor], *, scale: float = 1.0, n_samples: int | None = None) -> None:
+        """End a tape with several results, as those of a function that returns no loss."""
+        was, self._listening = self._listening, False
+        try:
+            if self._mode is None:
+                raise RuntimeError("expected a recorder that is recording, got one that is not: call begin() first")
+            with torch.no_grad():
+                self._tapes.append(self._tape(outputs, scale, n_samples))
+        except Exception as error:
+            self._tapes.append(_empty(f"the tape could not be closed ({type(error).__name__}: {error})"))
+        finally:
+            self._listening = was and not self.obstacle
+
+    def so_far(self) -> tuple[Tape, ...]:
+        """The tapes of the losses up to now, while the recording goes on."""
+        return tuple(self._tapes)
+
+    def pause(self) -> None:
+        """Let everything pass unseen until `resume`, as an optimizer's update."""
+        self._listening = False
+
+    def resume(self) -> None:
+        """Record again: the backward pass or an update is over, and parameters may have moved."""
+        if self._mode is None or self.obstacle:
+            return
+        self._named = named_tensors(self._source)
+        self._refresh()
+        self._listening = True
+
+    def _refresh(self, written: Sequence[Tensor] | None = None) -> None:
+        """Take the parameters and buffers as they are now; those in the memory `written`, or all."""
+        storages = None if written is None else {self._memory.storage_of(tensor) for tensor in written}
+        with torch.no_grad():
+            for name, tensor in self._named.items():
+                if not _is_foreign(tensor) and (storages is None or self._memory.storage_of(tensor) in storages):
+                    self._memory.refresh(name, tensor)
+
+    def leave(self) -> None:
+        """Leave the mode: nothing is recorded any more until `end`, which returns the tapes."""
+        self._listening = False
+        if self._mode is not None:
+            self._mode.leave()
+
+    def end(self) -> tuple[Tape, ...]:
+        """Leave the mode, and return the tapes: one per loss, in order. Does nothing where none was entered."""
+        if self._mode is None:
+            return ()
+        self.leave()
+        self._mode = None
+        tapes, self._tapes = tuple(self._tapes), []
+        self._calls = []
+        self._memory = MemoryMap()
+        self._draws, self._pending, self._named = {}, {}, {}
+        return tapes
+
+    # What the mode calls
+
+    def observe(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run one operator as it would have been, and write it down."""
+        if not self._listening:
+            return operator(*args, **kwargs)
+        self._listening = False
+        if self._is_update(operator, args, kwargs):
+            result = operator(*args, **kwargs)
+            self._refresh(_written(operator, args, kwargs))
+            self._listening = True
+            return result
+        try:
+            prepared = self._before(operator, args, kwargs)
+        except Exception as error:
+            prepared = None
+            self._give_up(f"{operator} could not be recorded ({type(error).__name__}: {error})")
+        try:
+            result = operator(*args, **kwargs)
+        except BaseException:
+            self._listening = not self.obstacle
+            raise
+        if prepared is not None:
+            try:
+                self._after(operator, args, kwargs, result, *prepared)
+            except Exception as error:
+                self._give_up(f"{operator} could not be recorded ({type(error).__name__}: {error})")
+        self._listening = not self.obstacle
+        return result
+
+    def _is_update(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call moves parameters along their gradients, as an optimizer written by hand does.
+
+        What it computes is no part of a loss: afterwards the parameters stand elsewhere, as after an optimizer's step.
+        """
+        if torch.is_grad_enabled() or not write_positions(operator):
+            return False
+        read = {id(leaf) for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        gradients = (tensor.grad for tensor in self._named.values() if tensor.is_leaf)
+        return any(id(gradient) in read for gradient in gradients if gradient is not None)
+
+    def _before(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Arguments as slots, tensors by slot, what will be written; constants that it would overwrite are copied."""
+        if not hasattr(operator, "_schema"):
+            raise TypeError("a higher-order operator")
+        if torch.compiler.is_compiling():
+            raise TypeError("a compilation")
+        if len(self._calls) >= self.max_calls:
+            self._give_up(f"the step calls more than {self.max_calls} operators")
+            return None
+        if any(is_lazy(leaf) for leaf in leaves(args)):
+            return None  # nothing is computed from a parameter that has no values yet
+        found: list[tuple[Tensor, int]] = []
+        grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        pending = self._pending
+        if operator._schema.name == "aten::_cudnn_rnn":  # its buffer of weights is the memory of those in its list
+            args = (*args[:3], None, *args[4:])
+        if operator._schema.name == "_c10d_functional::wait_tensor":
+            self._pending = {}  # not complete yet
+        encoded = self._encoded(args, found)
+        encoded_kwargs = {key: self._encoded(value, found) for key, value in kwargs.items()} if kwargs else {}
+        self._pending = pending
+        written = _written(operator, args, kwargs)
+        for tensor in written:
+            self._memory.about_to_write(tensor)
+            for draw in self._drawn_in.pop(self._memory.storage_of(tensor), ()):
+                self._draws[draw] = self._draws[draw].clone()
+        collective = collective_of(operator, args, kwargs)
+        return encoded, encoded_kwargs, found, written, grad, collective
+
+    def _after(
+        self,
+        operator: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Any,
+        encoded: tuple[Any, ...],
+        encoded_kwargs: Mapping[str, Any],
+        found: list[tuple[Tensor, int]],
+        written: list[Tensor],
+        grad: bool,
+        collective: Collective | None,
+    ) -> None:
+        schema_name = operator._schema.name
+        flows = grad and schema_name not in ("aten::detach", "aten::detach_") and any(t.requires_grad for t, _ in found)
+        if torch.Tag.inplace_view in operator.tags and (plain := functional_view(operator)) is not None:
+            operator, written = plain, []
+            self._memory.forget(result)  # the same tensor, but another view: it gets a slot of its own
+            found = [(tensor, slot) for tensor, slot in found if tensor is not result]
+        known = {id(tensor): slot for tensor, slot in found}
+        outputs = []
+        for out in _tensors_and_none(result):
+            if out is None:
+                outputs.append(None)
+            elif id(out) in known:
+                outputs.append(known[id(out)])
+            else:
+                outputs.append(self._memory.new(out, connected=flows and _is_differentiable(out)))
+        if schema_name == "aten::detach" and found and outputs[0] is not None:
+            self._memory.detached_from[outputs[0]] = found[0][1]
+        if schema_name in (*READS, *SHAPED_BY_VALUES):
+            for _, slot in found[:1]:
+                value = float(result) if isinstance(result, (int, float)) else None
+                self._host_reads.append(HostRead(schema_name, slot, len(self._calls), value))
+        slots = tuple(dict.fromkeys(known[id(tensor)] for tensor in written))
+        for tensor, slot in zip(written, (known[id(tensor)] for tensor in written), strict=True):
+            if flows and _is_differentiable(tensor):
+                self._memory.connect(slot)
+        if collective is not None:
+            for call, pending, storage in collective.recorded(known, outputs, result, next(_SERIAL)):
+                self._calls.append(call)
+                self._pending.setdefault(self._memory.storage_of(storage), []).append(pending)
+            return
+        draw = self._draw(operator, args, result, known, outputs)
+        self._calls += single_calls(Call(operator, encoded, encoded_kwargs, tuple(outputs), slots, grad, draw))
+
+    def _encoded(self, value: Any, found: list[tuple[Tensor, int]]) -> Any:
+        """Arguments with slots in place of tensors."""
+        if isinstance(value, Tensor):
+            slot = self._slot(value)
+            found.append((value, slot))
+            return Slot(slot)
+        if isinstance(value, (list, tuple)):
+            return tuple(self._encoded(part, found) for part in value)
+        return value
+
+    def _slot(self, tensor: Tensor) -> int:
+        if _is_foreign(tensor):
+            raise TypeError(f"a tensor of type {type(tensor).__name__}")
+        if self._pending:
+            for pending in self._pending.pop(self._memory.storage_of(tensor), ()):
+                name, value = pending.finished()
+                self._draws[name] = value
+        slot, aliases = self._memory.find(tensor)
+        self._calls += aliases
+        return slot
+
+    def _draw(
+        self, operator: Any, args: tuple[Any, ...], result: Any, known: Mapping[int, int], outputs: Sequence[int | None]
+    ) -> str | None:
+        """Keep what a call drew from a generator."""
+        drawn = drawn_by(operator, args, _tensors_and_none(result))
+        if drawn is None:
+            return None
+        key = f"@{next(_SERIAL)}"
+        value = drawn.detach()
+        in_place = id(drawn) in known
+        self._draws[key] = value.clone() if in_place else value
+        if not in_place:
+            self._drawn_in.setdefault(self._memory.storage_of(drawn), []).append(key)
+        return key
+
+    def _give_up(self, reason: str) -> None:
+        log.info("the step is not recorded: %s", reason)
+        self.obstacle = self.obstacle or reason
+        self._listening = False
+        self._calls = []
+
+    def _tape(self, outputs: Sequence[Tensor], scale: float, n_samples: int | None) -> Tape:
+        if self.obstacle:
+            return _empty(self.obstacle, scale)
+        memory = self._memory
+        slots = [self._slot(output) for output in outputs]
+        calls, born = with_parameters_born_in_the_step(self._calls, memory, named_tensors(self._source))
+        calls = with_transparent_functions(calls, memory.functions, memory.connected)
+        names, values = memory.names() | born.names, memory.values() | born.values
+        calls = pruned(calls, slots, memory.storages) if slots else tuple(calls)
+        used = {slot for call in calls for slot in (*call.inputs, *call.outputs) if slot is not None} | set(slots)
+        constants = {slot: value for slot, value in memory.constants().items() if slot in used and slot not in names}
+        draws = {call.draw: self._draws[call.draw] for call in calls if call.draw is not None}
+        tape = Tape(
+            calls=tuple(calls),
+            outputs=tuple(slots),
+            names=names,
+            values=values,
+            constants=constants,
+            draws=draws,
+            layouts=tuple(memory.layouts),
+            storages=tuple(memory.storages),
+            trainable=memory.trainable() | born.trainable,
+            buffers=self._buffers,
+            recorded=tuple(output.detach().clone() for output in outputs),
+            scale=scale,
+            n_samples=n_samples or _leading_size(constants.values()),
+            functions={slot: name for slot, name in memory.functions.items() if slot in used},
+            host_reads=leaned_on(self._host_reads, self._calls, calls, names, memory.storages),
+            gradient_obstacle=hidden_draws(calls),
+        )
+        return tape.owning_its_constants()
+
+
+def _empty(obstacle: str, scale: float = 1.0) -> Tape:
+    return Tape((), (), {}, {}, {}, {}, (), (), {}, scale=scale, obstacle=obstacle)
+
+
+def _buffers_of(module: nn.Module) -> Any:
+    return module.named_buffers(remove_duplicate=False)
+
+
+def _written(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The arguments that an operator writes to."""
+    return [
+        tensor
+        for position, name in write_positions(operator)
+        for tensor in leaves(argument(args, kwargs, position, name))
+        if isinstance(tensor, Tensor)
+    ]
+
+
+def _tensors_and_none(result: Any) -> list[Tensor | None]:
+    """The leaves of a result that are tensors, or stand where a tensor would."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, (list, tuple)):
+        return [out for part in result for out in _tensors_and_none(part)]
+    return [None]
+
+
+def _is_differentiable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+_PLAIN = torch._C._disabled_torch_dispatch_impl
+
+
+def _is_foreign(tensor: Tensor) -> bool:
+    """Whether the tensor has a dispatch of its own (a DTensor, a FakeTensor, a quantized one)."""
+    return getattr(type(tensor), "__torch_dispatch__", _PLAIN) is not _PLAIN
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor can be recorded: it has no dispatch of its own, and has a shape."""
+    return not _is_foreign(tensor) and not is_lazy(tensor)
+
+
+def _leading_size(constants: Any) -> int:
+    return next((len(tensor) for tensor in constants if tensor.dim() > 0), 1)

@@ -1,0 +1,226 @@
+"""Run a tape at other values of its parameters, in another precision."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_topo._tape.collectives import RECORDED
+from lightning_topo._tape.formulas import FORMULAS, plain
+from lightning_topo._tape.program import HIDDEN_WRITES, Call, Slot, Tape, set_data
+
+HALF = (torch.float16, torch.bfloat16)
+_RAISED_COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
+
+
+class CannotReplay(RuntimeError):
+    """A tape does not run at these values; the message says why."""
+
+
+def replay(
+    tape: Tape,
+    named: Mapping[str, Tensor],
+    *,
+    precision: torch.dtype | None = None,
+    formulas: bool = True,
+) -> list[Tensor]:
+    """The tape's outputs with other tensors for its parameters, buffers and draws, by name.
+
+    What `named` lacks is as recorded. `precision` (float32 or float64) is the least precision of everything floating,
+    also where the step casts to less; None leaves dtypes alone. `formulas` replaces fused kernels by their plain
+    formulas, which can be differentiated twice. Gradients flow to `named` where they flowed in the step. No generator
+    is drawn from, nothing in `named` is written, and no collective is issued.
+
+    Raises `CannotReplay` where the tape has an obstacle or an operator fails, as with shapes that depend on values.
+    """
+    if tape.obstacle:
+        raise CannotReplay(tape.obstacle)
+    machine = _Machine(tape, named, precision, formulas)
+    with _as_recorded(tape), torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
+        return machine.run()
+
+
+class _Machine:
+    """The values of the slots while a tape runs."""
+
+    def __init__(self, tape: Tape, named: Mapping[str, Tensor], precision: torch.dtype | None, formulas: bool) -> None:
+        self.tape = tape
+        self.named = named
+        self.precision = precision
+        self.formulas = formulas
+        self.written = tape.written | _statistics(tape)
+        self.values: dict[int, Tensor] = {}
+        self.last = _last_uses(tape)
+        self.differentiates = torch.is_grad_enabled()
+        self.copies: dict[int, Tensor] = {}
+
+    def run(self) -> list[Tensor]:
+        for position, call in enumerate(self.tape.calls):
+            with torch.set_grad_enabled(call.grad and self.differentiates):
+                try:
+                    self._step(call)
+                except CannotReplay:
+                    raise
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    text = next(iter(str(error).splitlines()), "")
+                    raise CannotReplay(f"{call.name} fails in the replay ({type(error).__name__}: {text})") from error
+            for slot in self.last.get(position, ()):
+                self.values.pop(slot, None)
+        return [self._value(slot) for slot in self.tape.outputs]
+
+    def _step(self, call: Call) -> None:
+        args = [self._decoded(arg) for arg in call.args]
+        kwargs = {key: self._decoded(value) for key, value in call.kwargs.items()}
+        result = self._result(call, args, kwargs)
+        if call.operator is set_data:
+            return
+        for slot, value in zip(call.outputs, _leaves(result), strict=False):
+            if slot is not None and value is not None and slot not in call.writes:
+                self.values[slot] = self._raised(value)
+
+    def _result(self, call: Call, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        if call.operator in RECORDED:
+            if call.draw is not None:
+                kwargs["remainder" if "remainder" in call.name else "received"] = self._draw(call.draw)
+            return call.operator(*args, **kwargs)
+        if call.draw is not None:
+            return self._drawn(call, args, self._draw(call.draw))
+        if call.name in FORMULAS and self._needs_formula(call):
+            return plain(call, args, kwargs)
+        if call.name == "aten::view":
+            return self._view(args)
+        if call.name == "aten::_cudnn_rnn":
+            with warnings.catch_warnings(
+                action="ignore"
+            ):  # that weights are not one piece of memory: those of a replay
+                return call.operator(*args, **kwargs)
+        return call.operator(*args, **kwargs)
+
+    def _needs_formula(self, call: Call) -> bool:
+        return self.formulas or self.precision is torch.float64
+
+    def _drawn(self, call: Call, args: list[Any], drawn: Tensor) -> Any:
+        """Return what a random call returned, with the numbers it drew when recorded."""
+        if call.name == "aten::native_dropout":
+            kept = 1 - float(args[1])
+            if args[2] is False:
+                return args[0].clone(), drawn
+            return args[0] * drawn * (1 / kept if kept > 0 else 0.0), drawn
+        if call.name == "aten::_fused_dropout":
+            return args[0] * drawn / float(args[1]), drawn
+        if call.name.startswith("aten::rrelu_with_noise"):
+            return args[0] * drawn
+        if call.writes:
+            return args[0].copy_(drawn)
+        return drawn.clone()
+
+    def _draw(self, name: str) -> Tensor:
+        return self._raised(self.named.get(name, self.tape.draws[name]))
+
+    def _decoded(self, value: Any) -> Any:
+        if isinstance(value, Slot):
+            return self._value(value.index)
+        if isinstance(value, tuple):
+            return [self._decoded(part) for part in value]
+        if isinstance(value, torch.dtype):
+            return self._raised_dtype(value)
+        return value
+
+    def _value(self, slot: int) -> Tensor:
+        value = self.values.get(slot)
+        if value is None:
+            value = self.values[slot] = self._initial(slot)
+        return value
+
+    def _initial(self, slot: int) -> Tensor:
+        """A parameter, a buffer or a constant, copied where the tape writes to it."""
+        names = self.tape.names.get(slot)
+        if names is not None:
+            given = next((self.named[name] for name in names if name in self.named), None)
+            source = self.tape.values.get(slot) if given is None else given
+            if source is None:
+                raise CannotReplay(f"no value is given for {names[0]}, and none is recorded")
+        elif slot in self.tape.constants:
+            source = self.tape.constants[slot]
+        else:
+            raise CannotReplay(f"slot {slot} is read before it is written")
+        value = self._raised(source)
+        if self.tape.storages[slot] in self.written and value is source:
+            with torch.enable_grad() if self.differentiates else torch.no_grad():
+                value = source.clone()
+        return value
+
+    def _raised(self, tensor: Tensor) -> Tensor:
+        dtype = self._raised_dtype(tensor.dtype)
+        return tensor if dtype is tensor.dtype else tensor.to(dtype)
+
+    def _raised_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        if self.precision is None:
+            return dtype
+        if dtype in HALF or (dtype is torch.float32 and self.precision is torch.float64):
+            return self.precision
+        if dtype is torch.complex64 or dtype is torch.complex32:
+            return _RAISED_COMPLEX[self.precision]
+        return dtype
+
+    def _view(self, args: list[Any]) -> Tensor:
+        """A view, or a copy where a plain formula has left its result in another order of memory."""
+        tensor, size = args
+        if isinstance(size, torch.dtype):
+            if self.precision is not None:
+                raise CannotReplay("a view of the bits as another dtype, in another precision")
+            return tensor.view(size)
+        try:
+            return tensor.view(size)
+        except RuntimeError:
+            return tensor.reshape(size)
+
+
+def _statistics(tape: Tape) -> frozenset[int]:
+    """Storages that operators write although their schema does not say so."""
+    found = set()
+    for call in tape.calls:
+        for name in HIDDEN_WRITES.get(call.name, ()):
+            value = call.argument(name)
+            found |= {tape.storages[part.index] for part in (value,) if isinstance(part, Slot)}
+    return frozenset(found)
+
+
+def _last_uses(tape: Tape) -> dict[int, list[int]]:
+    """The slots that are read no more after each call."""
+    last: dict[int, int] = {}
+    for position, call in enumerate(tape.calls):
+        for slot in (*call.inputs, *call.outputs, *call.writes):
+            if slot is not None:
+                last[slot] = position
+    ends: dict[int, list[int]] = {}
+    for slot, position in last.items():
+        if slot not in tape.outputs:
+            ends.setdefault(position, []).append(slot)
+    return ends
+
+
+def _leaves(result: Any) -> Sequence[Any]:
+    """The parts of a result, in the order of a call's outputs."""
+    if isinstance(result, (list, tuple)):
+        return [leaf for part in result for leaf in _leaves(part)]
+    return [result]
+
+
+@contextmanager
+def _as_recorded(tape: Tape) -> Iterator[None]:
+    """Casts of autocast are on the tape: it must not add its own."""
+    kinds = {layout.device.type for layout in tape.layouts} & {"cpu", "cuda", "mps", "xpu"}
+    was = {kind: torch.is_autocast_enabled(kind) for kind in kinds}
+    for kind in kinds:
+        torch.set_autocast_enabled(kind, False)
+    try:
+        yield
+    finally:
+        for kind, enabled in was.items():
+            torch.set_autocast_enabled(kind, enabled)

@@ -1,0 +1,247 @@
+"""Upper bounds of the critical ratio of every step, for all groups of one process together."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lightning_topo._memory import resting_device
+from lightning_topo.geometry import BoundTable, Snapshot, pair_bounds, snapshot, snapshot_of_nearest
+from lightning_topo.geometry._snapshots import as_clouds
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons._displacements import DisplacementMeter, gather_rows
+from lightning_topo.probes import Clouds
+
+Nearest = Mapping[str, tuple[Tensor, Tensor]]
+"""By group, what `snapshot_of_nearest` takes."""
+
+LIMIT = 0.9
+"""A bound from here on asks for an exact measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupBound:
+    """Upper bounds of r of one step of a group, and of the net map since its snapshot; inf or NaN certify nothing.
+
+    The span is known where the step's bound reaches the limit, and infinite elsewhere.
+    """
+
+    step: float
+    span: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Launched:
+    """The bounds of a step, on their way from the device: whoever reads them later does not wait for it.
+
+    `before` and `after` are the parameters, `moved` how far neurons have moved between them. `has_doubt` where the last
+    value says whether the parameters stood between the step before and this one.
+    """
+
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    moved: Tensor
+    is_path: bool
+    has_doubt: bool
+    _values: Tensor
+    _arrival: torch.cuda.Event | None
+
+    @staticmethod
+    def of(
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        moved: Tensor,
+        values: Tensor,
+        *,
+        is_path: bool,
+        has_doubt: bool,
+    ) -> "Launched":
+        """Send the values to the host."""
+        if values.device.type != "cuda":
+            return Launched(before, after, moved, is_path, has_doubt, values, None)
+        here = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        here.copy_(values, non_blocking=True)
+        arrival = torch.cuda.Event()
+        arrival.record(torch.cuda.current_stream(values.device))
+        return Launched(before, after, moved, is_path, has_doubt, here, arrival)
+
+    def values(self) -> list[float]:
+        """What has arrived; waits until it has."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._values.tolist()
+
+
+class _Resting(Mapping[str, Tensor]):
+    """Copies of parameters that are rarely looked at, kept on another device, each brought back when asked for."""
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], names: Sequence[str], resting: Callable[[torch.device], torch.device]
+    ) -> None:
+        self._devices = {name: parameters[name].device for name in names}
+        self._copies = {
+            name: torch.empty_like(parameters[name], device=resting(device), requires_grad=False)
+            for name, device in self._devices.items()
+        }
+        self.take(parameters)
+
+    @torch.no_grad()
+    def take(self, parameters: Mapping[str, Tensor]) -> None:
+        """Copy the values that these parameters have now."""
+        present = [parameters[name].detach() for name in self._copies]
+        torch._foreach_copy_(list(self._copies.values()), present)  # pyright: ignore[reportPrivateImportUsage]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._copies[name].to(self._devices[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._copies)
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._copies
+
+
+class Bounds:
+    """Bounds each step from the lengths of displacements, since a snapshot of all groups at one moment.
+
+    Holds one copy of the parameters, those of the snapshot, where `resting` says for their device, and works along
+    their own axes: no cloud is gathered. `n_steps` counts the steps since.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[NeuronGroup],
+        parameters: Mapping[str, Tensor],
+        resting: Callable[[torch.device], torch.device] = resting_device,
+        nearest: Nearest | None = None,
+    ) -> None:
+        self.groups: tuple[NeuronGroup, ...] = tuple(groups)
+        self.names: frozenset[str] = frozenset(parameters)
+        self._meter = DisplacementMeter.of(self.groups, parameters)
+        self._origin = _Resting(parameters, self._meter.names, resting)
+        self._members = {
+            group.name: {name for piece in group.slices for name in piece.names(group.n)} & self._origin.keys()
+            for group in self.groups
+        }
+        self._snapshots: list[Snapshot] = []
+        self._table: BoundTable | None = None
+        self._since: Tensor | None = None
+        self._is_path = False
+        self._doubt: Tensor | None = None
+        self.n_steps = 0
+        self._take(parameters, nearest or {})
+
+    @property
+    def last(self) -> Clouds:
+        """The clouds of the snapshot."""
+        return Clouds(self.groups, self._origin)
+
+    def renew(self, parameters: Mapping[str, Tensor], nearest: Nearest | None = None) -> None:
+        """Take a new snapshot of all groups; of those in `nearest` an exact measurement has the distances at hand."""
+        self._origin.take(parameters)
+        self._take(parameters, nearest or {})
+
+    def forget_path(self) -> None:
+        """Something else than an update has moved parameters: measure anew how far they are from the snapshot."""
+        self._since, self._is_path = None, False
+
+    def of_step(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, GroupBound]:
+        """The bounds of the step between two states of the parameters, by group: `read(launch(before, after))`."""
+        return self.read(self.launch(before, after))
+
+    def launch(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Launched:
+        """Begin to bound the step between two states of the parameters; nothing waits for the device.
+
+        How far neurons are from the snapshot is bounded by the length of their path, one pass over the parameters a
+        step: the snapshot's parameters are not looked at.
+        """
+        assert self._table is not None
+        self.n_steps += 1
+        moved = self._meter.lengths(before, after)
+        since, is_path = self._since, self._is_path
+        if since is None:
+            since = self._meter.lengths(self._origin, before)
+        near = [
+            pair_bounds(one, self._rows(group, one, before), self._rows(group, one, after))
+            for group, one in self._with_pairs()
+        ]
+        self._since, self._is_path = since + moved, True
+        doubt, self._doubt = self._doubt, None
+        found = self._table.bounds(moved, since)
+        rest = [*near, *([] if doubt is None else [doubt.to(found.dtype)])]
+        values = torch.cat([found, *(value[None] for value in rest)])
+        return Launched.of(before, after, moved, values, is_path=is_path, has_doubt=doubt is not None)
+
+    def still(self, launched: Launched) -> Tensor:
+        """Whether the parameters of a launched step are where it left them: a flag on the device.
+
+        By how far they are from where the step began, since not every write counts: `.data` is written to unseen.
+        """
+        return (self._meter.lengths(launched.before, launched.after) == launched.moved).all()
+
+    def doubt(self, stood: Tensor) -> None:
+        """Bound the next step from the snapshot itself where this flag turns out to be false: the path has a gap."""
+        self._doubt = stood
+
+    def read(self, launched: Launched, *, stands: bool = True) -> dict[str, GroupBound]:
+        """The bounds of a launched step, by group.
+
+        Where they do not certify it, it is measured how far neurons are from the snapshot, and the span with it, if the
+        parameters still `stands` as they were launched; before another step is launched.
+        """
+        assert self._table is not None
+        values = launched.values()
+        has_gap = launched.has_doubt and not values.pop()
+        steps, near = values[: len(self.groups)], values[len(self.groups) :]
+        if has_gap:
+            steps = [math.inf] * len(steps)
+        spans = [math.inf] * len(steps)
+        measures = stands and not all(bound < LIMIT for bound in steps)
+        if measures:
+            self._since, self._is_path = self._meter.lengths(self._origin, launched.after), False
+            spans = self._table.bounds(self._since).tolist()
+            if launched.is_path or has_gap:
+                since = self._meter.lengths(self._origin, launched.before)
+                steps = self._table.bounds(launched.moved, since).tolist()
+        found = {
+            group.name: GroupBound(*pair)
+            for group, pair in zip(self.groups, zip(steps, spans, strict=True), strict=True)
+        }
+        for (group, one), exact in zip(self._with_pairs(), near, strict=True):
+            bound = found[group.name]
+            span = bound.span
+            if span != math.inf:
+                rows = [self._rows(group, one, tensors) for tensors in (self._origin, launched.after)]
+                span = _larger(span, float(pair_bounds(one, *rows)))
+            found[group.name] = GroupBound(_larger(bound.step, exact), span)
+        return found
+
+    def _with_pairs(self) -> list[tuple[NeuronGroup, Snapshot]]:
+        """The groups with pairs that are so near that they are computed exactly."""
+        both = zip(self.groups, self._snapshots, strict=True)
+        return [(group, one) for group, one in both if len(one.pairs)]
+
+    def _rows(self, group: NeuronGroup, one: Snapshot, tensors: Mapping[str, Tensor]) -> Tensor:
+        return gather_rows(group, {name: tensors[name] for name in self._members[group.name]}, one.pairs)
+
+    def _take(self, parameters: Mapping[str, Tensor], nearest: Nearest) -> None:
+        named = {name: parameters[name] for name in self._origin}
+        self._snapshots = []
+        for group in self.groups:
+            cloud = group.gather(named).unflatten(0, (group.n_blocks, group.n))
+            known = nearest.get(group.name)
+            taken = snapshot(cloud) if known is None else snapshot_of_nearest(as_clouds(cloud), *known)
+            self._snapshots.append(replace(taken, origin=None))
+        self._table, self.n_steps = BoundTable.of(self._snapshots), 0
+        # Where the neurons stand now, as long as nothing else moves them: no need to measure that.
+        self._since, self._is_path = self._meter.nowhere(), False
+
+
+def _larger(a: float, b: float) -> float:
+    """The larger of two; NaN where either is."""
+    return a if a != a or a >= b else b

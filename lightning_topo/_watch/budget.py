@@ -1,0 +1,61 @@
+"""The time that the monitor takes of a training, and what a step of the training takes without it."""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median
+
+from lightning_topo._clock import Clock
+
+_WINDOW = 64
+
+
+class Budget:
+    """Counts the seconds spent in the monitor, and those of the steps between."""
+
+    def __init__(self) -> None:
+        self._clock = Clock()
+        self._spent = 0.0
+        self._depth = 0
+        self._mark: tuple[float, float] | None = None
+        # A median over the last steps: the first ones warm up, and a validation in between is no step.
+        self._steps: deque[float] = deque(maxlen=_WINDOW)
+
+    def seconds(self) -> float:
+        """Seconds since the fit began."""
+        return self._clock.seconds()
+
+    def spent(self) -> float:
+        """Seconds of them that the monitor has taken."""
+        return self._spent
+
+    def share(self) -> float:
+        """The fraction of the time that the monitor has taken."""
+        return self._spent / max(self.seconds(), 1e-9)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds of a training step without the monitor; None before the third step."""
+        return median(self._steps) if len(self._steps) > 1 else None
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Charge the enclosed time to the monitor; nested, only once."""
+        began, self._depth = self.seconds(), self._depth + 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._spent += self.seconds() - began
+
+    def begin_step(self) -> None:
+        """A batch begins."""
+        self._mark = (self.seconds(), self._spent)
+
+    def end_step(self) -> None:
+        """The batch is over; the monitor's own time in it does not count."""
+        if self._mark is not None:
+            then, spent = self._mark
+            self._steps.append(max(self.seconds() - then - (self._spent - spent), 0.0))
+            self._mark = None

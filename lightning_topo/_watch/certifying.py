@@ -1,0 +1,251 @@
+"""Certifying every step: by its bound where that is enough, else by measuring it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from lightning_topo._watch.bounds import LIMIT, Bounds, GroupBound, Launched, Nearest
+from lightning_topo._watch.budget import Budget
+from lightning_topo._watch.coverage import Certificate, Coverage
+from lightning_topo._watch.outcome import Outcome
+from lightning_topo._watch.probing import Probing
+from lightning_topo._watch.snapshots import Snapshots
+from lightning_topo._watch.steps import Steps
+from lightning_topo.measurement import StepState
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.probes import Clouds, Distortion, Probe
+from lightning_topo.probes._distortion import Carried
+
+EXACT_SHARE = 0.05
+"""Measurements that bounds ask for may take so much of the time ..."""
+EXACT_STEPS = 10.0
+"""... and in the beginning as long as so many steps."""
+
+RENEW_STEPS = 10
+"""A measurement of all groups leaves a new snapshot where the last one is so many steps old."""
+
+
+_UNKNOWN = GroupBound(math.inf, math.inf)
+
+
+def waits(device: torch.device) -> bool:
+    """Whether to read a bound takes until the device has done all that it was asked for before."""
+    return device.type == "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step whose bounds are on their way."""
+
+    step: int
+    epoch: int
+    groups: Sequence[NeuronGroup]
+    bounds: Launched
+
+
+class Certifying:
+    """Notes in `coverage` a certificate of each step of this process's groups.
+
+    `probe` is the `Distortion` of the run, if it has one.
+
+    Groups are measured exactly when the probe is due, and where the bound of the step reaches 0.9, as long as that
+    takes a small share of the time. Without the probe nothing is certified.
+
+    Where reading a bound would wait for the device, it is read just before the next update, as long as the parameters
+    before and after the step are still there: until then the step `is_awaited`.
+    """
+
+    def __init__(
+        self, snapshots: Snapshots, steps: Steps, probing: Probing, coverage: Coverage, *, limited: bool
+    ) -> None:
+        self.probe: Distortion | None = next((probe for probe in probing.probes if isinstance(probe, Distortion)), None)
+        self._snapshots, self._steps, self._probing = snapshots, steps, probing
+        self._coverage, self._limited = coverage, limited
+        self._bounds: Bounds | None = None
+        self._seconds = 0.0
+        self._measured_at = -1
+        self._awaited: _Step | None = None
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the last step's bounds have not been read yet."""
+        return self._awaited is not None
+
+    def moved_outside(self) -> None:
+        """Something else than an update has moved parameters."""
+        if self._bounds is not None:
+            self._bounds.forget_path()
+
+    def unseen(self, step: int, names: Sequence[str]) -> None:
+        """No hook has seen the update that moved these parameters: the step is open."""
+        moved = set(names)
+        groups = [
+            g for g in self._snapshots.own if any(name in moved for piece in g.slices for name in piece.names(g.n))
+        ]
+        self._coverage.note(step, {group.name: Certificate(StepState.OPEN) for group in groups})
+        self.moved_outside()
+
+    def settle(
+        self, step: int, epoch: int, due: Sequence[Probe], budget: Budget, *, at_once: bool = True
+    ) -> list[Outcome]:
+        """Certify the updates of this batch, and return what was measured for it; unless `at_once`, `finish` does."""
+        probe = self.probe
+        if probe is None or probe not in self._probing.probes:
+            return []
+        if self._snapshots.sharding != "whole":
+            return self._settle_sharded(step, epoch, probe in due)
+        groups = self._snapshots.touched()
+        if not groups:
+            return []
+        if self._bounds is None:
+            # The first step is measured; what that finds of distances serves the first snapshot, of where it ends. Its
+            # time belongs to the start: on a GPU it loads the kernels of all later ones.
+            outcome = self._measure(probe, step, epoch, groups, self._snapshots.now())
+            self._measured_at = step
+            bounds: Mapping[str, GroupBound] = {}
+            if outcome.values.keys() >= {group.name for group in groups}:
+                self._bounds = Bounds(self._snapshots.active(), self._steps.trained(), nearest=self._nearest(outcome))
+            else:  # a group that cannot be measured has a bound, from where the step began
+                launched = self._launch()
+                assert self._bounds is not None
+                bounds = self._bounds.read(launched)
+            self._note(step, groups, [outcome], bounds)
+            return [outcome]
+        awaited = _Step(step, epoch, groups, self._launch())
+        if not at_once and probe not in due and waits(awaited.bounds.moved.device):
+            self._awaited = awaited
+            return []
+        return self._certify(awaited, budget, is_due=probe in due)
+
+    def finish(self, budget: Budget, *, stands: bool) -> list[Outcome]:
+        """Certify the step that is awaited; measured it can be while the parameters still `stands` as it left them."""
+        awaited, self._awaited = self._awaited, None
+        if awaited is None or self._bounds is None:
+            return []
+        if stands:
+            still = self._bounds.still(awaited.bounds)
+            self._bounds.doubt(still)
+            reached = not all(bound < LIMIT for bound in awaited.bounds.values())
+            stands = not reached or bool(still)  # that waits for the device, as the measurement does
+        return self._certify(awaited, budget, stands=stands)
+
+    def _certify(self, awaited: _Step, budget: Budget, *, is_due: bool = False, stands: bool = True) -> list[Outcome]:
+        probe = self.probe
+        assert probe is not None
+        assert self._bounds is not None
+        step, groups, bounds = awaited.step, awaited.groups, self._bounds.read(awaited.bounds, stands=stands)
+        reached = [g for g in groups if not bounds[g.name].step < LIMIT]
+        asked = groups if is_due else tuple(reached) if stands and self._may_measure(budget) else ()
+        outcomes: list[Outcome] = []
+        if asked:
+            began = budget.seconds()
+            outcomes = [self._measure(probe, step, awaited.epoch, asked, self._snapshots.now(), self._last(step))]
+            self._measured_at = step
+            if reached or (len(asked) == len(groups) and self._bounds.n_steps >= RENEW_STEPS):
+                self._renew(outcomes[0])
+            if not is_due:
+                self._seconds += budget.seconds() - began
+        self._note(step, groups, outcomes, bounds)
+        return outcomes
+
+    def _note(
+        self, step: int, groups: Sequence[NeuronGroup], found: Sequence[Outcome], bounds: Mapping[str, GroupBound]
+    ) -> None:
+        """Note each group's certificate: exact where it was measured."""
+        exact = {group: values["critical_ratio"] for outcome in found for group, values in outcome.values.items()}
+        certificates = {g.name: _certificate(exact.get(g.name), bounds.get(g.name, _UNKNOWN)) for g in groups}
+        if any(one.state is StepState.SPANNED for one in certificates.values()) and not self._spans_prove():
+            certificates = {name: _without_span(one) for name, one in certificates.items()}
+        self._coverage.note(step, certificates)
+
+    def _spans_prove(self) -> bool:
+        """Whether a span excludes that neurons merged and parted in between.
+
+        Only where merged neurons stay together (lemma 1 of the paper): under a rule that treats neurons alike, and
+        draws nothing for each by itself.
+        """
+        known = all(type(o).__module__.startswith("torch.optim") for o in self._steps.optimizers)
+        return known and not any(map(_draws_for_neurons, self._snapshots.module.modules()))
+
+    def _measure(
+        self,
+        probe: Probe,
+        step: int,
+        epoch: int,
+        groups: Sequence[NeuronGroup],
+        now: Clouds,
+        last: Clouds | None = None,
+    ) -> Outcome:
+        return self._probing.run(
+            probe,
+            lambda previous: replace(self._snapshots.capture(probe, step, now, previous, groups), last=last),
+            step,
+            epoch,
+        )
+
+    def _last(self, step: int) -> Clouds | None:
+        """The clouds of the last snapshot, where steps that were not measured lie between."""
+        bounds = self._bounds
+        return bounds.last if bounds is not None and bounds.n_steps > 1 and self._measured_at < step - 1 else None
+
+    def _settle_sharded(self, step: int, epoch: int, is_due: bool) -> list[Outcome]:
+        """Where parameters are sharded, steps are measured or open: a bound would gather them every time."""
+        groups = self._snapshots.own
+        outcomes = []
+        if is_due and self.probe is not None:
+            now = self._snapshots.now()
+            if self._snapshots.before(step) is not None:
+                outcomes = [self._measure(self.probe, step, epoch, groups, now)]
+            self._snapshots.after_step(step, now)
+        measured = {name for outcome in outcomes for name in outcome.values}
+        states = {g.name: StepState.EXACT if g.name in measured else StepState.OPEN for g in groups}
+        self._coverage.note(step, {name: Certificate(state) for name, state in states.items()})
+        return outcomes
+
+    def _may_measure(self, budget: Budget) -> bool:
+        if not self._limited:
+            return True
+        at_first = EXACT_STEPS * (budget.step_seconds or 0.0)
+        return budget.step_seconds is None or self._seconds <= EXACT_SHARE * budget.seconds() + at_first
+
+    def _launch(self) -> Launched:
+        """Begin to bound the present updates; where there is no snapshot, it is taken of where they began."""
+        before, after = self._steps.before(), self._steps.trained()
+        groups = self._snapshots.active()
+        bounds = self._bounds
+        if bounds is None or bounds.names != after.keys() or bounds.groups != groups:
+            bounds = self._bounds = Bounds(groups, before)
+        return bounds.launch(before, after)
+
+    def _renew(self, measured: Outcome) -> None:
+        if self._bounds is not None:
+            self._bounds.renew(self._steps.trained(), self._nearest(measured))
+
+    def _nearest(self, measured: Outcome) -> Nearest:
+        """What a measurement has found of the distances to nearest neighbours."""
+        assert self.probe is not None
+        # Of a measurement that failed, what an earlier one has left says nothing about now.
+        carried = self._probing.carried(self.probe) if measured.failure is None else None
+        return carried.nearest if isinstance(carried, Carried) else {}
+
+
+def _draws_for_neurons(module: nn.Module) -> bool:
+    """Whether a module is a dropout of some kind that is at work."""
+    share = getattr(module, "p", getattr(module, "drop_prob", 0.0))
+    return "drop" in type(module).__name__.lower() and isinstance(share, float | int) and share > 0.0
+
+
+def _without_span(one: Certificate) -> Certificate:
+    return Certificate(StepState.OPEN, one.bound) if one.state is StepState.SPANNED else one
+
+
+def _certificate(ratio: float | None, bound: GroupBound) -> Certificate:
+    if ratio is not None:
+        return Certificate(StepState.EXACT, ratio)
+    if bound.step < 1.0:
+        return Certificate(StepState.BOUNDED, bound.step)
+    known = None if math.isnan(bound.step) else bound.step
+    return Certificate(StepState.SPANNED if bound.span < 1.0 else StepState.OPEN, known)

@@ -1,0 +1,133 @@
+"""Finding the neurons of the module that trains, on its own first step as that runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from lightning_topo._protection import without_collection
+from lightning_topo._tape import Tape, outside_modes
+from lightning_topo._tape.names import clean_name
+from lightning_topo._watch.training import Training
+from lightning_topo.measurement import GLOBAL
+from lightning_topo.neurons import FoundNeurons, NeuronGroup, Rows, groups_from_tapes
+from lightning_topo.neurons._capture import Sharding, sharding, whole_copy
+from lightning_topo.neurons._coverage import ParameterCoverage, whole_coverage
+from lightning_topo.neurons._fallback import incoming_groups
+from lightning_topo.neurons._partly_trained import told_apart_by_frozen, with_reason
+
+_REMEDY = "Name the groups by hand: TopologyMonitor(groups=declare_neurons(module, ...))."
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A group that could not be found or proved, and what would help."""
+
+    message: str
+    group: str = GLOBAL
+    remedy: str = _REMEDY
+
+
+class Finding:
+    """The groups of neurons of one training, found on a recorded step.
+
+    `problems` says which groups are without proof; `coverage` of every parameter its groups, or why it is in none.
+    """
+
+    def __init__(self, training: Training, declared: Sequence[Any] | None, seed: int) -> None:
+        self.sharding: Sharding = sharding(training.root)
+        self.problems: list[Problem] = []
+        self.coverage: tuple[ParameterCoverage, ...] = ()
+        self._training, self._seed = training, seed
+        self._is_complete = declared is not None and not any(isinstance(one, str) for one in declared)
+        self._declared = tuple(one for one in declared or () if isinstance(one, NeuronGroup))
+        # Rows of a parameter are a cloud by the user's word: there is nothing to prove.
+        self._rows = tuple(
+            group for one in declared or () if isinstance(one, Rows) for group in one.resolve(training.module)
+        )
+
+    @outside_modes()
+    def groups(self, tapes: Sequence[Tape], obstacle: str) -> tuple[NeuronGroup, ...]:
+        """The groups that these tapes show, the same on every process. A collective."""
+        ranks = self._training.ranks
+        structure = self._structure()
+        found: FoundNeurons = ranks.first("groups", lambda: self._found(tapes, obstacle, structure))
+        self.coverage = found.coverage
+        self.problems = list(_problems(found))
+        return tuple(group for group in found.groups if group.n > 1)
+
+    @property
+    def uncovered(self) -> list[ParameterCoverage]:
+        """The trained parameters in no group, largest first."""
+        trained = {clean_name(name) for name, p in self._training.module.named_parameters() if p.requires_grad}
+        left = [one for one in self.coverage if not one.groups and one.param in trained]
+        return sorted(left, key=lambda one: -one.numel)
+
+    def _structure(self) -> nn.Module | None:
+        """A module whose parameters have their whole shapes, on the first rank; a collective where they are flat."""
+        if self.sharding not in ("fsdp1", "zero3"):
+            return self._training.module
+        return whole_copy(self._training.root, mine=self._training.ranks.rank == 0, values=False)
+
+    def _found(self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None) -> FoundNeurons:
+        with without_collection():
+            found = self._groups(tapes, obstacle, structure)
+        parameters = {clean_name(name): p for name, p in (structure or self._training.module).named_parameters()}
+        values = {name: value for tape in tapes for name, value in tape.named_values.items()}
+        left_out = [group for group in found.groups if told_apart_by_frozen(group, values)]
+        groups = tuple(group for group in found.groups if group not in left_out)
+        found = replace(found, groups=groups, coverage=with_reason(found.coverage, left_out))
+        measured = [group for group in groups if group.n > 1]
+        otherwise = found.refused[0] if found.refused else "the step did not meet it"
+        return replace(found, coverage=whole_coverage(found.coverage, measured, parameters, otherwise))
+
+    def _groups(self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None) -> FoundNeurons:
+        refused = (obstacle,) if obstacle else tuple(dict.fromkeys(tape.obstacle for tape in tapes if tape.obstacle))
+        if not obstacle and len(refused) < len(tapes):
+            include = () if self._is_complete else ("*",)
+            try:
+                found = groups_from_tapes(
+                    tapes, module=self._training.module, declared=self._declared, include=include, seed=self._seed
+                )
+            except Exception as error:  # whatever fails in here, the training does not
+                reason = f"the recorded step could not be followed ({type(error).__name__}: {error})"
+                return self._from_structure((reason,), structure)
+            return replace(found, groups=(*found.groups, *self._rows))
+        return self._from_structure(refused or ("the step had no loss to follow",), structure)
+
+    def _from_structure(self, refused: tuple[str, ...], structure: nn.Module | None) -> FoundNeurons:
+        """The groups given by hand, and of each layer what feeds its neurons."""
+        reason = f"{refused[0]}: the step was not recorded"
+        unproved = (
+            replace(group, reason=group.reason or reason) if group.status == "unverified" else group
+            for group in self._declared
+        )
+        groups = (*unproved, *self._rows)
+        if not self._is_complete and structure is not None:
+            groups += tuple(incoming_groups(structure, reason))
+        return FoundNeurons(groups, (), refused)
+
+
+def _problems(found: FoundNeurons) -> list[Problem]:
+    """Problems to report: groups that were not found, or not proved."""
+    if not any(group.n > 1 for group in found.groups):
+        reason = "; ".join(found.refused) or "the module has no group of two or more exchangeable neurons"
+        return [Problem(f"No neurons found: {reason}.")]
+    problems = [Problem(f"A loss was not followed: {reason}.") for reason in dict.fromkeys(found.refused)]
+    incoming = [group for group in found.groups if group.status == "incoming_only"]
+    if found.refused and incoming:  # all for the same reason
+        return [
+            *problems,
+            Problem(f"The neurons of {_named(incoming)} are taken from the structure, without what reads them."),
+        ]
+    if unproved := [group for group in found.groups if group.status == "unverified"]:
+        problems.append(Problem(f"The neurons of {_named(unproved)} are not proved: {unproved[0].reason}."))
+    return problems + [
+        Problem(f"The neurons of {group.name} are taken without what reads them: {group.reason}", group.name)
+        for group in incoming
+    ]
+
+
+def _named(groups: Sequence[NeuronGroup]) -> str:
+    return ", ".join(group.name for group in groups[:3]) + (", ..." if len(groups) > 3 else "")

@@ -1,0 +1,126 @@
+"""Measuring the neurons, once they are found: each step's certificate, and the probes that are due."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from lightning_topo._tape import outside_modes
+from lightning_topo._watch.budget import Budget
+from lightning_topo._watch.certifying import Certifying
+from lightning_topo._watch.coverage import Coverage
+from lightning_topo._watch.findings_exchange import Exchange
+from lightning_topo._watch.messages import lost_beginning
+from lightning_topo._watch.probing import Probing, measures_steps
+from lightning_topo._watch.schedule import Schedule, Unit
+from lightning_topo._watch.snapshots import Snapshots
+from lightning_topo._watch.steps import Steps
+from lightning_topo._watch.training import Training
+from lightning_topo.probes import Probe
+
+
+class Measuring:
+    """Runs the probes at their times and leaves what they find to the exchange.
+
+    `snapshots` is None until the neurons are found. `coverage` holds the states of all steps, also when the neurons are
+    found anew. `limited` where exact passes that the bounds ask for may take a share of the time only.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        probing: Probing,
+        schedule: Schedule,
+        exchange: Exchange,
+        budget: Budget,
+        *,
+        limited: bool,
+    ) -> None:
+        self.snapshots: Snapshots | None = None
+        self.coverage: Coverage = Coverage()
+        self._training, self._probing, self._schedule = training, probing, schedule
+        self._exchange, self._budget, self._limited = exchange, budget, limited
+        self._certifying: Certifying | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there are neurons to measure."""
+        return self.snapshots is not None
+
+    def look_at(self, snapshots: Snapshots, steps: Steps) -> None:
+        """Measure these neurons from now on."""
+        self.snapshots = snapshots
+        self._certifying = Certifying(snapshots, steps, self._probing, self.coverage, limited=self._limited)
+
+    def due(self, unit: Unit, count: int) -> list[Probe]:
+        """The probes to run at this step, or at the end of this epoch."""
+        return self._probing.due(self._schedule, unit, count)
+
+    @outside_modes()
+    def step(
+        self, step: int, due: Sequence[Probe], *, unseen: Sequence[str] | None = None, at_once: bool = True
+    ) -> None:
+        """Certify this batch's updates, and measure what is due; no collective where parameters are whole.
+
+        `unseen` are the parameters that moved where no update was seen. Unless `at_once`, the step may be `is_awaited`
+        until `finish`.
+        """
+        assert self._certifying is not None
+        if unseen is None:
+            self._exchange.outcomes += self._certifying.settle(
+                step, self._training.epoch, due, self._budget, at_once=at_once
+            )
+            self._tell_lost(step)
+        else:
+            self._certifying.unseen(step, unseen)
+        # A user's own probe of steps looks at the whole batch's.
+        self._run([probe for probe in due if not measures_steps(probe) or probe is not self._certifying.probe], step)
+        self._exchange.outcomes += self._probing.collect(step)
+
+    @outside_modes()
+    def update_before_another(self) -> None:
+        """Measure an update while its beginning is known: a second one in the same batch is about to begin."""
+        if self._certifying is not None:
+            step = self._training.step + 1
+            self._exchange.outcomes += self._certifying.settle(
+                step, self._training.epoch, self.due("step", step), self._budget
+            )
+            self._tell_lost(step)
+
+    @outside_modes()
+    def epoch(self, step: int) -> list[Probe]:
+        """Measure what is due at the end of the present epoch; returns which probes were."""
+        self._exchange.outcomes += self._probing.collect()
+        due = self.due("epoch", self._training.epoch + 1)
+        self._run(due, step)
+        return due
+
+    def moved_outside(self) -> None:
+        """Something else than an update has moved parameters."""
+        if self._certifying is not None:
+            self._certifying.moved_outside()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the last step's bounds are to be read when the device has computed them."""
+        return self._certifying is not None and self._certifying.is_awaited
+
+    @outside_modes()
+    def finish(self, *, stands: bool) -> None:
+        """Certify the step that is awaited; `stands` as `Certifying.finish`."""
+        if self._certifying is not None:
+            with self._budget.spending():
+                self._exchange.outcomes += self._certifying.finish(self._budget, stands=stands)
+            self._tell_lost(self._training.step)
+
+    def _run(self, probes: Sequence[Probe], step: int) -> None:
+        snapshots, epoch = self.snapshots, self._training.epoch
+        if probes and snapshots is not None:
+            now = snapshots.now()
+            self._exchange.outcomes += [
+                self._probing.run(probe, partial(snapshots.capture, probe, step, now), step, epoch) for probe in probes
+            ]
+            self._tell_lost(step)
+
+    def _tell_lost(self, step: int) -> None:
+        reference = None if self.snapshots is None else self.snapshots.reference
+        if reference is not None and (lost := reference.take_lost()):
+            self._exchange.events.append(lost_beginning(lost, step, self._training.epoch))

@@ -1,0 +1,35 @@
+"""Which parameters are trained, and when that changes: some are thawed, frozen, replaced, renamed or added."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from lightning_topo._watch.steps import Steps
+
+READ_STEPS = 50
+"""The names of the module's parameters are read anew every so many steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Parameters that joined or left what the optimizers train; `are_new` where the module did not have some before."""
+
+    names: frozenset[str]
+    are_new: bool
+
+
+class Membership:
+    """Follows the trained parameters of a module from the step in which its neurons were found."""
+
+    def __init__(self, module: nn.Module, steps: Steps) -> None:
+        self._steps = steps
+        self._members = frozenset(steps.trained())
+        self._known = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
+
+    def change(self, step: int) -> Change | None:
+        """Return what changed since the last call; None where nothing did."""
+        if step % READ_STEPS == 0:
+            self._steps.read_names()
+        names = frozenset(self._steps.trained())
+        changed, self._members = names ^ self._members, names
+        return Change(changed, not changed <= self._known) if changed else None

@@ -1,0 +1,105 @@
+"""The events that the engine itself reports: what it could not see, and what it could not take over."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_topo.neurons._coverage import ParameterCoverage
+from lightning_topo.phases import EventName, Severity, TopologyEvent
+
+_MOST_NAMED = 3
+
+
+def lost_result(probe: str, reason: str, step: int, epoch: int) -> TopologyEvent:
+    """The result of a capture at `step` will never come."""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        severity=Severity.WARN,
+        message=f"The result of {probe} at step {step} is lost: {reason}.",
+        remedy="Later captures are measured. If this happens often, measure less often, or with fewer landmarks.",
+    )
+
+
+def members_changed(names: Sequence[str], groups: Sequence[str], step: int, epoch: int) -> TopologyEvent:
+    """Parameters have joined or left the training: the clouds of these groups have other coordinates from here on."""
+    whose = f" The totals of {_named(groups, 'groups')} count from here." if groups else ""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        value=float(len(names)),
+        message=f"{_named(names)} joined or left what the optimizers train.{whose}",
+        remedy="Nothing to do: they are watched from now on.",
+    )
+
+
+def lost_beginning(groups: Sequence[str], step: int, epoch: int) -> TopologyEvent:
+    """The record no longer gives the clouds of the beginning."""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        severity=Severity.WARN,
+        value=float(len(groups)),
+        message=f"The neurons of {_named(groups, 'groups')} when training began can no longer be read from the record: "
+        "their totals are not measured.",
+        remedy="Leave reference/clouds.npz in the run folder as it is while the training runs. All else goes on.",
+    )
+
+
+def moved_outside(optimizer: object, names: Sequence[str], step: int, epoch: int) -> TopologyEvent:
+    """Something else than the optimizer has moved its parameters between two updates."""
+    return TopologyEvent(
+        EventName.OUTSIDE_CHANGE,
+        step,
+        epoch,
+        value=float(len(names)),
+        message=f"Between two updates of {type(optimizer).__name__} something else has changed {_named(names)}. "
+        "r measures the optimizer's own updates; this change is in the totals since training began.",
+        remedy="Nothing to do if this is meant, as a norm constraint, a re-initialised unit or an average is. Later "
+        "changes of this optimizer's parameters are not reported again.",
+    )
+
+
+def unseen_step(optimizers: Sequence[object], names: Sequence[str], step: int, epoch: int) -> TopologyEvent:
+    """Parameters have moved and no optimizer's update was seen."""
+    who = ", ".join(dict.fromkeys(type(optimizer).__name__ for optimizer in optimizers)) or "an optimizer"
+    return TopologyEvent(
+        EventName.UNSEEN_STEP,
+        step,
+        epoch,
+        severity=Severity.WARN,
+        value=float(len(names)),
+        message=f"{_named(names)} moved, and no update was seen: {who} does not step through torch's Optimizer.step. "
+        "Such steps are not measured, and nothing is claimed about them.",
+        remedy="Step by `optimizer.step()` of a class that calls `torch.optim.Optimizer.__init__`. Updates that are "
+        "fused into the backward or replayed from a CUDA graph cannot be seen.",
+    )
+
+
+def unwatched(uncovered: Sequence[ParameterCoverage], step: int, epoch: int) -> TopologyEvent | None:
+    """Trainable parameters that belong to no group, with the largest and their reasons; None where there are none.
+
+    `uncovered` begins with the largest.
+    """
+    if not uncovered:
+        return None
+    named = "; ".join(f"{one.param} ({one.reason})" for one in uncovered[:_MOST_NAMED])
+    n = len(uncovered)
+    several = f"{n} trainable parameters belong to no group of neurons, the largest"
+    one_alone = "One trainable parameter belongs to no group of neurons"
+    return TopologyEvent(
+        EventName.UNWATCHED_PARAMETERS,
+        step,
+        epoch,
+        value=float(n),
+        message=f"{several if n > 1 else one_alone}: {named}.",
+        remedy="Often nothing: inputs and outputs of a network have no exchangeable neurons. Otherwise name a group by "
+        "hand: TopologyMonitor(groups=[..., *declare_neurons(module, ...)]).",
+    )
+
+
+def _named(names: Sequence[Any], what: str = "parameters") -> str:
+    some = ", ".join(map(str, names[:_MOST_NAMED]))
+    return some if len(names) <= _MOST_NAMED else f"{some} and {len(names) - _MOST_NAMED} more {what}"

@@ -1,0 +1,190 @@
+"""Recording steps of the training as they run."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_topo._tape import StepRecorder, Tape, accepted, compiled_reason, outside_modes
+from lightning_topo._tape.names import clean_name, named_tensors
+from lightning_topo._tape.recorder import is_plain
+from lightning_topo._watch.training import Training
+from lightning_topo._watch.training_loss import TrainingLoss
+from lightning_topo.neurons._capture import sharding
+
+RECORD_EVERY = 4
+"""Before a probe that evaluates the loss, every so many steps are recorded until there are enough samples."""
+
+_SHARDS = {
+    "tensor_parallel": "activations of tensor parallel are spread over processes",
+    "fsdp1": "FSDP1 keeps parameters in flat shards",
+    "zero3": "DeepSpeed ZeRO-3 keeps parameters in flat shards",
+}
+"""Where recording has nothing to name parameters by."""
+
+
+class Recording:
+    """Records steps as they run, one tape for each loss; a module with compiled parts is never recorded.
+
+    `obstacle` says why nothing can be recorded; empty where it can. `training_loss` is given what it wants of the
+    recorded steps; None where no probe evaluates losses. `steps_until` tells in how many steps one does; None where
+    that is not known. `runs_eagerly` where compiled parts will not run compiled.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        training_loss: TrainingLoss | None,
+        steps_until: Callable[[int], int | None] = lambda step: 0,
+        *,
+        runs_eagerly: bool = False,
+    ) -> None:
+        self._training, self._training_loss, self._steps_until = training, training_loss, steps_until
+        self._batch: Any = None
+        self._is_kept = self._is_open = self._goes_on = False
+        self._recorder = StepRecorder()
+        self._judged: list[Tape | None] = []
+        self._noted: dict[str, Tensor] | None = None
+        self._without_gradient: frozenset[str] = frozenset()
+        self._tapes: list[Tape] = []
+        self._handles: list[RemovableHandle] = []
+        kind = sharding(training.root)
+        self._is_sharded = kind != "whole"
+        compiled = None if runs_eagerly else compiled_reason(training.module)
+        self.obstacle: str = _SHARDS.get(kind) or compiled or ""
+
+    def begin(self, batch: Any, step: int, *, wanted: bool, copies: Callable[[], Mapping[int, Tensor]] = dict) -> None:
+        """Record the step that begins if its tapes are `wanted`, or if more samples of the loss are, soon.
+
+        `copies` gives those of parameters that others hold already, by their ids.
+        """
+        if not wanted and not self._wants_samples(step):
+            return
+        self._tapes, self._judged, self._noted = [], [], None
+        self._batch, self._is_kept, self._is_open, self._goes_on = batch, True, True, False
+        if self.obstacle:
+            return
+        module = self._training.module
+        if self._is_sharded:
+            # What lies in shards is whole while a module runs: it gets its name there.
+            self._recorder.begin({name: tensor for name, tensor in named_tensors(module).items() if is_plain(tensor)})
+            self._handles = [
+                child.register_forward_pre_hook(partial(self._name, path)) for path, child in module.named_modules()
+            ]
+        else:
+            self._recorder.begin(module, copies())
+
+    def _wants_samples(self, step: int) -> bool:
+        n_wanted = 0 if self._training_loss is None or step % RECORD_EVERY else self._training_loss.n_wanted
+        if n_wanted == 0:
+            return False
+        left = self._steps_until(step)
+        return left is not None and left <= RECORD_EVERY * n_wanted
+
+    def loss(self, loss: Tensor, scale: float) -> None:
+        """A loss is about to be differentiated: it ends a tape."""
+        if not self._recorder.is_active or not self._is_open:  # a closure may be evaluated again
+            return
+        self._is_open = False
+        self._recorder.pause()
+        self._judge()
+        parameters = self._training.module.named_parameters()
+        self._without_gradient = frozenset(name for name, p in parameters if p.grad is None or not p.grad.any())
+        self._judged.append(None)
+        self._recorder.loss(loss, scale=scale)
+
+    def differentiated(self, *, goes_on: bool, is_stepping: bool = False, in_engine: bool = False) -> None:
+        """The gradient is there; where the step goes on, so does the recording.
+
+        Not before the update is over where an optimizer `is_stepping`: it may evaluate its closure again, at parameters
+        that it has moved and will move again. `in_engine` where autograd itself calls: it cannot be asked for another
+        gradient then.
+        """
+        if not self._recorder.is_active:
+            return
+        if in_engine:
+            self._noted = {name: gradient.clone() for name, gradient in self._gradients().items()}
+        else:
+            self._judge()
+        self._goes_on = goes_on
+        if not goes_on and not in_engine:
+            self._recorder.leave()
+        elif goes_on and not is_stepping:
+            self._resume()
+
+    def update_begins(self, *, runs_closure: bool) -> None:
+        """An optimizer begins its update, which is no part of any loss; a closure's loss is recorded."""
+        if self._recorder.is_active and not runs_closure:
+            self._recorder.pause()
+            self._judge()
+
+    def update_ends(self) -> None:
+        """An optimizer has moved parameters; where the step goes on, so does the recording."""
+        if self._recorder.is_active and self._goes_on:
+            self._resume()
+
+    def _resume(self) -> None:
+        self._recorder.resume()
+        self._is_open = True
+
+    def end(self) -> list[Tape]:
+        """The accepted tapes of the step, one for each loss; whatever has happened in it."""
+        while self._handles:
+            self._handles.pop().remove()
+        if self._recorder.is_active:
+            tapes = self._recorder.end()
+            self._tapes = [known or _accepted(tape) for tape, known in zip(tapes, self._judged, strict=True)]
+            self._judged = []
+        if self._is_kept and self._training_loss is not None:
+            self._training_loss.keep(self._tapes, self._batch)
+            if self.obstacle or self._is_sharded:
+                self._training_loss.refuse(self.obstacle or "parameters lie in shards")
+        self._batch, self._is_kept = None, False
+        return self._tapes
+
+    def so_far(self) -> list[Tape]:
+        """The tapes of the step up to now, while it still runs."""
+        if not self._recorder.is_active:
+            return self._tapes
+        return [known or _accepted(tape) for tape, known in zip(self._recorder.so_far(), self._judged, strict=True)]
+
+    def forget(self) -> None:
+        """Let the tapes go: they hold copies of all parameters."""
+        self._tapes = []
+
+    def _name(self, path: str, module: nn.Module, args: Any) -> None:
+        """Name the parameters of a module that is about to run."""
+        for name, parameter in module.named_parameters(recurse=False):
+            if is_plain(parameter):
+                self._recorder.name(clean_name(f"{path}.{name}" if path else name), parameter)
+
+    def _judge(self) -> None:
+        """Accept or refuse the tape of the last loss by its gradient.
+
+        Before the update: what the optimizer keeps, and what else a step takes, is not in memory yet.
+        """
+        if not self._judged or self._judged[-1] is not None:
+            return
+        gradients = self._gradients() if self._noted is None else self._noted
+        self._noted = None
+        alone = self._training.ranks.size == 1  # processes average their gradients
+        self._judged[-1] = _accepted(self._recorder.so_far()[-1], gradients if alone else None)
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """The gradient that the last loss has made, of parameters that had none before."""
+        return {
+            name: p.grad.detach()
+            for name, p in self._training.module.named_parameters()
+            if name in self._without_gradient and p.grad is not None
+        }
+
+
+def _accepted(tape: Tape, gradients: Mapping[str, Tensor] | None = None) -> Tape:
+    """The tape, with an obstacle where it cannot be replayed, whatever fails."""
+    try:
+        with outside_modes():
+            return accepted(tape, gradients)
+    except Exception as error:
+        return tape.replaced(obstacle=f"the replay failed ({type(error).__name__}: {error})")

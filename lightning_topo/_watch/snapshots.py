@@ -1,0 +1,169 @@
+"""What this process sees of the network at one step: its share of the groups, and where the step began."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+from torch import Tensor, nn
+
+from lightning_topo._watch.probing import is_divided, measures_steps, needs_gradient_scales
+from lightning_topo._watch.reference_clouds import ReferenceClouds
+from lightning_topo._watch.steps import Steps
+from lightning_topo._watch.training import Training
+from lightning_topo.homology import Worker
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons._capture import Sharding, gather_clouds, shard_copies, sharding
+from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult
+from lightning_topo.probes._probe import LossFn
+
+TrainingLoss = Callable[[LossFn | None], AbstractContextManager[Callable[[], Tensor]]]
+
+
+class Snapshots:
+    """Takes the clouds of one training: group k on process k % world.
+
+    A cloud holds the parameters that an optimizer owns and trains; of frozen parts, targets and teachers nothing.
+    `now` and `before_step` are collectives where parameters are sharded; where every process has them whole, nothing
+    travels. A process holds the clouds of its own groups, and no others.
+    """
+
+    def __init__(
+        self, training: Training, steps: Steps, groups: Sequence[NeuronGroup], training_loss: TrainingLoss
+    ) -> None:
+        self.groups: tuple[NeuronGroup, ...] = tuple(groups)
+        self.own: tuple[NeuronGroup, ...] = tuple(group for k, group in enumerate(groups) if training.ranks.owns(k))
+        self.sharding: Sharding = sharding(training.root)
+        self.reference: ReferenceClouds | None = None  # where no probe looks back
+        self.worker: Worker | None = None
+        self._training, self._steps, self._training_loss = training, steps, training_loss
+        self._sharded_before: tuple[int, Clouds] | None = None
+        self._members = {group.name: frozenset(member_names(group)) for group in groups}
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that trains."""
+        return self._training.module
+
+    def active(self) -> tuple[NeuronGroup, ...]:
+        """Of this process's groups those in which an optimizer trains something."""
+        if self.sharding != "whole":
+            return self.own
+        trained = self._steps.trained()
+        return tuple(group for group in self.own if not self._members[group.name].isdisjoint(trained))
+
+    def touched(self) -> tuple[NeuronGroup, ...]:
+        """Of this process's groups those of which the present batch's updates have a part."""
+        names = {name for update in self._steps.pending for name in update.after}
+        return tuple(group for group in self.own if not self._members[group.name].isdisjoint(names))
+
+    def now(self) -> Clouds:
+        """The neurons as they stand; where parameters are whole, gathered when first asked for."""
+        return self._clouds(self._steps.trained()) if self.sharding == "whole" else self._gathered()
+
+    def before(self, step: int) -> Clouds | None:
+        """The neurons before the updates of the present batch."""
+        if self.sharding == "whole":
+            return self._clouds(self._steps.before()) if self._steps.pending else None
+        kept = self._sharded_before
+        return kept[1] if kept is not None and kept[0] == step - 1 else None
+
+    def begun_at(self, step: int, shards: Mapping[str, Tensor] | None) -> None:
+        """Where parameters are sharded, take the clouds before `step` from copies of the shards, if there are any."""
+        if self.sharding != "whole" and shards is not None:
+            self._sharded_before = (step - 1, self._gathered(shards))
+
+    def before_step(self, step: int, probes: Sequence[Probe]) -> None:
+        """Where parameters are sharded, keep the clouds before a step that one of these probes measures."""
+        if self.sharding == "whole" or not any(measures_steps(probe) for probe in probes):
+            return
+        if self._sharded_before is None or self._sharded_before[0] != step - 1:
+            self._sharded_before = (step - 1, self.now())
+
+    def after_step(self, step: int, now: Clouds) -> None:
+        """Where parameters are sharded, the present clouds are those before the next step."""
+        if self.sharding != "whole":
+            self._sharded_before = (step, now)
+
+    def _gathered(self, instead: Mapping[str, Tensor] | None = None) -> Clouds:
+        """This process's clouds, from the shards of all; a collective."""
+        mine = [group.name for group in self.own]
+        here, failures = gather_clouds(self._training.root, self.groups, mine, instead)
+        return Clouds((), {}, here, failures)
+
+    def refer_from(self, step: int, changed: Collection[str]) -> list[str]:
+        """Let the totals of groups with these parameters count from before `step`; the names of those groups."""
+        groups = [group.name for group in self.active() if not self._members[group.name].isdisjoint(changed)]
+        start = self.before(step)
+        if self.reference is not None and start is not None:
+            for name in groups:
+                self.reference.hold(name, start[name])
+        return groups
+
+    def take_over(self, reference: ReferenceClouds | None) -> None:
+        """Keep the clouds of the beginning as far as they fit the present groups; others begin now."""
+        if reference is None:
+            return
+        now = self.now().only(group.name for group in self.active())
+        self.reference = reference.among({name: now.shape(name) for name in now})
+        for name in now:
+            if name not in self.reference:
+                self.reference.hold(name, now[name])
+
+    def capture(
+        self,
+        probe: Probe,
+        step: int,
+        now: Clouds,
+        previous: ProbeResult | None,
+        groups: Sequence[NeuronGroup] | None = None,
+    ) -> Capture:
+        """What one probe is given; of a probe by group only these `groups`."""
+        mine = self.active() if groups is None else tuple(groups)
+        self._refer_anew(mine, step, now)
+        wants_parameters = getattr(probe, "needs_parameters_before", False) and self.sharding == "whole"
+        optimizers = self._steps.with_waiting(self._training.optimizers)
+        scales = self._steps.gradients.of(optimizers) if needs_gradient_scales(probe) else None
+        return Capture(
+            step=step,
+            epoch=self._training.epoch,
+            module=self._training.module,
+            groups=mine if is_divided(probe) else self._present(now),
+            neurons=now,
+            before=self.before(step),
+            reference={} if self.reference is None else self.reference,
+            optimizers=optimizers,
+            training_loss=self._training_loss,
+            previous=previous,
+            parameters_before=self._steps.before() if wants_parameters and self._steps.pending else None,
+            is_first_step=bool(self._steps.pending) and all(update.is_first for update in self._steps.pending),
+            sharding=self.sharding,
+            worker=self.worker,
+            gradient_scales=scales,
+        )
+
+    def _clouds(self, tensors: Mapping[str, Tensor]) -> Clouds:
+        """The clouds of all groups that have a part in these parameters."""
+        return Clouds([g for g in self.groups if not self._members[g.name].isdisjoint(tensors)], tensors)
+
+    def _present(self, now: Clouds) -> tuple[NeuronGroup, ...]:
+        """The groups of all processes that have a cloud: not those in which nothing is trained."""
+        names = set(now)
+        return tuple(g for g in self.groups if g.name in names) if self.sharding == "whole" else self.groups
+
+    def _refer_anew(self, groups: Sequence[NeuronGroup], step: int, now: Clouds) -> None:
+        """Where parameters have joined a group, its beginning is where they joined: a cloud has other columns then."""
+        if self.reference is None or self.sharding != "whole":
+            return
+        start = self.before(step) or now
+        for group in groups:
+            if self.reference.shape(group.name) != now.shape(group.name):
+                self.reference.hold(group.name, start[group.name])
+
+
+def kept_shards(training: Training) -> Mapping[str, Tensor] | None:
+    """Copies of this process's shards before a step whose neurons are not known yet; None where that is no use."""
+    return None if sharding(training.root) == "whole" else shard_copies(training.root)
+
+
+def member_names(group: NeuronGroup) -> tuple[str, ...]:
+    """The names of all parameters and buffers in which a group has a part."""
+    return tuple(name for piece in group.slices for name in piece.names(group.n))

@@ -1,0 +1,332 @@
+"""The optimizers' own updates: where each began, where it ended, and weights that something else has moved."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from lightning_topo._tape.names import clean_name
+from lightning_topo._watch.gradient_scales import GradientScales
+from lightning_topo._watch.rates import learning_rate
+from lightning_topo._watch.same_bits import Likeness
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One update of one optimizer: the trained parameters that it owns, by name, before and after.
+
+    `before` holds copies that are valid until the optimizer steps again; `after` holds the parameters themselves. Both
+    are empty where parameters lie in shards. `is_first` where the optimizer kept no state before.
+    """
+
+    optimizer: Optimizer
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+    is_first: bool = False
+    learning_rate: float | None = None
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A parameter, and its value after its last update or when it was first met."""
+
+    parameter: Tensor
+    copy: Tensor
+    version: int
+    likeness: Likeness
+
+    @staticmethod
+    def of(parameter: Tensor) -> "_Kept":
+        """A parameter with its present value."""
+        copy = parameter.detach().clone()
+        return _Kept(parameter, copy, parameter._version, Likeness(parameter, copy))
+
+    def has_moved(self) -> bool:
+        """Whether anything has written to the parameter since.
+
+        On the CPU by value: `.data` writes without counting. On a device the comparison would wait for the device.
+        """
+        if self.parameter.device.type != "cpu":
+            return self.parameter._version != self.version
+        return not self.likeness.holds()
+
+
+class Steps:
+    """Sees every update of a module's trained parameters, whichever optimizer makes it, and whenever it joins.
+
+    Listens to torch's hooks for all optimizers, so that those inside wrappers and those held by hand are seen too. Of
+    nested optimizers the outermost counts. Optimizers of other modules are passed over. With `keep_copies=False`
+    (parameters in shards) updates are only counted.
+
+    `guards` are called right after an update, before anything looks at it; they may change the parameters.
+    `on_settle` is called before a second update in one batch overwrites the copies of the first, `on_deferred` before
+    the first of a batch does so where the last batch's were left as they are (`defer`), and told whether the parameters
+    still stand as those updates left them. `on_outside` is
+    called with names where something else has moved parameters between two updates. `on_begin` is called before an
+    update, and told whether it runs a closure; `on_end` after it and the guards. `gradients` knows what the training
+    does to a gradient before an optimizer takes it. What fails here is kept in `failures`: it must not end an
+    optimizer's step.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        on_settle: Callable[[], None],
+        on_outside: Callable[[Optimizer, Sequence[str]], None],
+        on_deferred: Callable[[bool], None] = lambda stands: None,
+        on_begin: Callable[[bool], None] = lambda runs_closure: None,
+        on_end: Callable[[], None] = lambda: None,
+        keep_copies: bool = True,
+    ) -> None:
+        self.guards: list[Callable[[Update], None]] = []
+        self.pending: list[Update] = []
+        self.optimizers: list[Optimizer] = []
+        self.failures: list[Exception] = []
+        self.gradients: GradientScales = GradientScales()
+        self._module, self._on_settle, self._on_outside = module, on_settle, on_outside
+        self._on_begin, self._on_end, self._on_deferred = on_begin, on_end, on_deferred
+        self._keeps_copies = keep_copies
+        self._names: dict[int, tuple[str, ...]] = {}
+        self._counted: list[Any] = []
+        self._kept: dict[int, _Kept] = {}
+        self._foreign: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
+        self._running: list[Optimizer] = []
+        self._present: dict[str, Tensor] | None = None
+        self._checks_later = self._is_first = self._has_lent = self._is_deferred = False
+        self.read_names()
+        self._handles = [
+            register_optimizer_step_pre_hook(self._before_update),
+            register_optimizer_step_post_hook(self._after_update),
+        ]
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether `pending` are the last batch's updates, and not this one's."""
+        return self._is_deferred
+
+    @property
+    def is_stepping(self) -> bool:
+        """Whether an optimizer is in its `step`: a loss that is computed now belongs to its closure."""
+        return bool(self._running)
+
+    def release(self) -> None:
+        """Stop listening, and let all copies go."""
+        for handle in self._handles:
+            handle.remove()
+        self.pending, self._running = [], []
+        self._kept.clear()
+        self.guards.clear()
+
+    def read_names(self) -> None:
+        """Read the module's parameters anew: some may have been added, replaced or renamed."""
+        names: dict[int, list[str]] = {}
+        for name, parameter in self._module.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(clean_name(name))
+        self._names = {key: tuple(found) for key, found in names.items()}
+        self._present = None
+
+    def keep(self, optimizers: Iterable[Any]) -> None:
+        """Copy the parameters that these optimizers train, as far as there is no copy yet.
+
+        Where the loop knows of no optimizer, all that could be trained: something moves them, and it may pass no hook.
+        Without copies, their updates count as the module's whatever they own: DeepSpeed gives them flat parts of it.
+        """
+        if not self._keeps_copies:
+            self._counted = list(optimizers)
+            return
+        known = [p for optimizer in optimizers for p in _trained(optimizer)]
+        for parameter in known or [p for p in self._module.parameters() if p.requires_grad]:
+            if id(parameter) in self._names:
+                self._keep(parameter)
+
+    def begin(self) -> None:
+        """Forget updates that never ended."""
+        self._running = []
+        self._present = None  # parameters may have been frozen or thawed
+
+    def check(self, optimizer: Optimizer) -> None:
+        """Find parameters that something else has moved since the last update, and take their values as they are.
+
+        For loops that know the moment just before an update; where an update runs a closure, its pre-hook is too early.
+        """
+        if self._checks_later and optimizer in self._running:
+            self._checks_later = False
+            self._check(optimizer, self._owned(optimizer))
+
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that optimizers train, by each of their names, as far as they have been seen."""
+        if self._present is None:
+            self._present = {
+                name: kept.parameter.detach()
+                for key, kept in self._kept.items()
+                if kept.parameter.requires_grad
+                for name in self._names.get(key, ())
+            }
+        return self._present
+
+    def before(self) -> dict[str, Tensor]:
+        """`trained()` as it was before the updates of this batch."""
+        return self.trained() | {name: tensor for update in self.pending for name, tensor in update.before.items()}
+
+    def defer(self) -> None:
+        """Leave the copies before this batch's updates as they are, until `take_deferred` or the next update."""
+        self._is_deferred = True
+        for parameter in _unique(self.pending):
+            self._kept[id(parameter)].version = parameter._version
+
+    def take_deferred(self) -> None:
+        """Let go of the copies before the last batch's updates, once `on_deferred` has looked at them."""
+        if not self._is_deferred:
+            return
+        kept = [self._kept[id(p)] for p in _unique(self.pending) if id(p) in self._kept]
+        try:
+            self._on_deferred(all(k.parameter._version == k.version for k in kept))
+        except Exception as error:
+            self.failures.append(error)
+        self._is_deferred, self.pending = False, []
+        # What something else has moved since is for `check` to see.
+        self._renew([k for k in kept if k.parameter._version == k.version])
+
+    def lend(self) -> dict[int, Tensor]:
+        """The copies of the present values, by the ids of their parameters: they stay as they are until `advance`."""
+        self._has_lent = True
+        return {key: kept.copy for key, kept in self._kept.items() if kept.parameter.requires_grad}
+
+    def advance(self) -> None:
+        """Take the present values as those before the next updates; those of this batch are done."""
+        self._has_lent = self._is_deferred = False
+        self._renew_updated()
+
+    def _renew_updated(self) -> None:
+        done, self.pending = self.pending, []
+        self._renew([self._kept[id(p)] for p in _unique(done)])
+
+    def with_waiting(self, optimizers: Iterable[Any]) -> list[Any]:
+        """The optimizers that have stepped, and of these those that train parameters which none of them owns."""
+        owned = {id(p) for optimizer in self.optimizers for p in _trained(optimizer)}
+        waiting = [o for o in optimizers if any(id(p) not in owned for p in _trained(o))]
+        return [*self.optimizers, *waiting]
+
+    def moved(self) -> list[str]:
+        """Names of kept parameters that have moved though no update of this batch moved them."""
+        own = {id(p) for p in _unique(self.pending)}
+        moved = [key for key, kept in self._kept.items() if key not in own and key in self._names and kept.has_moved()]
+        self._renew([self._kept[key] for key in moved])
+        return [self._names[key][0] for key in moved]
+
+    def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        try:
+            self._begin_update(optimizer, args, options)
+        except Exception as error:
+            self.failures.append(error)
+
+    def _begin_update(self, optimizer: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if self._running and optimizer is not self._running[0]:
+            self._running.append(optimizer)
+            return
+        owned = self._owned(optimizer)
+        if not owned:
+            return
+        self._running = [optimizer]
+        self.take_deferred()
+        self._is_first = not any(optimizer.state.values())
+        updated = {id(p) for p in _unique(self.pending)}
+        if any(id(p) in updated for p in owned):
+            self._on_settle()
+            self._renew_updated()
+        # A closure computes the gradient first: what it moves is not the optimizer's doing.
+        self._checks_later = any(callable(value) for value in (*args[1:], *options.values()))
+        if not self._checks_later:
+            self._check(optimizer, owned)
+        self._on_begin(self._checks_later)
+
+    def _check(self, optimizer: Optimizer, owned: Sequence[Tensor]) -> None:
+        if not self._keeps_copies:
+            return
+        outside = []
+        for parameter in owned:
+            kept = self._kept.get(id(parameter))
+            if kept is None:
+                self._keep(parameter)
+            elif kept.has_moved():
+                outside.append(kept)
+        if outside:
+            self._renew(outside)
+            self._on_outside(optimizer, [self._names[id(kept.parameter)][0] for kept in outside])
+
+    def _after_update(self, optimizer: Optimizer, *_: Any) -> None:
+        if not self._running or self._running[-1] is not optimizer:
+            return
+        self._running.pop()
+        if self._running:
+            return
+        try:
+            update = self._made(optimizer)
+        except Exception as error:
+            self.failures.append(error)
+            return
+        for guard in self.guards:  # what a guard raises is meant to end the training
+            guard(update)
+        self.pending.append(update)
+        self._on_end()
+
+    def _made(self, optimizer: Optimizer) -> Update:
+        """The update that an optimizer has just made."""
+        if not any(optimizer is known for known in self.optimizers):
+            self._supersede(optimizer)
+            self.optimizers.append(optimizer)
+        self.gradients.stepped(optimizer)
+        kept = [self._kept[id(p)] for p in self._owned(optimizer) if id(p) in self._kept]
+        named = [(name, k) for k in kept for name in self._names[id(k.parameter)]]
+        before, after = {name: k.copy for name, k in named}, {name: k.parameter for name, k in named}
+        return Update(optimizer, before, after, self._is_first, learning_rate(optimizer))  # now: a schedule may follow
+
+    def _supersede(self, optimizer: Optimizer) -> None:
+        """Let go of optimizers that a new one replaces: it trains all that they train."""
+        own = {id(p) for p in _trained(optimizer)}
+        self.optimizers[:] = [known for known in self.optimizers if not own.issuperset(map(id, _trained(known)))]
+
+    def _owned(self, optimizer: Optimizer) -> list[Tensor]:
+        """The module's parameters that the optimizer trains."""
+        trained = _trained(optimizer)
+        if any(optimizer is counted for counted in self._counted):
+            return trained
+        found = [p for p in trained if id(p) in self._names]
+        if len(found) < len(trained) and self._foreign.get(optimizer) != len(trained):
+            self.read_names()  # a parameter was added or replaced, or is another module's
+            found = [p for p in trained if id(p) in self._names]
+            if len(found) < len(trained):
+                self._foreign[optimizer] = len(trained)
+        return found
+
+    @torch.no_grad()
+    def _renew(self, kept: Sequence[_Kept]) -> None:
+        """Copy the present values; into other memory where somebody still reads the old ones."""
+        if self._has_lent:
+            for k in kept:
+                self._kept[id(k.parameter)] = _Kept.of(k.parameter)
+        elif kept:
+            copies, present = [k.copy for k in kept], [k.parameter for k in kept]
+            torch._foreach_copy_(copies, present)  # pyright: ignore[reportPrivateImportUsage]
+        for k in kept:
+            k.version = k.parameter._version
+
+    def _keep(self, parameter: Tensor) -> None:
+        if id(parameter) not in self._kept and not is_lazy(parameter):
+            self._kept[id(parameter)] = _Kept.of(parameter)
+            self._present = None
+
+
+def _trained(optimizer: Any) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def _unique(updates: Iterable[Update]) -> list[Tensor]:
+    return list({id(p): p for update in updates for p in update.after.values()}.values())

@@ -1,0 +1,406 @@
+"""One training watched from its first step to its last, whichever loop runs it."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_topo._watch.budget import Budget
+from lightning_topo._watch.checkpoint import SavedWatch, saved_watch
+from lightning_topo._watch.coverage import Shares
+from lightning_topo._watch.finding import Finding
+from lightning_topo._watch.findings_exchange import EXCHANGE_STEPS, Exchange
+from lightning_topo._watch.measuring import Measuring
+from lightning_topo._watch.membership import Membership
+from lightning_topo._watch.messages import members_changed, unwatched
+from lightning_topo._watch.movements import Movements
+from lightning_topo._watch.output import Run, RunOutputs
+from lightning_topo._watch.probing import Probing, needs_gradient_scales
+from lightning_topo._watch.published_values import Readings
+from lightning_topo._watch.ranks import Ranks
+from lightning_topo._watch.recording import Recording
+from lightning_topo._watch.reference import begin_reference, keep_parameters
+from lightning_topo._watch.reporting import Reporting
+from lightning_topo._watch.settings import WatchSettings
+from lightning_topo._watch.snapshots import Snapshots, kept_shards
+from lightning_topo._watch.steps import Steps
+from lightning_topo._watch.training import Training
+from lightning_topo._watch.training_loss import TrainingLoss
+from lightning_topo.homology import Worker
+from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.phases import DetectorState, TopologyEvent
+from lightning_topo.probes import Distortion, Fate, Persistence, Probe
+
+STEPS_PER_TAPE = 32.0
+"""What a first evaluation of the curvature costs for each recorded step that it takes, and what recording that does."""
+
+STEPS_PER_FATE = 4.0
+"""What the first counts of what becomes of the neurons are taken to cost: products of the clouds with themselves."""
+
+
+class Watch:
+    """Follows one training. The loop's side calls, in every process alike:
+
+        before_batch, (before_backward, after_backward, before_update)*, after_batch, ..., after_epoch, ..., close
+
+    Of several processes each has a `Watch`, and all go through the same collectives in the same order. What belongs to
+    one process alone (its record, its loggers) is fenced by the outputs.
+    """
+
+    def __init__(self, training: Training, settings: WatchSettings, outputs: RunOutputs, saved: Any = None) -> None:
+        self._training, self._settings, self._outputs = training, settings, outputs
+        self._ranks = training.ranks
+        self.budget: Budget = Budget()
+        self.groups: tuple[NeuronGroup, ...] = ()
+        step, epoch = training.step, training.epoch
+        state, damage = self._ranks.first("reading the state", lambda: saved_watch(saved, step, epoch))
+        self._saved: SavedWatch | None = state
+        detector = DetectorState() if state is None else state.detector
+        self._reporting = Reporting(outputs, detector, settings.rules)
+        self._schedule = settings.schedule(training.planned_steps)
+        self._worker = Worker()
+        self._finding = Finding(training, settings.declared, settings.seed)
+        self._training_loss = TrainingLoss(training, settings.seed)
+        without_loss = Distortion | Fate | Persistence
+        of_loss = [probe for probe in settings.measured if not isinstance(probe, without_loss)]
+        # A probe that tells its cost takes the step that it measures, and no samples of others.
+        self._sampling = [probe.name for probe in of_loss if getattr(probe, "expected_cost", None) is None]
+        self._recording = Recording(
+            training, self._training_loss if of_loss else None, partial(self._schedule.steps_until_any, self._sampling)
+        )
+        self._probing = Probing(settings.measured, self._ranks, {})
+        shares = Shares() if state is None else state.shares
+        self._exchange = Exchange(training, self._reporting, self._probing, self._schedule, self.budget, shares)
+        limited = settings.max_overhead is not None
+        self._measuring = Measuring(
+            training, self._probing, self._schedule, self._exchange, self.budget, limited=limited
+        )
+        self._movements = Movements(
+            training, lambda event: self._exchange.events.append(event), self._measuring.moved_outside
+        )
+        self.steps: Steps = Steps(
+            training.module,
+            on_settle=self._measuring.update_before_another,
+            on_outside=self._movements.outside,
+            on_deferred=lambda stands: self._measuring.finish(stands=stands),
+            on_begin=lambda runs_closure: self._recording.update_begins(runs_closure=runs_closure),
+            on_end=self._recording.update_ends,
+            keep_copies=self._finding.sharding == "whole",
+        )
+        self._shards: Mapping[str, Tensor] | None = None
+        self._membership: Membership | None = None
+        self._finds_again = False
+        self._first_batch = True
+        self._epoch_measured = -1
+        self._last_step = step
+        self._closed = False
+        if damage is not None:
+            self._reporting.event(damage)
+
+    # --- what others may ask ----------------------------------------------------------------------------------------
+
+    @property
+    def events(self) -> Sequence[TopologyEvent]:
+        """Everything that has happened, oldest first."""
+        return tuple(sorted([*self._reporting.events, *self._outputs.noticed], key=lambda event: event.step))
+
+    @property
+    def has_unseen_steps(self) -> bool:
+        """Whether parameters have moved by updates that no hook has seen."""
+        return self._movements.has_unseen_steps
+
+    @property
+    def dirpath(self) -> Path | None:
+        """The run folder; None where there is none."""
+        return self._outputs.dirpath
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes of the training."""
+        return self._ranks
+
+    @property
+    def last_step(self) -> int:
+        """The step of the last update; before the first, how many steps lay behind the network at the start."""
+        return self._last_step
+
+    @property
+    def epochs_agree(self) -> bool:
+        """Whether all processes end their epochs at the same step."""
+        return self._training.epochs_agree
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
+        self.steps.take_deferred()
+        self._measuring.coverage.cut()
+        return SavedWatch(
+            self._outputs.dirpath,
+            self._outputs.run_id,
+            self._last_step,
+            self._reporting.detector,
+            dict(self._schedule.slots),
+            self._exchange.shares,
+            self._probing.awaited.steps,
+            self._exchange.rates.told,
+        ).to_dict()
+
+    def proposed(self, group: str, ratio: float) -> None:
+        """Note the critical ratio of an update that a guard did not let pass as it was, until the batch is over."""
+        self._exchange.proposed[group] = max(ratio, self._exchange.proposed.get(group, 0.0))
+
+    def stopped(self, values: Mapping[str, float]) -> None:
+        """Note that a gate stops the training, in the record and under `topology/stopped`."""
+        step, epoch = self._last_step, self._training.epoch
+        self._reporting.measurement(Measurement(step, epoch, "gate", GLOBAL, values))
+        self._publish(step, log=True)
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def before_batch(self, batch: Any = None) -> None:
+        """A batch begins; it is kept while its step is looked at."""
+        with self.budget.spending():
+            self.steps.begin()
+            if self._first_batch:
+                self.steps.keep(self._training.optimizers)
+            step = self._training.step + 1
+            due = self._measuring.due("step", step)
+            is_wanted = (
+                not self._measuring.has_begun or self._finds_again or any(map(self._probing.wants_own_step, due))
+            )
+            if not self._measuring.has_begun and self._shards is None:
+                self._shards = kept_shards(self._training)  # before anything is recorded
+            self._recording.begin(batch, step, wanted=is_wanted, copies=self._lent_copies)
+            self.steps.gradients.wanted = any(map(needs_gradient_scales, due)) and self._finding.sharding == "whole"
+            if (snapshots := self._measuring.snapshots) is not None:
+                snapshots.before_step(step, due)
+        self.budget.begin_step()
+
+    def before_backward(self, loss: Tensor, *, scale: float = 1.0) -> None:
+        """A loss is about to be differentiated; `scale` is the factor by which it exceeds the module's own."""
+        with self.budget.spending():
+            self._recording.loss(loss, scale)
+            if self._first_batch:
+                self.steps.keep(self._training.optimizers)  # lazy parameters have their shapes now
+            self.steps.gradients.loss(loss, scale)
+
+    def after_backward(self, *, goes_on: bool = False, in_engine: bool = False) -> None:
+        """A gradient is there; `goes_on` where the step may have further losses, `in_engine` where autograd calls."""
+        with self.budget.spending():
+            self._recording.differentiated(goes_on=goes_on, is_stepping=self.steps.is_stepping, in_engine=in_engine)
+            if self.steps.gradients.wanted:
+                known = {id(o): o for o in (*self._training.optimizers, *self.steps.optimizers)}
+                self.steps.gradients.differentiated(list(known.values()))
+
+    def before_update(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to change its parameters."""
+        with self.budget.spending():
+            self.steps.check(optimizer)
+            if self.steps.is_stepping:  # its closure, if it has one, has run
+                self._recording.update_begins(runs_closure=False)
+
+    def after_batch(self, loss: Tensor | float | None) -> None:
+        """A batch is over; `loss` is the mean loss of this process's batch, undivided and unscaled."""
+        self.budget.end_step()
+        with self.budget.spending():
+            self._recording.end()
+            log = shares = False
+            step = self._training.step + 1
+            if self.steps.is_deferred:  # no update has come since
+                self.steps.take_deferred()
+            stepped = self._movements.has_stepped(self.steps, step)
+            if stepped:
+                self._first_batch = False
+                self._last_step = step
+                self._exchange.losses.note(step, loss)
+                self._exchange.rates.note(step, next((u.learning_rate for u in self.steps.pending), None))
+                if not self._measuring.has_begun:
+                    self._start(step)
+                elif self._finds_again:
+                    self._find_again()
+                else:
+                    self._follow_members(step)
+                due = self._measuring.due("step", step)
+                period = self._training.log_every_n_steps
+                log = period > 0 and step % period == 0
+                at_once = bool(due) or log or step % EXCHANGE_STEPS == 0 or self._training.ends_epoch()
+                # What fails on this process alone: it raises when nobody waits for this one any more.
+                error: Exception | None = None
+                try:
+                    unseen = None if self.steps.pending else self._movements.unseen
+                    self._measuring.step(step, due, unseen=unseen, at_once=at_once)
+                except Exception as raised:
+                    error = raised
+                shares = log or self._exchange.is_due(step, self._measuring.coverage, measured=bool(due))
+                if shares:
+                    self._share(step, due)
+                self._recording.forget()
+                if self._measuring.is_awaited:
+                    self.steps.defer()
+                else:
+                    self.steps.advance()
+                if error is not None:
+                    raise error
+            self._exchange.proposed.clear()
+            # Before validation and every hook at the epoch's end, so that these see the new values in any order.
+            if self._training.ends_epoch() and self._measuring.has_begun and (stepped or self.epochs_agree):
+                self._measure_epoch(step if stepped else self._training.step, log=log)
+            elif shares:
+                self._publish(step, log=log)
+            failures, self.steps.failures = self.steps.failures, []
+            if failures:  # in an optimizer's step, which they must not end
+                raise failures[0]
+
+    def break_off(self) -> None:
+        """The batch has ended in an exception, and another may follow."""
+        self._recording.end()
+        self._exchange.proposed.clear()
+
+    def after_epoch(self) -> None:
+        """Measure what is due at the end of an epoch, unless its last batch was known to be the last."""
+        with self.budget.spending():
+            self.steps.take_deferred()
+            if self._measuring.has_begun and self.epochs_agree and self._epoch_measured != self._training.epoch:
+                self._measure_epoch(self._training.step)
+
+    def validated(self, values: Mapping[str, float]) -> None:
+        """Take in what the training's own validation has found."""
+        if self._measuring.has_begun:
+            self._exchange.validated(self._training.step, values)
+
+    def close(self, *, in_haste: bool = False) -> bool:
+        """Finish: take in what is awaited, and end the outputs. False if that was done already.
+
+        `in_haste` where something has gone wrong: what is not ready is given up, and what processes would share.
+        """
+        if self._closed:
+            return False
+        self._closed = True
+        try:
+            self._recording.end()
+            if in_haste:
+                self._measuring.finish(stands=False)
+                late = self._probing.give_up("training broke off before it was ready")
+            else:
+                self.steps.take_deferred()
+                late = self._probing.collect()
+            self._exchange.outcomes += late
+            if self._measuring.has_begun:
+                self._share(self._last_step, last=True, alone=in_haste)
+                self._publish(self._last_step, log=False)
+        finally:
+            self.release()
+            self._outputs.end(in_haste=in_haste)
+        self._raise_first_error()
+        return True
+
+    def _lent_copies(self) -> dict[int, Tensor]:
+        """Copies of the present parameters for the recorder."""
+        self.steps.take_deferred()
+        return self.steps.lend()
+
+    def release(self) -> None:
+        """Leave the training alone: remove all hooks, let copies go, end the worker."""
+        self._recording.end()
+        self.steps.release()
+        self._worker.close()
+
+    # --- the start --------------------------------------------------------------------------------------------------
+
+    def find_neurons(self) -> Sequence[NeuronGroup]:
+        """Find the neurons on what has been recorded of the present batch so far; a collective."""
+        if not self.groups:
+            self.groups = self._finding.groups(self._recording.so_far(), self._recording.obstacle)
+        return self.groups
+
+    def _start(self, step: int) -> None:
+        """The first step is done: find the neurons, and tell the outputs."""
+        training, settings, saved = self._training, self._settings, self._saved
+        snapshots = self._settle_in()
+        snapshots.begun_at(step, self._shards)
+        self._shards = None
+        readings = Readings([group.name for group in self.groups], settings.log_groups)
+        run = Run(self.groups, readings, settings.described(), training.step, training.epoch, training.facts())
+        self._reporting.start(run)
+        if saved is not None:
+            self._schedule.slots.update(saved.slots)
+            self._exchange.rates.told = saved.rate
+        for name in self._sampling:
+            self._schedule.expect(name, STEPS_PER_TAPE * (1 + self._training_loss.n_wanted))
+        self._schedule.expect("fate", STEPS_PER_FATE, like="distortion")
+        store, probes = self._outputs.store, self._probing.probes
+        resumption = begin_reference(snapshots, store, self.groups, training, saved, step, probes)
+        if resumption is not None:
+            self._reporting.event(resumption)
+        for k, problem in enumerate(self._finding.problems):  # numbered: several may belong to no group
+            self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
+        if (event := unwatched(self._finding.uncovered, step, training.epoch)) is not None:
+            self._reporting.event(event)
+        snapshots.worker = self._worker
+        keep_parameters(self._outputs.store, self.groups, self._finding.coverage)
+
+    def _settle_in(self) -> Snapshots:
+        """Find the neurons on the recorded step, and look at them from now on."""
+        self.find_neurons()
+        self._probing.order.update({group.name: k for k, group in enumerate(self.groups)})
+        snapshots = Snapshots(self._training, self.steps, self.groups, self._training_loss)
+        self._measuring.look_at(snapshots, self.steps)
+        self._membership = Membership(self._training.module, self.steps)
+        return snapshots
+
+    def _follow_members(self, step: int) -> None:
+        """Take in that other parameters are trained now than before this step."""
+        assert self._measuring.snapshots is not None
+        assert self._membership is not None
+        change = self._membership.change(step)
+        if change is not None:
+            self._finds_again = change.are_new  # on the next step as it runs
+            groups = self._measuring.snapshots.refer_from(step, change.names)
+            event = members_changed(sorted(change.names), groups, step, self._training.epoch)
+            self._exchange.events.append(event)
+
+    def _find_again(self) -> None:
+        """Find the neurons of a module that has other parameters now than in the first step."""
+        self._finds_again = False
+        assert self._measuring.snapshots is not None
+        reference = self._measuring.snapshots.reference
+        self.groups = ()
+        self._settle_in().take_over(reference)
+        keep_parameters(self._outputs.store, self.groups, self._finding.coverage)
+
+    # --- reporting ---------------------------------------------------------------------------------------------------
+
+    def _measure_epoch(self, step: int, *, log: bool = False) -> None:
+        self._epoch_measured = self._training.epoch
+        due = self._measuring.epoch(step)
+        self._share(step, due)
+        self._publish(step, log=log or bool(due))
+
+    def _share(self, step: int, due: Sequence[Probe] = (), *, last: bool = False, alone: bool = False) -> None:
+        """Put together and report what all processes have found since this was last done."""
+        self._exchange.run(step, self._measuring.coverage, due, last=last, alone=alone)
+        if not alone:
+            self._raise_first_error()
+
+    def _raise_first_error(self) -> None:
+        """Raise a probe's error where the user wants to know."""
+        errors, self._probing.errors = self._probing.errors, {}
+        if errors and self._settings.on_error == "raise":
+            raise next(iter(errors.values()))
+
+    def _publish(self, step: int, *, log: bool) -> None:
+        readings = self._reporting.readings
+        if readings is None:
+            return
+        # Of several processes rank 0's share, as of the last exchange, so that all publish the same.
+        overhead = self.budget.share() if self._ranks.size == 1 else self._exchange.overhead
+        phase = float(self._reporting.detector.phase)
+        epoch = self._training.epoch
+        readings.take(Measurement(step, epoch, "phase", GLOBAL, {"phase": phase, "overhead": overhead}))
+        readings.take(Measurement(step, epoch, "coverage", GLOBAL, self._exchange.shares.values()))
+        self._training.publish(readings.metrics())
+        if log:  # on every rank, so that "since the last log" means the same on each
+            self._reporting.row(step, self._training.epoch)

@@ -1,0 +1,122 @@
+"""The result of a sweep of the learning rate."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, slots=True)
+class LRSweep:
+    """One entry per learning rate, in the order in which they were tried: rising.
+
+    `losses` are those of the batches on which the sweep trained, before each step. `critical_ratios` are r of the
+    sweep's steps, and `first_step_ratios` r of a first step at that learning rate from the weights at the start.
+    `eta_lambdas` and `sharpness_ratios` are the curvature where the sweep stood, against a step at that learning rate
+    (critical at 1, and edge of stability at 1); NaN where they could not be measured. `diverged` says that the sweep
+    ended early, because the loss did not stay within bounds.
+
+    >>> r, twice = (0.3, 0.6, 1.2), (0.6, 1.2, 2.4)
+    >>> sweep = LRSweep((0.1, 0.2, 0.4), (3.0, 2.0, 1.0), r, r, twice, r)
+    >>> sweep.suggestion_by_ratio, sweep.suggestion_by_curvature, sweep.suggestion
+    (0.2, 0.1, 0.1)
+    """
+
+    lrs: tuple[float, ...]
+    losses: tuple[float, ...]
+    critical_ratios: tuple[float, ...]
+    first_step_ratios: tuple[float, ...]
+    eta_lambdas: tuple[float, ...]
+    sharpness_ratios: tuple[float, ...]
+    diverged: bool = False
+
+    @property
+    def suggestion_by_ratio(self) -> float | None:
+        """The largest learning rate up to which r stayed below 1, of the sweep's step and of a first step alike.
+
+        None where r reached 1 nowhere or everywhere in the sweep.
+        """
+        both = [_worse(*pair) for pair in zip(self.critical_ratios, self.first_step_ratios, strict=True)]
+        return _last_below(self.lrs, both)
+
+    @property
+    def suggestion_by_curvature(self) -> float | None:
+        """The largest learning rate up to which eta_lambda stayed below 1, the paper's sufficient condition.
+
+        Each value is the median of three neighbours, because a tiny entry of an adaptive preconditioner makes single
+        peaks. Values above 1 at the very beginning are skipped: Adam's bias correction causes them. None where it
+        reached 1 nowhere or everywhere in the sweep, or where the optimizer's rule is not known.
+        """
+        return _last_below(self.lrs, _medians(self.eta_lambdas), settles=True)
+
+    @property
+    def suggestion(self) -> float | None:
+        """The smaller of the two suggestions, or the only known one; None where none is known."""
+        return min((lr for lr in (self.suggestion_by_ratio, self.suggestion_by_curvature) if lr), default=None)
+
+    def __str__(self) -> str:
+        parts = (
+            _said("critical ratio r", self.lrs, self.critical_ratios, self.suggestion_by_ratio),
+            _said("eta_lambda", self.lrs, self.eta_lambdas, self.suggestion_by_curvature),
+        )
+        end = f" The loss diverged at {self.lrs[-1]:.3g}." if self.diverged else ""
+        return f"{len(self.lrs)} learning rates from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g}: {'; '.join(parts)}.{end}"
+
+    def plot(self) -> "Figure":
+        """The loss, and r, eta_lambda and the sharpness ratio over the learning rate, with what is suggested.
+
+        Raises `ImportError` where matplotlib is missing.
+        """
+        from lightning_topo._figures.lr_sweep import Curve, Mark, lr_figure
+
+        ratios = (
+            Curve("r, steps of the sweep", self.critical_ratios),
+            Curve("r, first step", self.first_step_ratios),
+            Curve("$\\eta\\lambda$", self.eta_lambdas),
+            Curve("sharpness ratio", self.sharpness_ratios),
+        )
+        found = (("by r", self.suggestion_by_ratio), ("by $\\eta\\lambda$", self.suggestion_by_curvature))
+        marks = [Mark(f"{how}: {lr:.3g}", lr) for how, lr in found if lr is not None]
+        return lr_figure(self.lrs, self.losses, ratios, marks)
+
+
+def _worse(a: float, b: float) -> float:
+    return b if math.isnan(a) else a if math.isnan(b) else max(a, b)
+
+
+def _medians(values: Sequence[float]) -> list[float]:
+    """The median of each known value and its known neighbours; the first and last values are kept."""
+    at = [k for k, value in enumerate(values) if not math.isnan(value)]
+    smooth = list(values)
+    for before, k, after in zip(at, at[1:], at[2:], strict=False):
+        smooth[k] = median((values[before], values[k], values[after]))
+    return smooth
+
+
+def _last_below(lrs: Sequence[float], values: Sequence[float], settles: bool = False) -> float | None:
+    """The last learning rate before that at which the value first reaches 1; unknown values are passed over.
+
+    With `settles`, those at the beginning that are at least 1 are passed over as well.
+    """
+    below = None
+    for lr, value in zip(lrs, values, strict=True):
+        if value >= 1.0 and not (settles and below is None):
+            return below
+        if value < 1.0:
+            below = lr
+    return None
+
+
+def _said(name: str, lrs: Sequence[float], values: Sequence[float], suggestion: float | None) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    if suggestion is not None:
+        return f"{name} stays below 1 up to {suggestion:.3g}"
+    if not known:
+        return f"{name} is not known"
+    if max(known) < 1.0:
+        return f"{name} stays below 1 everywhere (at most {max(known):.3g})"
+    return f"{name} is above 1 from the first on, {lrs[0]:.3g}"

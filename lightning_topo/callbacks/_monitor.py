@@ -1,0 +1,292 @@
+"""The callback that a researcher adds to a Trainer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_topo._watch import Watch, WatchSettings
+from lightning_topo._watch.checkpoint import saved_place
+from lightning_topo._watch.published_values import LogGroups
+from lightning_topo._watch.settings import Groups, probe_list
+from lightning_topo.callbacks._lightning_internals import run_folder, torch_optimizer
+from lightning_topo.callbacks._trainer_printer import TrainerPrinter
+from lightning_topo.callbacks._trainer_training import TrainerTraining
+from lightning_topo.outputs._outputs import Outputs, open_outputs
+from lightning_topo.outputs._watched import WatchedTraining
+from lightning_topo.outputs.page._inline import inline_html
+from lightning_topo.phases import PhaseRules
+from lightning_topo.probes import Probe
+
+
+class TopologyMonitor(WatchedTraining, Callback):
+    """Watches the topology of the neurons while a network trains, and leaves the training bitwise unchanged.
+
+    Measures how far each step bends the cloud of neurons (r = eta / eta*, critical at 1), the persistence diagrams of
+    every group of neurons, and how close the training is to the edge of stability; detects phases and events; sends
+    values to `trainer.callback_metrics` and to every logger under `topology/...`; keeps a record and a report.
+
+    The neurons are found on the first training step as it runs: nothing of the module's code is run a second time.
+    A trainer may have several monitors, each with a `dirpath` of its own; two of one folder it refuses as it is made.
+
+    Args:
+        probes: What to measure; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
+        groups: The groups of neurons, or "auto" to find and verify them in the first step.
+        dirpath: The run folder; by default `topology` beside Lightning's checkpoints.
+        log_groups: Which groups' values go to the loggers beside the network's: per quantity the "worst" group's,
+            "all", or the worst and those whose name fits a pattern; "auto" is "all" for at most 4 groups.
+            `callback_metrics` and the record hold all.
+        max_overhead: The fraction of wall time that periods set to "auto" may take together; None leaves them dense.
+        report: Whether to write `report.html` into the run folder.
+        on_error: "warn" and go on when a measurement fails, or "raise".
+        seed: Of the monitor's own random choices (times of measurements, verification).
+        verbose: Whether to show the phase and the critical ratio in the progress bar, a line for each event, and a
+            summary at the end.
+        max_record_mb: Where the record becomes larger, older measurements are thinned, with their extremes kept;
+            events are all kept. None (the default) keeps everything.
+        rules: The thresholds between phases.
+
+    Raises:
+        TypeError: A probe without a name or a `measure`.
+        ValueError: A parameter is out of its range, two probes share a name, or one has a name of the monitor's own.
+
+    Source: Yang, Poggio, Chuang, Ziyin, *Topological Invariance and Breakdown in Learning*, arXiv:2510.02670.
+
+    >>> TopologyMonitor(max_overhead=2.0)
+    Traceback (most recent call last):
+    ...
+    ValueError: expected max_overhead between 0 and 1, or None, got 2.0
+    """
+
+    def __init__(
+        self,
+        probes: Sequence[Probe] | None = None,
+        *,
+        groups: Groups = "auto",
+        dirpath: str | Path | None = None,
+        log_groups: LogGroups = "auto",
+        max_overhead: float | None = 0.02,
+        report: bool = True,
+        on_error: Literal["warn", "raise"] = "warn",
+        seed: int = 0,
+        verbose: bool = True,
+        max_record_mb: float | None = None,
+        rules: PhaseRules = PhaseRules(),
+    ) -> None:
+        self.settings: WatchSettings = WatchSettings(
+            probes=probe_list(probes),
+            groups=groups if isinstance(groups, str) else tuple(groups),
+            dirpath=None if dirpath is None else Path(dirpath),
+            log_groups=log_groups,
+            max_overhead=max_overhead,
+            report=report,
+            on_error=on_error,
+            seed=seed,
+            verbose=verbose,
+            max_record_mb=max_record_mb,
+            rules=rules,
+        )
+        self._watch: Watch | None = None
+        self._training: TrainerTraining | None = None
+        self._outputs: Outputs | None = None
+        self._losses: list[Tensor] = []
+        self._logged_before: dict[str, Tensor] = {}
+        self._saved: Any = None
+
+    @property
+    def watch(self) -> Watch | None:
+        """The engine of the present or last fit."""
+        return self._watch
+
+    @property
+    def epochs_agree(self) -> bool:
+        """Whether all processes end their epochs at the same step."""
+        return self.watch is None or self.watch.epochs_agree
+
+    def _repr_html_(self) -> str | None:
+        """The run so far, as notebooks show it; None (its plain name) where there is no record."""
+        try:
+            record = self.record
+            return None if record is None else inline_html(record)
+        except Exception:  # to show something must not end a notebook's cell
+            return None
+
+    def note_proposal(self, group: str, ratio: float) -> None:
+        """Take in the critical ratio of an update that a guard did not let pass as it was."""
+        if self.watch is not None:
+            self.watch.proposed(group, ratio)
+
+    def note_stop(self, values: Mapping[str, float]) -> None:
+        """Take in that a gate stops the training, with the numbers that made it."""
+        with self._guarded("could not note that training was stopped"):
+            if self.watch is not None:
+                self.watch.stopped(values)
+
+    @property
+    def state_key(self) -> str:
+        """Tells several monitors apart in one checkpoint, by their folders; the Trainer refuses two of one key."""
+        return self._generate_state_key(dirpath=str(self.settings.dirpath))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._saved = None  # of an earlier `test(ckpt_path=...)`: a fit resumes from its own checkpoint only
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # With another `dirpath` Lightning finds no state of this monitor: its run is a branch of the one that has none.
+        states, present = checkpoint.get("callbacks", {}), {monitor.state_key for monitor in monitors(trainer)}
+        name = type(self).__qualname__ + "{"
+        left = [state for key, state in states.items() if str(key).startswith(name) and key not in present]
+        if self.state_key not in states and len(left) == 1:
+            self.load_state_dict(left[0])
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        saved, self._saved, self._watch = self._saved, None, None
+        with self._guarded("could not start, and does not watch this training"):
+            training, settings = TrainerTraining(trainer, pl_module), self.settings
+            opened = partial(
+                open_outputs,
+                settings.dirpath or run_folder(trainer) / "topology",
+                loggers=trainer.loggers,
+                is_first_rank=trainer.is_global_zero,
+                resume=saved_place(saved),
+                step=training.step,
+                epoch=training.epoch,
+                printer=TrainerPrinter(trainer),
+                verbose=settings.verbose,
+                report=settings.report,
+                max_overhead=settings.max_overhead,
+                max_record_bytes=settings.max_record_bytes,
+                on_error=settings.on_error,
+            )
+            # Where one process cannot, none goes on to wait for it.
+            outputs = training.ranks.together("opening the outputs", opened)
+            self._training, self._outputs = training, outputs
+            self._watch = Watch(training, settings, outputs, saved)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._losses = []
+        with self._guarded("could not look at a step before it began"):
+            if self.watch is not None:
+                self.watch.before_batch(batch)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        with self._guarded("could not look at a loss"):
+            if self.watch is not None and self._training is not None:
+                scale = self._training.loss_scale
+                self._losses.append(loss.detach() if scale == 1.0 else loss.detach() / scale)
+                self.watch.before_backward(loss, scale=scale)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self._guarded("could not look at a step after its gradient"):
+            if self.watch is not None:
+                self.watch.after_backward(goes_on=not pl_module.automatic_optimization)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        with self._guarded("could not look at the parameters before an update"):
+            if self.watch is not None:
+                self.watch.before_update(torch_optimizer(optimizer))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        with self._guarded("could not measure a step"):
+            if self.watch is not None and self._training is not None:
+                loss = self._training.batch_loss(outputs)
+                if loss is None and self._losses:  # manual optimization: all that was differentiated
+                    loss = sum(self._losses[1:], self._losses[0])
+                self.watch.after_batch(loss)
+        self._losses = []
+        self._tell(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with self._guarded("could not measure an epoch"):
+            if self.watch is not None:
+                self.watch.after_epoch()
+        self._tell(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged_before = dict(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        before, self._logged_before = self._logged_before, {}
+        with self._guarded("could not note what validation has logged"):
+            if self.watch is not None and not trainer.sanity_checking:
+                self.watch.validated(fresh_metrics(before, trainer.callback_metrics))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close(in_haste=True)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.watch is not None:
+            return self.watch.state()
+        return dict(self._saved) if isinstance(self._saved, Mapping) else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Whatever it is: the watch reads it with care, and reports in an event what it could not use.
+        self._saved = state_dict or None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Neither the live watch nor what Lightning attaches (`log`, bound to the module) belongs to a copy.
+        empty = {"_watch": None, "_training": None, "_outputs": None, "_losses": [], "_logged_before": {}}
+        return {"settings": self.settings, "_saved": self._saved, **empty}
+
+    def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give fresh findings to every callback that wants them."""
+        findings = None if self._outputs is None else self._outputs.take()
+        if findings is None:
+            return
+        for callback in _callbacks(trainer):
+            listen = getattr(callback, "on_topology_findings", None)
+            if listen is not None:
+                listen(trainer, pl_module, findings)
+
+    def _close(self, *, in_haste: bool = False) -> None:
+        with self._guarded("could not finish its record and report"):
+            if self.watch is not None:
+                self.watch.close(in_haste=in_haste)
+
+    @contextmanager
+    def _guarded(self, what: str) -> Iterator[None]:
+        """Training goes on whatever happens here, unless the user wants to know."""
+        try:
+            yield
+        except Exception as error:
+            if self.settings.on_error == "raise":
+                raise
+            rank_zero_warn(f"TopologyMonitor {what} ({type(error).__name__}: {error}). Training goes on.")
+
+
+def monitors(trainer: Trainer) -> list[TopologyMonitor]:
+    """The trainer's monitors, in the order of its callbacks."""
+    return [callback for callback in _callbacks(trainer) if isinstance(callback, TopologyMonitor)]
+
+
+def fresh_metrics(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """The metrics of the module's own that were logged in between: they hold another tensor now.
+
+    >>> import torch
+    >>> old = torch.tensor(1.0)
+    >>> fresh_metrics({"a": old, "b": old}, {"a": old, "b": torch.tensor(2.0), "topology/phase": torch.tensor(0.0)})
+    {'b': 2.0}
+    """
+    return {
+        name: float(value)
+        for name, value in after.items()
+        if value is not before.get(name) and value.numel() == 1 and not name.startswith("topology/")
+    }
+
+
+def _callbacks(trainer: Trainer) -> list[Any]:
+    return trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  # set without being declared

@@ -1,0 +1,180 @@
+"""A snapshot of a cloud: lower bounds of each neuron's distances, from which later steps are bounded."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lightning_topo.geometry._distances import ACCURACY, Rows, binary_scale, mean_point, squared_distances
+from lightning_topo.geometry._lower_bounds import nearest_by_directions, nearest_by_products
+from lightning_topo.geometry._precision import full_precision, wide_dtype
+
+MAX_ROWS = 20_000
+"""With more neurons than this, distances are bounded in a few directions instead of over all n² pairs."""
+
+_TILE_ELEMENTS = 1 << 22
+_USUAL = 0.75
+_FEW_PAIRS = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """Lower bounds of the distances in b clouds of n neurons each, for the bounds of later steps.
+
+    `nearest[b]`, ascending, bounds the distance from neuron `order[b]` to every other but those paired with it in
+    `pairs`; rounding is taken off. `pairs` holds flat rows (block * n + row): neurons much nearer to each other than
+    most are, whose ratios are computed exactly, and each of several equal neurons with the first of them, where
+    `equal` is True. Of equal neurons only the first has a finite entry in `nearest`.
+
+    `origin` is the cloud itself, by reference: it must not change. None where the caller keeps the values elsewhere.
+    `reason` says why the bounds are looser than they could be, or certify nothing; empty where neither is so.
+    """
+
+    nearest: Float[Tensor, "b n"]
+    order: Int[Tensor, "b n"]
+    pairs: Int[Tensor, "p 2"]
+    equal: Bool[Tensor, " p"]
+    origin: Float[Tensor, "b n d"] | None = None
+    reason: str = ""
+
+    @property
+    def n_rows(self) -> int:
+        """Neurons of all blocks together, b * n."""
+        return self.nearest.numel()
+
+
+def snapshot(points: Tensor, k: int = 8, near: float = 0.25) -> Snapshot:
+    """Bound the distances in a cloud (n, d), or in each of b clouds (b, n, d), from below.
+
+    Pairs nearer than `near` times what is usual (the upper quartile of the distances to nearest neighbours) go into
+    `pairs`, at most `k` for a neuron and some n / 8 in all, the nearest ones. `near=inf` takes the k nearest
+    neighbours of every neuron, which makes later bounds tighter and dearer.
+    A cloud with NaN or infinities gets bounds that certify nothing, and a `reason`.
+
+    Raises:
+        TypeError: the dtype is not a real floating-point one.
+        ValueError: neither two nor three dimensions, or k < 1.
+
+    >>> snapshot(torch.tensor([[0.0], [1.0], [3.0]])).nearest.round(decimals=2)
+    tensor([[1., 1., 2.]], dtype=torch.float64)
+    """
+    if k < 1:
+        raise ValueError(f"expected k >= 1, got {k}")
+    clouds = as_clouds(points)
+    b, n, _ = clouds.shape
+    with full_precision(clouds.device):
+        if n < 2:
+            return _sorted(clouds.new_full((b, n), torch.inf, dtype=wide_dtype(clouds.device)), clouds, [], [], "")
+        if n > MAX_ROWS:
+            nearest = torch.stack([nearest_by_directions(cloud) for cloud in clouds])
+            reason = f"more than {MAX_ROWS} neurons: their distances are bounded by those in a few directions"
+            return _sorted(nearest, clouds, [], [], _or_not_finite(nearest, reason))
+        return snapshot_of_nearest(clouds, *nearest_by_products(clouds), k=k, near=near)
+
+
+def snapshot_of_nearest(
+    clouds: Float[Tensor, "b n d"],
+    nearest: Float[Tensor, "b n"],
+    resolved: Float[Tensor, "b 1"],
+    *,
+    k: int = 8,
+    near: float = 0.25,
+) -> Snapshot:
+    """A snapshot of clouds whose nearest neighbours have lower bounds already, good from the distance `resolved` on.
+
+    For a measurement that has the products at hand; k and near are those of `snapshot`.
+    """
+    nearest = nearest.clone()
+    usual = nearest.quantile(_USUAL, dim=1, keepdim=True)
+    unclear = (nearest <= resolved) | (nearest < near * usual)
+    pairs: list[Tensor] = []
+    equal: list[Tensor] = []
+    for block in unclear.any(dim=1).nonzero().flatten().tolist():
+        rows = unclear[block].nonzero().flatten()
+        distances, columns, first = _neighbours(clouds[block], rows, k)
+        member = first != rows
+        distances[member] = torch.inf
+        nearest[block, rows] = distances[:, 0]
+        threshold = _nearness(distances, nearest[block], near)
+        listed = distances < threshold
+        listed[:, -1] = False  # the last one bounds whatever is beyond the list
+        nearest[block, rows] = distances.masked_fill(listed, torch.inf).amin(dim=1)
+        i, position = listed.nonzero(as_tuple=True)
+        close = torch.stack([rows[i], columns[i, position]], dim=1).sort(dim=1).values.unique(dim=0)
+        same = torch.stack([first[member], rows[member]], dim=1)
+        pairs.append(torch.cat([close, same]) + block * clouds.shape[1])
+        equal.append(torch.arange(len(close) + len(same), device=rows.device) >= len(close))
+    return _sorted(nearest, clouds, pairs, equal, _or_not_finite(nearest, ""))
+
+
+def as_clouds(points: Tensor) -> Float[Tensor, "b n d"]:
+    """The points as b clouds, detached; raise unless the shape is (n, d) or (b, n, d)."""
+    if points.ndim not in (2, 3):
+        raise ValueError(f"expected points of shape (n, d) or (b, n, d), got {tuple(points.shape)}")
+    if not points.is_floating_point():
+        raise TypeError(f"expected points of a real floating-point dtype, got {points.dtype}")
+    points = points.detach()
+    if points.shape[-1] == 0:  # neurons without coordinates are all equal, as those with a zero
+        points = points.new_zeros(*points.shape[:-1], 1)
+    return points[None] if points.ndim == 2 else points
+
+
+def _neighbours(
+    cloud: Float[Tensor, "n d"], rows: Int[Tensor, " m"], k: int
+) -> tuple[Float[Tensor, "m l"], Int[Tensor, "m l"], Int[Tensor, " m"]]:
+    """Lower bounds, to the last digits, of the distances to the k + 1 nearest that are not equal; the first equal one.
+
+    Of several equal neurons only the first is anybody's neighbour.
+    """
+    distances, columns, first = _listed(cloud, rows, k, rows[:0])
+    members = rows[first != rows]
+    if len(members):
+        distances, columns, _ = _listed(cloud, rows, k, members)
+    return distances, columns, first
+
+
+def _nearness(distances: Float[Tensor, "m l"], nearest: Float[Tensor, " n"], near: float) -> float:
+    """The distance below which listed pairs are computed exactly."""
+    if near == torch.inf:
+        return torch.inf
+    apart = nearest[nearest.isfinite()]
+    threshold = near * float(apart.quantile(_USUAL)) if len(apart) else 0.0
+    # A pair stands in two lists.
+    most = 2 * max(_FEW_PAIRS, len(nearest) // 8)
+    if int((distances < threshold).sum()) > most:
+        threshold = float(distances.flatten().kthvalue(most + 1).values)
+    return threshold
+
+
+def _listed(
+    cloud: Float[Tensor, "n d"], rows: Int[Tensor, " m"], k: int, hidden: Int[Tensor, " h"]
+) -> tuple[Float[Tensor, "m l"], Int[Tensor, "m l"], Int[Tensor, " m"]]:
+    scale, origin = binary_scale(cloud), mean_point(cloud)
+    everyone = Rows.around(cloud, origin, scale)
+    squares, columns, first = [], [], []
+    for some in rows.split(max(1, _TILE_ELEMENTS // len(cloud))):
+        tile = squared_distances(Rows.around(cloud[some], origin, scale), everyone)
+        tile[torch.arange(len(some), device=some.device), some] = 0.0
+        first.append((tile == 0).int().argmax(dim=1))
+        tile.masked_fill_(tile == 0, torch.inf)
+        tile[:, hidden] = torch.inf
+        found = tile.topk(min(k + 1, len(cloud)), dim=1, largest=False)
+        squares.append(found.values)
+        columns.append(found.indices)
+    accuracy = max(ACCURACY, torch.finfo(origin.dtype).eps) * (8 + cloud.shape[1] ** 0.5)
+    return torch.cat(squares).sqrt() / scale * (1 - accuracy), torch.cat(columns), torch.cat(first)
+
+
+def _sorted(
+    nearest: Float[Tensor, "b n"], clouds: Float[Tensor, "b n d"], pairs: list[Tensor], equal: list[Tensor], reason: str
+) -> Snapshot:
+    nearest, order = nearest.sort(dim=1)
+    no_pair = torch.empty((0, 2), dtype=torch.long, device=clouds.device)
+    return Snapshot(
+        nearest, order, torch.cat([no_pair, *pairs]), torch.cat([no_pair[:, 0] > 0, *equal]), clouds, reason
+    )
+
+
+def _or_not_finite(nearest: Float[Tensor, "b n"], reason: str) -> str:
+    return "NaN or infinite values: nothing is certified" if bool(nearest.isnan().any()) else reason

@@ -1,0 +1,47 @@
+"""Stopping a loop on what happens to the topology."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning_topo._watch import Watch
+from lightning_topo.outputs._feed import Findings
+from lightning_topo.outputs._gates import ELSEWHERE, StopRules, StopState, advance, reason_to_stop
+
+
+@dataclass(slots=True)
+class LoopGate:
+    """Counts findings, and has a `reason` as soon as training should stop; all processes stop together."""
+
+    rules: StopRules
+    reason: str | None = field(default=None, init=False)
+    counted: StopState = field(default_factory=StopState, init=False)
+
+    @classmethod
+    def of(cls, stop_on: str | Iterable[str] | StopRules | None) -> "LoopGate | None":
+        """A gate on events by their names, or by rules; None where there is nothing to stop on."""
+        if stop_on is None:
+            return None
+        return cls(stop_on if isinstance(stop_on, StopRules) else StopRules.of(stop_on))
+
+    def take(self, findings: Findings | None, watch: Watch) -> None:
+        """Count the findings, and decide; a collective where something was measured."""
+        if findings is None or self.reason is not None:
+            return
+        self.counted = advance(self.counted, findings, self.rules)
+        # Measurements come to all processes alike; an event of the record itself comes to the first alone.
+        if watch.ranks.size > 1 and not findings.measurements:
+            return
+        mine = reason_to_stop(self.counted, self.rules)
+        if any(watch.ranks.all("gate", mine is not None)):
+            self.reason = mine or ELSEWHERE
+            watch.stopped(self.counted.values())
+
+    def state(self) -> dict[str, Any]:
+        """The state for a checkpoint; a gate that stopped counts from zero after a resume."""
+        counted = self.counted if self.reason is None else StopState(step=self.counted.step)
+        return counted.to_dict()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on counting; raises where it is no such state."""
+        self.counted = StopState.from_dict(state)

@@ -1,0 +1,138 @@
+"""The door for a training loop written by hand, and for Lightning Fabric."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Unpack
+
+from torch import Tensor, nn
+
+from lightning_topo._watch import WatchSettings
+from lightning_topo.loops._backward import when_backward_ends
+from lightning_topo.loops._gate import LoopGate
+from lightning_topo.loops._guard import LoopGuard
+from lightning_topo.loops._options import WatchOptions, watch_settings
+from lightning_topo.loops._session import LoopSession
+from lightning_topo.loops._training import LoopTraining
+from lightning_topo.loops._watched import Watched
+from lightning_topo.outputs._gates import StopRules
+from lightning_topo.probes import Probe
+
+
+class TopologyWatch(Watched):
+    """Watches a training whose loop you write yourself, in plain PyTorch or Lightning Fabric.
+
+    Measures, records and reports as `TopologyMonitor` does, and leaves the training bitwise unchanged:
+
+        with TopologyWatch(model, optimizer) as watch:
+            for batch in batches:
+                with watch.step():
+                    watch.loss(loss_of(model, batch)).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+    A step is an iteration in which an optimizer has stepped. Leaving the outer `with` closes the record.
+
+    Args:
+        model: What is trained; `torch.compile`, DDP and Fabric may have wrapped it.
+        optimizers: The optimizer, or several.
+        probes: What to measure; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
+        dirpath: The run folder; where another run stands there, `<dirpath>-v1`, `-v2`, ...
+        loggers: Lightning's loggers, to which rows and figures go.
+        log_every_n_steps: After how many steps a row goes to the loggers; 0 for never.
+        planned_steps: How many steps there will be in all; adaptive probes spread over them.
+        max_ratio: Where given, every update is kept at r <= `max_ratio`, as `TopologyStepGuard` does.
+        stop_on: Names of events, or `StopRules`, on which `should_stop` becomes true; the loop has to ask.
+        options: The other keyword arguments of `TopologyMonitor`.
+
+    Raises:
+        TypeError: A probe without a name or a `measure`.
+        ValueError: A parameter is out of its range; `max_ratio` with LBFGS or sharded parameters.
+        RuntimeError: In a step with `max_ratio`: no neurons were found, or an update cannot be seen.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Any,
+        probes: Sequence[Probe] | None = None,
+        *,
+        dirpath: str | Path = "topology",
+        loggers: Sequence[Any] = (),
+        log_every_n_steps: int = 50,
+        planned_steps: int | None = None,
+        max_ratio: float | None = None,
+        stop_on: str | Iterable[str] | StopRules | None = None,
+        **options: Unpack[WatchOptions],
+    ) -> None:
+        self.settings: WatchSettings = watch_settings(probes, dirpath, **options)
+        self.guard: LoopGuard | None = None if max_ratio is None else LoopGuard(max_ratio)
+        self.gate: LoopGate | None = LoopGate.of(stop_on)
+        self._loggers = tuple(loggers)
+        self._training = LoopTraining.of(model, optimizers, log_every_n_steps, planned_steps)
+        self._saved: Any = None
+        if self.guard is not None:
+            self.guard.refuse(self._training)
+
+    def __enter__(self) -> "TopologyWatch":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self.close(in_haste=kind is not None)
+
+    @contextmanager
+    def step(self, batch: Any = None) -> Iterator[None]:
+        """Surround one iteration: losses, backward passes, updates. One that raises is no step, unless it updated."""
+        session = self._started()
+        session.begin(batch)
+        try:
+            yield
+        except BaseException:
+            session.break_off()
+            raise
+        session.end()
+
+    def loss(self, loss: Tensor, *, scale: float = 1.0) -> Tensor:
+        """Look at a loss before its backward pass, and return it; several in one iteration are added up.
+
+        `scale` is the factor by which it exceeds the loss of a batch, as 1 / k where k batches are accumulated.
+        """
+        session = self._started()
+        session.loss(loss, scale)
+        when_backward_ends(loss, lambda: session.after_backward(goes_on=True, in_engine=True))
+        return loss
+
+    def end_epoch(self) -> None:
+        """Measure what is due at the end of an epoch, and count it; every process calls it after the same step."""
+        self._started().end_epoch()
+
+    def close(self, *, in_haste: bool = False) -> None:
+        """Finish the record and the report; `in_haste` without what takes time."""
+        if self._session is not None:
+            self._session.close(in_haste=in_haste)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether what `stop_on` names has happened; `gate.reason` says why."""
+        return self.gate is not None and self.gate.reason is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state for a checkpoint: plain numbers, strings and containers."""
+        return dict(self._saved or {}) if self._session is None else self._session.state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; before the first step, with the model and the optimizers as they were then.
+
+        Raises `RuntimeError` after it.
+        """
+        if self._session is not None:
+            raise RuntimeError("expected load_state_dict before the first step, got it later: make a new TopologyWatch")
+        self._saved = state or None
+
+    def _started(self) -> LoopSession:
+        """The session, which begins with the first step."""
+        if self._session is None:
+            self._session = LoopSession(
+                "TopologyWatch", self._training, self.settings, self._loggers, self.guard, self.gate, self._saved
+            )
+        return self._session

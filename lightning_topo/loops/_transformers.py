@@ -1,0 +1,131 @@
+"""The door for the `Trainer` of Hugging Face's transformers."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+from lightning_topo._watch import WatchSettings
+from lightning_topo.loops._gate import LoopGate
+from lightning_topo.loops._guard import LoopGuard
+from lightning_topo.loops._options import WatchOptions, watch_settings
+from lightning_topo.loops._session import LoopSession
+from lightning_topo.loops._trainer_seams import TrainerLog, closing, wrap_backward
+from lightning_topo.loops._training import LoopTraining
+from lightning_topo.loops._watched import Watched
+from lightning_topo.outputs._gates import StopRules
+from lightning_topo.probes import Probe
+
+try:
+    from transformers.trainer_callback import TrainerCallback
+except ImportError as error:
+    raise ImportError(
+        "TopologyTrainerCallback needs transformers and accelerate: pip install 'lightning-topo[transformers]'"
+    ) from error
+
+_STATE = "topology"
+"""Where our state stands among those of callbacks in a checkpoint's `trainer_state.json`."""
+
+
+class TopologyTrainerCallback(Watched, TrainerCallback):
+    """Watches a training by `transformers.Trainer`; measures, records and reports as `TopologyMonitor` does.
+
+        trainer = Trainer(model, args, train_dataset=...)
+        trainer.add_callback(TopologyTrainerCallback(trainer))
+
+    The trainer's callbacks see neither the loss nor the backward pass, and no exception: while it trains, its
+    `accelerator.backward` is wrapped, and its `train` for good. A step is one of the trainer's: with
+    `gradient_accumulation_steps` its loss is that of the last batch. The state goes into the checkpoint's
+    `trainer_state.json`.
+
+    Args:
+        trainer: The trainer to which the callback is added.
+        probes: What to measure; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
+        dirpath: The run folder; by default `topology` in the trainer's `output_dir`.
+        loggers: Lightning's loggers, to which rows and figures go; by default rows go to whatever the trainer reports
+            to, through `trainer.log`. A row goes out every `logging_steps`.
+        max_ratio: Where given, every update is kept at r <= `max_ratio`, as `TopologyStepGuard` does.
+        stop_on: Names of events, or `StopRules`, that stop the training.
+        options: The other keyword arguments of `TopologyMonitor`.
+
+    Raises:
+        TypeError: A probe without a name or a `measure`.
+        ValueError: A parameter is out of its range; in `train`, `max_ratio` with LBFGS or sharded parameters.
+        RuntimeError: In a step with `max_ratio`: no neurons were found, or an update cannot be seen.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        probes: Sequence[Probe] | None = None,
+        *,
+        dirpath: str | Path | None = None,
+        loggers: Sequence[Any] | None = None,
+        max_ratio: float | None = None,
+        stop_on: str | Iterable[str] | StopRules | None = None,
+        **options: Unpack[WatchOptions],
+    ) -> None:
+        folder = Path(trainer.args.output_dir) / "topology" if dirpath is None else dirpath
+        self.settings: WatchSettings = watch_settings(probes, folder, **options)
+        self.guard: LoopGuard | None = None if max_ratio is None else LoopGuard(max_ratio)
+        self.gate: LoopGate | None = LoopGate.of(stop_on)
+        self._trainer = trainer
+        self._max_ratio, self._stop_on = max_ratio, stop_on
+        self._loggers = (TrainerLog(trainer),) if loggers is None else tuple(loggers)
+        self._release: Callable[[], None] = lambda: None
+        trainer.train = closing(trainer.train, lambda: self._close(in_haste=True))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._close(in_haste=True)  # where the trainer starts anew with smaller batches
+        trainer = self._trainer
+        period = int(state.logging_steps or 0) if str(args.logging_strategy.value) == "steps" else 0
+        planned = state.max_steps if state.max_steps > 0 else None
+        training = LoopTraining.of(trainer.model, trainer.optimizer, period, planned)
+        training.step, training.epoch = state.global_step, int(state.epoch or 0)
+        saved = state.stateful_callbacks.get(_STATE) if state.global_step else None
+        self.guard = None if self._max_ratio is None else LoopGuard(self._max_ratio)
+        self.gate = LoopGate.of(self._stop_on)
+        self._session = LoopSession(
+            type(self).__name__, training, self.settings, self._loggers, self.guard, self.gate, saved
+        )
+        self._release = wrap_backward(trainer, self._session)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._session is not None:
+            self._session.training.step = state.global_step
+            self._session.begin()
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._session is not None:
+            self._session.end()
+            self._session.begin()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._session is not None:
+            self._session.end()
+        self._settle(state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._session is not None:
+            self._session.end_epoch()
+        self._settle(state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._settle(state, control, saves=True)  # the best checkpoint is saved after this
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._close()
+
+    def _settle(self, state: Any, control: Any, *, saves: bool = False) -> None:
+        """Stop where the gate says so, and put our state where the trainer will save it."""
+        if self._session is None:
+            return
+        if self.gate is not None and self.gate.reason is not None:
+            control.should_training_stop = True
+        if saves or control.should_save:
+            state.stateful_callbacks[_STATE] = self._session.state()
+
+    def _close(self, *, in_haste: bool = False) -> None:
+        release, self._release = self._release, lambda: None
+        release()
+        if self._session is not None:
+            self._session.close(in_haste=in_haste)

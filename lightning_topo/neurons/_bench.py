@@ -1,0 +1,355 @@
+"""Tapes at perturbed parameters, where neurons are permuted: one set of tensors is held, and no gradient whole."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64, Int, Shaped
+from torch import Tensor
+
+from lightning_topo._memory import is_out_of_memory
+from lightning_topo._tape import Tape
+from lightning_topo._tape.choices import with_choices_as_constants
+from lightning_topo._tape.replay import replay
+from lightning_topo.neurons._group import NeuronGroup, ParamSlice, block_derangement
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Thresholds of verification: of a residual against the control, of a control against the output.
+
+    `ratio` is the largest residual of a proved group, relative to the change that permuting a single
+    slice makes (the negative control). Where that control is itself below `floor` times the largest output,
+    the group has too little influence to be judged.
+    """
+
+    ratio: float
+    floor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A way to verify: in float64 or as recorded, how far off the parameters, with gradients or not.
+
+    `choices` are recomputed (as which expert a token goes to), or constants where shapes depend on them.
+    """
+
+    float64: bool = True
+    spread: float = 1.0
+    gradients: bool = True
+    choices: bool = True
+
+
+FLOAT64 = Tolerance(ratio=1e-6, floor=1e-8)
+NATIVE = Tolerance(ratio=2e-3, floor=1e-3)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The result of one permutation: relative change of the output, and largest relative error of the gradient."""
+
+    residual: float
+    gradient_error: float
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """A gradient over its largest entry: rounding it to float32 is then far below any tolerance, whatever its size."""
+
+    values: Tensor
+    scale: float
+
+    @staticmethod
+    def of(gradient: Tensor) -> "Scaled":
+        """The gradient, which is used up, in half the memory."""
+        largest = _largest(gradient)
+        narrow = torch.complex64 if gradient.is_complex() else torch.float32
+        return Scaled((gradient.div_(largest) if largest > 0 else gradient).to(narrow), largest)
+
+
+class Bench:
+    """Tapes at perturbed copies of their parameters, where permutations of groups are tried."""
+
+    def __init__(self, tapes: Sequence[Tape], groups: Sequence[NeuronGroup], seed: int, attempt: Attempt) -> None:
+        self.tapes = tapes if attempt.choices else [with_choices_as_constants(tape) for tape in tapes]
+        self.seed: int = seed
+        self.attempt: Attempt = attempt
+        self.precision: torch.dtype | None = torch.float64 if attempt.float64 else None
+        self.tolerance: Tolerance = FLOAT64 if attempt.float64 else NATIVE
+        values: dict[str, Tensor] = {}
+        trainable: dict[str, bool] = {}
+        for tape in tapes:
+            used = tape.params
+            values |= {name: tensor for name, tensor in tape.named_values.items() if name in used}
+            values |= tape.draws
+            trainable |= tape.trainable
+        wanted = {name for name, is_trained in trainable.items() if is_trained}
+        for group in groups:  # a frozen one needs the gradient of one slice, or a run of its own to see that it matters
+            strongest = [piece.names(group.n) for piece in _strongest(group)]
+            if wanted.isdisjoint(name for names in strongest for name in names):
+                wanted.update(*strongest[:1])
+        self.differentiated = [name for name, value in values.items() if name in wanted and _has_gradient(value)]
+        # A device's own: to draw as much as all parameters on the host would take longer than the proof.
+        generators = {t.device: torch.Generator(t.device).manual_seed(seed) for t in values.values()}
+        self.tensors = {
+            name: perturbed(t, generators[t.device], _spread(name, trainable, attempt), float64=attempt.float64)
+            for name, t in values.items()
+        }
+        for name, tensor in self.tensors.items():
+            if name.endswith("running_var"):
+                tensor.abs_().add_(0.3)
+        self.generator: torch.Generator = torch.Generator().manual_seed(seed)
+        self._moved: list[tuple[NeuronGroup, Tensor]] = []
+        self._movers: dict[str, list[int]] = {}
+        self._exchanged: dict[str, set[str]] = {}
+        self.gradient: dict[str, Scaled] = {}
+        self.reference = self.evaluate(self.tensors, self._keep)
+        self.gradient_scale: float = max((one.scale for one in self.gradient.values()), default=0.0) or 1.0
+        if not len(self.reference):
+            raise RuntimeError("expected the run to return a floating tensor, got none")
+        if not bool(torch.isfinite(self.reference).all()):
+            raise RuntimeError("expected finite outputs at perturbed parameters")
+        self.scale: float = float(self.reference.abs().max().clamp_min(1e-30))
+
+    def judge(self, groups: Sequence[NeuronGroup]) -> list[NeuronGroup]:
+        """Each group with its status."""
+        cases = [i for i, group in enumerate(groups) if group.n > 1 and group.status != "incoming_only"]
+        controls = {i: self._control(groups[i]) for i in cases}
+        trials: dict[int, Trial] = {}
+        self._bisect(groups, cases, controls, trials)
+        return [
+            self._verdict(group, trials[i], controls[i]) if i in trials else self._single(group)
+            for i, group in enumerate(groups)
+        ]
+
+    def output(self, tensors: Mapping[str, Tensor]) -> Float64[Tensor, " outputs"]:
+        """All outputs, flattened."""
+        with torch.no_grad():
+            return self._flatten(tensors).detach()
+
+    def evaluate(
+        self, tensors: Mapping[str, Tensor], take: Callable[[str, Tensor], None]
+    ) -> Float64[Tensor, " outputs"]:
+        """Outputs; `take` is given the gradient of the loss in the trained parameters and in a slice of frozen groups.
+
+        One at a time, each as soon as it is there: together they take as much memory as the parameters.
+        """
+        if not self.attempt.gradients:
+            return self.output(tensors)
+        leaves = {
+            name: t.detach().requires_grad_() if name in self.differentiated else t for name, t in tensors.items()
+        }
+
+        def taking(name: str) -> Callable[[Tensor], None]:
+            def hook(leaf: Tensor) -> None:
+                gradient, leaf.grad = leaf.grad, None
+                if gradient is not None:
+                    take(name, gradient)
+
+            return hook
+
+        for name in self.differentiated:
+            leaves[name].register_post_accumulate_grad_hook(taking(name))
+        with torch.enable_grad():
+            output = self._flatten(leaves)
+            if not output.requires_grad:
+                return output.detach()
+            weights = torch.randn(len(output), generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
+            loss = output.sum() if len(output) == 1 else output @ weights.to(output.device)
+            loss.backward(inputs=[leaves[name] for name in self.differentiated])
+        return output.detach()
+
+    def _keep(self, name: str, gradient: Tensor) -> None:
+        self.gradient[name] = Scaled.of(gradient)
+
+    def _flatten(self, tensors: Mapping[str, Tensor]) -> Float64[Tensor, " outputs"]:
+        outputs = [out for tape in self.tapes for out in replay(tape, tensors, precision=self.precision)]
+        real = [torch.view_as_real(out) if out.is_complex() else out for out in outputs]
+        floating = [t.to(torch.float64).flatten() for t in real if t.is_floating_point()]
+        return torch.cat(floating) if floating else torch.zeros(0, dtype=torch.float64)
+
+    def _bisect(
+        self,
+        groups: Sequence[NeuronGroup],
+        cases: Sequence[int],
+        controls: Mapping[int, float],
+        trials: dict[int, Trial],
+    ) -> None:
+        """Permute groups together, and halves of them where together they do not pass."""
+        if not cases:
+            return
+        trial = self._trial([groups[i] for i in cases])
+        if len(cases) == 1 or all(self._passes(trial, controls[i]) for i in cases):
+            trials.update(dict.fromkeys(cases, trial))
+            return
+        middle = len(cases) // 2
+        self._bisect(groups, cases[:middle], controls, trials)
+        self._bisect(groups, cases[middle:], controls, trials)
+
+    def _trial(self, groups: Sequence[NeuronGroup]) -> Trial:
+        """Permute groups at once: the change of the output, and the error of the gradient."""
+        self._restore()
+        errors: dict[str, float] = {}
+
+        def compare(name: str, gradient: Tensor) -> None:
+            errors[name] = self._gradient_error(name, gradient)
+
+        try:
+            for group in groups:
+                self._move(group, block_derangement(group, self.generator))
+            output = self.evaluate(self.tensors, compare)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            return Trial(float("inf"), float("inf"), next(iter(str(error).splitlines()), type(error).__name__))
+        if errors.keys() != self.gradient.keys():
+            return Trial(self._change(output), float("inf"))
+        return Trial(self._change(output), max(errors.values(), default=0.0))
+
+    def _move(self, group: NeuronGroup, permutation: Int[Tensor, " rows"]) -> None:
+        self.tensors = group.permute(self.tensors, permutation)
+        for piece in group.slices:
+            names = piece.names(group.n)
+            for name in names:
+                movers = self._movers.setdefault(name, [])
+                if len(self._moved) not in movers[-1:]:
+                    movers.append(len(self._moved))
+                if len(names) > 1:  # whole experts change places
+                    self._exchanged.setdefault(name, {name}).update(names)
+        self._moved.append((group, permutation))
+
+    def _restore(self) -> None:
+        """Undo the permutations of the trial before: only one set of tensors is held."""
+        self._movers, self._exchanged = {}, {}
+        while self._moved:
+            group, permutation = self._moved.pop()
+            self.tensors = group.permute(self.tensors, permutation.argsort(dim=-1))
+
+    def _single(self, group: NeuronGroup) -> NeuronGroup:
+        if group.status == "incoming_only":
+            return group
+        return group.with_status("verified", "a single neuron has nothing to be exchanged with")
+
+    def _verdict(self, group: NeuronGroup, trial: Trial, control: float) -> NeuronGroup:
+        if self._passes(trial, control):
+            if control > self.tolerance.floor:
+                return group.with_status("verified", self._caveat())
+            return group.with_status("inert", f"the output hardly depends on it (control {control:.1e})")
+        if trial.failure:
+            return group.incoming_only(f"the step does not run with its neurons permuted ({trial.failure})")
+        if trial.residual > self.tolerance.ratio * max(control, self.tolerance.floor):
+            return group.incoming_only(
+                f"not complete: permuting its neurons changes the output by {trial.residual:.1e} of its size "
+                f"(a single slice: {control:.1e})"
+            )
+        return group.incoming_only(
+            f"permuting its neurons changes the gradient of the loss by {trial.gradient_error:.1e} of it"
+        )
+
+    def _caveat(self) -> str:
+        """What the proof goes without."""
+        notes = [] if self.gradient else ["by the output alone"]
+        if not self.attempt.choices:
+            notes.append("with the choices of the step, on which shapes depend, as constants")
+        return "; ".join(notes)
+
+    def _passes(self, trial: Trial, control: float) -> bool:
+        small = trial.residual <= self.tolerance.ratio * max(control, self.tolerance.floor)
+        return small and trial.gradient_error <= self.tolerance.ratio
+
+    def _control(self, group: NeuronGroup) -> float:
+        """The change made by permuting one slice alone: by the gradient, or by a run where that vanishes."""
+        change = 0.0
+        measures: tuple[Callable[[Mapping[str, Tensor]], float], ...] = (self._slope, self._measured)
+        for measure in measures:
+            for piece in _strongest(group):
+                alone = NeuronGroup(group.name, group.kind, group.n, group.block_shape, (piece,))
+                try:
+                    part = {name: self.tensors[name] for name in piece.names(group.n)}
+                    moved = alone.permute(part, block_derangement(group, self.generator))
+                    change = max(change, measure(moved))
+                except Exception as error:
+                    if is_out_of_memory(error):
+                        raise
+                    continue
+                if change > self.tolerance.floor:
+                    return change
+        return change
+
+    def _slope(self, moved: Mapping[str, Tensor]) -> float:
+        """The change of the output, to first order, when some tensors are replaced."""
+        slope = sum(
+            float((self.gradient[name].values * (tensor - self.tensors[name])).sum().real) * self.gradient[name].scale
+            for name, tensor in moved.items()
+            if name in self.gradient
+        )
+        return abs(slope) / len(self.reference) ** 0.5 / self.scale
+
+    def _measured(self, moved: Mapping[str, Tensor]) -> float:
+        """The change of the output when some tensors are replaced."""
+        return self._change(self.output({**self.tensors, **moved}))
+
+    def _change(self, output: Float64[Tensor, " outputs"]) -> float:
+        """The largest change of an output, relative to the largest output; infinite where shapes change."""
+        if output.shape != self.reference.shape:
+            return float("inf")
+        change = float((output - self.reference).abs().max()) / self.scale
+        return change if change == change else float("inf")
+
+    def _gradient_error(self, name: str, gradient: Tensor) -> float:
+        """The largest error of a permuted parameter's gradient, relative to the largest entry of all."""
+        known = self.gradient.get(name)
+        if known is None:
+            return float("inf")
+        together, scale = self._exchanged.get(name, {name}), known.scale
+        expected = {name: known.values}
+        if len(together) > 1:
+            present = {n: one for n in together if (one := self.gradient.get(n)) is not None}
+            expected, scale = {n: one.values * one.scale for n, one in present.items()}, 1.0
+        for position in sorted({move for n in together for move in self._movers.get(n, ())}):
+            group, permutation = self._moved[position]
+            expected = group.permute(expected, permutation)
+        return _largest(gradient.sub_(expected[name], alpha=scale)) / self.gradient_scale
+
+
+def perturbed(
+    tensor: Shaped[Tensor, "*shape"], generator: torch.Generator, spread: float, *, float64: bool
+) -> Shaped[Tensor, "*shape"]:
+    """A copy moved off its initialisation by noise of `spread` times its own spread (at least 0.15).
+
+    Values that are not finite are replaced first: the structure is tested, not the state of training.
+    """
+    if tensor.layout is not torch.strided:
+        return tensor.detach()
+    if tensor.is_complex():
+        real = perturbed(torch.view_as_real(tensor.resolve_conj()), generator, spread, float64=float64)
+        return torch.view_as_complex(real)
+    if not tensor.is_floating_point():
+        return tensor.detach().clone()
+    copy = tensor.detach().to(torch.float64 if float64 else tensor.dtype, copy=True).nan_to_num_(0.0, 0.0, 0.0)
+    if spread > 0 and copy.numel():
+        own = max(float(copy.double().std(correction=0)), 0.15)
+        copy += spread * own * torch.randn(copy.shape, generator=generator, device=copy.device).to(copy)
+    return copy
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest entry's size, without a copy of all."""
+    return float(torch.linalg.vector_norm(tensor, torch.inf)) if tensor.numel() else 0.0
+
+
+def _spread(name: str, parameters: Mapping[str, bool], attempt: Attempt) -> float:
+    """Parameters and running statistics are perturbed; other buffers, and draws, are constants of the step."""
+    moved = name in parameters or name.endswith(("running_mean", "running_var"))
+    return attempt.spread if moved else 0.0
+
+
+def _has_gradient(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _strongest(group: NeuronGroup) -> list[ParamSlice]:
+    """The slices most likely to matter alone: the first that feeds and the first that reads the neurons."""
+    chosen = [next((s for s in group.slices if s.role == role), None) for role in ("incoming", "outgoing")]
+    return [piece for piece in chosen if piece is not None] or list(group.slices[:2])

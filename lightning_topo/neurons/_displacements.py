@@ -1,0 +1,254 @@
+"""How far each neuron of many groups moved, from the parameters as they lie: no cloud is gathered."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from lightning_topo.geometry import upper_norms
+from lightning_topo.geometry._precision import wide_dtype, worst_case_work
+from lightning_topo.neurons._group import NeuronGroup, ParamSlice, Step
+
+_SMALL = 1 << 13
+"""Parameters of at most so many entries are subtracted and squared together: their calls cost more than their work."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sums:
+    """The squares of one parameter, or of a window of it, summed over some axes into a stretch of the flat memory."""
+
+    source: Tensor
+    axes: tuple[int, ...]
+    target: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """One parameter: memory for the squares of its displacement, and the sums that are taken of them."""
+
+    name: str
+    is_complex: bool
+    moved: Tensor
+    sums: tuple[_Sums, ...]
+
+    def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The parameter among these; complex entries as pairs."""
+        return torch.view_as_real(tensors[self.name]) if self.is_complex else tensors[self.name]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DisplacementMeter:
+    """Measures the lengths |Δ_i| of all neurons of several groups between two states of the parameters.
+
+    Each parameter is subtracted, squared and summed once along each of its axes on which neurons lie; neurons add up
+    such sums. Holds memory for one parameter at a time, and does not wait for the device. The values are those of
+    `displacement_lengths` of the gathered clouds: upper bounds, rounding included.
+
+    >>> from lightning_topo.neurons._group import ParamSlice
+    >>> group = NeuronGroup("net.0", "unit", 2, (), (ParamSlice("w"), ParamSlice("b")))
+    >>> start = {"w": torch.zeros(2, 3), "b": torch.zeros(2)}
+    >>> meter = DisplacementMeter.of([group], start)
+    >>> meter.lengths(start, {"w": torch.ones(2, 3), "b": torch.ones(2)}).round(decimals=3)
+    tensor([2., 2.], dtype=torch.float64)
+    """
+
+    small: tuple[_Part, ...]
+    large: tuple[_Part, ...]  # one after the other in the same memory
+    memory: Tensor
+    n_small: int  # entries at the beginning of the memory
+    terms: Int[Tensor, " m"]  # of which entry ...
+    rows: Int[Tensor, " m"]  # ... to which neuron
+    n_rows: int
+    longest: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that are looked at, a stack's one by one."""
+        return tuple(part.name for part in (*self.small, *self.large))
+
+    @staticmethod
+    def of(groups: Sequence[NeuronGroup], tensors: Mapping[str, Tensor]) -> "DisplacementMeter":
+        """A meter for these groups of tensors with these names and shapes; half precision is widened.
+
+        Raises:
+            ValueError: no key fits a group, or a tensor has another shape than the group's parameter.
+        """
+        plan = _Plan(tensors)
+        longest = first_row = 0
+        for group in groups:
+            own = [piece for piece in group.slices if all(name in tensors for name in piece.names(group.n))]
+            if not own:
+                raise ValueError(
+                    f"expected tensors keyed by parameter name, at least one of {list(group.params)}, "
+                    f"got keys {list(tensors)[:5]}"
+                )
+            longest = max(longest, group.dim(tensors))
+            for piece in own:
+                plan.add(piece, piece.names(group.n), first_row)
+            first_row += group.n_blocks * group.n
+        return plan.meter(first_row, longest)
+
+    def nowhere(self) -> Float[Tensor, " rows"]:
+        """The lengths where nothing has moved: exactly 0."""
+        return torch.zeros(self.n_rows, dtype=wide_dtype(self.memory.device), device=self.memory.device)
+
+    @torch.no_grad()
+    def lengths(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Float[Tensor, " rows"]:
+        """Upper bounds of |Δ_i|: group by group, block by block.
+
+        Raises:
+            KeyError, RuntimeError: a tensor is missing, or has another shape than at first.
+        """
+        if self.small:
+            moved = [part.moved for part in self.small]
+            torch._foreach_copy_(moved, [part.of(after) for part in self.small])  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_sub_(moved, [part.of(before) for part in self.small])  # pyright: ignore[reportPrivateImportUsage]
+            squares = self.memory[: self.n_small]
+            torch.mul(squares, squares, out=squares)
+            for part in self.small:
+                for some in part.sums:
+                    torch.sum(some.source, some.axes, out=some.target)
+        for part in self.large:
+            start, end, moved = part.of(before), part.of(after), part.moved
+            if start.dtype is end.dtype is moved.dtype:
+                torch.sub(end, start, out=moved)
+            else:
+                moved.copy_(end).sub_(start)
+            moved.mul_(moved)
+            for some in part.sums:
+                if some.axes:
+                    torch.sum(some.source, some.axes, out=some.target)
+                else:
+                    some.target.copy_(some.source)
+        wide = wide_dtype(self.memory.device)
+        squares = torch.zeros(self.n_rows, dtype=wide, device=self.memory.device)
+        squares.index_add_(0, self.rows, self.memory[self.terms].to(wide))
+        return upper_norms(squares, self.longest, self.memory.dtype)
+
+
+Window = tuple[tuple[int, int, int], ...]
+"""Parts of axes that are summed: (axis, start, length)."""
+
+
+@dataclass(slots=True)
+class _Plan:
+    """A meter in the making: which sums of which parameter lie where in its memory."""
+
+    tensors: Mapping[str, Tensor]
+    places: dict[str, dict[tuple[tuple[int, ...], Window], int]] = field(default_factory=dict)
+    small: dict[str, int] = field(default_factory=dict)
+    n_sums: int = 0
+    n_small: int = 0
+    terms: list[tuple[Tensor, bool]] = field(default_factory=list)  # and whether they lie among the small
+    rows: list[Tensor] = field(default_factory=list)
+
+    def add(self, piece: ParamSlice, names: Sequence[str], first_row: int) -> None:
+        """Let the neurons from `first_row` on have this part of a parameter, or of a stack of parameters."""
+        shape = real(self.tensors[names[0]]).shape
+        stacked = "*" in piece.param
+        axes, window, piece = _summed(piece, len(shape) + stacked)
+        kept = tuple(axis - stacked for axis in axes if axis >= stacked)
+        window = tuple((axis - stacked, start, length) for axis, start, length in window)
+        size = math.prod(shape[axis] for axis in kept)
+        is_small = len(kept) == len(shape) and size <= _SMALL
+        places = [self._place(name, kept, window, size, is_small) + torch.arange(size) for name in names]
+        one = [shape[axis] if axis in kept else 1 for axis in range(len(shape))]
+        index = torch.stack(places).view(len(names), *one) if stacked else places[0].view(one)
+        view = piece.view(index).unsqueeze(-1).flatten(len(piece.dims)).flatten(0, len(piece.dims) - 1)
+        rows = torch.arange(len(view)) + first_row
+        self.terms.append((view.reshape(-1), is_small))
+        self.rows.append(rows[:, None].expand(view.shape).reshape(-1))
+
+    def _place(self, name: str, kept: tuple[int, ...], window: Window, size: int, is_small: bool) -> int:
+        """Where the sums of a parameter that keep these axes begin; of a small one its own squares."""
+        places = self.places.setdefault(name, {})
+        n_entries = real(self.tensors[name]).numel()
+        if n_entries <= _SMALL and name not in self.small:
+            self.small[name] = self.n_small
+            self.n_small += n_entries
+        if is_small:
+            return self.small[name]
+        if (kept, window) not in places:
+            places[kept, window] = self.n_sums
+            self.n_sums += size
+        return places[kept, window]
+
+    def meter(self, n_rows: int, longest: int) -> DisplacementMeter:
+        """The meter, with its memory: the small parameters, all sums, and the largest parameter."""
+        real_tensors = {name: real(self.tensors[name]) for name in self.places}
+        device = next((tensor.device for tensor in real_tensors.values()), torch.device("cpu"))
+        work = torch.float32
+        for tensor in real_tensors.values():
+            work = worst_case_work(torch.promote_types(work, tensor.dtype), device, longest)
+        largest = max((tensor.numel() for name, tensor in real_tensors.items() if name not in self.small), default=0)
+        first_large = self.n_small + self.n_sums
+        memory = torch.zeros(first_large + largest, dtype=work, device=device)
+        small, large = list[_Part](), list[_Part]()
+        for name, tensor in real_tensors.items():
+            if name in self.small:
+                moved = memory[self.small[name] :][: tensor.numel()].view(tensor.shape)
+            else:
+                moved = memory[first_large:].as_strided(
+                    tensor.shape, torch.empty_like(tensor, device="meta").stride(), first_large
+                )
+            found = []
+            for (kept, window), place in self.places[name].items():
+                source = moved
+                for axis, start, length in window:
+                    source = source.narrow(axis, start, length)
+                shape = [tensor.shape[axis] for axis in kept]
+                target = memory[self.n_small + place :][: math.prod(shape)].view(shape)
+                found.append(_Sums(source, tuple(axis for axis in range(tensor.dim()) if axis not in kept), target))
+            part = _Part(name, self.tensors[name].is_complex(), moved, tuple(found))
+            (small if name in self.small else large).append(part)
+        empty = [torch.empty(0, dtype=torch.long)]
+        terms = torch.cat([*empty, *(one if is_small else one + self.n_small for one, is_small in self.terms)])
+        rows = torch.cat([*empty, *self.rows])
+        return DisplacementMeter(
+            tuple(small), tuple(large), memory, self.n_small, terms.to(device), rows.to(device), n_rows, longest
+        )
+
+
+def real(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """The tensor without gradient; complex entries as pairs."""
+    return torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+
+
+def gather_rows(group: NeuronGroup, tensors: Mapping[str, Tensor], rows: Int[Tensor, "..."]) -> Shaped[Tensor, "... d"]:
+    """Some rows of `group.gather(tensors)`, without the others: for the `pairs` of a `Snapshot`.
+
+    Raises:
+        ValueError: as `NeuronGroup.gather`.
+    """
+    n_leading = len(group.block_shape) + 1
+    index = torch.unravel_index(rows.flatten(), (*group.block_shape, group.n))
+    parts = [view[index].reshape(rows.numel(), math.prod(view.shape[n_leading:])) for view in group._views(tensors)]
+    return torch.cat(parts, dim=1).unflatten(0, rows.shape)
+
+
+def _summed(piece: ParamSlice, n_axes: int) -> tuple[tuple[int, ...], Window, ParamSlice]:
+    """The axes that must be kept for a slice, the parts of others that are summed, and the slice of these sums."""
+    origins, kept = list(range(n_axes)), set[int]()
+    for step in piece.steps:
+        origin = origins[step[1]]
+        if step[0] == "unflatten":
+            origins[step[1] : step[1] + 1] = [origin] * len(step[2])
+        elif origins.count(origin) > 1:
+            kept.add(origin)
+    kept |= {origins[dim] for dim in piece.dims}
+    origins, steps = list(range(n_axes)), list[Step]()
+    window: dict[int, tuple[int, int]] = {}
+    for step in piece.steps:
+        origin = origins[step[1]]
+        if step[0] == "unflatten":
+            origins[step[1] : step[1] + 1] = [origin] * len(step[2])
+            steps.append(step if origin in kept else ("unflatten", step[1], (1,) * len(step[2])))
+        elif origin in kept:
+            steps.append(step)
+        else:
+            window[origin] = (window.get(origin, (0, 0))[0] + step[2], step[3])
+    summed = tuple((axis, start, length) for axis, (start, length) in sorted(window.items()))
+    return tuple(sorted(kept)), summed, replace(piece, steps=tuple(steps))

@@ -1,0 +1,84 @@
+"""Whole experts as neurons: a guess from the structure of the model, kept only if permuting proves it.
+
+A router that picks experts by position freezes their axis in the trace, although experts are exchangeable
+together with their rows of the router. Candidates are lists of modules of one shape, and parameters stacked
+over experts, beside a router whose axis of the same length was frozen by the choice.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from lightning_topo._tape.names import clean_name
+from lightning_topo.neurons._coupling import axis_size, leaves
+from lightning_topo.neurons._group import NeuronGroup, ParamSlice, owner
+from lightning_topo.neurons._one_run import named_state
+from lightning_topo.neurons._trace import CouplingTrace
+
+CHOICES = ("topk", "argmax", "sort", "argsort", "max")
+PICKED = ("the expert of a token is data", "a single index is selected", "stacked", "an index of data")
+
+
+def guess_expert_groups(model: nn.Module, trace: CouplingTrace) -> list[NeuronGroup]:
+    """Groups of whole experts that the structure suggests; each has yet to be proved."""
+    trainable = {name: p.requires_grad for name, p in named_state(model)[0].items()}
+    routers = list(_chosen_axes(trace, trainable))
+    guesses = []
+    for path, n, slices in [*_module_lists(model, trainable), *_stacked_parameters(trace, trainable)]:
+        around = path.rpartition(".")[0]
+        inside = {piece.param for piece in slices}
+        rows = [
+            ParamSlice(name, (), (dim,), trainable[name], "incoming")
+            for name, dim, size in routers
+            if size == n and name not in inside and not name.startswith(f"{path}.") and name.startswith(around)
+        ]
+        if rows:
+            guesses.append(NeuronGroup(path, "expert", n, (), (*slices, *rows)))
+    return guesses
+
+
+def _module_lists(model: nn.Module, trainable: Mapping[str, bool]) -> Iterator[tuple[str, int, tuple[ParamSlice, ...]]]:
+    """Lists of two or more modules whose parameters have the same names and shapes."""
+    for path, module in model.named_modules():
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
+            continue
+        shapes = [{name: p.shape for name, p in child.named_parameters()} for child in module]
+        if not shapes[0] or any(other != shapes[0] for other in shapes):
+            continue
+        path = clean_name(f"{path}.").removesuffix(".")
+        names = [clean_name(name) for name in shapes[0]]
+        if all(f"{path}.{i}.{name}" in trainable for i in range(len(module)) for name in names):
+            yield (
+                path,
+                len(module),
+                tuple(ParamSlice(f"{path}.*.{name}", (), (0,), trainable[f"{path}.0.{name}"]) for name in names),
+            )
+
+
+def _stacked_parameters(
+    trace: CouplingTrace, trainable: Mapping[str, bool]
+) -> Iterator[tuple[str, int, tuple[ParamSlice, ...]]]:
+    """Parameters of three or more axes, the first of which was indexed by the choice of an expert."""
+    by_owner: defaultdict[tuple[str, int], list[ParamSlice]] = defaultdict(list)
+    for name, pieces in trace.pieces.items():
+        picked = len(pieces) > 1 or any(
+            atom.frozen and atom.reason in PICKED for axis in pieces[0].axes[:1] for atom in leaves(axis)
+        )
+        if name in trainable and picked and (len(pieces) > 1 or len(pieces[0].axes) > 2):
+            size = len(pieces) if len(pieces) > 1 else axis_size(pieces[0].axes[0])
+            by_owner[owner(name), size].append(ParamSlice(name, (), (0,), trainable[name]))
+    for (path, n), slices in by_owner.items():
+        yield path, n, tuple(slices)
+
+
+def _chosen_axes(trace: CouplingTrace, trainable: Mapping[str, bool]) -> Iterator[tuple[str, int, int]]:
+    """Axes of parameters that were frozen because the position of an extreme along them was used."""
+    reasons = {f"{choice} along it" for choice in CHOICES} | {"the position of an extreme"}
+    for name, pieces in trace.pieces.items():
+        if name not in trainable or len(pieces) > 1:
+            continue
+        for dim, axis in enumerate(pieces[0].axes):
+            atoms = leaves(axis)
+            if len(atoms) == 1 and atoms[0].frozen and atoms[0].reason in reasons:
+                yield name, dim, axis_size(axis)

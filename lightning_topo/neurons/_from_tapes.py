@@ -1,0 +1,113 @@
+"""The neurons that recorded steps show: groups, proved, and what became of every parameter."""
+
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from lightning_topo._tape import Tape
+from lightning_topo.neurons._assembly import assemble, distinct
+from lightning_topo.neurons._coverage import ParameterCoverage, parameter_coverage
+from lightning_topo.neurons._experts import guess_expert_groups
+from lightning_topo.neurons._group import KINDS, Kind, NeuronGroup
+from lightning_topo.neurons._tape_coupling import couple
+from lightning_topo.neurons._trace import CouplingTrace
+from lightning_topo.neurons._verify import fewer_samples, verify_on_tapes, with_carried, without_carried
+
+log: logging.Logger = logging.getLogger(__name__)
+
+DEFAULT_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "residual")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundNeurons:
+    """Groups, the coverage of every trained parameter, and for each tape that was refused, why."""
+
+    groups: tuple[NeuronGroup, ...]
+    coverage: tuple[ParameterCoverage, ...]
+    refused: tuple[str, ...] = ()
+
+    @property
+    def uncovered(self) -> tuple[ParameterCoverage, ...]:
+        """The trained parameters that are in no group, largest first."""
+        return tuple(sorted((c for c in self.coverage if not c.groups), key=lambda c: -c.numel))
+
+
+def groups_from_tapes(
+    tapes: Sequence[Tape],
+    *,
+    module: nn.Module | None = None,
+    kinds: Collection[str] = DEFAULT_KINDS,
+    include: Collection[str] = ("*",),
+    exclude: Collection[str] = (),
+    declared: Collection[NeuronGroup] = (),
+    verify: bool = True,
+    seed: int = 0,
+) -> FoundNeurons:
+    """The groups that the losses of one or several steps show together, each verified on every tape.
+
+    The tapes should have been `accepted`. One that has an obstacle is left out, and named in `refused`. `module` is
+    looked at for its structure alone, to guess whole experts. Other arguments as of `find_neuron_groups`. Nothing of
+    the module's code runs, and no random state is touched.
+
+    >>> import torch
+    >>> from lightning_topo._tape import StepRecorder, accepted
+    >>> model, recorder = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)), StepRecorder()
+    >>> recorder.begin(model)
+    >>> recorder.loss(model(torch.randn(4, 3)).square().mean())
+    >>> found = groups_from_tapes([accepted(tape) for tape in recorder.end()])
+    >>> [(group.name, group.n, group.status) for group in found.groups], found.uncovered[0].param
+    ([('0', 8, 'verified')], '2.bias')
+    """
+    usable = [tape for tape in tapes if not tape.obstacle]
+    refused = tuple(tape.obstacle for tape in tapes if tape.obstacle)
+    if not usable:
+        return FoundNeurons(tuple(declared), parameter_coverage(tuple(declared), tapes, None, {}), refused)
+    coupling = couple(usable)
+    trace = coupling.trace
+    trainable = {name: trained for tape in usable for name, trained in tape.trainable.items()}
+    assembled = assemble(trace, trainable)
+    report_troubles(trace)
+    known = {frozenset(group.slices) for group in declared}
+    found = [group for group in assembled if frozenset(without_carried(group).slices) not in known]
+    chosen = wanted(found, kinds, include, exclude)
+    left = {
+        name: f"its group {group.name} ({group.kind}) is not among those asked for"
+        for group in found
+        if group not in chosen
+        for name in group.params
+    }
+    groups = [*chosen, *(with_carried(group, assembled) for group in declared)]
+    if verify:
+        guesses = wanted(guess_expert_groups(module, trace), kinds, include, exclude) if module is not None else []
+        guesses = [with_carried(group, assembled) for group in guesses]
+        cheap = fewer_samples(usable, coupling)
+        judged = verify_on_tapes(usable, [*groups, *guesses], seed=seed, cheap=cheap)
+        proved = [group for group in judged[len(groups) :] if group.status == "verified"]
+        groups = distinct(judged[: len(groups)] + proved)
+    else:
+        groups = [without_carried(group) for group in groups]
+    return FoundNeurons(tuple(groups), parameter_coverage(groups, tapes, trace, left), refused)
+
+
+def wanted(
+    groups: Iterable[NeuronGroup], kinds: Collection[str], include: Collection[str], exclude: Collection[str]
+) -> list[NeuronGroup]:
+    """The groups of the kinds asked for whose name matches a pattern of `include` and none of `exclude`."""
+    return [
+        group
+        for group in groups
+        if group.kind in kinds
+        and any(fnmatchcase(group.name, pattern) for pattern in include)
+        and not any(fnmatchcase(group.name, pattern) for pattern in exclude)
+    ]
+
+
+def report_troubles(trace: CouplingTrace) -> None:
+    """Log the operators that froze what they touched."""
+    for operator, count in trace.unknown.items():
+        log.warning("%s (%d calls) has no rule (register_rule): what it touches is frozen", operator, count)
+    for operator, error in trace.failed.items():
+        log.warning("the rule of %s failed (%s): what it touches is frozen", operator, error)

@@ -1,0 +1,283 @@
+"""A group of neurons: which entries of which parameters make up each of n exchangeable neurons."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from lightning_topo._tape.names import clean_name
+
+Kind = Literal["unit", "channel", "head", "head_dim", "recurrent", "expert", "residual"]
+Status = Literal["verified", "inert", "unverified", "incoming_only", "declared"]
+Role = Literal["incoming", "outgoing", "elementwise", "buffer"]
+Step = tuple[Literal["narrow"], int, int, int] | tuple[Literal["unflatten"], int, tuple[int, ...]]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_TILE = 128  # columns that are transposed at once, for the cache's sake
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSlice:
+    """The part of one parameter (or buffer) that belongs to a group, and the axes its neurons run along.
+
+    `steps` refine the parameter first: `("narrow", dim, start, length)` and `("unflatten", dim, sizes)`,
+    each with the meaning of the `torch.Tensor` method of that name. In the refined view, `dims` are the axes
+    of the group's blocks, in order, and last the axis of the neurons; all other axes are features.
+
+    A `*` in `param` stands for the neuron's index: the parameters `experts.0.weight`, `experts.1.weight`, ...
+    are stacked along a new first axis.
+
+    >>> ParamSlice("attn.qkv.weight", (("unflatten", 0, (3, 4, 8)),), (1,)).view(torch.zeros(96, 32)).shape
+    torch.Size([4, 3, 8, 32])
+    """
+
+    param: str
+    steps: tuple[Step, ...] = ()
+    dims: tuple[int, ...] = (0,)
+    trainable: bool = True
+    role: Role = "incoming"
+
+    def names(self, n: int) -> list[str]:
+        """The parameter's name, or those of the n parameters that are stacked."""
+        return [self.param.replace("*", str(i)) for i in range(n)] if "*" in self.param else [self.param]
+
+    def view(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        """The slice as a view (*block_shape, n, *features) of the parameter; complex entries as pairs of features."""
+        tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        for step in self.steps:
+            tensor = tensor.narrow(*step[1:]) if step[0] == "narrow" else tensor.unflatten(step[1], step[2])
+        rest = [dim for dim in range(tensor.dim()) if dim not in self.dims]
+        return tensor.permute(*self.dims, *rest)
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronGroup:
+    """n exchangeable neurons, in each of `prod(block_shape)` blocks, as slices of named parameters.
+
+    Neurons of different blocks are not exchangeable: each block is a cloud of its own. The group holds names
+    and shapes only, no tensors, so it can be pickled and compared.
+
+    `status` says how far the group is proved: `verified` (permuting its neurons changes neither the output
+    nor, but for the same permutation, the gradient), `inert` (the check had too little signal to tell),
+    `unverified` (not checked), `incoming_only` (not exchangeable as found: only what feeds the neurons
+    is kept, and `reason` says why), `declared` (named by the user and not checked).
+
+    >>> group = NeuronGroup("net.0", "unit", 2, (), (ParamSlice("net.0.weight"), ParamSlice("net.0.bias")))
+    >>> group.gather({"net.0.weight": torch.tensor([[1, 2], [3, 4]]), "net.0.bias": torch.tensor([5, 6])})
+    tensor([[1, 2, 5],
+            [3, 4, 6]])
+    """
+
+    name: str
+    kind: Kind
+    n: int
+    block_shape: tuple[int, ...]
+    slices: tuple[ParamSlice, ...]
+    status: Status = "unverified"
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"expected a group of at least one neuron, got n = {self.n} in {self.name!r}")
+        for piece in self.slices:
+            if len(piece.dims) != len(self.block_shape) + 1:
+                raise ValueError(
+                    f"expected {len(self.block_shape) + 1} dims (blocks, then neurons) of {piece.param!r} in "
+                    f"{self.name!r}, got {piece.dims}"
+                )
+
+    @property
+    def n_blocks(self) -> int:
+        """How many clouds the group consists of."""
+        return math.prod(self.block_shape)
+
+    @property
+    def params(self) -> tuple[str, ...]:
+        """Names of the parameters and buffers that the group has entries in, each once."""
+        return tuple(dict.fromkeys(piece.param for piece in self.slices))
+
+    def dim(self, tensors: Mapping[str, Tensor]) -> int:
+        """The number d of coordinates of a neuron that `gather(tensors)` would return."""
+        return sum(self._width(view) for view in self._views(tensors))
+
+    def gather(
+        self, tensors: Mapping[str, Tensor], out: Shaped[Tensor, "rows d"] | None = None
+    ) -> Shaped[Tensor, "rows d"]:
+        """The cloud (prod(block_shape) * n, d), a row per neuron, block by block, detached.
+
+        It uses the slices whose parameter is a key of `tensors` (parameters, gradients or optimizer state,
+        keyed by parameter name), in slice order. Nothing is cast or centred. `out`, of the result's shape, is
+        written and returned instead of new memory. Raises ValueError where no key fits, a tensor's shape is
+        not the parameter's, or `out` has another shape.
+        """
+        views = self._views(tensors)
+        if not views:
+            raise ValueError(
+                f"expected tensors keyed by parameter name, at least one of {list(self.params)}, "
+                f"got keys {list(tensors)[:5]}"
+            )
+        rows, widths = self.n_blocks * self.n, [self._width(view) for view in views]
+        if out is None:
+            dtype = views[0].dtype
+            for view in views[1:]:
+                dtype = torch.promote_types(dtype, view.dtype)
+            out = torch.empty(rows, sum(widths), dtype=dtype, device=views[0].device)
+        if out.shape != (rows, sum(widths)):
+            raise ValueError(f"expected out of shape {(rows, sum(widths))}, got {tuple(out.shape)}")
+        for view, column in zip(views, out.split(widths, dim=1), strict=True):
+            _fill(column, view, len(self.block_shape) + 1)
+        return out
+
+    def permute(
+        self, tensors: Mapping[str, Tensor], permutation: Int[Tensor, " rows"]
+    ) -> dict[str, Shaped[Tensor, "..."]]:
+        """The tensors with the neurons reordered: `gather(permute(t, p))` is `gather(t)[p]`.
+
+        `permutation` indexes the n neurons (the same in every block) or all prod(block_shape) * n rows, and
+        then stays within each block. The caller's tensors are not changed; names that share one tensor
+        share its permuted copy.
+        """
+        rows = self.n_blocks * self.n
+        if len(permutation) == self.n and self.n_blocks > 1:
+            offsets = torch.arange(self.n_blocks, device=permutation.device) * self.n
+            permutation = (offsets[:, None] + permutation[None, :]).flatten()
+        if len(permutation) != rows:
+            raise ValueError(f"expected a permutation of {self.n} neurons or {rows} rows, got {len(permutation)}")
+        permuted = dict(tensors)
+        copies: dict[int, Tensor] = {}
+        for piece in self.slices:
+            names = piece.names(self.n)
+            if any(name not in permuted for name in names):
+                continue
+            for name in names:
+                copies.setdefault(id(tensors[name]), tensors[name].detach().clone())
+            if "*" in piece.param:
+                originals = [copies[id(tensors[name])].clone() for name in names]
+                for name, source in zip(names, permutation.tolist(), strict=True):
+                    copies[id(tensors[name])].copy_(originals[source])
+            else:
+                view = piece.view(copies[id(tensors[piece.param])])
+                _reorder(view, permutation.to(view.device), len(self.block_shape) + 1)
+        for name, tensor in tensors.items():
+            if id(tensor) in copies:
+                permuted[name] = copies[id(tensor)]
+        return permuted
+
+    def with_status(self, status: Status, reason: str = "") -> "NeuronGroup":
+        """The same group with another status."""
+        return replace(self, status=status, reason=reason)
+
+    def incoming_only(self, reason: str) -> "NeuronGroup":
+        """The group reduced to what feeds its neurons: incoming weights, and the biases beside them."""
+        owners = {owner(piece.param) for piece in self.slices if piece.role == "incoming"}
+        kept = tuple(
+            piece
+            for piece in self.slices
+            if piece.role == "incoming" or (piece.role == "elementwise" and owner(piece.param) in owners)
+        )
+        return replace(self, slices=kept or self.slices[:1], status="incoming_only", reason=reason)
+
+    def _views(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """The group's slices of those tensors that are there."""
+        found = [view for piece in self.slices if (view := self._view(piece, tensors)) is not None]
+        if found or not tensors:
+            return found
+        plain = _plain_names(tensors)
+        return [view for piece in self.slices if (view := self._view(piece, plain)) is not None]
+
+    def _view(self, piece: ParamSlice, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        if any(name not in tensors for name in piece.names(self.n)):
+            return None
+        parts = [tensors[name].detach() for name in piece.names(self.n)]
+        tensor = torch.stack(parts) if "*" in piece.param else parts[0]
+        try:
+            view = piece.view(tensor)
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(self._mismatch(piece, tensor)) from error
+        if view.shape[: len(piece.dims)] != (*self.block_shape, self.n):
+            raise ValueError(self._mismatch(piece, tensor))
+        return view
+
+    def _mismatch(self, piece: ParamSlice, tensor: Tensor) -> str:
+        return (
+            f"expected a tensor shaped as parameter {piece.param!r} of group {self.name!r}, with axes "
+            f"{(*self.block_shape, self.n)} at dims {piece.dims} after {list(piece.steps)}, "
+            f"got shape {tuple(tensor.shape)}"
+        )
+
+    def _width(self, view: Tensor) -> int:
+        return math.prod(view.shape[len(self.block_shape) + 1 :])
+
+
+def _features_first(view: Tensor, n_leading: int) -> Tensor:
+    """A view (*blocks, n, *features) as (*features, *blocks, n)."""
+    return view.permute(*range(n_leading, view.dim()), *range(n_leading))
+
+
+def _is_columns(view: Tensor, n_leading: int) -> bool:
+    """Whether neurons, not their features, lie next to each other in memory."""
+    strides = view.stride()
+    return view.dim() > n_leading and min(strides[:n_leading]) < min(strides[n_leading:])
+
+
+def _reorder(view: Tensor, permutation: Tensor, n_leading: int) -> None:
+    """Reorder the rows (*blocks, n) of a view in place, along the memory."""
+    if _is_columns(view, n_leading):
+        columns = _features_first(view, n_leading)
+        reordered = columns.flatten(-n_leading).index_select(-1, permutation)
+        columns.copy_(reordered.view(columns.shape))
+    else:
+        reordered = view.flatten(0, n_leading - 1).index_select(0, permutation)
+        view.copy_(reordered.view(view.shape))
+
+
+def _fill(column: Tensor, view: Tensor, n_leading: int) -> None:
+    """Copy a view (*blocks, n, *features) into columns (rows, d)."""
+    if _is_columns(view, n_leading):
+        packed = _features_first(view, n_leading).reshape(column.shape[1], column.shape[0])
+        tile = torch.empty(len(column) * min(_TILE, len(packed)), dtype=view.dtype, device=view.device)
+        for target, part in zip(column.split(_TILE, dim=1), packed.split(_TILE), strict=True):
+            # torch transposes fast only between contiguous matrices.
+            target.copy_(tile[: part.numel()].view(target.shape).copy_(part.contiguous().T))
+    else:
+        features = view.shape[n_leading:] or (1,)
+        column.unflatten(0, view.shape[:n_leading]).unflatten(-1, features).copy_(
+            view if view.dim() > n_leading else view.unsqueeze(-1)
+        )
+
+
+def owner(param: str) -> str:
+    """The module path that a person would name for a parameter.
+
+    >>> owner("net.0.weight"), owner("fc.parametrizations.weight.original0"), owner("scale")
+    ('net.0', 'fc', 'scale')
+    """
+    path = param.split(".parametrizations.")[0] if ".parametrizations." in param else param.rpartition(".")[0]
+    return path or param
+
+
+def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the names that the bare module gives them."""
+    cleaned = {clean_name(name): tensor for name, tensor in tensors.items()}
+    if all(name.startswith("module.") for name in cleaned):
+        return {name.removeprefix("module."): tensor for name, tensor in cleaned.items()}
+    return cleaned
+
+
+def derangement(n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+    """A random cyclic permutation of n neurons: none stays in its place (n > 1)."""
+    order = torch.randperm(n, generator=generator)
+    result = torch.empty_like(order)
+    result[order] = order.roll(1)
+    return result
+
+
+def block_derangement(group: NeuronGroup, generator: torch.Generator) -> Int[Tensor, " rows"]:
+    """A derangement of its own for every block, as an index of rows."""
+    blocks: Iterable[Tensor] = (block * group.n + derangement(group.n, generator) for block in range(group.n_blocks))
+    return torch.cat(list(blocks))

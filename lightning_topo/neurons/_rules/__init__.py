@@ -1,0 +1,25 @@
+"""Rules of what each operator does to the axes of its tensors, by family; importing a family registers them."""
+
+from lightning_topo.neurons._rules import (
+    complexes,
+    contractions,
+    convolutions,
+    indexing,
+    joins,
+    matrices,
+    normalizations,
+    reductions,
+    views,
+)
+
+__all__ = [
+    "complexes",
+    "contractions",
+    "convolutions",
+    "indexing",
+    "joins",
+    "matrices",
+    "normalizations",
+    "reductions",
+    "views",
+]

@@ -1,0 +1,178 @@
+"""Operators that pick or write entries at positions given by data, and operators that read values out."""
+
+import torch
+from torch import Tensor
+
+from lightning_topo.neurons._coupling import Axis, axis_size, new_axis, slice_axis
+from lightning_topo.neurons._registry import aten_rule
+from lightning_topo.neurons._trace import CouplingTrace, OperatorCall
+
+
+@aten_rule("index")
+def index(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Indexed axes are frozen; the axes of the index take the place of the first, if adjacent."""
+    tensor, positions, dim = call.inputs[0], [], 0
+    axes = trace.axes(tensor)
+    chosen = [(i, index) for i, index in enumerate(call["indices"]) if index is not None]
+    if len(chosen) == 1 and _is_literal(trace, chosen[0][1]):
+        dim, index = chosen[0]
+        first = int(trace.literals[index]) % tensor.shape[dim]
+        axes[dim] = slice_axis(axes[dim], first, first + 1)
+        trace.assign(call.out, axes)
+        return
+    for chosen in call["indices"]:
+        width = 1
+        if chosen is not None:
+            width = chosen.dim() if chosen.dtype in (torch.bool, torch.uint8) else 1
+            positions += range(dim, dim + width)
+        dim += width
+    for i in positions:
+        trace.freeze(axes[i], "an index of data")
+    count = call.out.dim() - (tensor.dim() - len(positions))
+    adjacent = positions == list(range(positions[0], positions[0] + len(positions)))
+    start = positions[0] if adjacent else 0
+    new = [new_axis(size, frozen=True) for size in call.out.shape[start : start + count]]
+    kept = [axis for i, axis in enumerate(axes) if i not in positions]
+    trace.assign(call.out, [*kept[:start], *new, *kept[start:]])
+
+
+def _is_literal(trace: CouplingTrace, index: Tensor) -> bool:
+    """Whether an index is a list of one number in the code: a slice of length 1."""
+    return index in trace.literals and index.shape == (1,) and index.dtype == torch.int64
+
+
+@aten_rule("index_select")
+def index_select(trace: CouplingTrace, call: OperatorCall) -> None:
+    tensor = call.inputs[0]
+    axes, dim = trace.axes(tensor), call["dim"] % max(tensor.dim(), 1)
+    trace.freeze(axes[dim], "an index of data")
+    axes[dim] = new_axis(call.out.shape[dim], frozen=True)
+    trace.assign(call.out, axes)
+
+
+@aten_rule("gather")
+def gather(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Entries are picked along `dim`; the other axes pass where the index leaves them whole."""
+    tensor = call.inputs[0]
+    axes, dim = trace.axes(tensor), call["dim"] % max(tensor.dim(), 1)
+    _address(trace, axes[dim] if axes else [], call["index"])
+    trace.assign(
+        call.out,
+        [
+            axis if i != dim and size == axis_size(axis) else new_axis(size, frozen=True)
+            for i, (axis, size) in enumerate(zip(axes, call.out.shape, strict=True))
+        ],
+    )
+
+
+def _address(trace: CouplingTrace, axis: Axis, index: Tensor) -> None:
+    """Positions found along an axis address that axis; those from data address one that cannot be exchanged."""
+    found = trace.pointed(index)
+    for other in found:
+        trace.unify(axis, other)
+    if not found:
+        trace.freeze(axis, "an index of data")
+
+
+@aten_rule("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill")
+def scatter(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Entries are written along `dim`; the other axes of what is written are tied to the tensor's."""
+    tensor = call.inputs[0]
+    dim = call["dim"] % max(tensor.dim(), 1)
+    source = call.get("src", call.get("source"))
+    index = call["index"]
+    written = trace.pointed(index) if call.name.startswith("scatter") else []
+    if not written:
+        _write(trace, call, {dim}, source)
+        return
+    axes = trace.axes(tensor)
+    _address(trace, axes[dim], index)
+    for other in [index] if source is None else [index, source]:
+        for i, axis in enumerate(trace.axes(other)):
+            if i == dim or other.shape[i] != tensor.shape[i]:
+                trace.freeze(axis, "written in parts")
+            else:
+                trace.unify(axes[i], axis)
+    axes[dim] = written[0]
+    trace.assign(call.out, axes)
+
+
+@aten_rule("index_put", "_index_put_impl", "_unsafe_index_put")
+def index_put(trace: CouplingTrace, call: OperatorCall) -> None:
+    _write(trace, call, {i for i, chosen in enumerate(call["indices"]) if chosen is not None}, call["values"])
+
+
+def _write(trace: CouplingTrace, call: OperatorCall, dims: set[int], source: Tensor | None) -> None:
+    tensor = call.inputs[0]
+    axes = trace.axes(tensor)
+    if isinstance(source, Tensor):
+        free = [axis for i, axis in enumerate(axes) if i not in dims]
+        written = trace.axes(source)
+        if source.dim() == tensor.dim():
+            written = [axis for i, axis in enumerate(written) if i not in dims]
+        for i in range(1, min(len(free), len(written)) + 1):
+            if not free[-i] or not written[-i]:
+                continue
+            if axis_size(free[-i]) == axis_size(written[-i]):
+                trace.unify(free[-i], written[-i])
+                axes[[j for j in range(len(axes)) if j not in dims][-i]] = written[-i]
+            else:
+                trace.freeze(free[-i], "written in parts")
+                trace.freeze(written[-i], "written in parts")
+    for i in dims:
+        trace.freeze(axes[i], "an index of data")
+        axes[i] = new_axis(tensor.shape[i], frozen=True)
+    trace.assign(call.out, axes)
+
+
+@aten_rule("copy")
+def copy(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Writing over a tensor: its axes become those of the source."""
+    trace.broadcast(call.out, call.inputs)
+
+
+@aten_rule(
+    "masked_fill",
+    "native_dropout",
+    "where",
+    "isin",
+    "_prelu_kernel",
+    "rrelu_with_noise",
+    "floor_divide",
+    "fmod",
+    "remainder",
+)
+def elementwise(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Pointwise operators that torch does not tag so, or that return several tensors."""
+    for out in call.outputs:
+        trace.broadcast(out, [tensor for tensor in call.inputs if tensor.dim() <= out.dim()])
+
+
+@aten_rule("masked_select")
+def masked_select(trace: CouplingTrace, call: OperatorCall) -> None:
+    """What a mask lets through, in order."""
+    for tensor in call.inputs:
+        for axis in trace.axes(tensor):
+            trace.freeze(axis, "a mask of data picks entries")
+    trace.assign_data(call.out)
+
+
+@aten_rule(
+    "nonzero", "nonzero_numpy", "_local_scalar_dense", "item", "bincount", "one_hot", "multinomial",
+    "unique2", "_unique2", "searchsorted", "bucketize",
+)  # fmt: skip
+def read_out(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Values leave the tensor at their positions: floating axes are frozen."""
+    for tensor in call.inputs:
+        if tensor.is_floating_point():
+            for axis in trace.axes(tensor):
+                trace.freeze(axis, f"{call.name} reads its positions")
+    for out in call.outputs:
+        trace.assign_data(out)
+
+
+@aten_rule("equal", "is_nonzero", "_is_all_true", "_assert_async", "resize", "set", "record_stream")
+def bookkeeping(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Operators without an influence on values."""
+    for out in call.outputs:
+        trace.assign_data(out)

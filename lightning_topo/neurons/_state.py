@@ -1,0 +1,68 @@
+"""Optimizer state of neurons: the moments kept for their weights."""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from lightning_topo.neurons._group import NeuronGroup
+from lightning_topo.neurons._one_run import named_state
+
+State = Literal["params", "params+moments"]
+
+
+def named_moments(
+    model: nn.Module, optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer]
+) -> dict[str, dict[str, Tensor]]:
+    """The optimizers' state tensors that are shaped as their parameter, by state name and parameter name.
+
+    Adam's are `exp_avg` and `exp_avg_sq`, SGD's is `momentum_buffer`; before the first step there are none.
+
+    >>> model = nn.Linear(2, 3)
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> model(torch.ones(2)).sum().backward()
+    >>> optimizer.step()
+    >>> {name: sorted(tensors) for name, tensors in named_moments(model, optimizer).items()}
+    {'exp_avg': ['bias', 'weight'], 'exp_avg_sq': ['bias', 'weight']}
+    """
+    many = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else optimizers
+    names = {id(p): name for name, p in named_state(model)[0].items()}
+    moments: dict[str, dict[str, Tensor]] = {}
+    for optimizer in many:
+        for parameter, entries in optimizer.state.items():
+            for key, value in entries.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape and id(parameter) in names:
+                    moments.setdefault(key, {})[names[id(parameter)]] = value
+    return moments
+
+
+def gather_state(
+    group: NeuronGroup,
+    model: nn.Module,
+    optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] = (),
+    *,
+    state: State = "params",
+    out: Shaped[Tensor, "rows d"] | None = None,
+) -> Shaped[Tensor, "rows d"]:
+    """A group's cloud with the neurons' weights, or (`state="params+moments"`) followed by their moments.
+
+    The moments come in the order in which the optimizer keeps them; parameters without state (frozen, or
+    before the first step) have none. `out` is written in place of new memory if given.
+    """
+    sources: list[Mapping[str, Tensor]] = [named_state(model)[0]]
+    if state == "params+moments":
+        moments = named_moments(model, optimizers).values()
+        sources += [tensors for tensors in moments if any(name in tensors for name in group.params)]
+    if len(sources) == 1:
+        return group.gather(sources[0], out=out)
+    widths = [group.dim(source) for source in sources]
+    if out is None:
+        first = next(sources[0][name] for name in group.params if name in sources[0])
+        out = torch.empty(group.n_blocks * group.n, sum(widths), dtype=first.dtype, device=first.device)
+    if out.shape != (group.n_blocks * group.n, sum(widths)):
+        raise ValueError(f"expected out of shape {(group.n_blocks * group.n, sum(widths))}, got {tuple(out.shape)}")
+    for source, column in zip(sources, out.split(widths, dim=1), strict=True):
+        group.gather(source, out=column)
+    return out

@@ -1,0 +1,166 @@
+"""Carry the axes of tensors along recorded tapes: no operator is run, only its rule."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import decomposition_table
+
+import lightning_topo.neurons._rules  # noqa: F401 - registers the rules
+from lightning_topo._tape.collectives import RECORDED, gathered, plus_remainder, plus_remainder_
+from lightning_topo._tape.formulas import RECURRENT, plain
+from lightning_topo._tape.program import Call, Slot, Tape, alias, region, set_data
+from lightning_topo.neurons._coupling import new_axis
+from lightning_topo.neurons._registry import rule_for
+from lightning_topo.neurons._trace import CouplingTrace
+
+# Buffers that training updates as it does parameters: batch norm and, of old and new kind, spectral norm.
+STATE_BUFFERS = ("running_mean", "running_var", "._u", "._v", "weight_u", "weight_v")
+
+
+@dataclass(frozen=True, slots=True)
+class Coupling:
+    """A finished trace, and for each tape the tensor that stood for each slot in it."""
+
+    trace: CouplingTrace
+    tensors: tuple[Mapping[int, Tensor], ...]
+
+
+def couple(tapes: Sequence[Tape]) -> Coupling:
+    """The coupling of all tapes together: what one loss ties is tied for all.
+
+    The outputs of each tape are frozen. Fused recurrent kernels, and operators that have no rule but that torch can
+    take apart, are followed through their parts. Memory: none but the axes.
+    """
+    trace = CouplingTrace()
+    standins: dict[str, Tensor] = {}
+    followers = [_Follower(trace, tape, standins) for tape in tapes]
+    for follower in followers:
+        follower.run()
+    return Coupling(trace, tuple(follower.tensors for follower in followers))
+
+
+class _Follower:
+    """One tape, with a tensor without memory in place of each slot's."""
+
+    def __init__(self, trace: CouplingTrace, tape: Tape, named: dict[str, Tensor]) -> None:
+        self.trace = trace
+        self.tape = tape
+        self.tensors: dict[int, Tensor] = {}
+        for slot, names in tape.names.items():
+            name = names[0]
+            if name not in named:
+                named[name] = self._new(slot)
+                frozen = name in tape.buffers and not name.endswith(STATE_BUFFERS)
+                trace.register(name, named[name], frozen=frozen)
+            self.tensors[slot] = named[name]
+        for slot, constant in tape.constants.items():
+            self.trace.values[self._tensor(slot)] = constant
+
+    def run(self) -> None:
+        with torch.no_grad():
+            for call in self.tape.calls:
+                self._follow(call)
+        for slot in self.tape.outputs:
+            self.trace.read(self._tensor(slot))
+            for axis in self.trace.axes(self._tensor(slot)):
+                self.trace.freeze(axis, "an output of the model")
+
+    def _follow(self, call: Call) -> None:
+        if call.grad and call.name != "aten::detach":
+            self.trace.learning.update(name for slot in call.inputs for name in self.tape.names.get(slot, ())[:1])
+        args = [self._decoded(arg) for arg in call.args]
+        kwargs = {key: self._decoded(value) for key, value in call.kwargs.items()}
+        result = [None if slot is None else self._tensor(slot) for slot in call.outputs]
+        if call.operator in (alias, region, set_data) or call.operator in RECORDED:
+            self._recorded(call, args, result)
+        elif not self._followed_through(call, args, kwargs, result):
+            self.trace.observe(call.operator, args, kwargs, result)
+        if call.draw is not None and (carried := self._carried(call)) is not None:
+            self.trace.carry(call.draw, carried)
+
+    def _carried(self, call: Call) -> Tensor | None:
+        """The tensor that shows the axes of what was drawn or received."""
+        if call.name in ("aten::native_dropout", "aten::_fused_dropout"):
+            slot = call.outputs[1]
+        elif call.name.startswith("aten::rrelu_with_noise"):
+            slot = call.outputs[0]
+        else:
+            slot = next((slot for slot in (*call.outputs, *call.writes) if slot is not None), None)
+        if slot is None or self.tape.draws[call.draw or ""].shape != self.tape.layouts[slot].shape:
+            return None
+        return self._tensor(slot)
+
+    def _followed_through(
+        self, call: Call, args: list[Any], kwargs: Mapping[str, Any], result: Sequence[Tensor | None]
+    ) -> bool:
+        """Whether the call could be taken apart into operators that have rules, where it has none itself."""
+        operator: Any = call.operator
+        decomposition = None
+        if call.name not in RECURRENT:
+            if rule_for(operator) is not None or torch.Tag.pointwise in operator.tags or call.writes or not call.inputs:
+                return False
+            decomposition = decomposition_table.get(operator)
+            if decomposition is None or self.trace.works_by_entry(operator, args, kwargs, result):
+                return False
+        before = dict(self.trace.unknown)
+        try:
+            with self.trace:
+                parts = plain(call, args, kwargs) if decomposition is None else decomposition(*args, **kwargs)
+        except Exception:
+            return False
+        if dict(self.trace.unknown) != before:
+            self.trace.unknown.subtract({name: n - before.get(name, 0) for name, n in self.trace.unknown.items()})
+            self.trace.unknown += type(self.trace.unknown)()
+            return False
+        flat = list(parts) if isinstance(parts, (list, tuple)) else [parts]
+        for out, part in zip(result, flat, strict=False):
+            if isinstance(out, Tensor) and isinstance(part, Tensor) and out.shape == part.shape:
+                self.trace.adopt(out, part)
+        return True
+
+    def _recorded(self, call: Call, args: Sequence[Any], result: Sequence[Tensor | None]) -> None:
+        """Memory seen under another tensor, and what other processes sent."""
+        trace = self.trace
+        if call.operator is set_data:
+            target, source = args
+            for axis, other in zip(trace.axes(target), trace.axes(source), strict=True):
+                trace.unify(axis, other)
+            return
+        [out] = [tensor for tensor in result if tensor is not None]
+        if call.operator in (alias, region):
+            source, shape = args[0], args[1]
+            if tuple(source.shape) == tuple(shape):
+                trace.adopt(out, source)
+            else:
+                for axis in trace.axes(source):
+                    trace.freeze(axis, "memory seen under another shape")
+                trace.assign_data(out)
+        elif call.operator in (plus_remainder, plus_remainder_):
+            trace.assign(out, trace.axes(args[0]))
+        elif call.operator is gathered or len(args) == 2:
+            part = args[-1]
+            axes, offset = trace.axes(part), out.dim() - part.dim()
+            same = [offset >= 0 and out.shape[offset + i] == size for i, size in enumerate(part.shape)]
+            kept = [axis if same[i] else new_axis(out.shape[offset + i], frozen=True) for i, axis in enumerate(axes)]
+            trace.assign(out, [*(new_axis(size, frozen=True) for size in out.shape[:offset]), *kept])
+        else:
+            trace.assign_data(out)
+
+    def _decoded(self, value: Any) -> Any:
+        if isinstance(value, Slot):
+            return self._tensor(value.index)
+        return [self._decoded(part) for part in value] if isinstance(value, tuple) else value
+
+    def _tensor(self, slot: int) -> Tensor:
+        if slot not in self.tensors:
+            self.tensors[slot] = self._new(slot)
+        return self.tensors[slot]
+
+    def _new(self, slot: int) -> Tensor:
+        layout = self.tape.layouts[slot]
+        if len(layout.stride) != len(layout.shape):
+            return torch.empty(layout.shape, dtype=layout.dtype, device="meta")
+        return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device="meta")

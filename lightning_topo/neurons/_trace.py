@@ -1,0 +1,378 @@
+"""Run a model once and learn which axes of its parameters are coupled."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from lightning_topo.neurons._coupling import (
+    Atom,
+    Axis,
+    axis_size,
+    flat,
+    freeze,
+    is_constant,
+    new_axis,
+    renewed,
+)
+from lightning_topo.neurons._coupling import unify as unify_axes
+from lightning_topo.neurons._elementwise import is_elementwise
+from lightning_topo.neurons._group import Role, Step
+from lightning_topo.neurons._operator_call import OperatorCall, operator_call
+from lightning_topo.neurons._registry import rule_for
+
+CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor"})
+UNKNOWN_OPERATOR = "unknown operator"
+FAILED_RULE = "the rule failed of"
+NOISE_FACTORIES = frozenset({"randn", "rand"})
+# Operators that only move values, and those whose rules take an index for the positions that it holds.
+KEEPS_MARKS = frozenset(
+    {"alias", "clone", "contiguous", "detach", "expand", "lift_fresh", "permute", "select", "slice", "squeeze",
+     "transpose", "unbind", "unsqueeze", "view", "_unsafe_view", "split", "split_with_sizes", "cat"}
+)  # fmt: skip
+READS_POSITIONS = frozenset({"gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce"})
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a parameter whose axes are known: refinement steps, the axes then, and replaced atoms."""
+
+    steps: tuple[Step, ...]
+    axes: list[Axis]
+    copies: dict[Atom, Axis] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """An axis of a weight that an operator gave out ("incoming") or summed over ("outgoing")."""
+
+    names: frozenset[str]
+    axis: Axis
+    role: Role
+    operator: str
+
+
+class CouplingTrace(TorchDispatchMode):
+    """Carries the axes of every tensor through every operator called inside the `with` block.
+
+    Afterwards `pieces` holds the axes of each registered parameter, `witnesses` the axes of every tensor met
+    (also of hidden ones, as attention scores), `uses` how weights were used, `unknown` the operators without
+    a rule, whose inputs were frozen, `failed` those whose rule failed, likewise.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: dict[str, list[Piece]] = {}
+        self.names: dict[int, str] = {}
+        self.learning: set[str] = set()  # those that are used where gradients are computed
+        self.witnesses: list[list[Axis]] = []
+        self.uses: list[Use] = []
+        self.tags: list[tuple[Axis, str]] = []
+        self.unknown: Counter[str] = Counter()
+        self.failed: dict[str, str] = {}  # operators whose rule raised an error -> the first one
+        self.n_operators = 0
+        self.implied: dict[Atom, Atom] = {}  # sorted tokens -> their experts
+        self.stacks: dict[Atom, dict[Atom, list[Axis]]] = {}  # stacked atom -> inner atom -> a copy per index
+        self._axes = WeakTensorKeyDictionary()
+        self._weights = WeakTensorKeyDictionary()  # tensors that depend on no data -> the parameters they come from
+        self._nodes = WeakTensorKeyDictionary()
+        self._bases = WeakTensorKeyDictionary()
+        self.values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensors without memory -> their constants
+        self.literals: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensors written out, as in x[:, [-1]]
+        self._positions = WeakTensorKeyDictionary()  # integer tensors -> the axes that their values index, and why
+        self._singled = WeakTensorKeyDictionary()  # tensors -> the axes of which they hold one position, and why
+        self._parents: list[tuple[int, ...]] = []
+        self._depths: list[int] = []  # contractions on the longest path to each node
+
+    # What rules call
+
+    def register(self, name: str, tensor: Tensor, *, frozen: bool = False) -> None:
+        """Give a parameter or buffer its own atoms."""
+        axes = [[Atom(size, frozen=frozen)] for size in tensor.shape]
+        self.pieces[name] = [Piece((), axes)]
+        self.names[id(tensor)] = name
+        self._axes[tensor] = axes
+        self._weights[tensor] = frozenset({name})
+
+    def carry(self, name: str, tensor: Tensor) -> None:
+        """Let a recorded tensor (random numbers, what other processes sent) be permuted with the axes it has.
+
+        An axis along which it was drawn alike for all entries gets an atom of its own: the numbers as they fell are
+        exchanged with the neurons that they fell on.
+        """
+        axes = [
+            new_axis(size) if all(is_constant(atom) for atom in flat(axis)) else axis
+            for axis, size in zip(self._axes[tensor], tensor.shape, strict=True)
+        ]
+        if name in self.pieces:
+            for known, axis in zip(self.pieces[name][0].axes, axes, strict=True):
+                unify_axes(known, axis)
+        self.assign(tensor, axes)
+        self.pieces.setdefault(name, [Piece((), axes)])
+        self._weights.pop(tensor, None)
+
+    def adopt(self, tensor: Tensor, other: Tensor) -> None:
+        """Take all that is known of `other` for another tensor of its shape."""
+        self.assign(tensor, self._axes[other] if other in self._axes else self.axes(other))
+        for known in (self._weights, self._nodes, self._bases):
+            if other in known:
+                known[tensor] = known[other]
+
+    def axes(self, tensor: Tensor) -> list[Axis]:
+        """The tensor's axes, for one use. A tensor of unknown origin is data: its axes are frozen."""
+        if tensor not in self._axes:
+            self._axes[tensor] = [new_axis(size, frozen=True) for size in tensor.shape]
+        return [renewed(axis) for axis in self._axes[tensor]]
+
+    def known_axes(self, tensor: Tensor) -> list[Axis] | None:
+        """The tensor's axes as they are; None where no call has met it."""
+        return self._axes.get(tensor)
+
+    def assign(self, tensor: Tensor, axes: list[Axis]) -> None:
+        """Say what the axes of an operator's output are."""
+        sizes = [axis_size(axis) for axis in axes]
+        if sizes != list(tensor.shape):
+            raise RuntimeError(f"expected axes of sizes {list(tensor.shape)}, got {sizes}")
+        self._axes[tensor] = axes
+        self.witnesses.append(axes)
+
+    def assign_data(self, tensor: Tensor) -> None:
+        """Say that the axes of an output are not exchangeable."""
+        self._axes[tensor] = [new_axis(size, frozen=True) for size in tensor.shape]
+
+    def assign_constant(self, tensor: Tensor) -> None:
+        """Say that an output is constant, or noise alike, along all its axes."""
+        self._axes[tensor] = [new_axis(size, constant=True) for size in tensor.shape]
+
+    def unify(self, left: Axis, right: Axis) -> None:
+        """Tie two axes together."""
+        unify_axes(left, right)
+
+    def freeze(self, axis: Axis, reason: str) -> None:
+        """Say that the entries along an axis are not exchangeable."""
+        freeze(axis, reason)
+
+    def witness(self, axes: list[Axis]) -> None:
+        """Record a hidden tensor, so that atoms it does not hold together are known to be independent."""
+        self.witnesses.append(axes)
+
+    def point(self, tensor: Tensor, axis: Axis, reason: str) -> None:
+        """Say that a tensor's values are positions along an axis, which is frozen once they are read as numbers."""
+        self._positions[tensor] = (*self._marks(self._positions, tensor), (axis, reason))
+
+    def pointed(self, tensor: Tensor) -> list[Axis]:
+        """The axes that the values of a tensor are positions along."""
+        return [axis for axis, _ in self._marks(self._positions, tensor)]
+
+    def single_out(self, tensor: Tensor, axis: Axis, reason: str) -> None:
+        """Say that a tensor holds the values at one position of an axis, which is frozen once they are read."""
+        self._singled[tensor] = (*self._marks(self._singled, tensor), (axis, reason))
+
+    def read(self, tensor: Tensor) -> None:
+        """Say that a tensor's values are used, as those of an output are: what they tell of an axis freezes it."""
+        for marks in (self._positions, self._singled):
+            for axis, reason in self._marks(marks, tensor):
+                freeze(axis, reason)
+
+    def _marks(self, marks: Any, tensor: Tensor) -> tuple[tuple[Axis, str], ...]:
+        return marks.get(tensor) or ()
+
+    def reduce(self, tensor: Tensor, axis: Axis) -> None:
+        """Record that a symmetric function of the entries along an axis of an activation was taken."""
+        if self.is_activation(tensor):
+            self.tag([atom for atom in flat(axis) if atom.size > 1], "reduced")
+
+    def imply(self, tokens: Axis, experts: Axis) -> None:
+        """Say that each entry of one axis belongs to one entry of another, as tokens sorted by expert do."""
+        for token_atom, expert_atom in zip(flat(tokens)[:1], flat(experts)[:1], strict=False):
+            known = self.implied.setdefault(token_atom, expert_atom)
+            unify_axes([known], [expert_atom])
+
+    def tag(self, axis: Axis, tag: str) -> None:
+        """Leave a mark on an axis, by which groups are named later."""
+        self.tags.append((axis, tag))
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether the tensor is computed from parameters alone."""
+        return bool(self._weights.get(tensor))
+
+    def is_activation(self, tensor: Tensor) -> bool:
+        """Whether the tensor depends on data."""
+        return tensor not in self._weights
+
+    def used(self, weight: Tensor, axis: Axis, role: Role, operator: str = "") -> None:
+        """Record that an axis of a weight feeds neurons ("incoming") or reads them ("outgoing")."""
+        names = self._weights.get(weight)
+        if names:
+            self.uses.append(Use(names, axis, role, operator))
+
+    def broadcast(self, out: Tensor, tensors: Iterable[Tensor]) -> None:
+        """The rule of pointwise operators: axes of one position, where not of length 1, are tied."""
+        axes: list[Axis] = [[] for _ in out.shape]
+        tensors = list(tensors)
+        self._note_created_axes(tensors)
+        for tensor in tensors:
+            offset = out.dim() - tensor.dim()
+            for i, axis in enumerate(self.axes(tensor)):
+                size, j = out.shape[offset + i], offset + i
+                if tensor.shape[i] not in (1, size):
+                    freeze(axis, "an operator that is not pointwise along it")
+                    axis = new_axis(size, frozen=True)
+                if (tensor.shape[i] == 1 and size > 1) or not axis:
+                    continue
+                if not axes[j] or _is_constant_axis(axes[j]):
+                    axes[j] = axis
+                elif not _is_constant_axis(axis):
+                    unify_axes(axes[j], axis)
+        for i, size in enumerate(out.shape):
+            if size > 1 and not axes[i]:
+                axes[i] = new_axis(size, constant=True)
+        self.assign(out, axes)
+
+    def _note_created_axes(self, tensors: list[Tensor]) -> None:
+        """A weight along whose axis no activation varies feeds the neurons there, as centres and frequencies do."""
+        active = [self.axes(tensor)[::-1] for tensor in tensors if tensor.dim() and self.is_activation(tensor)]
+        for tensor in tensors:
+            if not active or not self.is_weight(tensor):
+                continue
+            for i, axis in enumerate(self.axes(tensor)[::-1]):
+                if axis_size(axis) > 1 and all(i >= len(axes) or _is_constant_axis(axes[i]) for axes in active):
+                    self.used(tensor, axis, "incoming")
+
+    # The dispatch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.observe(func, args, kwargs, result)
+        return result
+
+    def observe(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Carry the axes through one call. A rule that fails freezes what the call touches, and nothing else."""
+        call = operator_call(func, args, kwargs, result)
+        self.n_operators += 1
+        try:
+            self._apply_rule(func, call)
+        except Exception as error:
+            text = next(iter(str(error).splitlines()), "")
+            self.failed.setdefault(str(func), f"{type(error).__name__}: {text}")
+            self.bar(call, f"{FAILED_RULE} {func} ({type(error).__name__}: {text})")
+        self._link(func, call)
+
+    def works_by_entry(self, func: Any, args: Any, kwargs: Any, result: Any) -> bool:
+        """Whether a call was told by trial to work entry by entry."""
+        call = operator_call(func, args, kwargs, result)
+        return is_elementwise(func, call.arguments, call.outputs)
+
+    def bar(self, call: OperatorCall, reason: str) -> None:
+        """Freeze all that a call reads, and take what it returns for data."""
+        for tensor in call.inputs:
+            for axis in self.axes(tensor):
+                freeze(axis, reason)
+        for out in call.outputs:
+            self.assign_data(out)
+
+    def _apply_rule(self, func: Any, call: OperatorCall) -> None:
+        """Find the operator's rule and apply it, or freeze what an unknown operator touches."""
+        rule = rule_for(func)
+        self._follow_marks(call)
+        if rule is not None:
+            rule(self, call)
+        elif torch.Tag.pointwise in func.tags and len(call.outputs) == 1:
+            self.broadcast(call.out, call.inputs)
+        elif call.inputs and is_elementwise(func, call.arguments, call.outputs):
+            for out in call.outputs:
+                self.broadcast(out, call.inputs)
+        elif not call.inputs:
+            for out in call.outputs:
+                if call.name in CONSTANT_FACTORIES | NOISE_FACTORIES:
+                    self.assign_constant(out)
+                else:
+                    self.assign_data(out)
+        elif call.outputs:
+            self.unknown[str(func)] += 1
+            self.bar(call, f"{UNKNOWN_OPERATOR} {func}: teach its rule with register_rule")
+
+    def _follow_marks(self, call: OperatorCall) -> None:
+        """Positions, and values at one position, are only moved, or used as a rule knows how; else they are read."""
+        moved = call.name in KEEPS_MARKS or (call.name == "_to_copy" and not call.out.is_floating_point())
+        for tensor in call.inputs:
+            if moved:
+                for out in call.outputs:
+                    for axis, reason in self._marks(self._positions, tensor):
+                        self.point(out, axis, reason)
+                    for axis, reason in self._marks(self._singled, tensor):
+                        self.single_out(out, axis, reason)
+            elif not (call.name in READS_POSITIONS and tensor is call.get("index")):
+                self.read(tensor)
+
+    def _link(self, func: Any, call: OperatorCall) -> None:
+        """Keep origins, ancestry and view bases, which need no rule."""
+        if not call.inputs:
+            for out in call.outputs:
+                self._weights[out] = frozenset()
+            return
+        origins = [self._weights.get(tensor) for tensor in call.inputs]
+        names = [origin for origin in origins if origin is not None]
+        active = [tensor for tensor in call.inputs if self.is_activation(tensor)]
+        if len(active) == 2 and call.name in ("add", "add_") and self._is_skip(*active):
+            for axis in self._axes[call.out]:
+                self.tag(axis, "skip")
+        contracts = call.name in CONTRACTIONS and any(names)
+        parents = tuple(self._nodes[tensor] for tensor in active if tensor in self._nodes)
+        depth = max((self._depths[node] for node in parents), default=0) + contracts
+        aliases = any(out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns)
+        for out in call.outputs:
+            if not any(origin is None for origin in origins):
+                self._weights[out] = frozenset[str]().union(*names)
+            else:
+                self._weights.pop(out, None)
+                self._nodes[out] = len(self._parents)
+                self._parents.append(parents)
+                self._depths.append(depth)
+            if aliases:
+                self._bases[out] = self._bases.get(call.inputs[0], call.inputs[0])
+        if call.name.endswith("_") and call.inputs[0] in self._bases:
+            self._write_through(self._bases[call.inputs[0]], call)
+
+    def _write_through(self, base: Tensor, call: OperatorCall) -> None:
+        """Writing into a view of a constant tensor makes it data."""
+        axes = self._axes.get(base)
+        if axes and any(is_constant(atom) for axis in axes for atom in flat(axis)):
+            for tensor in call.inputs:
+                for axis in self._axes.get(tensor) or []:
+                    freeze(axis, "written through a view")
+            self.assign_data(base)
+        if any(self.is_activation(tensor) for tensor in call.inputs):
+            self._weights.pop(base, None)
+
+    def _is_skip(self, left: Tensor, right: Tensor) -> bool:
+        """Whether one of two added activations was computed from the other by way of a weight."""
+        if left not in self._nodes or right not in self._nodes:
+            return False
+        early, late = sorted((self._nodes[left], self._nodes[right]))
+        if self._depths[late] <= self._depths[early]:
+            return False
+        stack, seen = [late], set()
+        while stack:
+            node = stack.pop()
+            if node == early:
+                return True
+            if node > early and node not in seen:
+                seen.add(node)
+                stack += self._parents[node]
+        return False
+
+
+CONTRACTIONS = frozenset(
+    {"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mv", "_grouped_mm", "convolution", "embedding", "_trilinear"}
+)
+
+
+def _is_constant_axis(axis: Axis) -> bool:
+    return all(is_constant(atom) for atom in flat(axis))

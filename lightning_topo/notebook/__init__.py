@@ -1,8 +1,0 @@
-"""Views of a record for notebooks: tidy pandas frames and matplotlib figures.
-
-Both are imported only when they are used; pandas is the extra `notebook`.
-"""
-
-from lightning_topo.notebook.views import RecordViews
-
-__all__ = ["RecordViews"]

@@ -1,0 +1,76 @@
+"""The findings of each hook, for other callbacks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lightning_topo._watch.output import Run
+from lightning_topo.homology import PersistenceDiagram
+from lightning_topo.measurement import Measurement
+from lightning_topo.phases import TopologyEvent
+from lightning_topo.quantities import RESERVED_PROBES
+
+_FOUND = RESERVED_PROBES - {"coverage"}
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """The measurements of one hook, and the events since the last one.
+
+    `measurements` are of those probes alone that measured now. Every callback of the trainer that has a method
+    `on_topology_findings(trainer, pl_module, findings)` is given them, on every rank and before the hook in which the
+    monitor measured ends: the order of the callbacks does not matter.
+    """
+
+    step: int
+    epoch: int
+    measurements: tuple[Measurement, ...]
+    events: tuple[TopologyEvent, ...] = ()
+
+    @property
+    def values(self) -> dict[str, dict[str, Mapping[str, float]]]:
+        """The named numbers by probe and group, "" for the whole network.
+
+        >>> Findings(3, 0, (Measurement(3, 0, "distortion", "net.0", {"critical_ratio": 0.1}),)).values
+        {'distortion': {'net.0': {'critical_ratio': 0.1}}}
+        """
+        found: dict[str, dict[str, Mapping[str, float]]] = {}
+        for measurement in self.measurements:
+            found.setdefault(measurement.probe, {})[measurement.group] = measurement.values
+        return found
+
+
+@dataclass(slots=True)
+class FeedOutput:
+    """Collects findings until they are taken; on every rank."""
+
+    name: str = field(default="The feed of findings", init=False)
+    _measurements: list[Measurement] = field(init=False, default_factory=list, repr=False)
+    _events: list[TopologyEvent] = field(init=False, default_factory=list, repr=False)
+
+    def start(self, run: Run) -> None:
+        """Nothing."""
+
+    def measurement(self, measurement: Measurement) -> None:
+        """Keep what a probe has found; what the monitor notes of the training is no finding."""
+        if measurement.probe not in _FOUND:
+            self._measurements.append(measurement)
+
+    def event(self, event: TopologyEvent) -> None:
+        """Keep an event."""
+        self._events.append(event)
+
+    def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
+        """Nothing."""
+
+    def end(self, *, in_haste: bool = False) -> None:
+        """Nothing."""
+
+    def take(self) -> Findings | None:
+        """Return what was found since the last call; None where nothing was."""
+        if not self._measurements and not self._events:
+            return None
+        last = (self._measurements or self._events)[-1]
+        found = Findings(last.step, last.epoch, tuple(self._measurements), tuple(self._events))
+        self._measurements.clear()
+        self._events.clear()
+        return found

@@ -1,0 +1,219 @@
+"""Stop a training on topological events: rules, counts, and the decision."""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from lightning_topo.measurement import GLOBAL
+from lightning_topo.outputs._feed import Findings
+from lightning_topo.phases import EventName
+
+ELSEWHERE = "Another process has met its condition to stop on topology."
+"""The reason on a process that has none of its own."""
+
+# These are about the monitor, not about the network: they leave a quiet time quiet.
+_OF_THE_MONITOR = (
+    EventName.GAP,
+    EventName.PROBE_FAILED,
+    EventName.UNSEEN_STEP,
+    EventName.UNWATCHED_PARAMETERS,
+    EventName.REWIND,
+)
+
+_EDGE = ("sharpness", "step_edge", "critical_sharpness")
+SEEN_BY: Mapping[EventName, tuple[str, ...]] = {
+    EventName.TOPOLOGY_BREAKDOWN: ("distortion",),
+    EventName.TOPOLOGY_RESTORED: ("distortion",),
+    EventName.NEURONS_MERGED: ("distortion",),
+    EventName.EQUIVARIANCE_BROKEN: ("distortion",),
+    EventName.CURVATURE_BOUND_EXCEEDED: ("sharpness",),
+    EventName.CURVATURE_BOUND_RESTORED: ("sharpness",),
+    EventName.EDGE_OF_STABILITY_ENTER: _EDGE,
+    EventName.EDGE_OF_STABILITY_EXIT: _EDGE,
+    EventName.BETTI_CHANGED: ("persistence",),
+    EventName.DIAGRAM_JUMP: ("persistence",),
+    EventName.NEURONS_VANISHING: ("fate",),
+    EventName.NEURONS_CONDENSING: ("fate",),
+}
+"""The probes whose measurements make an event, by name; all other events need none."""
+
+
+def unseen_events(events: Iterable[EventName], probes: Set[str]) -> dict[EventName, tuple[str, ...]]:
+    """Those of the events that none of these probes can see, each with the probes that could.
+
+    >>> unseen_events([EventName.INSTABILITY, EventName.BETTI_CHANGED], {"distortion"})
+    {<EventName.BETTI_CHANGED: 'betti_changed'>: ('persistence',)}
+    """
+    return {event: SEEN_BY[event] for event in events if event in SEEN_BY and probes.isdisjoint(SEEN_BY[event])}
+
+
+@dataclass(frozen=True, slots=True)
+class StopRules:
+    """When to stop: after `min_count` of the `events`, or after `patience` quiet captures in a row.
+
+    `groups` are names or patterns of the groups that count (None: all), `tolerance` is the largest log-bottleneck
+    distance of a quiet capture.
+
+    Raises `ValueError` unless there is a rule at all with positive numbers.
+
+    >>> StopRules(min_count=0)
+    Traceback (most recent call last):
+    ...
+    ValueError: expected min_count >= 1, got 0
+    """
+
+    events: tuple[EventName, ...] = (EventName.TOPOLOGY_BREAKDOWN,)
+    min_count: int = 1
+    patience: int | None = None
+    groups: tuple[str, ...] | None = None
+    tolerance: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.events and self.patience is None:
+            raise ValueError("expected events to stop on, or a patience, got neither")
+        if self.min_count < 1:
+            raise ValueError(f"expected min_count >= 1, got {self.min_count}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"expected patience >= 1 or None, got {self.patience}")
+        if not self.tolerance >= 0.0:
+            raise ValueError(f"expected tolerance >= 0, got {self.tolerance}")
+
+    @classmethod
+    def of(
+        cls,
+        stop_on: str | Iterable[str] | None,
+        *,
+        min_count: int = 1,
+        patience: int | None = None,
+        groups: str | Sequence[str] | None = None,
+        tolerance: float = 0.05,
+    ) -> "StopRules":
+        """Rules from the names of events and patterns of groups, one or several.
+
+        Raises `ValueError` for an unknown event, and as above.
+
+        >>> StopRules.of("gap").events
+        (<EventName.GAP: 'gap'>,)
+        """
+        chosen = (groups,) if isinstance(groups, str) else None if groups is None else tuple(groups)
+        return cls(_event_names(stop_on), min_count, patience, chosen, tolerance)
+
+    def concerns(self, group: str) -> bool:
+        """Whether to look at a group: the whole network always counts."""
+        return self.groups is None or group == GLOBAL or any(fnmatchcase(group, pattern) for pattern in self.groups)
+
+    def without_a_group(self, names: Iterable[str]) -> list[str]:
+        """The patterns that fit none of the groups: they are nearly always misspelt."""
+        known = tuple(names)
+        return [p for p in self.groups or () if not any(fnmatchcase(name, p) for name in known)]
+
+
+@dataclass(frozen=True, slots=True)
+class StopState:
+    """What has been counted so far, up to and with the measurements of `step`."""
+
+    step: int = -1
+    counts: Mapping[str, int] = field(default_factory=dict)
+    quiet_captures: int = 0
+    eventful: bool = False
+    latest: str = ""
+    seen: frozenset[tuple[str, int, str]] = field(default=frozenset(), compare=False)
+    """The events of the newest step: another monitor may find them too."""
+
+    @property
+    def n_events(self) -> int:
+        """How many of the events in question there were."""
+        return sum(self.counts.values())
+
+    def values(self) -> dict[str, float]:
+        """What the record holds of a gate that stops the training."""
+        counts = {name: float(n) for name, n in self.counts.items()}
+        return {"stopped": 1.0, "quiet_captures": float(self.quiet_captures)} | counts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and containers, for a checkpoint."""
+        plain = asdict(self) | {"counts": dict(self.counts)}
+        del plain["seen"]
+        return plain
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> "StopState":
+        """The inverse of `to_dict`.
+
+        Raises `KeyError`, `TypeError`, `AttributeError`, `ValueError` or `OverflowError` where it is no such state.
+        """
+        return cls(
+            int(state["step"]),
+            {str(name): int(n) for name, n in state["counts"].items()},
+            int(state["quiet_captures"]),
+            bool(state["eventful"]),
+            str(state["latest"]),
+        )
+
+
+def advance(state: StopState, findings: Findings, rules: StopRules) -> StopState:
+    """Count the monitor's findings.
+
+    A capture is quiet where no event has happened since the one before, and every log-bottleneck distance to it is
+    at most the tolerance. Measurements of a step that was counted already (after a resume) are passed over, and so are
+    events that another monitor has found before.
+
+    >>> from lightning_topo.measurement import Measurement
+    >>> still = Measurement(8, 0, "persistence", "net.0", {"log_bottleneck_0": 0.01})
+    >>> advance(StopState(), Findings(8, 0, (still,)), StopRules(patience=2)).quiet_captures
+    1
+    """
+    counts, eventful, latest, seen = dict(state.counts), state.eventful, state.latest, state.seen
+    for event in findings.events:
+        key = str(event.name), event.step, event.group
+        if not rules.concerns(event.group) or key in seen:
+            continue
+        seen = frozenset({*(one for one in seen if one[1] >= event.step), key})
+        eventful |= event.name not in _OF_THE_MONITOR
+        if event.name in rules.events:
+            counts[str(event.name)] = counts.get(str(event.name), 0) + 1
+            latest = f"{event.name} at step {event.step}" + (f" in {event.group}" if event.group else "")
+    state = replace(state, counts=counts, eventful=eventful, latest=latest, seen=seen)
+    changes = _changes(findings, rules)
+    for step in sorted(changes):
+        if step > state.step:
+            quiet = not state.eventful and all(change <= rules.tolerance for change in changes[step])
+            state = replace(state, step=step, quiet_captures=state.quiet_captures + 1 if quiet else 0, eventful=False)
+    return state
+
+
+def reason_to_stop(state: StopState, rules: StopRules) -> str | None:
+    """Why to stop now, in a sentence; None where there is no reason."""
+    if state.n_events >= rules.min_count:
+        times = f" ({state.n_events} of the events to stop on, min_count={rules.min_count})"
+        return f"Training stops on topology: {state.latest}{times if state.n_events > 1 else ''}."
+    if rules.patience is not None and state.quiet_captures >= rules.patience:
+        return (
+            f"Training stops on topology: nothing has happened in {state.quiet_captures} captures in a row, and no "
+            f"log-bottleneck distance was above {rules.tolerance:g}."
+        )
+    return None
+
+
+def _changes(findings: Findings, rules: StopRules) -> dict[int, list[float]]:
+    """Every log-bottleneck distance to the capture before, by the step of its capture."""
+    changes: dict[int, list[float]] = {}
+    for measurement in findings.measurements:
+        for name, value in measurement.values.items():
+            is_change = name.startswith("log_bottleneck_") and name != "log_bottleneck_bound"
+            if is_change and rules.concerns(measurement.group):
+                changes.setdefault(measurement.step, []).append(value)
+    return changes
+
+
+def _event_names(stop_on: str | Iterable[str] | None) -> tuple[EventName, ...]:
+    names = (stop_on,) if isinstance(stop_on, str) else tuple(stop_on or ())
+    known = [str(name) for name in EventName]
+    for name in names:
+        if name not in known:
+            near = get_close_matches(str(name), known, n=2, cutoff=0.5)
+            hint = f": did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise ValueError(f"expected stop_on among the events {', '.join(known)}, got {name!r}{hint}")
+    return tuple(EventName(name) for name in names)

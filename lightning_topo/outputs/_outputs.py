@@ -1,0 +1,199 @@
+"""Everything that a run's measurements and events go to, behind one face."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_topo._watch.output import Output, Run
+from lightning_topo.homology import PersistenceDiagram
+from lightning_topo.measurement import Measurement
+from lightning_topo.outputs._about import AboutOutput
+from lightning_topo.outputs._feed import FeedOutput, Findings
+from lightning_topo.outputs._terminal import LoggingPrinter, Printer, TerminalOutput
+from lightning_topo.outputs._warning import warn
+from lightning_topo.outputs.page import PageOutput
+from lightning_topo.outputs.record import RecordOutput, RecordWriter
+from lightning_topo.outputs.trackers import TrackerOutput
+from lightning_topo.phases import TopologyEvent
+
+_COSTLY_SHARE = 0.25
+"""The share of the monitor's time for figures and other costly things for the trackers."""
+
+
+@dataclass(slots=True)
+class Outputs:
+    """All outputs of one run, each fenced: one that fails is named once for each verb, and harms no other.
+
+    The engine calls the five verbs; `take` gives other callbacks what was found since they last asked. `noticed` are
+    events that the outputs themselves have made (a rewind, lost lines): they were sent to every output already.
+    """
+
+    outputs: Sequence[Output] = ()
+    record: RecordOutput | None = None
+    noticed: list[TopologyEvent] = field(default_factory=list)
+    _feed: FeedOutput = field(default_factory=FeedOutput, repr=False)
+    _has_started: bool = field(init=False, default=False, repr=False)
+    _is_over: bool = field(init=False, default=False, repr=False)
+    _unsent: list[TopologyEvent] = field(init=False, default_factory=list, repr=False)
+    _named: set[tuple[int, str]] = field(init=False, default_factory=set, repr=False)
+
+    @property
+    def dirpath(self) -> Path | None:
+        """The run folder; None where there is no record, or where the run ended before its first step."""
+        return None if self.record is None or self.record.is_discarded else self.record.writer.dirpath
+
+    @property
+    def run_id(self) -> str | None:
+        """The record's name of the run; None where there is no record."""
+        return None if self.record is None else self.record.writer.run_id
+
+    @property
+    def store(self) -> RecordOutput | None:
+        """Where the clouds of the beginning are kept: the record."""
+        return self.record
+
+    @property
+    def has_parent(self) -> bool:
+        """Whether this run began from the checkpoint of another, whose reference clouds it has a copy of."""
+        return self.record is not None and self.record.writer.branch.parent is not None
+
+    def start(self, run: Run) -> None:
+        """The run begins, or goes on after a resume."""
+        self._has_started = True
+        for pattern in run.readings.unmatched:
+            names = ", ".join(run.readings.groups[:8]) or "none"
+            warn(f"log_groups: {pattern!r} fits the name of no group. The groups are: {names}.")
+        self._each("the start of the run", lambda output: output.start(run))
+        unsent, self._unsent = self._unsent, []
+        for event in unsent:
+            self._send_notice(event)
+
+    def measurement(self, measurement: Measurement) -> None:
+        """Hand on one measurement."""
+        self._each("measurements", lambda output: output.measurement(measurement))
+
+    def event(self, event: TopologyEvent) -> None:
+        """Hand on one event."""
+        self._each("events", lambda output: output.event(event))
+
+    def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
+        """Hand on the diagrams of one capture."""
+        if diagrams:
+            self._each("diagrams", lambda output: output.diagrams(step, diagrams))
+
+    def end(self, *, in_haste: bool = False) -> None:
+        """Close every output, once."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._each("the end of the run", lambda output: output.end(in_haste=in_haste))
+
+    def take(self) -> Findings | None:
+        """Return what was found since the last call, for other callbacks; None where nothing was."""
+        return self._feed.take()
+
+    def notice(self, event: TopologyEvent, *, is_recorded: bool = False) -> None:
+        """Take in an event that an output has made, and send it to all; before the start, as soon as that comes."""
+        self.noticed.append(event)
+        if not is_recorded and self.record is not None:
+            self.record.event(event)
+        if self._has_started:
+            self._send_notice(event)
+        else:
+            self._unsent.append(event)
+
+    def _send_notice(self, event: TopologyEvent) -> None:
+        # Not to the feed: other processes have no such event, and gates decide together.
+        mine = (self.record, self._feed)
+        self._each("events", lambda output: None if output in mine else output.event(event))
+
+    def _each(self, what: str, send: Callable[[Output], Any]) -> None:
+        for i, output in enumerate((*self.outputs, self._feed)):
+            try:
+                send(output)
+            except Exception as error:
+                if (i, what) not in self._named:
+                    self._named.add((i, what))
+                    warn(
+                        f"{getattr(output, 'name', type(output).__name__)} did not take {what} "
+                        f"({type(error).__name__}: {error}). Training and all else go on."
+                    )
+
+
+def open_outputs(
+    folder: str | Path,
+    *,
+    loggers: Sequence[Any] = (),
+    is_first_rank: bool = True,
+    resume: tuple[str | Path | None, str | None] | None = None,
+    step: int = 0,
+    epoch: int = 0,
+    printer: Printer | None = None,
+    verbose: bool = True,
+    report: bool = True,
+    max_overhead: float | None = None,
+    max_record_bytes: float = float("inf"),
+    on_error: str = "warn",
+) -> Outputs:
+    """Open what a run's measurements and events go to, and claim its folder.
+
+    Args:
+        folder: Where the present fit's record belongs; where another run's stands there, `folder-v1`, `-v2`, ...
+        loggers: Lightning's loggers.
+        is_first_rank: Of several processes only the first has a record, a page, trackers and a terminal.
+        resume: The run folder and run id that the checkpoint names, where this fit was given one.
+        step: The optimizer steps that lie behind the network as the fit begins; with `epoch`, those of the checkpoint.
+        printer: What lines and progress are shown with; by default Python's logging.
+        verbose: Whether anything is.
+        report: Whether the page is written.
+        max_overhead: The monitor's share of the wall time, of which a part may go into figures; None for no limit.
+        max_record_bytes: Where the record becomes larger, it is thinned.
+        on_error: "raise" where a folder that cannot be written is an error, else it is a warning.
+
+    Raises `OSError` where the folder cannot be written and `on_error` is "raise".
+    """
+    outputs = Outputs()
+    if not is_first_rank:
+        return outputs
+    outputs.record = _open_record(outputs, Path(folder), resume, (step, epoch), max_record_bytes, on_error)
+    share = None if max_overhead is None else max_overhead * _COSTLY_SHARE / max(len(loggers), 1)
+    found: list[Output] = []
+    if outputs.record is not None:
+        found.append(outputs.record)
+        # Before the page, which shows it.
+        found.append(AboutOutput(outputs.record.writer.dirpath, outputs.record.writer.run_id))
+        if report:
+            found.append(PageOutput(outputs.record.writer.dirpath))
+    branch = None if outputs.record is None else outputs.record.writer.branch
+    found += [TrackerOutput(logger, branch, share) for logger in loggers]
+    if verbose:
+        found.append(TerminalOutput(printer or LoggingPrinter(), outputs.dirpath, has_page=report))
+    outputs.outputs = tuple(found)
+    return outputs
+
+
+def _open_record(
+    outputs: Outputs,
+    folder: Path,
+    resume: tuple[str | Path | None, str | None] | None,
+    at: tuple[int, int],
+    max_bytes: float,
+    on_error: str,
+) -> RecordOutput | None:
+    try:
+        writer = RecordWriter.open(folder, resume=resume, step=at[0], max_bytes=max_bytes)
+        event = writer.rewind(*at) if writer.branch.resumed else None
+    except OSError as error:
+        if on_error == "raise":
+            raise
+        warn(
+            f"No topology record: {folder} cannot be written ({error}). Training and measuring go on, and values "
+            "still go to the loggers. Remove what stands there, or give TopologyMonitor another dirpath."
+        )
+        return None
+    for note in writer.branch.notes:
+        warn(f"{note} The record of this run is in {writer.dirpath}.")
+    if event is not None:
+        outputs.notice(event, is_recorded=True)
+    return RecordOutput(writer, outputs.notice)

@@ -1,0 +1,322 @@
+"""One recommendation for the next run, from the evidence of a whole one, with its reasons.
+
+r, the edge ratio and the estimate eta K all grow in proportion to the learning rate where the network stands. So the
+factor 1 / max r, over all measured steps, is how far a whole schedule may be scaled for every one of these steps to
+stay below eta*. The next run meets other neurons, hence the margin.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lightning_topo._figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
+from lightning_topo.measurement import Measurement
+from lightning_topo.outputs.page._loss_course import Level, LossCourse
+from lightning_topo.outputs.page._outcome import Outcome, history
+from lightning_topo.outputs.page._verdict import above
+from lightning_topo.outputs.record import RunRecord
+
+MARGIN = 0.8
+"""Of the learning rate that would just have done, so much is recommended."""
+FAILED = 0.2
+"""Of a learning rate at which training diverged, or learned nothing, at most so much is recommended."""
+HALF = 0.5
+"""At most so much where training became unstable, and the loss has fallen all the same."""
+_CALM = 0.7
+"""A warm-up is enough where r stays below this at the full learning rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a run has shown: the largest r of all groups, the edge ratio by step, the loss, and learning rates."""
+
+    ratios: Mapping[int, float]
+    edges: Mapping[int, float]
+    loss: LossCourse
+    limits: RateLimits
+
+    @classmethod
+    def of(cls, measurements: Sequence[Measurement]) -> "Evidence":
+        """From a record's measurements."""
+        return cls(
+            largest_ratios(measurements),
+            edge_ratios(measurements),
+            LossCourse.of(measurements),
+            rate_limits(measurements),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What to do next in one sentence, and why.
+
+    `learning_rate` is the largest rate of the next run and `warmup_steps` its linear warm-up, None where they stay as
+    they are.
+    """
+
+    decision: str
+    reasons: tuple[str, ...] = ()
+    learning_rate: float | None = None
+    warmup_steps: int | None = None
+
+
+def advise(outcome: Outcome, evidence: Evidence) -> Advice | None:
+    """The recommendation, by the worst that has happened; None where nothing was trained.
+
+    >>> ratio = [Measurement(k, 0, "distortion", "net.0", {"critical_ratio": 0.5 * k}) for k in (1, 2, 3)]
+    >>> rate = Measurement(1, 0, "training", "", {"learning_rate": 0.3})
+    >>> from lightning_topo.outputs.page._outcome import history
+    >>> from lightning_topo.outputs.record import RunRecord
+    >>> from pathlib import Path
+    >>> record = RunRecord(Path(), "id", (rate, *ratio))
+    >>> advise(history(record).outcome, Evidence.of(record.measurements)).decision
+    'Lower the learning rate from 0.3 to 0.16.'
+    """
+    if outcome.last_step is None or outcome.last_step == 0:
+        return None
+    if outcome.diverged_step is not None:
+        return _after_failure(evidence, outcome.diverged_step)
+    if outcome.breakdowns and not evidence.loss.has_fallen:
+        return _after_failure(evidence, outcome.last_step)
+    if outcome.breakdowns:
+        return _after_breakdown(outcome, evidence)
+    if evidence.loss.lost is not None:
+        return _after_loss(outcome, evidence, evidence.loss.lost)
+    if outcome.coverage is not None and outcome.coverage.open:
+        return _measure(outcome, evidence)
+    if outcome.edge_step is not None:
+        return _at_edge(outcome, evidence, outcome.edge_step)
+    return _keep(outcome, evidence)
+
+
+def recommendation(record: RunRecord) -> str:
+    """The decision of `advise` for a record; empty where there is none."""
+    advice = advise(history(record).outcome, Evidence.of(record.measurements))
+    return "" if advice is None else advice.decision
+
+
+def floor2(value: float) -> float:
+    """The largest number of two significant digits that is not above a value.
+
+    >>> floor2(0.2325), floor2(18.9), floor2(0.1)
+    (0.23, 18.0, 0.1)
+    """
+    if value <= 0.0 or not math.isfinite(value):
+        return value
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    if unit == 0.0:  # below what a float holds
+        return value
+    return float(f"{math.floor(value / unit * (1 + 1e-9)) * unit:.2g}")
+
+
+@dataclass(slots=True)
+class _Words:
+    """Learning rates as a person has them, or, where the record holds none, as factors of the present one."""
+
+    limits: RateLimits
+    present: float = field(init=False)
+    is_known: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        largest = self.limits.largest
+        self.is_known = largest is not None and largest > 0.0
+        self.present = largest if largest is not None and largest > 0.0 else 1.0
+
+    def rate(self, rate: float) -> str:
+        return f"{rate:.3g}" if self.is_known else f"{rate:.2g} times the present one"
+
+    @property
+    def now(self) -> str:
+        return f" {self.present:.3g}" if self.is_known else ""
+
+    def lower(self, rate: float) -> str:
+        return f"Lower the learning rate{f' from {self.present:.3g}' if self.is_known else ''} to {self.rate(rate)}."
+
+
+def _after_failure(evidence: Evidence, step: int) -> Advice:
+    """Where training has diverged at a step, or learned nothing up to it."""
+    words = _Words(evidence.limits)
+    end = min(evidence.loss.sound_until, step)
+    # What the failure itself has made of neurons and curvature says nothing of how it began.
+    before = {s: r for s, r in evidence.ratios.items() if s <= end}
+    edges = {s: e for s, e in evidence.edges.items() if s < end}
+    first, last = evidence.loss.first, evidence.loss.last
+    base = HALF if evidence.loss.has_fallen and last is not None and math.isfinite(last) else FAILED
+    factors, reasons = [base], []
+    if first is not None and last is not None and math.isfinite(last) and last >= first:
+        reasons.append(f"The loss has not fallen: {first:.3g} at first, {last:.3g} at the end.")
+    if before and max(before.values()) >= 1.0:
+        at = max(before, key=lambda s: before[s])
+        factors.append(MARGIN / before[at])
+        reasons.append(
+            f"The largest r before the loss rose was {before[at]:.3g}, at step {at:,}: for that step at most "
+            f"{words.rate(floor2(words.present / before[at]))}."
+        )
+    if edges and max(edges.values()) >= 1.0:
+        at = max(edges, key=lambda s: edges[s])
+        factors.append(MARGIN / edges[at])
+        reasons.append(
+            f"At step {at:,} the edge ratio was {edges[at]:.3g}, before the loss rose: below the edge is at most "
+            f"{words.rate(floor2(words.present / edges[at]))}."
+        )
+    if min(factors) == base:
+        reasons.append(f"Nothing that was measured before asks for less than {base:.0%} of it: a guess, no more.")
+    rate = floor2(words.present * min(factors))
+    reasons.append("Begin anew, or go back to a checkpoint from before.")
+    return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
+
+
+def _after_loss(outcome: Outcome, evidence: Evidence, lowest: Level) -> Advice:
+    """Where the loss had fallen and is back, though nothing else says that training failed."""
+    words = _Words(evidence.limits)
+    then = evidence.limits.at(lowest.step) if words.is_known else None
+    was_lower = then is not None and then < HALF * words.present
+    rate = floor2(then if then is not None and was_lower else HALF * words.present)
+    reasons = [
+        f"The loss had fallen to {lowest.loss:.3g} by step {lowest.step:,}, and is {evidence.loss.last:.3g} now, "
+        f"{evidence.loss.first:.3g} at first: what was learned is lost.",
+        f"At step {lowest.step:,} the learning rate was {then:.3g}."
+        if was_lower
+        else f"Nothing that was measured asks for less than {HALF:.0%} of it: a guess, no more.",
+    ]
+    if outcome.coverage is not None and outcome.coverage.open:
+        reasons.append(f"r of {outcome.coverage.open:,} steps is not known: neurons may have met in them.")
+    reasons.append(
+        "Go back to a checkpoint from before. If this loss is not meant to fall, as with adversaries, ignore this."
+    )
+    return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
+
+
+def _after_breakdown(outcome: Outcome, evidence: Evidence) -> Advice:
+    words = _Words(evidence.limits)
+    critical = {s: r for s, r in evidence.ratios.items() if r >= 1.0}
+    if not critical:  # a thinned record may have lost them
+        known = {event.step: event.value for event in outcome.breakdowns if event.value is not None}
+        critical = {step: value for step, value in known.items() if value < math.inf}
+    if not critical and outcome.peak_ratio is not None and outcome.peak_ratio.value == math.inf:
+        return Advice(
+            f"Keep the learning rate{words.now}: neurons that were equal have parted, at any learning rate.",
+            (f"r was infinite at step {outcome.peak_ratio.step:,} in {outcome.peak_ratio.group}, and below 1 else.",),
+        )
+    at = max(critical, key=lambda s: critical[s], default=outcome.breakdowns[0].step)
+    largest = critical.get(at, 1.0)
+    of = outcome.peak_ratio
+    place = f" in {of.group}" if of is not None and of.step == at else ""
+    highest = words.rate(floor2(words.present / largest))
+    peak = f"the largest r was {largest:.3g}, at step {at:,}{place}"
+    last = max(critical, default=at)
+    steps = outcome.last_step or last
+    later = {s: r for s, r in evidence.ratios.items() if s > 2 * last}
+    is_early = last <= max(30, steps // 10) and len(later) >= 2 and max(later.values()) < _CALM
+    if is_early and evidence.limits.used:
+        warmup = _warmup(critical, evidence.limits)
+        if warmup <= steps // 2:
+            return Advice(
+                f"Warm the learning rate up to{words.now} over the first {warmup:,} steps.",
+                (
+                    f"Steps were critical only up to step {last:,}: {peak}.",
+                    f"From step {min(later):,} on r was at most {max(later.values()):.2g} where it was measured.",
+                    f"Without a longer warm-up, at most {highest} would have kept every measured step below \u03b7*.",
+                ),
+                warmup_steps=warmup,
+            )
+    factors = [MARGIN / largest]
+    reasons = [f"At most {highest} would have kept every measured step below \u03b7*: {peak}."]
+    if last > max(30, steps // 10):
+        reasons.append(f"A warm-up alone would not have: a step was critical as late as step {last:,}.")
+    if outcome.edge_step is not None and evidence.edges and max(evidence.edges.values()) > largest:
+        edge = max(evidence.edges.values())
+        factors.append(1.0 / edge)
+        reasons.append(f"The edge of stability asks for more: its ratio went to {edge:.3g}.")
+    if outcome.coverage is not None and outcome.coverage.open:
+        reasons.append(f"r of {outcome.coverage.open:,} steps is not known: the largest may be among them.")
+    rate = floor2(words.present * min(factors))
+    return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
+
+
+def _warmup(critical: Mapping[int, float], limits: RateLimits) -> int:
+    """So many steps of a linear warm-up that each critical step would have stayed below eta*, with the margin."""
+    needed = max(step * ratio for step, ratio in critical.items())
+    full = limits.largest or 1.0
+    begun = limits.used[0][1]
+    if begun < 0.9 * full:  # there is a warm-up already: longer by as much as it failed
+        end = next(step for step, rate in limits.used if rate >= 0.99 * full)
+        needed = max(needed, end * max(critical.values()))
+    steps = max(math.ceil(needed / MARGIN), 2 * max(critical))
+    unit = 10 ** max(math.floor(math.log10(steps)), 1) if steps > 20 else 5
+    return (
+        math.ceil(steps / unit) * unit if steps <= 20 or steps / unit >= 5 else math.ceil(2 * steps / unit) * unit // 2
+    )
+
+
+def _measure(outcome: Outcome, evidence: Evidence) -> Advice:
+    assert outcome.coverage is not None
+    words, coverage = _Words(evidence.limits), outcome.coverage
+    reasons = [
+        f"{coverage.open:,} of {coverage.total:,} steps are open: neither r nor a bound of it below 1 is known there, "
+        "so nothing is claimed of them.",
+        *_unlearned(evidence),
+    ]
+    if outcome.peak_ratio is not None and outcome.peak_ratio.value > 0.0:
+        highest = words.rate(floor2(words.present / outcome.peak_ratio.value))
+        reasons.append(
+            f"Of the measured steps the largest r was {outcome.peak_ratio.value:.2g}, at step "
+            f"{outcome.peak_ratio.step:,}: \u03b7* is {highest} there."
+        )
+    return Advice(
+        f"Keep the learning rate{words.now}, and measure every step: probes=[Distortion(every_n_steps=1), ...].",
+        tuple(reasons),
+    )
+
+
+def _at_edge(outcome: Outcome, evidence: Evidence, step: int) -> Advice:
+    words = _Words(evidence.limits)
+    reasons = []
+    largest = max(evidence.edges.values(), default=0.0)
+    if largest > 0.0:
+        at = max(evidence.edges, key=lambda s: evidence.edges[s])
+        highest = words.rate(floor2(words.present / max(largest, 1.0)))
+        reasons.append(f"The edge ratio was at most {largest:.3g}, at step {at:,}: at most {highest} stays below 1.")
+    if outcome.peak_ratio is not None:
+        peak = outcome.peak_ratio.value
+        reasons.append(f"No measured step was critical: r was {f'below {above(peak)}' if peak else '0'}.")
+    entered, end = evidence.loss.level(step), evidence.loss.level(outcome.last_step or step)
+    if entered is not None and end is not None and end > entered and largest > 1.0:
+        rate = floor2(words.present * MARGIN / largest)
+        reasons.insert(0, f"The loss has not fallen at the edge: {entered:.3g} where it was reached, {end:.3g} now.")
+        return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
+    if entered is not None and end is not None:
+        reasons.insert(0, f"The loss went on falling there: {entered:.3g} where it was reached, {end:.3g} now.")
+    return Advice(f"Keep the learning rate{words.now}: it is as large as this network bears.", tuple(reasons))
+
+
+def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
+    words = _Words(evidence.limits)
+    if not evidence.ratios and not evidence.edges:
+        return Advice(
+            "Measure what the learning rate does: probes=[Distortion(), Sharpness()].",
+            ("Neither the critical ratio r nor an edge ratio was measured, so nothing is known of its limits.",),
+        )
+    reasons = []
+    peak = outcome.peak_ratio
+    if peak is not None and peak.value > 0.0:
+        own = evidence.limits.at(peak.step) or 1.0
+        reasons.append(
+            f"The largest measured r was {peak.value:.2g}, at step {peak.step:,}: that step would have been critical "
+            f"at {'a learning rate of ' if words.is_known else ''}{words.rate(floor2(own / peak.value))}."
+        )
+    if evidence.edges and (largest := max(evidence.edges.values())) > 0.0:
+        reasons.append(
+            f"The edge ratio was at most {largest:.2g}: the edge of stability is near "
+            f"{words.rate(floor2(words.present / largest))}."
+        )
+    reasons = [*_unlearned(evidence), *reasons]
+    return Advice(f"Keep the learning rate{words.now}: no limit was met.", tuple(reasons))
+
+
+def _unlearned(evidence: Evidence) -> list[str]:
+    """That the loss has not fallen, where it has not."""
+    first, last = evidence.loss.first, evidence.loss.last
+    if evidence.loss.has_fallen or first is None or last is None:
+        return []
+    return [f"The loss has not fallen, {first:.3g} at first and {last:.3g} now: no limit explains it."]

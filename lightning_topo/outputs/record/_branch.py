@@ -1,0 +1,238 @@
+"""Whose folder it is: a run writes into a folder of its own, and names the run that it branches from.
+
+A fresh run begins a folder. A run that goes on in the folder that holds its record appends to it; what lies behind the
+step it goes on from, written before, is abandoned: kept, and counted by no reader. A run that begins from another
+folder's checkpoint begins a folder that names its parent, with a copy of the parent's history up to there.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from lightning_topo.outputs.record._archive import own_folder
+from lightning_topo.outputs.record._jsonl import Line, encoded, read_objects
+from lightning_topo.outputs.record._layout import (
+    EVENTS,
+    HISTORY,
+    MEASUREMENTS,
+    REFERENCE,
+    Parent,
+    diagram_path,
+    diagram_steps,
+    read_header,
+)
+from lightning_topo.outputs.record._lock import FolderBusy, FolderLock, lock_folder
+
+REWIND = "rewind"
+_MOST_VERSIONS = 10_000
+_MOST_HISTORY = 1 << 28
+"""A history of more bytes is not copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A folder that this run has claimed: `resumed` where it holds the run's own lines already.
+
+    `notes` are what a person should know of the choice.
+    """
+
+    dirpath: Path
+    run_id: str
+    lock: FolderLock = field(repr=False)
+    resumed: bool = False
+    parent: Parent | None = None
+    notes: tuple[str, ...] = ()
+
+
+def claim(
+    folder: str | os.PathLike[str],
+    *,
+    resume: tuple[str | os.PathLike[str] | None, str | None] | None = None,
+    step: int = 0,
+) -> Branch:
+    """Claim the folder of a run: `folder`, or `folder-v1`, `-v2`, ... where another run's record stands or is written.
+
+    `resume` is the folder and the id of the run whose checkpoint this run begins from, at `step`. Where `folder`, or
+    one of its versions, holds a record of that id, it is gone on with. The other's folder is read, never written.
+
+    Raises `OSError` if the folder cannot be made.
+    """
+    wanted = Path(folder)
+    origin, run_id = resume if resume is not None else (None, None)
+    notes: list[str] = []
+    if run_id is not None:
+        own = next((found for found in _versions(wanted) if _belongs(found, run_id)), None)
+        if own is not None:
+            try:
+                return Branch(own, run_id, lock_folder(own), resumed=True)
+            except FolderBusy as busy:
+                notes.append(f"{busy}: this run is recorded beside it, as a branch of that one.")
+                origin = own
+    dirpath, lock, passed = _begin(wanted)
+    notes += passed
+    if run_id is None:
+        return Branch(dirpath, uuid.uuid4().hex, lock, notes=tuple(notes))
+    parent = Parent(run_id, step)
+    notes += _copy_from(None if origin is None else Path(origin), parent, dirpath)
+    return Branch(dirpath, uuid.uuid4().hex, lock, parent=parent, notes=tuple(notes))
+
+
+def live_lines(read: Callable[[], Iterable[Line]]) -> Iterator[tuple[int, Line]]:
+    """The lines that `read()` gives, twice, without those that a later rewind has abandoned, each with its place."""
+    floors = rewind_floors((i, _rewound_to(line)) for i, line in enumerate(read()))
+    at = 0
+    for i, line in enumerate(read()):
+        while at < len(floors) and floors[at][0] <= i:
+            at += 1
+        step = line.get("step")
+        if at == len(floors) or not isinstance(step, int) or step <= floors[at][1] or is_rewind(line):
+            yield i, line
+
+
+def rewind_floors(rewinds: Iterable[tuple[int, int | None]]) -> list[tuple[int, int]]:
+    """(place, step): of the lines before that place, and behind the entry before, those up to the step count.
+
+    >>> rewind_floors([(0, None), (1, 7), (2, None), (3, 9), (4, 8)])
+    [(1, 7), (3, 8), (4, 8)]
+    """
+    found = [(i, step) for i, step in rewinds if step is not None]
+    lowest: int | None = None
+    for k in range(len(found) - 1, -1, -1):
+        i, step = found[k]
+        lowest = step if lowest is None else min(lowest, step)
+        found[k] = (i, lowest)
+    return found
+
+
+def is_rewind(line: Line) -> bool:
+    """Whether a line of measurements or of events marks what lies behind its step as abandoned."""
+    return line.get("probe") == REWIND or (line.get("name") == REWIND and "probe" not in line)
+
+
+def _rewound_to(line: Line) -> int | None:
+    step = line.get("step")
+    return step if is_rewind(line) and type(step) is int and step >= 0 else None
+
+
+def lies_behind(dirpath: Path, step: int) -> bool:
+    """Whether a record holds live lines of later steps."""
+    for name in (MEASUREMENTS, EVENTS):
+        for _, line in live_lines(partial(read_objects, dirpath / name)):
+            found = line.get("step")
+            if isinstance(found, int) and found > step and not is_rewind(line):
+                return True
+    return False
+
+
+def set_aside(dirpath: Path, step: int) -> int:
+    """Move the captures of later steps into a folder beside the others, where no reader counts them; how many."""
+    later = [found for found in diagram_steps(dirpath) if found > step]
+    if not later:
+        return 0
+    taken = {path.name for path in (dirpath / "diagrams").iterdir()}
+    name = next(f"abandoned-{k}" for k in range(1, len(taken) + 2) if f"abandoned-{k}" not in taken)
+    aside = own_folder(dirpath, "diagrams", name)
+    for found in later:
+        path = diagram_path(dirpath, found)
+        path.replace(aside / path.name)
+    return len(later)
+
+
+def _begin(wanted: Path) -> tuple[Path, FolderLock, list[str]]:
+    notes: list[str] = []
+    for version in range(_MOST_VERSIONS):
+        folder = _version(wanted, version)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = lock_folder(folder)
+        except FolderBusy as busy:
+            notes = [f"{busy}: this run is recorded beside it."]
+            continue
+        try:
+            # Claimed by creating the file exclusively: two runs never share a folder, even without locks.
+            (folder / MEASUREMENTS).open("x").close()
+        except FileExistsError:
+            lock.release()
+            continue
+        except BaseException:
+            lock.release()
+            raise
+        return folder, lock, notes
+    raise OSError(f"expected a folder without a record among {_MOST_VERSIONS:,} versions of {wanted}, found none")
+
+
+def _versions(wanted: Path) -> Iterator[Path]:
+    """The folder and its versions, as far as there are any."""
+    for version in range(_MOST_VERSIONS):
+        folder = _version(wanted, version)
+        if version > 0 and not folder.is_dir():
+            return
+        yield folder
+
+
+def _version(wanted: Path, version: int) -> Path:
+    return wanted if version == 0 else wanted.with_name(f"{wanted.name}-v{version}")
+
+
+def _belongs(folder: Path, run_id: str) -> bool:
+    try:
+        return read_header(folder / MEASUREMENTS).run_id == run_id
+    except (OSError, ValueError):
+        return False
+
+
+def _copy_from(origin: Path | None, parent: Parent, dirpath: Path) -> list[str]:
+    """Copy the parent's clouds and history, as far as they can be read; what a person should know of it."""
+    if origin is None or not _belongs(origin, parent.run_id):
+        return ["The record of the run that this one begins from cannot be read here: its history is not shown."]
+    notes = []
+    try:
+        _copy_reference(origin, dirpath)
+    except OSError as error:
+        notes.append(f"The neurons that the run began with could not be copied ({error}): totals count from here.")
+    try:
+        for name in (MEASUREMENTS, EVENTS):
+            _copy_history(origin, dirpath, name, parent.step)
+    except (OSError, ValueError) as error:
+        shutil.rmtree(dirpath / HISTORY, ignore_errors=True)
+        notes.append(f"The history of the run that this one begins from could not be copied ({error}).")
+    return notes
+
+
+def _copy_reference(origin: Path, dirpath: Path) -> None:
+    source = origin / REFERENCE
+    if not source.is_file() or source.is_symlink() or source.parent.is_symlink():
+        return
+    target = own_folder(dirpath, REFERENCE.parent.name) / REFERENCE.name
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        with source.open("rb") as read, temporary.open("xb") as written:
+            shutil.copyfileobj(read, written, 1 << 20)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy_history(origin: Path, dirpath: Path, name: str, step: int) -> None:
+    """The lines up to `step` that count, behind those of the parent's own history."""
+    source, older = origin / name, origin / HISTORY / name
+    size = sum(path.stat().st_size for path in (source, older) if path.is_file())
+    if size > _MOST_HISTORY:
+        raise ValueError(f"its {size:,} bytes are more than {_MOST_HISTORY:,}")
+    target = own_folder(dirpath, HISTORY) / name
+    with target.open("xb") as file:
+        for path in (older, source):
+            for line in _up_to(path, step):
+                file.write(encoded(line))
+
+
+def _up_to(path: Path, step: int) -> Iterator[Line]:
+    for _, line in live_lines(partial(read_objects, path)):
+        found = line.get("step")
+        if type(found) is int and found <= step and not is_rewind(line):
+            yield line

@@ -1,0 +1,139 @@
+"""The record as an output: a disk that is full or gone stops nothing, and what is lost is counted."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_topo._watch.output import Run
+from lightning_topo.homology import PersistenceDiagram
+from lightning_topo.measurement import Measurement
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons._coverage import ParameterCoverage
+from lightning_topo.outputs._warning import warn
+from lightning_topo.outputs.record._write import RecordWriter
+from lightning_topo.phases import EventName, Severity, TopologyEvent
+
+NOT_RECORDED = frozenset({"row", "phase"})
+"""Probes that repeat what others have measured."""
+
+
+class RecordOutput:
+    """Writes everything into one run folder.
+
+    What cannot be written is kept and tried again with the next line; `notice` is given an event where that begins,
+    and where lines are lost.
+    """
+
+    name = "The topology record"
+
+    def __init__(self, writer: RecordWriter, notice: Callable[[TopologyEvent], None] = lambda event: None) -> None:
+        self.writer: RecordWriter = writer
+        self._notice = notice
+        self._failing: set[str] = set()
+        self._has_told_loss = self._has_told_crowd = self._is_closed = False
+        self._has_begun = writer.branch.resumed or writer.branch.parent is not None
+        self._n_lost_captures = 0
+        self._at = (0, 0)
+
+    @property
+    def is_discarded(self) -> bool:
+        """Whether the run ended before its first step, with nothing to keep."""
+        return self._is_closed and not self._has_begun
+
+    def start(self, run: Run) -> None:
+        """The run has made its first step; the folder was claimed when the outputs were opened."""
+        self._has_begun = True
+
+    def measurement(self, measurement: Measurement) -> None:
+        """Append a measurement."""
+        if measurement.probe not in NOT_RECORDED:
+            self._at = measurement.step, measurement.epoch
+            self._write(self.writer.measurement, measurement)
+            if self.writer.crowded_by and not self._has_told_crowd:
+                self._has_told_crowd = True
+                self._tell(
+                    f"{self.writer.crowded_by / 2**20:,.1f} MB of the run folder are no measurements (the neurons of "
+                    "the beginning, events, pages, figures): they leave too little of max_record_mb",
+                    "Measurements are thinned further than need be, or the folder grows beyond it: choose a larger "
+                    "max_record_mb.",
+                )
+
+    def event(self, event: TopologyEvent) -> None:
+        """Append an event."""
+        self._write(self.writer.event, event)
+
+    def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
+        """Write the diagrams of one capture; those that cannot be written are lost."""
+        if not self._write(self.writer.diagrams, step, diagrams):
+            self._n_lost_captures += 1
+
+    def reference(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> bool:
+        """Keep the clouds from which distances since the beginning are measured; whether they could be written."""
+        return self._write(self.writer.reference, step, clouds)
+
+    def parameters(self, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]) -> None:
+        """Keep for every parameter its groups, or why it is in none."""
+        self._write(self.writer.parameters, groups, coverage)
+
+    def read_reference(self, group: str) -> Tensor | None:
+        """A cloud that `reference` has kept, also in an earlier session of the run."""
+        return self.writer.read_reference(group)
+
+    def end(self, *, in_haste: bool = False) -> None:
+        """Close the files, and say what was lost; of a run without a step no folder is left."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            if self._has_begun:
+                self.writer.close()
+            else:
+                self.writer.discard()
+        except OSError as error:
+            reason = f" ({error})"
+        else:
+            reason = ""
+        n_lines = self.writer.n_lost + self.writer.n_waiting
+        if n_lines or self._n_lost_captures:
+            warn(
+                f"The topology record in {self.writer.dirpath} lacks {n_lines:,} lines and {self._n_lost_captures:,} "
+                f"captured diagrams that could not be written or were deleted{reason}."
+            )
+
+    def _write(self, action: Callable[..., None], *args: Any) -> bool:
+        """Write; say once where it begins to fail, and where lines are lost. Whether it was written."""
+        self._has_begun = True
+        try:
+            action(*args)
+        except OSError as error:
+            is_new = not self._failing
+            self._failing.add(action.__name__)
+            if is_new:
+                self._tell(
+                    f"The topology record cannot be written ({error})",
+                    "Training goes on; lines are kept in memory and written when there is room again. Free space on "
+                    "the disk, or choose another dirpath.",
+                )
+            return False
+        finally:
+            self._tell_loss()
+        self._failing.discard(action.__name__)
+        return True
+
+    def _tell_loss(self) -> None:
+        n_lost = self.writer.n_lost
+        if n_lost and not self._has_told_loss:
+            self._has_told_loss = True
+            self._tell(
+                f"{n_lost:,} lines of the topology record are lost, because its folder was deleted or its disk is full",
+                "The record goes on from here. The total is reported when the run ends.",
+                n_lost,
+            )
+
+    def _tell(self, message: str, remedy: str, value: float | None = None) -> None:
+        warn(f"{message}. {remedy}")
+        event = TopologyEvent(
+            EventName.GAP, *self._at, severity=Severity.WARN, value=value, message=message, remedy=remedy
+        )
+        self._notice(event)

@@ -1,0 +1,124 @@
+"""Lines of measurements, thinned: of two that follow each other in a series one is left, with the extremes of both.
+
+What is thinned cannot be replayed: the phases and events of a thinned record are those that were written down live.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from statistics import median_high
+
+from lightning_topo.outputs.record._branch import live_lines
+from lightning_topo.outputs.record._jsonl import Line
+from lightning_topo.quantities import Direction, direction
+
+PROBE = "record"
+"""Under which a record's own line says what was thinned."""
+N_MERGED = "n_merged"
+"""The field of a line that stands for several measurements: how many."""
+
+_KEPT = frozenset({PROBE, "schedule", "gate", "rewind", "coverage"})
+
+
+@dataclass(frozen=True, slots=True)
+class Thinned:
+    """Up to `until_step` a line stands for as many as `factor` measurements; `n_captures` captures were dropped."""
+
+    until_step: int = 0
+    factor: int = 1
+    n_captures: int = 0
+
+    def to_line(self) -> Line:
+        """As a line among the measurements."""
+        values = {"until_step": float(self.until_step), "factor": float(self.factor)}
+        place = {"step": 0, "epoch": 0, "probe": PROBE, "group": "", "reference_step": 0}
+        return {**place, **values, "n_captures": float(self.n_captures)}
+
+    @classmethod
+    def of(cls, values: Mapping[str, float]) -> "Thinned":
+        """From the values of such a line."""
+        return cls(int(values["until_step"]), int(values["factor"]), int(values["n_captures"]))
+
+
+def thinned(read: Callable[[], Iterable[Line]], before: Thinned) -> Iterator[Line]:
+    """The lines that are left of those that `read()` gives, twice: first what was thinned, then the lines in order.
+
+    The newest quarter stays as it is, and so do the first line of a series and every one with a number that is not
+    finite; lines that stand for more than most others wait until these have caught up. Of a step that was measured
+    again only the later line is left, and of what lies behind a rewind none.
+    """
+    latest = {(line["step"], *_stream(line)): i for i, line in live_lines(read) if _is_measurement(line)}
+    order = sorted(latest.values())
+    end = order[len(order) * 3 // 4] if order else 0
+    whole = set(order)
+    counts = [line.get(N_MERGED, 1) for i, line in enumerate(read()) if i in whole and i < end]
+    level = median_high(counts) if counts else 1
+
+    def merged() -> Iterator[Line]:
+        waiting: dict[tuple[str, str], Line] = {}
+        begun: set[tuple[str, str]] = set()
+        for i, line in enumerate(read()):
+            if i == end:
+                yield from waiting.values()
+                waiting = {}
+            if i not in whole or line.get("probe") == PROBE:
+                continue
+            stream = _stream(line)
+            if i >= end or stream not in begun or line["probe"] in _KEPT or not _is_finite(line):
+                begun.add(stream)
+                yield line
+            elif line.get(N_MERGED, 1) > level:
+                # In the order of steps: what waits is older.
+                if stream in waiting:
+                    yield waiting.pop(stream)
+                yield line
+            elif stream in waiting:
+                yield merge(waiting.pop(stream), line)
+            else:
+                waiting[stream] = line
+
+    until, factor = before.until_step, before.factor
+    for line in merged():
+        if N_MERGED in line:
+            until, factor = max(until, line["step"]), max(factor, line[N_MERGED])
+    yield Thinned(until, factor, before.n_captures).to_line()
+    yield from merged()
+
+
+def merge(first: Line, second: Line) -> Line:
+    """One line for two of a series: the greatest r and expansion, the least contraction, of all else the later.
+
+    It stands at the step of the greater critical ratio, with the pair that attains it.
+
+    >>> a, b = {"step": 1, "critical_ratio": 0.3}, {"step": 2, "critical_ratio": 0.2}
+    >>> merge(a | {"contraction": 0.9}, b | {"contraction": 0.8})
+    {'step': 1, 'critical_ratio': 0.3, 'contraction': 0.8, 'n_merged': 2}
+    """
+    line, probe = {**first, **second}, second.get("probe")
+    for name in first.keys() & second.keys():
+        match direction(name, probe):
+            case Direction.HIGH_IS_BAD:
+                line[name] = max(first[name], second[name])
+            case Direction.LOW_IS_BAD:
+                line[name] = min(first[name], second[name])
+            case Direction.NEUTRAL:
+                pass
+    if first.get("critical_ratio", -math.inf) > second.get("critical_ratio", -math.inf):
+        line |= {n: first[n] for n in ("step", "epoch", "critical_i", "critical_j") if n in first}
+    line[N_MERGED] = first.get(N_MERGED, 1) + second.get(N_MERGED, 1)
+    return line
+
+
+def _stream(line: Line) -> tuple[str, str]:
+    return line["probe"], line["group"]
+
+
+def _is_measurement(line: Line) -> bool:
+    """Whether the line is a measurement: the header is not, nor need foreign lines be."""
+    kinds = {"step": int, "probe": str, "group": str}
+    return all(type(line.get(name)) is kind for name, kind in kinds.items())
+
+
+def _is_finite(line: Line) -> bool:
+    """Whether all is numbers: those that are not finite are strings."""
+    return all(isinstance(value, int | float) for name, value in line.items() if name not in ("probe", "group"))

@@ -1,0 +1,269 @@
+"""A record written: append-only, durable without any tracker, readable after a kill."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_topo.homology import PersistenceDiagram
+from lightning_topo.measurement import Measurement, StepState
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons._coverage import ParameterCoverage
+from lightning_topo.outputs.record._archive import read_arrays, write_arrays
+from lightning_topo.outputs.record._branch import REWIND, Branch, claim, lies_behind, set_aside
+from lightning_topo.outputs.record._jsonl import JsonLines, Line, read_objects
+from lightning_topo.outputs.record._layout import (
+    DIAGRAM_FIELDS,
+    EVENTS,
+    MEASUREMENTS,
+    REFERENCE,
+    Header,
+    diagram_path,
+    diagram_steps,
+)
+from lightning_topo.outputs.record._parameters import write_parameters
+from lightning_topo.outputs.record._space import make_room, other_bytes
+from lightning_topo.outputs.record._thin import PROBE, Thinned, thinned
+from lightning_topo.phases import EventName, TopologyEvent
+
+COVERAGE = "coverage"
+_FEWEST_CAPTURES = 8
+_LOOK_EVERY = 500
+_MOST_PASSES = 12
+
+
+@dataclass(slots=True)
+class RecordWriter:
+    """Appends to one run folder; `open` claims one.
+
+    Every line is flushed as it is written. A write that fails (a full disk) raises `OSError`, leaves no partial
+    line, and is tried again, in order, at the next one: nothing is lost if there is room again. `n_lost` counts what
+    is lost all the same: the lines of a folder that was deleted, and those of which too many waited.
+
+    Where the folder takes more than `max_bytes`, abandoned captures and older figures go first; then measurements and
+    diagrams are thinned to half of what room the rest leaves: of the older captures every second is dropped, and of the
+    older measurements two become one, with their extremes. Events are all kept. `crowded_by` counts the bytes of the
+    other files (clouds of the beginning, events, pages, figures) where these alone leave too little room.
+    """
+
+    branch: Branch
+    reference_step: int = 0
+    max_bytes: float = math.inf
+    _measurements: JsonLines = field(init=False, repr=False)
+    _events: JsonLines = field(init=False, repr=False)
+    _diagram_bytes: int = field(init=False, repr=False)
+    _other_bytes: int = field(init=False, default=0, repr=False)
+    _n_until_look: int = field(init=False, default=0, repr=False)
+    crowded_by: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        try:
+            self._measurements = JsonLines(self.dirpath / MEASUREMENTS, self._header)
+            self._events = JsonLines(self.dirpath / EVENTS, self._header)
+            self._diagram_bytes = self._measure_diagrams()
+        except BaseException:
+            self.branch.lock.release()
+            raise
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        resume: tuple[str | os.PathLike[str] | None, str | None] | None = None,
+        step: int = 0,
+        max_bytes: float = math.inf,
+    ) -> "RecordWriter":
+        """Claim the folder of a run that begins, or goes on from `step`; see `claim`.
+
+        Raises `OSError` if the folder cannot be made or written.
+        """
+        return cls(claim(folder, resume=resume, step=step), max_bytes=max_bytes)
+
+    @property
+    def dirpath(self) -> Path:
+        """The run folder."""
+        return self.branch.dirpath
+
+    @property
+    def run_id(self) -> str:
+        """The run's own name."""
+        return self.branch.run_id
+
+    @property
+    def n_lost(self) -> int:
+        """How many lines were lost."""
+        return self._measurements.n_lost + self._events.n_lost
+
+    @property
+    def n_waiting(self) -> int:
+        """How many lines wait for room."""
+        return self._measurements.n_waiting + self._events.n_waiting
+
+    @property
+    def size(self) -> int:
+        """How many bytes the folder takes; what others write into it is looked at now and then."""
+        return self._measurements.size + self._diagram_bytes + self._other_bytes
+
+    @property
+    def _header(self) -> Line:
+        return Header(self.run_id, self.branch.parent).to_line()
+
+    def rewind(self, step: int, epoch: int) -> TopologyEvent | None:
+        """Mark what lies behind a step, if anything was written there, as abandoned; the event that says so."""
+        if not lies_behind(self.dirpath, step):
+            return None
+        n_captures = set_aside(self.dirpath, step)
+        self._diagram_bytes = self._measure_diagrams()
+        self.measurement(Measurement(step, epoch, REWIND))
+        message = f"The run went back to step {step:,}: what was recorded behind it is abandoned"
+        event = TopologyEvent(
+            EventName.REWIND,
+            step,
+            epoch,
+            value=float(step),
+            message=f"{message}, with {n_captures:,} captured diagrams." if n_captures else f"{message}.",
+            remedy="Nothing to do: it is kept in the record, and counted nowhere.",
+        )
+        self.event(event)
+        return event
+
+    def measurement(self, measurement: Measurement) -> None:
+        """Append a measurement."""
+        line = {
+            "step": measurement.step,
+            "epoch": measurement.epoch,
+            "probe": measurement.probe,
+            "group": measurement.group,
+            "reference_step": self.reference_step,
+        }
+        if measurement.probe == COVERAGE:
+            self._measurements.append(line | {k: _coverage(k, float(v)) for k, v in measurement.values.items()})
+        else:
+            self._measurements.append(line | {k: _to_json(float(v)) for k, v in measurement.values.items()})
+        if self.max_bytes == math.inf:
+            return
+        self._n_until_look -= 1
+        if self._n_until_look < 0:
+            self._n_until_look = _LOOK_EVERY
+            self._other_bytes = other_bytes(self.dirpath)
+        if self.size > self.max_bytes:
+            try:
+                self._thin()
+            except OSError:
+                self.max_bytes *= 2.0  # no room even for less: not tried again at every line
+                raise
+
+    def event(self, event: TopologyEvent) -> None:
+        """Append an event."""
+        self._events.append({name: _to_json(value) for name, value in asdict(event).items()})
+
+    def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
+        """Write the diagrams of one capture."""
+        arrays: dict[str, np.ndarray] = {}
+        meta: dict[str, Any] = {}
+        for group, diagram in diagrams.items():
+            for k, bars in enumerate(diagram):
+                arrays[f"{group}/H{k}"] = torch.stack((bars.births, bars.deaths), dim=1).cpu().numpy()
+            meta[group] = {name: _to_json(getattr(diagram, name)) for name in DIAGRAM_FIELDS}
+        arrays["meta"] = np.array(json.dumps(meta))
+        path = diagram_path(self.dirpath, step)
+        write_arrays(path, arrays.items())
+        self._diagram_bytes += path.stat().st_size
+
+    def reference(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> None:
+        """Keep the clouds from which distances since the beginning are measured, each with its group's name.
+
+        They are written as they come: no more than one need be in memory.
+        """
+        self.reference_step = step
+        # NumPy has no bfloat16; float32 holds half-precision values exactly.
+        arrays = ((f"cloud/{name}", _widened(cloud).cpu().numpy()) for name, cloud in clouds)
+        write_arrays(self.dirpath / REFERENCE, chain(arrays, [("step", np.array(step))]), compressed=False)
+
+    def parameters(self, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]) -> None:
+        """Write what became of every parameter, in place of an earlier session's."""
+        write_parameters(self.dirpath, groups, coverage)
+
+    def read_reference(self, group: str) -> Tensor | None:
+        """One of the clouds kept by `reference`; None where it is not there. Sets `reference_step` to their step."""
+        name = f"cloud/{group}"
+        try:
+            stored = read_arrays(self.dirpath / REFERENCE, only=(name, "step"))
+            cloud, step = torch.from_numpy(stored[name]), int(stored["step"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        self.reference_step = step
+        return cloud
+
+    def _thin(self) -> None:
+        """Make room, to half of the limit; a kill in the midst of it leaves every file whole."""
+        path = self.dirpath / MEASUREMENTS
+        self._other_bytes = make_room(self.dirpath, self.max_bytes / 4)
+        if self._other_bytes > self.max_bytes / 2:
+            self.crowded_by = self._other_bytes
+        room = max(self.max_bytes - self._other_bytes, self.max_bytes / 8)
+        found = [line for line in read_objects(path) if line.get("probe") == PROBE]
+        gone = Thinned.of(found[-1]) if found else Thinned()
+        steps = diagram_steps(self.dirpath)
+        while self._diagram_bytes > room / 4 and len(steps) > _FEWEST_CAPTURES:
+            dropped = steps[1 : len(steps) * 3 // 4 : 2]
+            for step in dropped:
+                diagram_path(self.dirpath, step).unlink(missing_ok=True)
+            gone = replace(gone, n_captures=gone.n_captures + len(dropped))
+            steps, self._diagram_bytes = diagram_steps(self.dirpath), self._measure_diagrams()
+        for _ in range(_MOST_PASSES):
+            self._measurements.rewrite(chain([self._header], thinned(partial(read_objects, path), gone)))
+            if self._measurements.size <= room / 2:
+                if self.size > self.max_bytes:  # the rest alone takes too much
+                    self.max_bytes = self.size + room
+                return
+            gone = Thinned.of(next(islice(read_objects(path), 1, None)))
+        # Nothing more can be made of it: not tried again before our own part has doubled.
+        self.max_bytes = 2.0 * self.size - self._other_bytes
+
+    def _measure_diagrams(self) -> int:
+        return sum(diagram_path(self.dirpath, step).stat().st_size for step in diagram_steps(self.dirpath))
+
+    def discard(self) -> None:
+        """Close and remove the record of a run in which nothing has happened, and its folder if that is empty then."""
+        self.close()
+        for name in (MEASUREMENTS, EVENTS):
+            (self.dirpath / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.dirpath.rmdir()
+
+    def close(self) -> None:
+        """Close the files, after one last try at what could not be written, and let others have the folder."""
+        try:
+            self._measurements.close()
+        finally:
+            try:
+                self._events.close()
+            finally:
+                self.branch.lock.release()
+
+
+def _coverage(name: str, value: float) -> Any:
+    """A line of coverage names its state, and counts its steps in whole numbers."""
+    if name == "state":
+        return StepState(int(value)).word
+    return int(value) if name == "from" else _to_json(value)
+
+
+def _to_json(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _widened(cloud: Tensor) -> Tensor:
+    return cloud.float() if cloud.dtype in (torch.bfloat16, torch.float16) else cloud

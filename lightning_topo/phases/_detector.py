@@ -1,0 +1,219 @@
+"""The state machine from measurements to phases and events.
+
+`observe` is a pure step (state, measurement) -> (state, events), so that a run can be followed live, resumed from
+a checkpoint, or replayed from its record, all with the same result.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from lightning_topo.measurement import GLOBAL, Measurement, StepState
+from lightning_topo.phases import _messages as messages
+from lightning_topo.phases._changes import (
+    FloorState,
+    LevelState,
+    SpanState,
+    follow_decline,
+    follow_floor,
+    follow_level,
+    follow_span,
+)
+from lightning_topo.phases._coverage import follow_coverage
+from lightning_topo.phases._edge import EdgeSource, advance, follow_edge
+from lightning_topo.phases._event import TopologyEvent
+from lightning_topo.phases._following import followed
+from lightning_topo.phases._instability import follow_stability
+from lightning_topo.phases._phase import Phase
+from lightning_topo.phases._rules import PhaseRules
+from lightning_topo.phases._state import Breakdown, DetectorState
+
+_LARGE = 3.0
+"""A fall by so many times the margin needs no second capture."""
+
+
+def observe(
+    state: DetectorState, measurement: Measurement, rules: PhaseRules = PhaseRules()
+) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
+    """Take in one measurement: the next state, and the events that it made.
+
+    Reads of a group its `critical_ratio`, `distinct_neurons`, `twins_split`, `betti_k`, `log_bottleneck_k`,
+    `vanishing_neurons` and `aligned_clusters`, of the whole network `eta_lambda`, the edge ratios (`EdgeSource`) and
+    the training's `loss`, and lines of the probe "coverage" with `from`, `state` and `bound` (`follow_coverage`); other
+    values pass by. NaN says nothing and is skipped, but for a loss and a bound.
+
+    >>> state, events = observe(DetectorState(), Measurement(7, 0, "distortion", "net.0", {"critical_ratio": 1.3}))
+    >>> state.phase, events[0].name
+    (<Phase.BREAKDOWN: 3>, <EventName.TOPOLOGY_BREAKDOWN: 'topology_breakdown'>)
+    """
+    if measurement.probe == "coverage":
+        return _observe_coverage(state, measurement, rules)
+    values = {name: value for name, value in measurement.values.items() if not math.isnan(value)}
+    seen = replace(measurement, values=values)
+    if measurement.group != GLOBAL:
+        return _observe_group(state, seen, rules)
+    loss = measurement.values.get("loss") if measurement.probe == "training" else None
+    return _observe_network(state, seen, loss, rules)
+
+
+def _observe_network(
+    state: DetectorState, measurement: Measurement, loss: float | None, rules: PhaseRules
+) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
+    values, events = measurement.values, []
+    if "eta_lambda" in values:
+        band, level = advance(state.curvature, values["eta_lambda"], rules.curvature)
+        if band.inside != state.curvature.inside:
+            events.append(messages.curvature(measurement, band.inside, level, rules.curvature))
+        state = replace(state, curvature=band, measured=True)
+    edge, change = follow_edge(state.edge, _edge_ratios(state, measurement), rules)
+    if change is not None:
+        events.append(messages.edge(measurement, change, change.source.band(rules)))
+    ratio = next((values[source.quantity] for source in edge.carrying if source.quantity in values), None)
+    state = replace(state, edge=edge, measured=state.measured or ratio is not None)
+    if ratio is not None or loss is not None:
+        stability, found = follow_stability(state.stability, measurement.step, loss, ratio, rules)
+        if found is not None:
+            events.append(messages.instability(measurement, found, rules))
+        finite = state.finite if loss is None else math.isfinite(loss)
+        state = replace(state, stability=stability, finite=finite)
+    return state, tuple(events)
+
+
+def _edge_ratios(state: DetectorState, measurement: Measurement) -> Mapping[str, float]:
+    """The values, less a directional ratio on other samples where that of the step's own batch is measured besides."""
+    values = measurement.values
+    has_own = EdgeSource.CRITICAL.value in state.edge.bands
+    if measurement.probe != "sharpness" or not has_own:
+        return values
+    return {name: value for name, value in values.items() if name != EdgeSource.DIRECTIONAL.quantity}
+
+
+def _observe_coverage(
+    state: DetectorState, measurement: Measurement, rules: PhaseRules
+) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
+    """What is known of a run of steps; those with a bound below 1 count towards the end of a breakdown."""
+    group, values = measurement.group, measurement.values
+    begins = values.get("from", math.nan)
+    code, bound = values.get("state", math.nan), values.get("bound")
+    run = follow_coverage(state.coverage.get(group), begins, measurement.step, code, bound)
+    state = replace(state, coverage={**state.coverage, group: run})
+    if run.state is not StepState.BOUNDED or group not in state.breakdowns:
+        return state, ()
+    return _quiet(state, measurement, max(measurement.step - int(begins), 1), rules)
+
+
+def _observe_group(
+    state: DetectorState, measurement: Measurement, rules: PhaseRules
+) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
+    group, values = measurement.group, measurement.values
+    events: list[TopologyEvent] = []
+    if "critical_ratio" in values:
+        state, found = _observe_ratio(state, measurement, values["critical_ratio"], rules)
+        events += found
+    if "distinct_neurons" in values:
+        before = state.distinct.get(group, FloorState())
+        floor, fired = follow_floor(before, values["distinct_neurons"], rules.merge_confirm)
+        # At the first measurement there is no count to compare with, but a pair whose distance has closed.
+        if fired or (before.floor is None and values.get("total_contraction") == 0.0):
+            events.append(messages.merged(measurement, values["distinct_neurons"], before.floor))
+        state = replace(state, distinct={**state.distinct, group: floor})
+    if "twins_split" in values:
+        count = values["twins_split"]
+        span, fired = follow_span(
+            state.splits.get(group, SpanState()), active=count > 0, quiet=True, hold=rules.hold_steps
+        )
+        if fired:
+            events.append(messages.split(measurement, count))
+        state = replace(state, splits={**state.splits, group: span})
+    for name, value in values.items():
+        kind, _, k = name.rpartition("_")
+        key = f"{name} {group}"
+        if kind == "betti":
+            before = state.betti.get(key, LevelState())
+            level, fired = follow_level(before, value, rules.betti_confirm)
+            if fired and before.reported is not None:
+                events.append(messages.betti(measurement, k, value, before.reported))
+            state = replace(state, betti={**state.betti, key: level})
+        elif kind == "log_bottleneck" and k.isdigit():
+            far, near = value > rules.diagram_jump, value <= 0.5 * rules.diagram_jump
+            span, fired = follow_span(state.jumps.get(key, SpanState()), active=far, quiet=near, hold=1)
+            if fired:
+                events.append(messages.jump(measurement, k, value, values.get("log_bottleneck_bound"), rules))
+            state = replace(state, jumps={**state.jumps, key: span})
+    state, found = _observe_fate(state, measurement, rules)
+    return state, (*events, *found)
+
+
+def _observe_fate(
+    state: DetectorState, measurement: Measurement, rules: PhaseRules
+) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
+    """Neurons that shrink to nothing, or turn into the same directions."""
+    events: list[TopologyEvent] = []
+    margin = max(1.0, rules.fate_share * measurement.values.get("measured_neurons", 0.0))
+    for name, sign, message in (
+        ("vanishing_neurons", -1.0, messages.vanishing),
+        ("aligned_clusters", 1.0, messages.condensing),
+    ):
+        if name not in measurement.values:
+            continue
+        key, count = f"{name} {measurement.group}", measurement.values[name]
+        at_start = measurement.values.get(f"{name}_at_start")
+        before = state.fates.get(key, LevelState(None if at_start is None else sign * at_start))
+        is_large = before.reported is not None and before.reported - sign * count >= _LARGE * margin > _LARGE
+        level, fired = follow_decline(before, sign * count, 1 if is_large else rules.fate_confirm, margin)
+        if fired and before.reported is not None:
+            events.append(message(measurement, count, sign * before.reported))
+        state = replace(state, fates={**state.fates, key: level})
+    return state, tuple(events)
+
+
+def _observe_ratio(
+    state: DetectorState, measurement: Measurement, ratio: float, rules: PhaseRules
+) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
+    group, step = measurement.group, measurement.step
+    state = replace(state, measured=True)
+    span = state.breakdowns.get(group)
+    if ratio < rules.critical_ratio:
+        return (state, ()) if span is None else _quiet(state, measurement, 1, rules)
+    begins = span is None
+    if span is None or ratio > span.peak:
+        span = Breakdown(step if span is None else span.since, ratio, step)
+    state = replace(state, breakdowns={**state.breakdowns, group: replace(span, quiet_steps=0)})
+    return state, ((messages.breakdown(measurement, ratio, rules),) if begins else ())
+
+
+def _quiet(
+    state: DetectorState, measurement: Measurement, steps: int, rules: PhaseRules
+) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
+    """So many steps of a group that has broken down had r < 1."""
+    spans, group = dict(state.breakdowns), measurement.group
+    span = spans[group] = replace(spans[group], quiet_steps=spans[group].quiet_steps + steps)
+    if span.quiet_steps < rules.hold_steps:
+        return replace(state, breakdowns=spans), ()
+    del spans[group]
+    event = messages.restored(measurement, span.since, span.peak, span.peak_step, rules)
+    return replace(state, breakdowns=spans), (event,)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """A whole run, seen again: the events, and at which steps the phase of each group changed to what.
+
+    `phases[""]` is the whole network. Each entry is a tuple of (step, phase), in the order of steps. `detected` holds
+    every event that follows from the measurements, in the order of their making.
+    """
+
+    detected: tuple[TopologyEvent, ...]
+    phases: Mapping[str, tuple[tuple[int, Phase], ...]]
+    state: DetectorState
+
+
+def replay(measurements: Iterable[Measurement], rules: PhaseRules = PhaseRules()) -> Replay:
+    """Follow recorded measurements, in the order in which they were recorded.
+
+    >>> run = replay([Measurement(k, 0, "distortion", "net.0", {"critical_ratio": 0.1 * k}) for k in range(12)])
+    >>> run.phases[""]
+    ((0, <Phase.PRESERVED: 0>), (10, <Phase.BREAKDOWN: 3>))
+    """
+    follower, events = followed(measurements, observe, rules)
+    return Replay(events, follower.phases, follower.state)

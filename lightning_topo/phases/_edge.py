@@ -1,0 +1,116 @@
+"""The edge of stability from several sources: one ratio, 1 at the edge, with its source."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from statistics import median
+
+from lightning_topo.phases._rules import Band, PhaseRules
+
+
+class EdgeSource(StrEnum):
+    """The source of an edge ratio."""
+
+    SHARPNESS = "sharpness"
+    BATCH = "batch"
+    DIRECTIONAL = "directional"
+    CRITICAL = "critical"
+
+    @property
+    def quantity(self) -> str:
+        """The measured value that is this source's ratio.
+
+        >>> EdgeSource.BATCH.quantity
+        'batch_sharpness_ratio'
+        """
+        return {
+            EdgeSource.SHARPNESS: "sharpness_ratio",
+            EdgeSource.BATCH: "batch_sharpness_ratio",
+            EdgeSource.DIRECTIONAL: "directional_ratio",
+            EdgeSource.CRITICAL: "critical_sharpness",
+        }[self]
+
+    def band(self, rules: PhaseRules) -> Band:
+        """The hysteresis of this source."""
+        return {
+            EdgeSource.SHARPNESS: rules.edge,
+            EdgeSource.BATCH: rules.batch_edge,
+            EdgeSource.DIRECTIONAL: rules.directional_edge,
+            EdgeSource.CRITICAL: rules.critical_edge,
+        }[self]
+
+
+_WITH_THRESHOLD = (EdgeSource.SHARPNESS, EdgeSource.BATCH)
+_WITHOUT = (EdgeSource.DIRECTIONAL, EdgeSource.CRITICAL)
+
+
+@dataclass(frozen=True, slots=True)
+class BandState:
+    """Whether a quantity is inside its band, and the recent values that decide when that changes."""
+
+    inside: bool = False
+    recent: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeState:
+    """The band of each source that has been measured, and the source on whose ground training is at the edge."""
+
+    bands: Mapping[str, BandState] = field(default_factory=dict)
+    source: str | None = None
+
+    @property
+    def inside(self) -> bool:
+        """Whether training is at the edge."""
+        return self.source is not None
+
+    @property
+    def carrying(self) -> tuple[EdgeSource, ...]:
+        """The sources that decide: those that know a threshold, and only where there are none the others."""
+        known = tuple(source for source in _WITH_THRESHOLD if source in self.bands)
+        return known or tuple(source for source in _WITHOUT if source in self.bands)
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeChange:
+    """Training has come to the edge, or left it, as one source sees it."""
+
+    entered: bool
+    source: EdgeSource
+    level: float
+
+
+def follow_edge(
+    state: EdgeState, values: Mapping[str, float], rules: PhaseRules = PhaseRules()
+) -> tuple[EdgeState, EdgeChange | None]:
+    """Take in the edge ratios among `values`: inside while one of the sources that decide is.
+
+    >>> state = EdgeState()
+    >>> for _ in range(3):
+    ...     state, change = follow_edge(state, {"sharpness_ratio": 1.0, "directional_ratio": 0.1})
+    >>> state.inside, change
+    (True, EdgeChange(entered=True, source=<EdgeSource.SHARPNESS: 'sharpness'>, level=1.0))
+    """
+    bands, levels = dict(state.bands), {}
+    for source in EdgeSource:
+        if source.quantity in values:
+            before = bands.get(source.value, BandState())
+            bands[source.value], levels[source] = advance(before, values[source.quantity], source.band(rules))
+    after = EdgeState(bands)
+    ground = next((source for source in after.carrying if bands[source.value].inside), None)
+    after = EdgeState(bands, None if ground is None else ground.value)
+    if after.inside == state.inside:
+        return after, None
+    told = EdgeSource(state.source) if ground is None and state.source in after.carrying else ground
+    told = told or after.carrying[0]
+    return after, EdgeChange(after.inside, told, levels.get(told, bands[told.value].recent[-1]))
+
+
+def advance(state: BandState, value: float, band: Band) -> tuple[BandState, float]:
+    """The next state of a band, and the median that decided it."""
+    recent = (*state.recent, value)[-band.memory :]
+    size = band.leave_window if state.inside else band.enter_window
+    level = median(recent[-size:])
+    full = len(recent) >= size
+    inside = not (full and level < band.leave) if state.inside else full and level >= band.enter
+    return BandState(inside, recent), level

@@ -1,0 +1,50 @@
+"""Events of any number in bounded memory: the first of each kind in each group, and of the others the most severe."""
+
+from collections.abc import Hashable, Iterator
+
+from lightning_topo.phases._event import EventName, Severity, TopologyEvent
+
+_MOST = 20_000
+_MILDEST_FIRST = (Severity.INFO, Severity.WARN, Severity.ERROR)
+
+
+class EventList:
+    """Events in the order in which they came; where they are too many, every second of the mildest kind is dropped.
+
+    `n_dropped` counts those. An event that comes again, by its `key`, takes its place in the order again.
+    """
+
+    def __init__(self, most: int = _MOST) -> None:
+        self._most = most
+        self._kept: dict[Hashable, TopologyEvent] = {}
+        self._firsts: dict[tuple[EventName, str], Hashable] = {}
+        self._n = 0
+        self.n_dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __iter__(self) -> Iterator[TopologyEvent]:
+        return iter(self._kept.values())
+
+    def add(self, event: TopologyEvent, key: Hashable = None) -> None:
+        """Take in an event; without a `key` it is another than all before."""
+        if key is None:
+            self._n += 1
+            key = self._n
+        self._kept.pop(key, None)
+        self._kept[key] = event
+        self._firsts.setdefault((event.name, event.group), key)
+        if len(self._kept) > self._most:
+            self._thin()
+
+    def _thin(self) -> None:
+        firsts = set(self._firsts.values())
+        for severity in _MILDEST_FIRST:
+            dropped = [k for k, e in self._kept.items() if e.severity is severity and k not in firsts][::2]
+            for key in dropped:
+                del self._kept[key]
+            self.n_dropped += len(dropped)
+            if len(self._kept) <= self._most * 3 // 4:
+                return
+        self._most = max(self._most, 2 * len(self._kept))  # the first of each group are kept, however many

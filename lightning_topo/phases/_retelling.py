@@ -1,0 +1,132 @@
+"""Reconstruct a run's phases from its events, where its measurements were thinned."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.phases._detector import Replay, observe
+from lightning_topo.phases._edge import EdgeSource
+from lightning_topo.phases._event import DETECTED, EventName, TopologyEvent
+from lightning_topo.phases._event_list import EventList
+from lightning_topo.phases._following import PhaseFollower
+from lightning_topo.phases._phase import Phase
+from lightning_topo.phases._state import DetectorState
+
+
+def told(measurements: Sequence[Measurement], events: Iterable[TopologyEvent], *, complete: bool) -> Replay:
+    """The phases of a recorded run: replayed from its measurements where these are `complete`, else from its events.
+
+    A record without coverage lines is older than they are and is read by the rules of its time: no loss in the phase,
+    no edge but the sharpness's, and only the instabilities that were recorded.
+
+    >>> told([Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.1})], [], complete=True).phases["net.0"]
+    ((1, <Phase.PRESERVED: 0>),)
+    """
+    if complete:
+        teller = Teller(is_covered=any(m.probe == "coverage" for m in measurements))
+        for m in measurements:
+            teller.take(m)
+        return teller.told(events)
+    first: dict[str, int] = {}
+    for m in measurements:
+        if m.group != GLOBAL:
+            first[m.group] = min(m.step, first.get(m.group, m.step))
+    return retell(events, first)
+
+
+class Teller:
+    """Gives what `told` gives for a complete record, from one measurement at a time.
+
+    `is_covered` where the record has lines of coverage: phases then follow from these.
+
+    Of very many events some are dropped, and counted in `n_dropped`.
+    """
+
+    def __init__(self, *, is_covered: bool) -> None:
+        self.is_covered: bool = is_covered
+        self._all = PhaseFollower(observe)
+        self._phases = self._all if is_covered else PhaseFollower(observe)
+        self._detected = EventList()
+
+    @property
+    def n_dropped(self) -> int:
+        """How many of the detected events are not told."""
+        return self._detected.n_dropped
+
+    def take(self, measurement: Measurement) -> None:
+        """Take in the next measurement."""
+        if not self.is_covered:
+            measurement = _edges_of_those_days(measurement)
+            if measurement.probe != "training":
+                self._phases.take(measurement)
+        for event in self._all.take(measurement):
+            self._detected.add(event)
+
+    def told(self, events: Iterable[TopologyEvent] = ()) -> Replay:
+        """Return the phases and events up to here; `events` are those that were recorded live."""
+        detected = tuple(self._detected)
+        if not self.is_covered:
+            written = [event for event in events if event.name in DETECTED]
+            unstable = [event for event in written or detected if event.name is EventName.INSTABILITY]
+            others = [event for event in detected if event.name is not EventName.INSTABILITY]
+            detected = tuple(sorted([*others, *unstable], key=_step_of))
+        return Replay(detected, self._phases.phases, self._all.state)
+
+
+def _edges_of_those_days(m: Measurement) -> Measurement:
+    if _LATER_EDGES.isdisjoint(m.values):
+        return m
+    return replace(m, values={name: value for name, value in m.values.items() if name not in _LATER_EDGES})
+
+
+_LATER_EDGES = {source.quantity for source in EdgeSource if source is not EdgeSource.SHARPNESS}
+
+
+def _step_of(event: TopologyEvent) -> int:
+    return event.step
+
+
+def retell(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> Replay:
+    """The result that a replay would give, from the events recorded during training, in the order of their steps.
+
+    `first_steps` says when each group was first measured: before, its phase is not known.
+
+    >>> broken = TopologyEvent(EventName.TOPOLOGY_BREAKDOWN, 7, 0, "net.0")
+    >>> retell([broken], {"net.0": 1}).phases[""]
+    ((1, <Phase.PRESERVED: 0>), (7, <Phase.BREAKDOWN: 3>))
+    """
+    told = tuple(sorted((event for event in events if event.name in DETECTED), key=_step_of))
+    begins = dict(first_steps) | {GLOBAL: min(first_steps.values(), default=0)}
+    changes: dict[str, list[tuple[int, Phase]]] = {
+        group: [(step, Phase.PRESERVED)] for group, step in begins.items() if first_steps
+    }
+    changes.setdefault(GLOBAL, [])
+    broken: set[str] = set()
+    at_edge = unprotected = False
+    for event in told:
+        match event.name:
+            case EventName.TOPOLOGY_BREAKDOWN:
+                broken.add(event.group)
+            case EventName.TOPOLOGY_RESTORED:
+                broken.discard(event.group)
+            case EventName.EDGE_OF_STABILITY_ENTER | EventName.EDGE_OF_STABILITY_EXIT:
+                at_edge = event.name is EventName.EDGE_OF_STABILITY_ENTER
+            case EventName.CURVATURE_BOUND_EXCEEDED | EventName.CURVATURE_BOUND_RESTORED:
+                unprotected = event.name is EventName.CURVATURE_BOUND_EXCEEDED
+            case _:
+                continue
+        rest = Phase.EDGE_OF_STABILITY if at_edge else Phase.UNPROTECTED if unprotected else Phase.PRESERVED
+        for group, series in changes.items():
+            phase = Phase.BREAKDOWN if group in broken or (group == GLOBAL and broken) else rest
+            _append(series, max(event.step, begins.get(group, 0)), phase)
+    return Replay(told, {group: tuple(series) for group, series in changes.items()}, DetectorState())
+
+
+def _append(series: list[tuple[int, Phase]], step: int, phase: Phase) -> None:
+    """Note a change of phase; of several at one step the last counts."""
+    if series and series[-1][1] is phase:
+        return
+    if series and series[-1][0] == step:
+        series.pop()
+    if not series or series[-1][1] is not phase:
+        series.append((step, phase))

@@ -1,0 +1,155 @@
+"""How close the last step came to no longer lowering the loss: forward passes alone, any optimizer."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_topo.measurement import GLOBAL
+from lightning_topo.probes._batch_loss import BatchLoss
+from lightning_topo.probes._period import Period
+from lightning_topo.probes._probe import Capture, LossFn, ProbeResult
+from lightning_topo.stability import CriticalSharpness, critical_sharpness
+from lightning_topo.stability._hessian import seeded
+
+
+@dataclass(frozen=True, slots=True)
+class StepSharpness:
+    """Measures the critical sharpness of the step just taken: 1 / its smallest multiple that lowers the loss no more.
+
+    Global values: `critical_sharpness` (edge of stability at 1), with `critical_noise` (half the distance between its
+    values on the two halves of the batch, where `noise` asks for it and the batch can be cut), `critical_converged` and
+    `n_forwards`. About six forward passes, three more for the noise; no gradient, no second derivative, so that flash
+    attention and compiled modules stay on. `loss_fn(module, batch)` replaces the module's `training_step`.
+
+    Nothing is measured before the first step, behind one that did not move, or where the loss before the step is not
+    finite. The parameters are moved along the step in between and come back bitwise.
+
+    Source: arXiv:2601.16979.
+
+    >>> StepSharpness(every_n_steps=10).period
+    Period(every=10, unit='step', adaptive=False)
+    """
+
+    every_n_steps: int | Literal["auto"] = "auto"
+    loss_fn: LossFn | None = None
+    tolerance: float = 0.1
+    max_forwards: int = 12
+    noise: bool = True
+    name: str = field(default="critical_sharpness", init=False, repr=False)
+    needs_parameters_before: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _ = self.period
+        critical_sharpness(lambda s: s, tolerance=self.tolerance, max_forwards=self.max_forwards)
+
+    @property
+    def period(self) -> Period:
+        """How often it measures."""
+        return Period.parse(self.every_n_steps, default=25)
+
+    def measure(self, capture: Capture) -> ProbeResult:
+        """The critical sharpness of the step that led to where the parameters stand."""
+        start = 1.0 if capture.previous is None else float(capture.previous.carry)
+        segment = step_segment(capture)
+        if segment is None:
+            return ProbeResult(carry=start)
+        with capture.training_loss(self.loss_fn) as loss_fn:
+            parts = _halves(loss_fn) if self.noise else None
+            halves = None if parts is None else (partial(segment.loss, parts[0]), partial(segment.loss, parts[1]))
+            try:
+                values, start = critical_values(
+                    segment, loss_fn, start, halves, tolerance=self.tolerance, max_forwards=self.max_forwards
+                )
+            except FloatingPointError:
+                return ProbeResult(carry=start)
+        return ProbeResult({GLOBAL: values}, carry=start)
+
+
+Evaluation = Callable[[float], Tensor]
+"""The loss at a multiple of the step."""
+
+
+def critical_values(
+    segment: "StepSegment",
+    loss_fn: Callable[[], Tensor],
+    start: float,
+    halves: tuple[Evaluation, Evaluation] | None,
+    *,
+    tolerance: float = 0.1,
+    max_forwards: int = 12,
+) -> tuple[dict[str, float], float]:
+    """The critical sharpness of a step as a probe reports it, and where the next search should start.
+
+    Raises `FloatingPointError` where the loss before the step is not finite.
+    """
+    try:
+        found = critical_sharpness(
+            partial(segment.loss, loss_fn), start=start, tolerance=tolerance, max_forwards=max_forwards, halves=halves
+        )
+    finally:
+        segment.restore()
+    values = {
+        "critical_sharpness": found.value,
+        "critical_converged": float(found.converged),
+        "n_forwards": float(found.n_forwards),
+    }
+    if found.noise is not None:
+        values["critical_noise"] = found.noise
+    return values, _start(found)
+
+
+@dataclass(frozen=True, slots=True)
+class StepSegment:
+    """The line from the parameters before a step through those behind it."""
+
+    params: Sequence[Tensor]
+    begins: Sequence[Tensor]
+    ends: Sequence[Tensor]
+
+    def loss(self, loss_fn: Callable[[], Tensor], multiple: float) -> Tensor:
+        """The loss at so many times the step, every time with the same random numbers."""
+        with torch.no_grad():
+            for p, begin, end in zip(self.params, self.begins, self.ends, strict=True):
+                p.copy_(begin + multiple * (end - begin))
+            torch.clear_autocast_cache()  # it holds the weights as they were
+            with seeded(torch.initial_seed(), self.params):
+                return loss_fn().detach()
+
+    def restore(self) -> None:
+        """The parameters as they were."""
+        with torch.no_grad():
+            for p, end in zip(self.params, self.ends, strict=True):
+                p.copy_(end)
+        torch.clear_autocast_cache()
+
+
+def _start(found: CriticalSharpness) -> float:
+    """Where the next search begins: at the multiple found, or as far as this one came."""
+    low, high = found.bracket
+    reached = 1.0 / found.value if 0.0 < found.value < math.inf else low if high == math.inf else high
+    return min(max(reached, 1e-6), 1e6)
+
+
+def step_segment(capture: Capture) -> StepSegment | None:
+    """The step that led here; None where there was none, or none that moved a parameter that is still there."""
+    now = {name: p for name, p in capture.module.named_parameters() if p.requires_grad}
+    before = capture.parameters_before
+    if before is None or before.keys() != now.keys():
+        return None
+    if all(torch.equal(before[name], p) for name, p in now.items()):
+        return None
+    ends = [p.detach().clone() for p in now.values()]
+    return StepSegment(list(now.values()), [before[name] for name in now], ends)
+
+
+def _halves(loss_fn: Callable[[], Tensor]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]] | None:
+    if not isinstance(loss_fn, BatchLoss) or loss_fn.n_samples < 2:
+        return None
+    parts = loss_fn.parts((loss_fn.n_samples + 1) // 2)
+    return (parts[0][1], parts[1][1]) if len(parts) == 2 else None

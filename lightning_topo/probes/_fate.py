@@ -1,0 +1,143 @@
+"""Measure the fate of every group's neurons."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_topo.geometry._fate import ALIGNMENT, INDEPENDENCE, VANISHING, NeuronFate, neuron_fate
+from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons._group import clean_name
+from lightning_topo.probes._period import Period
+from lightning_topo.probes._probe import Capture, ProbeResult, blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """Counts the neurons of every group that are independent, vanish, align or have merged.
+
+    Values by group: `independent_neurons`, `vanishing_neurons`, `aligned_clusters` (of the incoming weights; absent
+    where a group has none, or parameters lie in flat shards), `effective_neurons`, `largest_multiplicity`; over
+    several blocks their sum, and the largest multiplicity. `independence`, `vanishing` and `alignment` are the
+    thresholds of `neuron_fate`. Blocks of more than `max_neurons` neurons are represented by that many at random,
+    the same at every capture; `measured_neurons`, in the record alone, says how many were counted. The first capture
+    also counts the neurons as they were when training began: `vanishing_neurons_at_start`, `aligned_clusters_at_start`.
+
+    `every_n_epochs="auto"` begins with every epoch; `every_n_steps` counts optimizer steps instead.
+
+    >>> Fate().period, Fate(every_n_steps=20).period.unit
+    (Period(every=1, unit='epoch', adaptive=True), 'step')
+    """
+
+    every_n_epochs: int | Literal["auto"] = "auto"
+    every_n_steps: int | Literal["auto"] | None = None
+    independence: float = INDEPENDENCE
+    vanishing: float = VANISHING
+    alignment: float = ALIGNMENT
+    max_neurons: int | None = 8192
+    name: str = field(default="fate", init=False, repr=False)
+    by_group: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _ = self.period
+        if not 0.0 < self.independence < 2.0:
+            raise ValueError(f"expected 0 < independence < 2, got {self.independence}")
+        if not 0.0 < self.vanishing < 1.0:
+            raise ValueError(f"expected 0 < vanishing < 1, got {self.vanishing}")
+        if not -1.0 < self.alignment < 1.0:
+            raise ValueError(f"expected -1 < alignment < 1, got {self.alignment}")
+        if self.max_neurons is not None and self.max_neurons < 1:
+            raise ValueError(f"expected max_neurons >= 1, got {self.max_neurons}")
+
+    @property
+    def period(self) -> Period:
+        """How often it measures."""
+        if self.every_n_steps is not None:
+            return Period.parse(self.every_n_steps, default=100)
+        return Period.parse(self.every_n_epochs, default=1, unit="epoch")
+
+    def measure(self, capture: Capture) -> ProbeResult:
+        """The fate of each group's neurons, block by block."""
+        values: dict[str, dict[str, float]] = {}
+        failures: dict[str, str] = {}
+        for group in capture.groups:
+            try:
+                cloud = capture.neurons[group.name]
+                columns = incoming_columns(group, capture.module, cloud.shape[1], capture.optimizers)
+                values[group.name] = self._of_group(cloud, group, columns)
+                first = capture.reference.get(group.name) if capture.previous is None else None
+                if first is not None and first.shape == cloud.shape:
+                    values[group.name] |= _at_start(self._of_group(first.to(cloud), group, columns))
+            except (ValueError, TypeError) as error:
+                failures[group.name] = str(error)
+        return ProbeResult(values, failures)
+
+    def _of_group(self, cloud: Tensor, group: NeuronGroup, columns: Tensor | None) -> dict[str, float]:
+        return _summary([self._of_block(block, columns) for block in blocks(cloud, group)])
+
+    def _of_block(self, cloud: Tensor, columns: Tensor | None) -> NeuronFate:
+        return neuron_fate(
+            cloud,
+            None if columns is None else cloud[:, columns.to(cloud.device)],
+            independence=self.independence,
+            vanishing=self.vanishing,
+            alignment=self.alignment,
+            max_neurons=self.max_neurons,
+        )
+
+
+def incoming_columns(
+    group: NeuronGroup, module: nn.Module, width: int, optimizers: Sequence[torch.optim.Optimizer] = ()
+) -> Tensor | None:
+    """The columns of a cloud of `width` coordinates that hold incoming weights; None where there are none.
+
+    A cloud holds what the optimizers train or, where they hold other tensors than the module, what requires gradients.
+    None, too, where the parameters' own shapes do not add up to that width: in flat shards they have others.
+    """
+    present = {clean_name(name): p for name, p in module.named_parameters() if p.requires_grad}
+    owned = {id(p) for optimizer in optimizers for held in optimizer.param_groups for p in held["params"]}
+    for names in ({name for name, p in present.items() if id(p) in owned}, present.keys()):
+        shapes = {name: torch.empty_like(present[name], device="meta") for name in names}
+        columns, found_width = _incoming(group, shapes)
+        if columns and found_width == width:
+            return torch.tensor(columns)
+    return None
+
+
+def _incoming(group: NeuronGroup, tensors: Mapping[str, Tensor]) -> tuple[list[int], int]:
+    """The columns of incoming weights in the cloud of these tensors, and its width."""
+    columns: list[int] = []
+    width = 0
+    for piece in group.slices:
+        alone = NeuronGroup(group.name, group.kind, group.n, group.block_shape, (piece,))
+        try:
+            size = alone.dim(tensors)
+        except ValueError:
+            return [], -1
+        if piece.role == "incoming":
+            columns += range(width, width + size)
+        width += size
+    return columns, width
+
+
+def _at_start(values: Mapping[str, float]) -> dict[str, float]:
+    """Those counts whose change is an event, under names of their own."""
+    counts = ("vanishing_neurons", "aligned_clusters")
+    return {f"{name}_at_start": values[name] for name in counts if name in values}
+
+
+def _summary(found: Sequence[NeuronFate]) -> dict[str, float]:
+    """The values of a group from those of its blocks."""
+    values = {
+        "independent_neurons": float(sum(fate.independent_neurons for fate in found)),
+        "vanishing_neurons": float(sum(fate.vanishing_neurons for fate in found)),
+        "effective_neurons": sum(fate.effective_neurons for fate in found),
+        "largest_multiplicity": float(max(fate.largest_multiplicity for fate in found)),
+        "measured_neurons": float(sum(fate.n_measured for fate in found)),
+    }
+    clusters = [fate.aligned_clusters for fate in found if fate.aligned_clusters is not None]
+    if clusters:
+        values["aligned_clusters"] = float(sum(clusters))
+    return values

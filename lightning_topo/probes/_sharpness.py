@@ -1,0 +1,287 @@
+"""How close the training is to the edge of stability."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lightning_topo.measurement import GLOBAL
+from lightning_topo.neurons._capture import Sharding
+from lightning_topo.probes._approach import Approach, adapted, parts_of
+from lightning_topo.probes._directional import directional_values
+from lightning_topo.probes._period import Period
+from lightning_topo.probes._probe import Capture, LossFn, ProbeResult, ProbeUnavailable
+from lightning_topo.probes._step_edge import StepEdge
+from lightning_topo.probes._swaps import swap_directions
+from lightning_topo.stability import (
+    Curvature,
+    LanczosSettings,
+    LossPart,
+    ParameterThreshold,
+    awaits_first_step,
+    by_autograd,
+    by_backward,
+    curvature_batch_sharpness,
+    curvature_elsewhere,
+    curvature_sharpness,
+    parameter_thresholds,
+    scaled_sharpness,
+    swap_curvature,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sharpness:
+    """Measures the largest Hessian eigenvalue of the training loss, on the samples of recorded steps.
+
+    `every_n_steps="auto"` begins with every 25th. `loss_fn(module, batch)` replaces the recorded loss; its batch is
+    that of the last recorded step.
+    Global values: `sharpness` (raw), with `residual`, `n_hvp` and `converged`; `sharpness_ratio` (edge of stability
+    at 1, with `ratio_residual`) and `eta_lambda` where the optimizer's threshold is known, and `directional_ratio` of
+    the step just taken, with the curvature where it ended. A monitor runs `StepEdge` beside it: where batches are
+    small, or no threshold is known, that is what sees the edge, and what measures `directional_ratio` (not in shards).
+
+    `n_largest` adds `sharpness_2`, ... `micro_batch` evaluates the loss on so many samples at a time: less memory, and
+    products that cost about half as much again; only for a loss that is a mean over samples. Recorded steps are
+    taken in parts by themselves where their graphs would take more than the step did; the record's `micro_batch` is the
+    size of the largest part, a whole step where its samples meet. `batch_sharpness` adds the mean over
+    the samples' parts of so many samples of g^T H g / g^T g, which minibatch SGD brings to 2 / lr
+    (Andreyev and Beneventano, arXiv:2412.20553); where the optimizer's threshold is known also
+    `batch_sharpness_ratio`, 1 at the edge of training with batches of that size, with the share of
+    a part's curvature that others do not have, `batch_noise`. `swap_pairs` adds, by group and for so many of its
+    closest pairs, the largest `swap_ratio` with its `swap_curvature`: what the curvature along the swap of two neurons
+    makes of their critical ratio.
+
+    Where memory runs out, the loss is evaluated in ever smaller parts, and where an operator cannot be differentiated
+    twice, products are finite differences; the record says so (`micro_batch`, `exact`), and a warning once.
+
+    >>> Sharpness(every_n_steps=10).period
+    Period(every=10, unit='step', adaptive=False)
+    """
+
+    every_n_steps: int | Literal["auto"] = "auto"
+    loss_fn: LossFn | None = None
+    tolerance: float = 0.02
+    max_products: int = 60
+    n_largest: int = 1
+    micro_batch: int | None = None
+    batch_sharpness: int | None = None
+    swap_pairs: int = 0
+    seed: int = 0
+    name: str = field(default="sharpness", init=False, repr=False)
+    needs_parameters_before: ClassVar[bool] = True
+    needs_gradient_scales: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _ = self.period
+        LanczosSettings(self.tolerance, max_products=self.max_products, n_largest=self.n_largest)
+        for name in ("micro_batch", "batch_sharpness"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"expected {name} >= 1, got {value}")
+        if self.swap_pairs < 0:
+            raise ValueError(f"expected swap_pairs >= 0, got {self.swap_pairs}")
+
+    @property
+    def period(self) -> Period:
+        """How often it measures."""
+        return Period.parse(self.every_n_steps, default=25)
+
+    @property
+    def companions(self) -> tuple[StepEdge, ...]:
+        """Probes that a monitor runs beside this one, at times of their own."""
+        # Of one value there is one series: what this probe measures of batches the other leaves out.
+        return (StepEdge(self.every_n_steps, self.loss_fn, batches=self.batch_sharpness is None),)
+
+    def measure(self, capture: Capture) -> ProbeResult:
+        """The curvature where the parameters stand now, against the step that comes next."""
+        self._refuse_shards(capture.sharding)
+        carry = None if capture.previous is None else capture.previous.carry
+        start = _Start(self._approach(capture.sharding)) if carry is None else carry
+        with capture.training_loss(self.loss_fn) as loss_fn:
+            if capture.sharding != "whole":
+                # Another approach would be one that the other processes do not take.
+                return self._measure(capture, loss_fn, start, start.approach)
+            approach, result = adapted(
+                start.approach, loss_fn, lambda approach: self._measure(capture, loss_fn, start, approach)
+            )
+        if approach != start.approach:
+            warnings.warn(_explained(approach), stacklevel=2)
+        return result
+
+    def _measure(
+        self, capture: Capture, loss_fn: Callable[[], Tensor], start: "_Start", approach: Approach
+    ) -> ProbeResult:
+        params = tuple(p for p in capture.module.parameters() if p.requires_grad)
+        settings = LanczosSettings(
+            self.tolerance, max_products=self.max_products, n_largest=self.n_largest, seed=self.seed
+        )
+        curvature = approach.curvature(loss_fn, params)
+
+        def thresholds() -> Sequence[ParameterThreshold] | None:
+            # Not kept: for an adaptive optimizer they are three times the size of the parameters.
+            return parameter_thresholds(
+                capture.optimizers, params, curvature.gradient, gradient_scales=capture.gradient_scales
+            ).parameters
+
+        raw = curvature_sharpness(curvature, start=start.raw, settings=settings)
+        raw = replace(raw, vector=_compact(raw.vector))
+        values = {
+            "sharpness": raw.value,
+            "residual": raw.residual,
+            "n_hvp": float(raw.n_hvp),
+            "converged": float(raw.converged),
+            "exact": float(raw.exact),
+        } | {f"sharpness_{k}": value for k, value in enumerate(raw.top[1:], start=2)}
+        if (size := approach.part_size(loss_fn)) is not None:
+            values["micro_batch"] = float(size)
+        scaled = None
+        if known := list(thresholds() or ()):
+            # Handed over: nobody holds them while the products are taken.
+            at_hand, known = [known], None
+            scaled = scaled_sharpness(curvature, at_hand.pop(), raw, start=start.scaled, settings=settings)
+            scaled = replace(scaled, vector=None if scaled.vector is None else _compact(scaled.vector))
+            values |= {
+                "sharpness_ratio": scaled.ratio,
+                "ratio_residual": scaled.residual,
+                "eta_lambda": scaled.eta_lambda,
+                "n_hvp": float(raw.n_hvp + scaled.n_hvp),
+                "converged": float(raw.converged and scaled.converged),
+            }
+        # Of one value there is one series: where no threshold is known, `StepEdge` measures it on the step's own batch.
+        if scaled is not None or capture.sharding != "whole":
+            values |= directional_values(curvature, capture)
+        by_group = self._swaps(curvature, capture, thresholds() if self.swap_pairs else None)
+        if self.batch_sharpness is not None:
+            at_hand = thresholds()
+            del curvature  # its graph makes room
+            parts = parts_of(loss_fn, self.batch_sharpness)
+            values |= _batch_sharpness(parts, params, at_hand, replace(approach, micro_batch=None))
+        return ProbeResult(
+            {GLOBAL: values} | by_group,
+            carry=start.followed_by(approach, raw.vector, None if scaled is None else scaled.vector),
+            # Only once: an optimizer that waits longer is met again at the regular times.
+            again_after_step=capture.previous is None and awaits_first_step(capture.optimizers),
+        )
+
+    def _approach(self, sharding: Sharding) -> Approach:
+        """The first approach that is tried."""
+        if sharding == "whole":
+            return Approach(self.micro_batch)
+        # FSDP2 brings gradients home by hooks, once; a second derivative through tensor parallel's placements is
+        # possible, and wrong: torch loses partial sums in it.
+        return Approach(self.micro_batch, "parameters in shards", by_backward if sharding == "fsdp2" else by_autograd)
+
+    def _refuse_shards(self, sharding: Sharding) -> None:
+        """Raises `ProbeUnavailable` where parameters lie so that this cannot be measured."""
+        if sharding in ("fsdp1", "zero3"):
+            name = "FSDP1 (FSDPStrategy)" if sharding == "fsdp1" else "DeepSpeed ZeRO-3"
+            raise ProbeUnavailable(
+                f"the Hessian's products are not to be had from the flat shards of {name}.",
+                "Train with FSDP2 (ModelParallelStrategy), tensor parallel or DDP, or leave Sharpness() out of the "
+                "probes: all else is measured.",
+            )
+        if sharding != "whole" and (self.swap_pairs or self.batch_sharpness is not None):
+            raise ProbeUnavailable(
+                "swap_pairs and batch_sharpness need whole parameters on every process.",
+                "Leave them out where parameters are sharded: Sharpness().",
+            )
+
+    def _swaps(
+        self, curvature: Curvature, capture: Capture, thresholds: Sequence[ParameterThreshold] | None
+    ) -> dict[str, dict[str, float]]:
+        """By group, the pair whose swap the step feels most, of the closest ones."""
+        found: dict[str, dict[str, float]] = {}
+        params = dict(capture.module.named_parameters())
+        for group in capture.groups if self.swap_pairs else ():
+            swaps = [
+                swap_curvature(curvature, direction, thresholds)
+                for direction in swap_directions(group, capture.neurons[group.name], params, self.swap_pairs)
+            ]
+            if not swaps:
+                continue
+            worst = max(swaps, key=lambda swap: abs(swap.curvature) if swap.ratio is None else swap.ratio)
+            found[group.name] = {"swap_curvature": worst.curvature}
+            if worst.ratio is not None:
+                found[group.name]["swap_ratio"] = worst.ratio
+        return found
+
+
+_COLD_EVERY = 10
+"""A warm start stays with its eigenvector when another one overtakes it: every so often one begins without."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What the next measurement starts from: how the last one could be made, and its Ritz vectors.
+
+    `age` counts the measurements since one began without them.
+    """
+
+    approach: Approach
+    raw: Tensor | None = None
+    scaled: Tensor | None = None
+    age: int = 0
+
+    def followed_by(self, approach: Approach, raw: Tensor, scaled: Tensor | None) -> "_Start":
+        """The start of the measurement after this one, whose results these are."""
+        if self.age + 1 >= _COLD_EVERY:
+            return _Start(approach)
+        return _Start(approach, raw, scaled, self.age + 1)
+
+
+_COMPACT = 2**24
+"""Bytes above which a vector between two measurements lies in the host's memory, in half precision."""
+
+
+def _compact(vector: Tensor) -> Tensor:
+    """The vector as a start, which need not be exact, is kept."""
+    is_large = vector.numel() * vector.element_size() > _COMPACT
+    return vector.to("cpu", torch.bfloat16) if is_large else vector
+
+
+def _explained(approach: Approach) -> str:
+    """What a measurement could not be made without, for the user."""
+    said = []
+    if approach.obstacle is not None:
+        said.append(
+            f"{approach.obstacle} has no second derivative: products of the Hessian are finite differences of the "
+            "gradient, right to about 0.1 % in float32 (recorded as exact = 0)."
+        )
+    if approach.micro_batch is not None:
+        said.append(
+            f"The loss is evaluated on {approach.micro_batch} samples at a time, because memory ran out with more "
+            "(recorded as micro_batch). That is the same loss only if it is a mean over samples."
+        )
+    return "sharpness: " + " ".join(said)
+
+
+def _batch_sharpness(
+    parts: Sequence[LossPart],
+    params: Sequence[Tensor],
+    thresholds: Sequence[ParameterThreshold] | None,
+    approach: Approach,
+) -> dict[str, float]:
+    """The mean over the parts; the noise of one part from how much of its curvature the part before it has too."""
+    found, elsewhere = [], []
+    before = None
+    for _, loss_fn in parts:
+        curvature = approach.curvature(loss_fn, params)
+        found.append(curvature_batch_sharpness(curvature, thresholds))
+        if before is not None:
+            elsewhere.append(curvature_elsewhere(curvature, before, thresholds))
+        before = curvature
+    values = {"batch_sharpness": _weighted(parts, [each.value for each in found])}
+    if thresholds is None or not elsewhere:
+        return values
+    noise = min(max(1.0 - sum(elsewhere) / len(elsewhere), 0.0), 1.0)
+    ratios = [value for each in found if (value := replace(each, noise=noise).ratio) is not None]
+    return values | {"batch_noise": noise, "batch_sharpness_ratio": _weighted(parts, ratios)}
+
+
+def _weighted(parts: Sequence[LossPart], values: Sequence[float]) -> float:
+    return sum(weight * value for (weight, _), value in zip(parts, values, strict=True))

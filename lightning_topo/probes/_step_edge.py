@@ -1,0 +1,140 @@
+"""The edge of stability as the training's own batches and steps show it: cheap, and often."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from lightning_topo._tape import TapeLoss
+from lightning_topo.measurement import GLOBAL
+from lightning_topo.probes._approach import Approach, adapted
+from lightning_topo.probes._batch_window import BatchWindow, see_batches
+from lightning_topo.probes._critical_sharpness import critical_values, step_segment
+from lightning_topo.probes._directional import directional_values
+from lightning_topo.probes._period import Period
+from lightning_topo.probes._probe import Capture, LossFn, ProbeResult, ProbeUnavailable
+from lightning_topo.stability import Curvature, ParameterThreshold, awaits_first_step, parameter_thresholds
+
+_BATCHES = 2
+"""So many recorded batches are looked at in one measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepEdge:
+    """Measures the edge that training meets: on single batches and steps, beside `Sharpness` on many samples.
+
+    Where the optimizer's threshold is known, and batches are smaller than what `Sharpness` looks at:
+    `batch_sharpness_ratio`, the curvature of recorded batches along their own gradients (edge at 1), with
+    `batch_sharpness` and `batch_noise`, the share of a batch's gradient that others do not share. Each is over the last
+    twelve batches; a measurement takes two.
+
+    Where no threshold is known (Muon, Lion, an optimizer of one's own): `directional_ratio` and `critical_sharpness` of
+    the step just taken, on the batch that it was taken with. That step is recorded for the purpose; `critical_noise`
+    compares with another batch.
+
+    Nothing where the training step cannot be recorded or parameters lie in shards: `Sharpness` reports why. Without
+    `batches` nothing where a threshold is known: `Sharpness(batch_sharpness=...)` measures it on batches of its own.
+
+    Source: Andreyev and Beneventano, arXiv:2412.20553; arXiv:2604.14108 (momentum); arXiv:2601.16979 (critical
+    sharpness).
+
+    >>> StepEdge(every_n_steps=10).period
+    Period(every=10, unit='step', adaptive=False)
+    """
+
+    every_n_steps: int | Literal["auto"] = "auto"
+    loss_fn: LossFn | None = None
+    batches: bool = True
+    name: str = field(default="step_edge", init=False, repr=False)
+    needs_parameters_before: ClassVar[bool] = True
+    needs_gradient_scales: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+    expected_cost: ClassVar[float] = 6.0
+
+    def __post_init__(self) -> None:
+        _ = self.period
+
+    @property
+    def period(self) -> Period:
+        """How often it measures."""
+        return Period.parse(self.every_n_steps, default=25)
+
+    def measure(self, capture: Capture) -> ProbeResult:
+        """The edge ratios of the last batches, or of the step that led here."""
+        state = _State() if capture.previous is None else capture.previous.carry
+        if capture.sharding != "whole":
+            return ProbeResult(carry=state)
+        try:
+            with capture.training_loss(self.loss_fn) as loss_fn:
+                return self._measure(capture, loss_fn, state)
+        except ProbeUnavailable:
+            return ProbeResult(carry=state)
+
+    def _measure(self, capture: Capture, loss_fn: Callable[[], Tensor], state: "_State") -> ProbeResult:
+        params = [p for p in capture.module.parameters() if p.requires_grad]
+
+        def thresholds_of(curvature: Curvature | None = None) -> Sequence[ParameterThreshold] | None:
+            gradient = None if curvature is None else curvature.gradient
+            scales = capture.gradient_scales
+            return parameter_thresholds(capture.optimizers, params, gradient, gradient_scales=scales).parameters
+
+        if thresholds_of() is not None:
+            if not self.batches:
+                return ProbeResult(carry=state)
+            if not isinstance(loss_fn, TapeLoss) or len(loss_fn.tapes) < 2:
+                return ProbeResult(carry=state, wants_own_step=True)
+            losses = _chosen(loss_fn, state.window.count)
+            approach, seen = adapted(
+                state.approach,
+                loss_fn,
+                lambda a: see_batches(losses, lambda loss: a.curvature(loss, params), thresholds_of),
+            )
+            state = replace(state, approach=approach, window=state.window.followed_by(seen))
+            # Each measurement adds the batch of its own step: the ratio is not that of a few batches, again and again.
+            return ProbeResult({GLOBAL: state.window.values()} if seen else {}, carry=state, wants_own_step=True)
+        if awaits_first_step(capture.optimizers):
+            return ProbeResult(carry=state)
+        values: Mapping[str, float] = {}
+        if state.is_recorded or not isinstance(loss_fn, TapeLoss):
+            approach, values, start = self._of_step(capture, loss_fn, state)
+            state = replace(state, approach=approach, start=start)
+        state = replace(state, is_recorded=True)
+        return ProbeResult({GLOBAL: values} if values else {}, carry=state, wants_own_step=True)
+
+    def _of_step(
+        self, capture: Capture, loss_fn: Callable[[], Tensor], state: "_State"
+    ) -> tuple[Approach, Mapping[str, float], float]:
+        """The ratios of the step that led here; none behind one that did not move."""
+        segment = step_segment(capture)
+        if segment is None:
+            return state.approach, {}, state.start
+        own, other = loss_fn, None
+        if isinstance(loss_fn, TapeLoss):
+            own = replace(loss_fn, tapes=loss_fn.tapes[-1:])
+            other = replace(loss_fn, tapes=loss_fn.tapes[-2:-1]) if len(loss_fn.tapes) > 1 else None
+        params = [p for p in capture.module.parameters() if p.requires_grad]
+        approach, along = adapted(state.approach, own, lambda a: directional_values(a.curvature(own, params), capture))
+        try:
+            halves = None if other is None else (partial(segment.loss, own), partial(segment.loss, other))
+            values, start = critical_values(segment, own, state.start, halves)
+        except FloatingPointError:
+            return approach, along, state.start
+        return approach, {**along, **values}, start
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What the next measurement goes on from; `is_recorded` once the step that it measures will be."""
+
+    approach: Approach = field(default_factory=Approach)
+    window: BatchWindow = field(default_factory=BatchWindow)
+    start: float = 1.0
+    is_recorded: bool = False
+
+
+def _chosen(loss_fn: TapeLoss, count: int) -> list[TapeLoss]:
+    """The next recorded batches in turn, each as a loss of its own."""
+    n = len(loss_fn.tapes)
+    return [replace(loss_fn, tapes=(loss_fn.tapes[(count + k) % n],)) for k in range(min(_BATCHES, n))]

@@ -1,0 +1,157 @@
+"""The edge of stability of every optimizer as one number, from how the optimizer scales the curvature.
+
+A step is linear in the newest gradient g, entry by entry: Delta = -lr / D * (w g + history), with D the preconditioner
+and w the weight of the newest gradient. On a quadratic loss with Hessian H and a constant D the iteration is stable
+while lambda_max(S^1/2 H S^1/2) < 1 with S = diag(lr / (c D)); c is the edge coefficient, at which the characteristic
+polynomial of the iteration has the root -1.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_topo.stability._hessian import shaped, whole
+from lightning_topo.stability._optimizer_thresholds import ParameterThreshold, Scale, coupled_gradient, steps
+from lightning_topo.stability._recognition import readable, recognised
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """The threshold of each parameter, or the reason why there is none.
+
+    `rules` names the rule of each optimizer; "" where none is known.
+    """
+
+    parameters: tuple[ParameterThreshold, ...] | None
+    rules: tuple[str, ...]
+    reason: str | None = None
+
+
+def parameter_thresholds(
+    optimizers: Iterable[torch.optim.Optimizer],
+    params: Iterable[Tensor],
+    gradient: Float[Tensor, " p"] | None = None,
+    *,
+    gradient_scales: Sequence[float] | None = None,
+) -> Thresholds:
+    """The threshold of each parameter in the next step, or why it is not known.
+
+    | optimizer | c | w | D |
+    |---|---|---|---|
+    | SGD, momentum mu, dampening d | 2 (1+mu) / (1-d) | 1-d (1 on a buffer's first step) | 1 |
+    | SGD, Nesterov | 2 (1+mu) / (1+2mu) | 1+mu | 1 |
+    | ASGD | 2 - lr lambd | 1 | 1, with its decayed rate for lr |
+    | Adam, AMSGrad | 2 (1+b1) / (1-b1) | 1-b1 | (1-b1^t) (sqrt(v_hat) + eps) |
+    | RAdam | as Adam | 1-b1 | (1-b1^t) (sqrt(v) + eps) / (rect_t sqrt(1-b2^t)); 1-b1^t while it has too few gradients |
+    | Adamax | as Adam | 1-b1 | (1-b1^t) u |
+    | NAdam | 2 / (A + B (1-b1) / (1+b1)) | A + B (1-b1) | sqrt(v_hat) + eps |
+    | RMSprop, momentum mu | 2 (1+mu) | 1 | sqrt(v) + eps; centered: v less the squared mean gradient |
+    | Adagrad | 2 | 1 | sqrt(sum) + eps, with lr / (1 + t lr_decay) for lr |
+    | Adadelta | 2 | 1 | sqrt(v + eps) / sqrt(u + eps) |
+    | Adafactor | 2 | 1 | sqrt(v), with its relative rate, over its clipping, for lr |
+    | schedule-free | (4-2c) / ((1-b)(2-c) + b c) | 1-b + b c | sqrt(v_hat) + eps; SGD: 1 |
+
+    NAdam: A = (1-mu_t) / (1-P_t) and B = mu_(t+1) / (1 - P_t mu_(t+1)), with P_t its `mu_product`. Schedule-free: c is
+    the weight of the newest iterate in its mean. Where the weight decay wd is decoupled (AdamW), 2 - lr wd takes the
+    place of 2 in c. The learning rate is the one in force now. SAM, Lookahead and other wrappers have the threshold of
+    what they wrap.
+
+    The moments are those behind the last step, t. With the flat `gradient` of `params` where they stand, they are those
+    of the step that would follow: an adaptive optimizer takes a gradient into its second moments before it divides by
+    them. It matters for entries that have hardly had a gradient so far: without, D is eps for them, as in no step.
+
+    `gradient_scales`, one for each optimizer, says what the optimizer is handed for a gradient g of this loss: s g. It
+    is |g| after clipping over |g| before, and likewise the factor of a loss that is summed over another number of
+    samples. S and M shrink by s, the moments take in s g, and coupled weight decay stays as it is.
+
+    None, with a reason, for an optimizer without such a rule (`recognised`), for `maximize=True`, as long as
+    `awaits_first_step`, and where the optimizers hold none of `params`. A parameter that no optimizer holds, or that an
+    adaptive one has never moved, has threshold 0: no curvature reaches it.
+
+    Raises `ValueError` unless there is one finite, non-negative scale for each optimizer.
+
+    Source: Cohen et al., arXiv:2103.00065, appendix B (momentum and Nesterov); arXiv:2207.14484 (adaptive methods).
+
+    >>> theta = torch.zeros(3, requires_grad=True)
+    >>> sgd = torch.optim.SGD([theta], lr=0.5)
+    >>> parameter_thresholds([sgd], [theta]).parameters
+    (ParameterThreshold(stability=0.25, step=0.5, weight_decay=0.0, total=0.5),)
+    >>> parameter_thresholds([sgd], [theta], gradient_scales=[0.1]).parameters[0].step
+    0.05
+    >>> parameter_thresholds([torch.optim.LBFGS([theta])], [theta]).reason
+    'LBFGS: its step comes from a model of the curvature, not from a learning rate'
+    """
+    found = [recognised(optimizer) for optimizer in optimizers]
+    names = tuple("" if one.rule is None else one.rule.name for one in found)
+    scales = _checked_scales(gradient_scales, len(found))
+    params = tuple(params)
+    ahead = {} if gradient is None else {id(p): g for p, g in zip(params, shaped(gradient, params), strict=True)}
+    wanted = {id(p) for p in params}
+    thresholds: dict[int, ParameterThreshold] = {}
+    for one, scale in zip(found, scales, strict=True):
+        if one.rule is None:
+            return Thresholds(None, names, one.reason)
+        if one.rule.adaptive and not _has_stepped(one.optimizer):
+            return Thresholds(None, names, f"{type(one.optimizer).__name__}: it has not stepped yet")
+        for options in one.optimizer.param_groups:
+            for param in options["params"]:
+                if id(param) not in wanted:
+                    continue
+                group, state = readable(one.optimizer, options, one.optimizer.state.get(param, {}))
+                if one.rule.ahead is not None and not steps(state):
+                    thresholds[id(param)] = ParameterThreshold(0.0, 0.0)
+                    continue
+                if one.rule.ahead is not None and id(param) in ahead:
+                    group = {**group, "decoupled_weight_decay": True} if one.rule.decoupled else group
+                    newest = coupled_gradient(group, param, scale * ahead[id(param)])
+                    state = one.rule.ahead(group, state, newest, param)
+                thresholds[id(param)] = one.rule.threshold(group, state, param).scaled(scale)
+    if found and not thresholds:
+        return Thresholds(None, names, "the optimizers hold other tensors than the model's parameters")
+    still = ParameterThreshold(0.0, 0.0)
+    return Thresholds(tuple(thresholds.get(id(param), still) for param in params), names)
+
+
+def awaits_first_step(optimizers: Iterable[torch.optim.Optimizer]) -> bool:
+    """Whether one of them is adaptive and has not stepped yet, so that its preconditioner does not exist.
+
+    >>> awaits_first_step([torch.optim.Adam([torch.zeros(1, requires_grad=True)])])
+    True
+    """
+    found = [recognised(optimizer) for optimizer in optimizers]
+    return any(one.rule is not None and one.rule.adaptive and not _has_stepped(one.optimizer) for one in found)
+
+
+def spread(values: Sequence[Scale], params: Sequence[Tensor]) -> Float[Tensor, " p"]:
+    """One value per parameter, or one per entry, as a flat vector with one per entry, in at least float32."""
+    return torch.cat(
+        [
+            torch.as_tensor(
+                whole(value) if isinstance(value, Tensor) else value,
+                dtype=torch.promote_types(p.dtype, torch.float32),
+                device=p.device,
+            )
+            .expand(p.shape)
+            .reshape(-1)
+            for value, p in zip(values, params, strict=True)
+        ]
+    )
+
+
+def _has_stepped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer has made a step with any of its parameters."""
+    return any(
+        steps(readable(optimizer, group, optimizer.state.get(param, {}))[1])
+        for group in optimizer.param_groups
+        for param in group["params"]
+    )
+
+
+def _checked_scales(given: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    scales = (1.0,) * count if given is None else tuple(float(scale) for scale in given)
+    if len(scales) != count or not all(0.0 <= scale < float("inf") for scale in scales):
+        raise ValueError(f"expected {count} finite gradient scales >= 0, one for each optimizer, got {given}")
+    return scales
