@@ -5,7 +5,8 @@ import re
 
 from lightning_topo import Phase, read_record
 from lightning_topo.outputs._outputs import open_outputs
-from lightning_topo.outputs._terminal import event_line, summary
+from lightning_topo.outputs._terminal import LoggingPrinter, TerminalOutput, event_line, summary
+from lightning_topo.phases import EventName, TopologyEvent
 from tests.outputs.driving import Training, drive
 
 
@@ -75,3 +76,26 @@ def test_quiet_when_asked_and_logged_where_there_is_no_bar(tmp_path, caplog):
         Training(outputs, hot=frozenset({3})).run(8)
         outputs.end()
     assert any("topology_breakdown at step 3" in line for line in caplog.messages)
+
+
+def test_lines_are_seen_where_nobody_has_set_up_logging(monkeypatch, capsys):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    LoggingPrinter()
+    LoggingPrinter().say("net.0 broke down")
+    assert capsys.readouterr().err == "net.0 broke down\n"
+
+
+def test_lines_go_where_logging_is_set_up_and_nowhere_else(monkeypatch, capsys, caplog):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])
+    LoggingPrinter().say("net.0 broke down")
+    assert [record.message for record in caplog.records] == ["net.0 broke down"]
+    assert not capsys.readouterr().err
+
+
+def test_of_what_needs_no_doing_the_first_sentence_is_shown():
+    printer = Keeping()
+    note = TopologyEvent(
+        EventName.UNWATCHED_PARAMETERS, 1, 0, message="2 are in none. The largest: a.", remedy="Name it."
+    )
+    TerminalOutput(printer).event(note)
+    assert printer.lines == ["unwatched_parameters at step 1: 2 are in none."]
