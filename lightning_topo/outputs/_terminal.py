@@ -168,7 +168,7 @@ def summary(record: RunRecord) -> str:
 
     past = history(record)
     outcome = past.outcome
-    lines = [f"Topology: {sentence(outcome, with_coverage=False)}"]
+    lines = [f"Topology: {sentence(outcome, with_coverage=False)}".replace("Topology: Topology", "Topology", 1)]
     if outcome.coverage is not None:
         lines.append(f"  coverage  {coverage_words(outcome.coverage, is_broken=bool(outcome.breakdowns))}")
     if outcome.last_step is not None:

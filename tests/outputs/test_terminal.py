@@ -94,8 +94,6 @@ def test_lines_go_where_logging_is_set_up_and_nowhere_else(monkeypatch, capsys, 
 
 def test_of_what_needs_no_doing_the_first_sentence_is_shown():
     printer = Keeping()
-    note = TopologyEvent(
-        EventName.UNWATCHED_PARAMETERS, 1, 0, message="2 are in none. The largest: a.", remedy="Name it."
-    )
+    note = TopologyEvent(EventName.UNWATCHED_PARAMETERS, 1, 0, message="2 are in none. One: a.", remedy="Name it.")
     TerminalOutput(printer).event(note)
     assert printer.lines == ["unwatched_parameters at step 1: 2 are in none."]

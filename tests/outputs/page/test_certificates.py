@@ -76,8 +76,8 @@ def test_a_step_counts_as_its_weakest_group() -> None:
         ),
         (
             (*CERTIFIED, Measurement(14, 0, "training", "", {"loss": 1.0})),
-            "Topology preserved over 12 steps: r was measured up to 0.16 and stayed below 0.32 by bound in the certified "
-            "steps; 12 of 14 steps certified: 2 exact, 10 by bound; 2 not recorded yet",
+            "Topology preserved over 12 steps: r was measured up to 0.16 and stayed below 0.32 by bound in the "
+            "certified steps; 12 of 14 steps certified: 2 exact, 10 by bound; 2 not recorded yet",
             Phase.PRESERVED,
         ),
     ],
