@@ -1,6 +1,7 @@
 """The record as an output: a disk that is full or gone stops nothing, and what is lost is counted."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._coverage import ParameterCoverage
+from lightning_topo.outputs._machine import impersonal, impersonal_event
 from lightning_topo.outputs._warning import warn
 from lightning_topo.outputs.record._write import RecordWriter
 from lightning_topo.phases import EventName, Severity, TopologyEvent
@@ -60,8 +62,8 @@ class RecordOutput:
                 )
 
     def event(self, event: TopologyEvent) -> None:
-        """Append an event."""
-        self._write(self.writer.event, event)
+        """Append an event; as trackers are sent the file, an error's words tell nothing of the machine there."""
+        self._write(self.writer.event, impersonal_event(event))
 
     def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
         """Write the diagrams of one capture; those that cannot be written are lost."""
@@ -74,7 +76,9 @@ class RecordOutput:
 
     def parameters(self, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]) -> None:
         """Keep for every parameter its groups, or why it is in none."""
-        self._write(self.writer.parameters, groups, coverage)
+        own_groups = [replace(group, reason=impersonal(group.reason)) for group in groups]
+        own_coverage = [replace(one, reason=impersonal(one.reason)) for one in coverage]
+        self._write(self.writer.parameters, own_groups, own_coverage)
 
     def read_reference(self, group: str) -> Tensor | None:
         """A cloud that `reference` has kept, also in an earlier session of the run."""
