@@ -16,7 +16,7 @@ from lightning_topo._watch.published_values import Readings
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.outputs.page._live import record_bytes
-from lightning_topo.outputs.record import REPORT, RunRecord, read_record
+from lightning_topo.outputs.record import MEASUREMENTS, REPORT, RunRecord, read_record
 from lightning_topo.phases import NOTES, Phase, Replay, TopologyEvent
 
 _MOST_BYTES_HERE = 1 << 24
@@ -122,8 +122,10 @@ class TerminalOutput:
 
 
 def _told_by(page: Path) -> str:
-    """The verdict in the title of a page."""
+    """The verdict in the title of a page, unless the page is older than the record's last line."""
     try:
+        if page.is_file() and page.stat().st_mtime_ns < (page.parent / MEASUREMENTS).stat().st_mtime_ns:
+            return "the page is being written"
         with page.open(encoding="utf-8", errors="replace") as file:
             found = re.search("<title>(.*?)</title>", file.read(1 << 16), re.DOTALL)
     except OSError:

@@ -1,9 +1,11 @@
 """What a person is shown: progress, a line for each event, and what the run came to."""
 
 import logging
+import os
 import re
 
 from lightning_topo import Phase, read_record
+from lightning_topo.outputs import _terminal as terminal
 from lightning_topo.outputs._outputs import open_outputs
 from lightning_topo.outputs._terminal import LoggingPrinter, TerminalOutput, event_line, summary
 from lightning_topo.phases import EventName, TopologyEvent
@@ -66,6 +68,16 @@ def test_the_summary_is_the_records(tmp_path):
 def test_in_haste_one_line_says_where_to_look(tmp_path):
     _, printer = shown(tmp_path, in_haste=True)
     assert printer.lines[-1] == f"Topology: the record is closed\n  look at   {tmp_path}"
+
+
+def test_the_verdict_of_a_page_that_is_older_than_the_record_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(terminal, "_MOST_BYTES_HERE", 0)
+    _, printer = shown(tmp_path / "topology", report=True)
+    assert "being written" not in printer.lines[-1]
+    page, lines = tmp_path / "topology" / "report.html", tmp_path / "topology" / "measurements.jsonl"
+    os.utime(page, ns=(0, lines.stat().st_mtime_ns - 1))
+    told = terminal._told_by(page)
+    assert told == "the page is being written"
 
 
 def test_quiet_when_asked_and_logged_where_there_is_no_bar(tmp_path, caplog):

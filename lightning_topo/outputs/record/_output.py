@@ -13,6 +13,7 @@ from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._coverage import ParameterCoverage
 from lightning_topo.outputs._machine import impersonal, impersonal_event
 from lightning_topo.outputs._warning import warn
+from lightning_topo.outputs.record._limits import LONGEST_NAME, readable, unreadable
 from lightning_topo.outputs.record._write import RecordWriter
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 
@@ -35,7 +36,8 @@ class RecordOutput:
         self._failing: set[str] = set()
         self._has_told_loss = self._has_told_crowd = self._is_closed = False
         self._has_begun = writer.branch.resumed or writer.branch.parent is not None
-        self._n_lost_captures = 0
+        self._n_lost_captures = self._n_refused = 0
+        self._refused: set[str] = set()
         self._at = (0, 0)
 
     @property
@@ -51,6 +53,9 @@ class RecordOutput:
         """Append a measurement."""
         if measurement.probe not in NOT_RECORDED:
             self._at = measurement.step, measurement.epoch
+            if refusal := unreadable(measurement):
+                self._refuse(measurement, refusal)
+                return
             self._write(self.writer.measurement, measurement)
             if self.writer.crowded_by and not self._has_told_crowd:
                 self._has_told_crowd = True
@@ -63,7 +68,7 @@ class RecordOutput:
 
     def event(self, event: TopologyEvent) -> None:
         """Append an event; as trackers are sent the file, an error's words tell nothing of the machine there."""
-        self._write(self.writer.event, impersonal_event(event))
+        self._write(self.writer.event, readable(impersonal_event(event)))
 
     def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
         """Write the diagrams of one capture; those that cannot be written are lost."""
@@ -98,7 +103,7 @@ class RecordOutput:
             reason = f" ({error})"
         else:
             reason = ""
-        n_lines = self.writer.n_lost + self.writer.n_waiting
+        n_lines = self.writer.n_lost + self.writer.n_waiting + self._n_refused
         if n_lines or self._n_lost_captures:
             warn(
                 f"The topology record in {self.writer.dirpath} lacks {n_lines:,} lines and {self._n_lost_captures:,} "
@@ -124,6 +129,16 @@ class RecordOutput:
             self._tell_loss()
         self._failing.discard(action.__name__)
         return True
+
+    def _refuse(self, measurement: Measurement, why: str) -> None:
+        """Count a measurement that no reader would take; say so once for each probe."""
+        self._n_refused += 1
+        if measurement.probe not in self._refused:
+            self._refused.add(measurement.probe)
+            self._tell(
+                f"Measurements of {measurement.probe[:LONGEST_NAME]} are not recorded: {why}",
+                "Training and the loggers go on. Let the probe return fewer values, with shorter names.",
+            )
 
     def _tell_loss(self) -> None:
         n_lost = self.writer.n_lost
