@@ -202,6 +202,22 @@ def _no_room(self):
     raise OSError("no room")
 
 
+@pytest.mark.parametrize("when", ["before the last lines", "after them"])
+def test_the_lines_of_a_folder_that_is_gone_to_the_end_are_counted(tmp_path, when):
+    outputs = open_outputs(tmp_path / "topology", verbose=False, report=False)
+    training = Training(outputs).run(5)
+    n_lines = len(training.measured) + len(training.events)
+    shutil.rmtree(outputs.dirpath)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if when == "before the last lines":
+            outputs.dirpath.write_text("x")
+            training.run(5)
+            n_lines = len(training.measured) + len(training.events) + len(outputs.noticed)
+        outputs.end()
+    assert f"lacks {n_lines:,} lines" in str(told[-1].message)
+
+
 def test_a_folder_that_cannot_be_made_means_no_record_and_that_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="No topology record"):
