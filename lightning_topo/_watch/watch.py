@@ -145,7 +145,7 @@ class Watch:
             dict(self._schedule.slots),
             self._exchange.shares,
             self._probing.awaited.steps,
-            self._exchange.rates.told,
+            self._exchange.rates.reported,
         ).to_dict()
 
     def proposed(self, group: str, ratio: float) -> None:
@@ -327,7 +327,7 @@ class Watch:
         self._reporting.start(run)
         if saved is not None:
             self._schedule.slots.update(saved.slots)
-            self._exchange.rates.told = saved.rate
+            self._exchange.rates.reported = saved.rate
         for name in self._sampling:
             self._schedule.expect(name, STEPS_PER_TAPE * (1 + self._training_loss.n_wanted))
         self._schedule.expect("fate", STEPS_PER_FATE, like="distortion")

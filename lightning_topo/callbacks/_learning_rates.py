@@ -60,7 +60,7 @@ def scale_learning_rate(optimizer: Optimizer, factor: float, schedulers: Iterabl
 
 
 def _with_parts(schedulers: Iterable[Any]) -> Iterator[Any]:
-    """Each scheduler, and those that it is made of."""
+    """Each scheduler, and those that it chains."""
     for scheduler in schedulers:
         yield scheduler
         yield from _with_parts(getattr(scheduler, "_schedulers", ()))

@@ -32,8 +32,8 @@ class StepDistortion:
         expansion       b = max d'_ij / d_ij
 
     and 1 - r <= a <= b <= 1 + r. If r < 1, no two distinct neurons merged in this step, and the step map is
-    bi-Lipschitz with constants 1 - r and 1 + r. A pair with d_ij = 0 counts with ratio 1 and q = 0 where it
-    stays together, and with r = b = inf where it splits. Without any pair, r = 0 and a = b = 1.
+    bi-Lipschitz with constants 1 - r and 1 + r. A pair with d_ij = 0 counts with d'/d = 1 and |Δ_i - Δ_j|/d = 0
+    where it stays together, and with r = b = inf where it splits. Without any pair, r = 0 and a = b = 1.
 
     `n_coincident`, `n_split` and `n_merged` count pairs: those with d_ij = 0, those of them with d'_ij > 0,
     and those with d_ij > 0 and d'_ij = 0.
@@ -145,7 +145,7 @@ def distortions(
 
 
 def block_distortions(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"]) -> tuple[StepDistortion, ...]:
-    """`step_distortion` of each of b clouds, small ones together.
+    """`step_distortion` of each of b clouds; small clouds are batched.
 
     Raises:
         TypeError, ValueError: as `step_distortion`.

@@ -54,7 +54,7 @@ class Job:
 class Worker:
     """The subprocess, and the jobs it has not done yet, oldest first.
 
-    `n_lost` counts those dropped or lost. Not to be pickled, and of no use in a forked child.
+    `n_lost` counts jobs that were dropped or lost. A worker cannot be pickled, or used in a forked child.
     """
 
     most_waiting: int = MOST_WAITING

@@ -56,7 +56,7 @@ class LoopTraining:
         return False
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Nothing: the loop's own contexts surround its losses."""
+        """Do nothing: the loop enters its own contexts around its losses."""
         return nullcontext()
 
     def publish(self, values: Mapping[str, Tensor]) -> None:

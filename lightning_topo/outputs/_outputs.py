@@ -141,9 +141,9 @@ def open_outputs(
     Args:
         folder: Where the present fit's record belongs; where another run's stands there, `folder-v1`, `-v2`, ...
         loggers: Lightning's loggers.
-        is_first_rank: Of several processes only the first has a record, a page, trackers and a terminal.
+        is_first_rank: Whether this is the process that has the record, the page, trackers and the terminal.
         resume: The run folder and run id that the checkpoint names, where this fit was given one.
-        step: The optimizer steps that lie behind the network as the fit begins; with `epoch`, those of the checkpoint.
+        step: The number of optimizer steps completed before the fit begins; with `epoch`, that of the checkpoint.
         printer: What lines and progress are shown with; by default Python's logging.
         verbose: Whether anything is.
         report: Whether the page is written.

@@ -1,8 +1,8 @@
-"""Whose folder it is: a run writes into a folder of its own, and names the run that it branches from.
+"""Choose a run's folder: each run writes into its own, and names the run that it branches from.
 
-A fresh run begins a folder. A run that goes on in the folder that holds its record appends to it; what lies behind the
-step it goes on from, written before, is abandoned: kept, and counted by no reader. A run that begins from another
-folder's checkpoint begins a folder that names its parent, with a copy of the parent's history up to there.
+A fresh run creates a folder. A resumed run appends to the folder that holds its record; lines of later steps than the
+one it resumes from are abandoned: they stay in the file, and no reader counts them. A run that begins from another
+folder's checkpoint creates a folder that names its parent, with a copy of the parent's history up to there.
 """
 
 import os
@@ -35,9 +35,10 @@ _MOST_HISTORY = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A folder that this run has claimed: `resumed` where it holds the run's own lines already.
+    """A folder that this run has claimed and locked.
 
-    `notes` are what a person should know of the choice.
+    `resumed`: it already holds this run's lines. `parent`: the run whose checkpoint this run began from. `notes`:
+    warnings for the user about why this folder was chosen.
     """
 
     dirpath: Path
@@ -54,12 +55,12 @@ def claim(
     resume: tuple[str | os.PathLike[str] | None, str | None] | None = None,
     step: int = 0,
 ) -> Branch:
-    """Claim the folder of a run: `folder`, or `folder-v1`, `-v2`, ... where another run's record stands or is written.
+    """Claim the folder of a run: `folder`, or `folder-v1`, `-v2`, ... if another run's record is in it.
 
-    `resume` is the folder and the id of the run whose checkpoint this run begins from, at `step`. Where `folder`, or
-    one of its versions, holds a record of that id, it is gone on with. The other's folder is read, never written.
+    `resume` is the folder and the id of the run whose checkpoint this run begins from, at `step`. If `folder` or one of
+    its versions holds a record of that id, the run appends to it. The other run's folder is read, never written.
 
-    Raises `OSError` if the folder cannot be made.
+    Raises `OSError` if the folder cannot be created.
     """
     wanted = Path(folder)
     origin, run_id = resume if resume is not None else (None, None)
@@ -94,7 +95,8 @@ def live_lines(read: Callable[[], Iterable[Line]]) -> Iterator[tuple[int, Line]]
 
 
 def rewind_floors(rewinds: Iterable[tuple[int, int | None]]) -> list[tuple[int, int]]:
-    """(place, step): of the lines before that place, and behind the entry before, those up to the step count.
+    """Pairs (line index, last step): lines from the preceding pair's index up to this index count if their step is at
+    most that step; later ones were abandoned by a rewind.
 
     >>> rewind_floors([(0, None), (1, 7), (2, None), (3, 9), (4, 8)])
     [(1, 7), (3, 8), (4, 8)]

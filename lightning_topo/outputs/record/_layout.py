@@ -5,7 +5,7 @@ A run folder holds
     measurements.jsonl      a line per measurement: step, epoch, probe, group, reference_step, and values by name
     events.jsonl            a line per event
     diagrams/step-<9 digits>.npz    persistence diagrams: an array (m, 2) "<group>/H<k>" each, and "meta"
-    diagrams/abandoned-<k>/ captures that lie behind a rewind
+    diagrams/abandoned-<k>/ captures that a rewind has abandoned
     parameters.json         the groups of neurons, and for every parameter its groups or why it is in none
     reference/clouds.npz    the neurons when training began, where a probe looks back at them, and "step"
     history/*.jsonl         of a run that began from another's checkpoint: the lines of that one up to there

@@ -31,7 +31,7 @@ class RecordOutput:
         self.writer: RecordWriter = writer
         self._notice = notice
         self._failing: set[str] = set()
-        self._has_told_loss = self._has_told_crowd = self._is_closed = False
+        self._has_reported_loss = self._has_reported_crowd = self._is_closed = False
         self._has_begun = writer.branch.resumed or writer.branch.parent is not None
         self._n_lost_captures = 0
         self._at = (0, 0)
@@ -50,8 +50,8 @@ class RecordOutput:
         if measurement.probe not in NOT_RECORDED:
             self._at = measurement.step, measurement.epoch
             self._write(self.writer.measurement, measurement)
-            if self.writer.crowded_by and not self._has_told_crowd:
-                self._has_told_crowd = True
+            if self.writer.crowded_by and not self._has_reported_crowd:
+                self._has_reported_crowd = True
                 self._tell(
                     f"{self.writer.crowded_by / 2**20:,.1f} MB of the run folder are no measurements (the neurons of "
                     "the beginning, events, pages, figures): they leave too little of max_record_mb",
@@ -123,8 +123,8 @@ class RecordOutput:
 
     def _tell_loss(self) -> None:
         n_lost = self.writer.n_lost
-        if n_lost and not self._has_told_loss:
-            self._has_told_loss = True
+        if n_lost and not self._has_reported_loss:
+            self._has_reported_loss = True
             self._tell(
                 f"{n_lost:,} lines of the topology record are lost, because its folder was deleted or its disk is full",
                 "The record goes on from here. The total is reported when the run ends.",

@@ -229,7 +229,7 @@ class RecordWriter:
                     self.max_bytes = self.size + room
                 return
             gone = Thinned.of(next(islice(read_objects(path), 1, None)))
-        # Nothing more can be made of it: not tried again before our own part has doubled.
+        # It cannot be thinned further: try again once our own part has doubled.
         self.max_bytes = 2.0 * self.size - self._other_bytes
 
     def _measure_diagrams(self) -> int:
