@@ -61,7 +61,7 @@ class StepState(IntEnum):
 
     @property
     def word(self) -> str:
-        """As the record's lines name it."""
+        """The name in the lines of the record."""
         return self.name.lower()
 
     @property

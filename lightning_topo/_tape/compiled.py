@@ -20,7 +20,7 @@ def compiled_reason(module: nn.Module) -> str | None:
     'the compiled module 0'
     """
     if _dynamo_is_at_work():
-        return "torch.compile is at work around the step"
+        return "the step runs under torch.compile"
     for path, child in module.named_modules():
         where = path or type(child).__name__
         if _is_optimized_module(child):

@@ -33,5 +33,5 @@ def hidden_draws(calls: Sequence[Call]) -> str:
         dropout = call.argument("dropout_p") if "_scaled_dot_product" in call.name else None
         dropout = call.argument("dropout") if call.name == "aten::_cudnn_rnn" else dropout
         if dropout:
-            return f"{call.name} keeps its dropout mask to itself"
+            return f"{call.name} does not expose its dropout mask"
     return ""

@@ -95,8 +95,8 @@ def saved_watch(state: Any, step: int, epoch: int) -> tuple[SavedWatch | None, T
             step,
             epoch,
             severity=Severity.WARN,
-            message=f"The monitor's state in the checkpoint cannot be used: {error}. It begins anew at step {step}.",
-            remedy="Earlier steps are in the record of the run before; another checkpoint may be whole.",
+            message=f"The monitor's state in the checkpoint cannot be used: {error}. It starts again at step {step}.",
+            remedy="Earlier steps are in the previous run's record; another checkpoint may be intact.",
         )
 
 

@@ -9,7 +9,7 @@ _OPTIONS = ("momentum", "dampening", "nesterov", "betas", "eps", "alpha", "weigh
 
 
 class Rates:
-    """Keeps the learning rate of every step until it is reported; `reported` is the last change that `take` returned."""
+    """Keeps the learning rate of every step until it is reported; `reported` is the last that `take` returned."""
 
     def __init__(self) -> None:
         self._kept: dict[int, float] = {}

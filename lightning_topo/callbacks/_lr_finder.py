@@ -209,7 +209,7 @@ class TopologyLRFinder(Callback):
             raise misconfigured(
                 trainer,
                 f"TopologyLRFinder(update_attr=True) sets the learning rate, and {', '.join(found)} would overwrite "
-                "it. Use update_attr=False, and give the scheduler what `sweep.suggestion` says.",
+                "it. Use update_attr=False, and set the scheduler to `sweep.suggestion`.",
             )
         names = (self.attr_name,) if self.attr_name else ("lr", "learning_rate")
         for name in names:

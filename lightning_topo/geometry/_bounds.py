@@ -119,7 +119,7 @@ def _bucket(snapshots: Sequence[Snapshot], members: Sequence[int], starts: Seque
 
 
 def upper_norms(squares: Float[Tensor, "..."], d: int, work: torch.dtype) -> Float[Tensor, "..."]:
-    """Upper bounds of |Δ_i| from `squares`, the sums over d entries of squared differences, computed in dtype `work`."""
+    """Upper bounds of |Δ_i| from `squares`, the sums over d entries of squared differences in dtype `work`."""
     wide = wide_dtype(squares.device)
     slack, vanished = worst_case_slack(work, d), d * torch.finfo(work).tiny
     return squares.to(wide).mul(1 + slack).add_(vanished).sqrt_()

@@ -63,7 +63,7 @@ class Outputs:
         self._has_started = True
         for pattern in run.readings.unmatched:
             names = ", ".join(run.readings.groups[:8]) or "none"
-            warn(f"log_groups: {pattern!r} fits the name of no group. The groups are: {names}.")
+            warn(f"log_groups: {pattern!r} matches no group. The groups are: {names}.")
         self._each("the start of the run", lambda output: output.start(run))
         unsent, self._unsent = self._unsent, []
         for event in unsent:
@@ -117,7 +117,7 @@ class Outputs:
                     self._named.add((i, what))
                     warn(
                         f"{getattr(output, 'name', type(output).__name__)} did not take {what} "
-                        f"({type(error).__name__}: {error}). Training and all else go on."
+                        f"({type(error).__name__}: {error}). Training goes on."
                     )
 
 

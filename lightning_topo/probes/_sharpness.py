@@ -182,23 +182,23 @@ class Sharpness:
         """The first approach that is tried."""
         if sharding == "whole":
             return Approach(self.micro_batch)
-        # FSDP2 brings gradients home by hooks, once; a second derivative through tensor parallel's placements is
-        # possible, and wrong: torch loses partial sums in it.
+        # FSDP2's hooks return gradients once only. A second derivative through tensor parallel's placements would be
+        # wrong: torch loses partial sums in it.
         return Approach(self.micro_batch, "parameters in shards", by_backward if sharding == "fsdp2" else by_autograd)
 
     def _refuse_shards(self, sharding: Sharding) -> None:
-        """Raises `ProbeUnavailable` where parameters lie so that this cannot be measured."""
+        """Raise `ProbeUnavailable` if parameters are sharded in a way that makes this impossible."""
         if sharding in ("fsdp1", "zero3"):
             name = "FSDP1 (FSDPStrategy)" if sharding == "fsdp1" else "DeepSpeed ZeRO-3"
             raise ProbeUnavailable(
-                f"the Hessian's products are not to be had from the flat shards of {name}.",
+                f"Hessian products cannot be computed from the flat shards of {name}.",
                 "Train with FSDP2 (ModelParallelStrategy), tensor parallel or DDP, or leave Sharpness() out of the "
-                "probes: all else is measured.",
+                "probes: everything else is measured.",
             )
         if sharding != "whole" and (self.swap_pairs or self.batch_sharpness is not None):
             raise ProbeUnavailable(
                 "swap_pairs and batch_sharpness need whole parameters on every process.",
-                "Leave them out where parameters are sharded: Sharpness().",
+                "Leave them out if parameters are sharded: Sharpness().",
             )
 
     def _swaps(

@@ -28,7 +28,7 @@ _KNOWN: dict[str, Rule] = {
 _NO_THRESHOLD = {
     "LBFGS": "its step comes from a model of the curvature, not from a learning rate",
     "Rprop": "its step follows the signs of the gradient, whatever its size",
-    "SparseAdam": "its moments rest where a gradient is sparse",
+    "SparseAdam": "its moments are not updated where a gradient is sparse",
     "Muon": "its step is orthogonalised: it does not shrink with the gradient",
 }
 

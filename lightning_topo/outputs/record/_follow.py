@@ -112,7 +112,7 @@ def _up_to_date(reading: _R | None, afresh: Callable[[int], _R], whole: bool) ->
             reading = None
         else:
             return reading
-    raise ValueError("expected a record that stands still while it is read, got one that goes back again and again")
+    raise ValueError("expected a record that is not rewound while it is read, got one that was rewound again and again")
 
 
 class _Measured:

@@ -53,9 +53,9 @@ class RecordOutput:
             if self.writer.crowded_by and not self._has_reported_crowd:
                 self._has_reported_crowd = True
                 self._tell(
-                    f"{self.writer.crowded_by / 2**20:,.1f} MB of the run folder are no measurements (the neurons of "
+                    f"{self.writer.crowded_by / 2**20:,.1f} MB of the run folder are not measurements (the neurons of "
                     "the beginning, events, pages, figures): they leave too little of max_record_mb",
-                    "Measurements are thinned further than need be, or the folder grows beyond it: choose a larger "
+                    "Measurements are thinned more than usual, or the folder exceeds the limit: choose a larger "
                     "max_record_mb.",
                 )
 

@@ -120,20 +120,20 @@ class RecordWriter:
         return Header(self.run_id, self.branch.parent).to_line()
 
     def rewind(self, step: int, epoch: int) -> TopologyEvent | None:
-        """Mark what lies behind a step, if anything was written there, as abandoned; the event that says so."""
+        """Mark lines of steps after `step` as abandoned; return the event that reports it, None if there are none."""
         if not lies_behind(self.dirpath, step):
             return None
         n_captures = set_aside(self.dirpath, step)
         self._diagram_bytes = self._measure_diagrams()
         self.measurement(Measurement(step, epoch, REWIND))
-        message = f"The run went back to step {step:,}: what was recorded behind it is abandoned"
+        message = f"The run was rewound to step {step:,}: later lines of the record are abandoned"
         event = TopologyEvent(
             EventName.REWIND,
             step,
             epoch,
             value=float(step),
             message=f"{message}, with {n_captures:,} captured diagrams." if n_captures else f"{message}.",
-            remedy="Nothing to do: it is kept in the record, and counted nowhere.",
+            remedy="Nothing to do: they stay in the record and are not counted.",
         )
         self.event(event)
         return event
