@@ -23,7 +23,7 @@ _MOST_CAPTURES = 160
 """The most captures drawn: a figure has no room for more."""
 _N_SCALES = 80
 _MOST_COMPARED = 32
-"""Of more captures, so many are compared with one another."""
+"""Compare at most this many captures with one another."""
 
 
 @runtime_checkable

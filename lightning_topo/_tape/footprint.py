@@ -24,7 +24,7 @@ def recorded_bytes(tape: Tape) -> int:
 
 
 _GRADIENT = 3
-"""The graph of a gradient holds about so many times what the loss's own does (measured 2.6 on a transformer)."""
+"""The graph of a gradient holds about this many times as much as the loss's own (measured 2.6 on a transformer)."""
 
 
 def graph_bytes(tape: Tape, precision: torch.dtype | None) -> int:

@@ -20,12 +20,12 @@ from lightning_topo.probes import Clouds, Distortion, Probe
 from lightning_topo.probes._distortion import Carried
 
 EXACT_SHARE = 0.05
-"""Measurements that bounds ask for may take so much of the time ..."""
+"""Measurements because of a bound may take this share of the time ..."""
 EXACT_STEPS = 10.0
-"""... and in the beginning as long as so many steps."""
+"""... and in the beginning the time of this many steps."""
 
 RENEW_STEPS = 10
-"""A measurement of all groups leaves a new snapshot where the last one is so many steps old."""
+"""A measurement of all groups takes a new snapshot if the last one is this many steps old."""
 
 
 _UNKNOWN = GroupBound(math.inf, math.inf)

@@ -24,7 +24,7 @@ EXCHANGE_STEPS = 10
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """All that processes tell each other about the steps since the last exchange."""
+    """What processes send each other about the steps since the last exchange."""
 
     outcomes: Sequence[Outcome] = ()
     events: Sequence[TopologyEvent] = ()

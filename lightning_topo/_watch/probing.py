@@ -68,7 +68,7 @@ class Probing:
         return replace(made, seconds=clock.seconds())
 
     def collect(self, step: int | None = None, most_seconds: float | None = None) -> list[Outcome]:
-        """This process's results that are due after so many steps (None: all)."""
+        """This process's results that are due after this step (None: all)."""
         found = []
         for awaited in self.awaited.due(step):
             clock = Clock()
@@ -80,7 +80,7 @@ class Probing:
         return found
 
     def give_up(self, reason: str) -> list[Outcome]:
-        """All that is awaited, as lost: where processes can no longer put it together."""
+        """Report all awaited results as lost, if processes can no longer combine them."""
         failure = Failure(reason, kind=FailureKind.LOST)
         return [Outcome(a.probe.name, a.step, a.epoch, failure=failure) for a in self.awaited.due()]
 

@@ -19,7 +19,7 @@ LogGroups = Literal["auto", "worst", "all"] | Sequence[str]
 _EXTREMES: Mapping[Keep, Callable[[float, float], float] | None] = {Keep.LAST: None, Keep.MAX: max, Keep.MIN: min}
 
 FEW_GROUPS = 4
-"""With "auto", the values of so many groups go to trackers one by one."""
+"""With "auto", up to this many groups have their own values sent to trackers."""
 
 
 def mangled_names(groups: Iterable[str]) -> dict[str, str]:
@@ -93,7 +93,7 @@ class Readings:
         self._names = mangled_names(self.groups)
 
     def take(self, measurement: Measurement) -> None:
-        """Take in a measurement; what only tells how it was made is not published."""
+        """Take in a measurement; values about how it was made are not published."""
         probe, group = measurement.probe, measurement.group
         slots = self._slots.setdefault((probe, group), {})
         for name, value in measurement.values.items():

@@ -1,4 +1,4 @@
-"""The processes of one training, and how they tell each other small things."""
+"""The processes of one training, and how they exchange small messages."""
 
 import pickle
 from collections.abc import Callable

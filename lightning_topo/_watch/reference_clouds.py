@@ -11,7 +11,7 @@ from lightning_topo._watch.output import ReferenceStore
 from lightning_topo.probes._probe import CloudMissing
 
 MOST_HELD = 1 << 24
-"""Clouds are held in memory up to so many bytes together; what the store has beyond is read when asked for."""
+"""Hold clouds in memory up to this many bytes in all; read the others from the store when needed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ class Watch:
         self._training_loss = TrainingLoss(training, settings.seed)
         without_loss = Distortion | Fate | Persistence
         of_loss = [probe for probe in settings.measured if not isinstance(probe, without_loss)]
-        # A probe that tells its cost takes the step that it measures, and no samples of others.
+        # A probe that declares its cost takes the step that it measures, and no samples of others.
         self._sampling = [probe.name for probe in of_loss if getattr(probe, "expected_cost", None) is None]
         self._recording = Recording(
             training, self._training_loss if of_loss else None, partial(self._schedule.steps_until_any, self._sampling)
@@ -125,7 +125,7 @@ class Watch:
 
     @property
     def last_step(self) -> int:
-        """The step of the last update; before the first, how many steps lay behind the network at the start."""
+        """The step of the last update; before the first, the number of steps completed at the start."""
         return self._last_step
 
     @property
@@ -311,13 +311,13 @@ class Watch:
     # --- the start --------------------------------------------------------------------------------------------------
 
     def find_neurons(self) -> Sequence[NeuronGroup]:
-        """Find the neurons on what has been recorded of the present batch so far; a collective."""
+        """Find the neurons on the part of the present batch recorded so far; a collective."""
         if not self.groups:
             self.groups = self._finding.groups(self._recording.so_far(), self._recording.obstacle)
         return self.groups
 
     def _start(self, step: int) -> None:
-        """The first step is done: find the neurons, and tell the outputs."""
+        """The first step is done: find the neurons, and start the outputs."""
         training, settings, saved = self._training, self._settings, self._saved
         snapshots = self._settle_in()
         snapshots.begun_at(step, self._shards)

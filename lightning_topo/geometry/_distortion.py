@@ -18,7 +18,7 @@ from lightning_topo.geometry._precision import full_precision
 from lightning_topo.geometry._tile_bounds import Extreme, Extremes, Pair
 
 _TOGETHER = 1 << 19
-"""Small clouds are searched together up to so many entries, of which some ten copies in float64 are made."""
+"""Small clouds are searched together up to this many entries; the search makes about ten copies in float64."""
 
 
 @dataclass(frozen=True, slots=True)

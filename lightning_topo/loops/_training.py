@@ -52,7 +52,7 @@ class LoopTraining:
         return cls(module, root, Ranks(_messages_device(module)), bare, log_every_n_steps, planned_steps)
 
     def ends_epoch(self) -> bool:
-        """False: only the loop knows, and says so afterwards."""
+        """False: only the loop knows, and reports it afterwards."""
         return False
 
     def precision(self) -> AbstractContextManager[Any]:

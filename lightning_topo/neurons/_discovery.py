@@ -139,7 +139,7 @@ def forward(model: nn.Module, example_inputs: Any) -> Run | None:
 
 
 def guessed_inputs(model: nn.Module) -> Tensor | None:
-    """A small random batch of the shape that the model's first layer takes; None where that layer does not tell."""
+    """A small random batch of the shape that the model's first layer takes; None if it takes several."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.Linear):

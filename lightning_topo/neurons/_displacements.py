@@ -13,7 +13,7 @@ from lightning_topo.geometry._precision import wide_dtype, worst_case_work
 from lightning_topo.neurons._group import NeuronGroup, ParamSlice, Step
 
 _SMALL = 1 << 13
-"""Parameters of at most so many entries are subtracted and squared together: their calls cost more than their work."""
+"""Parameters of at most this many entries are subtracted and squared together: calls cost more than the work."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

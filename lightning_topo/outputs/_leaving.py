@@ -15,7 +15,7 @@ _OURS = "lightning_topo."
 def plain(value: Any) -> Any:
     """A value as it may be sent: numbers, short texts, and mappings and lists of them; None for all else.
 
-    A text that is an absolute path is None too: it tells of the machine.
+    A text that is an absolute path is None too: it reveals something about the machine.
 
     >>> plain({"lr": 0.1, "model": object(), "save_dir": "/home/someone/runs", "betas": (0.9, 0.99)})
     {'lr': 0.1, 'model': None, 'save_dir': None, 'betas': [0.9, 0.99]}

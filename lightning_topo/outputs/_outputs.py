@@ -1,4 +1,4 @@
-"""Everything that a run's measurements and events go to, behind one face."""
+"""All outputs of a run as one: they receive its measurements and events."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

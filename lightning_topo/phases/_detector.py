@@ -29,7 +29,7 @@ from lightning_topo.phases._rules import PhaseRules
 from lightning_topo.phases._state import Breakdown, DetectorState
 
 _LARGE = 3.0
-"""A fall by so many times the margin needs no second capture."""
+"""A fall by this many times the margin needs no second capture."""
 
 
 def observe(

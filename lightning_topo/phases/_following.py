@@ -133,7 +133,7 @@ class PhaseFollower:
 
     def _note(self, group: str, step: int) -> None:
         series, phase = self._changes[group], self._phase_of(group)
-        # Until something is known there is nothing to tell; later, that nothing is known any more is a change.
+        # Before anything is known there is no change; later, a change to unknown is one.
         if phase is (series[-1][1] if series else Phase.UNKNOWN):
             return
         if series and series[-1][0] == step:

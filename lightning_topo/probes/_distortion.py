@@ -27,7 +27,7 @@ from lightning_topo.probes._probe import Capture, ProbeResult
 from lightning_topo.probes._twins import Twins, equal_neurons, find_twins, n_split
 
 MOST_WAITING = 1 << 23
-"""Clouds of small groups wait for others of their shape up to so many bytes together."""
+"""Clouds of small groups wait for others of their shape, up to this many bytes in all."""
 
 
 @dataclass(frozen=True, slots=True)

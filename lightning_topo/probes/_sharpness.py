@@ -256,18 +256,18 @@ def _compact(vector: Tensor) -> Tensor:
 
 def _explained(approach: Approach) -> str:
     """What a measurement could not be made without, for the user."""
-    said = []
+    sentences = []
     if approach.obstacle is not None:
-        said.append(
+        sentences.append(
             f"{approach.obstacle} has no second derivative: products of the Hessian are finite differences of the "
             "gradient, right to about 0.1 % in float32 (recorded as exact = 0)."
         )
     if approach.micro_batch is not None:
-        said.append(
+        sentences.append(
             f"The loss is evaluated on {approach.micro_batch} samples at a time, because memory ran out with more "
             "(recorded as micro_batch). That is the same loss only if it is a mean over samples."
         )
-    return "sharpness: " + " ".join(said)
+    return "sharpness: " + " ".join(sentences)
 
 
 def _batch_sharpness(

@@ -12,7 +12,7 @@ from torch import Tensor
 _ROWS = 8
 """Room for the basis to begin with: more than a warm start needs. It doubles when it is full."""
 _MOST_BYTES, _FEWEST_ROWS = 2**27, 5
-"""The basis takes no more than so many bytes, but has so many rows in any case."""
+"""The basis takes at most this many bytes, but always has at least this many rows."""
 _CHUNK = 2**18
 
 

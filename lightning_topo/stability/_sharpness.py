@@ -163,7 +163,7 @@ def scaled_sharpness(
         return ScaledSharpness(0.0, 0.0, 0.0, converged=True)
     params, least, most = curvature.params, *_step_weights(thresholds)
     stable = spread([each.stability for each in thresholds], params)
-    # c w is one number for all parameters unless momentum differs between them: then one spectrum tells both.
+    # c w is one number for all parameters unless momentum differs between them: then one spectrum gives both.
     step = None if most - least <= 1e-4 * most else spread([each.step for each in thresholds], params)
     decay = _decay(thresholds, params)
     del thresholds  # three vectors of their own, unless the caller goes on with them

@@ -95,8 +95,9 @@ def live_lines(read: Callable[[], Iterable[Line]]) -> Iterator[tuple[int, Line]]
 
 
 def rewind_floors(rewinds: Iterable[tuple[int, int | None]]) -> list[tuple[int, int]]:
-    """Pairs (line index, last step): lines from the preceding pair's index up to this index count if their step is at
-    most that step; later ones were abandoned by a rewind.
+    """Find which lines count, as pairs (index of a rewind, last step).
+
+    Lines between the preceding rewind and this one count up to that step; those of later steps were abandoned.
 
     >>> rewind_floors([(0, None), (1, 7), (2, None), (3, 9), (4, 8)])
     [(1, 7), (3, 8), (4, 8)]
@@ -111,7 +112,7 @@ def rewind_floors(rewinds: Iterable[tuple[int, int | None]]) -> list[tuple[int, 
 
 
 def is_rewind(line: Line) -> bool:
-    """Whether a line of measurements or of events marks what lies behind its step as abandoned."""
+    """Whether a line of measurements or events is a rewind, which abandons earlier lines of later steps."""
     return line.get("probe") == REWIND or (line.get("name") == REWIND and "probe" not in line)
 
 
@@ -120,7 +121,7 @@ def _rewound_to(line: Line) -> int | None:
     return step if is_rewind(line) and type(step) is int and step >= 0 else None
 
 
-def lies_behind(dirpath: Path, step: int) -> bool:
+def has_later_lines(dirpath: Path, step: int) -> bool:
     """Whether a record holds live lines of later steps."""
     for name in (MEASUREMENTS, EVENTS):
         for _, line in live_lines(partial(read_objects, dirpath / name)):
@@ -221,7 +222,7 @@ def _copy_reference(origin: Path, dirpath: Path) -> None:
 
 
 def _copy_history(origin: Path, dirpath: Path, name: str, step: int) -> None:
-    """The lines up to `step` that count, behind those of the parent's own history."""
+    """Copy the parent's own history, then its lines up to `step` that count."""
     source, older = origin / name, origin / HISTORY / name
     size = sum(path.stat().st_size for path in (source, older) if path.is_file())
     if size > _MOST_HISTORY:

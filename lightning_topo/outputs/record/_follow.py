@@ -228,7 +228,7 @@ class _Measured:
                 bins.shrink(max(_FEWEST_BINS, columns if bins.last.group != GLOBAL else columns // 2))
         self._n_kept_values = sum(len(bins) * _cost(bins.last) for bins in self._series.values())
         if self._n_kept_values > self._most_kept * 3 // 4:
-            self._most_kept = 2 * self._n_kept_values  # as few as there can be of so many series
+            self._most_kept = 2 * self._n_kept_values  # the fewest possible for this many series
 
 
 def _cost(m: Measurement) -> int:

@@ -20,7 +20,7 @@ from lightning_topo.measurement import Measurement, StepState
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._coverage import ParameterCoverage
 from lightning_topo.outputs.record._archive import read_arrays, write_arrays
-from lightning_topo.outputs.record._branch import REWIND, Branch, claim, lies_behind, set_aside
+from lightning_topo.outputs.record._branch import REWIND, Branch, claim, has_later_lines, set_aside
 from lightning_topo.outputs.record._jsonl import JsonLines, Line, read_objects
 from lightning_topo.outputs.record._layout import (
     DIAGRAM_FIELDS,
@@ -112,7 +112,7 @@ class RecordWriter:
 
     @property
     def size(self) -> int:
-        """How many bytes the folder takes; what others write into it is looked at now and then."""
+        """How many bytes the folder takes; what others write into it is measured now and then."""
         return self._measurements.size + self._diagram_bytes + self._other_bytes
 
     @property
@@ -121,7 +121,7 @@ class RecordWriter:
 
     def rewind(self, step: int, epoch: int) -> TopologyEvent | None:
         """Mark lines of steps after `step` as abandoned; return the event that reports it, None if there are none."""
-        if not lies_behind(self.dirpath, step):
+        if not has_later_lines(self.dirpath, step):
             return None
         n_captures = set_aside(self.dirpath, step)
         self._diagram_bytes = self._measure_diagrams()

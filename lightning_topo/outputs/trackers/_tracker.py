@@ -23,7 +23,7 @@ class RunFacts:
     """The facts of a run at its start: the monitor's `settings`, and a row for each group of neurons.
 
     `run_id` and `dirpath` are the record's; None where no record can be written. What a tracker is sent of them are
-    `config()` and `files()`, which tell nothing of the machine.
+    `config()` and `files()`, which reveal nothing about the machine.
     """
 
     run_id: str | None

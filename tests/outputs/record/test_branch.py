@@ -185,7 +185,7 @@ def test_a_run_finds_its_own_folder_again_among_the_versions(tmp_path, parent):
 # --- rewinds ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_lies_behind_a_rewind_is_kept_and_counted_nowhere(tmp_path, parent):
+def test_lines_that_a_rewind_abandons_are_kept_and_not_counted(tmp_path, parent):
     assert "broke down" in verdict(read_record(parent.dirpath))
     n_lines = len((parent.dirpath / MEASUREMENTS).read_text().splitlines())
     again = resumed(parent, parent.dirpath)
