@@ -34,8 +34,28 @@ RIDDLES = (
     r"\bsmoothed phase\b.{0,30}\b(is|are) (none|a lie)\b",
     r"\b(is|are) only said\b",
     r"\b(is|are) made (of|from) them\b.{0,20}\bsaid\b",
+    r"\b(is|are|was|were) (said|told) (once|twice|when|to no)\b",
+    r"\bcounted and said\b|\babandoned, and said\b",
+    r"Lightning's own rows stand",
+    r"steps that lie behind",
+    r"\bwhat lies behind\b",
+    r"for whose sake",
+    r"by the rules of (its|their) time",
+    r"it is followed which",
+    r"found by trying",
+    r"in haste too\b",
+    r"lies so nowhere",
+    r"\bof all else the\b",
+    r"that it is made of\b|\bthey are made of\b",
+    r"made of (this|that) training",
+    r"so that nothing can be said",
+    r"\bgone on with\b",
+    r"\bOf a cold start\b",
+    r"\bbehind one face\b",
+    r"\b(is|are) not to be had\b",
+    r"\bwhat (the optimizer|this optimizer and learning rate) can bear\b",
 )
-"""The left column of the table of style, each as loosely as it can be without catching something else."""
+"""The left column of the table of style and its kin, each as loosely as it can be without catching something else."""
 
 TEXTS = sorted(
     path

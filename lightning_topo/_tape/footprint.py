@@ -28,7 +28,7 @@ _GRADIENT = 3
 
 
 def graph_bytes(tape: Tape, precision: torch.dtype | None) -> int:
-    """About what the graph of the loss's gradient takes in a replay, with attention by its plain formula."""
+    """Approximate bytes of the graph of the loss's gradient in a replay, with attention by its plain formula."""
     width = 8 if precision is torch.float64 else 4
     return _GRADIENT * (_made_bytes(tape, precision) + width * sum(_attention_entries(tape)))
 

@@ -101,7 +101,7 @@ class MemoryMap:
         }
 
     def constants(self) -> Mapping[int, Tensor]:
-        """What no recorded call has made."""
+        """The tensors that no recorded call has computed."""
         return self._constants
 
     # Slots

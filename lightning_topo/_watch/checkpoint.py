@@ -1,4 +1,4 @@
-"""The state of a watch in a checkpoint, read back with care: it may be damaged, or foreign."""
+"""The state of a watch in a checkpoint; reading checks it, as it may be damaged or of another program."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -101,7 +101,7 @@ def saved_watch(state: Any, step: int, epoch: int) -> tuple[SavedWatch | None, T
 
 
 def resumed(step: int, epoch: int, since: str) -> TopologyEvent:
-    """A run goes on from a checkpoint; `since` is what else a reader should know."""
+    """The event of a resume from a checkpoint; `since` is a further sentence for its message."""
     return TopologyEvent(
         EventName.GAP,
         step,

@@ -85,12 +85,12 @@ class Coverage:
         self._stretches = {}
 
     def take_bounds(self) -> dict[str, float]:
-        """The largest bound of each group, r itself where it was measured, since this was last asked."""
+        """The largest bound of each group since the last call, or r itself where it was measured."""
         found, self._bounds = self._bounds, {}
         return found
 
     def take_uncertified(self) -> dict[int, StepState]:
-        """Steps with a group that is spanned or open, since this was last asked."""
+        """Steps since the last call with a group that is spanned or open."""
         found, self.uncertified = self.uncertified, {}
         return found
 

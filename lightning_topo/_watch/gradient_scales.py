@@ -1,4 +1,4 @@
-"""What the training does to a gradient before the optimizer takes it: clipping, and sums over several losses."""
+"""How the training changes a gradient before the optimizer uses it: clipping, and sums over several losses."""
 
 from collections.abc import Sequence
 from functools import partial

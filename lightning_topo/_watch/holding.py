@@ -1,4 +1,4 @@
-"""Holding an update back: its critical ratio by group, and taking only a part of it."""
+"""Shrink an update that is too large: measure its critical ratio by group, and keep only a part of it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ class GuardedUpdate:
 
     @property
     def proposed_critical_ratio(self) -> float:
-        """The worst group's."""
+        """The largest proposed ratio of all groups."""
         return max(self.proposed.values(), default=0.0)
 
 

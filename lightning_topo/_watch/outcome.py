@@ -26,7 +26,7 @@ class FailureKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a probe has no result, and what would help."""
+    """Why a probe has no result, and a remedy."""
 
     message: str
     remedy: str = ""

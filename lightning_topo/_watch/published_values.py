@@ -133,7 +133,7 @@ class Readings:
         return self._names
 
     def row(self, step: int, epoch: int) -> Measurement:
-        """The values that are new since the last row, by key."""
+        """The new values since the last row, by key."""
         self.metrics()  # what has changed is the metrics' too, before a new period begins
         fresh, self._unsent = self._unsent, set()
         worst: dict[str, float] = {}
@@ -154,7 +154,7 @@ class Readings:
 
     @property
     def unmatched(self) -> list[str]:
-        """The patterns of `log_groups` that fit the name of no group.
+        """The patterns of `log_groups` that match no group.
 
         >>> Readings(["net.0"], ["net.*", "encodr.*"]).unmatched
         ['encodr.*']
@@ -188,7 +188,7 @@ class Readings:
         return slot
 
     def _claim(self, probe: str, group: str, name: str, *, ours: bool) -> str:
-        """A key that no other probe's value has; where ours comes later, a user's gives way."""
+        """A key that no other probe's value has; a later value of ours takes the key from a user's."""
         place = "topology" if group == GLOBAL else f"topology/{self._names[group]}"
         key = f"{place}/{name}"
         owner = self._owners.get(key)

@@ -51,7 +51,7 @@ def learning_rate(optimizer: Any) -> float | None:
 
 
 def optimizer_facts(optimizers: Iterable[Any]) -> Mapping[str, Any]:
-    """The optimizers' names, rates and options, as a reader of the record wants to know them."""
+    """The optimizers' names, rates and options, for readers of the record."""
     every = list(optimizers)
     first = [optimizer.param_groups[0] for optimizer in every if optimizer.param_groups]
     rates = [float(group["lr"]) for group in first if group.get("lr") is not None]

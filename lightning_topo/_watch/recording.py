@@ -130,7 +130,7 @@ class Recording:
         self._is_open = True
 
     def end(self) -> list[Tape]:
-        """The accepted tapes of the step, one for each loss; whatever has happened in it."""
+        """The accepted tapes of the step, one for each loss; also if the step failed."""
         while self._handles:
             self._handles.pop().remove()
         if self._recorder.is_active:

@@ -27,7 +27,7 @@ from lightning_topo.probes import Clouds, Probe
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """This process's clouds of the beginning; `is_kept` where they are those that an earlier session kept."""
+    """This process's clouds of the beginning; `is_kept` if an earlier session has kept them."""
 
     clouds: ReferenceClouds
     is_kept: bool

@@ -149,7 +149,7 @@ class Watch:
         ).to_dict()
 
     def proposed(self, group: str, ratio: float) -> None:
-        """Note the critical ratio of an update that a guard did not let pass as it was, until the batch is over."""
+        """Note the critical ratio of an update that a guard has changed, until the batch is over."""
         self._exchange.proposed[group] = max(ratio, self._exchange.proposed.get(group, 0.0))
 
     def stopped(self, values: Mapping[str, float]) -> None:
@@ -352,7 +352,7 @@ class Watch:
         return snapshots
 
     def _follow_members(self, step: int) -> None:
-        """Take in that other parameters are trained now than before this step."""
+        """Take in which parameters joined or left the training in this step."""
         assert self._measuring.snapshots is not None
         assert self._membership is not None
         change = self._membership.change(step)
@@ -380,7 +380,7 @@ class Watch:
         self._publish(step, log=log or bool(due))
 
     def _share(self, step: int, due: Sequence[Probe] = (), *, last: bool = False, alone: bool = False) -> None:
-        """Put together and report what all processes have found since this was last done."""
+        """Combine and report the findings of all processes since the last exchange."""
         self._exchange.run(step, self._measuring.coverage, due, last=last, alone=alone)
         if not alone:
             self._raise_first_error()

@@ -197,7 +197,7 @@ class TopologyLRFinder(Callback):
         rank_zero_info(f"TopologyLRFinder: the learning rate ({attribute}) is set to {lr:.6g}.")
 
     def _refuse(self, trainer: Trainer, module: LightningModule) -> str | None:
-        """Raise where a sweep has no meaning; the attribute to set, if one is to be set."""
+        """Raise if a sweep makes no sense here; return the attribute to set, None if there is none."""
         if (why := _obstacle(trainer, module)) is not None:
             raise misconfigured(
                 trainer,

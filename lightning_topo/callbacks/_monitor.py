@@ -118,12 +118,12 @@ class TopologyMonitor(WatchedTraining, Callback):
             return None
 
     def note_proposal(self, group: str, ratio: float) -> None:
-        """Take in the critical ratio of an update that a guard did not let pass as it was."""
+        """Take in the critical ratio of an update that a guard has changed."""
         if self.watch is not None:
             self.watch.proposed(group, ratio)
 
     def note_stop(self, values: Mapping[str, float]) -> None:
-        """Take in that a gate stops the training, with the numbers that made it."""
+        """Take in that a gate stops the training, with the numbers behind its decision."""
         with self._guarded("could not note that training was stopped"):
             if self.watch is not None:
                 self.watch.stopped(values)

@@ -165,8 +165,7 @@ def block_distortions(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n 
 def _of_large(
     before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], reference: Float[Tensor, "n d"] | None
 ) -> tuple[StepDistortion, StepDistortion, Float[Tensor, " n"], Float[Tensor, " 1"]]:
-    """What `distortions` holds of one block; a cloud that rests takes no search. `before` serves where there is no
-    reference."""
+    """`distortions` of one block; a cloud that has not moved takes no search. Without a reference it is `before`."""
     reference = before if reference is None else reference
     if torch.equal(before, after):
         total = _of_cloud(reference, after)
@@ -182,7 +181,7 @@ def _of_large(
 def _of_blocks(
     before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"]
 ) -> tuple[list[StepDistortion], Float[Tensor, "b n"], Float[Tensor, "b 1"]]:
-    """Small clouds together, and those one by one for which that does not do; with what bounds distances after."""
+    """Search small clouds together, and unresolved ones one by one; also lower bounds of the distances after."""
     found: list[StepDistortion] = []
     bounds: list[tuple[Tensor, Tensor]] = []
     for some in _chunks(before):
@@ -201,7 +200,7 @@ def _of_blocks(
 def _of_blocks_twice(
     before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"], reference: Float[Tensor, "b n d"] | None
 ) -> tuple[list[StepDistortion], list[StepDistortion], Float[Tensor, "b n"], Float[Tensor, "b 1"]]:
-    """Of small clouds the steps from where they were before, and from the reference if there is one."""
+    """The distortions of small clouds since before the step, and since the reference if there is one."""
     b, n, d = after.shape
     if reference is not None and not torch.equal(reference, before) and 2 * b * n * max(n, d) <= _TOGETHER:
         both, nearest, clear = _of_blocks(torch.cat([before, reference]), torch.cat([after, after]))

@@ -1,4 +1,4 @@
-"""The fate of neurons: how many are independent, vanishing, aligned or merged, and how many the cloud is worth.
+"""The fate of neurons: how many are independent, vanishing, aligned or merged, and their effective number.
 
 All counts come from products x_i·x_j, tile by tile: no n by n matrix is held.
 """
@@ -39,7 +39,7 @@ _TILE = 1024
 
 @dataclass(frozen=True, slots=True)
 class NeuronFate:
-    """How many of n neurons are independent, vanishing, aligned or merged, and how many they amount to.
+    """How many of n neurons are independent, vanishing, aligned or merged, and their effective number.
 
     All counts are of the `n_measured` neurons. `effective_neurons` is the participation ratio of the cloud, see the
     function of that name. `aligned_clusters` is None if no incoming weights were given. `multiplicity` holds the sizes

@@ -293,7 +293,7 @@ def test_a_jump_is_told_once_with_its_bound_until_the_diagram_rests():
         ("diagram_jump", 1),
         ("diagram_jump", 6),
     ]
-    for bound, said in (({"log_bottleneck_bound": 1.5}, "allows up to 1.5"), ({}, "No bound")):
+    for bound, said in (({"log_bottleneck_bound": 1.5}, "allows up to 1.5"), ({}, "There is no bound")):
         (event,) = replay([Measurement(1, 0, "persistence", "g", {"log_bottleneck_0": 0.9} | bound)]).detected
         assert said in event.message
     (event,) = replay(persistences([math.inf], "log_bottleneck_0")).detected
