@@ -39,19 +39,16 @@ def find_neuron_groups(
     A model without hidden neurons gives an empty list. If the model runs but cannot be traced, the groups are those of
     single layers, with `status="incoming_only"` and the reason.
 
-    Args:
-        model: The model.
-        example_inputs: A tensor, a tuple (positional arguments) or a mapping (keywords) for `forward`. By default the
-            model's `example_input_array`, or else a guess from its first layer.
-        run: Replaces the forward pass where something else is trained, as in
-            `run=lambda module: module.training_step(batch, 0)`. It may return tensors in any nesting; if it returns a
-            mapping with a `loss`, only the loss counts.
-        kinds: The kinds to find; by default all but "residual", whose neurons span the network.
-        include: Patterns of group names to keep.
-        exclude: Patterns of group names to leave out.
-        declared: Groups to add and verify, see `declare_neurons`.
-        verify: False leaves the groups "unverified". Whole experts are found by trial, so they need `verify=True`.
-        seed: Seeds the permutations that verify groups.
+    - `example_inputs`: a tensor, a tuple (positional arguments) or a mapping (keywords) for `forward`. By default the
+      model's `example_input_array`, or else a guess from its first layer.
+    - `run(model)` replaces the forward pass if something else is trained, as in
+      `run=lambda module: module.training_step(batch, 0)`. It may return tensors in any nesting; if it returns a mapping
+      with a `loss`, only the loss counts.
+    - `kinds`: the kinds to find; by default all but "residual", whose neurons span the network.
+    - `include`, `exclude`: patterns of group names to keep, and to leave out.
+    - `declared`: groups to add and verify, see `declare_neurons`.
+    - `verify=False` leaves the groups "unverified". Whole experts are found by trial, so they need `verify=True`.
+    - `seed` draws the permutations that verify groups.
 
     Raises:
         ValueError: a kind that does not exist.

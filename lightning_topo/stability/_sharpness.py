@@ -142,12 +142,8 @@ def scaled_sharpness(
     If one number scales all parameters, the result follows from `raw` without a product. Otherwise Lanczos' method
     runs on the scaled operator, from `start` or from the scaled vector of `raw`.
 
-    Args:
-        curvature: The Hessian.
-        thresholds: One for each of `curvature.params`, in their order.
-        raw: The result of `curvature_sharpness` for the same Hessian.
-        start: The `vector` of an earlier result, for a warm start.
-        settings: When Lanczos' method stops.
+    `thresholds` has one entry for each of `curvature.params`, in their order. `raw` is the result of
+    `curvature_sharpness` for the same Hessian. `start` is the `vector` of an earlier result, for a warm start.
     """
     uniform = all(isinstance(s.stability, float) and isinstance(s.step, float) for s in thresholds)
     if uniform and len(set(thresholds)) == 1:
