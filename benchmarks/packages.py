@@ -320,11 +320,12 @@ def main() -> None:
         if missing:
             print(f"{name}: left out, {', '.join(missing)} is not installed", file=sys.stderr)
             continue
+        print(f"{name}: {2 * arguments.repeats} trainings of {arguments.steps} steps ...", file=sys.stderr)
         rows.append(compare(name, setting, arguments.repeats))
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with arguments.out.open("a") as file:
             file.write(json.dumps(asdict(rows[-1])) + "\n")
-        print(f"{name}: done", file=sys.stderr)
+        print(f"{name}: {rows[-1].cpu_ratio:.2f} times the CPU time", file=sys.stderr)
     print("\n".join(table(rows)))
 
 

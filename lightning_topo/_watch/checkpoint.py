@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning_topo._watch.schedule import Slot
 from lightning_topo.phases import DetectorState, EventName, Severity, TopologyEvent
 
 STATE_VERSION = 2
+_MOST_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,20 @@ class SavedWatch:
         """A sentence about what was awaited when the checkpoint was made; empty where nothing was."""
         if not self.awaited:
             return ""
-        what = "; ".join(f"{probe} at step {', '.join(map(str, steps))}" for probe, steps in self.awaited.items())
+        what = "; ".join(
+            f"{probe} at step {_listed(steps)}" for probe, steps in islice(self.awaited.items(), _MOST_NAMED)
+        )
         return f" Results that were still being computed are lost unless the record has them: {what}."
+
+
+def _listed(steps: tuple[int, ...]) -> str:
+    """The first of some steps: a damaged state may name a million.
+
+    >>> _listed((1, 2)), _listed(tuple(range(20)))
+    ('1, 2', '0, 1, 2, 3, 4, 5, 6, 7 and 12 more')
+    """
+    some = ", ".join(map(str, steps[:_MOST_NAMED]))
+    return some if len(steps) <= _MOST_NAMED else f"{some} and {len(steps) - _MOST_NAMED} more"
 
 
 def saved_place(state: Any) -> tuple[Path | None, str | None] | None:

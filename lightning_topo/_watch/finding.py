@@ -64,6 +64,11 @@ class Finding:
         left = [one for one in self.coverage if not one.groups and one.param in trained]
         return sorted(left, key=lambda one: -one.numel)
 
+    @property
+    def n_entries(self) -> int:
+        """The size of all trainable parameters."""
+        return sum(one.numel for one in self.coverage)
+
     def _structure(self) -> nn.Module | None:
         """A module whose parameters have their whole shapes, on the first rank; a collective where they are flat."""
         if self.sharding not in ("fsdp1", "zero3"):

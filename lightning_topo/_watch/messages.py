@@ -78,23 +78,24 @@ def unseen_step(optimizers: Sequence[object], names: Sequence[str], step: int, e
     )
 
 
-def unwatched(uncovered: Sequence[ParameterCoverage], step: int, epoch: int) -> TopologyEvent | None:
+def unwatched(uncovered: Sequence[ParameterCoverage], n_entries: int, step: int, epoch: int) -> TopologyEvent | None:
     """Trainable parameters that belong to no group, with the largest and their reasons; None where there are none.
 
-    `uncovered` begins with the largest.
+    `uncovered` begins with the largest; `n_entries` is the size of all trainable parameters.
     """
     if not uncovered:
         return None
     named = "; ".join(f"{one.param} ({one.reason})" for one in uncovered[:_MOST_NAMED])
     n = len(uncovered)
-    several = f"{n} trainable parameters belong to no group of neurons, the largest"
-    one_alone = "One trainable parameter belongs to no group of neurons"
+    of_all = f"{100 * sum(one.numel for one in uncovered) / n_entries:.2g} % of all entries"
+    several = f"{n} trainable parameters, {of_all}, belong to no group of neurons. The largest"
+    one_alone = f"One trainable parameter, {of_all}, belongs to no group of neurons. It is"
     return TopologyEvent(
         EventName.UNWATCHED_PARAMETERS,
         step,
         epoch,
         value=float(n),
-        message=f"{several if n > 1 else one_alone}: {named}.",
+        message=f"{several + ':' if n > 1 else one_alone} {named}.",
         remedy="Often nothing: inputs and outputs of a network have no exchangeable neurons. Otherwise name a group by "
         "hand: TopologyMonitor(groups=[..., *declare_neurons(module, ...)]).",
     )

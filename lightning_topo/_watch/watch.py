@@ -337,7 +337,7 @@ class Watch:
             self._reporting.event(resumption)
         for k, problem in enumerate(self._finding.problems):  # numbered: several may belong to no group
             self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
-        if (event := unwatched(self._finding.uncovered, step, training.epoch)) is not None:
+        if (event := unwatched(self._finding.uncovered, self._finding.n_entries, step, training.epoch)) is not None:
             self._reporting.event(event)
         snapshots.worker = self._worker
         keep_parameters(self._outputs.store, self.groups, self._finding.coverage)

@@ -29,6 +29,11 @@ def shards_parameters(trainer: Trainer) -> bool:
     return is_lightnings(trainer.strategy, "FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
 
 
+def logged_hyperparameters(module: Any) -> dict[Any, Any]:
+    """A module's hyperparameters; none where it keeps them from the loggers: `save_hyperparameters(logger=False)`."""
+    return dict(module.hparams) if getattr(module, "_log_hyperparams", False) else {}
+
+
 def batches_stepped(trainer: Trainer) -> int:
     """How many batches have led to a step, by the count under which Lightning's own rows go to the loggers.
 

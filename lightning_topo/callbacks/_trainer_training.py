@@ -12,7 +12,13 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from lightning_topo._watch.ranks import Ranks
 from lightning_topo._watch.rates import optimizer_facts
-from lightning_topo.callbacks._lightning_internals import batches_stepped, is_last_of_epoch, log_period, torch_optimizer
+from lightning_topo.callbacks._lightning_internals import (
+    batches_stepped,
+    is_last_of_epoch,
+    log_period,
+    logged_hyperparameters,
+    torch_optimizer,
+)
 
 
 class TrainerTraining:
@@ -92,8 +98,8 @@ class TrainerTraining:
 
     def facts(self) -> Mapping[str, Any]:
         """Optimizers, learning rates, hyperparameters, sizes and versions."""
-        trainer, hparams = self._trainer, getattr(self.module, "hparams", {})
-        plain = {str(k): v for k, v in dict(hparams).items() if v is None or isinstance(v, bool | int | float | str)}
+        trainer, hparams = self._trainer, logged_hyperparameters(self.module)
+        plain = {str(k): v for k, v in hparams.items() if v is None or isinstance(v, bool | int | float | str)}
         size = getattr(trainer.train_dataloader, "batch_size", None)
         return {
             **optimizer_facts(self.optimizers),

@@ -1,45 +1,47 @@
 """Select what may leave the machine: plain values by an allow-list, and the record's own files by name."""
 
-import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from lightning_topo.outputs._machine import impersonal
 from lightning_topo.outputs.record._layout import EVENTS, MEASUREMENTS, REPORT, diagram_path, diagram_steps
 
 _LONGEST_TEXT = 200
 _OURS = "lightning_topo."
+_SECRET = re.compile(
+    r"(?:^|[\W_])(?:(?:api|access|private|secret)_?key|token|secret|password|passwd|credentials?)$", re.IGNORECASE
+)
 
 
 def plain(value: Any) -> Any:
     """A value as it may be sent: numbers, short texts, and mappings and lists of them; None for all else.
 
-    A text that is an absolute path is None too: it reveals something about the machine.
+    A text that reveals something about the machine (an absolute path, the user's name) is None too, and so is a text
+    whose name marks it as a secret.
 
-    >>> plain({"lr": 0.1, "model": object(), "save_dir": "/home/someone/runs", "betas": (0.9, 0.99)})
-    {'lr': 0.1, 'model': None, 'save_dir': None, 'betas': [0.9, 0.99]}
+    >>> plain({"lr": 0.1, "model": object(), "save_dir": "/home/someone/runs", "betas": (0.9, 0.99), "api_key": "sk-1"})
+    {'lr': 0.1, 'model': None, 'save_dir': None, 'betas': [0.9, 0.99], 'api_key': None}
     """
     match value:
         case None | bool() | int() | float():
             return value
         case str():
-            return None if _tells_of_the_machine(value) else value[:_LONGEST_TEXT]
+            return value[:_LONGEST_TEXT] if impersonal(value) == value else None
         case Mapping():
-            return {str(key)[:_LONGEST_TEXT]: plain(item) for key, item in value.items()}
+            return {
+                impersonal(str(key))[:_LONGEST_TEXT]: None if _is_secret(str(key), item) else plain(item)
+                for key, item in value.items()
+            }
         case list() | tuple():
             return [plain(item) for item in value]
     return None
 
 
-def _tells_of_the_machine(text: str) -> bool:
-    home = os.path.expanduser("~")
-    return (
-        PurePosixPath(text).is_absolute()
-        or PureWindowsPath(text).is_absolute()
-        or text.startswith("~")
-        or (len(home) > 1 and home in text)
-    )
+def _is_secret(name: str, value: Any) -> bool:
+    return isinstance(value, str) and _SECRET.search(name) is not None
 
 
 def probe_facts(probe: Any) -> dict[str, Any]:

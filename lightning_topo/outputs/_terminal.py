@@ -2,8 +2,10 @@
 
 import logging
 import re
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -14,8 +16,8 @@ from lightning_topo._watch.published_values import Readings
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.outputs.page._live import record_bytes
-from lightning_topo.outputs.record import REPORT, RunRecord, read_record
-from lightning_topo.phases import Phase, Replay, TopologyEvent
+from lightning_topo.outputs.record import MEASUREMENTS, REPORT, RunRecord, read_record
+from lightning_topo.phases import NOTES, Phase, Replay, TopologyEvent
 
 _MOST_BYTES_HERE = 1 << 24
 """A larger record is not read into the training process: its page has the verdict."""
@@ -37,14 +39,36 @@ class Printer(Protocol):
 
 
 class LoggingPrinter:
-    """Logs lines under `lightning_topo`, and shows no progress."""
+    """Logs lines under `lightning_topo`, and shows no progress.
+
+    Where nobody has set up logging the lines go to stderr, as those of Lightning's own loggers do.
+    """
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("lightning_topo")
+        if self._logger.level == logging.NOTSET:
+            self._logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, _LastResort) for handler in self._logger.handlers):
+            self._logger.addHandler(_LastResort())
 
     def say(self, text: str) -> None:
         """Log the lines."""
-        logging.getLogger("lightning_topo").info(text)
+        self._logger.info(text)
 
     def progress(self, values: Mapping[str, str]) -> None:
-        """Nothing: there is no bar."""
+        """There is no bar to show them in."""
+
+
+class _LastResort(logging.Handler):
+    """Prints to stderr what no other handler of ours or of the root would take."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        logger = logging.getLogger("lightning_topo")
+        others = [handler for handler in logger.handlers if handler is not self]
+        if logger.propagate:
+            others += logging.getLogger().handlers
+        if not others:
+            print(self.format(record), file=sys.stderr)
 
 
 class TerminalOutput:
@@ -74,7 +98,9 @@ class TerminalOutput:
             self._printer.progress(values)
 
     def event(self, event: TopologyEvent) -> None:
-        """Say in one line what happened."""
+        """Say in one line what happened; of what needs no doing, the first sentence, and the rest is in the record."""
+        if event.name in NOTES:
+            event = replace(event, message=f"{event.message.partition('. ')[0].rstrip('.')}.", remedy="")
         self._printer.say(event_line(event))
 
     def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
@@ -96,8 +122,10 @@ class TerminalOutput:
 
 
 def _told_by(page: Path) -> str:
-    """The verdict in the title of a page."""
+    """The verdict in the title of a page, unless the page is older than the record's last line."""
     try:
+        if page.is_file() and page.stat().st_mtime_ns < (page.parent / MEASUREMENTS).stat().st_mtime_ns:
+            return "the page is being written"
         with page.open(encoding="utf-8", errors="replace") as file:
             found = re.search("<title>(.*?)</title>", file.read(1 << 16), re.DOTALL)
     except OSError:
@@ -142,7 +170,7 @@ def summary(record: RunRecord) -> str:
 
     past = history(record)
     outcome = past.outcome
-    lines = [f"Topology: {sentence(outcome, with_coverage=False)}"]
+    lines = [f"Topology: {sentence(outcome, with_coverage=False)}".replace("Topology: Topology", "Topology", 1)]
     if outcome.coverage is not None:
         lines.append(f"  coverage  {coverage_words(outcome.coverage, is_broken=bool(outcome.breakdowns))}")
     if outcome.last_step is not None:

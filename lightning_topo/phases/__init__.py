@@ -2,7 +2,7 @@
 
 from lightning_topo.phases._detector import Replay, observe, replay
 from lightning_topo.phases._edge import EdgeSource
-from lightning_topo.phases._event import DETECTED, EventName, Severity, TopologyEvent
+from lightning_topo.phases._event import DETECTED, NOTES, EventName, Severity, TopologyEvent
 from lightning_topo.phases._event_list import EventList
 from lightning_topo.phases._following import PhaseFollower, collapsed, width_for
 from lightning_topo.phases._phase import Phase
@@ -12,6 +12,7 @@ from lightning_topo.phases._state import DetectorState
 
 __all__ = [
     "DETECTED",
+    "NOTES",
     "Band",
     "DetectorState",
     "EdgeSource",

@@ -47,6 +47,8 @@ DETECTED = frozenset(EventName) - {
     EventName.PROBE_FAILED,
 }
 """The events that follow from measurements alone: a replay of the record makes them again."""
+NOTES = frozenset({EventName.UNWATCHED_PARAMETERS})
+"""The events that only tell how a run is watched, and ask for nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from lightning_topo.callbacks._lightning_internals import (
     epochs_finished,
     is_last_of_epoch,
     is_trial_run,
+    logged_hyperparameters,
     run_folder,
 )
 from tests.callbacks.training import Classifier, dataset, fit
@@ -33,6 +34,18 @@ def test_the_count_of_batches_is_that_of_lightnings_own_rows(tmp_path):
     assert look.epoch_ends == [8, 16]
     with open(f"{logger.log_dir}/metrics.csv") as file:
         assert [int(line.split(",")[1]) for line in list(file)[1:]] == list(range(16))
+
+
+class Configured(Classifier):
+    def __init__(self, logger, width=8):
+        super().__init__()
+        self.save_hyperparameters("width", logger=logger)
+
+
+def test_hyperparameters_that_are_kept_from_the_loggers_are_none():
+    assert logged_hyperparameters(Configured(logger=True)) == {"width": 8}
+    assert logged_hyperparameters(Configured(logger=False)) == {}
+    assert logged_hyperparameters(Classifier()) == {}
 
 
 @pytest.mark.parametrize("make", [CSVLogger, TensorBoardLogger, None])

@@ -202,6 +202,22 @@ def _no_room(self):
     raise OSError("no room")
 
 
+@pytest.mark.parametrize("when", ["before the last lines", "after them"])
+def test_the_lines_of_a_folder_that_is_gone_to_the_end_are_counted(tmp_path, when):
+    outputs = open_outputs(tmp_path / "topology", verbose=False, report=False)
+    training = Training(outputs).run(5)
+    n_lines = len(training.measured) + len(training.events)
+    shutil.rmtree(outputs.dirpath)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if when == "before the last lines":
+            outputs.dirpath.write_text("x")
+            training.run(5)
+            n_lines = len(training.measured) + len(training.events) + len(outputs.noticed)
+        outputs.end()
+    assert f"lacks {n_lines:,} lines" in str(told[-1].message)
+
+
 def test_a_folder_that_cannot_be_made_means_no_record_and_that_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="No topology record"):
@@ -225,3 +241,40 @@ def test_in_haste_only_files_are_closed_and_the_page_comes_later(tmp_path):
     while not page.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert "64 steps" in page.read_text()
+
+
+def test_what_no_reader_would_take_is_said_and_counted_and_an_events_long_words_are_cut(tmp_path):
+    """The record's reader has limits against strangers: nothing is written into them in silence."""
+    outputs = open_outputs(tmp_path, verbose=False, report=False)
+    training = Training(outputs).run(2)
+    many = {f"v{k}": 1.0 for k in range(1_200)}
+    found = [("mine", "", many), ("other", "g" * 1_001, {"v": 1.0}), ("mine", "net.0", {"v": 1.0})]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for step in (1, 2):
+            for probe, group, values in found:
+                outputs.measurement(Measurement(step, 0, probe, group, values))
+    assert len(told) == 2
+    assert all("are not recorded" in str(w.message) for w in told)
+    words = "size mismatch: " + "layer " * 10**6
+    outputs.event(TopologyEvent(EventName.PROBE_FAILED, 2, 0, message=words, remedy=words))
+    outputs.event(TopologyEvent(EventName.GAP, 2, 0, "g" * 5_000, message="short"))
+    with pytest.warns(UserWarning, match="lacks 4 lines"):
+        outputs.end()
+    record = read_record(tmp_path)
+    assert record.n_unreadable == 0
+    assert [m for m in record.measurements if m.probe != "mine"] == training.measured
+    assert [m.group for m in record.measurements if m.probe == "mine"] == ["net.0", "net.0"]
+    messages = [event.message for event in record.events]
+    assert sum("are not recorded: expected" in message for message in messages) == 2
+    assert any(message.startswith("size mismatch") for message in messages)
+    assert "short" in messages
+
+
+def test_as_many_values_as_a_reader_takes_are_recorded(tmp_path):
+    outputs = open_outputs(tmp_path, verbose=False, report=False)
+    Training(outputs).run(1)
+    found = Measurement(1, 0, "mine", "g" * 1_000, {f"v{k:03d}" + "n" * 996: 1.0 for k in range(994)})
+    outputs.measurement(found)
+    outputs.end()
+    assert read_record(tmp_path).measurements[-1] == found

@@ -1,11 +1,14 @@
 """What a person is shown: progress, a line for each event, and what the run came to."""
 
 import logging
+import os
 import re
 
 from lightning_topo import Phase, read_record
+from lightning_topo.outputs import _terminal as terminal
 from lightning_topo.outputs._outputs import open_outputs
-from lightning_topo.outputs._terminal import event_line, summary
+from lightning_topo.outputs._terminal import LoggingPrinter, TerminalOutput, event_line, summary
+from lightning_topo.phases import EventName, TopologyEvent
 from tests.outputs.driving import Training, drive
 
 
@@ -67,6 +70,16 @@ def test_in_haste_one_line_says_where_to_look(tmp_path):
     assert printer.lines[-1] == f"Topology: the record is closed\n  look at   {tmp_path}"
 
 
+def test_the_verdict_of_a_page_that_is_older_than_the_record_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(terminal, "_MOST_BYTES_HERE", 0)
+    _, printer = shown(tmp_path / "topology", report=True)
+    assert "being written" not in printer.lines[-1]
+    page, lines = tmp_path / "topology" / "report.html", tmp_path / "topology" / "measurements.jsonl"
+    os.utime(page, ns=(0, lines.stat().st_mtime_ns - 1))
+    told = terminal._told_by(page)
+    assert told == "the page is being written"
+
+
 def test_quiet_when_asked_and_logged_where_there_is_no_bar(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "lightning_topo"):
         drive(tmp_path / "a", 8, hot={3})
@@ -75,3 +88,24 @@ def test_quiet_when_asked_and_logged_where_there_is_no_bar(tmp_path, caplog):
         Training(outputs, hot=frozenset({3})).run(8)
         outputs.end()
     assert any("topology_breakdown at step 3" in line for line in caplog.messages)
+
+
+def test_lines_are_seen_where_nobody_has_set_up_logging(monkeypatch, capsys):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    LoggingPrinter()
+    LoggingPrinter().say("net.0 broke down")
+    assert capsys.readouterr().err == "net.0 broke down\n"
+
+
+def test_lines_go_where_logging_is_set_up_and_nowhere_else(monkeypatch, capsys, caplog):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])
+    LoggingPrinter().say("net.0 broke down")
+    assert [record.message for record in caplog.records] == ["net.0 broke down"]
+    assert not capsys.readouterr().err
+
+
+def test_of_what_needs_no_doing_the_first_sentence_is_shown():
+    printer = Keeping()
+    note = TopologyEvent(EventName.UNWATCHED_PARAMETERS, 1, 0, message="2 are in none. One: a.", remedy="Name it.")
+    TerminalOutput(printer).event(note)
+    assert printer.lines == ["unwatched_parameters at step 1: 2 are in none."]

@@ -14,7 +14,7 @@ def test_each_is_an_event_with_a_remedy_that_no_replay_makes_again():
         members_changed(["a", "b", "c", "d"], ["net.0"], 3, 0),
         moved_outside(sgd, ["a"], 3, 0),
         unseen_step([sgd], ["a", "b"], 3, 0),
-        unwatched([ParameterCoverage("a", 4, (), "an output")], 3, 0),
+        unwatched([ParameterCoverage("a", 4, (), "an output")], 16, 3, 0),
     ]
     assert not {event.name for event in events} & DETECTED
     assert all(event.message and event.remedy for event in events)
@@ -25,9 +25,11 @@ def test_each_is_an_event_with_a_remedy_that_no_replay_makes_again():
 
 
 def test_the_largest_parameters_without_a_group_are_named_with_their_reasons():
-    event = unwatched([ParameterCoverage(name, 9, (), f"reason {name}") for name in "bcdea"], 1, 0)
+    event = unwatched([ParameterCoverage(name, 9, (), f"reason {name}") for name in "bcdea"], 450, 1, 0)
     assert event.value == 5
+    assert event.message.startswith("5 trainable parameters, 10 % of all entries, belong to no group of neurons. ")
     assert "b (reason b); c (reason c); d (reason d)" in event.message
-    alone = unwatched([ParameterCoverage("b", 9, (), "an output")], 1, 0)
-    assert alone.message == "One trainable parameter belongs to no group of neurons: b (an output)."
-    assert unwatched([], 1, 0) is None
+    alone = unwatched([ParameterCoverage("b", 9, (), "an output")], 2_000, 1, 0)
+    said = "One trainable parameter, 0.45 % of all entries, belongs to no group of neurons. It is b (an output)."
+    assert alone.message == said
+    assert unwatched([], 450, 1, 0) is None

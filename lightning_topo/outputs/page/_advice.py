@@ -8,6 +8,7 @@ stay below eta*. The next run meets other neurons, hence the margin.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from lightning_topo._figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
 from lightning_topo.measurement import Measurement
@@ -22,6 +23,8 @@ FAILED = 0.2
 """Of a learning rate at which training diverged, or learned nothing, at most so much is recommended."""
 HALF = 0.5
 """At most so much where training became unstable, and the loss has fallen all the same."""
+_JUMP = 3.0
+"""A learning rate that rises so many times over from one step to the next is named."""
 _CALM = 0.7
 """A warm-up is enough where r stays below this at the full learning rate."""
 
@@ -159,6 +162,9 @@ def _after_failure(evidence: Evidence, step: int) -> Advice:
             f"At step {at:,} the edge ratio was {edges[at]:.3g}, before the loss rose: below the edge is at most "
             f"{words.rate(floor2(words.present / edges[at]))}."
         )
+    reasons += _margin(min(factors) < base)
+    if (jump := _jump(evidence.limits, step)) is not None:
+        reasons.insert(0, jump)
     if min(factors) == base:
         reasons.append(f"Nothing that was measured before asks for less than {base:.0%} of it: a guess, no more.")
     rate = floor2(words.present * min(factors))
@@ -230,8 +236,24 @@ def _after_breakdown(outcome: Outcome, evidence: Evidence) -> Advice:
         reasons.append(f"The edge of stability asks for more: its ratio went to {edge:.3g}.")
     if outcome.coverage is not None and outcome.coverage.open:
         reasons.append(f"r of {outcome.coverage.open:,} steps is not known: the largest may be among them.")
+    reasons += _margin(MARGIN / largest == min(factors))
+    if (jump := _jump(evidence.limits, outcome.breakdowns[0].step)) is not None:
+        reasons.append(jump)
     rate = floor2(words.present * min(factors))
     return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
+
+
+def _margin(is_used: bool) -> list[str]:
+    return [f"The advice stays at {MARGIN:.0%} of that: r differs between steps, and between runs."] if is_used else []
+
+
+def _jump(limits: RateLimits, until: int) -> str | None:
+    """The last jump of the learning rate up to a step, if it rose to three times what it was or more."""
+    used = [(step, rate) for step, rate in limits.used if step <= until]
+    for (_, before), (step, after) in reversed(tuple(pairwise(used))):
+        if before > 0.0 and after >= _JUMP * before:
+            return f"The learning rate rose from {before:.3g} to {after:.3g} at step {step:,}."
+    return None
 
 
 def _warmup(critical: Mapping[int, float], limits: RateLimits) -> int:
@@ -310,8 +332,15 @@ def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
             f"The edge ratio was at most {largest:.2g}: the edge of stability is near "
             f"{words.rate(floor2(words.present / largest))}."
         )
-    reasons = [*_unlearned(evidence), *reasons]
-    return Advice(f"Keep the learning rate{words.now}: no limit was met.", tuple(reasons))
+    reasons = [*(_unlearned(evidence) or _learned(evidence)), *reasons]
+    return Advice(f"As far as stability goes, keep the learning rate{words.now}: no limit was met.", tuple(reasons))
+
+
+def _learned(evidence: Evidence) -> list[str]:
+    first, last = evidence.loss.first, evidence.loss.last
+    if first is None or last is None:
+        return []
+    return [f"Whether it learns well at that rate is for the loss to say: {first:.3g} at first, {last:.3g} now."]
 
 
 def _unlearned(evidence: Evidence) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning_topo.outputs.page._model import RunView
 from lightning_topo.outputs.page._outcome import Between, Coverage
+from lightning_topo.outputs.page._verdict import broken_first
 from lightning_topo.phases import Phase
 
 ABSENT = "not measured"
@@ -36,7 +37,6 @@ def facts(run: RunView) -> tuple[Fact, ...]:
     """The summary of a run, the same lines for every run."""
     found = run.outcome
     peak = found.peak_ratio
-    first = found.breakdowns[0] if found.breakdowns else None
     return (
         Fact("Optimizer steps", "none" if found.last_step is None else f"{found.first_step:,} to {found.last_step:,}"),
         Fact("Begun from", _origin(run)),
@@ -44,8 +44,8 @@ def facts(run: RunView) -> tuple[Fact, ...]:
         Fact("Highest phase", phase_words(found.worst_phase)),
         Fact("Largest r", ABSENT if peak is None else f"{peak.value:.3g} at step {peak.step:,} in {peak.group}"),
         Fact("Largest bound of r", _bound(run)),
-        Fact("Steps certified", UNRECORDED if found.coverage is None else _certified(found.coverage)),
-        Fact("First breakdown", NEVER if first is None else f"{found.broken_since} in {first.group}"),
+        Fact("Steps measured or bounded", UNRECORDED if found.coverage is None else _certified(found.coverage)),
+        Fact("First breakdown", NEVER if not found.breakdowns else f"{found.broken_since} in {broken_first(found)}"),
         Fact("Edge of stability reached", _when(found.edge_since)),
         Fact("Curvature bound passed", _when(found.curvature_since)),
         Fact("Sharpness ratio now", _number(found.final_sharpness_ratio)),

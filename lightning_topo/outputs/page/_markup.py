@@ -94,10 +94,9 @@ def comparison(runs: Sequence[RunView]) -> str:
 def events(run: RunView, *, named: bool) -> str:
     """The table of a run's events, under its name if `named`."""
     if named and run.events:
-        inner = events(run, named=False)
-        return (
-            f'<details><summary class="name">{text(run.label)}: {len(run.events):,} events</summary>{inner}</details>'
-        )
+        inner, n = events(run, named=False), len(run.events)
+        title = f"{text(run.label)}: {n:,} event{'' if n == 1 else 's'}"
+        return f'<details><summary class="name">{title}</summary>{inner}</details>'
     title = f'<h3 class="name">{text(run.label)}</h3>' if named else ""
     if not run.events:
         return f'{title}<p class="absent">No events: nothing in this run called for one.</p>'

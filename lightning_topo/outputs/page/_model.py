@@ -14,6 +14,7 @@ from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.outputs.page._advice import Advice, Evidence, advise
 from lightning_topo.outputs.page._certificates import CertificateTable, certificate_table
 from lightning_topo.outputs.page._outcome import Outcome, history, series
+from lightning_topo.outputs.page._silence import silence
 from lightning_topo.outputs.page._slides import DiagramSlides, slides
 from lightning_topo.outputs.page._thinning import StepTable, envelope, held, step_table
 from lightning_topo.outputs.page._verdict import sentence
@@ -124,6 +125,8 @@ class RunView:
     """What the training's own validation has logged."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """What `run.json` says of the run."""
+    silence: Mapping[str, str] = field(default_factory=dict)
+    """Why a probe may have measured nothing, by its name."""
 
 
 def run_view(record: RunRecord, label: str, budget: Budget, *, detailed: bool = True) -> RunView:
@@ -181,6 +184,7 @@ def run_view(record: RunRecord, label: str, budget: Budget, *, detailed: bool = 
         rates=_rates(evidence.limits, past.outcome.last_step, budget),
         logged=_logged(record.measurements, budget),
         about=record.about,
+        silence=silence(record.about, past.events, {m.probe for m in record.measurements}),
     )
 
 

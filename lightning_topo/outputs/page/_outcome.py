@@ -10,10 +10,8 @@ from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.outputs.page._loss_course import Level, LossCourse
 from lightning_topo.outputs.record import RunRecord
 from lightning_topo.outputs.record._read import Digest
-from lightning_topo.phases import DETECTED, EventName, Phase, Replay, TopologyEvent, replay_record
+from lightning_topo.phases import DETECTED, NOTES, EventName, Phase, Replay, TopologyEvent, replay_record
 from lightning_topo.phases._edge import EdgeSource
-
-_NOTES = frozenset({EventName.UNWATCHED_PARAMETERS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +105,11 @@ class Outcome:
     """Where the loss was lowest, if it had fallen and came back to where it began."""
 
     @property
+    def broken_first(self) -> tuple[TopologyEvent, ...]:
+        """The breakdowns at the first step at which a group broke down."""
+        return tuple(event for event in self.breakdowns if event.step == self.breakdowns[0].step)
+
+    @property
     def diverged_step(self) -> int | None:
         """The first step with an instability or with a loss that is not finite."""
         steps = [self.nonfinite_loss_step, None if self.instability is None else self.instability.step]
@@ -166,7 +169,7 @@ def _outcome(
         final_loss=losses[-1][1] if losses else None,
         nonfinite_loss_step=nonfinite[0] if nonfinite else None,
         final_sharpness_ratio=ratios[-1][1] if ratios else None,
-        n_notes=sum(event.name in _NOTES for event in events),
+        n_notes=sum(event.name in NOTES for event in events),
         instability=next((event for event in events if event.name is EventName.INSTABILITY), None),
         coverage=_coverage(measurements, digest),
         broken_since=_broken_since(measurements, next(iter(breakdowns.values()), None), digest),

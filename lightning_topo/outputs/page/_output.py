@@ -12,7 +12,7 @@ from lightning_topo._clock import Clock
 from lightning_topo._watch.output import Run
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
-from lightning_topo.outputs.page._live import record_bytes
+from lightning_topo.outputs.page._live import MOST_SHARE, record_bytes
 from lightning_topo.outputs.page._page import write_report
 from lightning_topo.outputs.record import REPORT, RecordFollower
 from lightning_topo.phases import TopologyEvent
@@ -22,7 +22,7 @@ FIRST_SECONDS = 20.0
 MOST_BYTES_HERE = 1 << 22
 """A larger record is not read into the training process, not even at the end."""
 _MOST_STARTS = 3
-_PATIENCE = 60.0
+_LEAST_PATIENCE, _MOST_PATIENCE = 10.0, 60.0
 
 
 class PageOutput:
@@ -78,9 +78,20 @@ class PageOutput:
             _reap(process)
             return
         try:
-            process.wait(_PATIENCE)
+            process.wait(patience(self._clock.seconds()))
         except subprocess.TimeoutExpired:
             _reap(process)
+
+
+def patience(seconds: float) -> float:
+    """How long a training of so many seconds waits for its last page, which then comes all the same.
+
+    A run resumed with a long record may be over before the record was read once.
+
+    >>> patience(60.0), patience(3_000.0), patience(36_000.0)
+    (10.0, 30.0, 60.0)
+    """
+    return min(_MOST_PATIENCE, max(_LEAST_PATIENCE, MOST_SHARE * seconds))
 
 
 def page_process(dirpath: Path, *, follow: bool = False) -> "subprocess.Popen[bytes]":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from lightning_topo.outputs._machine import is_name_of_someone
 from lightning_topo.outputs.page import _markup as markup
 from lightning_topo.outputs.page._encode import to_json
 from lightning_topo.outputs.page._model import Budget, RunView, page_json, run_view
@@ -102,9 +103,10 @@ def run_labels(dirpaths: Sequence[Path]) -> tuple[str, ...]:
     """
     parts = [path.resolve().parts for path in dirpaths]
     if len(set(parts)) == 1:
-        # The folder of a home, or of a whole machine's homes, tells of a person.
+        # The folder of a home, or of a whole machine's homes, tells of a person, and so does the user's name.
         home = Path.home().resolve().parts
-        name = "/".join(part for i, part in enumerate(parts[0]) if i >= len(parts[0]) - 2 and parts[0][: i + 1] != home)
+        last = [i for i in range(len(parts[0])) if i >= len(parts[0]) - 2 and parts[0][: i + 1] != home]
+        name = "/".join(parts[0][i] for i in last if not is_name_of_someone(parts[0][i]))
         return tuple(name if i == 0 else f"{name} ({i + 1})" for i in range(len(parts)))
     shortest = min(map(len, parts))
     start = next(i for i in range(shortest + 1) if i == shortest or len({p[i] for p in parts}) > 1)

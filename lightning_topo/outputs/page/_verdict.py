@@ -6,6 +6,8 @@ from lightning_topo.outputs.page._outcome import Between, Coverage, Outcome, his
 from lightning_topo.outputs.record import RunRecord
 from lightning_topo.phases import Phase
 
+_MOST_NAMED = 3
+
 
 def verdict(record: RunRecord) -> str:
     """Sum up a run in one sentence; see `sentence`."""
@@ -67,8 +69,7 @@ def finding(outcome: Outcome) -> str:
     if outcome.last_step is None:
         return "Nothing was measured yet"
     if outcome.diverged_step is not None:
-        broken = "; neurons may have merged or torn " + _at(outcome.broken_since) if outcome.breakdowns else ""
-        return f"{_divergence(outcome)}{broken}{_peak(outcome)}"
+        return f"{_divergence(outcome)}{_broken_besides(outcome, outcome.diverged_step)}"
     if outcome.breakdowns:
         return f"{_breakdown(outcome)}{_peak(outcome)}"
     return f"{_lost(outcome)}{_known(outcome, outcome.last_step)}"
@@ -115,13 +116,31 @@ def _lost(outcome: Outcome) -> str:
     return f"The loss fell to {lost.loss:.3g} by step {lost.step:,} and is back at {outcome.final_loss:.3g}. "
 
 
+def _broken_besides(outcome: Outcome, diverged: int) -> str:
+    """The breakdown of a run that diverged: where it came first, the likely cause; what r was in the wreck is none."""
+    if not outcome.breakdowns:
+        return _peak(outcome)
+    order = "before that, " if outcome.breakdowns[0].step < diverged else ""
+    values = [event.value for event in outcome.broken_first if event.value is not None]
+    largest = f" (r up to {max(values):.3g})" if values else ""
+    return f"; {order}neurons may have merged or torn {_at(outcome.broken_since)} in {broken_first(outcome)}{largest}"
+
+
+def broken_first(outcome: Outcome) -> str:
+    """The groups that broke down at the first step at which any did."""
+    groups = [event.group for event in outcome.broken_first]
+    return ", ".join(groups) if len(groups) <= _MOST_NAMED else f"{len(groups):,} of {outcome.n_groups:,} groups"
+
+
 def _breakdown(outcome: Outcome) -> str:
-    first = outcome.breakdowns[0]
-    n, total = len(outcome.breakdowns), outcome.n_groups
-    many = (
-        f"{n:,} of {_count(total, 'group')} broke down, first {first.group}" if n > 1 else f"{first.group} broke down"
-    )
-    return f"{many} {_at(outcome.broken_since)}"
+    n, n_first, total = len(outcome.breakdowns), len(outcome.broken_first), outcome.n_groups
+    when = _at(outcome.broken_since)
+    if n == 1:
+        return f"{broken_first(outcome)} broke down {when}"
+    if n == n_first:
+        named = f" ({broken_first(outcome)})" if n <= _MOST_NAMED else ""
+        return f"{n:,} of {_count(total, 'group')} broke down {when}{named}"
+    return f"{n:,} of {_count(total, 'group')} broke down, first {broken_first(outcome)} {when}"
 
 
 def _peak(outcome: Outcome) -> str:
@@ -161,11 +180,15 @@ def _bound(outcome: Outcome) -> str:
 
 def _bound_of_certified(outcome: Outcome, coverage: Coverage) -> str:
     """The largest of exact r and of the bounds holds for every certified step, and for no other."""
-    known = [peak.value for peak in (outcome.peak_ratio, coverage.peak_bound) if peak is not None]
-    if not coverage.certified or not known:
+    peak, bound = (None if found is None else found.value for found in (outcome.peak_ratio, coverage.peak_bound))
+    if not coverage.certified or (peak is None and bound is None):
         return "the critical ratio r is not known"
     where = "" if coverage.certified == coverage.total else " in the certified steps"
-    return f"r was at most {above(max(known)) if max(known) else 0}{where}"
+    if bound is None or (peak is not None and bound <= peak):
+        assert peak is not None
+        return f"r was at most {above(peak) if peak else 0}{where}"
+    measured = "" if peak is None else f"was measured up to {above(peak) if peak else 0} and "
+    return f"r {measured}stayed below {above(bound)} by bound{where}"
 
 
 def _measured(outcome: Outcome) -> str:

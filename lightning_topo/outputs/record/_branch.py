@@ -6,15 +6,15 @@ folder's checkpoint creates a folder that names its parent, with a copy of the p
 """
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from lightning_topo.outputs.record._archive import own_folder
-from lightning_topo.outputs.record._jsonl import Line, encoded, read_objects
+from lightning_topo.outputs.record._jsonl import Line, LineReader, decoded, find_lines
 from lightning_topo.outputs.record._layout import (
     EVENTS,
     HISTORY,
@@ -28,6 +28,7 @@ from lightning_topo.outputs.record._layout import (
 from lightning_topo.outputs.record._lock import FolderBusy, FolderLock, lock_folder
 
 REWIND = "rewind"
+_OURS = re.compile(rb'\{"step": (\d{1,15}), "epoch": \d')
 _MOST_VERSIONS = 10_000
 _MOST_HISTORY = 1 << 28
 """A history of more bytes is not copied."""
@@ -123,12 +124,7 @@ def _rewound_to(line: Line) -> int | None:
 
 def has_later_lines(dirpath: Path, step: int) -> bool:
     """Whether a record holds live lines of later steps."""
-    for name in (MEASUREMENTS, EVENTS):
-        for _, line in live_lines(partial(read_objects, dirpath / name)):
-            found = line.get("step")
-            if isinstance(found, int) and found > step and not is_rewind(line):
-                return True
-    return False
+    return any(found > step for name in (MEASUREMENTS, EVENTS) for found, _ in _live_texts(dirpath / name))
 
 
 def set_aside(dirpath: Path, step: int) -> int:
@@ -230,12 +226,28 @@ def _copy_history(origin: Path, dirpath: Path, name: str, step: int) -> None:
     target = own_folder(dirpath, HISTORY) / name
     with target.open("xb") as file:
         for path in (older, source):
-            for line in _up_to(path, step):
-                file.write(encoded(line))
+            file.writelines(text for found, text in _live_texts(path) if found <= step)
 
 
-def _up_to(path: Path, step: int) -> Iterator[Line]:
-    for _, line in live_lines(partial(read_objects, path)):
-        found = line.get("step")
-        if type(found) is int and found <= step and not is_rewind(line):
-            yield line
+def _live_texts(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The step and the text of each line that counts; a writer's own lines are not parsed: training waits for this."""
+    floors = rewind_floors((i, _rewound_to(decoded(text))) for i, text in find_lines(path, REWIND.encode()))
+    at = 0
+    for i, text in enumerate(LineReader(path).read_on(whole=True)):
+        step = _step(text)
+        if step is None:
+            continue
+        while at < len(floors) and floors[at][0] <= i:
+            at += 1
+        if at == len(floors) or step <= floors[at][1]:
+            yield step, text
+
+
+def _step(text: bytes) -> int | None:
+    """The step of a line; None where it is a rewind, or none of ours."""
+    ours = _OURS.match(text)
+    if ours is not None and text.endswith(b"}\n") and REWIND.encode() not in text:
+        return int(ours[1])
+    line = decoded(text) if text.endswith(b"\n") else {}
+    step = line.get("step")
+    return step if type(step) is int and not is_rewind(line) else None

@@ -127,11 +127,17 @@ class JsonLines:
         self._file = _open_to_append(self._path)
 
     def close(self) -> None:
-        """Close the file, after one last try at what has waited; raises `OSError` where that fails."""
+        """Close the file, after one last try at what has waited; raises `OSError` where that fails.
+
+        Where the file is gone, and was not made again, `n_lost` counts its lines too.
+        """
         try:
             self._flush()
         finally:
             self._file.close()
+            if not self._path.exists():
+                self.n_lost += max(self._n_written, 0)
+                self._n_written = 0
 
 
 def encoded(line: Mapping[str, Any]) -> bytes:

@@ -1,6 +1,10 @@
 """What a record may cost whoever reads it: a stranger's that asks for more is refused, with the limit it exceeds."""
 
+from dataclasses import replace
 from pathlib import Path
+
+from lightning_topo.measurement import Measurement
+from lightning_topo.phases import TopologyEvent
 
 MOST_BYTES = 1 << 32
 """Of lines, in one file."""
@@ -24,6 +28,8 @@ LONGEST_TEXT = 10_000
 """An event with a longer message or remedy is not read."""
 MOST_CAPTURE_BYTES = 1 << 26
 """Unpacked, of the diagrams of one capture."""
+_PLACE = 6
+"""So many fields of a line are no values."""
 
 
 class RecordTooLarge(ValueError):
@@ -51,3 +57,43 @@ def check_size(path: Path) -> None:
     """Refuse a file of lines that is larger than any training's; one that is not there is none."""
     if path.is_file():
         check(f"bytes in {path.name}", MOST_BYTES, path.stat().st_size)
+
+
+def unreadable(measurement: Measurement) -> str:
+    """Why a reader would leave this measurement out; empty where it would not.
+
+    >>> unreadable(Measurement(1, 0, "mine", "", {"v" * 1001: 1.0}))
+    'expected names of at most 1,000 characters, got one of 1,001'
+    """
+    if len(measurement.values) > MOST_VALUES - _PLACE:
+        return f"expected at most {MOST_VALUES - _PLACE:,} values of a group, got {len(measurement.values):,}"
+    longest = max(map(len, (measurement.probe, measurement.group, *measurement.values)))
+    if longest > LONGEST_NAME:
+        return f"expected names of at most {LONGEST_NAME:,} characters, got one of {longest:,}"
+    return ""
+
+
+def readable(event: TopologyEvent) -> TopologyEvent:
+    """An event whose texts a reader takes: an error's words, which it may quote, have any length.
+
+    >>> from lightning_topo.phases import EventName
+    >>> len(readable(TopologyEvent(EventName.GAP, 1, 0, message="x" * 20_000)).message)
+    10000
+    """
+    group, message, remedy = event.group, event.message, event.remedy
+    if len(group) <= LONGEST_NAME and len(message) <= LONGEST_TEXT and len(remedy) <= LONGEST_TEXT:
+        return event
+    return replace(
+        event,
+        group=group[:LONGEST_NAME],
+        message=_cut(message),
+        remedy=_cut(remedy),
+    )
+
+
+def _cut(text: str) -> str:
+    """The two ends of a text that is too long."""
+    if len(text) <= LONGEST_TEXT:
+        return text
+    half = (LONGEST_TEXT - 3) // 2
+    return f"{text[: LONGEST_TEXT - half - 3]}...{text[-half:]}"

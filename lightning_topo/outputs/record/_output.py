@@ -1,6 +1,7 @@
 """The record as an output: a disk that is full or gone stops nothing, and what is lost is counted."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,9 @@ from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._coverage import ParameterCoverage
+from lightning_topo.outputs._machine import impersonal, impersonal_event
 from lightning_topo.outputs._warning import warn
+from lightning_topo.outputs.record._limits import LONGEST_NAME, readable, unreadable
 from lightning_topo.outputs.record._write import RecordWriter
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 
@@ -33,7 +36,8 @@ class RecordOutput:
         self._failing: set[str] = set()
         self._has_reported_loss = self._has_reported_crowd = self._is_closed = False
         self._has_begun = writer.branch.resumed or writer.branch.parent is not None
-        self._n_lost_captures = 0
+        self._n_lost_captures = self._n_refused = 0
+        self._refused: set[str] = set()
         self._at = (0, 0)
 
     @property
@@ -49,6 +53,9 @@ class RecordOutput:
         """Append a measurement."""
         if measurement.probe not in NOT_RECORDED:
             self._at = measurement.step, measurement.epoch
+            if refusal := unreadable(measurement):
+                self._refuse(measurement, refusal)
+                return
             self._write(self.writer.measurement, measurement)
             if self.writer.crowded_by and not self._has_reported_crowd:
                 self._has_reported_crowd = True
@@ -60,8 +67,8 @@ class RecordOutput:
                 )
 
     def event(self, event: TopologyEvent) -> None:
-        """Append an event."""
-        self._write(self.writer.event, event)
+        """Append an event; as trackers are sent the file, an error's words tell nothing of the machine there."""
+        self._write(self.writer.event, readable(impersonal_event(event)))
 
     def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
         """Write the diagrams of one capture; those that cannot be written are lost."""
@@ -74,7 +81,9 @@ class RecordOutput:
 
     def parameters(self, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]) -> None:
         """Keep for every parameter its groups, or why it is in none."""
-        self._write(self.writer.parameters, groups, coverage)
+        own_groups = [replace(group, reason=impersonal(group.reason)) for group in groups]
+        own_coverage = [replace(one, reason=impersonal(one.reason)) for one in coverage]
+        self._write(self.writer.parameters, own_groups, own_coverage)
 
     def read_reference(self, group: str) -> Tensor | None:
         """A cloud that `reference` has kept, also in an earlier session of the run."""
@@ -94,7 +103,7 @@ class RecordOutput:
             reason = f" ({error})"
         else:
             reason = ""
-        n_lines = self.writer.n_lost + self.writer.n_waiting
+        n_lines = self.writer.n_lost + self.writer.n_waiting + self._n_refused
         if n_lines or self._n_lost_captures:
             warn(
                 f"The topology record in {self.writer.dirpath} lacks {n_lines:,} lines and {self._n_lost_captures:,} "
@@ -120,6 +129,16 @@ class RecordOutput:
             self._tell_loss()
         self._failing.discard(action.__name__)
         return True
+
+    def _refuse(self, measurement: Measurement, why: str) -> None:
+        """Count a measurement that no reader would take; say so once for each probe."""
+        self._n_refused += 1
+        if measurement.probe not in self._refused:
+            self._refused.add(measurement.probe)
+            self._tell(
+                f"Measurements of {measurement.probe[:LONGEST_NAME]} are not recorded: {why}",
+                "Training and the loggers go on. Let the probe return fewer values, with shorter names.",
+            )
 
     def _tell_loss(self) -> None:
         n_lost = self.writer.n_lost

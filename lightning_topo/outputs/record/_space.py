@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning_topo.outputs.record._layout import MEASUREMENTS, diagram_path, diagram_steps
+from lightning_topo.outputs.record._layout import HISTORY, MEASUREMENTS, diagram_path, diagram_steps
 
 _FIGURES = "figures"
 _FEWEST_FIGURES = 8
@@ -18,7 +18,7 @@ def other_bytes(dirpath: Path) -> int:
 
 
 def make_room(dirpath: Path, most: float) -> int:
-    """Give up abandoned captures, then every second of the older figures, until no more than `most` is left.
+    """Give up abandoned captures, then older figures, every second, then the parent's history, down to `most` bytes.
 
     Returns what the folder's other files then take, see `other_bytes`.
     """
@@ -30,6 +30,9 @@ def make_room(dirpath: Path, most: float) -> int:
     while left > most and (older := _older_figures(dirpath)):
         for path in older:
             path.unlink(missing_ok=True)
+        left = other_bytes(dirpath)
+    if left > most and not (dirpath / HISTORY).is_symlink():
+        shutil.rmtree(dirpath / HISTORY, ignore_errors=True)  # a copy: the parent has its own
         left = other_bytes(dirpath)
     return left
 

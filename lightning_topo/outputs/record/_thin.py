@@ -56,15 +56,21 @@ def thinned(read: Callable[[], Iterable[Line]], before: Thinned) -> Iterator[Lin
 
     def merged() -> Iterator[Line]:
         waiting: dict[tuple[str, str], Line] = {}
+        covered: dict[str, Line] = {}
         begun: set[tuple[str, str]] = set()
         for i, line in enumerate(read()):
             if i == end:
-                yield from waiting.values()
-                waiting = {}
+                yield from (*waiting.values(), *covered.values())
+                waiting, covered = {}, {}
             if i not in whole or line.get("probe") == PROBE:
                 continue
             stream = _stream(line)
-            if i >= end or stream not in begun or line["probe"] in _KEPT or not _is_finite(line):
+            if i < end and line["probe"] == "coverage":
+                joined = _joined(covered.get(line["group"]), line)
+                if joined is None:
+                    yield covered[line["group"]]
+                covered[line["group"]] = joined or line
+            elif i >= end or stream not in begun or line["probe"] in _KEPT or not _is_finite(line):
                 begun.add(stream)
                 yield line
             elif line.get(N_MERGED, 1) > level:
@@ -83,6 +89,30 @@ def thinned(read: Callable[[], Iterable[Line]], before: Thinned) -> Iterator[Lin
             until, factor = max(until, line["step"]), max(factor, line[N_MERGED])
     yield Thinned(until, factor, before.n_captures).to_line()
     yield from merged()
+
+
+def _joined(first: Line | None, second: Line) -> Line | None:
+    """One line of coverage for two that follow each other in one state: as certain as both; None where they do not.
+
+    >>> one = {"step": 9, "from": 0, "state": "bounded", "bound": 0.5}
+    >>> other = {"step": 19, "from": 9, "state": "bounded"}
+    >>> _joined(one, other | {"bound": 0.4})
+    {'step': 19, 'from': 0, 'state': 'bounded', 'bound': 0.5}
+    >>> _joined(one, other | {"from": 10, "bound": 0.4}) is None
+    True
+    """
+    if first is None:
+        return second
+    if (
+        first.get("state") != second.get("state")
+        or first["step"] != second.get("from")
+        or first.keys() != second.keys()
+    ):
+        return None
+    bounds = [line["bound"] for line in (first, second) if "bound" in line]
+    if not all(isinstance(bound, int | float) for bound in bounds):
+        return None
+    return second | {"from": first["from"]} | ({"bound": max(bounds)} if bounds else {})
 
 
 def merge(first: Line, second: Line) -> Line:

@@ -9,6 +9,7 @@ from lightning_topo._watch.published_values import Readings
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs._leaving import plain
+from lightning_topo.outputs._machine import impersonal_event
 from lightning_topo.outputs._warning import warn
 from lightning_topo.outputs.record import Branch
 from lightning_topo.outputs.trackers._by_type import tracker_of
@@ -58,7 +59,8 @@ class TrackerOutput:
 
     def event(self, event: TopologyEvent) -> None:
         """Send one event."""
-        self._send("an event", lambda: self._tracker.events([event], row_of(event.step)))
+        told = impersonal_event(event)
+        self._send("an event", lambda: self._tracker.events([told], row_of(event.step)))
 
     def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
         """Take in the diagrams of one capture."""

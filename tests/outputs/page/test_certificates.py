@@ -56,25 +56,28 @@ def test_a_step_counts_as_its_weakest_group() -> None:
     [
         (
             CERTIFIED,
-            "Topology preserved over 12 steps: r was at most 0.32; 12 of 12 steps certified: 2 exact, 10 by bound",
+            "Topology preserved over 12 steps: r was measured up to 0.16 and stayed below 0.32 by bound; "
+            "12 of 12 steps certified: 2 exact, 10 by bound",
             Phase.PRESERVED,
         ),
         (
             OPENED,
-            "Nothing is known of 3 of 20 steps, the first is step 13; r was at most 0.41 in the certified steps; "
+            "Nothing is known of 3 of 20 steps, the first is step 13; "
+            "r was measured up to 0.16 and stayed below 0.41 by bound in the certified steps; "
             "17 of 20 steps certified: 2 exact, 15 by bound; 3 open",
             Phase.UNKNOWN,
         ),
         (
             SPANS,
-            "r is not known in 3 of 15 steps, though no neurons merged for good; r was at most 0.32 in the certified "
-            "steps; 12 of 15 steps certified: 2 exact, 10 by bound; 3 spanned",
+            "r is not known in 3 of 15 steps, though no neurons merged for good; "
+            "r was measured up to 0.16 and stayed below 0.32 by bound in the certified steps; "
+            "12 of 15 steps certified: 2 exact, 10 by bound; 3 spanned",
             Phase.UNKNOWN,
         ),
         (
             (*CERTIFIED, Measurement(14, 0, "training", "", {"loss": 1.0})),
-            "Topology preserved over 12 steps: r was at most 0.32 in the certified steps; 12 of 14 steps certified: "
-            "2 exact, 10 by bound; 2 not recorded yet",
+            "Topology preserved over 12 steps: r was measured up to 0.16 and stayed below 0.32 by bound in the "
+            "certified steps; 12 of 14 steps certified: 2 exact, 10 by bound; 2 not recorded yet",
             Phase.PRESERVED,
         ),
     ],
@@ -124,10 +127,10 @@ def test_the_summary_has_one_line_of_coverage() -> None:
 
 def test_facts_say_how_far_the_record_goes() -> None:
     found = {fact.name: fact.value for fact in facts(run_view(record(*OPENED), "run", Budget.of(2)))}
-    assert found["Steps certified"] == "17 of 20 (2 exact, 15 by bound, 3 open)"
+    assert found["Steps measured or bounded"] == "17 of 20 (2 exact, 15 by bound, 3 open)"
     assert found["Largest bound of r"] == "0.4 in b"
     old = {fact.name: fact.value for fact in facts(run_view(record(ratio(1, 0.1)), "run", Budget.of(1)))}
-    assert old["Steps certified"] == old["Largest bound of r"] == "not recorded"
+    assert old["Steps measured or bounded"] == old["Largest bound of r"] == "not recorded"
 
 
 def test_a_record_without_coverage_lines_reads_as_before() -> None:

@@ -6,6 +6,8 @@ import random
 import signal
 import textwrap
 import time
+from functools import partial
+from operator import attrgetter
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import render_page, verdict
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, Parent, RecordWriter, read_record
-from lightning_topo.outputs.record._branch import live_lines, rewind_floors
+from lightning_topo.outputs.record._branch import has_later_lines, live_lines, rewind_floors
+from lightning_topo.outputs.record._jsonl import read_objects
 from lightning_topo.outputs.record._lock import LOCK, FolderBusy, lock_folder
 from lightning_topo.phases import DetectorState, EventName, TopologyEvent, observe
 from tests import warm
@@ -226,6 +229,57 @@ def test_a_resume_from_the_last_step_marks_nothing(parent):
     assert again.rewind(40, 0) is None
     again.close()
     assert "rewind" not in (parent.dirpath / MEASUREMENTS).read_text()
+
+
+def test_training_waits_for_no_line_to_be_parsed_where_a_run_goes_on_goes_back_or_branches(
+    tmp_path, parent, monkeypatch
+):
+    n_lines = (parent.dirpath / MEASUREMENTS).read_bytes().count(b"\n")
+    parsed = []
+    real = json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(text) or real(text))
+    for folder, step in ((parent.dirpath, 40), (parent.dirpath, 35), (tmp_path / "B", 20)):
+        parsed.clear()
+        writer = resumed(parent, folder, step=step)
+        writer.rewind(step, 0)
+        writer.close()
+        assert len(parsed) < n_lines / 3
+    branch = read_record(tmp_path / "B")
+    assert branch.history == tuple(m for m in read_record(parent.dirpath).measurements if m.step <= 20)
+    assert branch.history_events == tuple(e for e in read_record(parent.dirpath).events if e.step <= 20)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_others_have_written_among_the_lines_does_not_hide_or_add_any(tmp_path, parent, seed):
+    """Against the obvious way, parsing every line: other spacing, other orders of fields, broken and foreign lines."""
+    draw = random.Random(seed)
+    texts = []
+    for k in range(80):
+        step = draw.randrange(60)
+        line = {"step": step, "epoch": 0, "probe": draw.choice(["p", "p", "rewind"]), "group": "g", "v": k}
+        items = list(line.items())
+        if draw.random() < 0.3:
+            draw.shuffle(items)
+        text = json.dumps(dict(items), separators=draw.choice([(", ", ": "), (",", ":")]))
+        texts.append(
+            draw.choice([text, text, text, text[:-9], f"[{text}]", '{"step": "x"}', "", '{"step": 7, "epoch": 0'])
+        )
+    path = parent.dirpath / MEASUREMENTS
+    with path.open("a") as file:
+        file.write("\n".join(texts) + "\n")
+    kept = [m for m in read_record(parent.dirpath).measurements if m.step <= 30]
+    branch = resumed(parent, tmp_path / "B", step=30)
+    branch.close()
+    key = attrgetter("step", "probe", "group")
+    assert sorted(read_record(branch.dirpath).history, key=key) == sorted(kept, key=key)
+    for step in (0, 20, 59, 60):
+        expected = any(
+            type(line.get("step")) is int and line["step"] > step and line.get("probe") != "rewind"
+            for _, line in live_lines(partial(read_objects, path))
+        )
+        assert has_later_lines(parent.dirpath, step) is expected or any(
+            event.step > step for event in read_record(parent.dirpath).events
+        )
 
 
 @pytest.mark.parametrize("seed", range(20))

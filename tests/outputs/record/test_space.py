@@ -53,6 +53,18 @@ def test_older_figures_and_abandoned_captures_go_before_measurements(tmp_path):
     assert (tmp_path / "mine.txt").exists()
 
 
+def test_a_parents_history_goes_last_and_never_through_a_link(tmp_path):
+    history, elsewhere = tmp_path / "run" / "history", tmp_path / "elsewhere"
+    for folder in (history, elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "measurements.jsonl").write_bytes(b"h" * 5000)
+    assert make_room(tmp_path / "run", 6000) == 5000
+    assert make_room(tmp_path / "run", 4000) == 0
+    history.symlink_to(elsewhere, target_is_directory=True)
+    make_room(tmp_path / "run", 0)
+    assert (elsewhere / "measurements.jsonl").exists()
+
+
 def test_nothing_is_given_up_through_a_link(tmp_path):
     for k in range(40):
         (tmp_path / "elsewhere" / "a").mkdir(parents=True, exist_ok=True)

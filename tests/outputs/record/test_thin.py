@@ -8,8 +8,9 @@ import textwrap
 import pytest
 import torch
 
+from lightning_topo._figures.coverage import stretches
 from lightning_topo.homology import persistence
-from lightning_topo.measurement import Measurement
+from lightning_topo.measurement import Measurement, StepState
 from lightning_topo.outputs.page import render_page
 from lightning_topo.outputs.page._model import Budget, run_view
 from lightning_topo.outputs.page._outcome import history
@@ -188,3 +189,27 @@ def test_a_limit_is_a_positive_number(limit):
 
     with pytest.raises(ValueError, match="max_record_mb > 0"):
         TopologyMonitor(max_record_mb=limit)
+
+
+def test_coverage_is_thinned_too_and_claims_what_it_did(tmp_path):
+    """Runs of one state are joined, with the largest bound: each step is as certain as it was, and no more."""
+    kept = {}
+    for name, limit in (("whole", float("inf")), ("small", 100_000)):
+        writer = RecordWriter.open(tmp_path / name, max_bytes=limit)
+        for k in range(1_500):
+            for group in GROUPS:
+                state = StepState.OPEN if k in (300, 301, 777) else StepState.BOUNDED
+                values = {"from": 10.0 * k, "state": float(state), "bound": 0.3 + (k % 7) / 20}
+                writer.measurement(Measurement(10 * k + 10, 0, "coverage", group, values))
+        writer.close()
+        kept[name] = read_record(tmp_path / name)
+    assert (tmp_path / "small" / MEASUREMENTS).stat().st_size <= 100_000
+    whole, small = (stretches(record.measurements) for record in (kept["whole"], kept["small"]))
+    for group in GROUPS:
+        states = [{s: x.state for x in found[group] for s in range(x.first, x.last + 1)} for found in (whole, small)]
+        assert states[0] == states[1]
+        bounds = [
+            {s: x.bound or 0.0 for x in found[group] for s in range(x.first, x.last + 1)} for found in (whole, small)
+        ]
+        assert all(bounds[1][s] >= bound for s, bound in bounds[0].items() if states[0][s] is StepState.BOUNDED)
+        assert max(bounds[1].values()) < 1.0

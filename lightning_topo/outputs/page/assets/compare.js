@@ -43,7 +43,8 @@ function phaseMapFigure(_, view) {
     const value = view.rowsBy === undefined ? undefined : settingsOf(view.runs[i])[view.rowsBy];
     return value === undefined ? view.runs[i].label : typeof value === "number" ? short(value) : String(value);
   };
-  const labels = order.map(nameOf);
+  const values = order.map(nameOf);
+  const labels = order.map((i, row) => (values.filter((value) => value === values[row]).length > 1 && values[row] !== view.runs[i].label ? `${values[row]} (${view.runs[i].label})` : values[row]));
   const letters = Math.max(6, ...labels.map((label) => Array.from(label).length));
   const left = Math.min(7.2 * letters + 40, view.width < 480 ? 110 : 240);
   const data = order.map((i, row) => {

@@ -12,7 +12,7 @@ function fateCounts({ columns }) {
 function fateFigure(run, view) {
   const detail = groupOf(run, view);
   if (detail.absent) return detail;
-  if (!detail.fate) return { absent: "No fate of neurons in this record: the Fate probe is off, or has not measured yet." };
+  if (!detail.fate) return { absent: `No fate of neurons in this record. ${run.silence.fate}` };
   const counts = fateCounts(detail.fate);
   const data = FATES.filter(([name]) => counts[name]).map(([name, colour, dash]) => line(name, detail.fate.steps, counts[name], css(colour), {
     line: { color: css(colour), width: 2, dash },

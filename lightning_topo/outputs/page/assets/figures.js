@@ -72,7 +72,7 @@ const logRatio = (r, [low, high]) => (Number.isNaN(r) ? null : Math.min(high, Ma
 
 function ratioFigure(run, view) {
   if (run.certificates) return certificateFigure(run, view);
-  if (!run.ratio) return { absent: "No critical ratio in this record: the Distortion probe is off, or has not measured yet." };
+  if (!run.ratio) return { absent: `No critical ratio in this record. ${run.silence.distortion}` };
   const [low, high] = view.ratioRange;
   const { steps, columns, merged } = run.ratio;
   const rows = run.groups.map((_, i) => columns[i].map(number));
@@ -240,7 +240,7 @@ function sharpnessFigure(run, view) {
     const { steps, columns } = run.curves[key];
     return line(name, steps, finite(columns[key]), css(colour), { line: { color: css(colour), width: 2, dash } });
   });
-  if (!data.length) return { absent: "No sharpness ratio in this record: the Sharpness probe is off, has not measured yet, or knows no threshold for this optimizer." };
+  if (!data.length) return { absent: `No sharpness ratio in this record. ${run.silence.sharpness}` };
   const [least, most] = extremes([1, ...named.flatMap(([key]) => seenIn(view.runs, (r) => r.curves[key]?.columns[key]))].filter((v) => v !== 0));
   const y = most > 30 && least > 0 ? logAxis("Ratio to its limit", least / 1.5, most * 1.5)
     : axis("Ratio to its limit", { range: [1.08 * Math.min(0, least), Math.max(1.15, 1.08 * most)], nticks: 6 });
@@ -251,7 +251,7 @@ function crockerFigure(k) {
   return (run, view) => {
     const detail = groupOf(run, view);
     if (detail.absent) return detail;
-    if (!detail.crocker) return { absent: "No persistence diagram of this group: the Persistence probe is off, or has not measured yet." };
+    if (!detail.crocker) return { absent: `No persistence diagram of this group. ${run.silence.persistence}` };
     if (!detail.crocker.betti[k]) return { absent: `The diagrams of this record end below dimension ${k} (max_dim).` };
     const { steps, scales, betti } = detail.crocker;
     const flat = unpack(betti[k]);
@@ -305,7 +305,7 @@ const DIMENSIONS = [["--first", "circle", "pieces (H0)"], ["--second", "diamond"
 function diagramFigure(run, view) {
   const detail = groupOf(run, view);
   if (detail.absent) return detail;
-  if (!detail.slides) return { absent: "No persistence diagram of this group: the Persistence probe is off, or has not measured yet." };
+  if (!detail.slides) return { absent: `No persistence diagram of this group. ${run.silence.persistence}` };
   const { slides } = detail;
   const index = slideAt(slides, view.capture);
   const [low, top] = view.barRange;
@@ -386,7 +386,7 @@ function bettiFigure(run, view) {
   const detail = groupOf(run, view);
   if (detail.absent) return detail;
   const found = [0, 1].filter((k) => detail.change?.columns[`betti_${k}`]);
-  if (!found.length) return { absent: "No Betti numbers in this record: the Persistence probe is off, or has not measured yet." };
+  if (!found.length) return { absent: `No Betti numbers in this record. ${run.silence.persistence}` };
   const data = found.map((k) => line(`b${k}`, detail.change.steps, finite(detail.change.columns[`betti_${k}`]), css(DIMENSIONS[k][0]), {
     line: { color: css(DIMENSIONS[k][0]), width: 2, shape: "hv", dash: ["solid", "dash"][k] },
   }));

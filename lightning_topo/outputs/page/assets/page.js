@@ -2,7 +2,8 @@
 
 const page = JSON.parse(document.getElementById("page-data").textContent);
 const $ = (id) => document.getElementById(id);
-const full = [page.first_step - 0.5, page.last_step + 0.5];
+const margin = Math.max(0.5, 0.015 * (page.last_step - page.first_step)); // an event of the first step keeps clear of the names
+const full = [page.first_step - margin, page.last_step + margin];
 const groups = [...new Set(page.runs.flatMap((run) => run.groups))];
 const chosen = { group: worstGroup(), range: full, capture: Infinity, logLoss: undefined, rowsBy: undefined };
 const prefix = commonPrefix(groups);
