@@ -176,7 +176,7 @@ def main() -> None:
             delays += after[:1]
     print(f"healthy: {false} of {len(healthy())} with an alarm; raised: {harmless} did not diverge; ", end="")
     print(f"{missed} missed of the {len(delays) + missed} that did")
-    print(f"delay behind the onset, in steps: median {statistics.median(delays)}, from {min(delays)} to {max(delays)}")
+    print(f"delay after the onset, in steps: median {statistics.median(delays)}, from {min(delays)} to {max(delays)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the page of a very long record takes: `lightning-topo report RUN` in a process of its own, its time and memory.
+"""What the page of a very long record takes: `lightning-topo report RUN` in a separate process, its time and memory.
 
     python -m benchmarks.long_record [--groups 60] [--steps 8000] [--extra 0]
 

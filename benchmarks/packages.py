@@ -167,7 +167,7 @@ def run(name: str, setting: Setting, watched: bool) -> Run:
 
 
 def compare(name: str, setting: Setting, repeats: int) -> Row:
-    """Train without and with the monitor, in turns, each time in a process of its own."""
+    """Train without and with the monitor, in turns, each time in a separate process."""
     runs = {mode: list[Run]() for mode in ("without", "with")}
     for _ in range(repeats):
         for mode, done in runs.items():
@@ -219,7 +219,7 @@ def table(rows: list[Row]) -> Iterator[str]:
 
 
 def _child(name: str, setting: Setting, *, watched: bool) -> Run:
-    """A training in a process of its own, forked from one that has imported what all need."""
+    """A training in a separate process, forked from one that has imported what all need."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lightning", "lightning_topo.callbacks", "benchmarks.packages_models"])
     receives, sends = context.Pipe(duplex=False)

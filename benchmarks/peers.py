@@ -81,7 +81,7 @@ def monitors(device: torch.device, quick: bool) -> str:
         f"batch {peers_monitors.BATCH}; all look every {peers_monitors.PERIOD} steps, unless said otherwise). Each "
         "measures something else: the numbers say what it costs, not what it is worth. These networks are small, a "
         "step takes a few milliseconds: against a larger step every one of these costs less. The clock runs from the "
-        "first step to the last; what W&B does in a process of its own is not in it.\n\n"
+        "first step to the last; what W&B does in its own process is not in it.\n\n"
         f"{table}\n" + (f"\nDid not run here:\n\n{missing}" if missing else "")
     )
 

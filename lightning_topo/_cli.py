@@ -25,38 +25,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo = commands.add_parser("demo", help="train a small network on digits and watch it")
     demo.add_argument("--lr", type=float, default=0.3, help="learning rate (default: %(default)s)")
     demo.add_argument("--steps", type=int, default=800, help="optimizer steps (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="of the network's initial weights")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the network's initial weights")
     demo.add_argument("--save-dir", type=Path, default=Path(), help="where topology_demo/ goes (default: here)")
     demo.set_defaults(command=_demo)
 
-    report = commands.add_parser("report", help="write a run's report anew, or compare several runs")
+    report = commands.add_parser("report", help="write a run's report again, or compare several runs")
     report.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="a run folder, or a folder with runs below it"
     )
     report.add_argument(
         "--out",
         type=Path,
-        help="the page (default: report.html in the run's folder; of several runs comparison.html above them)",
+        help="the page (default: report.html in the run's folder; for several runs comparison.html above them)",
     )
-    report.add_argument("--csv", type=Path, help="also write settings and outcomes, a line a run")
+    report.add_argument("--csv", type=Path, help="also write settings and outcomes, one line per run")
     report.add_argument(
-        "--follow", action="store_true", help="go on as the run does, until the standard input ends or says anything"
+        "--follow", action="store_true", help="keep the page up to date until standard input ends or sends anything"
     )
     report.set_defaults(command=_report)
 
     watch = commands.add_parser("watch", help="serve a run's page on this machine while the run goes on")
     watch.add_argument("run", type=Path, metavar="RUN", help="a run folder")
-    watch.add_argument("--port", type=int, default=0, help="of 127.0.0.1 (default: a free one)")
-    watch.add_argument("--every", type=float, default=10.0, help="seconds between two looks (default: %(default)s)")
+    watch.add_argument("--port", type=int, default=0, help="port of 127.0.0.1 (default: a free one)")
+    watch.add_argument("--every", type=float, default=10.0, help="seconds between updates (default: %(default)s)")
     watch.set_defaults(command=_watch)
 
     neurons = commands.add_parser("neurons", help="print the groups of neurons of a model, each verified, or of a run")
     neurons.add_argument(
         "model",
         metavar="MODULE:NAME | RUN",
-        help="a model, or a class or function that makes one; or a run folder, with what became of every parameter",
+        help="a model, or a class or function that makes one; or a run folder, to show the groups of every parameter",
     )
-    neurons.add_argument("--shape", help="of an example input, batch first, as in 4,3,32,32 (default: guessed)")
+    neurons.add_argument("--shape", help="shape of an example input, batch first, as in 4,3,32,32 (default: guessed)")
     neurons.set_defaults(command=_neurons)
 
     workspace = commands.add_parser("workspace", help="write a Weights & Biases workspace that shows phase transitions")
@@ -169,7 +169,7 @@ def _neurons_of_run(folder: Path) -> int:
 
     table = read_record(folder).parameters
     if table is None:
-        raise ValueError(f"expected a record that tells of its parameters in {folder}, got one of an older version")
+        raise ValueError(f"expected a record with a list of parameters in {folder}, got one of an older version")
     print(table)
     return 0
 
@@ -198,5 +198,7 @@ def _imported(path: str) -> "nn.Module":
     found = getattr(import_module(module_name), name, None)
     model = found() if callable(found) and not isinstance(found, nn.Module) else found
     if not isinstance(model, nn.Module):
-        raise ValueError(f"expected MODULE:NAME of a model, or of what makes one without arguments, got {path!r}")
+        raise ValueError(
+            f"expected MODULE:NAME of a model, or of a function of no arguments that makes one, got {path!r}"
+        )
     return model

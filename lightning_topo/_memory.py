@@ -1,4 +1,4 @@
-"""Memory that runs out, and where to keep what is rarely looked at."""
+"""Detect that memory ran out, and choose where to keep tensors that are rarely used."""
 
 import re
 
@@ -11,12 +11,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     >>> is_out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp:113] DefaultCPUAllocator: can't allocate memory"))
     True
     """
-    said = re.search(r"(?i)can't allocate memory|not enough memory|out of memory|ALLOC_FAILED", str(error))
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or said is not None
+    refused = re.search(r"(?i)can't allocate memory|not enough memory|out of memory|ALLOC_FAILED", str(error))
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or refused is not None
 
 
 def resting_device(device: torch.device) -> torch.device:
-    """Where to keep tensors of a device that are rarely looked at: the host's memory, which is the more plentiful.
+    """Where to keep tensors of a device that are rarely used: the host's memory, which is larger.
 
     Apple's GPUs share that memory.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 MOST_OBJECTS = 100_000
-"""Of the plain objects that a module holds, no more than so many are remembered."""
+"""Remember at most this many plain objects that a module holds."""
 _SHORT = 10_000
 """A longer container of a data set is its data."""
 
@@ -29,7 +29,7 @@ _DRAWING = (
 
 @contextmanager
 def unchanged(module: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, the module is afterwards as it was: buffers, metrics, counters, queues, hooks.
+    """Restore the module afterwards, whatever happens inside: buffers, metrics, counters, queues, hooks.
 
     Attributes of the module and of everything below it are put back. Tensors, arrays, containers and plain objects that
     were changed in place get their contents back, however deep they lie; generators of random numbers get their state
@@ -65,7 +65,7 @@ def same_draws(*sources: Any) -> Iterator[None]:
 
 @contextmanager
 def same_random_state(seed: int) -> Iterator[None]:
-    """Every global random state is afterwards as before, also where the body raises; inside it is that of `seed`.
+    """Seed all global random states with `seed`, and restore them afterwards, also if the body raises.
 
     >>> before = torch.random.get_rng_state()
     >>> with same_random_state(0):
@@ -89,9 +89,9 @@ def same_random_state(seed: int) -> Iterator[None]:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Inside, Python does not look for garbage: many short-lived objects would make it look at all that there are.
+    """Pause Python's garbage collection: many short-lived objects would make it scan all objects there are.
 
-    With large packages imported, one such look takes longer than a step.
+    With large packages imported, one such scan takes longer than a step.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -16,8 +16,8 @@ GLOBAL = ""
 class Measurement:
     """Values of one probe at one step, for one group of neurons or (`group=""`) for the whole network.
 
-    `step` counts the optimizer steps that lie behind the measured weights: 0 is the initial network, k the
-    network after its k-th step, as in the names of Lightning's checkpoints. `values` may hold NaN and
+    `step` counts the optimizer steps completed by the measured network: 0 is the initial network, k the network
+    after its k-th step, as in the names of Lightning's checkpoints. `values` may hold NaN and
     infinities; a quantity that has no meaning is left out.
 
     Raises `ValueError` for a negative step or epoch, and for a value named like a field of the measurement itself.
@@ -61,7 +61,7 @@ class StepState(IntEnum):
 
     @property
     def word(self) -> str:
-        """As the record's lines name it."""
+        """The name in the lines of the record."""
         return self.name.lower()
 
     @property

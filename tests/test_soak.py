@@ -38,7 +38,7 @@ def test_the_slope_is_that_of_a_line():
 
 @pytest.mark.slow
 def test_memory_and_handles_stay_flat(tmp_path):
-    """In a process of its own: the memory of one that has run other tests goes up and down by itself."""
+    """Run in a separate process: in one that has run other tests, memory goes up and down by itself."""
     done = warm.run(SOAK, tmp_path / "run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     steps, memory_kb, handles, before, after, children = json.loads(done.stdout.splitlines()[-1])

@@ -13,7 +13,7 @@ from lightning_topo.phases._coverage import follow_coverage
 class Stretch:
     """The steps `first` to `last` of one group, all in one state; `bound` is an upper bound of r over bounded ones.
 
-    Step k leads from the weights behind k - 1 steps to those behind k.
+    Step k leads from the weights after k - 1 steps to those after k.
     """
 
     first: int
@@ -41,7 +41,7 @@ def stretches(measurements: Iterable[Measurement]) -> dict[str, tuple[Stretch, .
 
 
 def unrecorded(covered: Iterable[Stretch], since: int | None = None) -> tuple[Stretch, ...]:
-    """The steps that lie between those covered, or behind the weights at step `since`, and belong to no line: open.
+    """The steps between covered ones, and after step `since`, that no line covers; their state is open.
 
     >>> unrecorded([Stretch(1, 4, StepState.EXACT), Stretch(8, 9, StepState.EXACT)])
     (Stretch(first=5, last=7, state=<StepState.OPEN: 0>, bound=None),)
@@ -115,7 +115,7 @@ def broken_over_open(series: Sequence[tuple[int, float]], covered: Iterable[Stre
 def _unpreserved(changes: Sequence[tuple[int, Phase]], covered: Iterable[Stretch]) -> tuple[tuple[int, Phase], ...]:
     doubtful = [s for s in weakest(covered) if not s.state.certified]
     edges = sorted({step for step, _ in changes} | {edge for s in doubtful for edge in (s.first, s.last + 1)})
-    told: list[tuple[int, Phase]] = []
+    shown: list[tuple[int, Phase]] = []
     at = dict(changes)
     phase = None
     ahead = iter(doubtful)
@@ -126,9 +126,9 @@ def _unpreserved(changes: Sequence[tuple[int, Phase]], covered: Iterable[Stretch
             current = next(ahead, None)
         is_doubtful = current is not None and current.first <= step
         seen = Phase.UNKNOWN if phase is Phase.PRESERVED and is_doubtful else phase
-        if seen is not None and (not told or told[-1][1] is not seen):
-            told.append((step, seen))
-    return tuple(told)
+        if seen is not None and (not shown or shown[-1][1] is not seen):
+            shown.append((step, seen))
+    return tuple(shown)
 
 
 def _stretch(m: Measurement) -> Stretch:

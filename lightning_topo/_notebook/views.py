@@ -13,7 +13,7 @@ from lightning_topo._figures.style import abbreviated
 from lightning_topo._notebook.frames import diagrams_frame, events_frame, measurements_frame, phases_frame
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.phases import Phase, TopologyEvent, told
+from lightning_topo.phases import Phase, TopologyEvent, replay_record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ _MOST_CAPTURES = 160
 """The most captures drawn: a figure has no room for more."""
 _N_SCALES = 80
 _MOST_COMPARED = 32
-"""Of more captures, so many are compared with one another."""
+"""Compare at most this many captures with one another."""
 
 
 @runtime_checkable
@@ -206,7 +206,7 @@ class RecordViews:
 
 
 def _phases(record: Recorded) -> Mapping[str, tuple[tuple[int, Phase], ...]]:
-    phases = told(record.measurements, record.events, complete=record.thinned is None).phases
+    phases = replay_record(record.measurements, record.events, complete=record.thinned is None).phases
     return uncovered(phases, stretches(record.measurements))
 
 

@@ -18,12 +18,12 @@ def accepted(
     *,
     average: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
 ) -> Tape:
-    """The tape, with an obstacle where its replay gives another loss or another gradient than the step had.
+    """The tape, with an obstacle if the loss or gradient of its replay differs from the step's.
 
     `gradients` are those of the step by name, up to one common positive factor (loss scale, accumulation); None, or a
-    parameter that is missing or None, is not compared. Where processes share gradients, `average` does to the
-    replayed ones what the strategy has done to the step's. A tape through a user's autograd function is taken for
-    the derivative of what it computes, and so is refused without gradients that say so.
+    parameter that is missing or None, is not compared. If processes average gradients, `average` averages the
+    replayed ones as the strategy does. The replay differentiates what a user's autograd function computes, so a tape
+    with one is refused unless `gradients` confirm that.
     """
     if tape.obstacle or any(output.is_meta for output in tape.recorded):
         return tape
@@ -37,24 +37,26 @@ def accepted(
     for output, recorded in zip(outputs, tape.recorded, strict=True):
         error = _relative_error(output, recorded)
         if not error <= tolerance and not tape.gradient_obstacle:
-            return tape.replaced(obstacle=f"the replay gives another loss than the step (by {error:.1e} of it)")
+            return tape.replaced(obstacle=f"the replay's loss differs from the step's (by {error:.1e} of it)")
     sends = any(call.operator in RECORDED for call in tape.calls)
     if tape.gradient_obstacle or (sends and average is None):
         return tape
     if gradients is None:
         if tape.functions:
-            return tape.replaced(gradient_obstacle=f"{_functions(tape)} may have another gradient than its values have")
+            return tape.replaced(
+                gradient_obstacle=f"{_functions(tape)} may define a gradient other than its derivative"
+            )
         return tape
     replayed = average(replayed) if average is not None else replayed
     errors = gradient_errors(replayed, gradients)
     unlike = frozenset(name for name, error in errors.items() if not error <= 10 * tolerance)
     if not unlike:
         return tape
-    cause = f": {_functions(tape)} has another gradient than its values have" if tape.functions else ""
+    cause = f": {_functions(tape)} defines a gradient other than its derivative" if tape.functions else ""
     worst = max(unlike, key=lambda name: errors[name])
     return tape.replaced(
         unlike=unlike,
-        gradient_obstacle=f"the replay gives another gradient than the step in {len(unlike)} parameters "
+        gradient_obstacle=f"the replay's gradient differs from the step's in {len(unlike)} parameters "
         f"(in {worst} by {errors[worst]:.1e} of the largest entry){cause}",
     )
 

@@ -152,7 +152,7 @@ def place_of(index: Any) -> int | None:
 
 
 def collective_of(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Collective | None:
-    """What is known of a collective before it runs; None where the operator is none."""
+    """What is known about a collective before it runs; None if the operator is not a collective."""
     name = operator._schema.name
     if not name.startswith(("c10d::", "_c10d_functional::")):
         return None

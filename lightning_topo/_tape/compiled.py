@@ -1,4 +1,4 @@
-"""Whether anything that a module runs is compiled: then no dispatch mode may be entered around it."""
+"""Whether a module runs anything compiled; if so, no dispatch mode may be entered around it."""
 
 import sys
 import types
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def compiled_reason(module: nn.Module) -> str | None:
-    """What is compiled, below a module or in what its methods name; None where nothing is.
+    """Name a compiled part among a module's submodules or the globals its methods use; None if there is none.
 
     Dynamo gives up for good on a frame that it meets under a user's dispatch mode, so that recording would change how
     the training runs. Looks for modules and functions of `torch.compile`, `nn.Module.compile`, and Dynamo at work.
@@ -20,7 +20,7 @@ def compiled_reason(module: nn.Module) -> str | None:
     'the compiled module 0'
     """
     if _dynamo_is_at_work():
-        return "torch.compile is at work around the step"
+        return "the step runs under torch.compile"
     for path, child in module.named_modules():
         where = path or type(child).__name__
         if _is_optimized_module(child):

@@ -1,4 +1,4 @@
-"""The loss of recorded steps as a function of the parameters where they stand now."""
+"""The loss of recorded steps as a function of the present parameters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

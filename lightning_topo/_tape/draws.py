@@ -1,4 +1,4 @@
-"""The random numbers of a call: which of its tensors holds them, and which kernels keep them to themselves."""
+"""The random numbers of a call: which of its tensors holds them, and which kernels do not expose them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from lightning_topo._tape.program import Call
 
 
 def drawn_by(operator: Any, args: Sequence[Any], results: Sequence[Tensor | None]) -> Tensor | None:
-    """The tensor that holds what a call drew from a generator; None where it drew nothing, or keeps it to itself.
+    """The tensor that holds what a call drew from a generator; None if it drew nothing or does not expose it.
 
     >>> noise = torch.empty(3)
     >>> drawn_by(torch.ops.aten.normal_.default, (noise,), [noise]) is noise
@@ -28,10 +28,10 @@ def drawn_by(operator: Any, args: Sequence[Any], results: Sequence[Tensor | None
 
 
 def hidden_draws(calls: Sequence[Call]) -> str:
-    """Why a kernel's random numbers cannot be had; empty where none has any."""
+    """Why a kernel's random numbers are not available; empty if there are none."""
     for call in calls:
         dropout = call.argument("dropout_p") if "_scaled_dot_product" in call.name else None
         dropout = call.argument("dropout") if call.name == "aten::_cudnn_rnn" else dropout
         if dropout:
-            return f"{call.name} keeps its dropout mask to itself"
+            return f"{call.name} does not expose its dropout mask"
     return ""

@@ -24,11 +24,11 @@ def recorded_bytes(tape: Tape) -> int:
 
 
 _GRADIENT = 3
-"""The graph of a gradient holds about so many times what the loss's own does (measured 2.6 on a transformer)."""
+"""The graph of a gradient holds about this many times as much as the loss's own (measured 2.6 on a transformer)."""
 
 
 def graph_bytes(tape: Tape, precision: torch.dtype | None) -> int:
-    """About what the graph of the loss's gradient takes in a replay, with attention by its plain formula."""
+    """Approximate bytes of the graph of the loss's gradient in a replay, with attention by its plain formula."""
     width = 8 if precision is torch.float64 else 4
     return _GRADIENT * (_made_bytes(tape, precision) + width * sum(_attention_entries(tape)))
 

@@ -1,4 +1,4 @@
-"""Values that leave the tensors while a step runs, and whether its loss leans on them."""
+"""Values that a step reads from tensors into Python, and whether its loss depends on them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

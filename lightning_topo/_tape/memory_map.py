@@ -27,7 +27,7 @@ class _Named:
 
 
 class MemoryMap:
-    """Gives every tensor a slot. Holds parameters and constants; of all else a weak reference to its storage.
+    """Gives every tensor a slot. Holds parameters and constants; for other tensors a weak reference to the storage.
 
     A tensor is known again by its object, if that has still the memory it had, and else by its memory: `x.data`, a
     variable that autograd has saved, or a parameter whose `data` was replaced are other objects, or other memory.
@@ -101,7 +101,7 @@ class MemoryMap:
         }
 
     def constants(self) -> Mapping[int, Tensor]:
-        """What no recorded call has made."""
+        """The tensors that no recorded call has computed."""
         return self._constants
 
     # Slots

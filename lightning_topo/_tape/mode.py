@@ -18,7 +18,7 @@ class Observer(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Lets what is compiled after all, unseen by `compiled_reason`, compile as it would have."""
+        """Let code that `compiled_reason` has missed compile as it would have."""
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -37,7 +37,7 @@ class Observer(TorchDispatchMode):
 
 @contextmanager
 def outside_modes() -> Iterator[None]:
-    """Run what is inside outside of all dispatch modes: ours takes time, and the user's own would count our work."""
+    """Run the body outside all dispatch modes: ours takes time, and the user's own would count our work."""
     modes: list[Any] = [_pop_mode() for _ in _get_current_dispatch_mode_stack()]
     try:
         yield

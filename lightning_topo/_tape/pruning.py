@@ -36,7 +36,7 @@ def with_transparent_functions(
     """The calls with gradients through those inside of autograd functions, which torch runs without.
 
     That is right where a function's backward pass is the derivative of its forward pass (activation checkpointing,
-    fused kernels), and wrong for straight-through estimators: comparing gradients tells.
+    fused kernels), and wrong for straight-through estimators: comparing gradients shows it.
     """
     if not functions:
         return list(calls)

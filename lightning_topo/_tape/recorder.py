@@ -154,7 +154,7 @@ class StepRecorder:
                     self._memory.refresh(name, tensor)
 
     def leave(self) -> None:
-        """Leave the mode: nothing is recorded any more until `end`, which returns the tapes."""
+        """Leave the mode: recording stops; `end` returns the tapes."""
         self._listening = False
         if self._mode is not None:
             self._mode.leave()

@@ -192,7 +192,7 @@ def _statistics(tape: Tape) -> frozenset[int]:
 
 
 def _last_uses(tape: Tape) -> dict[int, list[int]]:
-    """The slots that are read no more after each call."""
+    """The slots that are last read by each call."""
     last: dict[int, int] = {}
     for position, call in enumerate(tape.calls):
         for slot in (*call.inputs, *call.outputs, *call.writes):

@@ -8,7 +8,7 @@ from lightning_topo.probes import Pending, Probe
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
-    """A capture that was handed over at `step`, at the cost of so many `seconds`."""
+    """A capture that was handed over at `step`, which took `seconds`."""
 
     probe: Probe
     step: int
@@ -28,7 +28,7 @@ class AwaitedResults:
         self._captures.append(awaited)
 
     def due(self, step: int | None = None) -> Iterator[Awaited]:
-        """Those to take in after so many steps (None: all), each no longer waited for when it is handed out."""
+        """Remove and return the captures due after this step (None: all)."""
         for awaited in tuple(self._captures):
             if step is None or awaited.step + awaited.pending.lag <= step:
                 self._captures.remove(awaited)

@@ -34,7 +34,7 @@ class GroupBound:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Launched:
-    """The bounds of a step, on their way from the device: whoever reads them later does not wait for it.
+    """The bounds of a step, being copied from the device, so that reading them later does not wait.
 
     `before` and `after` are the parameters, `moved` how far neurons have moved between them. `has_doubt` where the last
     value says whether the parameters stood between the step before and this one.
@@ -75,7 +75,7 @@ class Launched:
 
 
 class _Resting(Mapping[str, Tensor]):
-    """Copies of parameters that are rarely looked at, kept on another device, each brought back when asked for."""
+    """Copies of rarely used parameters, kept on another device and brought back when needed."""
 
     def __init__(
         self, parameters: Mapping[str, Tensor], names: Sequence[str], resting: Callable[[torch.device], torch.device]
@@ -142,12 +142,12 @@ class Bounds:
         return Clouds(self.groups, self._origin)
 
     def renew(self, parameters: Mapping[str, Tensor], nearest: Nearest | None = None) -> None:
-        """Take a new snapshot of all groups; of those in `nearest` an exact measurement has the distances at hand."""
+        """Take a new snapshot of all groups; `nearest` holds the distances that an exact measurement already has."""
         self._origin.take(parameters)
         self._take(parameters, nearest or {})
 
     def forget_path(self) -> None:
-        """Something else than an update has moved parameters: measure anew how far they are from the snapshot."""
+        """Something other than an update has moved parameters: measure again how far they are from the snapshot."""
         self._since, self._is_path = None, False
 
     def of_step(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, GroupBound]:
@@ -185,7 +185,7 @@ class Bounds:
         return (self._meter.lengths(launched.before, launched.after) == launched.moved).all()
 
     def doubt(self, stood: Tensor) -> None:
-        """Bound the next step from the snapshot itself where this flag turns out to be false: the path has a gap."""
+        """Bound the next step from the snapshot itself if this flag turns out false, since the path then has a gap."""
         self._doubt = stood
 
     def read(self, launched: Launched, *, stands: bool = True) -> dict[str, GroupBound]:

@@ -1,4 +1,4 @@
-"""The time that the monitor takes of a training, and what a step of the training takes without it."""
+"""The share of the time that the monitor takes, and the time of a training step without it."""
 
 from collections import deque
 from collections.abc import Iterator

@@ -20,19 +20,19 @@ from lightning_topo.probes import Clouds, Distortion, Probe
 from lightning_topo.probes._distortion import Carried
 
 EXACT_SHARE = 0.05
-"""Measurements that bounds ask for may take so much of the time ..."""
+"""Measurements because of a bound may take this share of the time ..."""
 EXACT_STEPS = 10.0
-"""... and in the beginning as long as so many steps."""
+"""... and in the beginning the time of this many steps."""
 
 RENEW_STEPS = 10
-"""A measurement of all groups leaves a new snapshot where the last one is so many steps old."""
+"""A measurement of all groups takes a new snapshot if the last one is this many steps old."""
 
 
 _UNKNOWN = GroupBound(math.inf, math.inf)
 
 
 def waits(device: torch.device) -> bool:
-    """Whether to read a bound takes until the device has done all that it was asked for before."""
+    """Whether reading a bound waits until the device has finished all earlier work."""
     return device.type == "cuda"
 
 
@@ -75,7 +75,7 @@ class Certifying:
         return self._awaited is not None
 
     def moved_outside(self) -> None:
-        """Something else than an update has moved parameters."""
+        """Something other than an update has moved parameters."""
         if self._bounds is not None:
             self._bounds.forget_path()
 
@@ -121,7 +121,7 @@ class Certifying:
         return self._certify(awaited, budget, is_due=probe in due)
 
     def finish(self, budget: Budget, *, stands: bool) -> list[Outcome]:
-        """Certify the step that is awaited; measured it can be while the parameters still `stands` as it left them."""
+        """Certify the awaited step; it can be measured only if the parameters are still as it left them (`stands`)."""
         awaited, self._awaited = self._awaited, None
         if awaited is None or self._bounds is None:
             return []
@@ -192,7 +192,7 @@ class Certifying:
         return bounds.last if bounds is not None and bounds.n_steps > 1 and self._measured_at < step - 1 else None
 
     def _settle_sharded(self, step: int, epoch: int, is_due: bool) -> list[Outcome]:
-        """Where parameters are sharded, steps are measured or open: a bound would gather them every time."""
+        """Measure or leave open the steps of sharded parameters: a bound would gather them every time."""
         groups = self._snapshots.own
         outcomes = []
         if is_due and self.probe is not None:
@@ -212,7 +212,7 @@ class Certifying:
         return budget.step_seconds is None or self._seconds <= EXACT_SHARE * budget.seconds() + at_first
 
     def _launch(self) -> Launched:
-        """Begin to bound the present updates; where there is no snapshot, it is taken of where they began."""
+        """Begin to bound the present updates; without a snapshot, take one of the clouds before them."""
         before, after = self._steps.before(), self._steps.trained()
         groups = self._snapshots.active()
         bounds = self._bounds

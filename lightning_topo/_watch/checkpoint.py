@@ -1,4 +1,4 @@
-"""The state of a watch in a checkpoint, read back with care: it may be damaged, or foreign."""
+"""The state of a watch in a checkpoint; reading checks it, as it may be damaged or of another program."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -109,13 +109,13 @@ def saved_watch(state: Any, step: int, epoch: int) -> tuple[SavedWatch | None, T
             step,
             epoch,
             severity=Severity.WARN,
-            message=f"The monitor's state in the checkpoint cannot be used: {error}. It begins anew at step {step}.",
-            remedy="Earlier steps are in the record of the run before; another checkpoint may be whole.",
+            message=f"The monitor's state in the checkpoint cannot be used: {error}. It starts again at step {step}.",
+            remedy="Earlier steps are in the previous run's record; another checkpoint may be intact.",
         )
 
 
 def resumed(step: int, epoch: int, since: str) -> TopologyEvent:
-    """A run goes on from a checkpoint; `since` is what else a reader should know."""
+    """The event of a resume from a checkpoint; `since` is a further sentence for its message."""
     return TopologyEvent(
         EventName.GAP,
         step,

@@ -80,17 +80,17 @@ class Coverage:
         return [_line(group, stretch, epoch) for group, stretch in due]
 
     def cut(self) -> None:
-        """End all stretches here: a run that goes on from here later abandons the lines that end behind it."""
+        """End all stretches here, so that a resume from this step abandons no line that begins before it."""
         self._ended += self._stretches.items()
         self._stretches = {}
 
     def take_bounds(self) -> dict[str, float]:
-        """The largest bound of each group, r itself where it was measured, since this was last asked."""
+        """The largest bound of each group since the last call, or r itself where it was measured."""
         found, self._bounds = self._bounds, {}
         return found
 
     def take_uncertified(self) -> dict[int, StepState]:
-        """Steps with a group that is spanned or open, since this was last asked."""
+        """Steps since the last call with a group that is spanned or open."""
         found, self.uncertified = self.uncertified, {}
         return found
 
@@ -127,7 +127,7 @@ class Shares:
 
 
 def _line(group: str, stretch: _Stretch, epoch: int) -> Measurement:
-    # From the weights behind step `from` to those behind `step`: what was written before is not written again.
+    # From the weights after step `from` to those after `step`: earlier steps are written already.
     values = {"from": float(stretch.written), "state": float(stretch.state)}
     if stretch.bound is not None and stretch.state is not StepState.EXACT:
         values["bound"] = stretch.bound

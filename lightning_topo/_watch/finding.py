@@ -1,4 +1,4 @@
-"""Finding the neurons of the module that trains, on its own first step as that runs."""
+"""Find the neurons of the training module in its own first step, as that runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ _REMEDY = "Name the groups by hand: TopologyMonitor(groups=declare_neurons(modul
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A group that could not be found or proved, and what would help."""
+    """A group that could not be found or verified, and a remedy."""
 
     message: str
     group: str = GLOBAL
@@ -102,7 +102,7 @@ class Finding:
         return self._from_structure(refused or ("the step had no loss to follow",), structure)
 
     def _from_structure(self, refused: tuple[str, ...], structure: nn.Module | None) -> FoundNeurons:
-        """The groups given by hand, and of each layer what feeds its neurons."""
+        """The declared groups, and for each layer its incoming weights."""
         reason = f"{refused[0]}: the step was not recorded"
         unproved = (
             replace(group, reason=group.reason or reason) if group.status == "unverified" else group

@@ -24,7 +24,7 @@ EXCHANGE_STEPS = 10
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """All that processes tell each other about the steps since the last exchange."""
+    """What processes send each other about the steps since the last exchange."""
 
     outcomes: Sequence[Outcome] = ()
     events: Sequence[TopologyEvent] = ()
@@ -78,7 +78,7 @@ class Exchange:
     def run(
         self, step: int, coverage: Coverage, due: Sequence[Probe] = (), *, last: bool = False, alone: bool = False
     ) -> None:
-        """Put together what all processes have found since the last exchange, and report it: a collective.
+        """Combine the findings of all processes since the last exchange, and report them: a collective.
 
         `due` are the probes that all have run: messages of different sizes. `last` where the training ends; `alone`
         where the other processes cannot be waited for.

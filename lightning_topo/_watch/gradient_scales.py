@@ -1,4 +1,4 @@
-"""What the training does to a gradient before the optimizer takes it: clipping, and sums over several losses."""
+"""How the training changes a gradient before the optimizer uses it: clipping, and sums over several losses."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 class GradientScales:
     """Measures s: an optimizer is handed s g for a gradient g of the recorded losses' mean.
 
-    With G the gradient behind the last backward pass, G' that with which the optimizer has stepped, and f_1, f_2, ...
+    With G the gradient after the last backward pass, G' that with which the optimizer has stepped, and f_1, f_2, ...
     the factors with which losses were differentiated since the update before,
 
         s = (f_1 + f_2 + ...) |G'| / |G|

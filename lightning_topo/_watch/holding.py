@@ -1,4 +1,4 @@
-"""Holding an update back: its critical ratio by group, and taking only a part of it."""
+"""Shrink an update that is too large: measure its critical ratio by group, and keep only a part of it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -35,18 +35,18 @@ class GuardedUpdate:
 
     @property
     def proposed_critical_ratio(self) -> float:
-        """The worst group's."""
+        """The largest proposed ratio of all groups."""
         return max(self.proposed.values(), default=0.0)
 
 
 def hold(
     update: Update, ratios: Callable[[], Mapping[str, float]], max_ratio: float, *, tries: int = _TRIES
 ) -> GuardedUpdate:
-    """Take of an update the largest part with r <= `max_ratio`, at most all of it; of an infinite one nothing.
+    """Keep the largest part of an update that has r <= `max_ratio`; drop an infinite update.
 
     `ratios` measures the critical ratio by group of the update as it stands now. The part max_ratio / r is what a
     smaller learning rate would have done, for any rule linear in it; r is measured again from the stored parameters,
-    and after so many `tries` above `max_ratio` the update is dropped. On return the parameters hold what was taken.
+    and after `tries` attempts above `max_ratio` the update is dropped. On return the parameters hold the part kept.
     """
     proposed = ratios()
     ratio = max(proposed.values(), default=0.0)

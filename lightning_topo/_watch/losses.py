@@ -1,4 +1,4 @@
-"""The loss of every step, watched without waiting for the device."""
+"""Keep the loss of every step without waiting for the device."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -94,7 +94,7 @@ class Measuring:
         return due
 
     def moved_outside(self) -> None:
-        """Something else than an update has moved parameters."""
+        """Something other than an update has moved parameters."""
         if self._certifying is not None:
             self._certifying.moved_outside()
 

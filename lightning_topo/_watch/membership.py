@@ -7,12 +7,12 @@ from torch import nn
 from lightning_topo._watch.steps import Steps
 
 READ_STEPS = 50
-"""The names of the module's parameters are read anew every so many steps."""
+"""The names of the module's parameters are read again every this many steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Parameters that joined or left what the optimizers train; `are_new` where the module did not have some before."""
+    """Parameters that the optimizers train now or train no longer; `are_new` if some are new to the module."""
 
     names: frozenset[str]
     are_new: bool

@@ -1,4 +1,4 @@
-"""The events that the engine itself reports: what it could not see, and what it could not take over."""
+"""The events that the engine itself reports: what it could not see or restore."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +29,7 @@ def members_changed(names: Sequence[str], groups: Sequence[str], step: int, epoc
         step,
         epoch,
         value=float(len(names)),
-        message=f"{_named(names)} joined or left what the optimizers train.{whose}",
+        message=f"{_named(names)} joined or left the optimizers.{whose}",
         remedy="Nothing to do: they are watched from now on.",
     )
 
@@ -44,12 +44,12 @@ def lost_beginning(groups: Sequence[str], step: int, epoch: int) -> TopologyEven
         value=float(len(groups)),
         message=f"The neurons of {_named(groups, 'groups')} when training began can no longer be read from the record: "
         "their totals are not measured.",
-        remedy="Leave reference/clouds.npz in the run folder as it is while the training runs. All else goes on.",
+        remedy="Leave reference/clouds.npz in the run folder as it is during training. All other measurements go on.",
     )
 
 
 def moved_outside(optimizer: object, names: Sequence[str], step: int, epoch: int) -> TopologyEvent:
-    """Something else than the optimizer has moved its parameters between two updates."""
+    """Something other than the optimizer has changed its parameters between two updates."""
     return TopologyEvent(
         EventName.OUTSIDE_CHANGE,
         step,
@@ -57,8 +57,8 @@ def moved_outside(optimizer: object, names: Sequence[str], step: int, epoch: int
         value=float(len(names)),
         message=f"Between two updates of {type(optimizer).__name__} something else has changed {_named(names)}. "
         "r measures the optimizer's own updates; this change is in the totals since training began.",
-        remedy="Nothing to do if this is meant, as a norm constraint, a re-initialised unit or an average is. Later "
-        "changes of this optimizer's parameters are not reported again.",
+        remedy="Nothing to do if this is intended, as with a norm constraint, a re-initialised unit or weight "
+        "averaging. Later changes of this optimizer's parameters are not reported again.",
     )
 
 

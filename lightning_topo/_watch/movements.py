@@ -49,7 +49,7 @@ class Movements:
         return bool(moved)
 
     def outside(self, optimizer: Optimizer, names: Sequence[str]) -> None:
-        """Something else than the optimizer has moved its parameters."""
+        """Something other than the optimizer has moved its parameters."""
         if not names:
             return
         self._on_outside()

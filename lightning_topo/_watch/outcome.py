@@ -26,7 +26,7 @@ class FailureKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a probe has no result, and what would help."""
+    """Why a probe has no result, and a remedy."""
 
     message: str
     remedy: str = ""
@@ -37,8 +37,8 @@ class Failure:
 class Outcome:
     """The result of one probe at one step, small enough to send between ranks.
 
-    `values` holds named numbers by group; `problems` says of a group why it could not be measured, `refused` of a
-    value why it is not taken. `lag` is set where the result is still being computed, and is due so many steps later.
+    `values` holds named numbers by group; `problems` says for a group why it could not be measured, `refused` for a
+    value why it is not taken. `lag` is set if the result is still being computed: the number of steps until it is due.
     """
 
     probe: str

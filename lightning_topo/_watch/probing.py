@@ -1,4 +1,4 @@
-"""Running the probes, and putting together what several processes have found."""
+"""Run the probes, and combine the results of several processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,7 +30,7 @@ def needs_gradient_scales(probe: Probe) -> bool:
 
 
 def needs_reference(probe: Probe) -> bool:
-    """Whether the probe looks back at the clouds of the beginning; of a probe of one's own that is not known."""
+    """Whether the probe compares with the clouds of the beginning; a user's probe does unless it says otherwise."""
     return getattr(probe, "needs_reference", True)
 
 
@@ -68,7 +68,7 @@ class Probing:
         return replace(made, seconds=clock.seconds())
 
     def collect(self, step: int | None = None, most_seconds: float | None = None) -> list[Outcome]:
-        """This process's results that are due after so many steps (None: all)."""
+        """This process's results that are due after this step (None: all)."""
         found = []
         for awaited in self.awaited.due(step):
             clock = Clock()
@@ -80,12 +80,12 @@ class Probing:
         return found
 
     def give_up(self, reason: str) -> list[Outcome]:
-        """All that is awaited, as lost: where processes can no longer put it together."""
+        """Report all awaited results as lost, if processes can no longer combine them."""
         failure = Failure(reason, kind=FailureKind.LOST)
         return [Outcome(a.probe.name, a.step, a.epoch, failure=failure) for a in self.awaited.due()]
 
     def carried(self, probe: Probe) -> Any:
-        """What the probe's last measurement has left for the next."""
+        """The value that the probe's last measurement carries over to the next."""
         previous = self._previous.get(probe.name)
         return None if previous is None else previous.carry
 

@@ -19,7 +19,7 @@ LogGroups = Literal["auto", "worst", "all"] | Sequence[str]
 _EXTREMES: Mapping[Keep, Callable[[float, float], float] | None] = {Keep.LAST: None, Keep.MAX: max, Keep.MIN: min}
 
 FEW_GROUPS = 4
-"""With "auto", the values of so many groups go to trackers one by one."""
+"""With "auto", up to this many groups have their own values sent to trackers."""
 
 
 def mangled_names(groups: Iterable[str]) -> dict[str, str]:
@@ -93,7 +93,7 @@ class Readings:
         self._names = mangled_names(self.groups)
 
     def take(self, measurement: Measurement) -> None:
-        """Take in a measurement; what only tells how it was made is not published."""
+        """Take in a measurement; values about how it was made are not published."""
         probe, group = measurement.probe, measurement.group
         slots = self._slots.setdefault((probe, group), {})
         for name, value in measurement.values.items():
@@ -133,7 +133,7 @@ class Readings:
         return self._names
 
     def row(self, step: int, epoch: int) -> Measurement:
-        """The values that are new since the last row, by key."""
+        """The new values since the last row, by key."""
         self.metrics()  # what has changed is the metrics' too, before a new period begins
         fresh, self._unsent = self._unsent, set()
         worst: dict[str, float] = {}
@@ -154,7 +154,7 @@ class Readings:
 
     @property
     def unmatched(self) -> list[str]:
-        """The patterns of `log_groups` that fit the name of no group.
+        """The patterns of `log_groups` that match no group.
 
         >>> Readings(["net.0"], ["net.*", "encodr.*"]).unmatched
         ['encodr.*']
@@ -188,7 +188,7 @@ class Readings:
         return slot
 
     def _claim(self, probe: str, group: str, name: str, *, ours: bool) -> str:
-        """A key that no other probe's value has; where ours comes later, a user's gives way."""
+        """A key that no other probe's value has; a later value of ours takes the key from a user's."""
         place = "topology" if group == GLOBAL else f"topology/{self._names[group]}"
         key = f"{place}/{name}"
         owner = self._owners.get(key)

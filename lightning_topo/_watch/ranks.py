@@ -1,4 +1,4 @@
-"""The processes of one training, and how they tell each other small things."""
+"""The processes of one training, and how they exchange small messages."""
 
 import pickle
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class ElsewhereError(RuntimeError):
 
 
 class Ranks:
-    """This process among those of a training; `alone`, it talks to nobody. Messages travel through `device`.
+    """This process among those of a training; `alone` says there are no others. Messages go through `device`.
 
     Every method below `owns` is a collective: all processes call it, in the same order, also those with nothing to
     say. What one of them raises becomes part of the message, so that none is left waiting.

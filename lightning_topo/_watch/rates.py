@@ -9,11 +9,11 @@ _OPTIONS = ("momentum", "dampening", "nesterov", "betas", "eps", "alpha", "weigh
 
 
 class Rates:
-    """Keeps the learning rate of every step until it is reported; `told` is the last that `take` gave as a change."""
+    """Keeps the learning rate of every step until it is reported; `reported` is the last that `take` returned."""
 
     def __init__(self) -> None:
         self._kept: dict[int, float] = {}
-        self.told: float | None = None
+        self.reported: float | None = None
 
     def note(self, step: int, rate: float | None) -> None:
         """Keep the rate of one step; of several updates in it the first counts."""
@@ -32,8 +32,8 @@ class Rates:
         kept, self._kept = self._kept, {}
         changes: dict[int, float] = {}
         for step, rate in kept.items():
-            if rate != self.told:
-                changes[step] = self.told = rate
+            if rate != self.reported:
+                changes[step] = self.reported = rate
         return kept, changes
 
 
@@ -51,7 +51,7 @@ def learning_rate(optimizer: Any) -> float | None:
 
 
 def optimizer_facts(optimizers: Iterable[Any]) -> Mapping[str, Any]:
-    """The optimizers' names, rates and options, as a reader of the record wants to know them."""
+    """The optimizers' names, rates and options, for readers of the record."""
     every = list(optimizers)
     first = [optimizer.param_groups[0] for optimizer in every if optimizer.param_groups]
     rates = [float(group["lr"]) for group in first if group.get("lr") is not None]

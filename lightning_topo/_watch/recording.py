@@ -15,7 +15,7 @@ from lightning_topo._watch.training_loss import TrainingLoss
 from lightning_topo.neurons._capture import sharding
 
 RECORD_EVERY = 4
-"""Before a probe that evaluates the loss, every so many steps are recorded until there are enough samples."""
+"""Record every this many steps before a probe evaluates the loss, until there are enough samples."""
 
 _SHARDS = {
     "tensor_parallel": "activations of tensor parallel are spread over processes",
@@ -29,8 +29,8 @@ class Recording:
     """Records steps as they run, one tape for each loss; a module with compiled parts is never recorded.
 
     `obstacle` says why nothing can be recorded; empty where it can. `training_loss` is given what it wants of the
-    recorded steps; None where no probe evaluates losses. `steps_until` tells in how many steps one does; None where
-    that is not known. `runs_eagerly` where compiled parts will not run compiled.
+    recorded steps; None where no probe evaluates losses. `steps_until` returns in how many steps one does; None if
+    that is not known. `runs_eagerly` says that compiled parts will not run compiled.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Recording:
         self._is_open = True
 
     def end(self) -> list[Tape]:
-        """The accepted tapes of the step, one for each loss; whatever has happened in it."""
+        """The accepted tapes of the step, one for each loss; also if the step failed."""
         while self._handles:
             self._handles.pop().remove()
         if self._recorder.is_active:

@@ -27,7 +27,7 @@ from lightning_topo.probes import Clouds, Probe
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """This process's clouds of the beginning; `is_kept` where they are those that an earlier session kept."""
+    """This process's clouds of the beginning; `is_kept` if an earlier session has kept them."""
 
     clouds: ReferenceClouds
     is_kept: bool
@@ -44,14 +44,14 @@ def begin_reference(
 ) -> TopologyEvent | None:
     """Give snapshots the clouds of the beginning: those that a resumed run kept, else those before `step`.
 
-    Returns the event that says so where the run was resumed. A collective.
+    Returns the event that reports a resume, if the run was resumed. A collective.
     """
     # Only a resumed run and a branch read the file again, which is as large as the parameters, and only for probes that
     # measure since the beginning: where there is none of these, it is not written.
     if not any(map(needs_reference, probes)):
         return None if saved is None else resumed(training.step, training.epoch, saved.under_way())
     start = snapshots.before(step)
-    # What lies in flat shards is known only behind the first step.
+    # Neurons in flat shards are known only after the first step.
     start, at = (snapshots.now(), step) if start is None else (start, step - 1)
     own = start.only(group.name for group in snapshots.active())
     empty = ReferenceClouds(next((p.device for p in training.module.parameters()), "cpu"))
@@ -66,7 +66,7 @@ def begin_reference(
 def keep_parameters(
     store: ReferenceStore | None, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]
 ) -> None:
-    """Hand what became of every parameter to rank 0's store."""
+    """Hand the groups of every parameter to rank 0's store."""
     if store is not None:
         store.parameters(groups, coverage)
 

@@ -11,7 +11,7 @@ from lightning_topo._watch.output import ReferenceStore
 from lightning_topo.probes._probe import CloudMissing
 
 MOST_HELD = 1 << 24
-"""Clouds are held in memory up to so many bytes together; what the store has beyond is read when asked for."""
+"""Hold clouds in memory up to this many bytes in all; read the others from the store when needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class ReferenceClouds(Mapping[str, Tensor]):
         self._held: dict[str, Tensor] = {}
         self._left: dict[str, tuple[Stored, ReferenceStore]] = {}
         self._lost: set[str] = set()
-        self._has_told = False
+        self._has_reported = False
 
     def hold(self, name: str, cloud: Tensor) -> None:
         """Hold a group's cloud in memory, in place of what was known of it."""
@@ -69,14 +69,14 @@ class ReferenceClouds(Mapping[str, Tensor]):
         fitting = {name for name, shape in shapes.items() if self.shape(name) == shape}
         found._held = {name: cloud for name, cloud in self._held.items() if name in fitting}
         found._left = {name: left for name, left in self._left.items() if name in fitting}
-        found._lost, found._has_told = self._lost, self._has_told
+        found._lost, found._has_reported = self._lost, self._has_reported
         return found
 
     def take_lost(self) -> list[str]:
-        """The groups whose clouds could not be read; empty once that was told."""
-        if self._has_told or not self._lost:
+        """The groups whose clouds could not be read; empty after the first call that returned some."""
+        if self._has_reported or not self._lost:
             return []
-        self._has_told = True
+        self._has_reported = True
         return sorted(self._lost)
 
     def __getitem__(self, name: str) -> Tensor:

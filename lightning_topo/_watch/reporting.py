@@ -1,4 +1,4 @@
-"""From measurements to what leaves the engine: readings, phases and events, and the outputs."""
+"""Turn measurements into readings, phases and events, and pass all to the outputs."""
 
 from collections.abc import Iterable, Mapping
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def _libc_memcmp() -> Callable[[int, int, int], int] | None:
-    """C's own comparison; None where it cannot be had (Windows)."""
+    """C's own comparison; None if it is not available (Windows)."""
     try:
         function = ctypes.CDLL(None).memcmp
     except (AttributeError, OSError, TypeError):

@@ -1,4 +1,4 @@
-"""When each probe measures: at every so many steps or epochs, or at random times that the budget allows."""
+"""When each probe measures: at a fixed period in steps or epochs, or at random times that the budget allows."""
 
 import math
 import random
@@ -13,22 +13,22 @@ from lightning_topo.probes import Period
 Unit = Literal["step", "epoch"]
 
 _POINTS = 128
-"""Adaptive probes spread over the planned run: about so many measurements."""
+"""Adaptive probes spread about this many measurements over the planned run."""
 _EARLY_STEPS = 200
 _EARLY_OVERHEAD = 0.03
 """In the first steps, which a short run consists of, exact distortions may take more ..."""
 _EARLY_TIME = 32.0
-"""... and a probe that is known to be cheap, until it has taken as long as so many steps: a phase needs several
+"""... and so may a cheap probe, until it has taken the time of this many steps: a phase needs several
 measurements."""
 _ONCE = 0.02
 """A probe that takes no more than this part of a planned run measures once in it, paid for or not."""
 _IDLE = 0.1
 """A probe that takes less than this part of a step has nothing to measure, and leaves its share to the others."""
 _HASTE = 0.05
-"""What a probe may take that is to measure soon again."""
+"""The share of the time for a probe that asked to measure again soon."""
 _GUESS_STEPS = 12.0
 _GUESS_SECONDS = 0.5
-"""What a measurement is taken to cost before the first: so many training steps, and the import of an engine."""
+"""The assumed cost before the first measurement: this many training steps, and the import of an engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Schedule:
         return min((steps for steps in left if steps is not None), default=None)
 
     def expect(self, name: str, steps: float, *, like: str | None = None) -> None:
-        """Say what the first measurement of a probe takes: so many training steps, and no less than that of another."""
+        """Set the expected cost of a probe's first measurement, in training steps; at least that of probe `like`."""
         self._expected[name] = steps
         if like is not None:
             self._like[name] = like
@@ -163,7 +163,7 @@ class Schedule:
         return self._guess(name, seconds) < _ONCE * seconds * (self.planned_steps or 0)
 
     def _guess(self, name: str, seconds: float) -> float:
-        """What the first measurement is taken to cost where a step takes so many seconds."""
+        """The expected cost of the first measurement, for steps of this many seconds."""
         if name in self.guesses:
             return self.guesses[name] * seconds
         if name in self._expected:

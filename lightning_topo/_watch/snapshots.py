@@ -1,4 +1,4 @@
-"""What this process sees of the network at one step: its share of the groups, and where the step began."""
+"""This process's share of the neurons at one step, and before it."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -44,14 +44,14 @@ class Snapshots:
         return self._training.module
 
     def active(self) -> tuple[NeuronGroup, ...]:
-        """Of this process's groups those in which an optimizer trains something."""
+        """This process's groups in which an optimizer trains something."""
         if self.sharding != "whole":
             return self.own
         trained = self._steps.trained()
         return tuple(group for group in self.own if not self._members[group.name].isdisjoint(trained))
 
     def touched(self) -> tuple[NeuronGroup, ...]:
-        """Of this process's groups those of which the present batch's updates have a part."""
+        """This process's groups that the present batch's updates change."""
         names = {name for update in self._steps.pending for name in update.after}
         return tuple(group for group in self.own if not self._members[group.name].isdisjoint(names))
 
@@ -116,7 +116,7 @@ class Snapshots:
         previous: ProbeResult | None,
         groups: Sequence[NeuronGroup] | None = None,
     ) -> Capture:
-        """What one probe is given; of a probe by group only these `groups`."""
+        """The capture for one probe; a probe by group gets only these `groups`."""
         mine = self.active() if groups is None else tuple(groups)
         self._refer_anew(mine, step, now)
         wants_parameters = getattr(probe, "needs_parameters_before", False) and self.sharding == "whole"

@@ -66,12 +66,11 @@ class Steps:
 
     `guards` are called right after an update, before anything looks at it; they may change the parameters.
     `on_settle` is called before a second update in one batch overwrites the copies of the first, `on_deferred` before
-    the first of a batch does so where the last batch's were left as they are (`defer`), and told whether the parameters
-    still stand as those updates left them. `on_outside` is
-    called with names where something else has moved parameters between two updates. `on_begin` is called before an
-    update, and told whether it runs a closure; `on_end` after it and the guards. `gradients` knows what the training
-    does to a gradient before an optimizer takes it. What fails here is kept in `failures`: it must not end an
-    optimizer's step.
+    the first update of a batch overwrites copies that were kept for later (`defer`), with whether the parameters are
+    still as the deferred updates left them. `on_outside` is called with the names of parameters that something else
+    has moved between two updates. `on_begin` is called before an update, with whether it runs a closure; `on_end` after
+    it and the guards. `gradients` measures what the training does to a gradient before an optimizer takes it. Errors
+    here are kept in `failures`: they must not end an optimizer's step.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The loss that the training descends, on samples that it has had, at the parameters as they stand."""
+"""The training's own loss, on samples of recorded steps, at the present parameters."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -66,7 +66,7 @@ class TrainingLoss:
         self._cuts.forget_all_but(self._tapes)
 
     def refuse(self, obstacle: str) -> None:
-        """Nothing can be recorded, for this reason."""
+        """Note the reason why nothing can be recorded."""
         self.obstacle = obstacle
 
     @contextmanager

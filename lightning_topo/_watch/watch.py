@@ -67,7 +67,7 @@ class Watch:
         self._training_loss = TrainingLoss(training, settings.seed)
         without_loss = Distortion | Fate | Persistence
         of_loss = [probe for probe in settings.measured if not isinstance(probe, without_loss)]
-        # A probe that tells its cost takes the step that it measures, and no samples of others.
+        # A probe that declares its cost takes the step that it measures, and no samples of others.
         self._sampling = [probe.name for probe in of_loss if getattr(probe, "expected_cost", None) is None]
         self._recording = Recording(
             training, self._training_loss if of_loss else None, partial(self._schedule.steps_until_any, self._sampling)
@@ -125,7 +125,7 @@ class Watch:
 
     @property
     def last_step(self) -> int:
-        """The step of the last update; before the first, how many steps lay behind the network at the start."""
+        """The step of the last update; before the first, the number of steps completed at the start."""
         return self._last_step
 
     @property
@@ -145,11 +145,11 @@ class Watch:
             dict(self._schedule.slots),
             self._exchange.shares,
             self._probing.awaited.steps,
-            self._exchange.rates.told,
+            self._exchange.rates.reported,
         ).to_dict()
 
     def proposed(self, group: str, ratio: float) -> None:
-        """Note the critical ratio of an update that a guard did not let pass as it was, until the batch is over."""
+        """Note the critical ratio of an update that a guard has changed, until the batch is over."""
         self._exchange.proposed[group] = max(ratio, self._exchange.proposed.get(group, 0.0))
 
     def stopped(self, values: Mapping[str, float]) -> None:
@@ -311,13 +311,13 @@ class Watch:
     # --- the start --------------------------------------------------------------------------------------------------
 
     def find_neurons(self) -> Sequence[NeuronGroup]:
-        """Find the neurons on what has been recorded of the present batch so far; a collective."""
+        """Find the neurons on the part of the present batch recorded so far; a collective."""
         if not self.groups:
             self.groups = self._finding.groups(self._recording.so_far(), self._recording.obstacle)
         return self.groups
 
     def _start(self, step: int) -> None:
-        """The first step is done: find the neurons, and tell the outputs."""
+        """The first step is done: find the neurons, and start the outputs."""
         training, settings, saved = self._training, self._settings, self._saved
         snapshots = self._settle_in()
         snapshots.begun_at(step, self._shards)
@@ -327,7 +327,7 @@ class Watch:
         self._reporting.start(run)
         if saved is not None:
             self._schedule.slots.update(saved.slots)
-            self._exchange.rates.told = saved.rate
+            self._exchange.rates.reported = saved.rate
         for name in self._sampling:
             self._schedule.expect(name, STEPS_PER_TAPE * (1 + self._training_loss.n_wanted))
         self._schedule.expect("fate", STEPS_PER_FATE, like="distortion")
@@ -352,7 +352,7 @@ class Watch:
         return snapshots
 
     def _follow_members(self, step: int) -> None:
-        """Take in that other parameters are trained now than before this step."""
+        """Take in which parameters joined or left the training in this step."""
         assert self._measuring.snapshots is not None
         assert self._membership is not None
         change = self._membership.change(step)
@@ -380,7 +380,7 @@ class Watch:
         self._publish(step, log=log or bool(due))
 
     def _share(self, step: int, due: Sequence[Probe] = (), *, last: bool = False, alone: bool = False) -> None:
-        """Put together and report what all processes have found since this was last done."""
+        """Combine and report the findings of all processes since the last exchange."""
         self._exchange.run(step, self._measuring.coverage, due, last=last, alone=alone)
         if not alone:
             self._raise_first_error()

@@ -168,7 +168,7 @@ class TopologyEarlyStopping(Callback):
         self._counted = StopState(step=self._counted.step)
 
     def _check_groups(self, trainer: Trainer) -> None:
-        """Say once that a pattern fits no group: it is nearly always misspelt."""
+        """Warn once of a pattern that matches no group: it is nearly always misspelt."""
         if self._groups_checked or self.rules.groups is None:
             return
         self._groups_checked = True

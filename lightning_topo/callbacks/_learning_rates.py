@@ -37,7 +37,7 @@ def overwriting_schedulers(schedulers: Iterable[Any]) -> list[str]:
 
 
 def unscalable_schedulers(schedulers: Iterable[Any]) -> list[str]:
-    """The names of those that bring learning rates of their own, whatever the one they start from, or may do so.
+    """The names of schedulers that may set learning rates of their own, whatever rate they start from.
 
     `LambdaLR` and `CosineAnnealingWarmRestarts` overwrite the present one, by a multiple of that which they start from.
     """
@@ -45,7 +45,7 @@ def unscalable_schedulers(schedulers: Iterable[Any]) -> list[str]:
 
 
 def scale_learning_rate(optimizer: Optimizer, factor: float, schedulers: Iterable[Any] = ()) -> None:
-    """Multiply the learning rate of all parameter groups, and that from which the optimizer's schedulers start.
+    """Multiply the learning rate of all parameter groups, and the starting rate of the optimizer's schedulers.
 
     The latter because `SequentialLR` at its milestones and `CosineAnnealingLR` after its minimum begin with it again.
     """
@@ -60,7 +60,7 @@ def scale_learning_rate(optimizer: Optimizer, factor: float, schedulers: Iterabl
 
 
 def _with_parts(schedulers: Iterable[Any]) -> Iterator[Any]:
-    """Each scheduler, and those that it is made of."""
+    """Each scheduler, and those that it chains."""
     for scheduler in schedulers:
         yield scheduler
         yield from _with_parts(getattr(scheduler, "_schedulers", ()))

@@ -54,7 +54,7 @@ def _current_hook(trainer: Trainer) -> str | None:
 
 
 def _lacks_a_step(loop: Any) -> bool:
-    """What `_TrainingEpochLoop.reset` asks before it counts the step in which the checkpoint was saved."""
+    """The condition under which `_TrainingEpochLoop.reset` counts the step in which the checkpoint was saved."""
     in_time = loop.restarted_on_train_batch_end or not loop.restarted_on_last
     return not loop._should_accumulate() and in_time
 

@@ -41,26 +41,26 @@ class TopologyLRFinder(Callback):
     As with Lightning's `LearningRateFinder`, the sweep is a short real training in which the learning rate rises from
     step to step; the arguments of the same names mean the same. For each learning rate it records the loss, and
 
-    - r of the step that the sweep takes there. For one step r = lr K, K the Lipschitz constant of the update as
-      observed on this cloud: for a rule linear in lr the critical learning rate of this very step is lr / r. K changes
-      along the sweep with weights, batch and optimizer state: these are steps of a training that was warmed up to lr;
-    - r of a *first* step at lr, from the weights and optimizer state at the start: a training that begins at lr with no
-      warm-up. For adaptive optimizers it is often far larger, as their first step has unit size in every entry;
-    - `eta_lambda` and the sharpness ratio of the loss where the sweep stands, on the first 256 samples: what the
-      paper's sufficient condition, and the edge of stability, say of a step at lr.
+    - r of the step that the sweep takes at lr, the largest over all groups of neurons. r = lr K, with K the Lipschitz
+      constant of the update on the neurons of the group. If the update is linear in lr, the critical learning rate of
+      this one step is lr / r. The sweep raises lr gradually, so its r is that of a warmed-up training;
+    - r of a *first* step at lr, from the weights and optimizer state at the start: that of a training without warm-up.
+      For adaptive optimizers it is often far larger, as their first step has unit size in every entry;
+    - `eta_lambda` (the paper's sufficient condition) and the sharpness ratio (1 at the edge of stability) at lr, of the
+      loss on the first 256 samples at the sweep's present weights.
 
-    `suggestion_by_ratio` is the largest learning rate up to which both r were below 1, `suggestion_by_curvature` the
-    largest up to which `eta_lambda` was, past the first steps of Adam and its like. The first is what was observed, and
-    says nothing of later steps; the second is usually far smaller, and no certificate either. Where the sweep does not
-    cross the critical point, there is no suggestion by it: r of many networks is still below 1 where the loss diverges.
+    `suggestion_by_ratio` is the largest learning rate up to which both r were below 1; it is an observation, and does
+    not cover later steps. `suggestion_by_curvature` is the largest up to which `eta_lambda` was below 1, leaving out
+    the first steps of Adam and its like; it is usually far smaller, and no certificate either. A suggestion is None
+    if the sweep did not cross its critical point: for many networks r is still below 1 where the loss diverges.
 
-    Everything is afterwards bitwise as it was: the batches come from copies of the dataloaders, through their samplers
-    and the transfer hooks, and weights, optimizer, buffers, metrics, scaler, random states and what samplers and data
-    sets remember are put back. Schedulers, loops, loggers and other callbacks take no part. A resumed training is not
-    swept again, nor is `fast_dev_run`.
+    The sweep leaves no trace. It draws batches from copies of the dataloaders, through their samplers and the transfer
+    hooks, and restores weights, optimizer, buffers, metrics, scaler, random states and the states of samplers and data
+    sets, bit for bit. Schedulers, loops, loggers and other callbacks take no part. There is no sweep in a resumed
+    training or under `fast_dev_run`.
 
-    With several processes that hold whole parameters (DDP) each draws batches of its own, and all get the result of
-    one process that accumulates as many batches.
+    With several processes that hold whole parameters (DDP), each draws its own batches, and all get the result of one
+    process that accumulates as many batches.
 
     The result is in `sweep`, an `LRSweep`, and `sweep.plot()` draws it. The order of the callbacks does not matter.
 
@@ -77,7 +77,7 @@ class TopologyLRFinder(Callback):
         groups: The groups of neurons, or "auto" to find and verify them.
         sharpness: How to measure the curvature, "auto" for `Sharpness()`, or None to leave it out, which makes the
             sweep several times faster.
-        seed: Of the order of batches, of dropout in the sweep, and of the search for groups.
+        seed: Seeds the order of batches, dropout in the sweep, and the search for groups.
 
     With several parameter groups the learning rate is the first group's; the others keep their ratio to it.
 
@@ -197,7 +197,7 @@ class TopologyLRFinder(Callback):
         rank_zero_info(f"TopologyLRFinder: the learning rate ({attribute}) is set to {lr:.6g}.")
 
     def _refuse(self, trainer: Trainer, module: LightningModule) -> str | None:
-        """Raise where a sweep has no meaning; the attribute to set, if one is to be set."""
+        """Raise if a sweep makes no sense here; return the attribute to set, None if there is none."""
         if (why := _obstacle(trainer, module)) is not None:
             raise misconfigured(
                 trainer,
@@ -209,7 +209,7 @@ class TopologyLRFinder(Callback):
             raise misconfigured(
                 trainer,
                 f"TopologyLRFinder(update_attr=True) sets the learning rate, and {', '.join(found)} would overwrite "
-                "it. Use update_attr=False, and give the scheduler what `sweep.suggestion` says.",
+                "it. Use update_attr=False, and set the scheduler to `sweep.suggestion`.",
             )
         names = (self.attr_name,) if self.attr_name else ("lr", "learning_rate")
         for name in names:
@@ -222,7 +222,7 @@ class TopologyLRFinder(Callback):
 
 
 def _obstacle(trainer: Trainer, module: LightningModule) -> str | None:
-    """Why no sweep can be made of this training; None where it can."""
+    """Why this training cannot be swept; None if it can."""
     if len(trainer.optimizers) != 1:
         return f"works with one optimizer, and configure_optimizers returned {len(trainer.optimizers)}"
     if not module.automatic_optimization:

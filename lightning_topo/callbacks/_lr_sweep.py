@@ -60,8 +60,8 @@ class LRSweep:
 
     def __str__(self) -> str:
         parts = (
-            _said("critical ratio r", self.lrs, self.critical_ratios, self.suggestion_by_ratio),
-            _said("eta_lambda", self.lrs, self.eta_lambdas, self.suggestion_by_curvature),
+            _in_words("critical ratio r", self.lrs, self.critical_ratios, self.suggestion_by_ratio),
+            _in_words("eta_lambda", self.lrs, self.eta_lambdas, self.suggestion_by_curvature),
         )
         end = f" The loss diverged at {self.lrs[-1]:.3g}." if self.diverged else ""
         return f"{len(self.lrs)} learning rates from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g}: {'; '.join(parts)}.{end}"
@@ -111,7 +111,7 @@ def _last_below(lrs: Sequence[float], values: Sequence[float], settles: bool = F
     return None
 
 
-def _said(name: str, lrs: Sequence[float], values: Sequence[float], suggestion: float | None) -> str:
+def _in_words(name: str, lrs: Sequence[float], values: Sequence[float], suggestion: float | None) -> str:
     known = [value for value in values if not math.isnan(value)]
     if suggestion is not None:
         return f"{name} stays below 1 up to {suggestion:.3g}"

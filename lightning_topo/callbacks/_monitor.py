@@ -32,24 +32,24 @@ class TopologyMonitor(WatchedTraining, Callback):
     every group of neurons, and how close the training is to the edge of stability; detects phases and events; sends
     values to `trainer.callback_metrics` and to every logger under `topology/...`; keeps a record and a report.
 
-    The neurons are found on the first training step as it runs: nothing of the module's code is run a second time.
-    A trainer may have several monitors, each with a `dirpath` of its own; two of one folder it refuses as it is made.
+    The neurons are found in the first training step as it runs; none of the module's code runs a second time. A trainer
+    may have several monitors, each with its own `dirpath`; two with the same one are an error.
 
     Args:
         probes: What to measure; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
         groups: The groups of neurons, or "auto" to find and verify them in the first step.
         dirpath: The run folder; by default `topology` beside Lightning's checkpoints.
-        log_groups: Which groups' values go to the loggers beside the network's: per quantity the "worst" group's,
-            "all", or the worst and those whose name fits a pattern; "auto" is "all" for at most 4 groups.
-            `callback_metrics` and the record hold all.
-        max_overhead: The fraction of wall time that periods set to "auto" may take together; None leaves them dense.
+        log_groups: Which groups' values go to the loggers besides the network's: "all"; "worst", the worst group of
+            each quantity; or patterns, for the worst and the groups whose names match. "auto" is "all" for at most 4
+            groups, else "worst". `callback_metrics` and the record hold all.
+        max_overhead: The fraction of wall time that probes with the period "auto" may take in all; None sets no limit.
         report: Whether to write `report.html` into the run folder.
         on_error: "warn" and go on when a measurement fails, or "raise".
-        seed: Of the monitor's own random choices (times of measurements, verification).
+        seed: Seeds the monitor's own random choices: times of measurements, permutations that verify groups.
         verbose: Whether to show the phase and the critical ratio in the progress bar, a line for each event, and a
             summary at the end.
-        max_record_mb: Where the record becomes larger, older measurements are thinned, with their extremes kept;
-            events are all kept. None (the default) keeps everything.
+        max_record_mb: Above this size, older measurements are merged, keeping their extremes; all events are kept.
+            None (the default) keeps everything.
         rules: The thresholds between phases.
 
     Raises:
@@ -118,12 +118,12 @@ class TopologyMonitor(WatchedTraining, Callback):
             return None
 
     def note_proposal(self, group: str, ratio: float) -> None:
-        """Take in the critical ratio of an update that a guard did not let pass as it was."""
+        """Take in the critical ratio of an update that a guard has changed."""
         if self.watch is not None:
             self.watch.proposed(group, ratio)
 
     def note_stop(self, values: Mapping[str, float]) -> None:
-        """Take in that a gate stops the training, with the numbers that made it."""
+        """Take in that a gate stops the training, with the numbers behind its decision."""
         with self._guarded("could not note that training was stopped"):
             if self.watch is not None:
                 self.watch.stopped(values)

@@ -56,7 +56,7 @@ class TopologyStepGuard(Callback):
         mode: "rescale" as above; "skip" drops the update instead; "lower_lr" lets it pass and multiplies the learning
             rate of the optimizer's next steps by f (at least 0.1 at once), which certifies nothing.
         groups: The groups of neurons, or "auto" for those of the monitor, else to find and verify them.
-        seed: Of the search for groups.
+        seed: Seeds the search for groups.
 
     Raises:
         ValueError: A parameter is out of its range.

@@ -38,7 +38,7 @@ class TrainerPrinter:
             rank_zero_info(text)
 
     def _bar(self) -> Any:
-        """Lightning's progress bar, if it shows; of its kinds only some say so."""
+        """Lightning's progress bar, if it is shown; only some kinds have such a flag."""
         bar = self.trainer.progress_bar_callback
         return bar if getattr(bar, "is_enabled", False) else None
 

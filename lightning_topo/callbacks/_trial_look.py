@@ -1,4 +1,4 @@
-"""What a few recorded trial losses show: the neurons of a network, and its loss on samples of the training."""
+"""Find the neurons of a network from a few recorded trial losses, and its loss on training samples."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _MOST_BATCHES = 64
 
 @dataclass(frozen=True, slots=True)
 class TrialLook:
-    """The groups with something to measure, verified; what was not found, in words; the loss on recorded samples."""
+    """The verified groups with something to measure; the problems, in words; the loss on recorded samples."""
 
     groups: tuple[NeuronGroup, ...]
     problems: str

@@ -13,7 +13,7 @@ from lightning_topo.geometry._precision import wide_dtype, worst_case_slack
 from lightning_topo.geometry._tile_bounds import Extreme, Extremes
 
 MAX_ROWS = 128
-"""Clouds of at most so many neurons are searched together."""
+"""Clouds of at most this many neurons are searched together."""
 
 _ACCURACY = 1e-7
 _ENTRIES = 1 << 16

@@ -45,9 +45,9 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BoundTable:
-    """Snapshots of several groups laid out so that a few kernels bound a step of all of them.
+    """Snapshots of several groups in one layout, so that a few kernels bound a step of all groups.
 
-    Rows are those of all snapshots one after the other, each block by block.
+    Its rows are the neurons of all snapshots, one snapshot after the other and one block after the other.
 
     >>> from lightning_topo.geometry import snapshot
     >>> table = BoundTable.of([snapshot(torch.tensor([[0.0], [1.0], [3.0]])), snapshot(torch.zeros(1, 1))])
@@ -119,7 +119,7 @@ def _bucket(snapshots: Sequence[Snapshot], members: Sequence[int], starts: Seque
 
 
 def upper_norms(squares: Float[Tensor, "..."], d: int, work: torch.dtype) -> Float[Tensor, "..."]:
-    """Upper bounds of |Δ_i| from sums of the d squares of its entries, each a rounded difference, in dtype `work`."""
+    """Upper bounds of |Δ_i| from `squares`, the sums over d entries of squared differences in dtype `work`."""
     wide = wide_dtype(squares.device)
     slack, vanished = worst_case_slack(work, d), d * torch.finfo(work).tiny
     return squares.to(wide).mul(1 + slack).add_(vanished).sqrt_()
@@ -130,7 +130,7 @@ def displacement_lengths(
 ) -> Float[Tensor, "*b n"]:
     """Upper bounds of |Δ_i|, or with `centre` of |Δ_i - mean Δ|, rounding included.
 
-    A common shift changes no distance, and `centre` takes it out, at twice the cost.
+    A common shift of all neurons changes no distance; `centre` removes it, at twice the cost.
     """
     d = before.shape[-1]
     work = worst_case_work(torch.promote_types(before.dtype, after.dtype), before.device, d)
@@ -145,9 +145,10 @@ def displacement_lengths(
 
 
 def pair_bounds(pairs: Snapshot, before: Float[Tensor, "p 2 d"], after: Float[Tensor, "p 2 d"]) -> Float[Tensor, ""]:
-    """The largest ratio over a snapshot's `pairs`, from their rows before and after: `points.flatten(0, 1)[pairs]`.
+    """The largest |Δ_i - Δ_j| / d_ij over a snapshot's `pairs` alone, rounding included.
 
-    inf where neurons that were equal at the snapshot are not, before or after. For the span `before` is the snapshot.
+    `before` and `after` hold the two rows of each pair: `points.flatten(0, 1)[pairs]`. For the span since the snapshot,
+    `before` is the snapshot's own cloud. The result is inf if neurons that were equal at the snapshot have parted.
     """
     wide = wide_dtype(before.device)
     result = torch.zeros((), dtype=wide, device=before.device)
@@ -171,10 +172,15 @@ def pair_bounds(pairs: Snapshot, before: Float[Tensor, "p 2 d"], after: Float[Te
 def step_bounds(
     moves: Sequence[tuple[Snapshot, Tensor, Tensor]], table: BoundTable | None = None, centre: bool = False
 ) -> StepBound:
-    """Upper bounds of r of each step, and of the span since its snapshot; a move is (snapshot, before, after).
+    """Upper bounds of r of a step of several groups, and of r from each group's snapshot to the end of the step.
 
-    Clouds are (n, d) or (b, n, d), as at the snapshot. `table` is `BoundTable.of` the same snapshots, made once.
-    Nothing waits for the device. The bounds hold for the values as they are stored: rounding is part of them.
+    The bounds hold for the stored values, rounding included. The call does not wait for the device.
+
+    Args:
+        moves: For each group its snapshot, and its cloud before and after the step, (n, d) or (b, n, d) as at the
+            snapshot.
+        table: `BoundTable.of` the same snapshots, to save building it again.
+        centre: Whether to subtract the mean displacement first, which makes bounds tighter.
 
     Raises:
         ValueError: a cloud has another shape than its snapshot, or the snapshot no origin.

@@ -18,7 +18,7 @@ from lightning_topo.geometry._precision import full_precision
 from lightning_topo.geometry._tile_bounds import Extreme, Extremes, Pair
 
 _TOGETHER = 1 << 19
-"""Small clouds are searched together up to so many entries, of which some ten copies in float64 are made."""
+"""Small clouds are searched together up to this many entries; the search makes about ten copies in float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class StepDistortion:
         expansion       b = max d'_ij / d_ij
 
     and 1 - r <= a <= b <= 1 + r. If r < 1, no two distinct neurons merged in this step, and the step map is
-    bi-Lipschitz with constants 1 - r and 1 + r. A pair with d_ij = 0 counts with ratio 1 and q = 0 where it
-    stays together, and with r = b = inf where it splits. Without any pair, r = 0 and a = b = 1.
+    bi-Lipschitz with constants 1 - r and 1 + r. A pair with d_ij = 0 counts with d'/d = 1 and |Δ_i - Δ_j|/d = 0
+    where it stays together, and with r = b = inf where it splits. Without any pair, r = 0 and a = b = 1.
 
     `n_coincident`, `n_split` and `n_merged` count pairs: those with d_ij = 0, those of them with d'_ij > 0,
     and those with d_ij > 0 and d'_ij = 0.
@@ -145,7 +145,7 @@ def distortions(
 
 
 def block_distortions(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"]) -> tuple[StepDistortion, ...]:
-    """`step_distortion` of each of b clouds, small ones together.
+    """`step_distortion` of each of b clouds; small clouds are batched.
 
     Raises:
         TypeError, ValueError: as `step_distortion`.
@@ -165,8 +165,7 @@ def block_distortions(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n 
 def _of_large(
     before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], reference: Float[Tensor, "n d"] | None
 ) -> tuple[StepDistortion, StepDistortion, Float[Tensor, " n"], Float[Tensor, " 1"]]:
-    """What `distortions` holds of one block; a cloud that rests takes no search. `before` serves where there is no
-    reference."""
+    """`distortions` of one block; a cloud that has not moved takes no search. Without a reference it is `before`."""
     reference = before if reference is None else reference
     if torch.equal(before, after):
         total = _of_cloud(reference, after)
@@ -182,7 +181,7 @@ def _of_large(
 def _of_blocks(
     before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"]
 ) -> tuple[list[StepDistortion], Float[Tensor, "b n"], Float[Tensor, "b 1"]]:
-    """Small clouds together, and those one by one for which that does not do; with what bounds distances after."""
+    """Search small clouds together, and unresolved ones one by one; also lower bounds of the distances after."""
     found: list[StepDistortion] = []
     bounds: list[tuple[Tensor, Tensor]] = []
     for some in _chunks(before):
@@ -201,7 +200,7 @@ def _of_blocks(
 def _of_blocks_twice(
     before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"], reference: Float[Tensor, "b n d"] | None
 ) -> tuple[list[StepDistortion], list[StepDistortion], Float[Tensor, "b n"], Float[Tensor, "b 1"]]:
-    """Of small clouds the steps from where they were before, and from the reference if there is one."""
+    """The distortions of small clouds since before the step, and since the reference if there is one."""
     b, n, d = after.shape
     if reference is not None and not torch.equal(reference, before) and 2 * b * n * max(n, d) <= _TOGETHER:
         both, nearest, clear = _of_blocks(torch.cat([before, reference]), torch.cat([after, after]))

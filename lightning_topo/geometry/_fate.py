@@ -1,4 +1,4 @@
-"""The fate of neurons: how many are independent, vanishing, aligned or merged, and how many the cloud is worth.
+"""The fate of neurons: how many are independent, vanishing, aligned or merged, and their effective number.
 
 All counts come from products x_i·x_j, tile by tile: no n by n matrix is held.
 """
@@ -39,10 +39,11 @@ _TILE = 1024
 
 @dataclass(frozen=True, slots=True)
 class NeuronFate:
-    """The fate of n neurons; where only some were measured, all counts are of those.
+    """How many of n neurons are independent, vanishing, aligned or merged, and their effective number.
 
-    `aligned_clusters` is None where no incoming weights were given. `multiplicity` holds the sizes of the classes of
-    merged neurons (two or more, equal up to rounding), the largest first.
+    All counts are of the `n_measured` neurons. `effective_neurons` is the participation ratio of the cloud, see the
+    function of that name. `aligned_clusters` is None if no incoming weights were given. `multiplicity` holds the sizes
+    of the classes of merged neurons (two or more, equal up to rounding), the largest first.
     """
 
     n: int
@@ -74,10 +75,16 @@ def neuron_fate(
     max_neurons: int | None = None,
     generator: torch.Generator | None = None,
 ) -> NeuronFate:
-    """The fate of a cloud of neurons; `incoming` holds what feeds them, row by row, for the count of clusters.
+    """The fate of n neurons: how many of them are independent, vanishing, aligned or merged.
 
-    A cloud of more than `max_neurons` is represented by that many rows, drawn without replacement by `generator`
-    (by one seeded with 0 where none is given).
+    Args:
+        points: The neurons as a cloud, one row each.
+        incoming: The incoming weights, one row a neuron, to count aligned clusters; None leaves these out.
+        independence: Two neurons are independent if 2|a - b|² / (|a|² + |b|²) is at least this, in (0, 2).
+        vanishing: A neuron vanishes if its norm is below this share of the largest norm, in (0, 1).
+        alignment: Two neurons are aligned if the cosine of their incoming weights is above this, in (0, 1).
+        max_neurons: A larger cloud is represented by this many rows, drawn without replacement.
+        generator: Draws the rows; by default one seeded with 0.
 
     Raises:
         TypeError, ValueError: as `check_cloud`; rows of `incoming` that are not the cloud's; `max_neurons` < 1.

@@ -17,9 +17,9 @@ def resolved_critical_ratio(
 
         max |Δ_i - Δ_j| / d_ij    over the pairs with    d_ij > resolution max(|x_i|, |x_j|)
 
-    Coincident pairs never count; with `resolution` = 0 no others are left out. Rounding the neurons to a dtype moves
-    a pair by at most eps max(|x_i|, |x_j|): below that, a step's ratio says more of the rounding than of the step.
-    0 without any such pair.
+    Coincident pairs never count; with `resolution` = 0 all others do. Rounding neurons to a dtype moves a pair by at
+    most eps max(|x_i|, |x_j|), so use that eps to leave out pairs whose ratio is mostly rounding. The result is 0 if no
+    pair counts.
 
     Raises:
         TypeError, ValueError: as `step_distortion`; a negative resolution.

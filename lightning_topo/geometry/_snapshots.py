@@ -47,10 +47,10 @@ class Snapshot:
 def snapshot(points: Tensor, k: int = 8, near: float = 0.25) -> Snapshot:
     """Bound the distances in a cloud (n, d), or in each of b clouds (b, n, d), from below.
 
-    Pairs nearer than `near` times what is usual (the upper quartile of the distances to nearest neighbours) go into
-    `pairs`, at most `k` for a neuron and some n / 8 in all, the nearest ones. `near=inf` takes the k nearest
-    neighbours of every neuron, which makes later bounds tighter and dearer.
-    A cloud with NaN or infinities gets bounds that certify nothing, and a `reason`.
+    The nearest pairs go into `pairs`, to be measured exactly later: those nearer than `near` times the upper quartile
+    of the distances to nearest neighbours, at most `k` per neuron and about n / 8 in all. `near=inf` takes the k
+    nearest neighbours of every neuron; later bounds are then tighter and cost more. For a cloud with NaN or infinities
+    the bounds certify nothing, and `reason` says why.
 
     Raises:
         TypeError: the dtype is not a real floating-point one.

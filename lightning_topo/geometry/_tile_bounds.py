@@ -214,7 +214,7 @@ class TileBounds:
         return self.step.sub(self.position, alpha=limit)
 
     def _growth_beyond(self, ratio: float, sign: int) -> Float[Tensor, "m k"] | None:
-        """Positive where d'/d may lie above (sign 1) or below (sign -1) a ratio; None where it lies so nowhere."""
+        """Positive where d'/d may lie above (sign 1) or below (sign -1) a ratio; None if it cannot anywhere."""
         limit = self.magnification * (ratio - 1) * (ratio + 1)
         if not math.isfinite(limit):
             return torch.ones_like(self.growth)

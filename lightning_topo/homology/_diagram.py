@@ -88,7 +88,7 @@ class PersistenceDiagram:
         return 0.0 if self.exact or self.diameter == 0.0 else 2.0 * self.covering_radius / self.diameter
 
     def is_vacuous(self, k: int) -> bool:
-        """Whether the bound says nothing of dimension k: a diagram without any finite bar lies within it.
+        """Whether the bound says nothing about dimension k: a diagram without any finite bar lies within it.
 
         Bars of length up to 4 rho do, since they are at most 2 rho away from the diagonal.
 

@@ -40,9 +40,9 @@ def bottleneck(a: PersistenceDiagram, b: PersistenceDiagram, k: int) -> float:
 def wasserstein(a: PersistenceDiagram, b: PersistenceDiagram, k: int, order: float = 1.0) -> float:
     """Wasserstein distance of two diagrams in dimension k, in the maximum norm of (birth, death).
 
-    The least (Σ cost^order)^(1/order) over matchings, where a bar left over costs half its lifetime.
-    Essential bars match only each other; infinite where their numbers differ. Time grows with the cube of the
-    number of bars.
+    It is the least (Σ cost^order)^(1/order) over all matchings; an unmatched bar costs half its lifetime. Essential
+    bars match only each other; the distance is infinite if their numbers differ. Time grows with the cube of the number
+    of bars.
 
     Raises:
         ValueError: `order` < 1; `bottleneck` is the limit of large orders.
@@ -90,7 +90,9 @@ def log_bottleneck(a: PersistenceDiagram, b: PersistenceDiagram, k: int) -> floa
 
 
 def log_bottleneck_bound(step: StepDistortion) -> float:
-    """The most that `log_bottleneck` of the Rips diagrams before and after a step can be: max(log b, -log a).
+    """The upper bound max(log b, -log a) of `log_bottleneck` between the Rips diagrams before and after a step.
+
+    a is the contraction of the step and b its expansion.
 
     A bar with log(death / birth) above twice this bound survives the step. After the best common rescaling of
     the cloud the bound is `step.log_distortion` / 2.

@@ -54,7 +54,7 @@ class Job:
 class Worker:
     """The subprocess, and the jobs it has not done yet, oldest first.
 
-    `n_lost` counts those dropped or lost. Not to be pickled, and of no use in a forked child.
+    `n_lost` counts jobs that were dropped or lost. A worker cannot be pickled, or used in a forked child.
     """
 
     most_waiting: int = MOST_WAITING
@@ -185,7 +185,7 @@ class Worker:
                 return
 
     def _fail(self, job: Job, reason: str) -> None:
-        """The worker is of no use any more: one job is lost, the others are given to the next worker."""
+        """Give up the worker: one job is lost, the others go to the next worker."""
         self._failures += 1
         self._stop()
         self._lose(job, reason)
@@ -204,7 +204,7 @@ class Worker:
 
 
 def _file(head: str, matrices: Sequence[Float[np.ndarray, "_ _"]]) -> BinaryIO:
-    """A file without a name, in memory where the system can: gone with the last process that has it open."""
+    """A file without a name, in memory if possible: it disappears with the last process that has it open."""
     make = getattr(os, "memfd_create", None)
     file = tempfile.TemporaryFile() if make is None else os.fdopen(make("lightning-topo"), "w+b")  # noqa: SIM115 - the job closes it
     file.write(head.encode() + b"\n")

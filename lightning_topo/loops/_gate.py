@@ -43,5 +43,5 @@ class LoopGate:
         return counted.to_dict()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on counting; raises where it is no such state."""
+        """Restore the counts of a checkpoint; raise if the state is not one of these."""
         self.counted = StopState.from_dict(state)

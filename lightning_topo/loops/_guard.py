@@ -64,7 +64,7 @@ class LoopGuard:
         return {"n_updates": self.n_updates, "n_held": self.n_held, "n_dropped": self.n_dropped}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Go on counting; raises where it is no such state."""
+        """Restore the counts of a checkpoint; raise if the state is not one of these."""
         self.n_updates, self.n_held, self.n_dropped = (int(state[name]) for name in self.counts())
 
     def _updated(self, update: Update) -> None:

@@ -93,7 +93,7 @@ class TopologyWatch(Watched):
         session.end()
 
     def loss(self, loss: Tensor, *, scale: float = 1.0) -> Tensor:
-        """Look at a loss before its backward pass, and return it; several in one iteration are added up.
+        """Register a loss before its backward pass, and return it; several in one iteration are added up.
 
         `scale` is the factor by which it exceeds the loss of a batch, as 1 / k where k batches are accumulated.
         """

@@ -52,11 +52,11 @@ class LoopTraining:
         return cls(module, root, Ranks(_messages_device(module)), bare, log_every_n_steps, planned_steps)
 
     def ends_epoch(self) -> bool:
-        """False: only the loop knows, and says so afterwards."""
+        """False: only the loop knows, and reports it afterwards."""
         return False
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Nothing: the loop's own contexts surround its losses."""
+        """Do nothing: the loop enters its own contexts around its losses."""
         return nullcontext()
 
     def publish(self, values: Mapping[str, Tensor]) -> None:

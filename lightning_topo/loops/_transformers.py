@@ -116,7 +116,7 @@ class TopologyTrainerCallback(Watched, TrainerCallback):
         self._close()
 
     def _settle(self, state: Any, control: Any, *, saves: bool = False) -> None:
-        """Stop where the gate says so, and put our state where the trainer will save it."""
+        """Stop if the gate decides to, and put our state where the trainer will save it."""
         if self._session is None:
             return
         if self.gate is not None and self.gate.reason is not None:

@@ -248,7 +248,7 @@ class Bench:
         )
 
     def _caveat(self) -> str:
-        """What the proof goes without."""
+        """What the proof leaves out, in words."""
         notes = [] if self.gradient else ["by the output alone"]
         if not self.attempt.choices:
             notes.append("with the choices of the step, on which shapes depend, as constants")

@@ -144,7 +144,7 @@ class _Building:
             self._stacks.clear()
 
     def finish(self) -> Tensor:
-        """The cloud; what was taken is let go."""
+        """Return the cloud and release the memory of its parts."""
         columns, self._columns = [self._columns[k] for k in sorted(self._columns)], {}
         if self._error is not None:
             raise self._error

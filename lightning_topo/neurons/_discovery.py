@@ -32,25 +32,28 @@ def find_neuron_groups(
 ) -> list[NeuronGroup]:
     """The groups of exchangeable hidden neurons of a model, each verified by permuting it.
 
-    The model runs once, in evaluation mode, and is recorded; along the recording it is followed which axes of which
-    tensors belong together. What may be reindexed together, without a change of the output, is a group. The units of
-    the model's outputs are not a group, nor are its inputs. The model is left as it was: parameters, buffers, random
-    state, modes, hooks.
+    It runs the model once, in evaluation mode, records the run, and traces which axes of which tensors belong together.
+    Axes that can be reindexed together without changing the output are a group. The units of the model's inputs and
+    outputs are not groups. The model is left as it was: parameters, buffers, random state, modes, hooks.
 
-    `example_inputs` is a tensor, a tuple (positional arguments) or a mapping (keywords) for `forward`;
-    without it, the model's `example_input_array` or a guess from its first layer is used. `run(model)`
-    replaces the forward pass where that is not what is trained, as in
-    `run=lambda module: module.training_step(batch, 0)`. It may return tensors in any nesting; of a mapping
-    with a `loss` only the loss counts.
+    A model without hidden neurons gives an empty list. If the model runs but cannot be traced, the groups are those of
+    single layers, with `status="incoming_only"` and the reason.
 
-    `kinds` are the kinds wanted (all but "residual", whose neurons span the network); `include` and `exclude`
-    are patterns over group names. `declared` groups (see `declare_neurons`) are added and verified likewise.
-    `verify=False` leaves groups "unverified", and leaves out whole experts, which are found by trying.
+    - `example_inputs`: a tensor, a tuple (positional arguments) or a mapping (keywords) for `forward`. By default the
+      model's `example_input_array`, or else a guess from its first layer.
+    - `run(model)` replaces the forward pass if something else is trained, as in
+      `run=lambda module: module.training_step(batch, 0)`. It may return tensors in any nesting; if it returns a mapping
+      with a `loss`, only the loss counts.
+    - `kinds`: the kinds to find; by default all but "residual", whose neurons span the network.
+    - `include`, `exclude`: patterns of group names to keep, and to leave out.
+    - `declared`: groups to add and verify, see `declare_neurons`.
+    - `verify=False` leaves the groups "unverified". Whole experts are found by trial, so they need `verify=True`.
+    - `seed` draws the permutations that verify groups.
 
-    A model without hidden neurons gives an empty list. Where the model runs but cannot be traced, the groups
-    are those of single layers, with `status="incoming_only"` and the reason. Raises RuntimeError where the
-    forward pass fails on the given `example_inputs`, or where parameters are still lazy; where memory runs out, that
-    error is raised, and fewer samples will do.
+    Raises:
+        ValueError: a kind that does not exist.
+        RuntimeError: the forward pass fails on `example_inputs`, or parameters are still lazy; also if memory runs
+            out: retry with fewer samples.
 
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> [group] = find_neuron_groups(model, torch.randn(4, 3))
@@ -133,7 +136,7 @@ def forward(model: nn.Module, example_inputs: Any) -> Run | None:
 
 
 def guessed_inputs(model: nn.Module) -> Tensor | None:
-    """A small random batch of the shape that the model's first layer takes; None where that layer does not tell."""
+    """A small random batch of the shape that the model's first layer takes; None if it takes several."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.Linear):

@@ -13,7 +13,7 @@ from lightning_topo.geometry._precision import wide_dtype, worst_case_work
 from lightning_topo.neurons._group import NeuronGroup, ParamSlice, Step
 
 _SMALL = 1 << 13
-"""Parameters of at most so many entries are subtracted and squared together: their calls cost more than their work."""
+"""Parameters of at most this many entries are subtracted and squared together: calls cost more than the work."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,9 +43,9 @@ class _Part:
 class DisplacementMeter:
     """Measures the lengths |Δ_i| of all neurons of several groups between two states of the parameters.
 
-    Each parameter is subtracted, squared and summed once along each of its axes on which neurons lie; neurons add up
-    such sums. Holds memory for one parameter at a time, and does not wait for the device. The values are those of
-    `displacement_lengths` of the gathered clouds: upper bounds, rounding included.
+    The lengths are those of `displacement_lengths` of the gathered clouds: upper bounds, rounding included. But clouds
+    are not gathered: the squared difference of each parameter is summed once along each of its neuron axes, and each
+    neuron adds up its sums. It needs memory for one parameter at a time, and does not wait for the device.
 
     >>> from lightning_topo.neurons._group import ParamSlice
     >>> group = NeuronGroup("net.0", "unit", 2, (), (ParamSlice("w"), ParamSlice("b")))

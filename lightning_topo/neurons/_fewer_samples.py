@@ -10,11 +10,11 @@ from lightning_topo.neurons._sample_axes import CannotCut, Guess, SampleAxes
 from lightning_topo.neurons._trace import CouplingTrace
 
 SHARE = 8
-"""One sample in so many is kept ..."""
+"""One sample in this many is kept ..."""
 ENOUGH, MOST = 2, 4
-"""... but at least and at most so many ..."""
+"""... but at least and at most this many ..."""
 ENOUGH_TO_NORM, MOST_TO_NORM = 4, 8
-"""... or so many where each is divided by the spread of all, which makes +1 and -1 of two ..."""
+"""... or this many if each is divided by the spread of all, which would turn two into +1 and -1 ..."""
 HEAVY_BYTES = 1 << 28
 """... and fewer, where it does not, if they take more memory than this in float64."""
 

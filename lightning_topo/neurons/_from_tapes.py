@@ -1,4 +1,4 @@
-"""The neurons that recorded steps show: groups, proved, and what became of every parameter."""
+"""Find the neurons in recorded steps: verified groups, and the groups of every parameter."""
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
@@ -23,7 +23,7 @@ DEFAULT_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "resid
 
 @dataclass(frozen=True, slots=True)
 class FoundNeurons:
-    """Groups, the coverage of every trained parameter, and for each tape that was refused, why."""
+    """Groups, the coverage of every trained parameter, and the reason for each refused tape."""
 
     groups: tuple[NeuronGroup, ...]
     coverage: tuple[ParameterCoverage, ...]

@@ -22,7 +22,7 @@ class OperatorCall:
         return self.arguments[argument]
 
     def get(self, argument: str, default: Any = None) -> Any:
-        """The argument's value, or `default` where this overload has none of that name."""
+        """The argument's value, or `default` if this overload has no such argument."""
         return self.arguments.get(argument, default)
 
     @property

@@ -10,8 +10,8 @@ from lightning_topo.neurons._coverage import ParameterCoverage
 from lightning_topo.neurons._group import NeuronGroup
 
 REASON = (
-    "its neurons begin equal in all that is trained, and frozen weights tell them apart: r of the trained part alone "
-    "says nothing of them"
+    "its neurons begin with equal trained weights and differ in frozen ones only: r of the trained part alone says "
+    "nothing about them"
 )
 
 

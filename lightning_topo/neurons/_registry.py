@@ -14,9 +14,10 @@ _RULES: dict[str, Rule] = {}
 
 
 def register_rule(operator: str, rule: Rule) -> None:
-    """Teach the trace an operator, as `"mylib::op"`; `rule(trace, call)` holds for all its overloads.
+    """Register the rule by which `find_neuron_groups` traces an operator, for all overloads of it.
 
-    A later rule replaces an earlier one. Raises ValueError where the name has no namespace.
+    `operator` is its name with namespace, as `"mylib::op"`. `rule(trace, call)` assigns axes to the call's outputs. A
+    later rule replaces an earlier one. Raises `ValueError` for a name without namespace.
 
     >>> def attention_pool(trace, call):  # (batch, time, features) -> (batch, features)
     ...     batch, _, features = trace.axes(call["input"])

@@ -28,7 +28,7 @@ GUESSES = (Guess.FIRST, Guess.ANY, Guess.NONE)
 
 
 class CannotCut(RuntimeError):
-    """The samples of a tape cannot be told apart from the rest of its program."""
+    """The samples of a tape cannot be distinguished from the rest of its program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class SampleAxes:
 
 
 _COUNTS = {"aten::arange": 0, "aten::native_group_norm": 3}
-"""Where an operator is told a number of samples, or of their rows."""
+"""The arguments that give operators a number of samples, or of their rows."""
 
 
 def _counting(call: Call, n: int, kept: int, shapes: Mapping[int, tuple[int, ...]]) -> Call:
@@ -134,11 +134,11 @@ def _counting(call: Call, n: int, kept: int, shapes: Mapping[int, tuple[int, ...
     made = call.outputs[0] if call.name == "aten::arange" else None
     if made is not None and shapes.get(made) == (n,):
         return call  # it counts something else that is as many
-    if at is None or len(call.args) <= at or not isinstance(told := call.args[at], int):
+    if at is None or len(call.args) <= at or not isinstance(length := call.args[at], int):
         return call
-    if told % n or (call.name == "aten::arange" and told != n):
+    if length % n or (call.name == "aten::arange" and length != n):
         return call
-    return replace(call, args=(*call.args[:at], told // n * kept, *call.args[at + 1 :]))
+    return replace(call, args=(*call.args[:at], length // n * kept, *call.args[at + 1 :]))
 
 
 def _alike(one: Call, other: Call) -> bool:

@@ -119,10 +119,10 @@ def _divisor(tape: Tape) -> int | None:
     while (call := makers.get(slot)) is not None:
         name = call.name.removeprefix("aten::")
         if name in ("nll_loss_forward", "nll_loss2d_forward"):
-            told = [
+            named = [
                 value.index for value in (call.argument("target"), call.argument("weight")) if isinstance(value, Slot)
             ]
-            return call.outputs[1] if not any(_is_trained(tape, makers, other) for other in told) else None
+            return call.outputs[1] if not any(_is_trained(tape, makers, other) for other in named) else None
         if name == "div" and isinstance(call.args[1], Slot):
             return None if _is_trained(tape, makers, call.args[1].index) else call.args[1].index
         if name not in _SCALES or not isinstance(call.args[0], Slot):

@@ -46,10 +46,10 @@ def gather_state(
     state: State = "params",
     out: Shaped[Tensor, "rows d"] | None = None,
 ) -> Shaped[Tensor, "rows d"]:
-    """A group's cloud with the neurons' weights, or (`state="params+moments"`) followed by their moments.
+    """A group's cloud of neurons: the weights of each, and with `state="params+moments"` its optimizer moments as well.
 
-    The moments come in the order in which the optimizer keeps them; parameters without state (frozen, or
-    before the first step) have none. `out` is written in place of new memory if given.
+    Moments follow the weights, in the optimizer's own order. Parameters without optimizer state (frozen, or before the
+    first step) add none. The result is written into `out` if given.
     """
     sources: list[Mapping[str, Tensor]] = [named_state(model)[0]]
     if state == "params+moments":

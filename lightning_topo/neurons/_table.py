@@ -10,10 +10,10 @@ HEADER = ("name", "kind", "n", "d", "parameters", "verified")
 
 
 def neuron_table(groups: Sequence[NeuronGroup], parameters: Mapping[str, Tensor]) -> str:
-    """A line per group: name, kind, number n and dimension d of its neurons, its parameters, its status.
+    """A table with one line per group: name, kind, number n and dimension d of its neurons, parameters, status.
 
-    `n` is written `blocks x n` where neurons are exchanged within blocks. `parameters` are those of the model
-    (`dict(model.named_parameters())`).
+    For neurons that are exchangeable only within blocks, `n` is shown as `blocks x n`. `parameters` are the model's:
+    `dict(model.named_parameters())`.
 
     >>> import torch
     >>> from lightning_topo.neurons import find_neuron_groups

@@ -174,7 +174,7 @@ class CouplingTrace(TorchDispatchMode):
         self._singled[tensor] = (*self._marks(self._singled, tensor), (axis, reason))
 
     def read(self, tensor: Tensor) -> None:
-        """Say that a tensor's values are used, as those of an output are: what they tell of an axis freezes it."""
+        """Note that a tensor's values are used, as an output's are: axes whose positions they reveal are frozen."""
         for marks in (self._positions, self._singled):
             for axis, reason in self._marks(marks, tensor):
                 freeze(axis, reason)
@@ -265,7 +265,7 @@ class CouplingTrace(TorchDispatchMode):
         self._link(func, call)
 
     def works_by_entry(self, func: Any, args: Any, kwargs: Any, result: Any) -> bool:
-        """Whether a call was told by trial to work entry by entry."""
+        """Whether a call works entry by entry, found by trial."""
         call = operator_call(func, args, kwargs, result)
         return is_elementwise(func, call.arguments, call.outputs)
 

@@ -69,7 +69,7 @@ def fewer_samples(tapes: Sequence[Tape], coupling: Coupling) -> Iterator[list[Ta
 def verify_on_tapes(
     tapes: Sequence[Tape], groups: Sequence[NeuronGroup], *, seed: int = 0, cheap: Iterable[Sequence[Tape]] = ()
 ) -> list[NeuronGroup]:
-    """The groups with their status, as `verify_groups`, by the replays of tapes; what was drawn is permuted along.
+    """The groups with their status, as `verify_groups`, by replaying tapes; recorded random draws are permuted too.
 
     A group must be a symmetry of every tape's loss. `cheap` are the same tapes on fewer samples, in several ways, tried
     first until one runs. What seems inert there may only be left out by those samples, as an expert to which none goes:

@@ -56,13 +56,13 @@ class AboutOutput:
         self._step = max(self._step, measurement.step)
 
     def event(self, event: TopologyEvent) -> None:
-        """Nothing."""
+        """Do nothing: `run.json` holds no events."""
 
     def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
-        """Nothing."""
+        """Do nothing: `run.json` holds no diagrams."""
 
     def end(self, *, in_haste: bool = False) -> None:
-        """Write how long it took; in haste too, as it takes no time."""
+        """Write how long it took, also if `in_haste`: it is one small file."""
         if self._about:
             self._about["ended"] = _now()
             self._about["seconds"] = round(self._before + self._clock.seconds(), 3)
@@ -70,7 +70,7 @@ class AboutOutput:
             self._write()
 
     def _write(self) -> None:
-        """A whole file or the one before it, never through a link; a full disk is the record's to report."""
+        """Replace the file in one move, never through a link. A full disk is ignored here; the record reports it."""
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -16,9 +16,9 @@ _FOUND = RESERVED_PROBES - {"coverage"}
 class Findings:
     """The measurements of one hook, and the events since the last one.
 
-    `measurements` are of those probes alone that measured now. Every callback of the trainer that has a method
-    `on_topology_findings(trainer, pl_module, findings)` is given them, on every rank and before the hook in which the
-    monitor measured ends: the order of the callbacks does not matter.
+    `measurements` holds only those made in this hook. The monitor passes them to every callback of the trainer that has
+    a method `on_topology_findings(trainer, pl_module, findings)`, on every rank and before the hook in which it
+    measured ends. The order of the callbacks does not matter.
     """
 
     step: int
@@ -48,10 +48,10 @@ class FeedOutput:
     _events: list[TopologyEvent] = field(init=False, default_factory=list, repr=False)
 
     def start(self, run: Run) -> None:
-        """Nothing."""
+        """Do nothing: the feed starts empty."""
 
     def measurement(self, measurement: Measurement) -> None:
-        """Keep what a probe has found; what the monitor notes of the training is no finding."""
+        """Keep a probe's measurement; the monitor's own notes on the training are not findings."""
         if measurement.probe not in _FOUND:
             self._measurements.append(measurement)
 
@@ -60,13 +60,13 @@ class FeedOutput:
         self._events.append(event)
 
     def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
-        """Nothing."""
+        """Do nothing: findings hold no diagrams."""
 
     def end(self, *, in_haste: bool = False) -> None:
-        """Nothing."""
+        """Do nothing: the feed has nothing to close."""
 
     def take(self) -> Findings | None:
-        """Return what was found since the last call; None where nothing was."""
+        """Return the findings since the last call; None if there were none."""
         if not self._measurements and not self._events:
             return None
         last = (self._measurements or self._events)[-1]

@@ -19,8 +19,8 @@ _SECRET = re.compile(
 def plain(value: Any) -> Any:
     """A value as it may be sent: numbers, short texts, and mappings and lists of them; None for all else.
 
-    A text that tells of the machine (an absolute path, the user's name) is None too, and so is one whose name says that
-    it is a secret.
+    A text that reveals something about the machine (an absolute path, the user's name) is None too, and so is a text
+    whose name marks it as a secret.
 
     >>> plain({"lr": 0.1, "model": object(), "save_dir": "/home/someone/runs", "betas": (0.9, 0.99), "api_key": "sk-1"})
     {'lr': 0.1, 'model': None, 'save_dir': None, 'betas': [0.9, 0.99], 'api_key': None}

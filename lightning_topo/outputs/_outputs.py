@@ -1,4 +1,4 @@
-"""Everything that a run's measurements and events go to, behind one face."""
+"""All outputs of a run as one: they receive its measurements and events."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +63,7 @@ class Outputs:
         self._has_started = True
         for pattern in run.readings.unmatched:
             names = ", ".join(run.readings.groups[:8]) or "none"
-            warn(f"log_groups: {pattern!r} fits the name of no group. The groups are: {names}.")
+            warn(f"log_groups: {pattern!r} matches no group. The groups are: {names}.")
         self._each("the start of the run", lambda output: output.start(run))
         unsent, self._unsent = self._unsent, []
         for event in unsent:
@@ -117,7 +117,7 @@ class Outputs:
                     self._named.add((i, what))
                     warn(
                         f"{getattr(output, 'name', type(output).__name__)} did not take {what} "
-                        f"({type(error).__name__}: {error}). Training and all else go on."
+                        f"({type(error).__name__}: {error}). Training goes on."
                     )
 
 
@@ -141,9 +141,9 @@ def open_outputs(
     Args:
         folder: Where the present fit's record belongs; where another run's stands there, `folder-v1`, `-v2`, ...
         loggers: Lightning's loggers.
-        is_first_rank: Of several processes only the first has a record, a page, trackers and a terminal.
+        is_first_rank: Whether this is the process that has the record, the page, trackers and the terminal.
         resume: The run folder and run id that the checkpoint names, where this fit was given one.
-        step: The optimizer steps that lie behind the network as the fit begins; with `epoch`, those of the checkpoint.
+        step: The number of optimizer steps completed before the fit begins; with `epoch`, that of the checkpoint.
         printer: What lines and progress are shown with; by default Python's logging.
         verbose: Whether anything is.
         report: Whether the page is written.

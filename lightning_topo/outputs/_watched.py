@@ -1,4 +1,4 @@
-"""What the callback and the doors of other loops tell of the training that they watch, alike."""
+"""The properties that the callback and the other doors share: events, groups, metrics, record."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -6,7 +6,7 @@ from lightning_topo.phases._event import DETECTED, NOTES, EventName, Severity, T
 from lightning_topo.phases._event_list import EventList
 from lightning_topo.phases._following import PhaseFollower, collapsed, width_for
 from lightning_topo.phases._phase import Phase
-from lightning_topo.phases._retelling import Teller, retell, told
+from lightning_topo.phases._record_replay import RecordReplayer, replay_events, replay_record
 from lightning_topo.phases._rules import Band, PhaseRules
 from lightning_topo.phases._state import DetectorState
 
@@ -21,14 +21,14 @@ __all__ = [
     "Phase",
     "PhaseFollower",
     "PhaseRules",
+    "RecordReplayer",
     "Replay",
     "Severity",
-    "Teller",
     "TopologyEvent",
     "collapsed",
     "observe",
     "replay",
-    "retell",
-    "told",
+    "replay_events",
+    "replay_record",
     "width_for",
 ]

@@ -1,4 +1,4 @@
-"""Changes that happen at one step: each is an event once, however often it is looked at.
+"""Detect changes: each is an event once, however often it is measured.
 
 Every detector here is a pure step (state, value) -> (state, fired). Its state is a small record of numbers.
 """

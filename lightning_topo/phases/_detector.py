@@ -29,18 +29,21 @@ from lightning_topo.phases._rules import PhaseRules
 from lightning_topo.phases._state import Breakdown, DetectorState
 
 _LARGE = 3.0
-"""A fall by so many times the margin needs no second capture."""
+"""A fall by this many times the margin needs no second capture."""
 
 
 def observe(
     state: DetectorState, measurement: Measurement, rules: PhaseRules = PhaseRules()
 ) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
-    """Take in one measurement: the next state, and the events that it made.
+    """Update the state with one measurement; return it and any new events.
 
-    Reads of a group its `critical_ratio`, `distinct_neurons`, `twins_split`, `betti_k`, `log_bottleneck_k`,
-    `vanishing_neurons` and `aligned_clusters`, of the whole network `eta_lambda`, the edge ratios (`EdgeSource`) and
-    the training's `loss`, and lines of the probe "coverage" with `from`, `state` and `bound` (`follow_coverage`); other
-    values pass by. NaN says nothing and is skipped, but for a loss and a bound.
+    It reads these values and ignores all others. A NaN is skipped, unless it is a loss or a bound.
+
+    - of a group: `critical_ratio`, `distinct_neurons`, `twins_split`, `betti_k`, `log_bottleneck_k`,
+      `vanishing_neurons`, `aligned_clusters`;
+    - of the whole network (group ""): `eta_lambda` and the edge ratios (`EdgeSource`);
+    - of the probe "training": `loss`;
+    - of the probe "coverage": `from`, `state`, `bound`, see `StepState`.
 
     >>> state, events = observe(DetectorState(), Measurement(7, 0, "distortion", "net.0", {"critical_ratio": 1.3}))
     >>> state.phase, events[0].name
@@ -197,10 +200,11 @@ def _quiet(
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """A whole run, seen again: the events, and at which steps the phase of each group changed to what.
+    """The phases and events of a whole run.
 
-    `phases[""]` is the whole network. Each entry is a tuple of (step, phase), in the order of steps. `detected` holds
-    every event that follows from the measurements, in the order of their making.
+    `phases` maps each group (`""` is the whole network) to its changes of phase, as pairs (step, new phase) in the
+    order of steps. `detected` holds every event that follows from the measurements, in the order of detection. `state`
+    is the detector's state at the end.
     """
 
     detected: tuple[TopologyEvent, ...]
@@ -209,7 +213,7 @@ class Replay:
 
 
 def replay(measurements: Iterable[Measurement], rules: PhaseRules = PhaseRules()) -> Replay:
-    """Follow recorded measurements, in the order in which they were recorded.
+    """Find the phases and events of a run from its measurements, in the order in which they were recorded.
 
     >>> run = replay([Measurement(k, 0, "distortion", "net.0", {"critical_ratio": 0.1 * k}) for k in range(12)])
     >>> run.phases[""]

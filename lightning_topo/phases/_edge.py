@@ -101,9 +101,9 @@ def follow_edge(
     after = EdgeState(bands, None if ground is None else ground.value)
     if after.inside == state.inside:
         return after, None
-    told = EdgeSource(state.source) if ground is None and state.source in after.carrying else ground
-    told = told or after.carrying[0]
-    return after, EdgeChange(after.inside, told, levels.get(told, bands[told.value].recent[-1]))
+    decisive = EdgeSource(state.source) if ground is None and state.source in after.carrying else ground
+    decisive = decisive or after.carrying[0]
+    return after, EdgeChange(after.inside, decisive, levels.get(decisive, bands[decisive.value].recent[-1]))
 
 
 def advance(state: BandState, value: float, band: Band) -> tuple[BandState, float]:

@@ -55,8 +55,8 @@ NOTES = frozenset({EventName.UNWATCHED_PARAMETERS})
 class TopologyEvent:
     """One thing that happened at one step, in one group of neurons or (`group=""`) in the whole network.
 
-    `value` is the number that made the event and `threshold` the one it was held against; both are None where
-    there is none. `message` says in a sentence what happened, `remedy` what a person can do.
+    `value` is the measured number that caused the event and `threshold` the limit that it crossed; either is None if
+    there is none. `message` says in a sentence what happened, `remedy` what the user can do.
 
     >>> event = TopologyEvent(EventName.GAP, step=3, epoch=0, message="resumed")
     >>> event.name == "gap", event.severity

@@ -46,10 +46,10 @@ class _Shared(NamedTuple):
 
 
 class PhaseFollower:
-    """The state machine `observe`, fed one measurement at a time; `phases` and `state` at any time.
+    """Runs the state machine `observe` on one measurement at a time, and keeps `phases` and `state` up to date.
 
-    The changes of phase are thinned where they are many: then several lie in one column of steps, and the worst stands
-    for all (`collapsed`).
+    If there are very many changes of phase, they are reduced to columns of several steps, each with its worst phase
+    (`collapsed`).
     """
 
     def __init__(self, observe: Observe, rules: PhaseRules = PhaseRules()) -> None:
@@ -133,7 +133,7 @@ class PhaseFollower:
 
     def _note(self, group: str, step: int) -> None:
         series, phase = self._changes[group], self._phase_of(group)
-        # Until something is known there is nothing to tell; later, that nothing is known any more is a change.
+        # Before anything is known there is no change; later, a change to unknown is one.
         if phase is (series[-1][1] if series else Phase.UNKNOWN):
             return
         if series and series[-1][0] == step:
@@ -162,7 +162,9 @@ def _is_read(name: str) -> bool:
 
 
 def width_for(first: int, last: int, n_columns: int) -> int:
-    """The least power of two that cuts the steps into at most so many columns, which begin at its multiples.
+    """The smallest power-of-two width that covers the steps with at most `n_columns` columns.
+
+    Each column starts at a multiple of the width.
 
     >>> width_for(0, 99, 30), width_for(0, 9, 30)
     (4, 1)
@@ -174,9 +176,9 @@ def width_for(first: int, last: int, n_columns: int) -> int:
 
 
 def collapsed(changes: Sequence[Change], width: int) -> list[Change]:
-    """Changes of phase on columns of so many steps: of the phases of a column the worst holds for all of it.
+    """Changes of phase on columns of `width` steps; each column gets the worst phase that occurs in it.
 
-    Where some of it is preserved and of some nothing is known, nothing is known.
+    Unknown counts as worse than preserved.
 
     >>> many = [(0, Phase.PRESERVED), (5, Phase.BREAKDOWN), (6, Phase.PRESERVED)]
     >>> collapsed(many, 4)

@@ -21,7 +21,7 @@ def curvature(measurement: Measurement, exceeded: bool, value: float, band: Band
             threshold=band.enter,
             message=f"eta * lambda = {value:.3g} has passed 1: the curvature no longer guarantees that neurons "
             "stay apart, only the measured critical ratio does.",
-            remedy="By itself no reason to act: the estimate is usually far above r. The report says which learning "
+            remedy="No reason to act by itself: the estimate is usually far above r. The report says which learning "
             "rate keeps it below 1.",
         )
     return TopologyEvent(
@@ -37,10 +37,10 @@ def curvature(measurement: Measurement, exceeded: bool, value: float, band: Band
 
 _AT_EDGE = {
     EdgeSource.SHARPNESS: "the sharpness is {:.3g} times the threshold of this optimizer and learning rate",
-    EdgeSource.BATCH: "the curvature of the training's own batches, along their gradients, is {:.3g} times what this "
-    "optimizer and learning rate settle at",
-    EdgeSource.DIRECTIONAL: "along its own direction a step goes {:.3g} times as far as leaves the loss where it was",
-    EdgeSource.CRITICAL: "a step goes {:.3g} times as far as it may before the loss is no lower than it was",
+    EdgeSource.BATCH: "the curvature of the training's own batches, along their gradients, is {:.3g} times the value "
+    "at which this optimizer and learning rate settle",
+    EdgeSource.DIRECTIONAL: "a step is {:.3g} times as long as the one in its direction that leaves the loss unchanged",
+    EdgeSource.CRITICAL: "a step is {:.3g} times as long as the longest in its direction that lowers the loss",
 }
 
 
@@ -74,7 +74,7 @@ def breakdown(measurement: Measurement, ratio: float, rules: PhaseRules) -> Topo
     pair = ""
     if {"critical_i", "critical_j"} <= measurement.values.keys():
         i, j = (int(measurement.values[name]) for name in ("critical_i", "critical_j"))
-        pair = f" by its neurons {i} and {j}"
+        pair = f", attained by its neurons {i} and {j}"
     return TopologyEvent(
         EventName.TOPOLOGY_BREAKDOWN,
         measurement.step,
@@ -83,10 +83,10 @@ def breakdown(measurement: Measurement, ratio: float, rules: PhaseRules) -> Topo
         severity=Severity.ERROR,
         value=ratio,
         threshold=rules.critical_ratio,
-        message=f"The step was {ratio:.3g} times the critical one in {measurement.group}, attained{pair}: "
+        message=f"The step was {ratio:.3g} times the critical one in {measurement.group}{pair}: "
         "neurons may have torn apart or merged.",
-        remedy="Lower the learning rate, or warm it up where only the first steps are critical: the report says to "
-        "what, from all steps of the run.",
+        remedy="Lower the learning rate, or warm it up if only the first steps are critical. The report recommends a "
+        "value, from all steps of the run.",
     )
 
 
@@ -112,10 +112,10 @@ def instability(measurement: Measurement, found: Divergence, rules: PhaseRules) 
     if found.ratio is not None:
         value, threshold = found.ratio, rules.instability_ratio
         message = (
-            f"The loss rises beyond its own noise, and the edge ratio is {found.ratio:.3g}: more than this optimizer "
-            "and learning rate can bear."
+            f"The loss rises beyond its own noise, and the edge ratio is {found.ratio:.3g}: too much for this "
+            "optimizer and learning rate."
         )
-        remedy = "Lower the learning rate, unless the loss comes down by itself: the report says to what."
+        remedy = "Lower the learning rate, unless the loss comes down by itself. The report recommends a value."
     elif found.level is not None:
         message = (
             f"The loss explodes: the last {rules.loss_window} losses are all above {found.level:.3g}, beyond what the "
@@ -147,8 +147,8 @@ def merged(measurement: Measurement, count: float, before: float | None) -> Topo
         value=count,
         threshold=before,
         message=f"Neurons of {measurement.group} have become equal: {count:.0f} distinct ones are left{fewer}.",
-        remedy="Equal neurons stay equal under most optimizers, and their capacity is lost. Lower the learning rate or "
-        "the weight decay, or perturb them, if it is needed.",
+        remedy="Equal neurons stay equal under most optimizers, and their capacity is lost. If it is needed, lower the "
+        "learning rate or the weight decay, or perturb the neurons.",
     )
 
 
@@ -164,7 +164,7 @@ def vanishing(measurement: Measurement, count: float, before: float) -> Topology
         threshold=before,
         message=f"Neurons of {measurement.group} are vanishing: {count:.0f}{_of_all(measurement)} are far smaller than "
         f"the largest, {before:.0f} before.",
-        remedy="What is near 0 does little. Lower the weight decay, initialise those neurons anew, or prune them.",
+        remedy="Neurons near 0 contribute little. Lower the weight decay, re-initialise those neurons, or prune them.",
     )
 
 
@@ -186,7 +186,7 @@ def condensing(measurement: Measurement, count: float, before: float) -> Topolog
 
 
 def betti(measurement: Measurement, k: str, count: float, before: float) -> TopologyEvent:
-    """A Betti number at the fixed fraction of the diameter is another one, and has stayed so."""
+    """A Betti number at the fixed fraction of the diameter has changed for good."""
     what = {"0": "clusters", "1": "loops"}.get(k, f"holes of dimension {k}")
     return TopologyEvent(
         EventName.BETTI_CHANGED,
@@ -195,17 +195,19 @@ def betti(measurement: Measurement, k: str, count: float, before: float) -> Topo
         group=measurement.group,
         value=count,
         threshold=before,
-        message=f"At the fixed fraction of its diameter {measurement.group} has {count:.0f} {what} (b{k}), not "
-        f"{before:.0f} any more.{_of_landmarks(measurement, k)}",
-        remedy="Nothing is wrong by itself: Betti numbers at a scale are not protected. Read it beside the total "
-        "contraction and expansion, which tell stretching from merging.",
+        message=f"At the fixed fraction of its diameter {measurement.group} has {count:.0f} {what} (b{k}), no longer "
+        f"{before:.0f}.{_of_landmarks(measurement, k)}",
+        remedy="Nothing is wrong by itself: Betti numbers at a scale are not protected. Compare the total contraction "
+        "and expansion, which distinguish stretching from merging.",
     )
 
 
 def jump(measurement: Measurement, k: str, distance: float, bound: float | None, rules: PhaseRules) -> TopologyEvent:
     """A persistence diagram moved far between two captures."""
     if bound is None:
-        explained = "No bound is known beside it: loops were computed from landmarks." + _of_landmarks(measurement, k)
+        explained = "There is no bound to compare with: loops were computed from landmarks." + _of_landmarks(
+            measurement, k
+        )
     else:
         explained = f"The distortion in between allows up to {bound:.3g}."
     return TopologyEvent(
@@ -224,12 +226,12 @@ def jump(measurement: Measurement, k: str, distance: float, bound: float | None,
 
 
 def _of_landmarks(measurement: Measurement, k: str) -> str:
-    """What landmarks leave unknown of a diagram in dimension k."""
+    """The error of a diagram in dimension k that was computed from landmarks."""
     error = measurement.values.get("landmark_error")
     if error is None or k == "0":
         return ""
-    nothing = ", which says nothing of them" if measurement.values.get(f"vacuous_{k}") else ""
-    return f" They are those of landmarks, known up to {error:.2g} of the diameter{nothing}."
+    nothing = ": too large to conclude anything" if measurement.values.get(f"vacuous_{k}") else ""
+    return f" They are computed from landmarks, with an error of up to {error:.2g} of the diameter{nothing}."
 
 
 def split(measurement: Measurement, count: float) -> TopologyEvent:
@@ -243,9 +245,9 @@ def split(measurement: Measurement, count: float) -> TopologyEvent:
         value=count,
         threshold=0.0,
         message=f"{count:.0f} neurons of {measurement.group} that were equal in parameters and optimizer state have "
-        "parted: the rule of learning treats the neurons of this group differently.",
-        remedy="Expected with dropout, noise or parameters frozen one by one. Otherwise look for what tells the "
-        "neurons apart: a mask, an index, a per-neuron learning rate.",
+        "parted: the learning rule treats the neurons of this group differently.",
+        remedy="Expected with dropout, noise or parameters frozen one by one. Otherwise look for what distinguishes "
+        "the neurons: a mask, an index, a per-neuron learning rate.",
     )
 
 

@@ -7,7 +7,7 @@ class Phase(IntEnum):
     """The state of the neurons' topology: the highest phase that holds.
 
     The distance between two neurons cannot have closed in a step whose critical ratio r is below 1. The paper
-    guarantees r < 1 in advance where eta * K < 1; past that point (`UNPROTECTED`) only the measured r tells.
+    guarantees r < 1 in advance where eta * K < 1; past that point (`UNPROTECTED`) only the measured r decides.
 
     Source: Yang, Poggio, Chuang, Ziyin, arXiv:2510.02670; Cohen et al., arXiv:2103.00065.
 

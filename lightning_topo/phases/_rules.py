@@ -48,21 +48,31 @@ _COUNTS = (
 class PhaseRules:
     """When one phase ends and another begins.
 
-    `hold_steps` is how many measured or bounded steps of a group must have r < `critical_ratio` before its breakdown is
-    over, and how many measurements must keep equal neurons together before another split of some is an event again.
+    Each event has its own thresholds:
 
-    The edge of stability has a band for each source: `edge` for the sharpness over the optimizer's threshold,
-    `batch_edge` for the curvature of the training's own batches, `directional_edge` and `critical_edge` for the steps'
-    own ratios, which vary more from one measurement to the next.
+    - `critical_ratio`: a group breaks down at a step with r of at least this.
+    - `hold_steps`: a breakdown is over after this many measured or bounded steps with r < `critical_ratio`. A split of
+      equal neurons is an event again after this many measurements without one.
+    - `curvature`: the band of `eta_lambda`.
+    - `edge`: training is at the edge of stability while the sharpness over the optimizer's threshold is in this band.
+    - `batch_edge`: the same for the curvature of the training's own batches.
+    - `directional_edge`, `critical_edge`: the same for the ratios of single steps, which are noisier.
+    - `loss_window`, `loss_memory`: an `instability` is a loss that is not finite, or `loss_window` losses in a row that
+      are far above the first loss and the `loss_memory` losses before them.
+    - `instability_ratio`, `instability_confirm`, `instability_age`: less of a rise is an `instability` too, if the last
+      `instability_confirm` edge ratios exceed `instability_ratio` and are at most `instability_age` steps old. Then
+      `loss_window` losses in a row above the 0.9 quantile of those before are enough.
+    - `instability_hold`: an `instability` is over after this many calm losses in a row.
+    - `betti_confirm`: a Betti number has changed when this many captures in a row differ from it on the same side.
+    - `fate_confirm`, `fate_share`: neurons are vanishing (or condensing) when this many captures in a row have more
+      neurons near 0 (or fewer directions) than last reported, by `fate_share` of the neurons and at least one. A single
+      capture is enough for three times that share, if that is more than three neurons.
+    - `merge_confirm`: after neurons have parted, they must stay apart for this many measurements before their next
+      merger is an event.
+    - `diagram_jump`: the log-bottleneck distance between two captures that makes an event; log 2 is a feature twice as
+      long.
 
-    An `instability` is a loss that is not finite, or of which `loss_window` in a row lie above what the first one and
-    the last `loss_memory` allow; or above nine tenths of these while the last `instability_confirm` edge ratios, none
-    older than `instability_age` steps, were over `instability_ratio`. It is over after `instability_hold` calm losses.
-    A Betti number has changed when `betti_confirm` captures in a row differ from it on the same side; neurons that
-    parted again must stay so for `merge_confirm` measurements before their next merger is an event. `diagram_jump` is
-    the log-bottleneck distance between two captures that makes an event: log 2 is a feature twice as long. Neurons are
-    vanishing, or condensing, when `fate_confirm` captures in a row have more of them near 0, or fewer directions, than
-    last reported, by `fate_share` of the neurons and one at least; or one capture, by three times that share.
+    Raises `ValueError` for a count below 1, or a threshold that makes no sense.
     """
 
     critical_ratio: float = 1.0

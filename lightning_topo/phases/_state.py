@@ -144,7 +144,7 @@ def _stability(
 ) -> StabilityState:
     if plain is None:
         return StabilityState()
-    if "first" not in plain:  # the ratio of those days had no age: only fresh evidence counts
+    if "first" not in plain:  # older versions stored ratios without their age: only fresh evidence counts
         return StabilityState(numbers(plain["losses"]), span=span(**plain["span"]))
     return StabilityState(
         numbers(plain["losses"]),

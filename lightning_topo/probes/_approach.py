@@ -31,7 +31,7 @@ SMALL = 2**25
 
 @dataclass(frozen=True, slots=True)
 class Approach:
-    """On so many samples at a time, and by finite differences where something is the `obstacle`.
+    """How to evaluate curvature: samples at a time, and finite differences if there is an `obstacle`.
 
     Without a `micro_batch` a batch is taken whole, and recorded steps in parts whose graphs take no more than the
     step's own values did (or than a quarter of the parameters, or `SMALL`): together where they are small, else one by
@@ -93,7 +93,7 @@ class Approach:
 
 
 def _room(loss_fn: TapeLoss) -> int:
-    """Bytes that the graph of one part may take: what the training's own step needs for its values, at the least."""
+    """Bytes that the graph of one part may take: at least what the values of the training's own step take."""
     weights = sum(p.numel() * p.element_size() for p in loss_fn.module.parameters())
     return max(SMALL, weights // 4, *(recorded_bytes(tape) for tape in loss_fn.tapes))
 
@@ -130,7 +130,7 @@ def adapted(approach: Approach, loss_fn: Callable[[], Tensor], measure: Callable
 
 
 def parts_of(loss_fn: Callable[[], Tensor], size: int) -> Sequence[LossPart]:
-    """The parts of a loss on so many samples each; of the loss of recorded steps, one part for each of them.
+    """The parts of a loss, of `size` samples each; for the loss of recorded steps, one part for each step.
 
     Raises `ValueError` for a loss that has no parts.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_topo.stability import Curvature, ParameterThreshold, curvature_batch_sharpness, curvature_elsewhere
 
 _MEMORY = 12
-"""So many batches tell the edge."""
+"""The number of recent batches that decide the edge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,9 @@ def see_batches(
     curvature_of: Callable[[Callable[[], Tensor]], Curvature],
     thresholds_of: Callable[[Curvature], Sequence[ParameterThreshold] | None],
 ) -> tuple[SeenBatch, ...]:
-    """Look at batches, of at least two, by their losses; none where there is no threshold.
+    """Measure two or more batches by their losses, each with the one before it; empty if there is no threshold.
 
-    One gradient and up to five Hessian-vector products each, each batch beside the one before it. A batch without
-    gradient has nothing to tell: it is left out.
+    Each takes one gradient and up to five Hessian-vector products. A batch with gradient 0 is left out.
     """
     found: list[SeenBatch] = []
     curvatures = [curvature_of(loss_fn) for loss_fn in losses]

@@ -26,8 +26,8 @@ class StepSharpness:
     `n_forwards`. About six forward passes, three more for the noise; no gradient, no second derivative, so that flash
     attention and compiled modules stay on. `loss_fn(module, batch)` replaces the module's `training_step`.
 
-    Nothing is measured before the first step, behind one that did not move, or where the loss before the step is not
-    finite. The parameters are moved along the step in between and come back bitwise.
+    Nothing is measured before the first step, after a step that moved nothing, or if the loss before the step is not
+    finite. The parameters are moved along the step and restored bit for bit.
 
     Source: arXiv:2601.16979.
 
@@ -106,14 +106,14 @@ def critical_values(
 
 @dataclass(frozen=True, slots=True)
 class StepSegment:
-    """The line from the parameters before a step through those behind it."""
+    """The line from the parameters before a step through those after it."""
 
     params: Sequence[Tensor]
     begins: Sequence[Tensor]
     ends: Sequence[Tensor]
 
     def loss(self, loss_fn: Callable[[], Tensor], multiple: float) -> Tensor:
-        """The loss at so many times the step, every time with the same random numbers."""
+        """The loss at this multiple of the step, every time with the same random numbers."""
         with torch.no_grad():
             for p, begin, end in zip(self.params, self.begins, self.ends, strict=True):
                 p.copy_(begin + multiple * (end - begin))

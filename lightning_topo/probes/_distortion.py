@@ -27,22 +27,25 @@ from lightning_topo.probes._probe import Capture, ProbeResult
 from lightning_topo.probes._twins import Twins, equal_neurons, find_twins, n_split
 
 MOST_WAITING = 1 << 23
-"""Clouds of small groups wait for others of their shape up to so many bytes together."""
+"""Clouds of small groups wait for others of their shape, up to this many bytes in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distortion:
     """Measures every group's step map x_i -> x'_i, exactly, over all pairs of neurons.
 
-    `every_n_steps="auto"` begins with every step. Values by group: `critical_ratio`, `contraction`, `expansion`,
-    `log_distortion` of the step (with the pair `critical_i`, `critical_j` that attains the ratio); `total_contraction`,
-    `total_expansion`, `total_log_distortion` since training began; `distinct_neurons`. Where other steps lie between
-    the last snapshot and this one, `span_ratio`, `span_contraction`, `span_expansion` of the whole way. Where some
-    neurons were equal in parameters and optimizer state at the last capture, or before the optimizers' first step,
-    `twins_split` is how many have parted from the others since (not where parameters are sharded).
+    `every_n_steps="auto"` begins with every step. Values of each group:
 
-    A group of more than 20,000 neurons is not measured: that would take n² work. Its steps are bounded all the same.
-    No more clouds are in memory than those of one large group, or of small ones up to 8 MB.
+    - of the step: `critical_ratio`, with the pair `critical_i`, `critical_j` that attains it, `contraction`,
+      `expansion`, `log_distortion`;
+    - since training began: `total_contraction`, `total_expansion`, `total_log_distortion`;
+    - since the last snapshot, if there were other steps in between: `span_ratio`, `span_contraction`, `span_expansion`;
+    - `distinct_neurons`: the number of neurons if equal ones count once;
+    - `twins_split`, if some neurons had equal parameters and optimizer state at the last capture or before the
+      optimizers' first step: how many of them have parted since. Not measured for sharded parameters.
+
+    A group of more than 20,000 neurons is not measured, as that takes O(n²) work; its steps are still bounded. At most
+    the clouds of one large group, or 8 MB of those of small groups, are in memory at once.
 
     >>> Distortion().period
     Period(every=1, unit='step', adaptive=True)

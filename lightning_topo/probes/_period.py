@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """Every so many optimizer steps, or epochs.
+    """A period: every `every` optimizer steps or epochs.
 
     An `adaptive` period is only where the probe starts: it is widened where the monitor's share of the wall time
     asks for it. A fixed one is kept.

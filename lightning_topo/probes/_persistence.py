@@ -46,7 +46,7 @@ class Persistence:
     2 rho / diameter, and `vacuous_k`, 1 where that bound says nothing of dimension k (`is_vacuous`).
 
     With `lag=0` training waits while a diagram is computed. With `lag=k` homology in dimension 1 and up is left to a
-    process of its own, and its result is taken in when k more optimizer steps are done, at the end of the next epoch
+    worker process, and its result is taken in when k more optimizer steps are done, at the end of the next epoch
     or of the training at the latest, whether it was ready before or not: so the outcome depends on no clock. Lines of
     the record keep the step of the capture. What takes longer than `timeout` seconds is given up, with a `gap`.
 

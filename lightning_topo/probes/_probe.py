@@ -17,7 +17,7 @@ LossFn = Callable[[nn.Module, Any], Tensor]
 """A user's loss of a module on a batch."""
 
 MOST_KEPT = 1 << 24
-"""Clouds stay gathered for whoever asks next up to so many bytes together."""
+"""`Clouds` keeps gathered clouds up to this many bytes in all."""
 
 
 class ProbeUnavailable(RuntimeError):
@@ -38,10 +38,10 @@ class CloudMissing(KeyError, ValueError):
 class Clouds(Mapping[str, Tensor]):
     """The neurons of each group as a cloud (n, d), gathered from the parameters when asked for.
 
-    A cloud is a copy. Those gathered first are kept for the next probe, up to `MOST_KEPT` bytes together; any other is
-    gathered anew each time, so that no more need be in memory than the one that is looked at. Valid until the
-    parameters move; what `gather` returns stays as it was. Where several processes divide the groups, `here` holds what
-    was gathered together, and `failures` says why a group's could not be; any other raises `CloudMissing`.
+    A cloud is a copy. The first ones gathered are kept for the next probe, up to `MOST_KEPT` bytes in all; the others
+    are gathered again at each access, so that only one is in memory at a time. Use a `Clouds` until the parameters
+    change; the result of `gather` stays valid after that. With several processes, `here` holds the clouds gathered
+    together and `failures` the errors; asking for another group raises `CloudMissing`.
     """
 
     def __init__(

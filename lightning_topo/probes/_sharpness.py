@@ -37,26 +37,36 @@ from lightning_topo.stability import (
 class Sharpness:
     """Measures the largest Hessian eigenvalue of the training loss, on the samples of recorded steps.
 
-    `every_n_steps="auto"` begins with every 25th. `loss_fn(module, batch)` replaces the recorded loss; its batch is
-    that of the last recorded step.
-    Global values: `sharpness` (raw), with `residual`, `n_hvp` and `converged`; `sharpness_ratio` (edge of stability
-    at 1, with `ratio_residual`) and `eta_lambda` where the optimizer's threshold is known, and `directional_ratio` of
-    the step just taken, with the curvature where it ended. A monitor runs `StepEdge` beside it: where batches are
-    small, or no threshold is known, that is what sees the edge, and what measures `directional_ratio` (not in shards).
+    Values of the whole network:
 
-    `n_largest` adds `sharpness_2`, ... `micro_batch` evaluates the loss on so many samples at a time: less memory, and
-    products that cost about half as much again; only for a loss that is a mean over samples. Recorded steps are
-    taken in parts by themselves where their graphs would take more than the step did; the record's `micro_batch` is the
-    size of the largest part, a whole step where its samples meet. `batch_sharpness` adds the mean over
-    the samples' parts of so many samples of g^T H g / g^T g, which minibatch SGD brings to 2 / lr
-    (Andreyev and Beneventano, arXiv:2412.20553); where the optimizer's threshold is known also
-    `batch_sharpness_ratio`, 1 at the edge of training with batches of that size, with the share of
-    a part's curvature that others do not have, `batch_noise`. `swap_pairs` adds, by group and for so many of its
-    closest pairs, the largest `swap_ratio` with its `swap_curvature`: what the curvature along the swap of two neurons
-    makes of their critical ratio.
+    - `sharpness`, the eigenvalue itself, with `residual`, `n_hvp` and `converged`;
+    - `sharpness_ratio` (1 at the edge of stability) with `ratio_residual`, and `eta_lambda`, if the optimizer's
+      threshold is known;
+    - `directional_ratio` of the step just taken, with the Hessian at its end.
 
-    Where memory runs out, the loss is evaluated in ever smaller parts, and where an operator cannot be differentiated
-    twice, products are finite differences; the record says so (`micro_batch`, `exact`), and a warning once.
+    A monitor also runs `StepEdge`, which finds the edge of stability for small batches and for optimizers without a
+    threshold, and measures `directional_ratio` in place of this probe unless parameters are sharded.
+
+    If memory runs out, the loss is evaluated in smaller and smaller parts. If an operator cannot be differentiated
+    twice, products are finite differences. The record shows both (`micro_batch`, `exact`), and a warning is given once.
+
+    Args:
+        every_n_steps: The period; "auto" begins with every 25th step.
+        loss_fn: `loss_fn(module, batch)` replaces the recorded loss; the batch is that of the last recorded step.
+        tolerance: The relative residual at which an eigenvalue has converged.
+        max_products: The most Hessian products of one start.
+        n_largest: How many eigenvalues to measure; the others are `sharpness_2`, ...
+        micro_batch: Evaluate the loss on this many samples at a time: less memory, but products cost about half as
+            much again. Only for a loss that is a mean over samples. Recorded steps are split without being asked if
+            their graphs would need more memory than the step did; the record's `micro_batch` is the size of the
+            largest part, a whole step if its samples depend on each other.
+        batch_sharpness: Add the mean of g^T H g / g^T g over parts of this many samples, which minibatch SGD brings to
+            2 / lr (Andreyev and Beneventano, arXiv:2412.20553). If the optimizer's threshold is known, also add
+            `batch_sharpness_ratio`, 1 at the edge of stability for batches of this size, and `batch_noise`, the share
+            of a part's curvature that the others do not have.
+        swap_pairs: For each group, and for this many of its closest pairs, add the largest `swap_ratio` with its
+            `swap_curvature`: the critical ratio of a pair as predicted by the curvature along its swap.
+        seed: Seeds the random start of Lanczos' method.
 
     >>> Sharpness(every_n_steps=10).period
     Period(every=10, unit='step', adaptive=False)
@@ -172,23 +182,23 @@ class Sharpness:
         """The first approach that is tried."""
         if sharding == "whole":
             return Approach(self.micro_batch)
-        # FSDP2 brings gradients home by hooks, once; a second derivative through tensor parallel's placements is
-        # possible, and wrong: torch loses partial sums in it.
+        # FSDP2's hooks return gradients once only. A second derivative through tensor parallel's placements would be
+        # wrong: torch loses partial sums in it.
         return Approach(self.micro_batch, "parameters in shards", by_backward if sharding == "fsdp2" else by_autograd)
 
     def _refuse_shards(self, sharding: Sharding) -> None:
-        """Raises `ProbeUnavailable` where parameters lie so that this cannot be measured."""
+        """Raise `ProbeUnavailable` if parameters are sharded in a way that makes this impossible."""
         if sharding in ("fsdp1", "zero3"):
             name = "FSDP1 (FSDPStrategy)" if sharding == "fsdp1" else "DeepSpeed ZeRO-3"
             raise ProbeUnavailable(
-                f"the Hessian's products are not to be had from the flat shards of {name}.",
+                f"Hessian products cannot be computed from the flat shards of {name}.",
                 "Train with FSDP2 (ModelParallelStrategy), tensor parallel or DDP, or leave Sharpness() out of the "
-                "probes: all else is measured.",
+                "probes: everything else is measured.",
             )
         if sharding != "whole" and (self.swap_pairs or self.batch_sharpness is not None):
             raise ProbeUnavailable(
                 "swap_pairs and batch_sharpness need whole parameters on every process.",
-                "Leave them out where parameters are sharded: Sharpness().",
+                "Leave them out if parameters are sharded: Sharpness().",
             )
 
     def _swaps(
@@ -246,18 +256,18 @@ def _compact(vector: Tensor) -> Tensor:
 
 def _explained(approach: Approach) -> str:
     """What a measurement could not be made without, for the user."""
-    said = []
+    sentences = []
     if approach.obstacle is not None:
-        said.append(
+        sentences.append(
             f"{approach.obstacle} has no second derivative: products of the Hessian are finite differences of the "
             "gradient, right to about 0.1 % in float32 (recorded as exact = 0)."
         )
     if approach.micro_batch is not None:
-        said.append(
+        sentences.append(
             f"The loss is evaluated on {approach.micro_batch} samples at a time, because memory ran out with more "
             "(recorded as micro_batch). That is the same loss only if it is a mean over samples."
         )
-    return "sharpness: " + " ".join(said)
+    return "sharpness: " + " ".join(sentences)
 
 
 def _batch_sharpness(

@@ -106,7 +106,7 @@ class StepEdge:
     def _of_step(
         self, capture: Capture, loss_fn: Callable[[], Tensor], state: "_State"
     ) -> tuple[Approach, Mapping[str, float], float]:
-        """The ratios of the step that led here; none behind one that did not move."""
+        """The ratios of the step just taken; none if it moved nothing."""
         segment = step_segment(capture)
         if segment is None:
             return state.approach, {}, state.start

@@ -26,7 +26,7 @@ def quantity(name: str, probe: str | None = None) -> Quantity | None:
 
 
 def is_published(name: str, probe: str) -> bool:
-    """Whether a probe's value goes to trackers and metrics: all but those that only tell how it was measured.
+    """Whether a probe's value goes to trackers and metrics: all but those about how it was measured.
 
     >>> is_published("residual", "sharpness"), is_published("residual", "my_fit"), is_published("loss", "training")
     (False, True, False)

@@ -66,7 +66,7 @@ _TABLE = (
         _G,
         _HIGH,
         "Critical ratio of a span",
-        "The critical ratio of the whole way since the last snapshot.",
+        "The critical ratio of the net change since the last snapshot.",
         keep=Keep.MAX,
     ),
     Quantity(
@@ -75,7 +75,7 @@ _TABLE = (
         _G,
         _LOW,
         "Contraction in a span",
-        "The smallest ratio of a pair's distance now to at the last snapshot.",
+        "The smallest ratio of a pair's distance now to that at the last snapshot.",
         keep=Keep.MIN,
     ),
     Quantity(
@@ -84,12 +84,12 @@ _TABLE = (
         _G,
         _HIGH,
         "Expansion in a span",
-        "The largest ratio of a pair's distance now to at the last snapshot.",
+        "The largest ratio of a pair's distance now to that at the last snapshot.",
         keep=Keep.MAX,
     ),
     _silent("critical_i", "distortion", _G, "First neuron of the pair", "One of the two neurons that attain r."),
     _silent("critical_j", "distortion", _G, "Second neuron of the pair", "The other of the two that attain r."),
-    _silent("twins_split", "distortion", _G, "Twins split", "Equal neurons that the step has told apart."),
+    _silent("twins_split", "distortion", _G, "Twins split", "Equal neurons that the step has moved apart."),
     # Since the start.
     Quantity(
         "total_contraction",
@@ -97,7 +97,7 @@ _TABLE = (
         _G,
         _LOW,
         "Contraction since the start",
-        "The smallest ratio of a pair's distance now to when training began.",
+        "The smallest ratio of a pair's distance now to that when training began.",
     ),
     Quantity(
         "total_expansion",
@@ -105,7 +105,7 @@ _TABLE = (
         _G,
         _HIGH,
         "Expansion since the start",
-        "The largest ratio of a pair's distance now to when training began.",
+        "The largest ratio of a pair's distance now to that when training began.",
     ),
     Quantity(
         "total_log_distortion",
@@ -122,7 +122,7 @@ _TABLE = (
         _G,
         _LOW,
         "Distinct neurons",
-        "Neurons that rounding can tell apart: fewer than there are means some are merged.",
+        "Neurons that differ by more than rounding: fewer than there are means that some have merged.",
         "neurons",
     ),
     Quantity(
@@ -149,7 +149,7 @@ _TABLE = (
         _G,
         _LOW,
         "Aligned clusters",
-        "Directions that are left when nearly parallel neurons count as one.",
+        "Directions of the neurons, nearly parallel ones counted once.",
         "clusters",
     ),
     Quantity(
@@ -158,7 +158,7 @@ _TABLE = (
         _G,
         _LOW,
         "Effective neurons",
-        "How many equal shares the neurons' directions are worth.",
+        "Participation ratio: how many directions the neurons spread in.",
         "neurons",
     ),
     Quantity(
@@ -170,9 +170,9 @@ _TABLE = (
         "Neurons in the largest set of equal ones.",
         "neurons",
     ),
-    _silent("measured_neurons", "fate", _G, "Measured neurons", "How many neurons these counts are of."),
-    _silent("vanishing_neurons_at_start", "fate", _G, "Vanishing at the start", "Those when training began."),
-    _silent("aligned_clusters_at_start", "fate", _G, "Clusters at the start", "Those when training began."),
+    _silent("measured_neurons", "fate", _G, "Measured neurons", "How many neurons were counted."),
+    _silent("vanishing_neurons_at_start", "fate", _G, "Vanishing at the start", "Their number when training began."),
+    _silent("aligned_clusters_at_start", "fate", _G, "Clusters at the start", "Their number when training began."),
     # Persistence.
     Quantity(
         "betti_k", "persistence", _G, _ANY, "Betti number b", "Features at a fixed share of the cloud's diameter."
@@ -188,7 +188,7 @@ _TABLE = (
         _G,
         _HIGH,
         "Change of the diagram",
-        "The log-bottleneck distance to the diagram captured before.",
+        "The log-bottleneck distance to the diagram of the previous capture.",
     ),
     Quantity(
         "log_bottleneck_bound",
@@ -196,7 +196,7 @@ _TABLE = (
         _G,
         _HIGH,
         "Bound of the change",
-        "What the distortion since the capture before can explain of the change.",
+        "The largest change that the distortion since the previous capture allows.",
     ),
     Quantity(
         "landmark_error",
@@ -204,7 +204,7 @@ _TABLE = (
         _G,
         _HIGH,
         "Error of landmarks",
-        "2 rho / diameter: what landmarks leave unknown of loops. Dimension 0 is exact.",
+        "2 rho / diameter: the error of loops computed from landmarks. Dimension 0 is exact.",
     ),
     _silent(
         "vacuous_k", "persistence", _G, "Says nothing", "Whether the landmarks' bound allows a diagram without bars."
@@ -217,7 +217,7 @@ _TABLE = (
         _N,
         _HIGH,
         "Sharpness ratio",
-        "The sharpness the optimizer sees over its stability threshold: the edge is at 1.",
+        "The sharpness over the optimizer's stability threshold: the edge is at 1.",
     ),
     Quantity(
         "batch_sharpness_ratio",
@@ -244,7 +244,12 @@ _TABLE = (
         "The curvature along the step taken, for any optimizer: the edge is at 1.",
     ),
     Quantity(
-        "eta_lambda", "sharpness", _N, _HIGH, "eta K", "The paper's sufficient condition, as a point estimate: below 1."
+        "eta_lambda",
+        "sharpness",
+        _N,
+        _HIGH,
+        "eta K",
+        "Point estimate for the paper's sufficient condition, which is eta K < 1.",
     ),
     Quantity(
         "batch_sharpness",
@@ -260,10 +265,10 @@ _TABLE = (
     Quantity("swap_ratio", "sharpness", _G, _HIGH, "Swap ratio", "The learning rate times the swap curvature."),
     _silent("residual", "sharpness", _N, "Residual", "The eigenvalue's residual."),
     _silent("ratio_residual", "sharpness", _N, "Residual of the ratio", "The sharpness ratio's residual."),
-    _silent("n_hvp", "sharpness", _N, "Hessian products", "Hessian-vector products that were spent."),
+    _silent("n_hvp", "sharpness", _N, "Hessian products", "How many Hessian-vector products were computed."),
     _silent("converged", "sharpness", _N, "Converged", "Whether the eigenvalue has converged."),
     _silent("exact", "sharpness", _N, "Exact", "Whether the Hessian products are exact."),
-    _silent("batch_noise", "step_edge", _N, "Batch noise", "The share of a batch's gradient that no other shares."),
+    _silent("batch_noise", "step_edge", _N, "Batch noise", "The share of a batch's curvature that others do not have."),
     _silent(
         "critical_converged",
         "critical_sharpness",
@@ -272,7 +277,7 @@ _TABLE = (
         "Whether s is known within the tolerance.",
     ),
     _silent("critical_noise", "critical_sharpness", _N, "Noise", "Half the distance between two batches' values."),
-    _silent("n_forwards", "critical_sharpness", _N, "Forward passes", "Forward passes that were spent."),
+    _silent("n_forwards", "critical_sharpness", _N, "Forward passes", "How many forward passes were run."),
     _silent("micro_batch", "sharpness", _N, "Micro-batch", "Samples in one part of the probe batch."),
     # The training and the monitor itself.
     Quantity("phase", "phase", _N, _HIGH, "Phase", "The code of the current phase."),

@@ -14,9 +14,12 @@ from lightning_topo.stability._parameter_thresholds import spread
 class BatchSharpness:
     """g^T H g / g^T g of one batch, and its ratio to an optimizer's plateaus.
 
-    `small` is the ratio to the plateau of small batches, whose gradients come one by one; `large` that to the plateau
-    of large ones, which all pull alike. `ratio` lies between them, by the share `noise` of the curvature that comes
-    with this batch and not with others: the edge of stability at 1. All three are None where no threshold is known.
+    - `small` is the ratio to the plateau of small batches, whose gradients are independent; `large` the ratio to the
+      plateau of large batches, whose gradients are equal.
+    - `noise` is the share of the curvature that other batches do not have, from 0 to 1.
+    - `ratio` is noise * small + (1 - noise) * large, 1 at the edge of stability.
+
+    `small`, `large` and `ratio` are None if no threshold is known.
     """
 
     value: float
@@ -41,8 +44,12 @@ def batch_sharpness(
 ) -> BatchSharpness:
     """The batch sharpness of the loss on one batch, by one Hessian-vector product.
 
-    `thresholds` are those of `params` (`parameter_thresholds(...).parameters`); `noise` is 1 less the mean of
-    `curvature_elsewhere`, and 1 where it is not known: right for batches that have nothing in common.
+    Args:
+        loss_fn: Evaluates the loss on the batch.
+        params: The parameters to differentiate by.
+        thresholds: The optimizer's threshold for each parameter, as in `parameter_thresholds(...).parameters`.
+        noise: The share of the curvature that other batches do not have: 1 minus the mean of `curvature_elsewhere`.
+            The default 1 is for batches that have nothing in common.
 
     Raises as `hessian`, and `ValueError` unless 0 <= noise <= 1; see `curvature_batch_sharpness`.
 
@@ -57,14 +64,15 @@ def batch_sharpness(
 def curvature_batch_sharpness(
     curvature: Curvature, thresholds: Sequence[ParameterThreshold] | None = None, *, noise: float = 1.0
 ) -> BatchSharpness:
-    """The same as `batch_sharpness`, for a Hessian that is already built.
+    """`batch_sharpness` of a Hessian that is already built.
 
-        small = g^T T H T g / (2 g^T T g),    large = g^T S H S g / g^T S g
+        value = b = g^T H g / g^T g,    small = g^T T H T g / (2 g^T T g),    large = g^T S H S g / g^T S g
 
-    with T how far one gradient moves the parameters in the end, and S as in `ParameterThreshold`. For SGD with momentum
-    mu these are b lr / 2(1-mu) and b lr / 2(1+mu), b = g^T H g / g^T g: the plateaus of small and large batches; for
-    Adam and its kin b is that of the preconditioned Hessian along the preconditioned gradient. Two products more, where
-    T and S are not one number for all entries. 0 where the gradient is 0.
+    `ParameterThreshold` defines T (`total`) and S (`stability`). For SGD with momentum mu, small = b lr / 2(1-mu) and
+    large = b lr / 2(1+mu). For Adam and its like, b is taken of the preconditioned Hessian along the preconditioned
+    gradient. If T or S varies between entries, each takes one more product. All are 0 if the gradient is 0.
+
+    Raises `ValueError` unless 0 <= noise <= 1.
 
     Derivation: docs/edge.md. Source: Andreyev and Beneventano, arXiv:2412.20553; arXiv:2604.14108 (momentum).
     """
@@ -92,10 +100,11 @@ def curvature_batch_sharpness(
 def curvature_elsewhere(
     curvature: Curvature, other: Curvature, thresholds: Sequence[ParameterThreshold] | None = None
 ) -> float:
-    """How much of a batch's curvature along its own step another batch has too: v^T H' v / v^T H v, v = T g.
+    """The share of a batch's curvature along its own step that another batch has too: v^T H' v / v^T H v, v = T g.
 
-    Its mean over other batches is the part that every step feels; what is missing to 1 comes with this batch alone, and
-    is the `noise` of `BatchSharpness`. One product of each. 1 where v^T H v is not positive.
+    H and g are of `curvature`, H' is of `other`; T is the `total` of `ParameterThreshold`. 1 minus the mean over other
+    batches is the `noise` of `BatchSharpness`. It costs one product of each Hessian, and is 1 if v^T H v is not
+    positive.
 
     >>> import torch
     >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class CriticalSharpness:
-    """1 / s, with s the smallest multiple of a step at which the loss is no lower than before the step.
+    """1 / s, with s the smallest multiple of a step at which the loss no longer falls below its value before the step.
 
-    At 1 the step itself is as long as it may be: the edge of stability. `bracket` holds the two multiples between which
-    s was found to lie (0 and infinity where a side is open). `converged` says whether they are within the tolerance;
-    `value` is 0 where no multiple up to the largest raises the loss, and infinity where none lowers it. `noise` is half
-    the distance between the values on two halves of the data, where the loss can be cut; None where it was not
-    measured.
+    - `value` is 1 / s: below 1 a longer step would still lower the loss, and 1 is the edge of stability. It is 0 if no
+      multiple raises the loss, and infinity if none lowers it.
+    - `bracket` is the interval in which s was found, with 0 or infinity for an open side.
+    - `converged` says whether the bracket is as narrow as the tolerance.
+    - `noise` is half the difference between the values on two halves of the data; None if it was not measured.
     """
 
     value: float
@@ -33,19 +33,24 @@ def critical_sharpness(
     max_forwards: int = 12,
     halves: tuple[Callable[[float], Tensor | float], Callable[[float], Tensor | float]] | None = None,
 ) -> CriticalSharpness:
-    """The critical sharpness of a step: `loss_at(s)` is the loss at theta + s Delta, Delta the step actually taken.
+    """1 / s, with s the smallest multiple of the step at which the loss no longer falls below its present value.
 
-    s is bracketed from `start` (the `1 / value` of an earlier result: a warm start) by steps of doubling width, then
-    narrowed until its upper end is within `1 + tolerance` of its lower one. With a start nearby that takes about five
-    evaluations besides loss_at(0); the value is within tolerance / 2 of the truth. On a quadratic it is
-    Delta^T H Delta / (-2 g^T Delta), the `directional_ratio`; beyond it, this is exact for any loss and any optimizer,
-    as it needs neither gradients nor a threshold.
+    On a quadratic it is Delta^T H Delta / (-2 g^T Delta), the `directional_ratio`. It is also right where the loss is
+    not quadratic, and for any optimizer, as it uses neither gradients nor a threshold.
 
-    `halves` are the same losses on two halves of the data: three evaluations each, with `noise` in the result. A loss
-    that is not finite counts as higher than any other.
+    s is bracketed from `start` by steps of doubling width; the bracket is then narrowed until its upper end is at most
+    `1 + tolerance` times its lower end, which leaves a relative error of at most tolerance / 2. From a nearby start
+    that takes about five evaluations besides `loss_at(0)`. A loss that is not finite counts as higher than any other.
 
-    Raises `FloatingPointError` where the loss before the step is not finite, and `ValueError` unless start and
-    tolerance are positive and finite and max_forwards is at least 3.
+    Args:
+        loss_at: The loss at theta + s Delta, Delta the step actually taken, as a function of s.
+        start: The multiple to try first; `1 / value` of an earlier result makes a warm start.
+        tolerance: The relative width of the bracket at which the search stops.
+        max_forwards: The most evaluations of `loss_at`.
+        halves: The same losses on two halves of the data, for `noise`: three evaluations each.
+
+    Raises `FloatingPointError` if the loss before the step is not finite, and `ValueError` unless start and tolerance
+    are positive and finite and max_forwards is at least 3.
 
     Source: arXiv:2601.16979 (critical sharpness).
 

@@ -28,10 +28,9 @@ def by_autograd(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def by_backward(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Differentiate by `loss.backward()`, and put each `.grad` back.
+    """Compute gradients with `loss.backward()`, then restore every `.grad`.
 
-    For parameters that are no leaves of the loss's graph themselves: FSDP2 gathers them first, and its hooks bring the
-    gradients home.
+    Needed for FSDP2, whose parameters are not leaves of the loss's graph: its hooks write their gradients to `.grad`.
     """
     kept = [p.grad for p in params]
     try:
@@ -46,10 +45,10 @@ def by_backward(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class FiniteDifferenceHessian(Curvature):
-    """H as the map v -> (g(theta + h v) - g(theta - h v)) / 2 h, for losses that can be differentiated once.
+    """The Hessian as the map v -> (g(theta + h v) - g(theta - h v)) / 2 h, for losses that can be differentiated once.
 
-    A product costs two gradients and moves the parameters in between; they come back bitwise, whatever happens. Every
-    evaluation draws the same random numbers: one dropout mask.
+    A product costs two gradients. It moves the parameters and restores them bit for bit, also if it fails. Every
+    evaluation draws the same random numbers, so dropout masks are the same.
     """
 
     loss: float
@@ -107,10 +106,16 @@ def finite_difference_hessian(
 ) -> FiniteDifferenceHessian:
     """The Hessian of `loss_fn()` by central differences of its gradient, for operators without a double backward.
 
-    The reach of a difference is h |v| = eps^(1/2) (1 + |theta|) / 10, with eps that of the coarsest type at work, an
-    autocast's included. Rounding against third derivatives alone would ask for eps^(1/3), at which a small ReLU network
-    crosses a kink in every product; here products err by about 1e-3 in float32 and a few percent under bfloat16.
-    `obstacle` is the operator that made it necessary.
+    The length of a difference is h |v| = eps^(1/2) (1 + |theta|) / 10, with eps that of the coarsest dtype in use,
+    autocast's included. The classical eps^(1/3) balances rounding and third derivatives, but at that length a small
+    ReLU network crosses a kink in every product. With eps^(1/2) products err by about 1e-3 in float32 and a few percent
+    under bfloat16.
+
+    Args:
+        loss_fn: Evaluates the loss.
+        params: The parameters to differentiate by; those without `requires_grad` are left out.
+        differentiate: Returns the gradients of a loss: `by_autograd`, or `by_backward` for FSDP2.
+        obstacle: The reason for finite differences: the operator without a double backward. Kept in the result.
 
     Raises as `hessian`.
 
@@ -131,7 +136,13 @@ def split_finite_difference_hessian(
     differentiate: Differentiate = by_autograd,
     obstacle: str = "by request",
 ) -> FiniteDifferenceHessian:
-    """`finite_difference_hessian` of the sum of weight * loss() over `parts`, one after the other.
+    """`finite_difference_hessian` of the sum of weight * loss() over `parts`, evaluated one part at a time.
+
+    Args:
+        parts: Pairs of a weight and a function that evaluates a loss.
+        params: The parameters to differentiate by; those without `requires_grad` are left out.
+        differentiate: Returns the gradients of a loss: `by_autograd`, or `by_backward` for FSDP2.
+        obstacle: The reason for finite differences: the operator without a double backward. Kept in the result.
 
     Raises as `split_hessian`.
     """

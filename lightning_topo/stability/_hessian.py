@@ -50,8 +50,8 @@ class NotTwiceDifferentiable(RuntimeError):
 class Hessian(Curvature):
     """H = d^2 L / d theta^2 at one point, as the map v -> H v on flat vectors.
 
-    Holds the graph of the gradient, which an in-place update of the parameters (an optimizer step) invalidates:
-    take all products before.
+    It holds the graph of the gradient. An in-place update of the parameters, as by an optimizer step, invalidates that
+    graph: compute all products before.
     """
 
     loss: float

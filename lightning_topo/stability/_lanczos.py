@@ -12,7 +12,7 @@ from torch import Tensor
 _ROWS = 8
 """Room for the basis to begin with: more than a warm start needs. It doubles when it is full."""
 _MOST_BYTES, _FEWEST_ROWS = 2**27, 5
-"""The basis takes no more than so many bytes, but has so many rows in any case."""
+"""The basis takes at most this many bytes, but always has at least this many rows."""
 _CHUNK = 2**18
 
 
@@ -20,11 +20,11 @@ _CHUNK = 2**18
 class LanczosSettings:
     """When Lanczos' method stops: tolerance, and least and most products.
 
-    It stops when the residual of each of the `n_largest` largest Ritz pairs is at most `tolerance` times the largest
-    Ritz value, after `min_products` at the least (a start near an eigenvector converges at once, to that one) and
-    `max_products` at the most. `seed` draws the random vector to begin with where no better one is known.
+    Stop once the residual of each of the `n_largest` largest Ritz pairs is at most `tolerance` x the largest Ritz
+    value, after at least `min_products` and at most `max_products` products. The minimum is there because a start near
+    an eigenvector converges to it at once, even if its eigenvalue is not the largest. `seed` draws the random start.
 
-    Raises `ValueError` for numbers that make no sense.
+    Raises `ValueError` unless 0 < tolerance < 1 and the counts are at least 1.
     """
 
     tolerance: float = 0.02
@@ -47,7 +47,7 @@ class Extremes:
 
     `largest` is a lower bound of the largest eigenvalue, and within `residual` of *some* eigenvalue; `smallest` is
     an upper bound of the smallest one, without a residual. `vector` is the unit Ritz vector of `largest`. `top` holds
-    the largest Ritz values that were asked for, `largest` first.
+    the `n_largest` largest Ritz values, `largest` first.
     """
 
     largest: float

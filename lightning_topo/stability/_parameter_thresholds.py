@@ -22,7 +22,7 @@ from lightning_topo.stability._recognition import readable, recognised
 class Thresholds:
     """The threshold of each parameter, or the reason why there is none.
 
-    `rules` names the rule of each optimizer; "" where none is known.
+    `rules` holds the name of each optimizer's rule, "" if it has none.
     """
 
     parameters: tuple[ParameterThreshold, ...] | None
@@ -37,7 +37,9 @@ def parameter_thresholds(
     *,
     gradient_scales: Sequence[float] | None = None,
 ) -> Thresholds:
-    """The threshold of each parameter in the next step, or why it is not known.
+    """The threshold of each parameter in the next step, or the reason why it is not known.
+
+    With c, w and D of this table, S = lr / (c D) and M = lr w / D in `ParameterThreshold`:
 
     | optimizer | c | w | D |
     |---|---|---|---|
@@ -55,21 +57,22 @@ def parameter_thresholds(
     | schedule-free | (4-2c) / ((1-b)(2-c) + b c) | 1-b + b c | sqrt(v_hat) + eps; SGD: 1 |
 
     NAdam: A = (1-mu_t) / (1-P_t) and B = mu_(t+1) / (1 - P_t mu_(t+1)), with P_t its `mu_product`. Schedule-free: c is
-    the weight of the newest iterate in its mean. Where the weight decay wd is decoupled (AdamW), 2 - lr wd takes the
-    place of 2 in c. The learning rate is the one in force now. SAM, Lookahead and other wrappers have the threshold of
-    what they wrap.
+    the weight of the newest iterate in its mean. If the weight decay wd is decoupled (AdamW), 2 in c becomes 2 - lr wd.
+    The learning rate is the current one. SAM, Lookahead and other wrappers have the threshold of the optimizer inside.
 
-    The moments are those behind the last step, t. With the flat `gradient` of `params` where they stand, they are those
-    of the step that would follow: an adaptive optimizer takes a gradient into its second moments before it divides by
-    them. It matters for entries that have hardly had a gradient so far: without, D is eps for them, as in no step.
+    There is no threshold, but a reason, for an optimizer without a rule (`recognised`), for `maximize=True`, while
+    `awaits_first_step` is true, and if the optimizers hold none of `params`. A parameter that no optimizer holds, or
+    that an adaptive one has never moved, has threshold 0.
 
-    `gradient_scales`, one for each optimizer, says what the optimizer is handed for a gradient g of this loss: s g. It
-    is |g| after clipping over |g| before, and likewise the factor of a loss that is summed over another number of
-    samples. S and M shrink by s, the moments take in s g, and coupled weight decay stays as it is.
-
-    None, with a reason, for an optimizer without such a rule (`recognised`), for `maximize=True`, as long as
-    `awaits_first_step`, and where the optimizers hold none of `params`. A parameter that no optimizer holds, or that an
-    adaptive one has never moved, has threshold 0: no curvature reaches it.
+    Args:
+        optimizers: The optimizers, wrapped or not.
+        params: The parameters.
+        gradient: The flat gradient of `params` at their present values. With it, the second moments are those of the
+            step that would follow, as an adaptive optimizer updates them before it divides by them; without it, those
+            after the last step, t. It matters for entries with hardly a gradient so far, whose D would be about eps.
+        gradient_scales: One for each optimizer: the factor s if the optimizer is given s g for a gradient g of this
+            loss. It is |g| after clipping over |g| before, times the ratio of the losses if these are summed over
+            another number of samples. S and M shrink by s, moments take in s g, coupled weight decay is unchanged.
 
     Raises `ValueError` unless there is one finite, non-negative scale for each optimizer.
 

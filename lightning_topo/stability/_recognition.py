@@ -28,7 +28,7 @@ _KNOWN: dict[str, Rule] = {
 _NO_THRESHOLD = {
     "LBFGS": "its step comes from a model of the curvature, not from a learning rate",
     "Rprop": "its step follows the signs of the gradient, whatever its size",
-    "SparseAdam": "its moments rest where a gradient is sparse",
+    "SparseAdam": "its moments are not updated where a gradient is sparse",
     "Muon": "its step is orthogonalised: it does not shrink with the gradient",
 }
 
@@ -52,7 +52,7 @@ _BLOCKWISE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """The optimizer that steps, inside all wrappers, and its rule; `rule` is None for the reason given."""
+    """The innermost optimizer and its rule; if there is no rule, `reason` says why."""
 
     optimizer: torch.optim.Optimizer
     rule: Rule | None
@@ -62,9 +62,8 @@ class Recognised:
 def recognised(optimizer: torch.optim.Optimizer) -> Recognised:
     """The rule of an optimizer.
 
-    A class that inherits its `step` from one of torch's follows that one's rule, and so does one whose options and
-    state are laid out in the same way, whatever its name; a wrapper is looked into. An option that is not known is a
-    reason to claim nothing.
+    A class has the rule of the torch optimizer whose `step` it inherits, or whose options and state have the same
+    layout. Wrappers are unwrapped first. An optimizer with an unknown option has no rule.
 
     >>> class Own(torch.optim.Adam):
     ...     pass

@@ -14,7 +14,7 @@ from lightning_topo.stability._optimizer_thresholds import ParameterThreshold
 from lightning_topo.stability._parameter_thresholds import spread
 
 _COLD_PRODUCTS = 10
-"""Of a cold start, at the least: stopped by the residual alone, 4 of 48 on a CNN settled on a lower eigenvalue."""
+"""Minimum for a cold start. Stopped by the residual alone, 4 of 48 on a CNN converged to a lower eigenvalue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class SharpnessEstimate:
 
     `value` is a lower bound of lambda_max; some eigenvalue lies within `residual` of it. `smallest` is an upper bound
     of lambda_min from the same products. `vector` is the unit Ritz vector: the `start` of the next estimate nearby.
-    `top` holds the largest eigenvalues that were asked for, `value` first. `obstacle` is the operator for whose
-    sake the products were finite differences; None where they were exact.
+    `top` holds the `n_largest` largest Ritz values, `value` first. `obstacle` names the operator that forced finite
+    differences; None if exact.
     """
 
     value: float
@@ -55,15 +55,20 @@ def sharpness(
 ) -> SharpnessEstimate:
     """The largest eigenvalue of the Hessian of `loss_fn()` with respect to `params`, by Lanczos' method.
 
-    Starts from `start` (the Ritz vector of an earlier estimate) or, without one, from the gradient's direction and a
-    random one drawn with `seed`; if a warm start has not converged to the relative residual `tolerance`, once more
-    without it. `n_largest` asks for more than one of the largest eigenvalues. No `.grad`, parameter or global random
-    state is touched.
+    It touches no `.grad`, parameter or global random state. If an operator cannot be differentiated twice, products are
+    finite differences, and `obstacle` names the operator.
 
-    A start near an eigenvector may converge to that one though another has overtaken it. A fifth of what a cold start
-    consists of is mixed in, which shows the other in most cases; begin without a start now and then.
-
-    Where an operator cannot be differentiated twice the products are finite differences, and `obstacle` names it.
+    Args:
+        loss_fn: Evaluates the loss.
+        params: The parameters to differentiate by.
+        start: The Ritz vector of an earlier estimate, for a warm start; if that does not converge, a cold start
+            follows. A cold start begins with the gradient plus a random direction. A warm start can stay with an
+            eigenvector whose eigenvalue is no longer the largest; a fifth of a cold start is mixed in, which
+            prevents this in most cases. Make a cold start now and then.
+        tolerance: The relative residual at which an eigenvalue has converged.
+        max_products: The most Hessian products of one start.
+        n_largest: How many of the largest eigenvalues to find.
+        seed: Seeds the random direction.
 
     Raises `ValueError` if nothing requires a gradient and `FloatingPointError` if the loss is not finite.
 
@@ -90,10 +95,12 @@ def sharpness(
 class ScaledSharpness:
     """The curvature scaled by an optimizer's step.
 
-    `ratio` is lambda_max(S^1/2 H S^1/2), the edge of stability at 1, with its `residual`. `eta_lambda` is the larger
-    of |theta_max| and |theta_min| over the Ritz values of M^1/2 H M^1/2: the paper's eta K as a point estimate, never
-    a certificate. It treats momentum and preconditioner as constants in the step. `vector` is the Ritz vector of
-    `ratio`; None where the threshold is a number and those of the sharpness serve. `n_hvp` counts further products.
+    - `ratio` is lambda_max(S^1/2 H S^1/2), 1 at the edge of stability, and `residual` its error bound.
+    - `eta_lambda` is the largest absolute Ritz value of M^1/2 H M^1/2. It is the paper's eta K as a point estimate, not
+      a certificate: momentum and preconditioner count as constants. `ParameterThreshold` defines S and M.
+    - `vector` is the Ritz vector of `ratio`; None if one number scales all parameters, so that the vector of the
+      sharpness is also this one.
+    - `n_hvp` counts Hessian products beyond those of the sharpness.
     """
 
     ratio: float
@@ -107,7 +114,7 @@ class ScaledSharpness:
 def curvature_sharpness(
     curvature: Curvature, *, start: Float[Tensor, " p"] | None = None, settings: LanczosSettings = LanczosSettings()
 ) -> SharpnessEstimate:
-    """The same as `sharpness`, for a Hessian that is already built."""
+    """`sharpness` of a Hessian that is already built."""
     found = _warm_lanczos(lambda vector: curvature @ vector, curvature, start, settings)
     return SharpnessEstimate(
         found.largest,
@@ -130,11 +137,13 @@ def scaled_sharpness(
     start: Float[Tensor, " p"] | None = None,
     settings: LanczosSettings = LanczosSettings(),
 ) -> ScaledSharpness:
-    """The curvature scaled by an optimizer, from its threshold of each of `curvature.params`.
+    """The curvature scaled by an optimizer, given the optimizer's threshold for each parameter.
 
-    Where one number scales every parameter the spectrum only shifts and stretches, and `raw` is all that is needed.
-    Otherwise Lanczos' method on the scaled operator, from `start` (the `vector` of an earlier result) or from the
-    scaled vector of `raw`.
+    If one number scales all parameters, the result follows from `raw` without a product. Otherwise Lanczos' method
+    runs on the scaled operator, from `start` or from the scaled vector of `raw`.
+
+    `thresholds` has one entry for each of `curvature.params`, in their order. `raw` is the result of
+    `curvature_sharpness` for the same Hessian. `start` is the `vector` of an earlier result, for a warm start.
     """
     uniform = all(isinstance(s.stability, float) and isinstance(s.step, float) for s in thresholds)
     if uniform and len(set(thresholds)) == 1:
@@ -150,7 +159,7 @@ def scaled_sharpness(
         return ScaledSharpness(0.0, 0.0, 0.0, converged=True)
     params, least, most = curvature.params, *_step_weights(thresholds)
     stable = spread([each.stability for each in thresholds], params)
-    # c w is one number for all parameters unless momentum differs between them: then one spectrum tells both.
+    # c w is one number for all parameters unless momentum differs between them: then one spectrum gives both.
     step = None if most - least <= 1e-4 * most else spread([each.step for each in thresholds], params)
     decay = _decay(thresholds, params)
     del thresholds  # three vectors of their own, unless the caller goes on with them

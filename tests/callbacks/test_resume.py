@@ -221,7 +221,7 @@ def told(events):
 
 
 def test_every_step_keeps_its_state_though_its_line_ended_later(tmp_path):
-    """A line of equal states may stretch over the step of the checkpoint; only what lies behind it is abandoned."""
+    """A line of equal states may stretch over the step of the checkpoint; only later lines are abandoned."""
 
     def start(path=None, extra=()):
         torch.manual_seed(0)

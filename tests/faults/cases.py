@@ -175,7 +175,7 @@ DAMAGES: list[Callable[[dict], object]] = [
 
 
 def killed(nursery: Nursery, root: Path, times: int = 20) -> Survived:
-    """`kill -9` at random moments, of the start, of a step, of a write, of the end; resumed each time."""
+    """`kill -9` at random moments of the start, a step, a write, the end; the run is resumed each time."""
     random_ = random.Random(times)
     goal = 60
     for _ in range(times):
@@ -196,13 +196,13 @@ def killed(nursery: Nursery, root: Path, times: int = 20) -> Survived:
 
 
 def disk_full(nursery: Nursery, root: Path) -> Survived:
-    """No room for a line for five steps, then again."""
+    """The disk is full for five steps, then has room again."""
     nursery.succeeds(on_a_full_disk, root)
     return Survived(1, 1, audit(root))
 
 
 def file_in_the_way(nursery: Nursery, root: Path) -> Survived:
-    """A file where the run folder should be: no record can be made, and training and publishing go on."""
+    """A file is in the place of the run folder: there is no record, and training and publishing go on."""
     nursery.succeeds(with_a_file_in_the_way, root)
     assert (root / "topology").read_text() == "in the way"
     assert {step for _, step, probe, _ in published(root) if probe == "distortion"} == set(range(1, 13))
@@ -210,13 +210,13 @@ def file_in_the_way(nursery: Nursery, root: Path) -> Survived:
 
 
 def logger_raises(nursery: Nursery, root: Path) -> Survived:
-    """A logger that raises whenever it is given something."""
+    """A logger raises at every call."""
     nursery.succeeds(with_a_logger_that_raises, root)
     return Survived(1, 1, audit(root))
 
 
 def nan_loss(nursery: Nursery, root: Path) -> Survived:
-    """A loss that is NaN at one step, and weights from there on."""
+    """The loss is NaN at one step, and the weights from then on."""
     nursery.succeeds(with_a_nan_loss, root)
     names = [event.name for event in read_record(root / "topology").events]
     assert "instability" in names
@@ -225,13 +225,13 @@ def nan_loss(nursery: Nursery, root: Path) -> Survived:
 
 
 def clock_jumps(nursery: Nursery, root: Path) -> Survived:
-    """An hour back, a day ahead, more than a day back."""
+    """The clock jumps an hour back, a day ahead, more than a day back."""
     nursery.succeeds(with_a_clock_that_jumps, root)
     return Survived(3, 3, audit(root))
 
 
 def sigterm(nursery: Nursery, root: Path) -> Survived:
-    """SIGTERM, as a scheduler sends it: the record is closed and the report written; resumed afterwards."""
+    """A scheduler sends SIGTERM: the record is closed and the report written; the run is resumed afterwards."""
     assert nursery.run(until_sigterm, root) != 0
     page, patience = root / "topology" / "report.html", time.monotonic() + 60.0
     while not page.is_file():  # a process of its own writes it, once the training has ended
@@ -245,7 +245,7 @@ def sigterm(nursery: Nursery, root: Path) -> Survived:
 
 
 def checkpoint_cut_off(nursery: Nursery, root: Path) -> Survived:
-    """A checkpoint of which half is missing: Lightning refuses it, the record is untouched, the one before serves."""
+    """Half of a checkpoint is missing: Lightning refuses it, the record is untouched, the one before works."""
     nursery.succeeds(first, root)
     path = last_checkpoint(root)
     assert path is not None
@@ -259,7 +259,7 @@ def checkpoint_cut_off(nursery: Nursery, root: Path) -> Survived:
 
 
 def state_damaged(nursery: Nursery, root: Path, most: int = 9) -> Survived:
-    """Garbage where the checkpoint holds our callbacks' states: they begin anew, and say so; the old record stays."""
+    """The monitor's state in a checkpoint is garbage: it begins again and reports that; the old record stays."""
     nursery.succeeds(with_gates, root / "whole")
     damages = range(len(DAMAGES))[-most:]
     for damage in damages:
@@ -276,7 +276,7 @@ def state_damaged(nursery: Nursery, root: Path, most: int = 9) -> Survived:
 
 
 def two_experiments(nursery: Nursery, root: Path) -> Survived:
-    """Two experiments begin from one checkpoint at once: each has a record of its own, the first one's is untouched."""
+    """Two experiments begin from one checkpoint at once: each has its own record, the first run's is untouched."""
     nursery.succeeds(first, root / "origin")
     checkpoint, lines = last_checkpoint(root / "origin"), root / "origin" / "topology" / MEASUREMENTS
     assert checkpoint is not None
@@ -292,7 +292,7 @@ def two_experiments(nursery: Nursery, root: Path) -> Survived:
 
 
 def rolled_back(nursery: Nursery, root: Path) -> Survived:
-    """A run goes on from a checkpoint before its end: what lies behind it, written before, is abandoned, and said."""
+    """A run resumes from a checkpoint before its end: later lines are abandoned, and an event reports it."""
     nursery.succeeds(first, root, 20)
     checkpoint = root / CHECKPOINTS / "step=12.ckpt"
     nursery.succeeds(begun_from, root, checkpoint, 16)
@@ -303,7 +303,7 @@ def rolled_back(nursery: Nursery, root: Path) -> Survived:
 
 
 def record_cut_off(nursery: Nursery, root: Path) -> Survived:
-    """Half of a record's lines are gone, the last of what is left in its middle; the run goes on with the rest."""
+    """Half of a record is gone, cut in the middle of a line; the run goes on with the rest."""
     nursery.succeeds(first, root)
     path = root / "topology" / MEASUREMENTS
     text = path.read_bytes()
@@ -332,7 +332,7 @@ GARBAGE = [
 
 
 def garbage_lines(nursery: Nursery, root: Path) -> Survived:
-    """Lines that no writer has written, in both files: counted, never believed, and the run goes on behind them."""
+    """Both files hold garbage lines: they are counted, not read, and the run writes on after them."""
     nursery.succeeds(first, root)
     for name in (MEASUREMENTS, EVENTS):
         with (root / "topology" / name).open("ab") as file:
@@ -360,7 +360,7 @@ def other_ranks(nursery: Nursery, root: Path, most: int = 2) -> Survived:
 
 
 def no_orphan(nursery: Nursery, root: Path, most: int = 5) -> Survived:
-    """A worker in the midst of a long computation is gone when the training is, however that ended."""
+    """Training ends, in five ways, during a worker's long computation: the worker ends too."""
     ends = ("SIGKILL", "success", "exception", "interrupt", "SIGTERM")[:most]
     for end in ends:
         status = nursery.run(computing_elsewhere, root / end, end)

@@ -131,7 +131,7 @@ def until_told_to_stop(root: Path, how: str) -> None:
 
 
 def branches(nursery: Nursery, root: Path, most: int = 6) -> Survived:
-    """Runs that begin from another's checkpoint, in six ways: each names its parent, and none writes into it."""
+    """Six runs begin from another run's checkpoint: each names its parent, and none writes into its folder."""
     nursery.succeeds(begun, root / "A", 14)
     checkpoint = last_checkpoint(root / "A")
     assert checkpoint is not None
@@ -159,7 +159,7 @@ def branches(nursery: Nursery, root: Path, most: int = 6) -> Survived:
 
 
 def rewinds(nursery: Nursery, root: Path, most: int = 6) -> Survived:
-    """Six runs that go back behind their end: what lies behind is abandoned, once, and nobody counts it."""
+    """Six runs are rewound: later lines of the record are abandoned, once, and no reader counts them."""
     nursery.succeeds(begun, root / "first", 20)
     runs, lost = [[(12, 16)], [(12, 26)], [(18, 19)], [(18, 30)], [(12, 16), (12, 22)]][:most], 0
     for k, steps in enumerate(runs):
@@ -178,7 +178,7 @@ def rewinds(nursery: Nursery, root: Path, most: int = 6) -> Survived:
 
 
 def two_writers(nursery: Nursery, root: Path, most: int = 4) -> Survived:
-    """Two trainings into one folder, at once: both alive, one killed and taken up again, and a third behind them."""
+    """Two trainings share one folder: both alive, one killed and resumed, and a third after them."""
     home = root / "home"
     both = [nursery.start(waiting_at, root / n, 14, 5, home, root / o) for n, o in (("a", "b"), ("b", "a"))]
     for process in both:
@@ -203,7 +203,7 @@ def two_writers(nursery: Nursery, root: Path, most: int = 4) -> Survived:
 
 
 def folder_gone(nursery: Nursery, root: Path, most: int = 4) -> Survived:
-    """The folder is deleted, moved, emptied, or a file stands in its place: what went is counted and said."""
+    """The folder is deleted, moved, emptied, or replaced by a file: lost lines are counted and reported."""
     ways = ("deleted", "a file in its place", "moved", "a file deleted")[:most]
     lost = 0
     for way in ways:
@@ -216,7 +216,7 @@ def folder_gone(nursery: Nursery, root: Path, most: int = 4) -> Survived:
 
 
 def disk_full_to_the_end(nursery: Nursery, root: Path) -> Survived:
-    """No room for a line from step 12 to the end: training goes on, and the lines that are missing are counted."""
+    """The disk is full from step 12 to the end: training goes on, and missing lines are counted."""
     nursery.succeeds(with_no_room_to_the_end, root)
     record = read_record(root / "topology")
     held = {(m.step, m.probe, m.group) for m in record.measurements}
@@ -228,13 +228,13 @@ def disk_full_to_the_end(nursery: Nursery, root: Path) -> Survived:
 
 
 def slow_disk(nursery: Nursery, root: Path) -> Survived:
-    """A disk that takes 20 ms a line."""
+    """The disk takes 20 ms a line."""
     nursery.succeeds(on_a_slow_disk, root)
     return Survived(1, 1, audit(root))
 
 
 def grace_of_five_seconds(nursery: Nursery, root: Path, most: int = 3) -> Survived:
-    """Five seconds from a signal, or an error, to a kill: the emergency checkpoint is there, and the page comes."""
+    """Training is killed five seconds after a signal or an error: the emergency checkpoint and the page are there."""
     ways = ("SIGTERM", "SIGINT", "an error")[:most]
     lost = 0
     for way in ways:
@@ -256,7 +256,7 @@ def grace_of_five_seconds(nursery: Nursery, root: Path, most: int = 3) -> Surviv
 
 
 def hostile_records(nursery: Nursery, root: Path, records: int = 200) -> Survived:
-    """Records that no training has written: each is read in 10 s and 1 GB, or refused."""
+    """Records that no training can write: each is read within 10 s and 1 GB, or refused."""
     root.mkdir(exist_ok=True)
     found = survey(root, range(records))
     bad = [(seed, kinds, cost) for seed, kinds, cost in found if not cost.is_survived]

@@ -8,9 +8,9 @@ import pytest
 
 from lightning_topo.neurons._coverage import ParameterCoverage
 from lightning_topo.outputs import _machine as machine
-from lightning_topo.outputs._outputs import open_outputs
 from lightning_topo.outputs._leaving import plain
 from lightning_topo.outputs._machine import impersonal
+from lightning_topo.outputs._outputs import open_outputs
 from lightning_topo.outputs.page._page import run_labels
 from lightning_topo.outputs.record import read_record
 from lightning_topo.outputs.record._parameters import read_parameters

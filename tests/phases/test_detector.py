@@ -21,7 +21,7 @@ from lightning_topo.phases import (
     TopologyEvent,
     observe,
     replay,
-    told,
+    replay_record,
 )
 
 PAIRS = {
@@ -293,7 +293,7 @@ def test_a_jump_is_told_once_with_its_bound_until_the_diagram_rests():
         ("diagram_jump", 1),
         ("diagram_jump", 6),
     ]
-    for bound, said in (({"log_bottleneck_bound": 1.5}, "allows up to 1.5"), ({}, "No bound")):
+    for bound, said in (({"log_bottleneck_bound": 1.5}, "allows up to 1.5"), ({}, "There is no bound")):
         (event,) = replay([Measurement(1, 0, "persistence", "g", {"log_bottleneck_0": 0.9} | bound)]).detected
         assert said in event.message
     (event,) = replay(persistences([math.inf], "log_bottleneck_0")).detected
@@ -505,10 +505,10 @@ def test_a_record_without_coverage_says_what_it_said():
         *(Measurement(k, 0, "sharpness", "", {"directional_ratio": 1.0}) for k in range(5, 15)),
         *losses([math.nan], 15),
     ]
-    seen = told(old, [said], complete=True)
+    seen = replay_record(old, [said], complete=True)
     assert [(e.name, e.message) for e in seen.detected] == [("instability", "said then")]
     assert seen.phases[""] == ((0, Phase.PRESERVED),)
-    new = told([coverage(0, 1, StepState.EXACT), *old], [said], complete=True)
+    new = replay_record([coverage(0, 1, StepState.EXACT), *old], [said], complete=True)
     assert {e.name for e in new.detected} == {"edge_of_stability_enter", "instability"}
     assert new.phases[""][-1] == (15, Phase.UNKNOWN)
 

@@ -84,7 +84,7 @@ def constant_like(trace: CouplingTrace, call: OperatorCall) -> None:
 
 @aten_rule("as_strided")
 def as_strided(trace: CouplingTrace, call: OperatorCall) -> None:
-    """Strides that say what shape and order of memory say already, as a pooled image is given; others are barred."""
+    """Allow strides that are those of a contiguous tensor of this shape, as of a pooled image; bar all others."""
     axes, shape = trace.axes(call.inputs[0]), call.out.shape
     in_order = torch.empty(shape, device="meta").stride()
     plain = all(size == 1 or a == b for size, a, b in zip(shape, call.out.stride(), in_order, strict=True))

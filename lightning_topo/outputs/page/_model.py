@@ -21,7 +21,7 @@ from lightning_topo.outputs.page._verdict import sentence
 from lightning_topo.outputs.record import Parent, RunRecord
 from lightning_topo.outputs.record._parameters import ParameterTable
 from lightning_topo.outputs.record._thin import Thinned
-from lightning_topo.phases import Phase, Replay, Severity, TopologyEvent, collapsed, told, width_for
+from lightning_topo.phases import Phase, Replay, Severity, TopologyEvent, collapsed, replay_record, width_for
 from lightning_topo.quantities import Direction, direction
 
 _GLOBAL_CURVES = (("training", "loss"), ("sharpness", "sharpness_ratio"), ("sharpness", "eta_lambda"))
@@ -213,7 +213,7 @@ def _phases(record: RunRecord, seen: Replay) -> dict[str, list[tuple[int, Phase]
     changes = {group: list(found) for group, found in seen.phases.items()}
     if record.history:
         seen_before = record.digest.history_replay if record.digest is not None else None
-        seen_before = seen_before or told(tuple(_before(record)), record.history_events, complete=True)
+        seen_before = seen_before or replay_record(tuple(_before(record)), record.history_events, complete=True)
         older = seen_before.phases
         for group, found in older.items():
             changes[group] = [*found, *changes.get(group, ())]

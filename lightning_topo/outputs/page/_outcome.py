@@ -10,7 +10,7 @@ from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.outputs.page._loss_course import Level, LossCourse
 from lightning_topo.outputs.record import RunRecord
 from lightning_topo.outputs.record._read import Digest
-from lightning_topo.phases import DETECTED, NOTES, EventName, Phase, Replay, TopologyEvent, told
+from lightning_topo.phases import DETECTED, NOTES, EventName, Phase, Replay, TopologyEvent, replay_record
 from lightning_topo.phases._edge import EdgeSource
 
 
@@ -131,7 +131,8 @@ def history(record: RunRecord) -> History:
     Of a thinned record all events do: fewer measurements would tell another story.
     """
     digest = record.digest
-    seen = digest.replay if digest else told(record.measurements, record.events, complete=record.thinned is None)
+    is_whole = record.thinned is None
+    seen = digest.replay if digest else replay_record(record.measurements, record.events, complete=is_whole)
     other = [event for event in record.events if event.name not in DETECTED]
     events = tuple(sorted((*seen.detected, *other), key=lambda event: event.step))
     return History(seen, events, _outcome(record.measurements, events, seen, digest))

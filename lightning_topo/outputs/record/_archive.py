@@ -12,7 +12,7 @@ import numpy as np
 
 _SMALL = 1 << 28
 _MOST_TIMES = 32
-"""A file may unpack to `_SMALL` bytes, or to so many times its own size: numbers are never denser than that."""
+"""A file may unpack to `_SMALL` bytes, or to this many times its own size: numbers never compress better."""
 
 _KINDS = "biufU"
 

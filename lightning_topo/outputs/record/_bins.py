@@ -119,9 +119,9 @@ def lead(m: Measurement) -> float:
 
 
 def join(first: Measurement, second: Measurement) -> Measurement:
-    """One measurement for two of a group: the least of what is bad when low, of all else the greatest.
+    """Merge two measurements of a group: the least of each value that is bad when low, the greatest of all others.
 
-    It stands at the step of the greater critical ratio.
+    Its step is that of the greater critical ratio.
 
     >>> a = Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.3, "contraction": 0.9})
     >>> join(a, Measurement(2, 0, "distortion", "net.0", {"critical_ratio": 0.2, "contraction": 0.8}))

@@ -1,8 +1,8 @@
-"""Whose folder it is: a run writes into a folder of its own, and names the run that it branches from.
+"""Choose a run's folder: each run writes into its own, and names the run that it branches from.
 
-A fresh run begins a folder. A run that goes on in the folder that holds its record appends to it; what lies behind the
-step it goes on from, written before, is abandoned: kept, and counted by no reader. A run that begins from another
-folder's checkpoint begins a folder that names its parent, with a copy of the parent's history up to there.
+A fresh run creates a folder. A resumed run appends to the folder that holds its record; lines of later steps than the
+one it resumes from are abandoned: they stay in the file, and no reader counts them. A run that begins from another
+folder's checkpoint creates a folder that names its parent, with a copy of the parent's history up to there.
 """
 
 import os
@@ -36,9 +36,10 @@ _MOST_HISTORY = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A folder that this run has claimed: `resumed` where it holds the run's own lines already.
+    """A folder that this run has claimed and locked.
 
-    `notes` are what a person should know of the choice.
+    `resumed`: it already holds this run's lines. `parent`: the run whose checkpoint this run began from. `notes`:
+    warnings for the user about why this folder was chosen.
     """
 
     dirpath: Path
@@ -55,12 +56,12 @@ def claim(
     resume: tuple[str | os.PathLike[str] | None, str | None] | None = None,
     step: int = 0,
 ) -> Branch:
-    """Claim the folder of a run: `folder`, or `folder-v1`, `-v2`, ... where another run's record stands or is written.
+    """Claim the folder of a run: `folder`, or `folder-v1`, `-v2`, ... if another run's record is in it.
 
-    `resume` is the folder and the id of the run whose checkpoint this run begins from, at `step`. Where `folder`, or
-    one of its versions, holds a record of that id, it is gone on with. The other's folder is read, never written.
+    `resume` is the folder and the id of the run whose checkpoint this run begins from, at `step`. If `folder` or one of
+    its versions holds a record of that id, the run appends to it. The other run's folder is read, never written.
 
-    Raises `OSError` if the folder cannot be made.
+    Raises `OSError` if the folder cannot be created.
     """
     wanted = Path(folder)
     origin, run_id = resume if resume is not None else (None, None)
@@ -95,7 +96,9 @@ def live_lines(read: Callable[[], Iterable[Line]]) -> Iterator[tuple[int, Line]]
 
 
 def rewind_floors(rewinds: Iterable[tuple[int, int | None]]) -> list[tuple[int, int]]:
-    """(place, step): of the lines before that place, and behind the entry before, those up to the step count.
+    """Find which lines count, as pairs (index of a rewind, last step).
+
+    Lines between the preceding rewind and this one count up to that step; those of later steps were abandoned.
 
     >>> rewind_floors([(0, None), (1, 7), (2, None), (3, 9), (4, 8)])
     [(1, 7), (3, 8), (4, 8)]
@@ -110,7 +113,7 @@ def rewind_floors(rewinds: Iterable[tuple[int, int | None]]) -> list[tuple[int, 
 
 
 def is_rewind(line: Line) -> bool:
-    """Whether a line of measurements or of events marks what lies behind its step as abandoned."""
+    """Whether a line of measurements or events is a rewind, which abandons earlier lines of later steps."""
     return line.get("probe") == REWIND or (line.get("name") == REWIND and "probe" not in line)
 
 
@@ -119,7 +122,7 @@ def _rewound_to(line: Line) -> int | None:
     return step if is_rewind(line) and type(step) is int and step >= 0 else None
 
 
-def lies_behind(dirpath: Path, step: int) -> bool:
+def has_later_lines(dirpath: Path, step: int) -> bool:
     """Whether a record holds live lines of later steps."""
     return any(found > step for name in (MEASUREMENTS, EVENTS) for found, _ in _live_texts(dirpath / name))
 
@@ -215,7 +218,7 @@ def _copy_reference(origin: Path, dirpath: Path) -> None:
 
 
 def _copy_history(origin: Path, dirpath: Path, name: str, step: int) -> None:
-    """The lines up to `step` that count, behind those of the parent's own history."""
+    """Copy the parent's own history, then its lines up to `step` that count."""
     source, older = origin / name, origin / HISTORY / name
     size = sum(path.stat().st_size for path in (source, older) if path.is_file())
     if size > _MOST_HISTORY:

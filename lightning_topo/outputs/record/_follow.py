@@ -17,7 +17,7 @@ from lightning_topo.outputs.record._network import NetworkTally
 from lightning_topo.outputs.record._number_set import Places
 from lightning_topo.outputs.record._read import Digest, RunRecord, captured_steps, event_of, measurement_of
 from lightning_topo.outputs.record._thin import PROBE, Thinned
-from lightning_topo.phases import EventList, Replay, Teller, TopologyEvent, told
+from lightning_topo.phases import EventList, RecordReplayer, Replay, TopologyEvent, replay_record
 
 MOST_KEPT = 1_500_000
 """So many values are kept of all measurements; of more, neighbours are merged."""
@@ -56,7 +56,7 @@ class RecordFollower:
         self._happened = happened = _up_to_date(self._happened, lambda _: _Happened(folder / EVENTS), whole)
         kept, events = measured.measurements, tuple(happened.events)
         is_whole = measured.thinned is None
-        replay = measured.teller.told(events) if is_whole else told(kept, events, complete=False)
+        replay = measured.replayer.result(events) if is_whole else replay_record(kept, events, complete=False)
         if self._before is None and header.parent is not None and kept:
             self._before = _before(folder / HISTORY, measured.first_step, self._most_kept // 4)
         history, history_events, history_replay = self._before or ((), (), None)
@@ -65,7 +65,7 @@ class RecordFollower:
             history_replay,
             measured.n_measurements,
             measured.n_ratio_steps,
-            happened.events.n_dropped + (measured.teller.n_dropped if is_whole else 0),
+            happened.events.n_dropped + (measured.replayer.n_dropped if is_whole else 0),
             measured.network.whole(measured.first_step),
             MappingProxyType(measured.widths),
             MappingProxyType(dict(measured.last_below)),
@@ -94,7 +94,7 @@ def _before(
     measured = _up_to_date(None, lambda tries: _Measured(folder / MEASUREMENTS, most_kept, tries, until, 0), True)
     happened = _up_to_date(None, lambda _: _Happened(folder / EVENTS, 0), True)
     events = tuple(happened.events)
-    return measured.measurements, events, measured.teller.told(events)
+    return measured.measurements, events, measured.replayer.result(events)
 
 
 _R = TypeVar("_R", "_Measured", "_Happened")
@@ -112,7 +112,7 @@ def _up_to_date(reading: _R | None, afresh: Callable[[int], _R], whole: bool) ->
             reading = None
         else:
             return reading
-    raise ValueError("expected a record that stands still while it is read, got one that goes back again and again")
+    raise ValueError("expected a record that is not rewound while it is read, got one that was rewound again and again")
 
 
 class _Measured:
@@ -127,7 +127,7 @@ class _Measured:
         self._most_kept, self._until = most_kept, until
         self._superseded = superseded(path) if tries else None
         self._may_go_back = tries > 0
-        self.teller = Teller(is_covered=_is_covered(path))
+        self.replayer = RecordReplayer(is_covered=_is_covered(path))
         self._series: dict[tuple[str, str], Bins] = {}
         self._peaks: dict[str, float] = {}
         self.last_below: dict[str, int] = {}
@@ -142,8 +142,8 @@ class _Measured:
         if m.probe == PROBE:
             self.thinned = Thinned.of(m.values)
             return
-        if m.probe == COVERAGE and not self.teller.is_covered and self.lines.at >= self.lines.n_at_first - 1:
-            raise Stale  # it tells by which rule all is told
+        if m.probe == COVERAGE and not self.replayer.is_covered and self.lines.at >= self.lines.n_at_first - 1:
+            raise Stale  # coverage lines decide by which rules the whole record is replayed
         if m.step < self._until and (self._superseded is None or self.lines.at not in self._superseded):
             self._take(m)
 
@@ -190,7 +190,7 @@ class _Measured:
                 self._below(m.group, m.step, m.step)
             else:
                 self._broken.setdefault(m.group, m.step)
-        self.teller.take(m)
+        self.replayer.take(m)
         if bins is None:
             self._peaks.setdefault(m.group, -1.0)
             check("groups of neurons", MOST_GROUPS, len(self._peaks) - (GLOBAL in self._peaks))
@@ -228,7 +228,7 @@ class _Measured:
                 bins.shrink(max(_FEWEST_BINS, columns if bins.last.group != GLOBAL else columns // 2))
         self._n_kept_values = sum(len(bins) * _cost(bins.last) for bins in self._series.values())
         if self._n_kept_values > self._most_kept * 3 // 4:
-            self._most_kept = 2 * self._n_kept_values  # as few as there can be of so many series
+            self._most_kept = 2 * self._n_kept_values  # the fewest possible for this many series
 
 
 def _cost(m: Measurement) -> int:

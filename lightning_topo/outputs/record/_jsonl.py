@@ -24,9 +24,9 @@ Line = dict[str, Any]
 class JsonLines:
     """Appends to one file; each line is in the file, or kept to be tried again, when `append` returns or raises.
 
-    What a killed process may have left behind the last newline is cut off. A link is not followed: whoever prepared
-    the folder cannot have lines written elsewhere. Where the file is gone, it is made again, with its folder and its
-    header; `n_lost` counts the lines that went with it, and those of which too many waited for room.
+    An unfinished line, as a killed process can leave, is cut off. A link is not followed, so that nobody can redirect
+    lines elsewhere. If the file is deleted, it is created again, with its folder and its header. `n_lost` counts the
+    deleted lines, and those dropped because too many waited for room.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
@@ -72,7 +72,7 @@ class JsonLines:
             self._n_written += 1
 
     def _find_again(self) -> None:
-        """Make the file again where it is gone; go on with another that has the same header."""
+        """Create the file again if it is gone; go on with another that has the same header."""
         try:
             found = os.stat(self._path, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
@@ -183,7 +183,7 @@ class LineReader:
         return (found.st_dev, found.st_ino) != self._file or found.st_size < self._offset
 
     def read_on(self, *, whole: bool) -> Iterator[bytes]:
-        """The lines that were not read yet; with `whole` also what stands behind the last newline."""
+        """The lines that were not read yet; with `whole` also a last line without its newline."""
         if not self._path.is_file():
             return
         with self._path.open("rb") as file:
@@ -250,7 +250,7 @@ def decoded(text: bytes) -> Line:
 
 
 def _cut_partial_line(path: Path) -> None:
-    """Drop what stands behind the last newline."""
+    """Drop an unfinished line at the end."""
     with path.open("r+b") as file:
         end = file.seek(0, os.SEEK_END)
         while end > 0:

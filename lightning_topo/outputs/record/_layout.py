@@ -5,16 +5,16 @@ A run folder holds
     measurements.jsonl      a line per measurement: step, epoch, probe, group, reference_step, and values by name
     events.jsonl            a line per event
     diagrams/step-<9 digits>.npz    persistence diagrams: an array (m, 2) "<group>/H<k>" each, and "meta"
-    diagrams/abandoned-<k>/ captures that lie behind a rewind
+    diagrams/abandoned-<k>/ captures that a rewind has abandoned
     parameters.json         the groups of neurons, and for every parameter its groups or why it is in none
-    reference/clouds.npz    the neurons when training began, where a probe looks back at them, and "step"
-    history/*.jsonl         of a run that began from another's checkpoint: the lines of that one up to there
+    reference/clouds.npz    the neurons when training began, if a probe compares with them, and "step"
+    history/*.jsonl         if a run began from another's checkpoint: that run's lines up to the checkpoint
     run.json                what the run is: settings, hyperparameters, versions, start, duration
     report.html             the page
 
 The first line of each .jsonl is `{"schema": 1, "run_id": ...}`, with `"parent": {"run_id": ..., "step": ...}` in a run
 that began from another's checkpoint. A line `{"probe": "rewind", "step": S, ...}`, or an event of that name, says that
-the run went back to step S: lines of later steps that stand before it are abandoned, and counted by no reader.
+the run was rewound to step S: earlier lines of later steps are abandoned, and no reader counts them.
 
 Lines are strict JSON; non-finite numbers are the strings "inf", "-inf" and "nan". Reading a record executes nothing
 that it holds.

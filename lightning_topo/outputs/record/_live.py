@@ -72,7 +72,7 @@ class LiveLines(Generic[_T]):
                 if self.at not in self._known:
                     raise Stale
                 if isinstance(found, Measurement):
-                    continue  # only a mark: the rewind is told by its event
+                    continue  # only a mark: its event reports the rewind
             if self._is_abandoned(found.step):
                 self.n_abandoned += 1
             else:

@@ -27,7 +27,7 @@ class NetworkTally:
             self._sweep()
 
     def whole(self, first_step: int) -> tuple[Stretch, ...]:
-        """Each step behind `first_step` in the weakest of its states, one without a line as open; empty without any."""
+        """The weakest state of each step after `first_step`, open for one without a line; empty without any line."""
         self._sweep()
         if not self._pieces:
             return ()

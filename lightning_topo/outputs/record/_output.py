@@ -34,7 +34,7 @@ class RecordOutput:
         self.writer: RecordWriter = writer
         self._notice = notice
         self._failing: set[str] = set()
-        self._has_told_loss = self._has_told_crowd = self._is_closed = False
+        self._has_reported_loss = self._has_reported_crowd = self._is_closed = False
         self._has_begun = writer.branch.resumed or writer.branch.parent is not None
         self._n_lost_captures = self._n_refused = 0
         self._refused: set[str] = set()
@@ -57,12 +57,12 @@ class RecordOutput:
                 self._refuse(measurement, refusal)
                 return
             self._write(self.writer.measurement, measurement)
-            if self.writer.crowded_by and not self._has_told_crowd:
-                self._has_told_crowd = True
+            if self.writer.crowded_by and not self._has_reported_crowd:
+                self._has_reported_crowd = True
                 self._tell(
-                    f"{self.writer.crowded_by / 2**20:,.1f} MB of the run folder are no measurements (the neurons of "
+                    f"{self.writer.crowded_by / 2**20:,.1f} MB of the run folder are not measurements (the neurons of "
                     "the beginning, events, pages, figures): they leave too little of max_record_mb",
-                    "Measurements are thinned further than need be, or the folder grows beyond it: choose a larger "
+                    "Measurements are thinned more than usual, or the folder exceeds the limit: choose a larger "
                     "max_record_mb.",
                 )
 
@@ -142,8 +142,8 @@ class RecordOutput:
 
     def _tell_loss(self) -> None:
         n_lost = self.writer.n_lost
-        if n_lost and not self._has_told_loss:
-            self._has_told_loss = True
+        if n_lost and not self._has_reported_loss:
+            self._has_reported_loss = True
             self._tell(
                 f"{n_lost:,} lines of the topology record are lost, because its folder was deleted or its disk is full",
                 "The record goes on from here. The total is reported when the run ends.",

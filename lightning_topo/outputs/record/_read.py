@@ -58,11 +58,13 @@ _Stepped = TypeVar("_Stepped", Measurement, TopologyEvent)
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """What a record came to, where its lines were read in bounded memory and are not all at hand.
+    """Totals of a record that was read in bounded memory, so that not all of its lines are kept.
 
-    `replay` tells it from every line. Of a group of `widths` one measurement stands for what was measured in so many
-    steps, from a multiple of it on. `network` is what is known of every step of the whole network; `last_below`
-    the last step of each group that is known to be below 1 before the first that is not.
+    - `replay` and `history_replay` hold phases and events, from every line.
+    - `widths` gives for each group how many steps one kept measurement stands for, counted from a multiple of that
+      width.
+    - `network` holds the state of every step of the whole network, as stretches of equal state.
+    - `last_below` gives for each group the last step known to have r < 1 before its first step with r >= 1.
     """
 
     replay: Replay
@@ -77,13 +79,17 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord(RecordViews):
-    """A record as read back from its folder; as frames and figures, see `RecordViews`.
+    """A record read back from its folder; its frames and figures are in `RecordViews`.
 
-    `n_unreadable` counts lines that are no JSON (a killed process can leave one, at the end). Where a resumed run
-    measured a step again, the later measurement stands; `n_abandoned` lines that lie behind a rewind are left out.
-    `thinned` says what a record that has reached its size holds no more; None where it is whole. A run that began from
-    another's checkpoint has a `parent`, and in `history` and `history_events` what that one recorded up to there.
-    Of one that was read in bounded memory (`RecordFollower`) lines were merged; `digest` holds what they tell no more.
+    If a resumed run measured a step again, `measurements` holds the later one only.
+
+    - `n_unreadable` counts lines that are not JSON; a killed process can leave one at the end.
+    - `n_abandoned` counts lines discarded because the run was rewound to an earlier step.
+    - `thinned` describes what was dropped to keep the size limit; None if nothing was.
+    - `parent` is the run whose checkpoint this run began from; `history` and `history_events` hold what that run
+      recorded up to the checkpoint.
+    - `digest` is set if the record was read in bounded memory (`RecordFollower`): lines were then merged, and `digest`
+      keeps totals that cannot be recomputed from them.
     """
 
     dirpath: Path
@@ -117,10 +123,10 @@ class RunRecord(RecordViews):
 
 
 def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
-    """Read a run folder, also while its run is still being written.
+    """Read the record in a run folder, also while the run is still writing it.
 
-    Raises `FileNotFoundError` where there is no record and `ValueError` where it has another schema, or is larger than
-    any training's.
+    Raises `FileNotFoundError` if there is no record, and `ValueError` if it has another schema or is larger than any
+    training can write.
     """
     folder = Path(dirpath)
     if not (folder / MEASUREMENTS).is_file():

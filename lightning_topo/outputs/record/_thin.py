@@ -44,8 +44,8 @@ def thinned(read: Callable[[], Iterable[Line]], before: Thinned) -> Iterator[Lin
     """The lines that are left of those that `read()` gives, twice: first what was thinned, then the lines in order.
 
     The newest quarter stays as it is, and so do the first line of a series and every one with a number that is not
-    finite; lines that stand for more than most others wait until these have caught up. Of a step that was measured
-    again only the later line is left, and of what lies behind a rewind none.
+    finite; lines that stand for more than most others wait until these have caught up. Only the last
+    line of a step that was measured again is left, and no line that a rewind has abandoned.
     """
     latest = {(line["step"], *_stream(line)): i for i, line in live_lines(read) if _is_measurement(line)}
     order = sorted(latest.values())
@@ -116,9 +116,9 @@ def _joined(first: Line | None, second: Line) -> Line | None:
 
 
 def merge(first: Line, second: Line) -> Line:
-    """One line for two of a series: the greatest r and expansion, the least contraction, of all else the later.
+    """Merge two lines of a series into one: keep the worst value of r, expansion and contraction, else the later value.
 
-    It stands at the step of the greater critical ratio, with the pair that attains it.
+    Its step and its pair are those of the greater critical ratio.
 
     >>> a, b = {"step": 1, "critical_ratio": 0.3}, {"step": 2, "critical_ratio": 0.2}
     >>> merge(a | {"contraction": 0.9}, b | {"contraction": 0.8})

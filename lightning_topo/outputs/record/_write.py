@@ -20,7 +20,7 @@ from lightning_topo.measurement import Measurement, StepState
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._coverage import ParameterCoverage
 from lightning_topo.outputs.record._archive import read_arrays, write_arrays
-from lightning_topo.outputs.record._branch import REWIND, Branch, claim, lies_behind, set_aside
+from lightning_topo.outputs.record._branch import REWIND, Branch, claim, has_later_lines, set_aside
 from lightning_topo.outputs.record._jsonl import JsonLines, Line, read_objects
 from lightning_topo.outputs.record._layout import (
     DIAGRAM_FIELDS,
@@ -112,7 +112,7 @@ class RecordWriter:
 
     @property
     def size(self) -> int:
-        """How many bytes the folder takes; what others write into it is looked at now and then."""
+        """How many bytes the folder takes; what others write into it is measured now and then."""
         return self._measurements.size + self._diagram_bytes + self._other_bytes
 
     @property
@@ -120,20 +120,20 @@ class RecordWriter:
         return Header(self.run_id, self.branch.parent).to_line()
 
     def rewind(self, step: int, epoch: int) -> TopologyEvent | None:
-        """Mark what lies behind a step, if anything was written there, as abandoned; the event that says so."""
-        if not lies_behind(self.dirpath, step):
+        """Mark lines of steps after `step` as abandoned; return the event that reports it, None if there are none."""
+        if not has_later_lines(self.dirpath, step):
             return None
         n_captures = set_aside(self.dirpath, step)
         self._diagram_bytes = self._measure_diagrams()
         self.measurement(Measurement(step, epoch, REWIND))
-        message = f"The run went back to step {step:,}: what was recorded behind it is abandoned"
+        message = f"The run was rewound to step {step:,}: later lines of the record are abandoned"
         event = TopologyEvent(
             EventName.REWIND,
             step,
             epoch,
             value=float(step),
             message=f"{message}, with {n_captures:,} captured diagrams." if n_captures else f"{message}.",
-            remedy="Nothing to do: it is kept in the record, and counted nowhere.",
+            remedy="Nothing to do: they stay in the record and are not counted.",
         )
         self.event(event)
         return event
@@ -229,7 +229,7 @@ class RecordWriter:
                     self.max_bytes = self.size + room
                 return
             gone = Thinned.of(next(islice(read_objects(path), 1, None)))
-        # Nothing more can be made of it: not tried again before our own part has doubled.
+        # It cannot be thinned further: try again once our own part has doubled.
         self.max_bytes = 2.0 * self.size - self._other_bytes
 
     def _measure_diagrams(self) -> int:

@@ -17,9 +17,9 @@ _BY_CLASS: dict[str, type[Tracker]] = {
 
 
 def tracker_of(logger: Any) -> Tracker:
-    """The tracker for a logger of Lightning, by the name of its class or of one that it extends.
+    """The tracker for a Lightning logger, chosen by the name of the logger's class or of one of its base classes.
 
-    By name, because `lightning` and `pytorch_lightning` each have their own classes.
+    Names are compared, not classes, because `lightning` and `pytorch_lightning` each have their own.
     """
     for cls in type(logger).__mro__:
         if cls.__name__ in _BY_CLASS:

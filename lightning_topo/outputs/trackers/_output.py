@@ -47,7 +47,7 @@ class TrackerOutput:
         self._send("the settings", lambda: self._tracker.began(facts))
 
     def measurement(self, measurement: Measurement) -> None:
-        """Send a row or a phase; of all else only the figures make use."""
+        """Send a row or a phase; only the figures use other measurements."""
         match measurement.probe:
             case "row":
                 self._row(measurement)
@@ -68,7 +68,7 @@ class TrackerOutput:
             self._drawings.captured(step, diagrams)
 
     def end(self, *, in_haste: bool = False) -> None:
-        """Send what has waited, and the record; in haste neither, as both take their time."""
+        """Send waiting values and the record; skip both if `in_haste`, as they take time."""
         run = self._run
         if in_haste or run is None:
             return

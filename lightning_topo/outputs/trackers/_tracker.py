@@ -23,7 +23,7 @@ class RunFacts:
     """The facts of a run at its start: the monitor's `settings`, and a row for each group of neurons.
 
     `run_id` and `dirpath` are the record's; None where no record can be written. What a tracker is sent of them are
-    `config()` and `files()`, which tell nothing of the machine.
+    `config()` and `files()`, which reveal nothing about the machine.
     """
 
     run_id: str | None
@@ -58,10 +58,10 @@ def shortened(key: str, most: int = _LONGEST_KEY) -> str:
 
 
 class Tracker:
-    """A logger of any type: values go to its `log_metrics`, figures into the run's folder.
+    """A tracker for any logger: it sends values to the logger's `log_metrics`, and saves figures in the run's folder.
 
-    `step` is the one under which Lightning's own rows stand; it counts from 0. A tracker raises whatever its logger
-    does: `TrackerOutput` catches it.
+    `step` is Lightning's zero-based step, as in its own logger rows. Errors of the logger pass through; `TrackerOutput`
+    catches them.
     """
 
     takes_conclusions: bool = False

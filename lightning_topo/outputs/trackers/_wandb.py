@@ -1,4 +1,4 @@
-"""Weights & Biases: summaries that tell the extremes, media, a table of events, alerts, the record as an artifact."""
+"""Weights & Biases: summaries of the extremes, media, a table of events, alerts, the record as an artifact."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence

@@ -17,7 +17,7 @@ from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import render_page, verdict
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, Parent, RecordWriter, read_record
-from lightning_topo.outputs.record._branch import lies_behind, live_lines, rewind_floors
+from lightning_topo.outputs.record._branch import has_later_lines, live_lines, rewind_floors
 from lightning_topo.outputs.record._jsonl import read_objects
 from lightning_topo.outputs.record._lock import LOCK, FolderBusy, lock_folder
 from lightning_topo.phases import DetectorState, EventName, TopologyEvent, observe
@@ -188,7 +188,7 @@ def test_a_run_finds_its_own_folder_again_among_the_versions(tmp_path, parent):
 # --- rewinds ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_lies_behind_a_rewind_is_kept_and_counted_nowhere(tmp_path, parent):
+def test_lines_that_a_rewind_abandons_are_kept_and_not_counted(tmp_path, parent):
     assert "broke down" in verdict(read_record(parent.dirpath))
     n_lines = len((parent.dirpath / MEASUREMENTS).read_text().splitlines())
     again = resumed(parent, parent.dirpath)
@@ -277,7 +277,7 @@ def test_what_others_have_written_among_the_lines_does_not_hide_or_add_any(tmp_p
             type(line.get("step")) is int and line["step"] > step and line.get("probe") != "rewind"
             for _, line in live_lines(partial(read_objects, path))
         )
-        assert lies_behind(parent.dirpath, step) is expected or any(
+        assert has_later_lines(parent.dirpath, step) is expected or any(
             event.step > step for event in read_record(parent.dirpath).events
         )
 

@@ -102,7 +102,7 @@ def test_reading_on_is_reading_at_once(tmp_path, name, most_kept):
         assert record.measurements == at_once.measurements
 
 
-def test_what_lies_behind_a_rewind_is_left_out_also_where_the_run_goes_back_while_it_is_followed(tmp_path):
+def test_lines_that_a_rewind_abandons_are_left_out_also_if_the_run_is_rewound_while_followed(tmp_path):
     first = drive(tmp_path / "topology", 40, hot={30})
     folder = first.outputs.dirpath
     follower = RecordFollower(folder, most_kept=SMALL)

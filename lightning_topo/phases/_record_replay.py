@@ -1,4 +1,4 @@
-"""Reconstruct a run's phases from its events, where its measurements were thinned."""
+"""Replay a record: from its measurements if all are there, from its events if they were thinned."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,33 +13,38 @@ from lightning_topo.phases._phase import Phase
 from lightning_topo.phases._state import DetectorState
 
 
-def told(measurements: Sequence[Measurement], events: Iterable[TopologyEvent], *, complete: bool) -> Replay:
-    """The phases of a recorded run: replayed from its measurements where these are `complete`, else from its events.
+def replay_record(measurements: Sequence[Measurement], events: Iterable[TopologyEvent], *, complete: bool) -> Replay:
+    """The phases and events of a recorded run: from its measurements if these are `complete`, else from its events.
 
-    A record without coverage lines is older than they are and is read by the rules of its time: no loss in the phase,
-    no edge but the sharpness's, and only the instabilities that were recorded.
+    Records without coverage lines come from older versions and follow those versions' rules: the loss does not affect
+    phases, only the sharpness decides the edge of stability, and only recorded instabilities count.
 
-    >>> told([Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.1})], [], complete=True).phases["net.0"]
+    >>> calm = Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.1})
+    >>> replay_record([calm], [], complete=True).phases["net.0"]
     ((1, <Phase.PRESERVED: 0>),)
     """
     if complete:
-        teller = Teller(is_covered=any(m.probe == "coverage" for m in measurements))
+        replayer = RecordReplayer(is_covered=any(m.probe == "coverage" for m in measurements))
         for m in measurements:
-            teller.take(m)
-        return teller.told(events)
+            replayer.take(m)
+        return replayer.result(events)
     first: dict[str, int] = {}
     for m in measurements:
         if m.group != GLOBAL:
             first[m.group] = min(m.step, first.get(m.group, m.step))
-    return retell(events, first)
+    return replay_events(events, first)
 
 
-class Teller:
-    """Gives what `told` gives for a complete record, from one measurement at a time.
+class RecordReplayer:
+    """Does what `replay_record` does for a complete record, one measurement at a time.
 
-    `is_covered` where the record has lines of coverage: phases then follow from these.
+    `is_covered` says whether the record has coverage lines; without them older versions' rules apply. It keeps a
+    limited number of events and counts the rest in `n_dropped`.
 
-    Of very many events some are dropped, and counted in `n_dropped`.
+    >>> replayer = RecordReplayer(is_covered=False)
+    >>> replayer.take(Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.1}))
+    >>> replayer.result().phases["net.0"]
+    ((1, <Phase.PRESERVED: 0>),)
     """
 
     def __init__(self, *, is_covered: bool) -> None:
@@ -50,20 +55,20 @@ class Teller:
 
     @property
     def n_dropped(self) -> int:
-        """How many of the detected events are not told."""
+        """How many detected events were dropped."""
         return self._detected.n_dropped
 
     def take(self, measurement: Measurement) -> None:
         """Take in the next measurement."""
         if not self.is_covered:
-            measurement = _edges_of_those_days(measurement)
+            measurement = _without_later_edges(measurement)
             if measurement.probe != "training":
                 self._phases.take(measurement)
         for event in self._all.take(measurement):
             self._detected.add(event)
 
-    def told(self, events: Iterable[TopologyEvent] = ()) -> Replay:
-        """Return the phases and events up to here; `events` are those that were recorded live."""
+    def result(self, events: Iterable[TopologyEvent] = ()) -> Replay:
+        """Return the phases and events so far; `events` are those recorded during training."""
         detected = tuple(self._detected)
         if not self.is_covered:
             written = [event for event in events if event.name in DETECTED]
@@ -73,7 +78,7 @@ class Teller:
         return Replay(detected, self._phases.phases, self._all.state)
 
 
-def _edges_of_those_days(m: Measurement) -> Measurement:
+def _without_later_edges(m: Measurement) -> Measurement:
     if _LATER_EDGES.isdisjoint(m.values):
         return m
     return replace(m, values={name: value for name, value in m.values.items() if name not in _LATER_EDGES})
@@ -86,16 +91,16 @@ def _step_of(event: TopologyEvent) -> int:
     return event.step
 
 
-def retell(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> Replay:
-    """The result that a replay would give, from the events recorded during training, in the order of their steps.
+def replay_events(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> Replay:
+    """Reconstruct phases from the events recorded during training; `detected` holds them in the order of their steps.
 
-    `first_steps` says when each group was first measured: before, its phase is not known.
+    `first_steps` is the step at which each group was first measured; before it, the phase is not known.
 
     >>> broken = TopologyEvent(EventName.TOPOLOGY_BREAKDOWN, 7, 0, "net.0")
-    >>> retell([broken], {"net.0": 1}).phases[""]
+    >>> replay_events([broken], {"net.0": 1}).phases[""]
     ((1, <Phase.PRESERVED: 0>), (7, <Phase.BREAKDOWN: 3>))
     """
-    told = tuple(sorted((event for event in events if event.name in DETECTED), key=_step_of))
+    ordered = tuple(sorted((event for event in events if event.name in DETECTED), key=_step_of))
     begins = dict(first_steps) | {GLOBAL: min(first_steps.values(), default=0)}
     changes: dict[str, list[tuple[int, Phase]]] = {
         group: [(step, Phase.PRESERVED)] for group, step in begins.items() if first_steps
@@ -103,7 +108,7 @@ def retell(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> R
     changes.setdefault(GLOBAL, [])
     broken: set[str] = set()
     at_edge = unprotected = False
-    for event in told:
+    for event in ordered:
         match event.name:
             case EventName.TOPOLOGY_BREAKDOWN:
                 broken.add(event.group)
@@ -119,7 +124,7 @@ def retell(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> R
         for group, series in changes.items():
             phase = Phase.BREAKDOWN if group in broken or (group == GLOBAL and broken) else rest
             _append(series, max(event.step, begins.get(group, 0)), phase)
-    return Replay(told, {group: tuple(series) for group, series in changes.items()}, DetectorState())
+    return Replay(ordered, {group: tuple(series) for group, series in changes.items()}, DetectorState())
 
 
 def _append(series: list[tuple[int, Phase]], step: int, phase: Phase) -> None:
