@@ -25,7 +25,7 @@ RIDDLES = (
     r"seems to take less than no time",
     r"\band of which of them\b",
     r"Whether it is one at all",
-    r"up to a process of its own",
+    r"\bprocess of its own\b",
     r"what fails is reduced\b",
     r"Rows stand under\b",
     r"\b[Gg]uard and finder refuse\b",

@@ -104,7 +104,7 @@ class TerminalOutput:
         self._printer.say(event_line(event))
 
     def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
-        """Nothing."""
+        """A terminal has no room for them."""
 
     def end(self, *, in_haste: bool = False) -> None:
         """Say what the run came to, and where it can be looked at."""
@@ -200,7 +200,7 @@ def _spans(changes: Sequence[tuple[int, Phase]], last: int) -> str:
     ends = [*(step for step, _ in changes), last][1:]
     spans = [(phase, step, end) for (step, phase), end in zip(changes, ends, strict=True)]
     if len(spans) <= _MOST_SPANS:
-        return ", ".join(f"{_words(phase)} {step}-{end}" for phase, step, end in spans) or "none could be told"
+        return ", ".join(f"{_words(phase)} {step}-{end}" for phase, step, end in spans) or "none is known"
     held: Counter[Phase] = Counter()
     for phase, step, end in spans:
         held[phase] += end - step

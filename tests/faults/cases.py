@@ -234,7 +234,7 @@ def sigterm(nursery: Nursery, root: Path) -> Survived:
     """A scheduler sends SIGTERM: the record is closed and the report written; the run is resumed afterwards."""
     assert nursery.run(until_sigterm, root) != 0
     page, patience = root / "topology" / "report.html", time.monotonic() + 60.0
-    while not page.is_file():  # a process of its own writes it, once the training has ended
+    while not page.is_file():  # a separate process writes it, once the training has ended
         assert time.monotonic() < patience
         time.sleep(0.02)
     assert page.stat().st_size > 10**6

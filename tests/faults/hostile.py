@@ -2,7 +2,7 @@
 
     python -m tests.faults.hostile [--records 200] [--first 0]
 
-Each is read as the page reads it and as a notebook does, in a process of its own that is measured.
+Each is read as the page reads it and as a notebook does, in a separate process that is measured.
 """
 
 import argparse

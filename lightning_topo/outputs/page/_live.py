@@ -1,4 +1,4 @@
-"""The page of a run that goes on: rewritten from what was appended, by a process of its own, until the run is over."""
+"""The page of a run that goes on: rewritten from what was appended, by a separate process, until the run is over."""
 
 import os
 import sys

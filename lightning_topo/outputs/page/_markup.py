@@ -183,10 +183,10 @@ def about(run: RunView, *, named: bool) -> str:
             f"{max(errors):.2g} of the diameter (2 rho / diameter).{nothing} Connected pieces are exact."
         )
     if run.parent is not None:
-        shown = "" if run.history_from is None else ": what it measured up to there is drawn, and counted nowhere"
+        shown = "" if run.history_from is None else ": what it measured up to there is drawn, but not counted"
         lines.append(f"Begun from the checkpoint of run {run.parent.run_id} at step {run.parent.step:,}{shown}.")
     if run.n_abandoned:
-        lines.append(f"{run.n_abandoned:,} lines lie behind a rewind: the run went back and took other steps.")
+        lines.append(f"{run.n_abandoned:,} lines were abandoned by a rewind: the run went back and took other steps.")
     if run.n_unreadable:
         lines.append(f"{run.n_unreadable:,} lines of the record could not be read and are left out.")
     if run.n_lost_captures:

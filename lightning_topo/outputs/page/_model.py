@@ -116,7 +116,7 @@ class RunView:
     n_abandoned: int = 0
     parent: Parent | None = None
     history_from: int | None = None
-    """The first step of the parent's history, which is shown before the run's own steps and counted nowhere."""
+    """The first step of the parent's history, which is shown before the run's own steps but not counted."""
     parameters: ParameterTable | None = None
     advice: Advice | None = None
     rates: Mapping[str, StepTable] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The page as an output: rewritten now and then by a process of its own, and at the end."""
+"""The page as an output: rewritten now and then by a separate process, and at the end."""
 
 import os
 import subprocess
@@ -54,10 +54,10 @@ class PageOutput:
         self._next = self._clock.seconds() + FIRST_SECONDS
 
     def event(self, event: TopologyEvent) -> None:
-        """Nothing."""
+        """The page reads it from the record."""
 
     def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
-        """Nothing."""
+        """The page reads them from the record."""
 
     def end(self, *, in_haste: bool = False) -> None:
         """Write the page; in haste leave it to a process that outlives this one."""

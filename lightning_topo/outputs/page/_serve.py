@@ -57,6 +57,6 @@ def page_server(dirpath: Path, port: int = 0, every: float = 10.0) -> ThreadingH
             self.wfile.write(page)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing."""
+            """Requests are not logged."""
 
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)

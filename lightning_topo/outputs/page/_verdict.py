@@ -86,7 +86,7 @@ def _known(outcome: Outcome, last_step: int) -> str:
     if outcome.coverage is not None:
         return f"Topology preserved over {_count(outcome.coverage.certified, 'step')}: {_bound(outcome)}"
     if outcome.phase is Phase.UNKNOWN:
-        return f"No phase could be told over {_count(last_step, 'step')}: {_bound(outcome)}"
+        return f"No phase is known over {_count(last_step, 'step')}: {_bound(outcome)}"
     if outcome.peak_ratio is None:
         return f"Below the edge of stability over {_count(last_step, 'step')}; {_bound(outcome)}"
     if last_step == 0:

@@ -123,7 +123,7 @@ def test_the_edge_comes_with_a_bound_on_r(demo: RunRecord) -> None:
         ),
         (
             (Measurement(5, 0, "training", "", {"loss": 1.0}),),
-            "No phase could be told over 5 steps: the critical ratio r was not measured \u2013 no events",
+            "No phase is known over 5 steps: the critical ratio r was not measured \u2013 no events",
         ),
         (
             (ratio(0, 0.1), ratio(2, math.nan), Measurement(2, 0, "training", "", {"loss": math.nan})),
