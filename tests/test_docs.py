@@ -23,6 +23,8 @@ from lightning_topo.phases._rules import Band
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
+LONG = {"recipes.md", "tutorial.md"}
+"""Pages whose examples train for more than ten seconds."""
 
 
 def python_blocks(text):
@@ -40,7 +42,10 @@ def test_the_blocks_of_a_page_are_found():
     assert python_blocks(page) == ["a = 1\n", "if a:\n    b = 2\n"]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)])
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page in LONG else ()) for page in PAGES if blocks_of(page)],
+)
 def test_the_examples_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -72,6 +72,7 @@ def test_an_embedding_that_learns_to_add_bends_into_loops(tmp_path):
     assert {"tok_emb.rows", "hidden"} <= set(record.groups)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", gallery.EXHIBITS)
 def test_an_exhibit_trains_and_draws_what_it_promises(name, tmp_path, capsys):
     gallery.show(name, tmp_path, steps=22)

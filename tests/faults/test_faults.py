@@ -11,7 +11,10 @@ from tests.faults import cases
 from tests.faults.audit import audit
 from tests.faults.nursery import Nursery
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="trainings are forked")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="trainings are forked"),
+]
 
 
 @pytest.fixture(scope="module")
