@@ -25,6 +25,7 @@ from pathlib import Path
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from lightning_topo import TrackioLogger
 from lightning_topo._watch.output import Run
 from lightning_topo._watch.published_values import LogGroups, Readings
 from lightning_topo.measurement import GLOBAL, Measurement
@@ -45,6 +46,7 @@ def logger_makers(folder: Path) -> dict[str, Callable[[], list[Logger]]]:
         "TensorBoard": lambda: [TensorBoardLogger(folder)],
         "MLflow (sqlite)": lambda: [MLFlowLogger("b", tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")],
         "W&B (offline)": lambda: [WandbLogger(offline=True, save_dir=folder)],
+        "Trackio": lambda: [TrackioLogger("b")],
     }
 
 
@@ -100,6 +102,7 @@ def main() -> None:
     print(f"{arguments.groups} groups, a row every {arguments.every} steps, of {arguments.step_ms:g} ms each\n")
     print('| logger | log_groups="worst" | log_groups="all" |\n|---|---|---|')
     with tempfile.TemporaryDirectory() as root:
+        os.environ["TRACKIO_DIR"] = str(Path(root) / "trackio")  # asked for once, when trackio is imported
         for name in logger_makers(Path()):
             cells = []
             for log_groups in ("worst", "all"):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         TopologyLRFinder,
         TopologyMonitor,
         TopologyStepGuard,
+        TrackioLogger,
     )
     from lightning_topo.geometry import StepDistortion, step_distortion
     from lightning_topo.homology import PersistenceDiagram, persistence
@@ -32,6 +33,7 @@ _HOMES = {
         "TopologyLRFinder",
         "TopologyMonitor",
         "TopologyStepGuard",
+        "TrackioLogger",
     ),
     "geometry": ("StepDistortion", "step_distortion"),
     "homology": ("PersistenceDiagram", "persistence"),
@@ -68,6 +70,7 @@ __all__ = [
     "TopologyStepGuard",
     "TopologyTrainerCallback",
     "TopologyWatch",
+    "TrackioLogger",
     "declare_neurons",
     "find_neuron_groups",
     "persistence",

@@ -38,3 +38,13 @@ def lightning_can_be_heard():
         if name.partition(".")[0] == "lightning" and isinstance(logger, logging.Logger):
             logger.disabled = False
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+
+
+@pytest.fixture(scope="session")
+def trackio_dir(tmp_path_factory):
+    """Where Trackio keeps its runs in this process: it asks once, when it is imported."""
+    folder = tmp_path_factory.mktemp("trackio")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("TRACKIO_DIR", str(folder))
+        pytest.importorskip("trackio")
+    return folder

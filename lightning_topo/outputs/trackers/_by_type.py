@@ -6,12 +6,14 @@ from lightning_topo.outputs.trackers._csv import CSVTracker
 from lightning_topo.outputs.trackers._mlflow import MLFlowTracker
 from lightning_topo.outputs.trackers._tensorboard import TensorBoardTracker
 from lightning_topo.outputs.trackers._tracker import Tracker
+from lightning_topo.outputs.trackers._trackio import TrackioTracker
 from lightning_topo.outputs.trackers._wandb import WandbTracker
 
 _BY_CLASS: dict[str, type[Tracker]] = {
     "WandbLogger": WandbTracker,
     "TensorBoardLogger": TensorBoardTracker,
     "MLFlowLogger": MLFlowTracker,
+    "TrackioLogger": TrackioTracker,
     "CSVLogger": CSVTracker,
 }
 

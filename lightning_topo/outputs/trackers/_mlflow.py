@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 _MOST_VALUES = 1000
 """In one request."""
+_DESCRIPTION = "mlflow.note.content"
+"""The tag that a run's page shows whole, as its description; other tags it cuts."""
+_OURS = "**verdict**"
+"""How a description of ours begins; a user's own is left alone."""
 
 
 class MLFlowTracker(Tracker):
@@ -51,6 +55,10 @@ class MLFlowTracker(Tracker):
                 self._client.set_tag(self._run_id, key.replace("/", "."), value)
             elif math.isfinite(value):
                 self._client.log_metric(self._run_id, key, value, step=step)
+        note = "\n\n".join(f"**{key.removeprefix('topology/')}**: {value}" for key, value in found.items())
+        own = self._client.get_run(self._run_id).data.tags.get(_DESCRIPTION, _OURS)
+        if note and own.startswith(_OURS):
+            self._client.set_tag(self._run_id, _DESCRIPTION, note)
 
     def closed(self, run: RunFacts, step: int) -> None:
         for path, name in run.files():

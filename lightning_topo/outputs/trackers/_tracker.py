@@ -14,6 +14,7 @@ from lightning_topo.phases import Phase, TopologyEvent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+ARTIFACT_TYPE = "topology-record"
 _LONGEST_KEY = 200
 """A file's name must not be longer than 255 bytes, with what a tracker adds to the key."""
 
@@ -40,6 +41,24 @@ class RunFacts:
     def files(self) -> list[tuple[Path, PurePosixPath]]:
         """The record's own files: where each lies, and its name in the run's folder."""
         return record_files(self.dirpath)
+
+
+def config_name(config: Any, run: RunFacts) -> str:
+    """Under which name a run's settings stand in a tracker's config: `topology`; for a second monitor `topology_2`.
+
+    >>> config_name({"topology": "the user's own"}, RunFacts("id", None, {}, ()))
+    'topology_2'
+    """
+    name, count = "topology", 1
+    # What stands there may be the user's own, of any type: only a mapping with this run's id is ours.
+    while name in config and not _is_of(config[name], run.run_id):
+        count += 1
+        name = f"topology_{count}"
+    return name
+
+
+def _is_of(found: Any, run_id: str | None) -> bool:
+    return isinstance(found, Mapping) and "run_id" in found and found["run_id"] == run_id
 
 
 def shortened(key: str, most: int = _LONGEST_KEY) -> str:

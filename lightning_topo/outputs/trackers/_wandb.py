@@ -1,10 +1,10 @@
 """Weights & Biases: summaries of the extremes, media, a table of events, alerts, the record as an artifact."""
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_topo.outputs.trackers._tracker import RunFacts, Tracker, shortened
+from lightning_topo.outputs.trackers._event_table import COLUMNS, cells, title
+from lightning_topo.outputs.trackers._tracker import ARTIFACT_TYPE, RunFacts, Tracker, config_name, shortened
 from lightning_topo.phases import Severity, TopologyEvent
 from lightning_topo.quantities import Direction, Scope, quantity
 
@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     import wandb
     from matplotlib.figure import Figure
 
-ARTIFACT_TYPE = "topology-record"
 _STEP = "trainer/global_step"
-_COLUMNS = ("step", "epoch", "event", "group", "severity", "value", "threshold", "message", "remedy")
 
 
 def summaries(key: str) -> str:
@@ -71,16 +69,7 @@ class WandbTracker(Tracker):
         return self.logger.experiment  # pyright: ignore[reportAttributeAccessIssue]
 
     def began(self, run: RunFacts) -> None:
-        self._run.config.update({self._config_name(run): run.config()}, allow_val_change=True)
-
-    def _config_name(self, run: RunFacts) -> str:
-        """`topology`; for a second monitor in the same run `topology_2`."""
-        name, count = "topology", 1
-        # What stands there may be the user's own, of any type: only a mapping with this run's id is ours.
-        while name in self._run.config and not _is_of(self._run.config[name], run.run_id):
-            count += 1
-            name = f"topology_{count}"
-        return name
+        self._run.config.update({config_name(self._run.config, run): run.config()}, allow_val_change=True)
 
     def row(self, values: Mapping[str, float], step: int, known: Collection[str] = ()) -> None:
         prefix = _key_prefix(self.logger)
@@ -102,9 +91,8 @@ class WandbTracker(Tracker):
         self._unsent += events
         for event in events:
             if event.severity is not Severity.INFO:
-                where = f": {event.group}" if event.group else ""
                 self._run.alert(
-                    title=f"{event.name}{where}",
+                    title=title(event),
                     text=f"Step {event.step}. {event.message} {event.remedy}",
                     level=event.severity.upper(),
                 )
@@ -115,9 +103,9 @@ class WandbTracker(Tracker):
         if not self._unsent:
             return
         if self._table is None:
-            self._table = wandb.Table(columns=list(_COLUMNS), log_mode="INCREMENTAL")
+            self._table = wandb.Table(columns=list(COLUMNS), log_mode="INCREMENTAL")
         for event in self._unsent:
-            self._table.add_data(*_cells(event))
+            self._table.add_data(*cells(event))
         self._unsent.clear()
         self._run.log({f"{_key_prefix(self.logger)}topology/events": self._table, _STEP: step})
 
@@ -129,33 +117,10 @@ class WandbTracker(Tracker):
 
         self.flush(step)
         if files := run.files():
-            artifact = wandb.Artifact(f"{self._config_name(run)}-{self._run.id}", type=ARTIFACT_TYPE)
+            artifact = wandb.Artifact(f"{config_name(self._run.config, run)}-{self._run.id}", type=ARTIFACT_TYPE)
             for path, name in files:
                 artifact.add_file(str(path), name=str(name))
             self._run.log_artifact(artifact)
-
-
-def _is_of(found: Any, run_id: str | None) -> bool:
-    return isinstance(found, Mapping) and "run_id" in found and found["run_id"] == run_id
-
-
-def _cells(event: TopologyEvent) -> tuple[Any, ...]:
-    return (
-        event.step,
-        event.epoch,
-        str(event.name),
-        event.group,
-        str(event.severity),
-        _finite(event.value),
-        _finite(event.threshold),
-        event.message,
-        event.remedy,
-    )
-
-
-def _finite(value: float | None) -> float | None:
-    """A table is JSON, which has no infinity; the event's message says it."""
-    return None if value is None or not math.isfinite(value) else value
 
 
 def _key_prefix(logger: Any) -> str:

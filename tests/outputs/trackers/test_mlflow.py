@@ -55,3 +55,19 @@ def test_what_a_run_comes_to_stands_in_its_tags_and_metrics(tmp_path):
     data = logger.experiment.get_run(logger.run_id).data
     assert data.tags["topology.verdict"] == "preserved"
     assert data.metrics == {"topology/first_breakdown": 3.0}
+
+
+def test_the_verdict_is_the_runs_description_unless_the_user_has_one(tmp_path):
+    logger = MLFlowLogger("n", tracking_uri=f"sqlite:///{tmp_path / 'm.db'}")
+    tracker, client = tracker_of(logger), logger.experiment
+
+    def described():
+        return client.get_run(logger.run_id).data.tags["mlflow.note.content"]
+
+    tracker.concluded({"topology/verdict": "preserved", "topology/first_edge": 3.0}, 7)
+    assert described() == "**verdict**: preserved\n\n**first_edge**: 3.0"
+    tracker.concluded({"topology/verdict": "broken"}, 9)  # the run went on
+    assert described() == "**verdict**: broken"
+    client.set_tag(logger.run_id, "mlflow.note.content", "my own words")
+    tracker.concluded({"topology/verdict": "preserved"}, 11)
+    assert described() == "my own words"

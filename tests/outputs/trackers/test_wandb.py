@@ -18,7 +18,8 @@ from lightning_topo.demo import DigitsMLP, FullBatch, digits
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.outputs._outputs import open_outputs
 from lightning_topo.outputs.page import verdict
-from lightning_topo.outputs.trackers._wandb import ARTIFACT_TYPE, CHARTS
+from lightning_topo.outputs.trackers._tracker import ARTIFACT_TYPE
+from lightning_topo.outputs.trackers._wandb import CHARTS
 from lightning_topo.outputs.trackers._workspace import workspace_json
 from tests.outputs.driving import Training, drive
 

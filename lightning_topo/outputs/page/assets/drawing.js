@@ -143,13 +143,15 @@ function commonPrefix(names) {
 }
 
 function rowLabels(names, view) {
-  const letters = Math.max(4, Math.floor((view.left - 16) / 7.2));
+  const letters = Math.max(4, Math.floor((view.left - 23) / 7.2));
   return names.map((name) => plain(ellipsis(name.startsWith(view.prefix) ? name.slice(view.prefix.length) : name, letters)));
 }
 
 function rowAxis(names, view) {
+  // The mark of an event at the first step stands half over the axis.
   return axis("", {
     tickvals: names.map((_, i) => i), ticktext: rowLabels(names, view), range: [names.length - 0.5, -0.5], showgrid: false, ticks: "",
+    ticklabelstandoff: 7,
   });
 }
 

@@ -2,8 +2,7 @@
 
 const page = JSON.parse(document.getElementById("page-data").textContent);
 const $ = (id) => document.getElementById(id);
-const margin = Math.max(0.5, 0.015 * (page.last_step - page.first_step)); // an event of the first step keeps clear of the names
-const full = [page.first_step - margin, page.last_step + margin];
+const full = [page.first_step - 0.5, page.last_step + 0.5];
 const groups = [...new Set(page.runs.flatMap((run) => run.groups))];
 const chosen = { group: worstGroup(), range: full, capture: Infinity, logLoss: undefined, rowsBy: undefined };
 const prefix = commonPrefix(groups);
@@ -58,8 +57,8 @@ function viewOf(chart) {
   const width = Math.max(200, chart.plot.clientWidth);
   const scales = chosenDetails().flatMap((d) => (d.crocker ? [d.crocker.scales[0], d.crocker.scales.at(-1)] : []));
   const [room, letters] = [rowRoom(width), Math.max(7, ...groups.map((g) => Array.from(g).length))];
-  const fits = 7.2 * letters + 18 <= room;
-  const rows = fits ? 7.2 * letters + 18 : Math.min(7.2 * Math.max(10, letters - prefix.length) + 18, room);
+  const fits = 7.2 * letters + 25 <= room;
+  const rows = fits ? 7.2 * letters + 25 : Math.min(7.2 * Math.max(10, letters - prefix.length) + 25, room);
   return {
     runs: page.runs, group: chosen.group, range: chosen.range, capture: chosen.capture, logLoss: chosen.logLoss, rowsBy: chosen.rowsBy, prefix: fits ? "" : prefix, ratioRange: ratios, width,
     left: PAIRED_CHARTS.has(chart.name) ? 62 : rows,
