@@ -7,9 +7,10 @@ from argparse import Namespace
 
 import lightning as L
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
-from lightning_topo import Distortion, TopologyMonitor, TrackioLogger, read_record
+from lightning_topo import Distortion, TopologyMonitor, TopologyWatch, TrackioLogger, read_record
 from lightning_topo.outputs.page import verdict
 from lightning_topo.outputs.trackers import tracker_of
 from lightning_topo.outputs.trackers._tracker import ARTIFACT_TYPE
@@ -211,3 +212,22 @@ def test_without_trackio_the_error_names_the_extra(monkeypatch):
     monkeypatch.setattr("lightning_topo.callbacks._trackio_logger.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'lightning-topo\[trackio\]'"):
         TrackioLogger()
+
+
+def test_a_loop_of_ones_own_has_it_as_a_trainer_does(tmp_path, project, trackio_dir):
+    logger = TrackioLogger(project)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probes = [Distortion(every_n_steps=1)]
+    with TopologyWatch(
+        model, optimizer, probes, dirpath=tmp_path / "topology", loggers=[logger], log_every_n_steps=1, verbose=False
+    ) as watch:
+        for _ in range(6):
+            with watch.step():
+                watch.loss(model(torch.randn(8, 4)).square().mean()).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    logger.finalize("success")
+    (run,) = stored(project)
+    assert len(values_of(project, run, "topology/critical_ratio")) == 6
