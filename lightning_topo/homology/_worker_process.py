@@ -25,7 +25,7 @@ def main(descriptor: int, parent: int) -> None:
     """Answer requests, one after the other, until the parent hangs up or dies."""
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    engines, spanning = _sibling("engines"), _sibling("spanning")
+    engines, spanning = _sibling("_engines"), _sibling("_spanning")
     with socket.socket(fileno=descriptor) as connection:
         while True:
             data, descriptors, _, _ = socket.recv_fds(connection, NUMBER.size, 1)

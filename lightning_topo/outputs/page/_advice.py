@@ -244,7 +244,7 @@ def _after_breakdown(outcome: Outcome, evidence: Evidence) -> Advice:
 
 
 def _margin(is_used: bool) -> list[str]:
-    return [f"The advice stays at {MARGIN:.0%} of that: r differs between steps, and between runs."] if is_used else []
+    return ["The advice stays a fifth below that: r differs between steps, and between runs."] if is_used else []
 
 
 def _jump(limits: RateLimits, until: int) -> str | None:

@@ -46,8 +46,10 @@ def facts(run: RunView) -> tuple[Fact, ...]:
         Fact("Largest bound of r", _bound(run)),
         Fact("Steps measured or bounded", UNRECORDED if found.coverage is None else _certified(found.coverage)),
         Fact("First breakdown", NEVER if not found.breakdowns else f"{found.broken_since} in {broken_first(found)}"),
-        Fact("Edge of stability reached", _when(found.edge_since)),
-        Fact("Curvature bound passed", _when(found.curvature_since)),
+        Fact(
+            "Edge of stability reached", _when(found.edge_since, any(name != "eta_lambda" for name in found.measured))
+        ),
+        Fact("Curvature bound passed", _when(found.curvature_since, "eta_lambda" in found.measured)),
         Fact("Sharpness ratio now", _number(found.final_sharpness_ratio)),
         Fact("Loss now", _number(found.final_loss)),
         Fact("Groups of neurons", f"{found.n_groups:,}"),
@@ -174,8 +176,8 @@ def _neurons(run: RunView) -> str:
     return f"{total:,}, {merged:,} of them merged" if merged else f"{total:,}"
 
 
-def _when(when: Between | None) -> str:
-    return NEVER if when is None else str(when)
+def _when(when: Between | None, is_measured: bool) -> str:
+    return str(when) if when is not None else NEVER if is_measured else ABSENT
 
 
 def _number(value: float | None) -> str:

@@ -13,6 +13,8 @@ from lightning_topo.outputs.record._read import Digest
 from lightning_topo.phases import DETECTED, NOTES, EventName, Phase, Replay, TopologyEvent, replay_record
 from lightning_topo.phases._edge import EdgeSource
 
+_LIMITS = frozenset({"eta_lambda", *(source.quantity for source in EdgeSource)})
+
 
 @dataclass(frozen=True, slots=True)
 class Peak:
@@ -99,6 +101,8 @@ class Outcome:
     """The first critical step, and before it the last that is known to be none in that group."""
     edge_since: Between | None = None
     curvature_since: Between | None = None
+    measured: tuple[str, ...] = ()
+    """Which of the edge ratios and of `eta_lambda` were measured at all."""
     finite_again: bool = False
     """Whether the loss has become finite again after it was not."""
     lost: Level | None = None
@@ -175,6 +179,7 @@ def _outcome(
         broken_since=_broken_since(measurements, next(iter(breakdowns.values()), None), digest),
         edge_since=_edge_since(whole, events),
         curvature_since=_crossed(whole, "eta_lambda", events, EventName.CURVATURE_BOUND_EXCEEDED),
+        measured=tuple(sorted(_LIMITS & {name for m in whole for name in m.values})),
         finite_again=bool(nonfinite) and math.isfinite(losses[-1][1]),
         lost=LossCourse(dict(losses)).lost,
     )

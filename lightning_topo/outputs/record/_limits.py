@@ -1,9 +1,9 @@
 """What a record may cost whoever reads it: a stranger's that asks for more is refused, with the limit it exceeds."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from lightning_topo.measurement import Measurement
 from lightning_topo.phases import TopologyEvent
 
 MOST_BYTES = 1 << 32
@@ -59,15 +59,15 @@ def check_size(path: Path) -> None:
         check(f"bytes in {path.name}", MOST_BYTES, path.stat().st_size)
 
 
-def unreadable(measurement: Measurement) -> str:
-    """Why a reader would leave this measurement out; empty where it would not.
+def unreadable(probe: str, group: str, values: Collection[str]) -> str:
+    """Why a reader would leave a measurement of values with these names out; empty where it would not.
 
-    >>> unreadable(Measurement(1, 0, "mine", "", {"v" * 1001: 1.0}))
+    >>> unreadable("mine", "", ["v" * 1001])
     'expected names of at most 1,000 characters, got one of 1,001'
     """
-    if len(measurement.values) > MOST_VALUES - _PLACE:
-        return f"expected at most {MOST_VALUES - _PLACE:,} values of a group, got {len(measurement.values):,}"
-    longest = max(map(len, (measurement.probe, measurement.group, *measurement.values)))
+    if len(values) > MOST_VALUES - _PLACE:
+        return f"expected at most {MOST_VALUES - _PLACE:,} values of a group, got {len(values):,}"
+    longest = max(map(len, (probe, group, *values)))
     if longest > LONGEST_NAME:
         return f"expected names of at most {LONGEST_NAME:,} characters, got one of {longest:,}"
     return ""

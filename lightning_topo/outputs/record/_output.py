@@ -53,7 +53,7 @@ class RecordOutput:
         """Append a measurement."""
         if measurement.probe not in NOT_RECORDED:
             self._at = measurement.step, measurement.epoch
-            if refusal := unreadable(measurement):
+            if refusal := unreadable(measurement.probe, measurement.group, measurement.values.keys()):
                 self._refuse(measurement, refusal)
                 return
             self._write(self.writer.measurement, measurement)

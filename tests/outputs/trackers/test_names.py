@@ -43,7 +43,7 @@ def run(tmp_path_factory):
             "n", tracking_uri=f"sqlite:///{root / 'm.db'}", artifact_location=(root / "artifacts").as_uri()
         ),
     }
-    training = drive(root / "record", 8, groups=groups(), loggers=loggers.values())
+    training = drive(root / "record", 16, groups=groups(), loggers=loggers.values())
     for logger in loggers.values():
         logger.finalize("success")
     return root, read_record(training.outputs.dirpath), loggers
@@ -58,7 +58,7 @@ def test_the_record_holds_every_group_and_its_diagrams_under_its_own_name(run):
     assert record.groups == NAMES
     for step in record.diagram_steps:
         assert tuple(record.diagrams(step)) == NAMES
-    assert all(len(measured(record, name)) == 8 for name in NAMES)
+    assert all(len(measured(record, name)) == 16 for name in NAMES)
 
 
 def test_csv_and_tensorboard_hold_every_group_under_its_key(run):
@@ -111,7 +111,7 @@ def test_wandb_takes_them_too(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     logger = WandbLogger(offline=True, save_dir=tmp_path)
-    training = drive(tmp_path / "record", 8, groups=groups(), loggers=[logger])
+    training = drive(tmp_path / "record", 16, groups=groups(), loggers=[logger])
     wandb.finish()
     (run,) = offline_runs(tmp_path)
     record = read_record(training.outputs.dirpath)
