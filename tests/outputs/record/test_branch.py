@@ -384,6 +384,7 @@ def start_writer(log, *arguments):
     return process, said.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_two_processes_with_thinning_share_no_folder_and_a_killed_one_leaves_it_free(tmp_path):
     one, first = start_writer(tmp_path / "1.txt", tmp_path / "topology")
     run_id = read_record(first).run_id

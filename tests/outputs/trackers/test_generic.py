@@ -74,7 +74,7 @@ def recorded(folder):
     return worst, of_group
 
 
-def test_comet_and_neptune_get_every_row(tmp_path, comet):
+def test_comet_and_neptune_get_every_row(tmp_path, comet, small_figures):
     pair = CometLogger(api_key="none", prefix="mine", offline_directory=str(tmp_path)), NeptuneLogger()
     assert {type(tracker_of(logger)) for logger in pair} == {Tracker}
     folder = drive(tmp_path / "topology", loggers=pair).outputs.dirpath

@@ -30,7 +30,7 @@ def groups():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, small_figures):
     """A training with three loggers, all values sent; the monitor, its record, the loggers."""
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("tensorboard")
@@ -102,7 +102,7 @@ def test_mlflow_takes_a_row_of_more_values_than_one_request_may_hold(tmp_path):
     assert metrics == {f"topology/g{i}/betti_0": float(i) for i in range(2300)}
 
 
-def test_wandb_takes_them_too(tmp_path, monkeypatch):
+def test_wandb_takes_them_too(tmp_path, monkeypatch, small_figures):
     wandb = pytest.importorskip("wandb")
     from lightning.pytorch.loggers import WandbLogger
 

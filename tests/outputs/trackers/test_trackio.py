@@ -166,7 +166,7 @@ def test_runs_of_one_name_are_two_unless_the_second_resumes_the_first(project):
     assert (second.config["by_2"], second.config["by_3"]) == (2, 3)
 
 
-def test_the_table_is_sent_seldom_and_whole(tmp_path, project):
+def test_the_table_is_sent_seldom_and_whole(tmp_path, project, small_figures):
     logger = TrackioLogger(project)
     training = drive(tmp_path / "topology", 64, hot=range(3, 60, 2), loggers=[logger])
     logger.finalize("success")
