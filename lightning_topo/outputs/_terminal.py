@@ -116,7 +116,7 @@ class TerminalOutput:
             self._printer.say(f"Topology: the record is closed{made}\n  look at   {where}")
         elif record_bytes(self._dirpath) > _MOST_BYTES_HERE:
             found = _told_by(where) if self._has_page else "see the record"
-            self._printer.say(f"Topology: {found}\n  look at   {where}")
+            self._printer.say(f"{_headed(found)}\n  look at   {where}")
         else:
             self._printer.say(f"{summary(read_record(self._dirpath))}\n  look at   {where}")
 
@@ -170,7 +170,7 @@ def summary(record: RunRecord) -> str:
 
     past = history(record)
     outcome = past.outcome
-    lines = [f"Topology: {sentence(outcome, with_coverage=False)}".replace("Topology: Topology", "Topology", 1)]
+    lines = [_headed(sentence(outcome, with_coverage=False))]
     if outcome.coverage is not None:
         lines.append(f"  coverage  {coverage_words(outcome.coverage, is_broken=bool(outcome.breakdowns))}")
     if outcome.last_step is not None:
@@ -184,6 +184,11 @@ def summary(record: RunRecord) -> str:
         lines.append(f"  next      {advice.decision}")
         lines += [f"            {reason}" for reason in advice.reasons[:1]]
     return "\n".join(lines)
+
+
+def _headed(verdict: str) -> str:
+    """A verdict among lines that are not ours; one that names the topology already needs no head."""
+    return verdict if verdict.startswith("Topology ") else f"Topology: {verdict}"
 
 
 def _phases(record: RunRecord, seen: Replay) -> Sequence[tuple[int, Phase]]:

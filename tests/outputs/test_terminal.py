@@ -48,6 +48,8 @@ def test_every_event_has_its_line_and_the_run_its_summary(tmp_path):
     *lines, last = printer.lines
     assert lines == [event_line(event) for event in training.events] != []
     record = read_record(tmp_path / "topology")
+    assert last.startswith("Topology: ")
+    assert not last.startswith("Topology: Topology")
     assert last == f"{summary(record)}\n  look at   {tmp_path / 'topology' / 'report.html'}"
     assert (tmp_path / "topology" / "report.html").is_file()
 

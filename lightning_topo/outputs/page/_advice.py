@@ -19,6 +19,9 @@ from lightning_topo.outputs.record import RunRecord
 
 MARGIN = 0.8
 """Of the learning rate that would just have done, so much is recommended."""
+_BELOW = (
+    f"The advice stays about {1.0 - MARGIN:.0%} below the lowest of these: r differs between steps, and between runs."
+)
 FAILED = 0.2
 """Of a learning rate at which training diverged, or learned nothing, at most so much is recommended."""
 HALF = 0.5
@@ -162,7 +165,8 @@ def _after_failure(evidence: Evidence, step: int) -> Advice:
             f"At step {at:,} the edge ratio was {edges[at]:.3g}, before the loss rose: below the edge is at most "
             f"{words.rate(floor2(words.present / edges[at]))}."
         )
-    reasons += _margin(min(factors) < base)
+    if min(factors) < base:
+        reasons.append(_BELOW)
     if (jump := _jump(evidence.limits, step)) is not None:
         reasons.insert(0, jump)
     if min(factors) == base:
@@ -236,15 +240,12 @@ def _after_breakdown(outcome: Outcome, evidence: Evidence) -> Advice:
         reasons.append(f"The edge of stability asks for more: its ratio went to {edge:.3g}.")
     if outcome.coverage is not None and outcome.coverage.open:
         reasons.append(f"r of {outcome.coverage.open:,} steps is not known: the largest may be among them.")
-    reasons += _margin(MARGIN / largest == min(factors))
+    if MARGIN / largest == min(factors):
+        reasons.append(_BELOW)
     if (jump := _jump(evidence.limits, outcome.breakdowns[0].step)) is not None:
         reasons.append(jump)
     rate = floor2(words.present * min(factors))
     return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
-
-
-def _margin(is_used: bool) -> list[str]:
-    return ["The advice stays a fifth below that: r differs between steps, and between runs."] if is_used else []
 
 
 def _jump(limits: RateLimits, until: int) -> str | None:

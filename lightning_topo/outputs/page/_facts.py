@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from lightning_topo.outputs.page._model import RunView
-from lightning_topo.outputs.page._outcome import Between, Coverage
+from lightning_topo.outputs.page._outcome import Between, Coverage, Outcome
 from lightning_topo.outputs.page._verdict import broken_first
 from lightning_topo.phases import Phase
 
@@ -45,7 +45,7 @@ def facts(run: RunView) -> tuple[Fact, ...]:
         Fact("Largest r", ABSENT if peak is None else f"{peak.value:.3g} at step {peak.step:,} in {peak.group}"),
         Fact("Largest bound of r", _bound(run)),
         Fact("Steps measured or bounded", UNRECORDED if found.coverage is None else _certified(found.coverage)),
-        Fact("First breakdown", NEVER if not found.breakdowns else f"{found.broken_since} in {broken_first(found)}"),
+        Fact("First breakdown", _broken(found)),
         Fact(
             "Edge of stability reached", _when(found.edge_since, any(name != "eta_lambda" for name in found.measured))
         ),
@@ -174,6 +174,13 @@ def _neurons(run: RunView) -> str:
     total = sum(n for n, _ in counts if n is not None)
     merged = sum(max(0, n - distinct) for n, distinct in counts if n is not None and distinct is not None)
     return f"{total:,}, {merged:,} of them merged" if merged else f"{total:,}"
+
+
+def _broken(found: Outcome) -> str:
+    if found.breakdowns:
+        return f"{found.broken_since} in {broken_first(found)}"
+    is_known = found.peak_ratio is not None or (found.coverage is not None and found.coverage.certified > 0)
+    return NEVER if is_known else ABSENT
 
 
 def _when(when: Between | None, is_measured: bool) -> str:

@@ -125,6 +125,19 @@ def test_the_summary_has_one_line_of_coverage() -> None:
     assert lines[2].startswith("  phases    preserved 0-13, unknown 13-20")
 
 
+def test_what_was_not_measured_is_not_said_to_have_happened_never() -> None:
+    def found(*measurements: Measurement) -> dict[str, str]:
+        return {fact.name: fact.value for fact in facts(run_view(record(*measurements), "run", Budget.of(2)))}
+
+    names = ("First breakdown", "Edge of stability reached", "Curvature bound passed")
+    bare = found(Measurement(3, 0, "training", "", {"loss": 1.0}))
+    assert [bare[name] for name in names] == ["not measured"] * 3
+    ratios = found(*CERTIFIED)
+    assert [ratios[name] for name in names] == ["never", "not measured", "not measured"]
+    curved = found(*CERTIFIED, Measurement(4, 0, "sharpness", "", {"eta_lambda": 0.1, "sharpness_ratio": 0.2}))
+    assert [curved[name] for name in names] == ["never"] * 3
+
+
 def test_facts_say_how_far_the_record_goes() -> None:
     found = {fact.name: fact.value for fact in facts(run_view(record(*OPENED), "run", Budget.of(2)))}
     assert found["Steps measured or bounded"] == "17 of 20 (2 exact, 15 by bound, 3 open)"
