@@ -2,11 +2,16 @@
 
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
 
+from lightning_topo._figures import persistence as persistence_figures
+from lightning_topo._figures.style import new_figure
 from lightning_topo._watch.output import Run
 from lightning_topo._watch.published_values import Readings
 from lightning_topo.homology import persistence
@@ -104,6 +109,15 @@ class Training:
         for event in events:
             self.events.append(event)
             self.outputs.event(event)
+
+
+@contextmanager
+def empty_figures() -> Iterator[None]:
+    """The figures of a run, empty: a hundred of them need not be drawn in full."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("diagram_figure", "betti_figure", "crocker_figure"):
+            patch.setattr(persistence_figures, name, lambda *_: new_figure(1, "", width=1.0, height=0.6)[0])
+        yield
 
 
 def drive(

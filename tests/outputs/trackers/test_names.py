@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 
 from lightning_topo import read_record
 from lightning_topo._watch.published_values import mangled_names
-from tests.outputs.driving import drive, group_named
+from tests.outputs.driving import drive, empty_figures, group_named
 
 LONG = "block." * 50
 NAMES = (
@@ -30,7 +30,7 @@ def groups():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, small_figures):
+def run(tmp_path_factory):
     """A training with three loggers, all values sent; the monitor, its record, the loggers."""
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("tensorboard")
@@ -43,7 +43,8 @@ def run(tmp_path_factory, small_figures):
             "n", tracking_uri=f"sqlite:///{root / 'm.db'}", artifact_location=(root / "artifacts").as_uri()
         ),
     }
-    training = drive(root / "record", 16, groups=groups(), loggers=loggers.values())
+    with empty_figures():
+        training = drive(root / "record", 16, groups=groups(), loggers=loggers.values())
     for logger in loggers.values():
         logger.finalize("success")
     return root, read_record(training.outputs.dirpath), loggers
