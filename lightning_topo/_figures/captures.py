@@ -7,16 +7,60 @@ number b_k of the Rips complex at every scale and time. Source: Topaz, Ziegelmei
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Num
 
-from lightning_topo.homology import PersistenceDiagram
+if TYPE_CHECKING:
+    from lightning_topo.homology import PersistenceDiagram
 
 Pairs = Float[np.ndarray, "_ 2"]
 """(birth, death) of each bar."""
 NO_BARS = np.zeros((0, 2))
+_T = TypeVar("_T")
 _BLOCK = re.compile(r"\[(\d+)\]$")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CapturedDiagram:
+    """A `PersistenceDiagram` as a record keeps it: arrays, `pairs[k]` being the bars of dimension k.
+
+    A page is drawn from these, so that the process that writes it need not import torch.
+    """
+
+    pairs: tuple[Pairs, ...]
+    n_points: int
+    diameter: float
+    covering_radius: float = 0.0
+    engine: str = "mst"
+    exact: bool = True
+
+    @property
+    def max_dim(self) -> int:
+        """The highest dimension."""
+        return len(self.pairs) - 1
+
+    @property
+    def landmark_error(self) -> float:
+        """As `PersistenceDiagram.landmark_error`."""
+        return 0.0 if self.exact or self.diameter == 0.0 else 2.0 * self.covering_radius / self.diameter
+
+    def is_vacuous(self, k: int) -> bool:
+        """As `PersistenceDiagram.is_vacuous`."""
+        if self.exact or (k == 0 and len(self.pairs[0]) >= self.n_points):
+            return False
+        births, deaths = self.pairs[k].T
+        return float((deaths - births)[np.isfinite(deaths)].max(initial=0.0)) <= 4.0 * self.covering_radius
+
+    def diagram(self) -> "PersistenceDiagram":
+        """The diagram itself, in tensors that share the memory."""
+        import torch
+
+        from lightning_topo.homology import Bars, PersistenceDiagram
+
+        bars = tuple(Bars(*torch.from_numpy(pairs).unbind(dim=1)) for pairs in self.pairs)
+        return PersistenceDiagram(bars, self.n_points, self.diameter, self.covering_radius, self.engine, self.exact)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +84,9 @@ def block_of(name: str, names: Collection[str]) -> tuple[str, int]:
     return name[: found.start()], int(found[1])
 
 
-def by_blocks(diagrams: Mapping[str, PersistenceDiagram], groups: Sequence[str]) -> dict[str, list[PersistenceDiagram]]:
+def by_blocks(diagrams: Mapping[str, _T], groups: Sequence[str]) -> dict[str, list[_T]]:
     """The diagrams of a capture by group; a group of several blocks has one for each."""
-    blocks: dict[str, list[PersistenceDiagram]] = {}
+    blocks: dict[str, list[_T]] = {}
     known = set(groups)
     for name, diagram in diagrams.items():
         group = name if name in known else block_of(name, diagrams)[0]
@@ -51,14 +95,17 @@ def by_blocks(diagrams: Mapping[str, PersistenceDiagram], groups: Sequence[str])
     return blocks
 
 
-def bars(diagrams: Sequence[PersistenceDiagram]) -> tuple[Pairs, ...]:
-    """The bars of the diagrams of a group's blocks, all together, per dimension."""
-    joined = []
-    for k in range(max((diagram.max_dim for diagram in diagrams), default=-1) + 1):
-        present = [diagram[k] for diagram in diagrams if k <= diagram.max_dim]
-        pairs = [np.stack([b.births.double().numpy(), b.deaths.double().numpy()], axis=1) for b in present]
-        joined.append(np.concatenate(pairs))
-    return tuple(joined)
+def bars(blocks: Sequence[Sequence[Pairs]]) -> tuple[Pairs, ...]:
+    """The bars of a group's blocks, all together, per dimension; each block has some of every dimension up to its own.
+
+    >>> bars([[np.array([[0.0, 1.0]])], [np.array([[0.0, 2.0]]), np.array([[1.0, 3.0]])]])
+    (array([[0., 1.],
+           [0., 2.]]), array([[1., 3.]]))
+    """
+    n_dims = max(map(len, blocks), default=0)
+    return tuple(
+        np.concatenate([block[k] for block in blocks if k < len(block)]).astype(np.float64) for k in range(n_dims)
+    )
 
 
 def betti_curve(pairs: Pairs, scales: Float[np.ndarray, " j"]) -> Num[np.ndarray, " j"]:

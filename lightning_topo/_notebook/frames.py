@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightning_topo._figures.captures import block_of
-from lightning_topo.homology import PersistenceDiagram
+from lightning_topo._figures.captures import CapturedDiagram, block_of
 from lightning_topo.measurement import Measurement
 from lightning_topo.phases import Phase, TopologyEvent
 
@@ -45,16 +44,14 @@ def phases_frame(phases: Mapping[str, Iterable[tuple[int, Phase]]]) -> "DataFram
     return frame.astype({"step": int, "group": str, "phase": int, "name": str})
 
 
-def diagrams_frame(captures: Mapping[int, Mapping[str, PersistenceDiagram]]) -> "DataFrame":
+def diagrams_frame(captures: Mapping[int, Mapping[str, CapturedDiagram]]) -> "DataFrame":
     """A row for each bar: `step`, `group`, `block`, `dimension`, `birth`, `death` (inf for a bar that never ends)."""
     pd = _pandas()
     parts = []
     for step, diagrams in captures.items():
         for name, diagram in diagrams.items():
             group, block = block_of(name, diagrams)
-            for k, bars in enumerate(diagram):
-                births, deaths = bars.births.double().numpy(), bars.deaths.double().numpy()
-                parts.append((np.stack([births, deaths], axis=1), (step, group, block, k)))
+            parts += [(pairs, (step, group, block, k)) for k, pairs in enumerate(diagram.pairs)]
     counts = [len(pairs) for pairs, _ in parts]
     columns = {
         name: np.repeat(np.array([at[i] for _, at in parts], dtype=object), counts)

@@ -6,18 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from lightning_topo._figures.captures import Pairs, bars, by_blocks, crocker, spread
+from lightning_topo._figures.captures import CapturedDiagram, Pairs, bars, by_blocks, crocker, spread
 from lightning_topo._figures.coverage import broken_over_open, stretches, uncovered
 from lightning_topo._figures.rates import rate_limits
 from lightning_topo._figures.style import abbreviated
 from lightning_topo._notebook.frames import diagrams_frame, events_frame, measurements_frame, phases_frame
-from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import Phase, TopologyEvent, replay_record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+    from lightning_topo.homology import PersistenceDiagram
 
 _MOST_CAPTURES = 160
 """The most captures drawn: a figure has no room for more."""
@@ -42,7 +43,8 @@ class Recorded(Protocol):
     def groups(self) -> tuple[str, ...]: ...
     @property
     def thinned(self) -> object | None: ...
-    def diagrams(self, step: int) -> Mapping[str, PersistenceDiagram]: ...
+    def diagrams(self, step: int) -> "Mapping[str, PersistenceDiagram]": ...
+    def captured(self, step: int) -> Mapping[str, CapturedDiagram]: ...
 
 
 class RecordViews:
@@ -69,7 +71,7 @@ class RecordViews:
 
     def diagrams_frame(self: Recorded, steps: Sequence[int] | None = None) -> "DataFrame":
         """A row for each bar of the diagrams captured at `steps` (by default at all `diagram_steps`)."""
-        return diagrams_frame({step: self.diagrams(step) for step in (self.diagram_steps if steps is None else steps)})
+        return diagrams_frame({step: self.captured(step) for step in (self.diagram_steps if steps is None else steps)})
 
     def plot_phases(self: Recorded) -> "Figure":
         """The phase of the network and of every group over the steps, with a mark for every event."""
@@ -152,7 +154,7 @@ class RecordViews:
         steps = self.diagram_steps[-1:] if step is None else (step,)
         captures = _captures(self, group, steps)
         [(at, pairs)] = captures.items()
-        found = by_blocks(self.diagrams(at), self.groups)[group]
+        found = by_blocks(self.captured(at), self.groups)[group]
         nothing = any(d.is_vacuous(k) for d in found for k in range(1, d.max_dim + 1))
         error = max(d.landmark_error for d in found)
         return diagram_figure(pairs, f"{abbreviated(group)}: persistence diagram at step {at:,}", error, nothing)
@@ -233,8 +235,8 @@ def _chosen(record: Recorded, group: str | None) -> str:
 
 def _captures(record: Recorded, group: str, steps: Sequence[int]) -> dict[int, tuple[Pairs, ...]]:
     """The bars of a group by step."""
-    found = {step: by_blocks(record.diagrams(step), record.groups).get(group) for step in steps}
-    captures = {step: bars(blocks) for step, blocks in found.items() if blocks}
+    found = {step: by_blocks(record.captured(step), record.groups).get(group) for step in steps}
+    captures = {step: bars([block.pairs for block in blocks]) for step, blocks in found.items() if blocks}
     if not captures:
         raise ValueError(_nothing(record, f"persistence diagrams of {group}"))
     return captures

@@ -12,7 +12,7 @@ from lightning_topo._watch.budget import Budget
 from lightning_topo._watch.coverage import Certificate, Coverage
 from lightning_topo._watch.outcome import Outcome
 from lightning_topo._watch.probing import Probing
-from lightning_topo._watch.snapshots import Snapshots
+from lightning_topo._watch.snapshots import Snapshots, member_names
 from lightning_topo._watch.steps import Steps
 from lightning_topo.measurement import StepState
 from lightning_topo.neurons import NeuronGroup
@@ -79,12 +79,9 @@ class Certifying:
         if self._bounds is not None:
             self._bounds.forget_path()
 
-    def unseen(self, step: int, names: Sequence[str]) -> None:
-        """No hook has seen the update that moved these parameters: the step is open."""
-        moved = set(names)
-        groups = [
-            g for g in self._snapshots.own if any(name in moved for piece in g.slices for name in piece.names(g.n))
-        ]
+    def unseen(self, step: int, names: Sequence[str] | None = None) -> None:
+        """An update that moved these parameters, by default all, was not measured: the step is open."""
+        groups = [g for g in self._snapshots.own if names is None or not set(names).isdisjoint(member_names(g))]
         self._coverage.note(step, {group.name: Certificate(StepState.OPEN) for group in groups})
         self.moved_outside()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo._protection import without_collection
 from lightning_topo._tape import Tape, outside_modes
 from lightning_topo._tape.names import clean_name
@@ -13,7 +14,7 @@ from lightning_topo._watch.training import Training
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons import FoundNeurons, NeuronGroup, Rows, groups_from_tapes
 from lightning_topo.neurons._capture import Sharding, sharding, whole_copy
-from lightning_topo.neurons._coverage import ParameterCoverage, whole_coverage
+from lightning_topo.neurons._coverage import whole_coverage
 from lightning_topo.neurons._fallback import incoming_groups
 from lightning_topo.neurons._partly_trained import told_apart_by_frozen, with_reason
 

@@ -39,6 +39,7 @@ class Measuring:
         self._training, self._probing, self._schedule = training, probing, schedule
         self._exchange, self._budget, self._limited = exchange, budget, limited
         self._certifying: Certifying | None = None
+        self._has_missed_update = False
 
     @property
     def has_begun(self) -> bool:
@@ -60,8 +61,8 @@ class Measuring:
     ) -> None:
         """Certify this batch's updates, and measure what is due; no collective where parameters are whole.
 
-        `unseen` are the parameters that moved where no update was seen. Unless `at_once`, the step may be `is_awaited`
-        until `finish`.
+        `unseen` are the parameters that moved where no update was seen, or where its values are lost. Unless `at_once`,
+        the step may be `is_awaited` until `finish`.
         """
         assert self._certifying is not None
         if unseen is None:
@@ -71,15 +72,26 @@ class Measuring:
             self._tell_lost(step)
         else:
             self._certifying.unseen(step, unseen)
+        if self._has_missed_update:
+            self._has_missed_update = False
+            self._certifying.unseen(step)
         # A user's own probe of steps looks at the whole batch's.
         self._run([probe for probe in due if not measures_steps(probe) or probe is not self._certifying.probe], step)
         self._exchange.outcomes += self._probing.collect(step)
 
     @outside_modes()
-    def update_before_another(self) -> None:
-        """Measure an update while its beginning is known: a second one in the same batch is about to begin."""
-        if self._certifying is not None:
+    def update_before_another(self, lost: Sequence[str] = ()) -> None:
+        """Measure an update while its beginning is known: a second one in the same batch is about to begin.
+
+        `lost` are the parameters that something else has written to since: then it can no longer be measured.
+        """
+        if self._certifying is None:
+            self._has_missed_update = True  # the neurons are not known yet
+        else:
             step = self._training.step + 1
+            if lost:
+                self._certifying.unseen(step, lost)
+                return
             self._exchange.outcomes += self._certifying.settle(
                 step, self._training.epoch, self.due("step", step), self._budget
             )

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_topo.neurons._coverage import ParameterCoverage
+from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 
 _MOST_NAMED = 3
@@ -48,15 +48,21 @@ def lost_beginning(groups: Sequence[str], step: int, epoch: int) -> TopologyEven
     )
 
 
-def moved_outside(optimizer: object, names: Sequence[str], step: int, epoch: int) -> TopologyEvent:
-    """Something other than the optimizer has changed its parameters between two updates."""
+def moved_outside(
+    optimizer: object, names: Sequence[str], step: int, epoch: int, *, is_lost: bool = False
+) -> TopologyEvent:
+    """Something other than the optimizer has changed its parameters between two updates.
+
+    `is_lost` where it did so at once, so that the first of them could not be measured.
+    """
+    lost = f" It came before step {step:,} was measured: that step is open, later ones are not." if is_lost else ""
     return TopologyEvent(
         EventName.OUTSIDE_CHANGE,
         step,
         epoch,
         value=float(len(names)),
         message=f"Between two updates of {type(optimizer).__name__} something else has changed {_named(names)}. "
-        "r measures the optimizer's own updates; this change is in the totals since training began.",
+        f"r measures the optimizer's own updates; this change is in the totals since training began.{lost}",
         remedy="Nothing to do if this is intended, as with a norm constraint, a re-initialised unit or weight "
         "averaging. Later changes of this optimizer's parameters are not reported again.",
     )

@@ -50,9 +50,15 @@ class Movements:
 
     def outside(self, optimizer: Optimizer, names: Sequence[str]) -> None:
         """Something other than the optimizer has moved its parameters."""
-        if not names:
-            return
+        if names:
+            self._moved(optimizer, names, self._training.step)
+
+    def overwritten(self, optimizer: Optimizer, names: Sequence[str], is_lost: bool) -> None:
+        """Something has done so before the batch of its update was over; `is_lost` if that can not be measured now."""
+        self._moved(optimizer, names, self._training.step + 1, is_lost=is_lost)
+
+    def _moved(self, optimizer: Optimizer, names: Sequence[str], step: int, *, is_lost: bool = False) -> None:
         self._on_outside()
         if id(optimizer) not in self._said_outside:
             self._said_outside.add(id(optimizer))
-            self._report(moved_outside(optimizer, names, self._training.step, self._training.epoch))
+            self._report(moved_outside(optimizer, names, step, self._training.epoch, is_lost=is_lost))

@@ -7,11 +7,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo._watch.published_values import Readings
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.neurons._coverage import ParameterCoverage
 from lightning_topo.phases import TopologyEvent
 
 

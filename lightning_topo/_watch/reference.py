@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo._watch.checkpoint import SavedWatch, resumed
 from lightning_topo._watch.output import ReferenceStore
 from lightning_topo._watch.probing import needs_reference
@@ -20,7 +21,6 @@ from lightning_topo._watch.reference_clouds import ReferenceClouds, Stored
 from lightning_topo._watch.snapshots import Snapshots
 from lightning_topo._watch.training import Training
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.neurons._coverage import ParameterCoverage
 from lightning_topo.phases import TopologyEvent
 from lightning_topo.probes import Clouds, Probe
 

@@ -15,6 +15,7 @@ from lightning_topo._tape.names import clean_name
 from lightning_topo._watch.gradient_scales import GradientScales
 from lightning_topo._watch.rates import learning_rate
 from lightning_topo._watch.same_bits import Likeness
+from lightning_topo._watch.values_after import ValuesAfter
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +65,23 @@ class Steps:
     nested optimizers the outermost counts. Optimizers of other modules are passed over. With `keep_copies=False`
     (parameters in shards) updates are only counted.
 
-    `guards` are called right after an update, before anything looks at it; they may change the parameters.
-    `on_settle` is called before a second update in one batch overwrites the copies of the first, `on_deferred` before
-    the first update of a batch overwrites copies that were kept for later (`defer`), with whether the parameters are
-    still as the deferred updates left them. `on_outside` is called with the names of parameters that something else
-    has moved between two updates. `on_begin` is called before an update, with whether it runs a closure; `on_end` after
-    it and the guards. `gradients` measures what the training does to a gradient before an optimizer takes it. Errors
-    here are kept in `failures`: they must not end an optimizer's step.
+    `guards` are called right after an update, before anything looks at it; they may change the parameters. `on_settle`
+    is called before a second update in one batch overwrites the copies of the first, with what `overwritten` returns;
+    `on_deferred` before the first update of a batch overwrites copies that were kept for later (`defer`), with whether
+    the parameters are still as the deferred updates left them. `on_outside` is called with the names of parameters that
+    something else has moved between two updates, `on_overwritten` where it did so before the batch of the update was
+    over, with whether what the update made of them is lost. `on_begin` is called before an update, with whether it runs
+    a closure; `on_end` after it and the guards. `gradients` measures what the training does to a gradient before an
+    optimizer takes it. Errors here are kept in `failures`: they must not end an optimizer's step.
     """
 
     def __init__(
         self,
         module: nn.Module,
         *,
-        on_settle: Callable[[], None],
+        on_settle: Callable[[Sequence[str]], None],
         on_outside: Callable[[Optimizer, Sequence[str]], None],
+        on_overwritten: Callable[[Optimizer, Sequence[str], bool], None] = lambda optimizer, names, is_lost: None,
         on_deferred: Callable[[bool], None] = lambda stands: None,
         on_begin: Callable[[bool], None] = lambda runs_closure: None,
         on_end: Callable[[], None] = lambda: None,
@@ -91,12 +94,14 @@ class Steps:
         self.gradients: GradientScales = GradientScales()
         self._module, self._on_settle, self._on_outside = module, on_settle, on_outside
         self._on_begin, self._on_end, self._on_deferred = on_begin, on_end, on_deferred
+        self._on_overwritten = on_overwritten
         self._keeps_copies = keep_copies
         self._names: dict[int, tuple[str, ...]] = {}
         self._counted: list[Any] = []
         self._kept: dict[int, _Kept] = {}
         self._foreign: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._running: list[Optimizer] = []
+        self._values_after = ValuesAfter()
         self._present: dict[str, Tensor] | None = None
         self._checks_later = self._is_first = self._has_lent = self._is_deferred = False
         self.read_names()
@@ -148,6 +153,7 @@ class Steps:
     def begin(self) -> None:
         """Forget updates that never ended."""
         self._running = []
+        self._values_after.forget()
         self._present = None  # parameters may have been frozen or thawed
 
     def check(self, optimizer: Optimizer) -> None:
@@ -155,12 +161,40 @@ class Steps:
 
         For loops that know the moment just before an update; where an update runs a closure, its pre-hook is too early.
         """
-        if self._checks_later and optimizer in self._running:
+        if self._checks_later and self._running:  # it may run inside of `optimizer`
             self._checks_later = False
-            self._check(optimizer, self._owned(optimizer))
+            self._check(self._running[0], self._owned(self._running[0]))
+
+    @property
+    def copies_values(self) -> bool:
+        """Whether something else writes to parameters before the batch is over: their values are copied before it."""
+        return self._values_after.keeps
+
+    def overwritten(self) -> list[str]:
+        """Report parameters that something else has written to since their update of this batch.
+
+        Returns the names of those whose values after the update are lost; those of the others `trained` still gives.
+        """
+        found, copies = self._values_after.overwritten(), self._values_after.copies
+        lost = {id(p) for p in found} - copies.keys()
+        for update in self.pending:
+            own = {id(p) for p in update.after.values()}
+            if names := [self._names[id(p)][0] for p in found if id(p) in own and id(p) in self._names]:
+                self._on_overwritten(update.optimizer, names, not own.isdisjoint(lost))
+        return [name for key in lost for name in self._names.get(key, ())]
 
     def trained(self) -> dict[str, Tensor]:
-        """The parameters that optimizers train, by each of their names, as far as they have been seen."""
+        """The parameters that optimizers train, by each of their names, as far as they have been seen.
+
+        They are as their last update has left them, as far as that is known (`copies_values`).
+        """
+        live = self._live()
+        if not self._values_after.copies:
+            return live
+        copies = self._values_after.copies
+        return live | {name: copies[key] for key, names in self._names.items() if key in copies for name in names}
+
+    def _live(self) -> dict[str, Tensor]:
         if self._present is None:
             self._present = {
                 name: kept.parameter.detach()
@@ -205,6 +239,7 @@ class Steps:
 
     def _renew_updated(self) -> None:
         done, self.pending = self.pending, []
+        self._values_after.forget()
         self._renew([self._kept[id(p)] for p in _unique(done)])
 
     def with_waiting(self, optimizers: Iterable[Any]) -> list[Any]:
@@ -238,7 +273,7 @@ class Steps:
         self._is_first = not any(optimizer.state.values())
         updated = {id(p) for p in _unique(self.pending)}
         if any(id(p) in updated for p in owned):
-            self._on_settle()
+            self._on_settle(self.overwritten())
             self._renew_updated()
         # A closure computes the gradient first: what it moves is not the optimizer's doing.
         self._checks_later = any(callable(value) for value in (*args[1:], *options.values()))
@@ -273,6 +308,8 @@ class Steps:
             return
         for guard in self.guards:  # what a guard raises is meant to end the training
             guard(update)
+        if self._keeps_copies:
+            self._values_after.updated(list({id(p): p for p in update.after.values()}.values()))
         self.pending.append(update)
         self._on_end()
 

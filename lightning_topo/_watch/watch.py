@@ -86,6 +86,7 @@ class Watch:
             training.module,
             on_settle=self._measuring.update_before_another,
             on_outside=self._movements.outside,
+            on_overwritten=self._movements.overwritten,
             on_deferred=lambda stands: self._measuring.finish(stands=stands),
             on_begin=lambda runs_closure: self._recording.update_begins(runs_closure=runs_closure),
             on_end=self._recording.update_ends,
@@ -230,7 +231,9 @@ class Watch:
                 # What fails on this process alone: it raises when nobody waits for this one any more.
                 error: Exception | None = None
                 try:
-                    unseen = None if self.steps.pending else self._movements.unseen
+                    lost = self.steps.overwritten()
+                    unseen = lost or None if self.steps.pending else self._movements.unseen
+                    at_once = at_once or self.steps.copies_values
                     self._measuring.step(step, due, unseen=unseen, at_once=at_once)
                 except Exception as raised:
                     error = raised

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_topo._keywords import explains_keywords
 from lightning_topo.callbacks._lightning_internals import epochs_finished, is_trial_run, misconfigured
 from lightning_topo.callbacks._monitor import monitors
 from lightning_topo.outputs._feed import Findings
@@ -17,6 +18,7 @@ from lightning_topo.probes import Persistence
 _STATE_VERSION = 1
 
 
+@explains_keywords
 class TopologyEarlyStopping(Callback):
     """Stops training on topological events, or when the topology has come to rest.
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.parsing import lightning_hasattr, lightning_set
 from torch import Tensor
 from torch.optim import LBFGS
 
+from lightning_topo._keywords import explains_keywords
 from lightning_topo.callbacks._learning_rates import scale_learning_rate, unscalable_schedulers
 from lightning_topo.callbacks._lightning_internals import (
     batches_stepped,
@@ -35,6 +36,7 @@ _MEMORY = 0.98
 """Of the running mean of the loss, as in Lightning's own finder."""
 
 
+@explains_keywords
 class TopologyLRFinder(Callback):
     """Sweeps the learning rate before training, and finds the largest below the critical point.
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_topo._keywords import explains_keywords
 from lightning_topo._watch import Watch, WatchSettings
 from lightning_topo._watch.checkpoint import saved_place
 from lightning_topo._watch.published_values import LogGroups
@@ -25,6 +26,7 @@ from lightning_topo.phases import PhaseRules
 from lightning_topo.probes import Probe
 
 
+@explains_keywords
 class TopologyMonitor(WatchedTraining, Callback):
     """Watches the topology of the neurons while a network trains, and leaves the training bitwise unchanged.
 

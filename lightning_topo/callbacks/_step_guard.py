@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 
+from lightning_topo._keywords import explains_keywords
 from lightning_topo._watch import Watch, WatchSettings
 from lightning_topo._watch.holding import GuardedUpdate, UpdateRatios, cannot_hold, hold
 from lightning_topo._watch.settings import Groups
@@ -17,6 +18,7 @@ from lightning_topo.callbacks._monitor import monitors
 from lightning_topo.callbacks._trainer_training import TrainerTraining
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.outputs._outputs import Outputs
+from lightning_topo.outputs._warning import WarningOutput
 
 Mode = Literal["rescale", "lower_lr", "skip"]
 
@@ -25,6 +27,7 @@ _STEEPEST = 0.1
 """The learning rate is lowered at most to this fraction at once: one pair must not end the training."""
 
 
+@explains_keywords
 class TopologyStepGuard(Callback):
     """Keeps every step below the critical point, so that no two distinct neurons merge.
 
@@ -44,7 +47,9 @@ class TopologyStepGuard(Callback):
     equal, or differ by rounding alone. Rounding can move such a pair by more than `max_ratio` of its distance, whatever
     the factor, and can split equal neurons.
 
-    If a batch makes several updates (manual optimization), each one is kept below `max_ratio`.
+    If a batch makes several updates (manual optimization), each one is kept below `max_ratio`. What moves parameters
+    between two updates (a wrapper's own averaging, a norm constraint, another callback) is not held: the monitor names
+    it once, as `outside_change`; without a monitor a warning does.
 
     Works alone, or beside a `TopologyMonitor` in any order: the monitor measures the step really taken, and records
     `proposed_critical_ratio` where the guard acted. `n_updates` counts all updates, `n_held` those above `max_ratio`,
@@ -229,7 +234,8 @@ class TopologyStepGuard(Callback):
                 if monitor.watch is not None:
                     return monitor.watch, False
         settings = WatchSettings(probes=(), groups=self.chosen_groups, seed=self.seed, report=False, verbose=False)
-        return Watch(TrainerTraining(trainer, module), settings, Outputs()), True
+        outputs = Outputs((WarningOutput("TopologyStepGuard"),) if trainer.is_global_zero else ())
+        return Watch(TrainerTraining(trainer, module), settings, outputs), True
 
     def _updated(self, update: Update) -> None:
         """Hold back the update that an optimizer has just made, if it is too large."""

@@ -14,10 +14,13 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_topo._keywords import explains_keywords
+
 if TYPE_CHECKING:
     from trackio.run import Run
 
 
+@explains_keywords
 class TrackioLogger(Logger):
     """Logs to Trackio on this machine, without an account, a server or the network.
 

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
+from lightning_topo._keywords import explains_keywords
 from lightning_topo._watch import WatchSettings
 from lightning_topo.loops._backward import when_backward_ends
 from lightning_topo.loops._gate import LoopGate
@@ -19,6 +20,7 @@ from lightning_topo.outputs._gates import StopRules
 from lightning_topo.probes import Probe
 
 
+@explains_keywords
 class TopologyWatch(Watched):
     """Watches a training whose loop you write yourself, in plain PyTorch or Lightning Fabric.
 

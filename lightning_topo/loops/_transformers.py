@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+from lightning_topo._keywords import explains_keywords
 from lightning_topo._watch import WatchSettings
 from lightning_topo.loops._gate import LoopGate
 from lightning_topo.loops._guard import LoopGuard
@@ -26,6 +27,7 @@ _STATE = "topology"
 """Where our state stands among those of callbacks in a checkpoint's `trainer_state.json`."""
 
 
+@explains_keywords
 class TopologyTrainerCallback(Watched, TrainerCallback):
     """Watches a training by `transformers.Trainer`; measures, records and reports as `TopologyMonitor` does.
 

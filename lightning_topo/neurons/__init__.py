@@ -1,6 +1,6 @@
 """Find the neurons of a model in one traced run, and prove them by permutation."""
 
-from lightning_topo.neurons._coverage import ParameterCoverage
+from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo.neurons._declaration import Rows, declare_neurons, rows
 from lightning_topo.neurons._discovery import find_neuron_groups
 from lightning_topo.neurons._displacements import DisplacementMeter, gather_rows

@@ -1,11 +1,11 @@
 """For every trained parameter its groups, or the reason why it is in none."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo._tape import Tape
 from lightning_topo.neurons._coupling import leaves
 from lightning_topo.neurons._group import NeuronGroup
@@ -13,16 +13,6 @@ from lightning_topo.neurons._trace import CouplingTrace
 
 INPUT = "an axis of the model's input, or of a constant"
 """Why what nothing has frozen by name is fixed: the data itself has that axis."""
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterCoverage:
-    """A trained parameter of `numel` entries: the names of its groups or, where there are none, the reason."""
-
-    param: str
-    numel: int
-    groups: tuple[str, ...]
-    reason: str = ""
 
 
 def parameter_coverage(

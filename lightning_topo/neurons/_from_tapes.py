@@ -7,9 +7,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo._tape import Tape
 from lightning_topo.neurons._assembly import assemble, distinct
-from lightning_topo.neurons._coverage import ParameterCoverage, parameter_coverage
+from lightning_topo.neurons._coverage import parameter_coverage
 from lightning_topo.neurons._experts import guess_expert_groups
 from lightning_topo.neurons._group import KINDS, Kind, NeuronGroup
 from lightning_topo.neurons._tape_coupling import couple

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo.geometry._coincidence import equal_rows
-from lightning_topo.neurons._coverage import ParameterCoverage
 from lightning_topo.neurons._group import NeuronGroup
 
 REASON = (

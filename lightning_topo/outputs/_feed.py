@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from lightning_topo._watch.output import Run
-from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
 from lightning_topo.phases import TopologyEvent
 from lightning_topo.quantities import RESERVED_PROBES
+
+if TYPE_CHECKING:
+    from lightning_topo._watch.output import Run
+    from lightning_topo.homology import PersistenceDiagram
 
 _FOUND = RESERVED_PROBES - {"coverage"}
 
@@ -47,7 +50,7 @@ class FeedOutput:
     _measurements: list[Measurement] = field(init=False, default_factory=list, repr=False)
     _events: list[TopologyEvent] = field(init=False, default_factory=list, repr=False)
 
-    def start(self, run: Run) -> None:
+    def start(self, run: "Run") -> None:
         """Do nothing: the feed starts empty."""
 
     def measurement(self, measurement: Measurement) -> None:
@@ -59,7 +62,7 @@ class FeedOutput:
         """Keep an event."""
         self._events.append(event)
 
-    def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
+    def diagrams(self, step: int, diagrams: "Mapping[str, PersistenceDiagram]") -> None:
         """Do nothing: findings hold no diagrams."""
 
     def end(self, *, in_haste: bool = False) -> None:

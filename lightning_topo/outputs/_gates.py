@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
+from lightning_topo._keywords import explains_keywords
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.outputs._feed import Findings
 from lightning_topo.phases import EventName
@@ -49,6 +50,7 @@ def unseen_events(events: Iterable[EventName], probes: Set[str]) -> dict[EventNa
     return {event: SEEN_BY[event] for event in events if event in SEEN_BY and probes.isdisjoint(SEEN_BY[event])}
 
 
+@explains_keywords
 @dataclass(frozen=True, slots=True)
 class StopRules:
     """When to stop: after `min_count` of the `events`, or after `patience` quiet captures in a row.

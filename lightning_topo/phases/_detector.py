@@ -20,7 +20,7 @@ from lightning_topo.phases._changes import (
     follow_span,
 )
 from lightning_topo.phases._coverage import follow_coverage
-from lightning_topo.phases._edge import EdgeSource, advance, follow_edge
+from lightning_topo.phases._edge import EDGE_QUANTITIES, EdgeSource, advance, follow_edge
 from lightning_topo.phases._event import TopologyEvent
 from lightning_topo.phases._following import followed
 from lightning_topo.phases._instability import follow_stability
@@ -51,8 +51,10 @@ def observe(
     """
     if measurement.probe == "coverage":
         return _observe_coverage(state, measurement, rules)
-    values = {name: value for name, value in measurement.values.items() if not math.isnan(value)}
-    seen = replace(measurement, values=values)
+    seen = measurement
+    if any(map(math.isnan, measurement.values.values())):
+        values = {name: value for name, value in measurement.values.items() if not math.isnan(value)}
+        seen = replace(measurement, values=values)
     if measurement.group != GLOBAL:
         return _observe_group(state, seen, rules)
     loss = measurement.values.get("loss") if measurement.probe == "training" else None
@@ -68,11 +70,13 @@ def _observe_network(
         if band.inside != state.curvature.inside:
             events.append(messages.curvature(measurement, band.inside, level, rules.curvature))
         state = replace(state, curvature=band, measured=True)
-    edge, change = follow_edge(state.edge, _edge_ratios(state, measurement), rules)
-    if change is not None:
-        events.append(messages.edge(measurement, change, change.source.band(rules)))
-    ratio = next((values[source.quantity] for source in edge.carrying if source.quantity in values), None)
-    state = replace(state, edge=edge, measured=state.measured or ratio is not None)
+    ratio = None
+    if not EDGE_QUANTITIES.isdisjoint(values):  # most lines have a loss alone
+        edge, change = follow_edge(state.edge, _edge_ratios(state, measurement), rules)
+        if change is not None:
+            events.append(messages.edge(measurement, change, change.source.band(rules)))
+        ratio = next((values[source.quantity] for source in edge.carrying if source.quantity in values), None)
+        state = replace(state, edge=edge, measured=state.measured or ratio is not None)
     if ratio is not None or loss is not None:
         stability, found = follow_stability(state.stability, measurement.step, loss, ratio, rules)
         if found is not None:

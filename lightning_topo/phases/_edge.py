@@ -40,6 +40,8 @@ class EdgeSource(StrEnum):
         }[self]
 
 
+EDGE_QUANTITIES = frozenset(source.quantity for source in EdgeSource)
+"""The ratios of all sources."""
 _WITH_THRESHOLD = (EdgeSource.SHARPNESS, EdgeSource.BATCH)
 _WITHOUT = (EdgeSource.DIRECTIONAL, EdgeSource.CRITICAL)
 

@@ -55,7 +55,9 @@ def follow_stability(
     level = math.inf if first is None or is_low else explosion_level(first, finite)
     fresh = 0 <= step - ratio_step <= rules.instability_age
     sharp = fresh and len(ratios) == rules.instability_confirm and min(ratios) > rules.instability_ratio
-    risen = len(finite) >= 2 * rules.loss_window and lowest > quantile(finite, 0.9)
+    # Of a loss that rises alone nothing follows, unless something goes on: mostly it need not be known.
+    asks = sharp or state.span.inside
+    risen = asks and len(finite) >= 2 * rules.loss_window and lowest > quantile(finite, 0.9)
     found = None
     if not math.isfinite(loss):
         found = Divergence(loss)

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
+from lightning_topo._keywords import explains_keywords
+
 
 @dataclass(frozen=True)  # no slots: jsonargparse reads a default by its `__dict__`
 class Band:
@@ -44,6 +46,7 @@ _COUNTS = (
 )
 
 
+@explains_keywords
 @dataclass(frozen=True)
 class PhaseRules:
     """When one phase ends and another begins.

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lightning_topo._keywords import explains_keywords
 from lightning_topo.geometry import (
     MAX_ROWS,
     Distortions,
@@ -30,6 +31,7 @@ MOST_WAITING = 1 << 23
 """Clouds of small groups wait for others of their shape, up to this many bytes in all."""
 
 
+@explains_keywords
 @dataclass(frozen=True, slots=True)
 class Distortion:
     """Measures every group's step map x_i -> x'_i, exactly, over all pairs of neurons.

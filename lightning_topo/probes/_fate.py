@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_topo._keywords import explains_keywords
 from lightning_topo.geometry._fate import ALIGNMENT, INDEPENDENCE, VANISHING, NeuronFate, neuron_fate
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._group import clean_name
@@ -14,6 +15,7 @@ from lightning_topo.probes._period import Period
 from lightning_topo.probes._probe import Capture, ProbeResult, blocks
 
 
+@explains_keywords
 @dataclass(frozen=True, slots=True)
 class Fate:
     """Counts the neurons of every group that are independent, vanish, align or have merged.

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from lightning_topo._keywords import explains_keywords
 
+
+@explains_keywords
 @dataclass(frozen=True, slots=True)
 class Period:
     """A period: every `every` optimizer steps or epochs.

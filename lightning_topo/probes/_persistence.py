@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
+from lightning_topo._keywords import explains_keywords
 from lightning_topo._memory import resting_device
 from lightning_topo.geometry import step_distortion
 from lightning_topo.homology import (
@@ -32,6 +33,7 @@ from lightning_topo.probes._probe import Capture, Pending, ProbeResult, ProbeUna
 _HIGHEST_DIM = 3
 
 
+@explains_keywords
 @dataclass(frozen=True, slots=True)
 class Persistence:
     """Computes the Vietoris-Rips persistence diagram of every group, up to homology dimension `max_dim`.

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lightning_topo._keywords import explains_keywords
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons._capture import Sharding
 from lightning_topo.probes._approach import Approach, adapted, parts_of
@@ -33,6 +34,7 @@ from lightning_topo.stability import (
 )
 
 
+@explains_keywords
 @dataclass(frozen=True, slots=True)
 class Sharpness:
     """Measures the largest Hessian eigenvalue of the training loss, on the samples of recorded steps.

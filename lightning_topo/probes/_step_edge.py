@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from lightning_topo._keywords import explains_keywords
 from lightning_topo._tape import TapeLoss
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.probes._approach import Approach, adapted
@@ -21,6 +22,7 @@ _BATCHES = 2
 """So many recorded batches are looked at in one measurement."""
 
 
+@explains_keywords
 @dataclass(frozen=True, slots=True)
 class StepEdge:
     """Measures the edge that training meets: on single batches and steps, beside `Sharpness` on many samples.

@@ -1,5 +1,6 @@
 """Updates that do not pass through torch's `Optimizer.step`: seen nevertheless, or named."""
 
+import warnings
 from collections import OrderedDict, defaultdict
 
 import lightning as L
@@ -256,7 +257,9 @@ def test_the_guard_holds_whatever_passes_through_an_optimizers_step(tmp_path, mo
             held.append({name: p.detach().clone() for name, p in pl_module.named_parameters()})
 
     try:
-        fit(module(), [guard, Look()], root=tmp_path)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(module(), [guard, Look()], root=tmp_path)
     finally:
         for hook in hooks:
             hook.remove()
@@ -264,6 +267,9 @@ def test_the_guard_holds_whatever_passes_through_an_optimizers_step(tmp_path, mo
     assert guard.n_updates == len(held) // 2
     pairs = zip(held[::2], held[1::2], strict=True)
     assert max(ratio(*pair) for pair in pairs) <= LIMIT
+    told = [str(each.message) for each in caught if "TopologyStepGuard" in str(each.message)]
+    assert len(told) == issubclass(module, Wrapped)  # that averages behind an update, which no guard holds
+    assert all("SGD something else has changed net.0.weight" in text for text in told)
 
 
 @pytest.mark.parametrize(("module", "name"), UNSEEN, ids=NAMES)
@@ -288,7 +294,10 @@ def watched(module, folder):
 def test_the_monitor_measures_every_step_that_passes_through_an_optimizers_step(tmp_path, module):
     monitor, _ = watched(module, tmp_path)
     steps = {m.step for m in monitor.record.measurements if m.probe == "distortion"}
-    assert steps == set(range(1, 9))
+    # `Slow` averages behind the fifth update of its inner optimizer, before that could be measured.
+    averaged = {5} if issubclass(module, Wrapped) else set()
+    assert steps == set(range(1, 9)) - averaged
+    assert {event.step for event in monitor.events if event.name == "outside_change"} == averaged
     assert "unseen_step" not in [str(event.name) for event in monitor.events]
 
 

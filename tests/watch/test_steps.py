@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_topo import Distortion, TopologyMonitor
+from lightning_topo import Distortion, TopologyMonitor, TopologyWatch
 from lightning_topo._watch.steps import Steps
+from lightning_topo.measurement import StepState
 from tests.callbacks.training import Weights, fit, happened
 
 LR = 0.05
@@ -126,6 +127,75 @@ def test_bounds_hold_whatever_moves_parameters_between_updates(tmp_path, change,
         assert module.ratios[step - 1] <= bound, step
 
 
+class Early(L.Callback):
+    """Stands before the monitor, and changes the weights before that has looked at them."""
+
+    def __init__(self, change, at=None):
+        self.change, self.at = change, at
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.at is None or batch_idx == self.at:
+            self.change(pl_module.net)
+
+
+@pytest.mark.parametrize(
+    ("change", "at", "open_step"),
+    [(clamp, None, 1), (normalise, None, 1), (reset, 3, 4), (through_data, 2, 3)],
+    ids=["clamped", "norms kept", "units reset", "written through .data"],
+)
+def test_what_is_written_before_the_batch_is_over_is_not_taken_for_the_step(tmp_path, change, at, open_step):
+    """The first such step is open, and said to be; from then on every one is measured as the optimizer made it."""
+    module = Tampered(None, "")
+    monitor = TopologyMonitor([Distortion(every_n_steps=1)], verbose=False, report=False, on_error="raise")
+    fit(module, [Early(change, at), monitor], root=tmp_path, max_epochs=2)
+    found = {m.step: m.values["critical_ratio"] for m in monitor.record.measurements if m.probe == "distortion"}
+    wanted = {step: r for step, r in enumerate(module.ratios, 1) if step != open_step}
+    assert found == pytest.approx(wanted, rel=1e-3)
+    lines = [m for m in monitor.record.measurements if m.probe == "coverage"]
+    states = {step: m.values["state"] for m in lines for step in range(int(m.values["from"]) + 1, m.step + 1)}
+    assert {step for step, state in states.items() if state == StepState.OPEN} == {open_step}
+    (event,) = happened(monitor.events)
+    assert (event.name, event.step) == ("outside_change", open_step)
+    assert "net.0.weight" in event.message
+    assert event.message.endswith(f"before step {open_step} was measured: that step is open, later ones are not.")
+
+
+def test_a_critic_that_is_clipped_behind_each_of_its_steps(tmp_path):
+    """As Wasserstein GANs are trained: several updates a batch, weights clipped through `.data` after every one."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(critic.parameters(), lr=LR)
+    ratios = Tampered(None, "")
+    ratios.net = critic
+    optimizer.register_step_post_hook(lambda *_: ratios.ratios.append(ratios._own_ratio()))
+    watch = TopologyWatch(
+        critic, optimizer, [Distortion(every_n_steps=1)], dirpath=tmp_path / "t", verbose=False, report=False
+    )
+    with watch:
+        for step in range(6):
+            with watch.step():
+                for part in torch.randn(3, 2, 16, 4, generator=torch.Generator().manual_seed(step)):
+                    optimizer.zero_grad()
+                    loss = critic(part[0]).mean() - critic(part[1] + 1.0).mean()
+                    watch.loss(loss)
+                    loss.backward()
+                    optimizer.step()
+                    for p in critic.parameters():
+                        p.data.clamp_(-0.2, 0.2)
+    found = {m.step: m.values["critical_ratio"] for m in watch.record.measurements if m.probe == "distortion"}
+    # A step's r is the largest of its three updates. In the first step the neurons are found after the third.
+    wanted = [ratios.ratios[2], *(max(ratios.ratios[3 * k : 3 * k + 3]) for k in range(1, 6))]
+    assert list(found.values()) == pytest.approx(wanted, rel=1e-3)
+    lines = [m for m in watch.record.measurements if m.probe == "coverage"]
+    assert [(m.values["from"], m.step, m.values["state"]) for m in lines] == [
+        (0.0, 1, StepState.OPEN),
+        (1.0, 6, StepState.EXACT),
+    ]
+    (event,) = happened(watch.events)
+    assert (event.name, event.step) == ("outside_change", 1)
+
+
 def test_what_another_callback_writes_is_in_the_totals(tmp_path):
     module, weights = Tampered(reset, "once"), Weights()
     monitor = TopologyMonitor([Distortion(every_n_steps=1)], verbose=False, report=False, on_error="raise")
@@ -155,7 +225,7 @@ class Seen:
         self.settled, self.outside = [], []
         self.steps = Steps(
             module,
-            on_settle=lambda: self.settled.append([update.optimizer for update in self.steps.pending]),
+            on_settle=lambda lost: self.settled.append([update.optimizer for update in self.steps.pending]),
             on_outside=lambda optimizer, names: self.outside.append((optimizer, list(names))),
         )
 

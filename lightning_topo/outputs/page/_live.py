@@ -14,7 +14,9 @@ from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, REPORT, RecordFo
 FEWEST_SECONDS = 15.0
 """The page is rewritten at most this often."""
 MOST_SHARE = 0.01
-"""From its second page on, the process takes no larger share of the time."""
+"""The share of a run of some minutes that the process may take."""
+_PAGES = 0.6
+"""Of that, the pages from the second on have this part: the start and the last page have the rest."""
 _LOOK = 2.0
 _BYTES_PER_SECOND = 4e6
 """About so much of a record is read (benchmarks/long_record.py)."""
@@ -41,7 +43,7 @@ def follow_page(
     follower = RecordFollower(dirpath)
     page = dirpath / REPORT
     old = record_bytes(dirpath) if page.is_file() else 0
-    due, shown, wait = time.monotonic() + first_pause(old, share, fewest_seconds), -1, fewest_seconds
+    due, shown, wait = time.monotonic() + first_pause(old, _PAGES * share, fewest_seconds), -1, fewest_seconds
     while not over.is_set() and os.getppid() == parent:
         size = record_bytes(dirpath)
         if time.monotonic() >= due and size != shown:
@@ -50,7 +52,7 @@ def follow_page(
             with suppress(OSError):
                 shown = size
                 write_report([follower.read(whole=False)], page, live=Live(str(size), wait + _LOOK))
-            wait = pause(time.process_time() - used, share, fewest_seconds)
+            wait = pause(time.process_time() - used, _PAGES * share, fewest_seconds)
             due = began + wait
         over.wait(_LOOK)
     return write_report([follower.read()], page)

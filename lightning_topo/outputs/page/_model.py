@@ -6,10 +6,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 from zipfile import BadZipFile
 
-from lightning_topo._figures.captures import Crocker, Pairs, bars, by_blocks, crocker, spread
+from lightning_topo._figures.captures import CapturedDiagram, Crocker, Pairs, bars, by_blocks, crocker, spread
 from lightning_topo._figures.coverage import stretches, uncovered
 from lightning_topo._figures.rates import RateLimits
-from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.outputs.page._advice import Advice, Evidence, advise
 from lightning_topo.outputs.page._certificates import CertificateTable, certificate_table
@@ -292,11 +291,14 @@ def _captures(record: RunRecord, groups: Sequence[str], budget: Budget) -> tuple
     while waiting:
         step = waiting.pop(0)
         try:
-            diagrams = record.diagrams(step)
+            diagrams = record.captured(step)
         except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             n_lost += 1
             continue
-        read = {group: (bars(blocks), blocks) for group, blocks in by_blocks(diagrams, groups).items()}
+        read = {
+            group: (bars([block.pairs for block in blocks]), blocks)
+            for group, blocks in by_blocks(diagrams, groups).items()
+        }
         size = sum(dimension.size for pairs, _ in read.values() for dimension in pairs)
         if size > _MOST_NUMBERS - n_numbers:
             n_lost += 1
@@ -315,7 +317,7 @@ class _Captures:
     """The bars of a group by step, and the diagrams of its blocks as captured last."""
 
     bars: dict[int, tuple[Pairs, ...]]
-    latest: list[PersistenceDiagram]
+    latest: list[CapturedDiagram]
 
 
 def _group_view(measurements: Sequence[Measurement], captured: "_Captures", budget: Budget, unit: int) -> GroupView:

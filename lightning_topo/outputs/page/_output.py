@@ -7,15 +7,18 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_topo._clock import Clock
-from lightning_topo._watch.output import Run
-from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page._live import MOST_SHARE, record_bytes
 from lightning_topo.outputs.page._page import write_report
 from lightning_topo.outputs.record import REPORT, RecordFollower
 from lightning_topo.phases import TopologyEvent
+
+if TYPE_CHECKING:
+    from lightning_topo._watch.output import Run
+    from lightning_topo.homology import PersistenceDiagram
 
 FIRST_SECONDS = 20.0
 """So long after the first measurement the first page is begun; a shorter run has its page at the end alone."""
@@ -41,7 +44,7 @@ class PageOutput:
         self._is_over = False
         self.n_started: int = 0
 
-    def start(self, run: Run) -> None:
+    def start(self, run: "Run") -> None:
         """Nothing: there is nothing to show yet."""
 
     def measurement(self, measurement: Measurement) -> None:
@@ -56,7 +59,7 @@ class PageOutput:
     def event(self, event: TopologyEvent) -> None:
         """The page reads it from the record."""
 
-    def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
+    def diagrams(self, step: int, diagrams: "Mapping[str, PersistenceDiagram]") -> None:
         """The page reads them from the record."""
 
     def end(self, *, in_haste: bool = False) -> None:

@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from lightning_topo._watch.output import Run
-from lightning_topo.homology import PersistenceDiagram
+from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo.measurement import Measurement
-from lightning_topo.neurons import NeuronGroup
-from lightning_topo.neurons._coverage import ParameterCoverage
 from lightning_topo.outputs._machine import impersonal, impersonal_event
 from lightning_topo.outputs._warning import warn
 from lightning_topo.outputs.record._limits import LONGEST_NAME, readable, unreadable
 from lightning_topo.outputs.record._write import RecordWriter
 from lightning_topo.phases import EventName, Severity, TopologyEvent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lightning_topo._watch.output import Run
+    from lightning_topo.homology import PersistenceDiagram
+    from lightning_topo.neurons import NeuronGroup
 
 NOT_RECORDED = frozenset({"row", "phase"})
 """Probes that repeat what others have measured."""
@@ -45,7 +47,7 @@ class RecordOutput:
         """Whether the run ended before its first step, with nothing to keep."""
         return self._is_closed and not self._has_begun
 
-    def start(self, run: Run) -> None:
+    def start(self, run: "Run") -> None:
         """The run has made its first step; the folder was claimed when the outputs were opened."""
         self._has_begun = True
 
@@ -70,22 +72,22 @@ class RecordOutput:
         """Append an event; as trackers are sent the file, an error's words tell nothing of the machine there."""
         self._write(self.writer.event, readable(impersonal_event(event)))
 
-    def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
+    def diagrams(self, step: int, diagrams: "Mapping[str, PersistenceDiagram]") -> None:
         """Write the diagrams of one capture; those that cannot be written are lost."""
         if not self._write(self.writer.diagrams, step, diagrams):
             self._n_lost_captures += 1
 
-    def reference(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> bool:
+    def reference(self, step: int, clouds: "Iterable[tuple[str, Tensor]]") -> bool:
         """Keep the clouds from which distances since the beginning are measured; whether they could be written."""
         return self._write(self.writer.reference, step, clouds)
 
-    def parameters(self, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]) -> None:
+    def parameters(self, groups: "Sequence[NeuronGroup]", coverage: Sequence[ParameterCoverage]) -> None:
         """Keep for every parameter its groups, or why it is in none."""
         own_groups = [replace(group, reason=impersonal(group.reason)) for group in groups]
         own_coverage = [replace(one, reason=impersonal(one.reason)) for one in coverage]
         self._write(self.writer.parameters, own_groups, own_coverage)
 
-    def read_reference(self, group: str) -> Tensor | None:
+    def read_reference(self, group: str) -> "Tensor | None":
         """A cloud that `reference` has kept, also in an earlier session of the run."""
         return self.writer.read_reference(group)
 

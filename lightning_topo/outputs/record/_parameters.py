@@ -5,12 +5,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning_topo.neurons import NeuronGroup
-from lightning_topo.neurons._coverage import ParameterCoverage
-from lightning_topo.neurons._table import aligned
+from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo.outputs.record._archive import own_folder
+
+if TYPE_CHECKING:
+    from lightning_topo.neurons import NeuronGroup
 
 PARAMETERS = "parameters.json"
 SCHEMA = 1
@@ -43,6 +44,8 @@ class ParameterTable:
 
     def __str__(self) -> str:
         """Two tables: a line for each group, and one for each parameter."""
+        from lightning_topo.neurons._table import aligned
+
         groups = [("group", "kind", "n", "verified"), *((g.name, g.kind, g.size, _verdict(g)) for g in self.groups)]
         parameters = [
             ("parameter", "entries", "groups"),
@@ -51,7 +54,7 @@ class ParameterTable:
         return "\n".join([*aligned(groups), "", *aligned(parameters)])
 
 
-def write_parameters(folder: Path, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]) -> None:
+def write_parameters(folder: Path, groups: "Sequence[NeuronGroup]", coverage: Sequence[ParameterCoverage]) -> None:
     """Write the table into a run folder, under a temporary name first.
 
     Raises `OSError` where it cannot be written.

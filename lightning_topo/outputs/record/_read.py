@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-import torch
 
+from lightning_topo._figures.captures import CapturedDiagram
 from lightning_topo._figures.coverage import Stretch
 from lightning_topo._notebook import RecordViews
-from lightning_topo.homology import Bars, PersistenceDiagram
 from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.outputs.record._about import read_about
 from lightning_topo.outputs.record._archive import read_arrays
@@ -46,6 +45,9 @@ from lightning_topo.outputs.record._limits import (
 from lightning_topo.outputs.record._parameters import ParameterTable, read_parameters
 from lightning_topo.outputs.record._thin import N_MERGED, PROBE, Thinned
 from lightning_topo.phases import EventName, Replay, Severity, TopologyEvent
+
+if TYPE_CHECKING:
+    from lightning_topo.homology import PersistenceDiagram
 
 LINE_KEYS = ("step", "epoch", "probe", "group", "reference_step", N_MERGED)
 _PLACE = frozenset(LINE_KEYS)
@@ -117,8 +119,12 @@ class RunRecord(RecordViews):
         """The groups of every parameter, or why it is in none; None in records of older versions."""
         return read_parameters(self.dirpath)
 
-    def diagrams(self, step: int) -> dict[str, PersistenceDiagram]:
+    def diagrams(self, step: int) -> dict[str, "PersistenceDiagram"]:
         """The persistence diagrams of every group, as captured at a step of `diagram_steps`."""
+        return {group: captured.diagram() for group, captured in self.captured(step).items()}
+
+    def captured(self, step: int) -> dict[str, CapturedDiagram]:
+        """The same diagrams as arrays: to draw them needs no torch."""
         return _read_diagrams(diagram_path(self.dirpath, step))
 
 
@@ -294,7 +300,7 @@ def _checked(line: Mapping[str, Any], **kinds: type) -> dict[str, Any]:
     return {name: line[name] for name in kinds}
 
 
-def _read_diagrams(path: Path) -> dict[str, PersistenceDiagram]:
+def _read_diagrams(path: Path) -> dict[str, CapturedDiagram]:
     stored = read_arrays(path, most_bytes=MOST_CAPTURE_BYTES)
     try:
         meta = json.loads(str(stored["meta"]))
@@ -303,16 +309,16 @@ def _read_diagrams(path: Path) -> dict[str, PersistenceDiagram]:
         raise ValueError(f"expected diagrams with their meta data in {path}, got {error!r}") from error
 
 
-def _diagram(stored: Mapping[str, np.ndarray], group: str, fields: Mapping[str, Any]) -> PersistenceDiagram:
-    bars: list[Bars] = []
+def _diagram(stored: Mapping[str, np.ndarray], group: str, fields: Mapping[str, Any]) -> CapturedDiagram:
+    bars: list[np.ndarray] = []
     while (array := stored.get(f"{group}/H{len(bars)}")) is not None:
         # NaN is in no order with anything.
         if array.dtype.kind != "f" or array.ndim != 2 or array.shape[1] != 2 or not (array >= 0.0).all():
             raise ValueError(
                 f"expected births and deaths of shape (m, 2) in {group!r}, got {array.dtype} {array.shape}"
             )
-        bars.append(Bars(*torch.from_numpy(array).unbind(dim=1)))
+        bars.append(array)
     n_points, engine, exact = int(fields["n_points"]), str(fields["engine"]), bool(fields["exact"])
-    return PersistenceDiagram(
+    return CapturedDiagram(
         tuple(bars), n_points, float(fields["diameter"]), float(fields["covering_radius"]), engine, exact
     )

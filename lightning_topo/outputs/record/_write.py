@@ -9,16 +9,12 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from lightning_topo.homology import PersistenceDiagram
+from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo.measurement import Measurement, StepState
-from lightning_topo.neurons import NeuronGroup
-from lightning_topo.neurons._coverage import ParameterCoverage
 from lightning_topo.outputs.record._archive import read_arrays, write_arrays
 from lightning_topo.outputs.record._branch import REWIND, Branch, claim, has_later_lines, set_aside
 from lightning_topo.outputs.record._jsonl import JsonLines, Line, read_objects
@@ -35,6 +31,12 @@ from lightning_topo.outputs.record._parameters import write_parameters
 from lightning_topo.outputs.record._space import make_room, other_bytes
 from lightning_topo.outputs.record._thin import PROBE, Thinned, thinned
 from lightning_topo.phases import EventName, TopologyEvent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lightning_topo.homology import PersistenceDiagram
+    from lightning_topo.neurons import NeuronGroup
 
 COVERAGE = "coverage"
 _FEWEST_CAPTURES = 8
@@ -168,20 +170,20 @@ class RecordWriter:
         """Append an event."""
         self._events.append({name: _to_json(value) for name, value in asdict(event).items()})
 
-    def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
+    def diagrams(self, step: int, diagrams: "Mapping[str, PersistenceDiagram]") -> None:
         """Write the diagrams of one capture."""
         arrays: dict[str, np.ndarray] = {}
         meta: dict[str, Any] = {}
         for group, diagram in diagrams.items():
-            for k, bars in enumerate(diagram):
-                arrays[f"{group}/H{k}"] = torch.stack((bars.births, bars.deaths), dim=1).cpu().numpy()
+            for k, bars in enumerate(diagram.to_numpy()):
+                arrays[f"{group}/H{k}"] = bars
             meta[group] = {name: _to_json(getattr(diagram, name)) for name in DIAGRAM_FIELDS}
         arrays["meta"] = np.array(json.dumps(meta))
         path = diagram_path(self.dirpath, step)
         write_arrays(path, arrays.items())
         self._diagram_bytes += path.stat().st_size
 
-    def reference(self, step: int, clouds: Iterable[tuple[str, Tensor]]) -> None:
+    def reference(self, step: int, clouds: "Iterable[tuple[str, Tensor]]") -> None:
         """Keep the clouds from which distances since the beginning are measured, each with its group's name.
 
         They are written as they come: no more than one need be in memory.
@@ -191,12 +193,14 @@ class RecordWriter:
         arrays = ((f"cloud/{name}", _widened(cloud).cpu().numpy()) for name, cloud in clouds)
         write_arrays(self.dirpath / REFERENCE, chain(arrays, [("step", np.array(step))]), compressed=False)
 
-    def parameters(self, groups: Sequence[NeuronGroup], coverage: Sequence[ParameterCoverage]) -> None:
+    def parameters(self, groups: "Sequence[NeuronGroup]", coverage: Sequence[ParameterCoverage]) -> None:
         """Write what became of every parameter, in place of an earlier session's."""
         write_parameters(self.dirpath, groups, coverage)
 
-    def read_reference(self, group: str) -> Tensor | None:
+    def read_reference(self, group: str) -> "Tensor | None":
         """One of the clouds kept by `reference`; None where it is not there. Sets `reference_step` to their step."""
+        import torch
+
         name = f"cloud/{group}"
         try:
             stored = read_arrays(self.dirpath / REFERENCE, only=(name, "step"))
@@ -265,5 +269,5 @@ def _to_json(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _widened(cloud: Tensor) -> Tensor:
-    return cloud.float() if cloud.dtype in (torch.bfloat16, torch.float16) else cloud
+def _widened(cloud: "Tensor") -> "Tensor":
+    return cloud.float() if cloud.is_floating_point() and cloud.element_size() < 4 else cloud

@@ -54,7 +54,8 @@ class Drawings:
         """Take in the diagrams of one capture."""
         blocks = by_blocks(diagrams, tuple(self._names))
         self._captures[step] = {
-            group: tuple(pairs.astype(np.float32) for pairs in bars(found)) for group, found in blocks.items()
+            group: tuple(pairs.astype(np.float32) for pairs in bars([block.to_numpy() for block in found]))
+            for group, found in blocks.items()
         }
         self._errors = {
             group: (max(d.landmark_error for d in found), any(map(_says_nothing, found)))

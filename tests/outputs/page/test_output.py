@@ -4,6 +4,7 @@ import io
 import os
 import re
 import subprocess
+import sys
 import textwrap
 import threading
 import time
@@ -204,3 +205,18 @@ def test_without_a_record_there_is_no_page(tmp_path):
         outputs = open_outputs(tmp_path / "file" / "x", verbose=False)
     Training(outputs).run(2)
     outputs.end()
+
+
+def test_a_page_is_written_without_torch_or_matplotlib(tmp_path, demo, breakdown):
+    """Their import takes ten times as long as the page: a process that does needs a hundredth of a run of minutes."""
+    assert demo.diagram_steps
+    drive(tmp_path / "topology", 16)
+    code = f"""
+        import sys
+        from lightning_topo._cli import main
+        for runs in ({str(demo.dirpath)!r},), ({str(tmp_path)!r}, {str(breakdown.dirpath)!r}):
+            assert main(["report", *runs, "--out", {str(tmp_path / "page.html")!r}]) == 0
+        assert not {{"torch", "lightning", "matplotlib", "pandas"}} & set(sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ lengths = st.floats(0.0, 10.0)
 def test_betti_curves_are_those_of_the_homology(rng: torch.Generator) -> None:
     diagram = persistence(torch.randn(30, 3, generator=rng))
     scales = np.linspace(0.0, 4.0, 50)
-    for k, pairs in enumerate(bars([diagram])):
+    for k, pairs in enumerate(bars([diagram.to_numpy()])):
         assert betti_curve(pairs, scales).tolist() == [betti_number(diagram, k, float(scale)) for scale in scales]
 
 
@@ -28,12 +28,12 @@ def test_a_betti_curve_counts_the_bars_alive(ends: list[tuple[float, float]], sc
 
 def test_blocks_are_counted_together() -> None:
     one, two = ring_diagram(8, 1.0, 0.2, 0, 2), ring_diagram(5, 2.0, 0.2, 1, 3)
-    h0, h1 = bars([one, two])
+    h0, h1 = bars([one.to_numpy(), two.to_numpy()])
     assert (len(h0), len(h1)) == (13, 5)
 
 
 def test_crocker_holds_the_counts_of_every_capture() -> None:
-    captures = {step: bars([ring_diagram(20, 1.0 + step / 10, 0.2, step, 4)]) for step in (0, 5, 9)}
+    captures = {step: bars([ring_diagram(20, 1.0 + step / 10, 0.2, step, 4).to_numpy()]) for step in (0, 5, 9)}
     plot = crocker(captures, 16)
     assert plot is not None
     assert plot.steps == (0, 5, 9)
@@ -47,7 +47,7 @@ def test_crocker_holds_the_counts_of_every_capture() -> None:
 
 @pytest.mark.parametrize("merge_pixels", [False, True])
 def test_marks_are_the_bars_to_a_pixel(merge_pixels: bool) -> None:
-    captures = {step: bars([ring_diagram(300, 1.0, 0.4, step, 9)]) for step in (0, 1)}
+    captures = {step: bars([ring_diagram(300, 1.0, 0.4, step, 9).to_numpy()]) for step in (0, 1)}
     shown = slides(captures, merge_pixels)
     assert shown is not None
     pixel = shown.unit * 65_000 / 500
