@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,7 @@ class Steps:
         self._present: dict[str, Tensor] | None = None
         self._checks_later = self._is_first = self._has_lent = self._is_deferred = False
         self.read_names()
+        _WATCHING.add(self)
         self._handles = [
             register_optimizer_step_pre_hook(self._before_update),
             register_optimizer_step_post_hook(self._after_update),
@@ -127,6 +128,7 @@ class Steps:
         self.pending, self._running = [], []
         self._kept.clear()
         self.guards.clear()
+        _WATCHING.discard(self)
 
     def read_names(self) -> None:
         """Read the module's parameters anew: some may have been added, replaced or renamed."""
@@ -309,7 +311,10 @@ class Steps:
         for guard in self.guards:  # what a guard raises is meant to end the training
             guard(update)
         if self._keeps_copies:
-            self._values_after.updated(list({id(p): p for p in update.after.values()}.values()))
+            self._values_after.updated(update.after.values())
+        if self.guards:  # what they have written is the update, for every watch that has seen it before
+            for other in _WATCHING:
+                other._values_after.rewritten(update.after.values())
         self.pending.append(update)
         self._on_end()
 
@@ -358,6 +363,9 @@ class Steps:
         if id(parameter) not in self._kept and not is_lazy(parameter):
             self._kept[id(parameter)] = _Kept.of(parameter)
             self._present = None
+
+
+_WATCHING: WeakSet[Steps] = WeakSet()
 
 
 def _trained(optimizer: Any) -> list[Tensor]:

@@ -39,11 +39,13 @@ class ValuesAfter:
         self._n_updates += 1
         looks = self._n_updates <= _AT_FIRST or self._n_updates % _EVERY == 0
         for parameter in parameters:
-            self._versions[id(parameter)] = parameter, parameter._version
-            if self.keeps:
-                self.copies[id(parameter)] = parameter.detach().clone()
-            elif looks and parameter.device.type == "cpu":
-                self._some[id(parameter)] = _some(parameter).clone()
+            self._note(parameter, looks=looks)
+
+    def rewritten(self, parameters: Iterable[Tensor]) -> None:
+        """A guard has changed an update of these parameters, which may have been noted before."""
+        for parameter in parameters:
+            if (known := self._versions.get(id(parameter))) is not None and known[1] != parameter._version:
+                self._note(parameter, looks=id(parameter) in self._some)
 
     def overwritten(self) -> list[Tensor]:
         """The parameters that something else has written to since their update."""
@@ -55,6 +57,13 @@ class ValuesAfter:
         """The updates so far are done with."""
         for kept in (self.copies, self._versions, self._some):
             kept.clear()
+
+    def _note(self, parameter: Tensor, *, looks: bool) -> None:
+        self._versions[id(parameter)] = parameter, parameter._version
+        if self.keeps:
+            self.copies[id(parameter)] = parameter.detach().clone()
+        elif looks and parameter.device.type == "cpu":
+            self._some[id(parameter)] = _some(parameter).clone()
 
     def _differs(self, parameter: Tensor, version: int) -> bool:
         copy, some = self.copies.get(id(parameter)), self._some.get(id(parameter))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lightning_topo.measurement import Measurement
-from lightning_topo.phases import NOTES, EventName, TopologyEvent
+from lightning_topo.phases import EventName, Severity, TopologyEvent
 
 if TYPE_CHECKING:
     from lightning_topo._watch.output import Run
@@ -18,7 +18,7 @@ def warn(message: str) -> None:
 
 
 class WarningOutput:
-    """Warns of events, for a guard without a monitor; but not of notes, nor of what the guard itself raises."""
+    """Warns for a guard without a monitor: of all that is more than a note, and of what it has not held."""
 
     name = "The warnings"
 
@@ -33,7 +33,9 @@ class WarningOutput:
 
     def event(self, event: TopologyEvent) -> None:
         """Warn, by the name of the guard."""
-        if event.name not in NOTES and event.name is not EventName.UNSEEN_STEP:
+        if event.name is EventName.UNSEEN_STEP:  # the guard itself raises
+            return
+        if event.severity is not Severity.INFO or event.name is EventName.OUTSIDE_CHANGE:
             warn(f"{self._who}: {event.message} {event.remedy}".strip())
 
     def diagrams(self, step: int, diagrams: "Mapping[str, PersistenceDiagram]") -> None:
