@@ -17,10 +17,12 @@ class Atom:
         "copies",
         "factors",
         "frozen",
+        "is_stack",
         "link",
         "outer",
         "reason",
         "size",
+        "stack",
         "summands",
         "touched",
     )
@@ -35,7 +37,9 @@ class Atom:
         self.outer: Atom | None = None  # the atom that this one is a factor of
         self.factors: list[Atom] | None = None
         self.summands: list[list[Atom]] | None = None
-        self.copies: list[list[Atom]] | None = None  # one per index of a stacked axis, not yet unified
+        self.is_stack: bool = False  # an axis of indices, each with entries of its own along other axes
+        self.stack: Atom | None = None  # the axis of indices by which this one has ...
+        self.copies: list[list[Atom]] | None = None  # ... a copy for each, not yet unified
 
     @property
     def root(self) -> "Atom":
@@ -136,6 +140,8 @@ def split_atom(atom: Atom, outer: int) -> Axis | None:
     if atom.size % outer:
         return None
     inner = atom.size // outer
+    if (factors := _split_copies(atom, outer, inner)) is not None:
+        return factors
     merge_copies(atom)
     atom = atom.root
     if atom.factors is not None:
@@ -147,7 +153,7 @@ def split_atom(atom: Atom, outer: int) -> Axis | None:
             factor.outer, factor.reason = atom, atom.reason
         atom.factors, atom.touched = factors, True
         return factors
-    blocks: list[Axis] = []  # a sum of equal blocks: one shared inner atom under a frozen outer one
+    blocks: list[Axis] = []  # a sum of equal blocks: an axis of indices, and an inner atom with a copy for each
     current: list[Axis] = []
     for term in summands([atom]):
         current.append(term)
@@ -157,10 +163,30 @@ def split_atom(atom: Atom, outer: int) -> Axis | None:
             current = []
         elif length > inner:
             return None
-    shared = Atom(inner)
-    for block in blocks:
-        unify([shared], block)
-    return [Atom(outer, frozen=True), shared]
+    index, shared = Atom(outer, frozen=True), Atom(inner)
+    index.is_stack, index.reason = True, "stacked"
+    shared.stack, shared.copies = index, blocks
+    return [index, shared]
+
+
+def _split_copies(atom: Atom, outer: int, inner: int) -> Axis | None:
+    """Refine an atom with copies into a product whose factors have them; None where a copy does not allow it."""
+    heads: list[Axis] = []
+    tails: list[Axis] = []
+    for copy in atom.copies or []:
+        rest = flat(copy)
+        head = take(rest, outer)
+        if head is None:
+            return None
+        heads.append(head)
+        tails.append(rest)
+    if not heads:
+        return None
+    factors = [Atom(outer, frozen=atom.frozen), Atom(inner, frozen=atom.frozen)]
+    for factor, copies in zip(factors, (heads, tails), strict=True):
+        factor.outer, factor.stack, factor.copies = atom, atom.stack, copies
+    atom.factors, atom.copies, atom.touched = factors, None, True
+    return factors
 
 
 def take(axis: Axis, size: int) -> Axis | None:

@@ -77,7 +77,6 @@ class CouplingTrace(TorchDispatchMode):
         self.failed: dict[str, str] = {}  # operators whose rule raised an error -> the first one
         self.n_operators = 0
         self.implied: dict[Atom, Atom] = {}  # sorted tokens -> their experts
-        self.stacks: dict[Atom, dict[Atom, list[Axis]]] = {}  # stacked atom -> inner atom -> a copy per index
         self._axes = WeakTensorKeyDictionary()
         self._weights = WeakTensorKeyDictionary()  # tensors that depend on no data -> the parameters they come from
         self._nodes = WeakTensorKeyDictionary()

@@ -235,6 +235,7 @@ def test_a_group_bears_the_name_of_what_is_trained_not_of_its_average(student: s
     assert {group.name for group in groups} == {
         f"{student}.self_attn.heads",
         f"{student}.self_attn.query_key",
+        f"{student}.self_attn.value",
         f"{student}.linear1",
     }
     assert {group.status for group in groups} == {"verified"}

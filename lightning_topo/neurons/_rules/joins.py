@@ -74,7 +74,7 @@ def stack(trace: CouplingTrace, call: OperatorCall) -> None:
     """Axes that differ between the tensors are kept per index, and unified only if used as a whole."""
     dim = call.get("dim", 0) % call.out.dim()
     all_axes = [trace.axes(tensor) for tensor in call.inputs]
-    stacked, axes, copies = Atom(len(call.inputs), frozen=True), [], {}
+    stacked, axes = Atom(len(call.inputs), frozen=True), []
     for versions in zip(*all_axes, strict=True):
         flattened = [flat(axis) for axis in versions]
         first = flattened[0]
@@ -82,10 +82,8 @@ def stack(trace: CouplingTrace, call: OperatorCall) -> None:
             axes.append(first)
         else:
             whole = Atom(call.inputs[0].shape[len(axes)])
-            whole.copies = copies[whole] = flattened
+            whole.copies, whole.stack, stacked.is_stack = flattened, stacked, True
             axes.append([whole])
-    if copies:
-        trace.stacks[stacked] = copies
     new = [stacked] if len(call.inputs) > 1 else []
     trace.assign(call.out, [*axes[:dim], new, *axes[dim:]])
 
@@ -112,20 +110,22 @@ def _picked(trace: CouplingTrace, call: OperatorCall, dim: int, indices: Iterabl
     indices = [index % tensor.shape[dim] for index in indices]
     if len(picked) == 1 and picked[0].is_leaf:
         stacked = picked[0]
-        if stacked not in trace.stacks:
+        if not stacked.is_stack:
             _unstack(trace, tensor, dim, stacked, axes)
-        copies = trace.stacks.get(stacked, {})
-        if copies and all(atom.copies for axis in rest for atom in flat(axis) if atom in copies):
-            return [
-                [
-                    [new for atom in flat(axis) for new in (copies[atom][i] if atom in copies else [atom])]
-                    for axis in rest
-                ]
-                for i in indices
-            ]
+        own = [atom for axis in rest for atom in flat(axis) if atom.stack is stacked]
+        if stacked.is_stack and all(atom.copies for atom in own):
+            return [[_copied(axis, stacked, i) for axis in rest] for i in indices]
     for out in call.outputs if picked else ():
         trace.single_out(out, axes[dim], "a single index is selected")
     return [rest] * len(indices)
+
+
+def _copied(axis: Axis, stacked: Atom, index: int) -> Axis:
+    """An axis at one index of a stacked one."""
+    found: Axis = []
+    for atom in flat(axis):
+        found += atom.copies[index] if atom.stack is stacked and atom.copies else [atom]
+    return found
 
 
 def _unstack(trace: CouplingTrace, tensor: Tensor, dim: int, stacked: Atom, axes: list[Axis]) -> None:
@@ -155,9 +155,8 @@ def _unstack(trace: CouplingTrace, tensor: Tensor, dim: int, stacked: Atom, axes
     else:
         return
     for atom in inner:
-        atom.copies = copies[atom]
-    trace.stacks[stacked] = copies
-    stacked.frozen, stacked.reason = True, "stacked"
+        atom.copies, atom.stack = copies[atom], stacked
+    stacked.is_stack, stacked.frozen, stacked.reason = True, True, "stacked"
 
 
 def _untouched(atoms: list[Atom]) -> bool:
