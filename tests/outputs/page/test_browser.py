@@ -99,6 +99,13 @@ def test_the_ribbon_shows_the_phases_and_the_events(page, demo: RunRecord) -> No
     assert past.events[0].remedy in rows[0].text_content()
 
 
+def test_marks_at_one_step_stand_above_each_other_within_their_row(page) -> None:
+    view = "{width: 1000, left: 86, range: [0, 900]}"
+    events = "[[5, 0], [300, 1], [5, 0], [6, 0], [300, 0]].map(([step, row]) => ({step, row}))"
+    heights = page.evaluate(f"fanned({events}, (event) => event.row, {view})")
+    assert heights == pytest.approx([-0.32, 1.0, 0.0, 0.32, 0.0])
+
+
 def test_the_slider_pages_through_the_diagrams(page, demo: RunRecord) -> None:
     slider = page.locator("#capture")
     slider.focus()

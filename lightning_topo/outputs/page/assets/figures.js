@@ -13,7 +13,7 @@ function ribbonFigure(run, view) {
   const shown = run.events.filter((event) => event.group === "" || run.groups.includes(event.group));
   const filled = (event) => (GLYPHS[event.name] ?? OTHER_GLYPH)[2];
   const marks = {
-    type: "scatter", mode: "markers", name: "events", x: shown.map((e) => e.step), y: shown.map(rowOf), cliponaxis: false,
+    type: "scatter", mode: "markers", name: "events", x: shown.map((e) => e.step), y: fanned(shown, rowOf, view), cliponaxis: false,
     text: shown.map((e) => `<b>${e.name}</b> at step ${count(e.step)}<br>${wrapped(e.message, 60)}`), hovertemplate: "%{text}<extra></extra>",
     marker: {
       symbol: shown.map((e) => (GLYPHS[e.name] ?? OTHER_GLYPH)[0]), size: names.length > 12 ? 10 : 13,
@@ -27,6 +27,29 @@ function ribbonFigure(run, view) {
   const [all, kept] = [run.outcome.n_events, run.events.length];
   const note = kept < all ? `Of ${count(all)} events ${count(kept)} have a mark: the most severe, and of the rest an even spread.` : undefined;
   return { data: [map, marks], layout: layout(view, rowsHeight(names.length), rowAxis(names, view), { annotations: spanLabels(z, edges, names.length, view, shown.map((e) => [e.step, rowOf(e)])) }), note };
+}
+
+// Marks that would cover one another stand above each other within their row.
+function fanned(events, rowOf, view) {
+  const pixels = (view.width - view.left - 14) / (view.range[1] - view.range[0]);
+  const rows = new Map();
+  events.forEach((event, i) => {
+    const row = rowOf(event);
+    if (!rows.has(row)) rows.set(row, []);
+    rows.get(row).push(i);
+  });
+  const heights = events.map(rowOf);
+  for (const members of rows.values()) {
+    members.sort((i, j) => events[i].step - events[j].step);
+    for (let first = 0; first < members.length; ) {
+      let end = first + 1;
+      while (end < members.length && (events[members[end]].step - events[members[first]].step) * pixels < 9) end++;
+      const spread = Math.min(0.64, 0.34 * (end - first - 1));
+      for (let k = first; k < end && end - first > 1; k++) heights[members[k]] += spread * ((k - first) / (end - first - 1) - 0.5);
+      first = end;
+    }
+  }
+  return heights;
 }
 
 // The phase's name inside its span, where there is room for it: colour is never the only sign.
