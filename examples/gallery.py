@@ -1,42 +1,59 @@
-"""Seven small trainings, each with one thing to see.
+"""Eight small trainings, each with one thing to see.
 
     python -m examples.gallery                          # what there is
     python -m examples.gallery edge                     # train it, print its events, draw edge.png
     python -m examples.gallery all --out docs/gallery   # the pictures and numbers of docs/gallery.md
 
-Each takes seconds on a CPU: scikit-learn's digits, a plain PyTorch loop, `TopologyWatch`.
+Each takes seconds on a CPU: scikit-learn's digits (`grokking`: sums modulo 59), a plain PyTorch loop, `TopologyWatch`.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_topo import Distortion, Fate, RunRecord, Sharpness, TopologyWatch
+from examples.modular_addition import Adder, all_sums
+from lightning_topo import Distortion, Fate, Period, Persistence, RunRecord, Sharpness, TopologyWatch, rows
 from lightning_topo.demo import digits
+from lightning_topo.probes import Capture
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One chart of a picture: a quantity over the steps, with a line at `limit`."""
+    """One chart of a picture: a quantity over the steps, with a line at `limit`.
+
+    `beside` is another quantity in the same chart; `groups` are the groups to draw, by default all.
+    """
 
     quantity: str
     label: str
     limit: float | None = None
     log: bool = False
+    beside: str = ""
+    groups: tuple[str, ...] = ()
+
+    def lines(self, record: RunRecord) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        """(step, value) by quantity and group; the network's own group is ""."""
+        return {
+            (quantity, group): points
+            for quantity in filter(None, (self.quantity, self.beside))
+            for group, points in series(record, quantity).items()
+            if group in (self.groups or (group,))
+        }
 
 
 LOSS = Panel("loss", "loss")
 RATIO = Panel("critical_ratio", "r", limit=1.0, log=True)
+ROWS = ("tok_emb.rows",)
 EDGE = Panel("sharpness_ratio", "sharpness ratio", limit=1.0)
 
 
@@ -91,10 +108,12 @@ def watch(
     probes: list[Any],
     loss_fn: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
     warm_up: int = 1,
+    groups: Sequence[Any] | Literal["auto"] = "auto",
 ) -> RunRecord:
     """Train under a watch, with a learning rate that rises over `warm_up` steps, and return the record."""
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1.0, (k + 1) / warm_up))
-    with TopologyWatch(model, optimizer, probes, dirpath=folder, verbose=False, report=False) as watching:
+    watching = TopologyWatch(model, optimizer, probes, dirpath=folder, verbose=False, report=False, groups=groups)
+    with watching:
         for x, y in batches:
             with watching.step():
                 watching.loss(loss_fn(model(x), y)).backward()
@@ -158,6 +177,41 @@ def dying_relus(folder: Path, steps: int) -> RunRecord:
     return watch(folder, model, adamw, minibatches(steps, 100), [Distortion(), Fate(every_n_steps=10)])
 
 
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """A probe: the share of sums that the network gets right, of those it trains on and of the others."""
+
+    pairs: Tensor
+    sums: Tensor
+    trained: Tensor
+    name: ClassVar[str] = "accuracy"
+    period: ClassVar[Period] = Period(10)
+
+    def measure(self, capture: Capture) -> dict[str, float]:
+        with torch.no_grad():
+            right = (capture.module(self.pairs).argmax(dim=1) == self.sums).float()
+        shown, others = right[self.trained], right[~self.trained]
+        return {"train_accuracy": float(shown.mean()), "test_accuracy": float(others.mean())}
+
+
+def grokking(folder: Path, steps: int) -> RunRecord:
+    """AdamW on six tenths of the sums modulo 59: it learns these by heart, and long after that to add the others."""
+    torch.manual_seed(0)
+    model = Adder(width=32, hidden=128, modulus=59)
+    pairs, sums = all_sums(59)
+    shown = torch.triu(torch.rand(59, 59) < 0.6)
+    trained = (shown | shown.T).flatten()  # a + b is shown where b + a is, and gives nothing away
+    adamw = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=1.0)
+    probes = [
+        Accuracy(pairs, sums, trained),
+        Distortion(every_n_steps=5),
+        Fate(every_n_steps=10),
+        Persistence(every_n_steps=20),
+    ]
+    batches = ((pairs[trained], sums[trained]) for _ in range(steps))
+    return watch(folder, model, adamw, batches, probes, groups=["auto", rows("tok_emb.weight")])
+
+
 EXHIBITS = {
     "healthy": Exhibit("A healthy run: Adam 1e-3 with warm-up", 200, healthy, (LOSS, RATIO)),
     "breakdown": Exhibit("A breakdown: Adam 0.1 without warm-up", 200, breakdown, (LOSS, RATIO)),
@@ -178,6 +232,18 @@ EXHIBITS = {
     "dying_relus": Exhibit(
         "Dying ReLUs", 200, dying_relus, (LOSS, Panel("vanishing_neurons", "vanishing neurons"), RATIO)
     ),
+    "grokking": Exhibit(
+        "Grokking: sums modulo 59",
+        1000,
+        grokking,
+        (
+            Panel("train_accuracy", "right sums", beside="test_accuracy"),
+            Panel("effective_neurons", "effective neurons", groups=("hidden", *ROWS)),
+            Panel("betti_0", "clusters of hidden", groups=("hidden",)),
+            Panel("total_persistence_1", "loops of the rows", log=True, beside="max_persistence_1", groups=ROWS),
+            RATIO,
+        ),
+    ),
 }
 
 
@@ -194,10 +260,10 @@ def numbers(record: RunRecord, panels: Iterable[Panel]) -> dict[str, Any]:
     """What a text may say of a run: its events, and first, last, smallest and largest value of what is drawn."""
     drawn: dict[str, Any] = {}
     for panel in panels:
-        for group, points in series(record, panel.quantity).items():
+        for (quantity, group), points in panel.lines(record).items():
             values = [value for _, value in points]
             at = [step for step, _ in points]
-            drawn[f"{panel.quantity} {group}".strip()] = {
+            drawn[f"{quantity} {group}".strip()] = {
                 "first": values[0],
                 "last": values[-1],
                 "least": min(values),
@@ -224,8 +290,9 @@ def picture(record: RunRecord, exhibit: Exhibit) -> Any:
     for panel, chart in zip(exhibit.panels, charts, strict=True):
         for step in {event.step for event in record.events if event.name != "unwatched_parameters"}:
             chart.axvline(step, color="0.8", linewidth=1.0, zorder=0)
-        for group, points in series(record, panel.quantity).items():
-            chart.plot(*zip(*points, strict=True), linewidth=1.0, label=f"group {group}" if group else None)
+        for (quantity, group), points in panel.lines(record).items():
+            name = f"group {group}" if group and not panel.beside else quantity.replace("_", " ")
+            chart.plot(*zip(*points, strict=True), linewidth=1.0, label=name)
         if panel.limit is not None:
             chart.axhline(panel.limit, color="#B3123F", linewidth=1.0)
         if panel.log:

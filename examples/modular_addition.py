@@ -25,14 +25,20 @@ MODULUS = 23
 class Adder(nn.Module):
     """Two tokens in, logits of their sum out."""
 
-    def __init__(self, width: int = 4, hidden: int = 64) -> None:
+    def __init__(self, width: int = 4, hidden: int = 64, modulus: int = MODULUS) -> None:
         super().__init__()
-        self.tok_emb = nn.Embedding(MODULUS, width)
+        self.tok_emb = nn.Embedding(modulus, width)
         self.hidden = nn.Linear(width, hidden, bias=False)
-        self.out = nn.Linear(hidden, MODULUS, bias=False)
+        self.out = nn.Linear(hidden, modulus, bias=False)
 
     def forward(self, pairs: Tensor) -> Tensor:
         return self.out(F.relu(self.hidden(self.tok_emb(pairs).sum(dim=1))))
+
+
+def all_sums(modulus: int) -> tuple[Tensor, Tensor]:
+    """All pairs of tokens, and their sums."""
+    pairs = torch.cartesian_prod(torch.arange(modulus), torch.arange(modulus))
+    return pairs, pairs.sum(dim=1) % modulus
 
 
 def train(steps: int, folder: str | Path, seed: int = 0) -> tuple[Adder, RunRecord, float]:
@@ -40,8 +46,7 @@ def train(steps: int, folder: str | Path, seed: int = 0) -> tuple[Adder, RunReco
     torch.manual_seed(seed)
     model = Adder()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=1.0)
-    pairs = torch.cartesian_prod(torch.arange(MODULUS), torch.arange(MODULUS))
-    sums = pairs.sum(dim=1) % MODULUS
+    pairs, sums = all_sums(MODULUS)
     probes = [Persistence(every_n_steps=max(steps // 10, 1))]
     groups = ["auto", rows("tok_emb.weight")]
     with TopologyWatch(model, optimizer, probes, groups=groups, dirpath=folder, planned_steps=steps) as watch:

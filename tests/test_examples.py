@@ -4,12 +4,14 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from examples import concepts, gallery, hold_at_critical, modular_addition, stop_on_breakdown
 from lightning_topo import persistence, read_record
+from lightning_topo.measurement import Measurement
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -82,6 +84,39 @@ def test_an_exhibit_trains_and_draws_what_it_promises(name, tmp_path, capsys):
         assert any(drawn.split()[0] == panel.quantity for drawn in said["drawn"]), panel.quantity
     assert (tmp_path / f"{name}.png").stat().st_size > 5_000
     assert gallery.EXHIBITS[name].title in capsys.readouterr().out
+
+
+def test_a_chart_shows_the_groups_and_quantities_that_it_names():
+    measured = [
+        Measurement(1, 0, "fate", group, {"effective_neurons": value, "independent_neurons": 9.0})
+        for group, value in (("hidden", 3.0), ("tok_emb", 2.0))
+    ]
+    record = SimpleNamespace(measurements=measured)
+    every = gallery.Panel("effective_neurons", "").lines(record)
+    assert every == {("effective_neurons", "hidden"): [(1, 3.0)], ("effective_neurons", "tok_emb"): [(1, 2.0)]}
+    one = gallery.Panel("effective_neurons", "", beside="independent_neurons", groups=("tok_emb",)).lines(record)
+    assert one == {("effective_neurons", "tok_emb"): [(1, 2.0)], ("independent_neurons", "tok_emb"): [(1, 9.0)]}
+
+
+@pytest.mark.slow
+def test_the_network_groks_and_its_neurons_come_together_meanwhile(tmp_path):
+    record = gallery.grokking(tmp_path / "topology", 600)
+
+    def course(quantity, group=""):
+        return dict(gallery.series(record, quantity)[group])
+
+    train, test = course("train_accuracy"), course("test_accuracy")
+    assert train[100] == 1.0
+    assert test[100] < 0.1 < 0.9 < test[600]
+    for group in ("hidden", "tok_emb.rows"):
+        effective = course("effective_neurons", group)
+        assert effective[600] < 0.9 * effective[100]
+    clusters = course("betti_0", "hidden")
+    assert clusters[100] == 128 > 100 > clusters[600]
+    changed = {event.step for event in record.events if event.name == "betti_changed"}
+    assert changed
+    assert 0.1 < test[min(changed)] < 0.9
+    assert max(modular_addition.loops(record).values()) < 1.5  # as among points at random
 
 
 def test_the_gallery_shows_every_exhibit():
