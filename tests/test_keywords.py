@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 import lightning_topo as lt
+from lightning_topo._watch.settings import group_list
 from lightning_topo.outputs import StopRules
 from lightning_topo.probes import StepEdge
 
@@ -40,6 +41,22 @@ from lightning_topo.probes import StepEdge
 def test_an_unknown_keyword_is_answered(make, answer):
     with pytest.raises(TypeError, match=answer):
         make()
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "answer"),
+    [
+        (None, TypeError, "a list of NeuronGroup, got None"),
+        (3, TypeError, "a list of NeuronGroup, got 3"),
+        (lt.rows("embedding.weight"), TypeError, r"got one Rows: write groups=\[...\]"),
+        ("net.0", ValueError, "a list of NeuronGroup, got 'net.0'"),
+    ],
+)
+def test_groups_are_a_list(groups, error, answer):
+    with pytest.raises(error, match=answer):
+        group_list(groups)
+    assert group_list("auto") == "auto"
+    assert group_list(["auto"]) == ("auto",)
 
 
 def test_hugging_faces_door_answers_before_it_touches_the_trainer():

@@ -112,12 +112,26 @@ def probe_list(probes: object) -> tuple[Probe, ...]:
     return tuple(probes)
 
 
-def _check_groups(groups: Groups) -> None:
+def group_list(groups: object) -> Groups:
+    """The groups of a parameter: "auto", or a list of them.
+
+    >>> group_list(None)
+    Traceback (most recent call last):
+    ...
+    TypeError: expected groups="auto" or a list of NeuronGroup, got None
+    """
+    if groups == "auto":
+        return "auto"
     if isinstance(groups, str):
-        if groups != "auto":
-            raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
-        return
-    for group in groups:
+        raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
+    if isinstance(groups, NeuronGroup | Rows) or not isinstance(groups, Iterable):
+        one = f"one {type(groups).__name__}: write groups=[...]" if isinstance(groups, NeuronGroup | Rows) else groups
+        raise TypeError(f'expected groups="auto" or a list of NeuronGroup, got {one}')
+    return tuple(groups)
+
+
+def _check_groups(groups: Groups) -> None:
+    for group in () if isinstance(groups, str) else groups:
         if not isinstance(group, NeuronGroup | Rows) and group != "auto":
             raise TypeError(
                 f'expected groups as a list of NeuronGroup, rows(...) and "auto", got {group!r} among them: make them '

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import LBFGS
 
 from lightning_topo._keywords import explains_keywords
+from lightning_topo._watch.settings import group_list
 from lightning_topo.callbacks._learning_rates import scale_learning_rate, unscalable_schedulers
 from lightning_topo.callbacks._lightning_internals import (
     batches_stepped,
@@ -121,8 +122,6 @@ class TopologyLRFinder(Callback):
             raise ValueError(f"expected mode among {', '.join(get_args(Mode))}, got {mode!r}")
         if early_stop_threshold is not None and not early_stop_threshold > 1.0:
             raise ValueError(f"expected early_stop_threshold > 1 or None, got {early_stop_threshold}")
-        if isinstance(groups, str) and groups != "auto":
-            raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
         if isinstance(sharpness, str) and sharpness != "auto":
             raise ValueError(f'expected sharpness "auto", a Sharpness or None, got {sharpness!r}')
         self.min_lr: float = min_lr
@@ -132,7 +131,9 @@ class TopologyLRFinder(Callback):
         self.early_stop_threshold: float | None = early_stop_threshold
         self.update_attr: bool = update_attr
         self.attr_name: str = attr_name
-        self.chosen_groups: tuple[NeuronGroup, ...] | None = None if isinstance(groups, str) else tuple(groups)
+        self.chosen_groups: tuple[NeuronGroup, ...] | None = (
+            None if isinstance(groups, str) else tuple(group_list(groups))
+        )
         self.sharpness: Sharpness | None = Sharpness() if isinstance(sharpness, str) else sharpness
         self.seed: int = seed
         self.sweep: LRSweep | None = None

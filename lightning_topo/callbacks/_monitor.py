@@ -15,7 +15,7 @@ from lightning_topo._keywords import explains_keywords
 from lightning_topo._watch import Watch, WatchSettings
 from lightning_topo._watch.checkpoint import saved_place
 from lightning_topo._watch.published_values import LogGroups
-from lightning_topo._watch.settings import Groups, probe_list
+from lightning_topo._watch.settings import Groups, group_list, probe_list
 from lightning_topo.callbacks._lightning_internals import run_folder, torch_optimizer
 from lightning_topo.callbacks._trainer_printer import TrainerPrinter
 from lightning_topo.callbacks._trainer_training import TrainerTraining
@@ -83,7 +83,7 @@ class TopologyMonitor(WatchedTraining, Callback):
     ) -> None:
         self.settings: WatchSettings = WatchSettings(
             probes=probe_list(probes),
-            groups=groups if isinstance(groups, str) else tuple(groups),
+            groups=group_list(groups),
             dirpath=None if dirpath is None else Path(dirpath),
             log_groups=log_groups,
             max_overhead=max_overhead,

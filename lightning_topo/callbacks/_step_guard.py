@@ -10,7 +10,7 @@ from torch.optim import LBFGS, Optimizer
 from lightning_topo._keywords import explains_keywords
 from lightning_topo._watch import Watch, WatchSettings
 from lightning_topo._watch.holding import GuardedUpdate, UpdateRatios, cannot_hold, hold
-from lightning_topo._watch.settings import Groups
+from lightning_topo._watch.settings import Groups, group_list
 from lightning_topo._watch.steps import Update
 from lightning_topo.callbacks._learning_rates import overwriting_schedulers, scale_learning_rate
 from lightning_topo.callbacks._lightning_internals import misconfigured, shards_parameters, torch_optimizer
@@ -88,12 +88,10 @@ class TopologyStepGuard(Callback):
             raise ValueError(f"expected max_ratio between 0 and 1, got {max_ratio}")
         if mode not in get_args(Mode):
             raise ValueError(f"expected mode among {', '.join(get_args(Mode))}, got {mode!r}")
-        if isinstance(groups, str) and groups != "auto":
-            raise ValueError(f'expected groups "auto" or a list of NeuronGroup, got {groups!r}')
         self.max_ratio: float = max_ratio
         self.mode: Mode = mode
         self.seed: int = seed
-        self.chosen_groups: Groups = groups if isinstance(groups, str) else tuple(groups)
+        self.chosen_groups: Groups = group_list(groups)
         self.groups: tuple[NeuronGroup, ...] = ()
         self.latest: GuardedUpdate | None = None
         self._counts: dict[str, int] = dict.fromkeys(("n_updates", "n_held", "n_dropped"), 0)

@@ -6,7 +6,7 @@ from typing import Literal, TypedDict, Unpack
 
 from lightning_topo._watch import WatchSettings
 from lightning_topo._watch.published_values import LogGroups
-from lightning_topo._watch.settings import Groups, probe_list
+from lightning_topo._watch.settings import Groups, group_list, probe_list
 from lightning_topo.phases import PhaseRules
 from lightning_topo.probes import Probe
 
@@ -35,5 +35,5 @@ def watch_settings(
     >>> [probe.name for probe in watch_settings(None, "topology", seed=1).probes]
     ['distortion', 'persistence', 'fate', 'sharpness']
     """
-    chosen = probe_list(probes)
-    return WatchSettings(probes=chosen, dirpath=Path(dirpath), **options)
+    options["groups"] = group_list(options.get("groups", "auto"))
+    return WatchSettings(probes=probe_list(probes), dirpath=Path(dirpath), **options)

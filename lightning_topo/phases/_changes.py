@@ -15,8 +15,8 @@ class LevelState:
     differing: tuple[float, ...] = ()
 
 
-def follow_level(state: LevelState, value: float, confirm: int) -> tuple[LevelState, bool]:
-    """Report a new level once the last `confirm` values all lay on the same side of the old one.
+def follow_level(state: LevelState, value: float, confirm: int, margin: float = 1.0) -> tuple[LevelState, bool]:
+    """Report a new level once the last `confirm` values all lay `margin` or more from the old one, on the same side.
 
     A count that flickers about a threshold is never reported, one that moves steadily is every `confirm` values.
 
@@ -31,7 +31,7 @@ def follow_level(state: LevelState, value: float, confirm: int) -> tuple[LevelSt
     kept = tuple(v for v in state.differing if math.copysign(1.0, v - state.reported) == side)
     # A value on the other side, or back on the old level, begins the count anew.
     differing = (*kept, value) if len(kept) == len(state.differing) else (value,)
-    if value == state.reported:
+    if abs(value - state.reported) < margin:
         return LevelState(state.reported), False
     if len(differing) < confirm:
         return LevelState(state.reported, differing), False

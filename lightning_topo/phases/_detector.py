@@ -137,7 +137,8 @@ def _observe_group(
         key = f"{name} {group}"
         if kind == "betti":
             before = state.betti.get(key, LevelState())
-            level, fired = follow_level(before, value, rules.betti_confirm)
+            margin = max(1.0, rules.betti_share * (before.reported or 0.0))
+            level, fired = follow_level(before, value, rules.betti_confirm, margin)
             if fired and before.reported is not None:
                 events.append(messages.betti(measurement, k, value, before.reported))
             state = replace(state, betti={**state.betti, key: level})

@@ -66,7 +66,8 @@ class PhaseRules:
       `instability_confirm` edge ratios exceed `instability_ratio` and are at most `instability_age` steps old. Then
       `loss_window` losses in a row above the 0.9 quantile of those before are enough.
     - `instability_hold`: an `instability` is over after this many calm losses in a row.
-    - `betti_confirm`: a Betti number has changed when this many captures in a row differ from it on the same side.
+    - `betti_confirm`, `betti_share`: a Betti number has changed when this many captures in a row differ from it on the
+      same side, by `betti_share` of it and at least by one.
     - `fate_confirm`, `fate_share`: neurons are vanishing (or condensing) when this many captures in a row have more
       neurons near 0 (or fewer directions) than last reported, by `fate_share` of the neurons and at least one. A single
       capture is enough for three times that share, if that is more than three neurons.
@@ -92,6 +93,7 @@ class PhaseRules:
     loss_window: int = 5
     loss_memory: int = 50
     betti_confirm: int = 2
+    betti_share: float = 0.05
     fate_confirm: int = 2
     fate_share: float = 0.03
     merge_confirm: int = 5
@@ -103,7 +105,8 @@ class PhaseRules:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
         if not self.instability_ratio > 1.0:
             raise ValueError(f"expected instability_ratio > 1, got {self.instability_ratio}")
-        if not 0.0 <= self.fate_share < 1.0:
-            raise ValueError(f"expected 0 <= fate_share < 1, got {self.fate_share}")
+        for name in ("betti_share", "fate_share"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"expected 0 <= {name} < 1, got {getattr(self, name)}")
         if not self.diagram_jump > 0.0:
             raise ValueError(f"expected diagram_jump > 0, got {self.diagram_jump}")

@@ -288,6 +288,13 @@ def test_a_betti_number_that_flickers_has_not_changed():
     assert names(replay(persistences([1, 5, 9, 20, 50]))) == [("betti_changed", 2), ("betti_changed", 4)]
 
 
+def test_of_many_clusters_a_twentieth_must_have_changed():
+    assert names(replay(persistences([62, 63, 64, 63, 61, 60, 62, 64, 65]))) == []
+    assert names(replay(persistences([62, 63, 64, 65, 66, 66]))) == [("betti_changed", 5)]
+    assert names(replay(persistences([0, 1, 1]))) == [("betti_changed", 2)]
+    assert names(replay(persistences([62, 63, 63]), PhaseRules(betti_share=0.0))) == [("betti_changed", 2)]
+
+
 def test_a_jump_is_told_once_with_its_bound_until_the_diagram_rests():
     assert names(replay(persistences([0.1, 0.8, 0.9, 0.5, 0.8, 0.3, 0.8], "log_bottleneck_1"))) == [
         ("diagram_jump", 1),
