@@ -122,9 +122,10 @@ def diameter(points: Float[Tensor, "n d"]) -> float:
 
 
 def binary_scale(points: Float[Tensor, "n d"]) -> float:
-    """The power of two that brings the largest coordinate near 1."""
+    """The power of two that brings the largest coordinate near 1, as far as the points' dtype holds it."""
     largest = max(abs(float(x)) for x in points.detach().aminmax()) if points.numel() else 0.0
-    return 2.0 ** -math.frexp(largest)[1] if largest > 0 else 1.0
+    most = 1022 if points.dtype == torch.float64 else 126
+    return 2.0 ** -max(-most, min(most, math.frexp(largest)[1])) if largest > 0 else 1.0
 
 
 def mean_point(points: Float[Tensor, "n d"]) -> Float[Tensor, " d"]:

@@ -37,7 +37,7 @@ def resolved_critical_ratio(
     with full_precision(before.device):
         before, after = before.detach(), after.detach()
         i, j = step.critical_pair
-        pair = before[[i, j]].to(wide_dtype(before.device))
+        pair = before[[i, j]].to(wide_dtype(before.device)) * binary_scale(before[[i, j]])
         if (pair[0] - pair[1]).norm() > resolution * pair.norm(dim=1).amax():
             return step.critical_ratio
         return _search(before, after, resolution)

@@ -96,7 +96,8 @@ class Step:
 
 def centred(points: Float[Tensor, "n d"], scale: float, work: torch.dtype) -> Float[Tensor, "n d"]:
     """The points relative to their mean, or near it: any centre serves that is the same for all."""
-    return points.to(work).sub(mean_point(points).to(work)).mul_(scale)
+    # Scaled first: the difference of two numbers near the largest there are would be infinite.
+    return points.to(work).mul(scale).sub_((mean_point(points) * scale).to(work))
 
 
 def _differences(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_topo.geometry import StepDistortion, distortions, step_distortion
+from lightning_topo.geometry import StepDistortion, distortions, resolved_critical_ratio, step_distortion
 from lightning_topo.geometry import _tile_bounds as tile_bounds
 from lightning_topo.geometry._precision import worst_case_slack
 
@@ -192,6 +192,22 @@ def test_no_step_is_the_identity():
     before = cloud(10, 4, 0)
     step = step_distortion(before, before.clone())
     assert (step.critical_ratio, step.contraction, step.expansion) == (0.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("n", [12, 64, 600])
+@pytest.mark.parametrize(
+    ("here", "there"), [(3.3e38, 1.0), (3.3e38, 3.3e38), (1.0, 1e15), (1e-38, 1e-38), (1e-44, 1e-44)]
+)
+def test_numbers_at_the_ends_of_single_precision(n, here, there):
+    """As a run that explodes has them, a step before its weights are infinite."""
+    generator = torch.Generator().manual_seed(0)
+    before, after = (2.0 * torch.rand(2, n, 5, generator=generator, dtype=torch.float64) - 1.0).unbind()
+    before, after = (before * here).float(), (after * there).float()
+    i, j = torch.triu_indices(n, n, 1)
+    x, moved = before.double(), after.double() - before.double()
+    wanted = float(((moved[i] - moved[j]).norm(dim=1) / (x[i] - x[j]).norm(dim=1)).max())
+    assert step_distortion(before, after).critical_ratio == pytest.approx(wanted, rel=1e-4)
+    assert resolved_critical_ratio(before, after, 1e-7) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_bad_input():
