@@ -35,10 +35,10 @@ def gone(pid):
     """Whether the process has ended, within a time that only a process that stays takes."""
     deadline = time.monotonic() + 10.0
     while time.monotonic() < deadline:
-        try:
-            if "State:\tZ" in Path(f"/proc/{pid}/status").read_text():
+        try:  # a child whose first thread is gone may still have others
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 return True
-        except OSError:
+        except ChildProcessError:
             return True
         time.sleep(0.02)
     return False
