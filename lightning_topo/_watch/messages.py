@@ -61,7 +61,7 @@ def moved_outside(
         step,
         epoch,
         value=float(len(names)),
-        message=f"Between two updates of {type(optimizer).__name__} something else has changed {_named(names)}. "
+        message=f"Between two updates of {type(optimizer).__name__} something else has written to {_named(names)}. "
         f"r measures the optimizer's own updates; this change is in the totals since training began.{lost}",
         remedy="Nothing to do if this is intended, as with a norm constraint, a re-initialised unit or weight "
         "averaging. Later changes of this optimizer's parameters are not reported again.",

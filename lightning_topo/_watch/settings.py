@@ -131,7 +131,7 @@ def group_list(groups: object) -> Groups:
 
 
 def _check_groups(groups: Groups) -> None:
-    for group in () if isinstance(groups, str) else groups:
+    for group in () if group_list(groups) == "auto" else groups:
         if not isinstance(group, NeuronGroup | Rows) and group != "auto":
             raise TypeError(
                 f'expected groups as a list of NeuronGroup, rows(...) and "auto", got {group!r} among them: make them '

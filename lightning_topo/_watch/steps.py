@@ -127,6 +127,7 @@ class Steps:
             handle.remove()
         self.pending, self._running = [], []
         self._kept.clear()
+        self._values_after.forget()
         self.guards.clear()
         _WATCHING.discard(self)
 
@@ -313,7 +314,7 @@ class Steps:
         if self._keeps_copies:
             self._values_after.updated(update.after.values())
         if self.guards:  # what they have written is the update, for every watch that has seen it before
-            for other in _WATCHING:
+            for other in tuple(_WATCHING):
                 other._values_after.rewritten(update.after.values())
         self.pending.append(update)
         self._on_end()

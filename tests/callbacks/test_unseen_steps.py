@@ -269,7 +269,7 @@ def test_the_guard_holds_whatever_passes_through_an_optimizers_step(tmp_path, mo
     assert max(ratio(*pair) for pair in pairs) <= LIMIT
     told = [str(each.message) for each in caught if "TopologyStepGuard" in str(each.message)]
     assert len(told) == issubclass(module, Wrapped)  # that averages behind an update, which no guard holds
-    assert all("SGD something else has changed net.0.weight" in text for text in told)
+    assert all("SGD something else has written to net.0.weight" in text for text in told)
 
 
 @pytest.mark.parametrize(("module", "name"), UNSEEN, ids=NAMES)
