@@ -54,10 +54,11 @@ def n_spans(ratios: Sequence[float]) -> int:
 
 
 def n_levels(counts: Sequence[float]) -> int:
-    """A Betti number has changed where two captures in a row lie on the same side of it."""
+    """A Betti number has changed where two captures in a row lie on the same side of it, a twentieth away."""
     told, n = 0, 0
-    for k, (one, other) in enumerate(pairwise(counts)):
-        if k > told and (one - counts[told]) * (other - counts[told]) > 0.0:
+    for k, pair in enumerate(pairwise(counts)):
+        one, other = (count - counts[told] for count in pair)
+        if k > told and one * other > 0.0 and min(abs(one), abs(other)) >= max(1.0, counts[told] / 20):
             told, n = k + 1, n + 1
     return n
 
