@@ -4,7 +4,7 @@ What is thinned cannot be replayed: the phases and events of a thinned record ar
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_high
 
@@ -45,14 +45,24 @@ def thinned(read: Callable[[], Iterable[Line]], before: Thinned) -> Iterator[Lin
 
     The newest quarter stays as it is, and so do the first line of a series and every one with a number that is not
     finite; lines that stand for more than most others wait until these have caught up. Only the last
-    line of a step that was measured again is left, and no line that a rewind has abandoned.
+    line of a step that was measured again is left, and no line that a rewind has abandoned. Where most lines are of
+    coverage, which changes its state too often to be joined, exact and bounded steps become bounded ones.
     """
     latest = {(line["step"], *_stream(line)): i for i, line in live_lines(read) if _is_measurement(line)}
     order = sorted(latest.values())
     end = order[len(order) * 3 // 4] if order else 0
     whole = set(order)
-    counts = [line.get(N_MERGED, 1) for i, line in enumerate(read()) if i in whole and i < end]
+    n_coverage = 0
+    counts, ratios = [], dict[str, list[tuple[int, float]]]()
+    for i, line in enumerate(read()):
+        if i in whole and i < end:
+            counts.append(line.get(N_MERGED, 1))
+            if "critical_ratio" in line:
+                ratio = line["critical_ratio"]
+                ratios.setdefault(line["group"], []).append((line["step"], ratio if _is_number(ratio) else math.inf))
+            n_coverage += line["probe"] == "coverage"
     level = median_high(counts) if counts else 1
+    broken = {group: _above_1(found) for group, found in ratios.items()} if 2 * n_coverage > len(counts) else None
 
     def merged() -> Iterator[Line]:
         waiting: dict[tuple[str, str], Line] = {}
@@ -66,7 +76,10 @@ def thinned(read: Callable[[], Iterable[Line]], before: Thinned) -> Iterator[Lin
                 continue
             stream = _stream(line)
             if i < end and line["probe"] == "coverage":
-                joined = _joined(covered.get(line["group"]), line)
+                before = covered.get(line["group"])
+                joined = _joined(before, line)
+                if joined is None and before is not None and broken is not None and line["group"] in broken:
+                    joined = _weakened(before, line, broken[line["group"]])
                 if joined is None:
                     yield covered[line["group"]]
                 covered[line["group"]] = joined or line
@@ -113,6 +126,43 @@ def _joined(first: Line | None, second: Line) -> Line | None:
     if not all(isinstance(bound, int | float) for bound in bounds):
         return None
     return second | {"from": first["from"]} | ({"bound": max(bounds)} if bounds else {})
+
+
+def _weakened(first: Line, second: Line, broken: Sequence[tuple[int, int]]) -> Line | None:
+    """One bounded line for an exact and a bounded one that follow each other; None where r may have reached 1.
+
+    >>> one, other = {"step": 9, "from": 8, "state": "exact"}, {"step": 19, "from": 9, "state": "bounded", "bound": 0.4}
+    >>> _weakened(one, other, [])
+    {'step': 19, 'from': 8, 'state': 'bounded'}
+    >>> _weakened(one, other, [(12, 15)]) is None
+    True
+    """
+    both = (first, second)
+    are_certain = all(
+        line.get("state") == "exact" or (line.get("state") == "bounded" and line.get("bound", 0.0) < 1.0)
+        for line in both
+        if _is_number(line.get("bound", 0.0))
+    )
+    follow = first["step"] == second.get("from") and all(_is_number(line.get("bound", 0.0)) for line in both)
+    if not follow or not are_certain or any(low < second["step"] and first["from"] < high for low, high in broken):
+        return None
+    joined = second | {"from": first["from"], "state": "bounded"}
+    joined.pop("bound", None)
+    return joined
+
+
+def _above_1(ratios: Sequence[tuple[int, float]]) -> list[tuple[int, int]]:
+    """Where r may have reached 1, as open stretches of steps: a line may stand for any step between its neighbours.
+
+    >>> _above_1([(2, 0.1), (4, 1.5), (9, 0.2)])
+    [(2, 9)]
+    """
+    steps = [-1, *(step for step, _ in ratios), 1 << 62]
+    return [(steps[k], steps[k + 2]) for k, (_, ratio) in enumerate(ratios) if not ratio < 1.0]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def merge(first: Line, second: Line) -> Line:

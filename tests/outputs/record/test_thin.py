@@ -4,6 +4,7 @@ import json
 import random
 import signal
 import textwrap
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from lightning_topo._figures.coverage import stretches
 from lightning_topo.homology import persistence
 from lightning_topo.measurement import Measurement, StepState
-from lightning_topo.outputs.page import render_page
+from lightning_topo.outputs.page import render_page, verdict
 from lightning_topo.outputs.page._model import Budget, run_view
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import MEASUREMENTS, RecordWriter, read_record
@@ -213,3 +214,32 @@ def test_coverage_is_thinned_too_and_claims_what_it_did(tmp_path):
         ]
         assert all(bounds[1][s] >= bound for s, bound in bounds[0].items() if states[0][s] is StepState.BOUNDED)
         assert max(bounds[1].values()) < 1.0
+
+
+def test_a_state_that_alternates_is_thinned_too_and_no_step_is_claimed_that_was_not(tmp_path):
+    """As `Distortion(every_n_steps=2)` records it, with two steps of r above 1 in the midst of many below."""
+    n_steps, limit = 6000, 60_000
+    writer = RecordWriter.open(tmp_path / "t", max_bytes=limit)
+    hot = {2001: 1.4, 2003: 1.2}
+    for step in range(1, n_steps + 1):
+        exact = step % 2 == 1
+        if exact:
+            ratio = {"critical_ratio": hot.get(step, 0.1 + 0.001 * (step % 7))}
+            writer.measurement(Measurement(step, 0, "distortion", "net.0", ratio))
+        state = {"state": float(StepState.EXACT)} if exact else {"state": float(StepState.BOUNDED), "bound": 0.5}
+        writer.measurement(Measurement(step, 0, "coverage", "net.0", {"from": step - 1.0, **state}))
+    writer.close()
+    assert (tmp_path / "t" / MEASUREMENTS).stat().st_size <= 1.1 * limit
+    record = read_record(tmp_path / "t")
+    lines = [m for m in record.measurements if m.probe == "coverage"]
+    covered = [(int(m.values["from"]), m.step) for m in lines]
+    assert covered[0][0] == 0
+    assert covered[-1][1] == n_steps
+    assert all(one[1] == other[0] for one, other in pairwise(covered))
+    # A step of r above 1 stays exact: it was measured, and certifies nothing.
+    for step in hot:
+        (line,) = [m for m in lines if m.values["from"] < step <= m.step]
+        assert line.values["state"] == StepState.EXACT
+    assert {m.values["state"] for m in lines} == {StepState.EXACT, StepState.BOUNDED}
+    assert max(m.values["critical_ratio"] for m in record.measurements if m.probe == "distortion") == 1.4
+    assert "6,000 of 6,000 steps" in verdict(record)
