@@ -137,14 +137,9 @@ def _weakened(first: Line, second: Line, broken: Sequence[tuple[int, int]]) -> L
     >>> _weakened(one, other, [(12, 15)]) is None
     True
     """
-    both = (first, second)
-    are_certain = all(
-        line.get("state") == "exact" or (line.get("state") == "bounded" and line.get("bound", 0.0) < 1.0)
-        for line in both
-        if _is_number(line.get("bound", 0.0))
-    )
-    follow = first["step"] == second.get("from") and all(_is_number(line.get("bound", 0.0)) for line in both)
-    if not follow or not are_certain or any(low < second["step"] and first["from"] < high for low, high in broken):
+    if first["step"] != second.get("from") or not (_is_certain(first) and _is_certain(second)):
+        return None
+    if any(low < second["step"] and first["from"] < high for low, high in broken):
         return None
     joined = second | {"from": first["from"], "state": "bounded"}
     joined.pop("bound", None)
@@ -159,6 +154,12 @@ def _above_1(ratios: Sequence[tuple[int, float]]) -> list[tuple[int, int]]:
     """
     steps = [-1, *(step for step, _ in ratios), 1 << 62]
     return [(steps[k], steps[k + 2]) for k, (_, ratio) in enumerate(ratios) if not ratio < 1.0]
+
+
+def _is_certain(line: Line) -> bool:
+    """Whether the steps of a line were measured, or bounded below 1."""
+    bound = line.get("bound", 0.0)
+    return line.get("state") == "exact" or (line.get("state") == "bounded" and _is_number(bound) and bound < 1.0)
 
 
 def _is_number(value: object) -> bool:
