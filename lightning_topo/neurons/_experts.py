@@ -41,17 +41,18 @@ def guess_expert_groups(model: nn.Module, trace: CouplingTrace) -> list[NeuronGr
 def _module_lists(model: nn.Module, trainable: Mapping[str, bool]) -> Iterator[tuple[str, int, tuple[ParamSlice, ...]]]:
     """Lists of two or more modules whose parameters have the same names and shapes."""
     for path, module in model.named_modules():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
+        children = list(module.children())  # without places that hold None, which lists have, too
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or not 2 <= len(children) == len(module):
             continue
-        shapes = [{name: p.shape for name, p in child.named_parameters()} for child in module]
+        shapes = [{name: p.shape for name, p in child.named_parameters()} for child in children]
         if not shapes[0] or any(other != shapes[0] for other in shapes):
             continue
         path = clean_name(f"{path}.").removesuffix(".")
         names = [clean_name(name) for name in shapes[0]]
-        if all(f"{path}.{i}.{name}" in trainable for i in range(len(module)) for name in names):
+        if all(f"{path}.{i}.{name}" in trainable for i in range(len(children)) for name in names):
             yield (
                 path,
-                len(module),
+                len(children),
                 tuple(ParamSlice(f"{path}.*.{name}", (), (0,), trainable[f"{path}.0.{name}"]) for name in names),
             )
 

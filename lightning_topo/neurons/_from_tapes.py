@@ -82,7 +82,7 @@ def groups_from_tapes(
     }
     groups = [*chosen, *(with_carried(group, assembled) for group in declared)]
     if verify:
-        guesses = wanted(guess_expert_groups(module, trace), kinds, include, exclude) if module is not None else []
+        guesses = wanted(_expert_groups(module, trace), kinds, include, exclude)
         guesses = [with_carried(group, assembled) for group in guesses]
         cheap = fewer_samples(usable, coupling)
         judged = verify_on_tapes(usable, [*groups, *guesses], seed=seed, cheap=cheap)
@@ -91,6 +91,15 @@ def groups_from_tapes(
     else:
         groups = [without_carried(group) for group in groups]
     return FoundNeurons(tuple(groups), parameter_coverage(groups, tapes, trace, left), refused)
+
+
+def _expert_groups(module: nn.Module | None, trace: CouplingTrace) -> list[NeuronGroup]:
+    """The guesses at whole experts; one that fails, on a module of an unheard-of make, takes no other group."""
+    try:
+        return [] if module is None else guess_expert_groups(module, trace)
+    except Exception as error:
+        log.warning("whole experts were not looked for (%s: %s)", type(error).__name__, error)
+        return []
 
 
 def wanted(
