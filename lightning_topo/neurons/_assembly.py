@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
-from lightning_topo.neurons._coupling import Atom, Axis, axis_size, flat, leaves
+from lightning_topo.neurons._coupling import Atom, Axis, axis_size, flat, leaves, summands
 from lightning_topo.neurons._group import Kind, NeuronGroup, ParamSlice, Role, Step, owner
 from lightning_topo.neurons._trace import FAILED_RULE, UNKNOWN_OPERATOR, CouplingTrace, Piece
 
@@ -50,7 +50,7 @@ def assemble(trace: CouplingTrace, trainable: Mapping[str, bool]) -> list[Neuron
         evidence[block].is_block = True
     groups: list[tuple[int, NeuronGroup]] = []
     for atom, seen in evidence.items():
-        broken = atom.frozen and atom.reason.startswith((UNKNOWN_OPERATOR, FAILED_RULE))
+        broken = _is_broken(atom)
         single = atom.size == 1 and not seen.blocks
         if not (broken or (single and not atom.frozen) or _is_exchanged(atom)) or not _is_hidden(atom, seen):
             continue
@@ -68,6 +68,11 @@ def is_carried(name: str) -> bool:
     return name.startswith("@")
 
 
+def _is_broken(atom: Atom) -> bool:
+    """Whether an operator that could not be followed is why neurons along the atom are not exchanged."""
+    return atom.frozen and atom.reason.startswith((UNKNOWN_OPERATOR, FAILED_RULE))
+
+
 def _is_exchanged(atom: Atom) -> bool:
     """Whether two or more neurons may be exchanged along the atom."""
     return not atom.frozen and atom.size > 1 and not atom.copies
@@ -79,27 +84,22 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
     A group is met, and named, by its first use that the gradient goes through: not by that of its copy in a teacher.
     """
     evidence: defaultdict[Atom, Evidence] = defaultdict(Evidence)
-    known: set[tuple[int, ...]] = set()
     implied = {tokens.root: experts.root for tokens, experts in trace.implied.items()}
-
-    def meet(axes: Cell) -> None:
-        key = tuple(map(id, axes))
+    known: set[tuple[tuple[int, ...], ...]] = set()
+    pieces_axes = [_with_copies(piece) for pieces in trace.pieces.values() for piece in pieces]
+    tensors = [*trace.witnesses, *pieces_axes]
+    whole = _all_frozen({atom for axes in tensors for axis in axes for atom in _factors(axis)})
+    for axes in tensors:
+        key = tuple(tuple(id(atom.root) for atom in axis) for axis in axes)
         if key in known:
-            return
+            continue
         known.add(key)
-        together = dict.fromkeys(atom for atom in axes if atom is not None)
-        together |= dict.fromkeys(implied[atom] for atom in list(together) if atom in implied)
-        for atom in together:
-            company = evidence[atom].company
-            evidence[atom].company = set(together) if company is None else company & set(together)
-
-    for axes in trace.witnesses:
-        for _, cells in cells_of(axes):
-            meet(cells)
+        for atom, company in _company(axes, implied, whole):
+            seen = evidence[atom]
+            seen.company = set(company) if seen.company is None else seen.company & company
     for name, pieces in trace.pieces.items():
         for piece in pieces:
-            for steps, cells in cells_of(_with_copies(piece)):
-                meet(cells)
+            for steps, cells in cells_of(_with_copies(piece), whole):
                 for atom in dict.fromkeys(atom for atom in cells if atom is not None):
                     seen = evidence[atom].carried if is_carried(name) else evidence[atom].occurrences
                     seen.append(Occurrence(name, (*piece.steps, *steps), cells, len(piece.axes)))
@@ -124,27 +124,70 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
     return found
 
 
-def cells_of(axes: list[Axis]) -> Iterator[tuple[tuple[Step, ...], Cell]]:
-    """Refine a tensor until every axis is a single atom: the steps to each part, and its atoms."""
+def _all_frozen(atoms: Set[Atom]) -> Set[Atom]:
+    """The sums of which nothing can be exchanged, and nothing is in every part: there is no use in refining them.
+
+    A sequence that is taken position by position is such a sum, of as many parts as it is long.
+    """
+    found: set[Atom] = set()
+    for atom in atoms:
+        parts = [leaves(part) for part in summands([atom])]
+        if len(parts) < 2 or not all(leaf.frozen and not _is_broken(leaf) for part in parts for leaf in part):
+            continue
+        if not set(parts[0]).intersection(*parts[1:]):
+            found.add(atom)
+    return found
+
+
+def _company(axes: list[Axis], implied: Mapping[Atom, Atom], whole: Set[Atom]) -> Iterator[tuple[Atom, Set[Atom]]]:
+    """Atoms of a tensor, each with those that are in all its refined parts that hold this one; an atom may come twice.
+
+    The parts are the product of those of the axes, and are not formed: two axes of a thousand positions have a million.
+    """
+    factors: list[list[dict[Atom, None]]] = []  # by factor of an axis its parts, each as an ordered set
+    for atom in (atom for axis in axes for atom in _factors(axis)):
+        parts = [[atom for atom in cells if atom is not None] for _, cells in cells_of([[atom]], whole)]
+        factors.append([dict.fromkeys((*part, *(implied[a] for a in part if a in implied))) for part in parts])
+    always = [set(parts[0]).intersection(*parts[1:]) for parts in factors]
+    for i, parts in enumerate(factors):
+        others = set[Atom]().union(*always[:i], *always[i + 1 :])
+        holding: defaultdict[Atom, list[dict[Atom, None]]] = defaultdict(list)
+        for part in parts:
+            for atom in part:
+                holding[atom].append(part)
+        for atom, theirs in holding.items():
+            yield atom, others.union(set(theirs[0]).intersection(*theirs[1:]))
+
+
+def cells_of(axes: list[Axis], whole: Set[Atom] = frozenset()) -> Iterator[tuple[tuple[Step, ...], Cell]]:
+    """Refine a tensor until every axis is a single atom: the steps to each part, and its atoms.
+
+    Sums in `whole` are left as they are, and stand for no atom.
+    """
     for dim, axis in enumerate(axes):
-        atoms = flat(axis)
-        if len(atoms) > 1:
-            atoms = [atom for atom in atoms if atom.size > 1] or atoms[:1]
+        atoms = _factors(axis)
         if len(atoms) > 1:
             step: Step = ("unflatten", dim, tuple(atom.size for atom in atoms))
             refined = [*axes[:dim], *([atom] for atom in atoms), *axes[dim + 1 :]]
-            for steps, cells in cells_of(refined):
+            for steps, cells in cells_of(refined, whole):
                 yield (step, *steps), cells
             return
-        if len(atoms) == 1 and atoms[0].summands is not None:
+        if len(atoms) == 1 and atoms[0].summands is not None and atoms[0] not in whole:
             offset = 0
-            for part in atoms[0].summands:
+            for part in summands(atoms):
                 length = axis_size(part)
-                for steps, cells in cells_of([*axes[:dim], part, *axes[dim + 1 :]]):
+                for steps, cells in cells_of([*axes[:dim], part, *axes[dim + 1 :]], whole):
                     yield (("narrow", dim, offset, length), *steps), cells
                 offset += length
             return
-    yield (), [flat(axis)[0] if axis else None for axis in axes]
+    firsts = [flat(axis)[0] if axis else None for axis in axes]
+    yield (), [None if atom in whole else atom for atom in firsts]
+
+
+def _factors(axis: Axis) -> Axis:
+    """The atoms whose product an axis is; those of size 1 are left out where there is another."""
+    atoms = flat(axis)
+    return [atom for atom in atoms if atom.size > 1] or atoms[:1]
 
 
 def _with_copies(piece: Piece) -> list[Axis]:

@@ -79,10 +79,15 @@ def flat(axis: Axis) -> Axis:
 
 def summands(axis: Axis) -> list[Axis]:
     """The axis as a sum of products, nested sums expanded."""
-    axis = flat(axis)
-    if len(axis) == 1 and axis[0].summands is not None:
-        return [term for part in axis[0].summands for term in summands(part)]
-    return [axis]
+    found: list[Axis] = []
+    ahead = [axis]
+    while ahead:  # no recursion: a sequence cut position by position is nested as deep as it is long
+        part = flat(ahead.pop())
+        if len(part) == 1 and part[0].summands is not None:
+            ahead += reversed(part[0].summands)
+        else:
+            found.append(part)
+    return found
 
 
 def sum_axis(parts: list[Axis]) -> Axis:
@@ -108,23 +113,26 @@ def renewed(axis: Axis) -> Axis:
 def leaves(axis: Axis) -> list[Atom]:
     """All leaf atoms below an axis."""
     found: list[Atom] = []
-    for atom in flat(axis):
+    ahead = flat(axis)[::-1]
+    while ahead:
+        atom = ahead.pop()
         if atom.summands is None:
             found.append(atom)
         else:
-            found += [leaf for part in atom.summands for leaf in leaves(part)]
+            ahead += [leaf for part in atom.summands for leaf in flat(part)][::-1]
     return found
 
 
 def freeze(axis: Axis, reason: str) -> None:
     """Mark the entries of an axis as not exchangeable."""
-    for atom in flat(axis):
-        merge_copies(atom)
-        if atom.summands is not None:
-            for part in atom.summands:
-                freeze(part, reason)
-        elif not atom.frozen:
-            atom.frozen, atom.touched, atom.reason = True, True, reason
+    ahead = [axis]
+    while ahead:
+        for atom in flat(ahead.pop()):
+            merge_copies(atom)
+            if atom.summands is not None:
+                ahead += atom.summands
+            elif not atom.frozen:
+                atom.frozen, atom.touched, atom.reason = True, True, reason
 
 
 def merge_copies(atom: Atom) -> None:
@@ -282,21 +290,22 @@ def _unify_atoms(a: Atom, b: Atom) -> None:
 
 def _unify_sums(a: Atom, b: Atom) -> None:
     """Tie two sums together part by part, cutting the longer part."""
-    left, right = summands([a]), summands([b])
+    left, right = summands([a])[::-1], summands([b])[::-1]  # the next part is the last
     while left and right:
-        x, y = axis_size(left[0]), axis_size(right[0])
+        # What was unified before may have cut it.
+        left += summands(left.pop())[::-1]
+        right += summands(right.pop())[::-1]
+        x, y = axis_size(left[-1]), axis_size(right[-1])
         if x == y:
-            unify(left.pop(0), right.pop(0))
+            unify(left.pop(), right.pop())
         else:
             longer = left if x > y else right
-            parts = cut(longer[0], min(x, y))
+            parts = cut(longer.pop(), min(x, y))
             if parts is None:
                 freeze([a], "parts that do not match")
                 freeze([b], "parts that do not match")
                 return
-            longer[:1] = list(parts)
-        left = [term for part in left for term in summands(part)]
-        right = [term for part in right for term in summands(part)]
+            longer += parts[::-1]
 
 
 def slice_axis(axis: Axis, start: int, stop: int) -> Axis:

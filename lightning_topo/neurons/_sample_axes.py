@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_topo._tape import Call, Tape
 from lightning_topo._tape.program import alias, region
-from lightning_topo.neurons._coupling import Atom, Axis, axis_size, flat, is_constant
+from lightning_topo.neurons._coupling import Atom, Axis, axis_size, flat, is_constant, summands
 from lightning_topo.neurons._trace import CouplingTrace
 
 
@@ -157,7 +157,7 @@ def _length(axis: Axis, sizes: Mapping[Atom, int]) -> int:
     length = 1
     for atom in flat(axis):
         if atom.summands is not None:
-            length *= sum(_length(part, sizes) for part in atom.summands)
+            length *= sum(_length(part, sizes) for part in summands([atom]))
         else:
             length *= sizes.get(atom, atom.size)
     return length
