@@ -58,7 +58,7 @@ def test_a_block_whose_neurons_nearly_coincide_is_left_to_others_and_harms_none(
 
 
 def test_where_the_ratio_is_all_but_one_rounding_must_not_decide():
-    """Two neurons that go straight to each other's place, or nearly: r a little below 1, well above it, and well below."""
+    """One neuron goes to the place of another, all but: r a little below 1; the others are clear."""
     before = torch.tensor([[[0.0], [1.0], [9.0]]]).repeat(3, 1, 1)
     after = before.clone()
     for block, r in enumerate((1 - 1e-6, 1.3, 0.9)):
