@@ -125,5 +125,6 @@ def test_what_is_no_cloud_is_refused():
         snapshot(torch.zeros(3))
     with pytest.raises(TypeError, match="floating-point"):
         snapshot(torch.zeros(3, 2, dtype=torch.long))
+    assert snapshot(cloud(3, 2), k=1).n_rows == 3
     with pytest.raises(ValueError, match="k >= 1"):
         snapshot(cloud(3, 2), k=0)

@@ -1,11 +1,15 @@
 """The worker's own process: without torch, one answer for each matrix, and none that outlives its parent."""
 
+import contextlib
 import io
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +109,36 @@ def test_without_its_parent_it_ends_at_once():
         ]
         found = subprocess.run(command, pass_fds=[theirs.fileno()], capture_output=True, timeout=60, check=False)
     assert (found.returncode, found.stderr) == (0, b"")
+
+
+PARENT = """
+import os, socket, subprocess, sys
+ours, theirs = socket.socketpair()
+script, path = sys.argv[1:]
+command = [sys.executable, "-P", script, str(theirs.fileno()), str(os.getpid()), path]
+worker = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+socket.send_fds(ours, [bytes(8)], [os.memfd_create("empty")])
+print(worker.pid, len(ours.recv(8)), flush=True)  # it has begun, and answered
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where the system cannot end it, it ends at the next request")
+def test_it_does_not_outlive_its_parent_even_where_it_hangs():
+    command = [sys.executable, "-c", PARENT, worker_process.__file__, json.dumps(sys.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid, answered = map(int, parent.stdout.readline().split())
+        assert answered == 8
+        os.kill(pid, signal.SIGSTOP)
+        parent.kill()
+    state, deadline = "T", time.monotonic() + 10.0
+    while state not in ("Z", "X", "") and time.monotonic() < deadline:
+        time.sleep(0.02)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
+            continue
+        state = ""
+    if state == "T":
+        os.kill(pid, signal.SIGKILL)
+    assert state in ("Z", "X", "")

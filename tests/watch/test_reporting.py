@@ -1,10 +1,12 @@
 """A measurement goes to the outputs, and what follows from it right behind."""
 
 import pytest
+import torch
 
 from lightning_topo._watch.output import Run
 from lightning_topo._watch.published_values import Readings
 from lightning_topo._watch.reporting import Reporting
+from lightning_topo.homology import persistence
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.phases import DetectorState, EventName, Phase, PhaseRules, TopologyEvent
 from tests.watch.driving import GROUPS, Kept
@@ -72,6 +74,12 @@ def test_lines_are_recorded_and_not_published_and_readings_the_other_way(reporti
     [(step, group, values)] = kept.of("row")
     assert (step, group) == (1, "")
     assert values["topology/0/critical_ratio_bound"] == 0.5
+
+
+def test_diagrams_are_handed_on_where_there_are_any(reporting, kept):
+    reporting.diagrams(3, {})
+    reporting.diagrams(4, {"0": persistence(torch.zeros(3, 2), 0)})
+    assert kept.drawn == [(4, ["0"])]
 
 
 def test_before_the_start_there_is_no_row_and_nothing_is_published(reporting, kept):
