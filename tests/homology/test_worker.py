@@ -3,9 +3,7 @@
 import os
 import pickle
 import signal
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,22 +59,6 @@ def test_the_same_numbers_come_back(worker):
         expected = rips_intervals(distances, 2, ENGINE)
         assert len(intervals) == len(expected) == 2
         assert all(np.array_equal(a, b) for a, b in zip(intervals, expected, strict=True))
-
-
-def test_it_takes_no_torch_along(worker):
-    worker.collect(worker.submit([matrix()], 1, ENGINE, spanning=False), 60.0)
-    if sys.platform == "linux":
-        assert "torch" not in Path(f"/proc/{worker.pid}/maps").read_text()
-
-
-def test_an_engines_error_hides_no_other_matrix(worker):
-    bad = matrix()
-    bad[0, 1] = bad[1, 0] = np.nan
-    found = worker.collect(worker.submit([bad, matrix()], 1, "no such engine", spanning=False), 60.0)
-    assert all("no such engine failed" in str(error) for error in found)
-    broken, whole = worker.collect(worker.submit([np.zeros((3, 2)), matrix()], 1, ENGINE, spanning=False), 60.0)
-    assert isinstance(broken, RuntimeError) or len(broken) == 1
-    assert np.array_equal(whole[0], rips_intervals(matrix(), 1, ENGINE)[0])
 
 
 def test_a_killed_worker_is_started_anew_and_only_its_job_is_lost(worker):

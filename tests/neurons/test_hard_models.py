@@ -200,33 +200,6 @@ def test_a_model_that_overflows_when_perturbed_is_left_unverified() -> None:
     assert "did not run on perturbed parameters" in group.reason
 
 
-def test_hooks_that_a_model_installs_when_it_first_runs_are_taken_back() -> None:
-    class Collecting(Wrapped):
-        def forward(self, x):
-            if not hasattr(self, "collected"):
-                self.collected = []
-                self.net[0].register_forward_hook(lambda module, args, out: self.collected.append(out))
-            self.collected.clear()
-            self.net(x)
-            [hidden] = self.collected
-            return self.net[2](torch.tanh(hidden))
-
-    model = Collecting()
-    assert [g.status for g in find_neuron_groups(model, X)] == ["verified"]
-    assert not hasattr(model, "collected")
-    assert len(model.net[0]._forward_hooks) == 0
-    model(X)
-
-
-def test_a_model_without_gradients_is_judged_by_its_output() -> None:
-    class Detached(Wrapped):
-        def forward(self, x):
-            return self.net(x).detach()
-
-    [group] = find_neuron_groups(Detached(), X)
-    assert (group.status, group.reason) == ("verified", "by the output alone")
-
-
 def test_a_lightning_module_with_metrics_logging_and_manual_optimization() -> None:
     from lightning import LightningModule
     from torchmetrics.classification import MulticlassAccuracy

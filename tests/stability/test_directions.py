@@ -9,10 +9,9 @@ from lightning_topo.stability import (
     flatten,
     hessian,
     parameter_thresholds,
-    split_hessian,
     swap_curvature,
 )
-from tests.stability.test_sharpness import dense_hessian
+from tests.stability.dense import dense_hessian
 
 
 def quadratic(n=6, seed=0):
@@ -88,33 +87,3 @@ def test_the_swap_ratio_is_the_critical_ratio_that_gradient_descent_gives_near_n
     truth = (moved[0] - moved[1]).norm() / (before[0] - before[1]).norm()
     assert found.ratio == pytest.approx(truth.item(), rel=20 * gap)
     assert found.curvature == pytest.approx(truth_along)
-
-
-def test_a_split_hessian_is_the_whole_one():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
-    x, y = torch.randn(10, 4, dtype=torch.float64), torch.randn(10, 2, dtype=torch.float64)
-    whole = hessian(lambda: nn.functional.mse_loss(model(x), y), model.parameters())
-    pieces = [(0.4, slice(0, 4)), (0.6, slice(4, 10))]
-    parts = [(w, lambda at=at: nn.functional.mse_loss(model(x[at]), y[at])) for w, at in pieces]
-    split = split_hessian(parts, model.parameters())
-    v = torch.randn(split.gradient.numel(), dtype=torch.float64)
-    torch.testing.assert_close(split @ v, whole @ v)
-    torch.testing.assert_close(split.gradient, whole.gradient)
-    assert split.loss == pytest.approx(whole.loss)
-    with pytest.raises(ValueError, match="at least one part"):
-        split_hessian([], model.parameters())
-
-
-def test_a_split_hessian_keeps_its_dropout_masks_and_the_random_state():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 2)).double()
-    x = torch.randn(10, 4, dtype=torch.float64)
-    parts = [(0.5, lambda at=at: model(x[at]).square().mean()) for at in (slice(0, 5), slice(5, 10))]
-    state = torch.get_rng_state()
-    split = split_hessian(parts, model.parameters())
-    v = torch.randn(split.gradient.numel(), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    assert torch.equal(split @ v, split @ v)
-    w = torch.randn(split.gradient.numel(), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    assert float(v @ (split @ w)) == pytest.approx(float(w @ (split @ v)))
-    assert torch.equal(torch.get_rng_state(), state)

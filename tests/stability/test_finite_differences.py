@@ -16,8 +16,8 @@ from lightning_topo.stability import (
     split_finite_difference_hessian,
     split_hessian,
 )
+from tests.stability.dense import dense_hessian
 from tests.stability.test_models import MODELS, problem
-from tests.stability.test_sharpness import dense_hessian
 
 
 class SquareOnce(torch.autograd.Function):

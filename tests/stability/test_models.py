@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_topo.stability import curvature_sharpness, flatten, hessian, sharpness, split_hessian
-from tests.stability.test_sharpness import dense_hessian
+from tests.stability.dense import dense_hessian
 
 
 class Attention(nn.Module):

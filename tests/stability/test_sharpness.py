@@ -4,37 +4,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from lightning_topo.stability import (
-    LanczosSettings,
-    ParameterThreshold,
-    curvature_sharpness,
-    extreme_eigenvalues,
-    hessian,
-    parameter_thresholds,
-    scaled_sharpness,
-    sharpness,
-)
-
-
-def dense_hessian(loss_fn, params):
-    """H in float64, a row per entry, by differentiating each entry of the gradient."""
-    params = list(params)
-    grads = torch.autograd.grad(loss_fn(), params, create_graph=True)
-    flat = torch.cat([g.reshape(-1) for g in grads])
-    rows = [torch.cat([r.reshape(-1) for r in torch.autograd.grad(entry, params, retain_graph=True)]) for entry in flat]
-    return torch.stack(rows)
-
-
-def stability(loss_fn, params, optimizers, **settings):
-    """The sharpness, and what the optimizers make of it, from one gradient graph."""
-    curvature, settings = hessian(loss_fn, params), LanczosSettings(**settings)
-    raw = curvature_sharpness(curvature, settings=settings)
-    thresholds = parameter_thresholds(optimizers, curvature.params).parameters
-    return raw, scaled_sharpness(curvature, thresholds, raw, settings=settings)
+from lightning_topo.stability import ParameterThreshold, parameter_thresholds, sharpness
+from tests.stability.dense import dense_hessian, stability
 
 
 @pytest.fixture
@@ -45,16 +18,6 @@ def problem():
     x = torch.randn(40, 5, generator=generator, dtype=torch.float64)
     y = torch.randn(40, 3, generator=generator, dtype=torch.float64)
     return model, lambda: nn.functional.mse_loss(model(x), y)
-
-
-def test_products_are_those_of_the_dense_hessian(problem):
-    model, loss_fn = problem
-    dense = dense_hessian(loss_fn, model.parameters())
-    curvature = hessian(loss_fn, model.parameters())
-    for seed in range(3):
-        v = torch.randn(len(dense), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        torch.testing.assert_close(curvature @ v, dense @ v)
-    assert curvature.loss == pytest.approx(loss_fn().item())
 
 
 def test_value_residual_and_convergence_against_the_spectrum(problem):
@@ -134,73 +97,6 @@ def test_errors_say_what_is_wrong():
         sharpness(lambda: w**2, [w])
     with pytest.raises(FloatingPointError, match="finite loss"):
         sharpness(lambda: (w * math.nan).sum(), [w])
-
-
-@settings(max_examples=25)
-@given(st.integers(2, 30), st.integers(0, 10**6))
-def test_lanczos_bounds_the_spectrum_of_random_matrices(n, seed):
-    generator = torch.Generator().manual_seed(seed)
-    a = torch.randn(n, n, generator=generator, dtype=torch.float64)
-    matrix = a + a.T
-    spectrum = torch.linalg.eigvalsh(matrix)
-    start = torch.randn(n, generator=generator, dtype=torch.float64)
-    found = extreme_eigenvalues(lambda v: matrix @ v, start, LanczosSettings(tolerance=1e-10, max_products=n))
-    assert found.largest == pytest.approx(spectrum[-1].item(), abs=1e-8 * float(spectrum.abs().max()))
-    assert found.smallest == pytest.approx(spectrum[0].item(), abs=1e-8 * float(spectrum.abs().max()))
-    assert float((matrix @ found.vector - found.largest * found.vector).norm()) <= 1e-6 * float(matrix.norm())
-
-
-def sgd(params, **options):
-    return torch.optim.SGD(params, **options)
-
-
-SGDS = [
-    {},
-    {"momentum": 0.9},
-    {"momentum": 0.5, "dampening": 0.3},
-    {"momentum": 0.9, "nesterov": True},
-    {"weight_decay": 0.5},
-    {"momentum": 0.9, "weight_decay": 0.2},
-    {"dampening": 0.5},
-]
-
-
-@pytest.mark.parametrize("options", SGDS)
-@pytest.mark.parametrize("side", [0.98, 1.02])
-def test_the_threshold_is_where_the_optimizer_itself_diverges(options, side):
-    """Simulate the optimizer on a quadratic whose ratio is just below, or just above, 1."""
-    lr, h = 0.1, 4.0
-    theta = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
-    (threshold,) = parameter_thresholds([sgd([theta], lr=1.0, **options)], [theta]).parameters
-    lr = side / (threshold.stability * (h + threshold.weight_decay))
-    optimizer = sgd([theta], lr=lr, **options)
-    (threshold,) = parameter_thresholds([optimizer], [theta]).parameters
-    assert threshold.stability * (h + threshold.weight_decay) == pytest.approx(side)
-    for _ in range(3000):
-        optimizer.zero_grad()
-        (0.5 * h * theta**2).sum().backward()
-        optimizer.step()
-    assert (theta.abs().item() < 1e-3) == (side < 1.0)
-
-
-@pytest.mark.parametrize("options", SGDS)
-def test_eta_lambda_is_the_lipschitz_constant_of_the_newest_gradient_in_the_step(options):
-    """Two copies with one history: the difference of their steps over their distance is M (H + wd)."""
-    h, steps = 3.0, []
-    for theta0 in (1.0, 1.001):
-        theta = torch.tensor([1.0], dtype=torch.float64, requires_grad=True)
-        optimizer = sgd([theta], lr=0.05, **options)
-        for start in (None, theta0):
-            if start is not None:
-                with torch.no_grad():
-                    theta.fill_(start)
-                (threshold,) = parameter_thresholds([optimizer], [theta]).parameters
-            optimizer.zero_grad()
-            (0.5 * h * theta**2).sum().backward()
-            before = theta.item()
-            optimizer.step()
-        steps.append(theta.item() - before)
-    assert abs(steps[1] - steps[0]) / 0.001 == pytest.approx(threshold.step * (h + threshold.weight_decay))
 
 
 def test_unknown_optimizers_have_no_threshold():

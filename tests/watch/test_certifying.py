@@ -1,11 +1,13 @@
-"""Bounds that are read just before the next update, as on a device that is not to be waited for: the same record."""
+"""Every step is certified by its bound or measured, also where bounds are read just before the next update."""
 
 import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lightning_topo import Distortion, TopologyMonitor, read_record
+from lightning_topo import Distortion, Persistence, TopologyMonitor, TopologyWatch, read_record
 from lightning_topo._watch import certifying as certifying
+from lightning_topo.measurement import StepState
+from lightning_topo.neurons import NeuronGroup, ParamSlice
 from tests.callbacks.training import Classifier, Weights, fit, happened, loader
 
 LEAPS = (12, 26)
@@ -68,7 +70,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("make", "options", "others"), KINDS.values(), ids=KINDS)
-def test_the_record_is_that_of_bounds_read_at_once(tmp_path, monkeypatch, make, options, others):
+def test_where_bounds_are_awaited_the_record_is_that_of_bounds_read_at_once(
+    tmp_path, monkeypatch, make, options, others
+):
     found, read = [], []
     for awaits in (False, True):
         monkeypatch.setattr(certifying, "waits", lambda device, awaits=awaits: awaits)
@@ -117,3 +121,83 @@ def test_the_record_is_that_of_bounds_read_at_once(tmp_path, monkeypatch, make, 
     assert late_states == states
     assert late_events == events
     assert late_exact == exact
+
+
+# --- by steps that are known beforehand -------------------------------------------------------------------------------
+
+
+def there_and_back(tmp_path, model, optimizer, *, probes, hits=0.6, **options):
+    """The state and bound of each of six steps; in the second unit 1 goes part of the way to unit 0, then back.
+
+    On the way back its bound is at least hits / (1 - hits), but neurons end where they were.
+    """
+    group = NeuronGroup("0", "unit", 5, (), (ParamSlice("0.weight"), ParamSlice("0.bias")), "verified")
+    way = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for name in ("0.weight", "0.bias"):
+        values = model.get_parameter(name).detach()
+        way[name][1] = hits * (values[0] - values[1])
+    watch = TopologyWatch(
+        model, optimizer, probes, groups=[group], dirpath=tmp_path, verbose=False, report=False, **options
+    )
+    with watch:
+        for step in range(1, 7):
+            sign = {2: -1.0, 3: 1.0}.get(step, 0.0)
+            with watch.step():
+                for name, p in model.named_parameters():
+                    p.grad = sign * way[name]
+                optimizer.step()
+    return {
+        step: (StepState(int(m.values["state"])), m.values.get("bound"))
+        for m in watch.record.measurements
+        if m.probe == "coverage"
+        for step in range(int(m.values["from"]) + 1, m.step + 1)
+    }
+
+
+def five_units(*more):
+    """A layer whose units 0 and 1 are nearest to each other, but not so near that they are looked at by themselves."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), *more, torch.nn.Linear(5, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0, 0, 0], [1, 0, 0], [0, 3, 0], [0, 0, 3], [3, 3, 3.0]]))
+        model[0].bias.zero_()
+    return model
+
+
+class OfTheUser(torch.optim.SGD):
+    pass
+
+
+def test_without_the_probe_of_distortion_nothing_is_certified(tmp_path):
+    model = five_units()
+    probes = [Persistence(every_n_steps=3, max_dim=0)]
+    assert there_and_back(tmp_path, model, torch.optim.SGD(model.parameters(), lr=1.0), probes=probes) == {}
+
+
+def test_a_step_whose_bound_is_too_large_is_measured_and_its_own_ratio_counts(tmp_path):
+    model = five_units()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    states = there_and_back(tmp_path, model, optimizer, probes=[Distortion(1000)], max_overhead=None)
+    # From 0.4 apart back to 1 apart: r = 0.6 / 0.4, which is above 1 and was measured.
+    assert [state.name for state, _ in states.values()] == ["EXACT", "BOUNDED", "EXACT", *["BOUNDED"] * 3]
+    assert states[2][1] >= 0.6
+    assert max(bound for step, (state, bound) in states.items() if step > 3) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("more", "rule", "wanted"),
+    [
+        ((), torch.optim.SGD, "SPANNED"),
+        ((torch.nn.Dropout(0.0),), torch.optim.SGD, "SPANNED"),
+        ((torch.nn.Dropout(0.1),), torch.optim.SGD, "OPEN"),  # equal neurons part again: each has a mask of its own
+        ((), OfTheUser, "OPEN"),  # nobody knows what its rule does to equal neurons
+    ],
+)
+def test_where_no_time_is_left_to_measure_a_span_counts_only_if_merged_neurons_stay_together(
+    tmp_path, monkeypatch, more, rule, wanted
+):
+    monkeypatch.setattr(certifying.Certifying, "_may_measure", lambda self, budget: False)
+    model = five_units(*more)
+    states = there_and_back(tmp_path, model, rule(model.parameters(), lr=1.0), probes=[Distortion(1000)])
+    assert states[3][0].name == wanted
+    assert states[3][1] >= 1.5
+    assert [states[step][0].name for step in (2, 4, 5, 6)] == ["BOUNDED"] * 4

@@ -1,0 +1,62 @@
+"""Picking and writing entries: the rules against the operators, and models around them."""
+
+import pytest
+import torch
+
+from lightning_topo.neurons import find_neuron_groups
+from tests.neurons.rules.models import Between, X, free_axes
+
+FREE = {
+    "rows by a list": (lambda x: x[torch.tensor([0, 2, 2])], [(6, 4)], [4]),
+    "rows by index_select": (lambda x: x.index_select(0, torch.tensor([0, 2, 2])), [(6, 4)], [4]),
+    "entries by two lists": (lambda x: x[torch.tensor([0, 1]), :, torch.tensor([1, 0])], [(3, 4, 5)], [4]),
+    "entries by a mask of itself": (lambda x: x[x > 0], [(3, 4)], []),
+    "a mask picks": (lambda x: x.masked_select(x > 0), [(3, 4)], []),
+    "filled where it is large": (lambda x: x.masked_fill(x > 0, 0.0), [(3, 4)], [3, 4]),
+    "filled by a mask of data": (lambda x: x.masked_fill(torch.tensor([True, False, False, True]), 0.0), [(3, 4)], [3]),
+    "chosen between": (lambda x, y: torch.where(x > y, x, y), [(3, 4), (4,)], [3, 4]),
+    "gathered alike in all columns": (lambda x: x.gather(0, torch.zeros(2, 4, dtype=torch.long)), [(6, 4)], [4]),
+    "gathered by its own order": (lambda x: x.gather(1, x.argsort(1)), [(3, 4)], [3, 4]),
+    "a row added": (lambda x, y: x.index_add(0, torch.tensor([2]), y), [(6, 4), (1, 4)], [4]),
+    "a row written": (lambda x, y: x.index_copy(0, torch.tensor([2]), y), [(6, 4), (1, 4)], [4]),
+    "a row put twice": (lambda x, y: x.index_put((torch.tensor([0, 2]),), y), [(6, 4), (4,)], [4]),
+    "the largest written back": (lambda x: torch.zeros_like(x).scatter(1, *x.topk(2, 1)[::-1]), [(3, 4)], [3, 4]),
+    "copied over zeros": (lambda x: torch.zeros(3, 4, dtype=torch.float64).copy_(x), [(3, 4)], [3, 4]),
+    "one row for all": (lambda x: torch.zeros(3, 4, dtype=torch.float64).copy_(x), [(4,)], [4]),
+}
+
+
+@pytest.mark.parametrize(("function", "shapes", "sizes"), FREE.values(), ids=FREE)
+def test_what_a_rule_leaves_free_can_be_exchanged_and_all_of_it_is(function, shapes, sizes) -> None:
+    assert free_axes(function, *shapes) == sizes
+
+
+EXCHANGEABLE = {
+    "masked": lambda h: h.masked_fill(h > 1, 0.0),
+    "gathered over time": lambda h: h.gather(1, torch.zeros(2, 3, 12, dtype=torch.long)),
+    "indexed by data": lambda h: h[:, torch.tensor([0, 2, 2])],
+    "written in place": lambda h: torch.zeros_like(h).copy_(h).mul_(2).add_(h),
+    "scattered over time": lambda h: torch.zeros(2, 9, 12).index_add(1, torch.arange(7), h),
+    "the k largest kept, written back": lambda h: torch.zeros_like(h).scatter(-1, *h.topk(4, -1)[::-1]),
+    "the k largest kept, by a mask": lambda h: h * torch.zeros_like(h).scatter_(-1, h.topk(4, -1).indices, 1.0),
+}
+
+
+@pytest.mark.parametrize("between", EXCHANGEABLE.values(), ids=EXCHANGEABLE.keys())
+def test_neurons_stay_exchangeable(between) -> None:
+    [group] = find_neuron_groups(Between(between), X)
+    assert (group.name, group.n, group.block_shape, group.status) == ("first", 12, (), "verified")
+    assert group.params == ("first.weight", "first.bias", "last.weight")
+
+
+def test_one_position_written_out_in_the_code_is_a_slice() -> None:
+    """As Falcon picks keys and values from its fused projection."""
+
+    def attention(h):
+        parts = h.unflatten(-1, (6, 2))
+        query, key, value = parts[..., :-2, :], parts[..., [-2], :], parts[..., [-1], :]
+        scores = (query.transpose(1, 2) @ key.transpose(1, 2).mT).softmax(-1)
+        return (scores @ value.transpose(1, 2)).transpose(1, 2).flatten(-2)
+
+    groups = find_neuron_groups(Between(attention, width=8), X)
+    assert ("head", 4, "verified") in {(g.kind, g.n, g.status) for g in groups}

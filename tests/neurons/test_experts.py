@@ -1,0 +1,97 @@
+"""Whole experts: guessed from the structure beside a router, and proved by changing their places."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_topo._tape import StepRecorder
+from lightning_topo.neurons import find_neuron_groups
+from lightning_topo.neurons._experts import guess_expert_groups
+from lightning_topo.neurons._tape_coupling import couple
+
+X = torch.randn(16, 5, generator=torch.Generator().manual_seed(0))
+
+
+class Routed(nn.Module):
+    """Each sample goes to the best of several experts, weighed by its score."""
+
+    def __init__(self, n: int = 4, router: int | None = None, *, alike: bool = True) -> None:
+        super().__init__()
+        self.inner, self.router, self.out = nn.Linear(5, 6), nn.Linear(6, router or n), nn.Linear(6, 2)
+        widths = [7] * n if alike else range(7, 7 + n)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, w), nn.Tanh(), nn.Linear(w, 6)) for w in widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.inner(x))
+        score, chosen = self.router(x).softmax(-1).max(-1)
+        out = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            mine = (chosen == i).nonzero()[:, 0]
+            out = out.index_add(0, mine, expert(x[mine]) * score[mine, None])
+        return self.out(out)
+
+
+class Stacked(nn.Module):
+    """The weights of all experts in one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.out = nn.Linear(5, 4), nn.Linear(6, 2)
+        self.up = nn.Parameter(torch.randn(4, 5, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        score, chosen = self.router(x).softmax(-1).topk(1, -1)
+        return self.out(torch.tanh(torch.bmm(x[:, None], self.up[chosen[:, 0]])[:, 0] * score))
+
+
+def guesses(net: nn.Module) -> list:
+    torch.manual_seed(0)
+    recorder = StepRecorder()
+    recorder.begin(net)
+    recorder.loss(net(X).square().mean())
+    tapes = recorder.end()
+    return guess_expert_groups(net, couple(tapes).trace)
+
+
+def test_experts_go_with_their_rows_of_the_router() -> None:
+    [guess] = guesses(Routed())
+    assert (guess.name, guess.kind, guess.n) == ("experts", "expert", 4)
+    assert set(guess.params) == {
+        *(f"experts.*.{k}.{part}" for k in (0, 2) for part in ("weight", "bias")),
+        "router.weight",
+        "router.bias",
+    }
+
+
+@pytest.mark.parametrize("make", [Routed, Stacked])
+def test_a_guess_that_is_right_is_proved(make) -> None:
+    torch.manual_seed(0)
+    net = make()
+    groups = find_neuron_groups(net, X)
+    [experts] = [group for group in groups if group.kind == "expert"]
+    assert (experts.n, experts.status) == (4, "verified")
+    order = torch.tensor([2, 0, 3, 1])
+    moved = experts.permute(dict(net.named_parameters()), order)
+    torch.testing.assert_close(torch.func.functional_call(net, moved, X), net(X))
+
+
+def test_a_guess_that_is_wrong_is_not_among_the_groups() -> None:
+    class Favoured(Routed):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.out(self.experts[0](torch.tanh(self.inner(x))))
+
+    torch.manual_seed(0)
+    net = Favoured()
+    assert len(guesses(net)) == 1
+    assert "expert" not in {group.kind for group in find_neuron_groups(net, X)}
+
+
+@pytest.mark.parametrize("net", [Routed(router=5), Routed(alike=False)], ids=["another router", "of other shapes"])
+def test_without_a_router_of_as_many_or_one_shape_nothing_is_guessed(net) -> None:
+    assert guesses(net) == []
+
+
+def test_layers_one_after_the_other_are_no_experts() -> None:
+    """A list of modules of one shape, and nothing chooses among them."""
+    net = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5))
+    assert guesses(net) == []

@@ -1,0 +1,142 @@
+"""Axes carried along recorded steps: nothing is run, and what one loss ties is tied for all."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_topo._tape import StepRecorder, Tape
+from lightning_topo.neurons import groups_from_tapes
+from lightning_topo.neurons._coupling import flat
+from lightning_topo.neurons._tape_coupling import Coupling, couple
+from tests.tape.steps import CountedCalls, batch, labels, mlp
+
+
+def test_a_fused_recurrent_layer_is_coupled_as_fast_over_many_times_as_over_few() -> None:
+    def n_followed(times: int) -> tuple[int, list[str]]:
+        torch.manual_seed(0)
+        net, x, recorder = nn.LSTM(5, 8, bidirectional=True), torch.randn(times, 4, 5), StepRecorder()
+        recorder.begin(net)
+        recorder.loss(net(x)[0].square().mean())
+        [tape] = recorder.end()
+        counted = CountedCalls()
+        with counted:
+            couple([tape])
+        return counted.calls.total(), [group.status for group in groups_from_tapes([tape]).groups]
+
+    few, many = n_followed(3), n_followed(60)
+    assert few[1] == many[1] == ["verified", "verified"]
+    assert many[0] < 2 * few[0]
+
+
+def tapes_of(net: nn.Module, *losses) -> tuple[Tape, ...]:
+    recorder = StepRecorder()
+    recorder.begin(net)
+    for loss in losses:
+        recorder.loss(loss())
+        recorder.resume()
+    return recorder.end()
+
+
+def atoms(coupling: Coupling, name: str) -> list:
+    """The atoms of a parameter's axes."""
+    [piece] = coupling.trace.pieces[name]
+    return [flat(axis) for axis in piece.axes]
+
+
+def test_a_layer_s_rows_are_the_next_one_s_columns_and_data_and_outputs_are_fixed() -> None:
+    net, x, y = mlp(5, 8, 3), batch(0, 6, 5), labels(0, 6)
+    coupling = couple(tapes_of(net, lambda: F.cross_entropy(net(x), y)))
+    (rows, columns), (out, inner) = atoms(coupling, "0.weight"), atoms(coupling, "2.weight")
+    assert rows == atoms(coupling, "0.bias")[0] == inner
+    assert [atom.frozen for atom in rows] == [False]
+    assert all(atom.frozen for atom in [*columns, *out])
+    assert out[0].reason == "classes"
+
+
+def test_no_operator_is_run_and_no_memory_is_taken() -> None:
+    net = nn.Linear(2000, 2000)
+    tapes = tapes_of(net, lambda: net(torch.ones(3, 2000)).square().mean())
+    counted = CountedCalls()
+    with counted:
+        coupling = couple(tapes)
+    assert not set(counted.calls) - {"empty.memory_format", "empty_strided", "empty"}
+    assert all(tensor.is_meta for tensor in coupling.tensors[0].values())
+    assert [tuple(t.shape) for slot, t in coupling.tensors[0].items()] == [
+        tapes[0].layouts[slot].shape for slot in coupling.tensors[0]
+    ]
+
+
+def test_what_one_loss_ties_is_tied_for_all() -> None:
+    net = nn.ModuleDict({"trunk": nn.Linear(5, 8), "one": nn.Linear(8, 8), "other": nn.Linear(8, 2)})
+    x = batch(0, 6, 5)
+
+    def hidden() -> Tensor:
+        return torch.tanh(net["trunk"](x))
+
+    def plain() -> Tensor:
+        return net["one"](hidden()).tanh().square().mean() + net["other"](hidden()).square().mean()
+
+    def skipped() -> Tensor:
+        return net["other"](hidden() + net["one"](hidden())).square().mean()
+
+    apart, together = couple(tapes_of(net, plain)), couple(tapes_of(net, plain, skipped))
+    assert atoms(apart, "one.weight")[0] != atoms(apart, "one.weight")[1]
+    assert atoms(together, "one.weight")[0] == atoms(together, "one.weight")[1]
+    assert len(together.tensors) == 2
+
+
+def test_an_output_s_axes_are_fixed_whatever_it_is() -> None:
+    net, recorder = mlp(5, 8, 3), StepRecorder()
+    recorder.begin(net)
+    recorder.outputs([net(batch(0, 6, 5))])
+    coupling = couple(recorder.end())
+    assert [atom.reason for atom in atoms(coupling, "2.bias")[0]] == ["an output of the model"]
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_running_statistics_go_with_their_channel_and_other_buffers_are_data(statistics: bool) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+            self.register_buffer("gain", torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.first(x)
+            return self.last(self.norm(hidden) if statistics else hidden * self.gain)
+
+    net = Scaled()
+    coupling = couple(tapes_of(net, lambda: net(batch(0, 6, 5)).square().mean()))
+    [rows] = atoms(coupling, "first.bias")
+    assert rows[0].frozen != statistics
+    assert (atoms(coupling, "norm.running_mean")[0] == rows) == statistics
+
+
+def test_a_mask_is_permuted_with_what_it_fell_on_and_one_that_fell_on_all_alike_is_not() -> None:
+    net = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3))
+
+    def dropped() -> Tensor:
+        return net[1](net[0](batch(0, 6, 5)) * (torch.rand(6, 8) < 0.5)).square().mean()
+
+    def by_sample() -> Tensor:
+        return net[1](net[0](batch(0, 6, 5)) * (torch.rand(6, 1) < 0.5)).square().mean()
+
+    for loss, carries in ((dropped, True), (by_sample, False)):
+        coupling = couple(tapes_of(net, loss))
+        [rows] = atoms(coupling, "0.bias")
+        drawn = [name for name in coupling.trace.pieces if name.startswith("@")]
+        assert [name for name in drawn if rows in atoms(coupling, name)] == (drawn if carries else [])
+        assert not rows[0].frozen
+
+
+def test_a_teacher_that_was_copied_through_data_is_tied_to_its_student() -> None:
+    net = nn.ModuleDict({"student": nn.Linear(5, 8), "teacher": nn.Linear(5, 8), "out": nn.Linear(8, 3)})
+
+    def loss() -> Tensor:
+        net["teacher"].weight.data = net["student"].weight.data * 1.0
+        x = batch(0, 6, 5)
+        return (net["out"](net["student"](x)) - net["out"](net["teacher"](x)).detach()).square().mean()
+
+    coupling = couple(tapes_of(net, loss))
+    assert atoms(coupling, "teacher.weight")[0] == atoms(coupling, "student.weight")[0]

@@ -1,0 +1,72 @@
+"""A small network trained by hand under the engine's parts, and an output that keeps what it is given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from lightning_topo._watch.output import Run
+from lightning_topo._watch.steps import Steps
+from lightning_topo.homology import PersistenceDiagram
+from lightning_topo.loops._training import LoopTraining
+from lightning_topo.measurement import Measurement
+from lightning_topo.neurons import NeuronGroup, ParamSlice
+from lightning_topo.phases import TopologyEvent
+
+
+def two_layers() -> nn.Sequential:
+    """Two hidden layers, of 5 and 4 units."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def hidden(name: str, n: int, outgoing: str) -> NeuronGroup:
+    """The units of a layer: incoming weights, biases and outgoing weights."""
+    pieces = (ParamSlice(f"{name}.weight"), ParamSlice(f"{name}.bias"), ParamSlice(f"{outgoing}.weight", dims=(1,)))
+    return NeuronGroup(name, "unit", n, (), pieces, "verified")
+
+
+GROUPS = (hidden("0", 5, "2"), hidden("2", 4, "4"))
+
+
+def training_of(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> LoopTraining:
+    return LoopTraining.of(model, optimizer or torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def steps_of(model: nn.Module) -> Steps:
+    """The updates of a module; its caller releases it."""
+    return Steps(model, on_settle=lambda lost: None, on_outside=lambda optimizer, names: None)
+
+
+@dataclass
+class Kept:
+    """An output that keeps everything."""
+
+    runs: list[Run] = field(default_factory=list)
+    measured: list[Measurement] = field(default_factory=list)
+    events: list[TopologyEvent] = field(default_factory=list)
+    drawn: list[tuple[int, list[str]]] = field(default_factory=list)
+    order: list[str] = field(default_factory=list)
+
+    def start(self, run: Run) -> None:
+        self.runs.append(run)
+        self.order.append("start")
+
+    def measurement(self, measurement: Measurement) -> None:
+        self.measured.append(measurement)
+        self.order.append(measurement.probe)
+
+    def event(self, event: TopologyEvent) -> None:
+        self.events.append(event)
+        self.order.append(str(event.name))
+
+    def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
+        self.drawn.append((step, list(diagrams)))
+
+    def end(self, *, in_haste: bool = False) -> None:
+        self.order.append("end")
+
+    def of(self, probe: str) -> list[tuple[int, str, dict[str, float]]]:
+        """The values of one probe: step, group, values."""
+        return [(m.step, m.group, dict(m.values)) for m in self.measured if m.probe == probe]
