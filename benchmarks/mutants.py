@@ -65,7 +65,7 @@ CLOSEST = {
     "_watch/measuring.py": ("tests/callbacks/test_monitor.py",),
     "_watch/membership.py": ("tests/callbacks/test_unseen_steps.py", "tests/callbacks/test_everywhere.py"),
     "_watch/movements.py": ("tests/callbacks/test_unseen_steps.py",),
-    "_watch/recording.py": ("tests/probes/test_step_edge_probe.py", "tests/callbacks/test_stability_in_training.py"),
+    "_watch/recording.py": ("tests/probes/test_step_edge.py", "tests/callbacks/test_stability_in_training.py"),
     "_watch/reference.py": ("tests/callbacks/test_resume.py",),
 }
 """Where no test file has a file's name."""

@@ -70,4 +70,4 @@ def test_values_are_of_the_clouds_dtype_and_at_least_single(dtype, wanted):
 
 def test_a_distance_that_does_not_exist_is_refused_before_anything_is_computed():
     with pytest.raises(ValueError, match="expected a distance of bottleneck, log_bottleneck, wasserstein, got 'l2'"):
-        functional.diagram_distance(torch.full((2, 1), math.nan), cloud(0), 0, "l2")
+        functional.diagram_distance(torch.full((2, 1), math.nan), torch.zeros(2, 1), 0, "l2")
