@@ -55,7 +55,7 @@ CLOSEST = {
     "outputs/_outputs.py": ("tests/outputs/test_outputs.py", "tests/outputs/test_gates.py"),
     "outputs/record/_layout.py": ("tests/outputs/record/test_strangers_folder.py",),
     "outputs/record/_network.py": ("tests/outputs/record/test_follow.py", "tests/outputs/page/test_verdict.py"),
-    "outputs/record/_write.py": ("tests/outputs/record/test_record.py", "tests/outputs/record/test_branch.py"),
+    "outputs/record/_write.py": ("tests/outputs/record/test_write.py", "tests/outputs/record/test_branch.py"),
     "outputs/trackers/_drawing.py": ("tests/outputs/trackers/test_output.py", "tests/outputs/trackers/test_names.py"),
     "outputs/trackers/_tracker.py": ("tests/outputs/trackers/test_output.py", "tests/outputs/trackers/test_names.py"),
     "_watch/awaited.py": ("tests/callbacks/test_lag.py",),
