@@ -266,28 +266,6 @@ def same(a, b):
     return all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
 
 
-def test_gradients_and_optimizer_state_are_there_again_also_after_an_error(tmp_path):
-    class Fails(Rates):
-        def on_train_start(self):
-            self.n = 0
-
-        def training_step(self, batch, batch_idx):
-            if self.trainer.optimizers[0].param_groups[0]["lr"] > 1.0:
-                raise KeyError("no such batch")
-            return super().training_step(batch, batch_idx)
-
-    module = Fails(optimizer=torch.optim.Adam)
-    start = {name: p.clone() for name, p in module.state_dict().items()}
-    optimizer = module.make_optimizer()
-    module.make_optimizer = lambda: optimizer
-    with pytest.raises(KeyError, match="no such batch"):
-        fit(module, [fast()], root=tmp_path)
-    assert all(torch.equal(p, start[name]) for name, p in module.state_dict().items())
-    assert not optimizer.state
-    assert optimizer.param_groups[0]["lr"] == 0.1
-    assert all(p.grad is None for p in module.parameters())
-
-
 # --- setting it -------------------------------------------------------------------------------------------------------
 
 

@@ -9,17 +9,15 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
 
 from lightning_topo._cli import main
-from lightning_topo._watch.published_values import mangled_names
 from lightning_topo.homology import persistence
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import render_page, write_report
 from lightning_topo.outputs.page._model import Budget, run_view
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordWriter, read_record
 from lightning_topo.outputs.record._archive import write_arrays
-from lightning_topo.outputs.trackers import RunFacts, Tracker
+from lightning_topo.outputs.trackers import RunFacts
 from lightning_topo.phases import EventName, TopologyEvent
 
 NAMES = (
@@ -135,43 +133,6 @@ def test_a_link_in_a_parents_folder_is_not_copied(tmp_path):
     branch = RecordWriter.open(tmp_path / "own", resume=(parent.dirpath, parent.run_id), step=2)
     branch.close()
     assert not (branch.dirpath / "reference").exists()
-
-
-def test_figures_of_any_group_stay_in_the_run_folder(tmp_path):
-    class Figure:
-        def savefig(self, file, format):
-            file.write(b"a figure")
-
-    tracker = Tracker(CSVLogger(tmp_path / "logs"))
-    tracker.began(RunFacts("id", tmp_path / "run" / "topology", {}, []))
-    (tmp_path / "run" / "topology").mkdir(parents=True)
-    for key in mangled_names([*NAMES, "../" * 10 + "x", "a/" + "b" * 5000]).values():
-        tracker.figure(f"topology/{key}/diagram", Figure(), 3)
-    found = everything(tmp_path)
-    assert len(found) >= len(NAMES)
-    assert all(path.resolve().is_relative_to(tmp_path / "run" / "topology" / "figures") for path in found)
-
-
-def test_no_figure_goes_through_a_link(tmp_path):
-    class Figure:
-        def savefig(self, file, format):
-            file.write(b"a figure")
-
-    folder, outside = tmp_path / "run", tmp_path / "outside"
-    (outside / "deep").mkdir(parents=True)
-    (outside / "precious").write_text("mine")
-    (folder / "figures").mkdir(parents=True)
-    (folder / "figures" / "a").symlink_to(outside, target_is_directory=True)
-    (folder / "figures" / "b").mkdir()
-    (folder / "figures" / "b" / "000000003.png").symlink_to(outside / "precious")
-    tracker = Tracker(CSVLogger(tmp_path / "logs"))
-    tracker.began(RunFacts("id", folder, {}, []))
-    for key in ("a", "a/deep"):
-        with pytest.raises(OSError, match="a link"):
-            tracker.figure(key, Figure(), 3)
-    tracker.figure("b", Figure(), 3)
-    assert everything(outside) == {outside / "precious": b"mine"}
-    assert (folder / "figures" / "b" / "000000003.png").read_bytes() == b"a figure"
 
 
 def test_only_the_records_own_files_are_sent_and_no_links(tmp_path):
