@@ -63,4 +63,7 @@ def test_declared_groups_are_taken_and_without_any_the_reason_is_told(tmp_path):
             self.net = nn.Linear(4, 3)
 
     flat = looked(tmp_path, Flat(), 64).found
-    assert (flat.groups, flat.problems) == ((), "?")
+    assert (flat.groups, flat.problems) == (
+        (),
+        "No neurons found: the module has no group of two or more exchangeable neurons.",
+    )

@@ -2,7 +2,7 @@
 
 import re
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lightning_topo.measurement import Measurement
@@ -114,6 +114,8 @@ def test_a_count_that_never_stays_up_long_enough_merges_once(runs):
 
 
 @given(st.text("aq.", max_size=40), st.integers(1, 4))
+@example("aq.qa", 2)  # not quiet in a row
+@example("aqqa.qqa", 2)
 def test_a_span_lasts_to_the_end_of_as_many_quiet_measurements_in_a_row(text, hold):
     state, found = SpanState(), 0
     for letter in text:
