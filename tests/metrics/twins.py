@@ -1,4 +1,4 @@
-"""Every metric of the package with the function that it is made of, and clouds to measure."""
+"""Every metric of the package beside the function that computes it, and clouds to measure."""
 
 from collections.abc import Callable
 
