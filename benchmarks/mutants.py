@@ -55,7 +55,7 @@ CLOSEST = {
     "outputs/_outputs.py": ("tests/outputs/test_outputs.py", "tests/outputs/test_gates.py"),
     "outputs/record/_layout.py": ("tests/outputs/record/test_strangers_folder.py",),
     "outputs/record/_network.py": ("tests/outputs/record/test_follow.py", "tests/outputs/page/test_verdict.py"),
-    "outputs/record/_write.py": ("tests/outputs/record/test_record.py", "tests/outputs/record/test_branch.py"),
+    "outputs/record/_write.py": ("tests/outputs/record/test_write.py", "tests/outputs/record/test_branch.py"),
     "outputs/trackers/_drawing.py": ("tests/outputs/trackers/test_output.py", "tests/outputs/trackers/test_names.py"),
     "outputs/trackers/_tracker.py": ("tests/outputs/trackers/test_output.py", "tests/outputs/trackers/test_names.py"),
     "_watch/awaited.py": ("tests/callbacks/test_lag.py",),
@@ -65,7 +65,7 @@ CLOSEST = {
     "_watch/measuring.py": ("tests/callbacks/test_monitor.py",),
     "_watch/membership.py": ("tests/callbacks/test_unseen_steps.py", "tests/callbacks/test_everywhere.py"),
     "_watch/movements.py": ("tests/callbacks/test_unseen_steps.py",),
-    "_watch/recording.py": ("tests/probes/test_step_edge_probe.py", "tests/callbacks/test_stability_in_training.py"),
+    "_watch/recording.py": ("tests/probes/test_step_edge.py", "tests/callbacks/test_stability_in_training.py"),
     "_watch/reference.py": ("tests/callbacks/test_resume.py",),
 }
 """Where no test file has a file's name."""

@@ -166,24 +166,3 @@ def test_the_report_is_made_anew_from_the_record_alone(command, tmp_path, capsys
     assert main(["report", str(folder), str(folder), "--out", str(other)]) == 0
     assert other.is_file()
     assert capsys.readouterr().out.count("file://") == 2
-
-
-def test_a_folder_without_a_record_is_said(tmp_path, capsys):
-    assert main(["report", str(tmp_path)]) == 2
-    assert "expected a run folder" in capsys.readouterr().err
-
-
-def test_the_neurons_of_a_model_are_listed(tmp_path, capsys, monkeypatch):
-    model = "nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))"
-    (tmp_path / "mine.py").write_text(f"from torch import nn\nmodel = {model}\n")
-    monkeypatch.chdir(tmp_path)
-    assert main(["neurons", "mine:model", "--shape", "2,3,8,8"]) == 0
-    header, row = capsys.readouterr().out.splitlines()
-    assert header.split() == ["name", "kind", "n", "d", "parameters", "verified"]
-    assert row.split()[:4] == ["0", "channel", "4", str(27 + 1 + 18)]
-    assert row.endswith("yes")
-    assert main(["neurons", "lightning_topo.demo:DigitsMLP"]) == 0
-    assert capsys.readouterr().out.count("yes") == 2
-    for wrong in ("mine:nothing", "mine", "nowhere:model"):
-        assert main(["neurons", wrong]) == 2
-        assert capsys.readouterr().err.startswith("lightning-topo:")

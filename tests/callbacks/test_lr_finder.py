@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
-from lightning_topo import Distortion, LRSweep, Sharpness, TopologyLRFinder, TopologyMonitor, read_record
+from lightning_topo import Distortion, Sharpness, TopologyLRFinder, TopologyMonitor, read_record
 from lightning_topo._figures.style import pixels
 from lightning_topo.demo import FullBatch
 from tests.callbacks.test_events_in_training import Quadratic
@@ -163,27 +163,6 @@ def test_a_diverging_loss_ends_the_sweep(tmp_path):
     assert "diverged" in str(finder.sweep)
 
 
-def test_suggestions_of_known_curves():
-    lrs, nan = (1.0, 2.0, 3.0, 4.0), math.nan
-
-    def sweep(r, first=(0.1,) * 4, eta=(nan,) * 4):
-        return LRSweep(lrs, (1.0,) * 4, r, first, eta, (nan,) * 4)
-
-    assert sweep((0.2, 0.5, 1.0, 0.3)).suggestion_by_ratio == 2.0
-    assert sweep((0.2, nan, 0.5, math.inf)).suggestion_by_ratio == 3.0
-    assert sweep((0.2, 0.3, 0.4, 0.5)).suggestion_by_ratio is None
-    assert "everywhere (at most 0.5)" in str(sweep((0.2, 0.3, 0.4, 0.5)))
-    assert sweep((1.2, 0.3, 0.4, 0.5)).suggestion_by_ratio is None
-    assert "above 1 from the first on, 1" in str(sweep((1.2, 0.3, 0.4, 0.5)))
-    assert sweep((0.2, 0.3, 0.4, 0.5), first=(0.5, 1.0, 1.5, 2.0)).suggestion_by_ratio == 1.0
-    # One peak is a peak; two are the critical point.
-    assert sweep((nan,) * 4, (nan,) * 4, (0.1, 9.0, 0.3, 0.4)).suggestion is None
-    assert sweep((nan,) * 4, (nan,) * 4, (0.1, 9.0, 9.0, 1.5)).suggestion == 1.0
-    # Adam's first steps; r has no such excuse.
-    assert sweep((nan,) * 4, (nan,) * 4, (9.0, 0.1, 0.2, 1.5)).suggestion == 3.0
-    assert sweep((9.0, 0.1, 0.2, 1.5)).suggestion is None
-
-
 # --- it leaves no trace -----------------------------------------------------------------------------------------------
 
 
@@ -285,28 +264,6 @@ def test_training_is_bitwise_the_same_with_and_without(tmp_path, options):
 
 def same(a, b):
     return all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
-
-
-def test_gradients_and_optimizer_state_are_there_again_also_after_an_error(tmp_path):
-    class Fails(Rates):
-        def on_train_start(self):
-            self.n = 0
-
-        def training_step(self, batch, batch_idx):
-            if self.trainer.optimizers[0].param_groups[0]["lr"] > 1.0:
-                raise KeyError("no such batch")
-            return super().training_step(batch, batch_idx)
-
-    module = Fails(optimizer=torch.optim.Adam)
-    start = {name: p.clone() for name, p in module.state_dict().items()}
-    optimizer = module.make_optimizer()
-    module.make_optimizer = lambda: optimizer
-    with pytest.raises(KeyError, match="no such batch"):
-        fit(module, [fast()], root=tmp_path)
-    assert all(torch.equal(p, start[name]) for name, p in module.state_dict().items())
-    assert not optimizer.state
-    assert optimizer.param_groups[0]["lr"] == 0.1
-    assert all(p.grad is None for p in module.parameters())
 
 
 # --- setting it -------------------------------------------------------------------------------------------------------

@@ -161,3 +161,13 @@ def by_transformers(folder, lr=0.1, epochs=2, **others):
 def weights(model):
     """By name, without what is no layer's."""
     return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def watched(trainer, **others):
+    callback = TopologyTrainerCallback(trainer, **options(**others))
+    trainer.add_callback(callback)
+    return callback
+
+
+def losses(callback):
+    return [m.values["loss"] for m in callback.record.measurements if m.probe == "training"]

@@ -1,69 +1,17 @@
 """The door for loops written by hand: harmless, exact, and closed whatever happens."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lightning_topo import Distortion, Persistence, TopologyWatch
+from lightning_topo import Distortion, Persistence
 from lightning_topo.outputs._gates import StopRules
 from tests.callbacks.training import happened
-from tests.loops.loops import GROUPS, Net, batches, layers, options, sgd
-
-LIMIT = 0.9
-
-
-def watching(model, optimizers, folder, **others):
-    return TopologyWatch(model, optimizers, dirpath=folder / "topology", **options(**others))
-
-
-def train(model, optimizer, watch=None, *, epochs=1, kicks=(), lr=0.1, accumulate=1):
-    """The loop that a user writes."""
-    step = 0
-    for _ in range(epochs):
-        for k, batch in enumerate(batches()):
-            step += 1
-            for group in optimizer.param_groups:
-                group["lr"] = 3000.0 if step in kicks else lr
-            if watch is None:
-                _iterate(model, optimizer, batch, k, accumulate, lambda loss: loss)
-                continue
-            with watch.step():
-                _iterate(model, optimizer, batch, k, accumulate, lambda loss: watch.loss(loss, scale=1 / accumulate))
-            if watch.should_stop:
-                return step
-        if watch is not None:
-            watch.end_epoch()
-    return step
-
-
-def _iterate(model, optimizer, batch, k, accumulate, look):
-    look(model(**batch)["loss"] / accumulate).backward()
-    if (k + 1) % accumulate == 0:
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def copies(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def ratio(before, after):
-    """The worst group's r in float64, from what is stored."""
-    found = []
-    for group in GROUPS:
-        x, y = (group.gather(tensors).double() for tensors in (before, after))
-        i, j = torch.triu_indices(group.n, group.n, 1)
-        found.append(float((((y - x)[i] - (y - x)[j]).norm(dim=1) / (x[i] - x[j]).norm(dim=1)).max()))
-    return max(found)
-
-
-def by_step(watch, probe):
-    return [m.step for m in watch.record.measurements if m.probe == probe]
-
+from tests.loops.by_hand import by_step, train, watching
+from tests.loops.loops import GROUPS, Net, batches, sgd
 
 # --- it leaves the training alone -------------------------------------------------------------------------------------
 
@@ -234,65 +182,6 @@ def test_rows_go_to_loggers_and_values_to_metrics(tmp_path):
 # --- what breaks ------------------------------------------------------------------------------------------------------
 
 
-def test_an_exception_closes_the_record_with_all_that_was_measured(tmp_path):
-    model = Net()
-    optimizer = sgd(model, 0.1)
-    watch = watching(model, optimizer, tmp_path, report=True)
-
-    def loop():
-        with watch:
-            for k, batch in enumerate(batches()):
-                with watch.step():
-                    watch.loss(model(**batch)["loss"]).backward()
-                    if k == 4:
-                        raise KeyError("mine")
-                    optimizer.step()
-                    optimizer.zero_grad()
-
-    with pytest.raises(KeyError, match="mine"):
-        loop()
-    assert by_step(watch, "training") == [1, 2, 3, 4]
-    assert max(by_step(watch, "coverage")) == 4
-
-
-def test_an_iteration_that_broke_off_and_was_caught_is_no_step(tmp_path):
-    model = Net()
-    optimizer = sgd(model, 0.1)
-    with watching(model, optimizer, tmp_path, probes=[Distortion(every_n_steps=1)]) as watch:
-        for k, batch in enumerate(batches()):
-            try:
-                with watch.step():
-                    watch.loss(model(**batch)["loss"]).backward()
-                    if k == 4:
-                        raise MemoryError
-                    optimizer.step()
-            except MemoryError:
-                pass
-            optimizer.zero_grad()
-    assert by_step(watch, "training") == list(range(1, 8))
-    assert not happened(watch.events)
-
-
-class Broken:
-    name = "broken"
-
-    def measure(self, capture):
-        raise OSError("no such thing")
-
-
-def test_a_failing_probe_is_an_event_or_an_error(tmp_path):
-    model = Net()
-    optimizer = sgd(model, 0.1)
-    with watching(model, optimizer, tmp_path, probes=[Broken()], on_error="warn") as watch:
-        train(model, optimizer, watch, epochs=4)
-    assert "probe_failed" in [str(event.name) for event in watch.events]
-    with (
-        pytest.raises(OSError, match="no such thing"),
-        watching(model, optimizer, tmp_path, probes=[Broken()]) as watch,
-    ):
-        train(model, optimizer, watch, epochs=4)
-
-
 def test_parameters_are_checked(tmp_path):
     model = Net()
     optimizer = sgd(model, 0.1)
@@ -337,136 +226,4 @@ def test_a_quiet_training_is_stopped_by_patience_alone(tmp_path):
     assert not watch.should_stop
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
-def test_no_step_is_above_max_ratio(tmp_path, optimizer):
-    lr = 30.0 if optimizer is torch.optim.SGD else 1.0
-    model = Net()
-    made = optimizer(model.parameters(), lr=lr)
-    seen = [copies(model)]
-    for batch in batches():
-        _iterate(model, made, batch, 0, 1, lambda loss: loss)
-        seen.append(copies(model))
-    assert max(ratio(*pair) for pair in pairwise(seen)) > 1.0
-
-    model = Net()
-    made = optimizer(model.parameters(), lr=lr)
-    seen = [copies(model)]
-    with watching(model, made, tmp_path, probes=[Distortion(every_n_steps=1)], max_ratio=LIMIT) as watch:
-        for _ in range(3):
-            for batch in batches():
-                with watch.step():
-                    _iterate(model, made, batch, 0, 1, watch.loss)
-                seen.append(copies(model))
-    ratios = [ratio(*pair) for pair in pairwise(seen)]
-    assert 0.99 * LIMIT < max(ratios) <= LIMIT
-    assert watch.guard.n_updates == 24
-    assert watch.guard.n_held > watch.guard.n_dropped
-    measured = [m.values for m in watch.record.measurements if m.probe == "distortion"]
-    assert max(values["critical_ratio"] for values in measured) <= LIMIT
-    assert len([v for v in measured if "proposed_critical_ratio" in v]) == 2 * watch.guard.n_held
-    assert "topology_breakdown" not in [str(event.name) for event in watch.events]
-
-
-def test_a_guard_that_cannot_see_updates_ends_the_training(tmp_path):
-    model = Net()
-    optimizer = sgd(model, 0.1)
-
-    def loop():
-        with watching(model, optimizer, tmp_path, max_ratio=LIMIT) as watch:
-            for batch in batches():
-                with watch.step():
-                    watch.loss(model(**batch)["loss"]).backward()
-                    with torch.no_grad():
-                        for p in model.parameters():
-                            p -= 0.1 * p.grad
-                    optimizer.zero_grad()
-
-    with pytest.raises(RuntimeError, match=r"cannot hold what it cannot see: .*SGD does not step"):
-        loop()
-
-
-def test_a_guard_needs_neurons(tmp_path):
-    model = nn.Linear(4, 3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-
-    def loop():
-        with watching(model, optimizer, tmp_path, groups="auto", max_ratio=LIMIT) as watch, watch.step():
-            watch.loss(model(torch.ones(1, 4)).sum()).backward()
-            optimizer.step()
-
-    with pytest.raises(RuntimeError, match=r"no neurons to work on.*declare_neurons"):
-        loop()
-
-
 # --- resume -----------------------------------------------------------------------------------------------------------
-
-
-def lines(watch):
-    """What does not depend on the captures before: those of a watch's first step, or where a bound asked for one."""
-    return [
-        (
-            m.step,
-            m.epoch,
-            m.probe,
-            m.group,
-            {k: v for k, v in m.values.items() if not k.startswith(("log_bottleneck", "span_"))},
-        )
-        for m in watch.record.measurements
-        if m.probe != "coverage" and (m.probe != "distortion" or m.step % 3 == 0)
-    ]
-
-
-def test_a_resumed_training_leaves_the_record_of_a_whole_one(tmp_path):
-    def made():
-        model = Net()
-        return model, sgd(model, 0.1)
-
-    watched = {"stop_on": "topology_breakdown", "max_ratio": LIMIT}
-    model, optimizer = made()
-    with watching(model, optimizer, tmp_path / "whole", **watched) as whole:
-        train(model, optimizer, whole, epochs=4)
-
-    first, optimizer = made()
-    with watching(first, optimizer, tmp_path / "parts", **watched) as watch:
-        train(first, optimizer, watch, epochs=2)
-        checkpoint = {"model": first.state_dict(), "optimizer": optimizer.state_dict(), "topology": watch.state_dict()}
-        torch.save(checkpoint, tmp_path / "last.pt")
-        folder = watch.dirpath
-    loaded = torch.load(tmp_path / "last.pt", weights_only=True)
-    second, optimizer = made()
-    second.load_state_dict(loaded["model"])
-    optimizer.load_state_dict(loaded["optimizer"])
-    with watching(second, optimizer, tmp_path / "parts", **watched) as watch:
-        watch.load_state_dict(loaded["topology"])
-        train(second, optimizer, watch, epochs=2)
-        assert watch.dirpath == folder
-        assert watch.epoch == 4
-        assert watch.guard.n_updates == 32
-    assert lines(watch) == lines(whole)
-    assert [str(event.name) for event in happened(watch.events)] == ["gap"]
-    with pytest.raises(RuntimeError, match="before the first step"):
-        watch.load_state_dict(loaded["topology"])
-
-
-@pytest.mark.parametrize(
-    "state", [{"version": 99}, {"version": 1, "step": "x"}, {"version": 1, "step": 3, "epoch": 0}, {"version": 1}]
-)
-def test_a_damaged_state_is_an_event_and_the_watch_begins_anew(tmp_path, state):
-    model = Net()
-    optimizer = sgd(model, 0.1)
-    with watching(model, optimizer, tmp_path) as watch:
-        watch.load_state_dict(state)
-        train(model, optimizer, watch)
-    [event] = happened(watch.events)
-    assert event.name == "gap"
-    assert "cannot be used" in event.message
-
-
-def test_what_was_never_started_can_be_closed_and_saved(tmp_path):
-    model = nn.Sequential(*layers())
-    watch = watching(model, sgd(model, 0.1), tmp_path)
-    assert watch.state_dict() == {}
-    watch.load_state_dict({})
-    watch.close()
-    assert watch.record is None
-    assert not list(tmp_path.iterdir())

@@ -9,20 +9,10 @@ import torch
 import transformers
 from torch.utils.data import Dataset
 
-from lightning_topo import Distortion, Persistence, TopologyTrainerCallback
+from lightning_topo import Distortion, Persistence
 from tests.callbacks.training import happened
-from tests.loops.loops import options, trainer_of, weights
-from tests.loops.test_plain import LIMIT, by_step, lines, ratio
-
-
-def watched(trainer, **others):
-    callback = TopologyTrainerCallback(trainer, **options(**others))
-    trainer.add_callback(callback)
-    return callback
-
-
-def losses(callback):
-    return [m.values["loss"] for m in callback.record.measurements if m.probe == "training"]
+from tests.loops.by_hand import LIMIT, by_step, lines, ratio
+from tests.loops.loops import losses, trainer_of, watched, weights
 
 
 class Kick(transformers.TrainerCallback):
@@ -113,46 +103,6 @@ def test_accumulated_batches_are_one_step(tmp_path):
     trainer.train()
     assert by_step(callback, "distortion") == [1, 1, 2, 2, 3, 3, 4, 4]
     assert all(0.5 < loss < 2.0 for loss in losses(callback))  # about log 3, not a fourth of it
-
-
-def test_the_backward_is_wrapped_while_it_trains_and_as_it_was_afterwards(tmp_path):
-    trainer = trainer_of(tmp_path)
-    before = trainer.accelerator.backward
-    seen = []
-
-    class Look(transformers.TrainerCallback):
-        def on_step_end(self, *_, **__):
-            seen.append("backward" in trainer.accelerator.__dict__)
-
-    callback = watched(trainer)
-    trainer.add_callback(Look())
-    trainer.train()
-    assert seen == [True] * 16
-    assert "backward" not in trainer.accelerator.__dict__
-    assert trainer.accelerator.backward == before
-    assert max(m.step for m in callback.record.measurements if m.probe == "coverage") == 16
-
-
-def test_an_exception_in_the_loop_closes_the_record_and_unwraps_the_backward(tmp_path):
-    class Breaks(transformers.TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, **kwargs):
-            if state.global_step == 4:
-                raise KeyError("mine")
-
-    trainer = trainer_of(tmp_path)
-    callback = watched(trainer)
-    trainer.add_callback(Breaks())
-    with pytest.raises(KeyError, match="mine"):
-        trainer.train()
-    assert "backward" not in trainer.accelerator.__dict__
-    assert len(losses(callback)) == 4
-    assert max(m.step for m in callback.record.measurements if m.probe == "coverage") == 4
-    # The same trainer goes on to a training of its own, with a record of its own.
-    first = callback.watch.dirpath
-    trainer.remove_callback(Breaks)
-    trainer.train()
-    assert callback.watch.dirpath != first
-    assert len(losses(callback)) == 16
 
 
 # --- gate and guard ---------------------------------------------------------------------------------------------------

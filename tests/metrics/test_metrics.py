@@ -8,59 +8,15 @@ import torch
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.wrappers import MetricTracker
 
-from lightning_topo.homology import available_engines
 from lightning_topo.metrics import (
     BettiNumbers,
     CriticalRatio,
     DiagramDistance,
     LipschitzDistortion,
     PersistenceEntropy,
-    TotalPersistence,
     functional,
 )
-
-MAX_DIM = 1 if available_engines() else 0
-
-
-def cloud(seed: int, n: int = 14) -> torch.Tensor:
-    return torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
-
-
-STEP_METRICS: list[tuple[Callable[[], Metric], Callable[..., torch.Tensor]]] = [
-    (CriticalRatio, functional.critical_ratio),
-    (LipschitzDistortion, functional.lipschitz_distortion),
-    (lambda: DiagramDistance(MAX_DIM), lambda a, b: functional.diagram_distance(a, b, MAX_DIM)),
-    (
-        lambda: DiagramDistance(MAX_DIM, "log_bottleneck"),
-        lambda a, b: functional.diagram_distance(a, b, MAX_DIM, "log_bottleneck"),
-    ),
-]
-CLOUD_METRICS: list[tuple[Callable[[], Metric], Callable[..., torch.Tensor]]] = [
-    (lambda: BettiNumbers(MAX_DIM), lambda x: functional.betti_numbers(x, MAX_DIM)),
-    (lambda: TotalPersistence(MAX_DIM, 2.0), lambda x: functional.total_persistence(x, MAX_DIM, 2.0)),
-    (lambda: PersistenceEntropy(MAX_DIM), lambda x: functional.persistence_entropy(x, MAX_DIM)),
-]
-EVERY = [(make, twin, 2) for make, twin in STEP_METRICS] + [(make, twin, 1) for make, twin in CLOUD_METRICS]
-
-
-@pytest.mark.parametrize(("make", "twin", "arity"), EVERY)
-def test_one_update_is_the_functional_twin(make, twin, arity):
-    clouds = [cloud(seed) for seed in range(arity)]
-    metric = make()
-    expected = twin(*clouds).squeeze()  # as torchmetrics does
-    torch.testing.assert_close(metric(*clouds), expected)
-    torch.testing.assert_close(metric.compute(), expected)
-
-
-@pytest.mark.parametrize(("make", "twin"), CLOUD_METRICS)
-def test_cloud_metrics_are_means(make, twin):
-    metric = make()
-    for seed in range(3):
-        metric.update(cloud(seed))
-    torch.testing.assert_close(metric.compute(), torch.stack([twin(cloud(s)) for s in range(3)]).mean(0).squeeze())
-    metric.reset()
-    metric.update(cloud(5))
-    torch.testing.assert_close(metric.compute(), twin(cloud(5)).squeeze())
+from tests.metrics.twins import EVERY, MAX_DIM, STEP_METRICS, cloud
 
 
 @pytest.mark.parametrize(("make", "twin"), [STEP_METRICS[0], *STEP_METRICS[2:]])
@@ -70,13 +26,6 @@ def test_step_metrics_are_maxima(make, twin):
         metric.update(cloud(seed), cloud(seed + 1))
     expected = torch.stack([twin(cloud(s), cloud(s + 1)) for s in range(3)]).amax(0).squeeze()
     torch.testing.assert_close(metric.compute(), expected)
-
-
-def test_lipschitz_distortion_spans_all_steps():
-    metric, points = LipschitzDistortion(), cloud(0)
-    metric.update(points, 2 * points)
-    metric.update(points, points / 2)
-    torch.testing.assert_close(metric.compute(), torch.tensor(4.0).log())
 
 
 @pytest.mark.parametrize(("make", "arity"), [(make, arity) for make, _, arity in EVERY])

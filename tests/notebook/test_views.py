@@ -3,18 +3,12 @@
 import math
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-import torch
 
-from lightning_topo import RunRecord, read_record
-from lightning_topo.homology import persistence
-from lightning_topo.measurement import Measurement
+from lightning_topo import read_record
 from lightning_topo.outputs.record import RecordWriter
-from lightning_topo.phases import EventName, Phase, Severity, TopologyEvent
 from tests import warm
-from tests.outputs.driving import drive
 
 pytest.importorskip("matplotlib")
 pandas = pytest.importorskip("pandas")
@@ -24,100 +18,9 @@ PLOTS = ("phases", "learning_rate", "critical_ratio", "stability", "distortion",
 PLOTS += ("betti_curves", "crocker")
 
 
-class Watched(NamedTuple):
-    """A run folder, and its record."""
-
-    dirpath: Path
-    record: RunRecord
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A training that has broken down."""
-    training = drive(tmp_path_factory.mktemp("notebook"), 16, hot={3, 9})
-    folder = training.outputs.dirpath
-    return Watched(folder, read_record(folder))
-
-
-@pytest.fixture
-def written(tmp_path):
-    """A small record with a group of two blocks, an infinity, and a NaN."""
-    writer = RecordWriter.open(tmp_path)
-    for step in (1, 2):
-        values = {"critical_ratio": math.inf if step == 2 else 0.1, "contraction": 0.5}
-        writer.measurement(Measurement(step, 0, "distortion", "heads", values))
-    writer.measurement(Measurement(2, 0, "training", "", {"loss": math.nan}))
-    points = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
-    writer.diagrams(2, {"heads[0]": persistence(points, 0), "heads[1]": persistence(2 * points, 0)})
-    writer.event(TopologyEvent(EventName.GAP, 2, 0, "", Severity.INFO, None, math.inf, "Message.", "Remedy."))
-    writer.close()
-    return read_record(tmp_path)
-
-
-def test_measurements_are_rows(trained):
-    record = trained.record
-    frame = record.measurements_frame()
-    assert list(frame.columns[:4]) == ["step", "epoch", "probe", "group"]
-    assert len(frame) == len(record.measurements)
-    for row, m in zip(frame.to_dict("records"), record.measurements, strict=True):
-        assert (row["step"], row["epoch"], row["probe"], row["group"]) == (m.step, m.epoch, m.probe, m.group)
-        known = {name: value for name, value in row.items() if name in m.values}
-        assert known == pytest.approx(dict(m.values), nan_ok=True)
-        assert all(math.isnan(row[name]) for name in frame.columns[4:] if name not in m.values)
-    table = frame.pivot_table(index="step", columns="group", values="critical_ratio")
-    assert set(table.columns) == set(record.groups)
-
-
-def test_events_are_rows(written, trained):
-    frame = written.events_frame()
-    (row,) = frame.to_dict("records")
-    assert list(row) == ["name", "step", "epoch", "group", "severity", "value", "threshold", "message", "remedy"]
-    assert (row["name"], row["severity"], row["threshold"], row["message"]) == ("gap", "info", math.inf, "Message.")
-    assert math.isnan(row["value"])
-    assert list(trained.record.events_frame().name) == [str(event.name) for event in trained.record.events]
-
-
-def test_changes_of_phase_are_rows(trained):
-    frame = trained.record.phases_frame()
-    assert list(frame.columns) == ["step", "group", "phase", "name"]
-    assert set(frame.group) == {"", *trained.record.groups}
-    worst = {m.step: 0.0 for m in trained.record.measurements}
-    for m in trained.record.measurements:
-        worst[m.step] = max(worst[m.step], m.values.get("critical_ratio", 0.0))
-    broken = [step for step, r in sorted(worst.items()) if r >= 1.0]
-    rows = frame[(frame.group == "") & (frame.name == "breakdown")]
-    assert rows.step.tolist()[:1] == broken[:1]
-    assert {(row.phase, row.name) for row in frame.itertuples(index=False)} <= {
-        (p.value, p.name.lower()) for p in Phase
-    }
-
-
-def test_bars_are_rows_with_their_block(written, trained):
-    frame = written.diagrams_frame()
-    assert list(frame.columns) == ["step", "group", "block", "dimension", "birth", "death"]
-    for block, diagram in enumerate(written.diagrams(2).values()):
-        rows = frame[(frame.group == "heads") & (frame.block == block)]
-        assert rows.death.tolist() == diagram[0].deaths.tolist()
-    assert (frame.death == math.inf).sum() == 2
-    record = trained.record
-    frame = record.diagrams_frame()
-    for step in record.diagram_steps:
-        for group, diagram in record.diagrams(step).items():
-            rows = frame[(frame.step == step) & (frame.group == group)]
-            for k, bars in enumerate(diagram):
-                assert rows[rows.dimension == k].death.tolist() == bars.deaths.tolist()
-    only = record.diagrams_frame(steps=record.diagram_steps[:1])
-    assert set(only.step) == set(record.diagram_steps[:1])
-
-
-def test_frames_of_nothing_have_their_columns(tmp_path):
+def test_a_record_of_nothing_has_no_figures(tmp_path):
     RecordWriter.open(tmp_path).close()
     record = read_record(tmp_path)
-    assert list(record.measurements_frame().columns) == ["step", "epoch", "probe", "group"]
-    assert len(record.events_frame().columns) == 9
-    assert record.phases_frame().empty
-    assert list(record.diagrams_frame().dtypes) == list(record.diagrams_frame().dtypes)
-    assert record.diagrams_frame().step.dtype == "int64"
     for name in (*PLOTS, "fate", "entropy"):
         with pytest.raises(ValueError, match="found none in"):
             getattr(record, f"plot_{name}")()

@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.phases import DetectorState, EventList, EventName, Phase, Severity, TopologyEvent, observe, replay
+from lightning_topo.phases import DetectorState, Phase, observe, replay
 from lightning_topo.phases._following import PhaseFollower, collapsed
+from tests.phases.series import in_any_order
 
 
 def one_machine(measurements):
@@ -71,12 +72,6 @@ def test_it_is_the_one_state_machine(measurements):
     assert in_any_order(seen.state) == in_any_order(state)
 
 
-def in_any_order(state):
-    """A state in words, its groups sorted."""
-    plain = state.to_dict()
-    return {name: sorted(map(repr, v.items())) if isinstance(v, dict) else repr(v) for name, v in plain.items()}
-
-
 def test_a_phase_that_flaps_for_ever_is_a_bounded_list_in_which_no_breakdown_is_lost(monkeypatch):
     monkeypatch.setattr("lightning_topo.phases._following._MOST_CHANGES", 200)
     follower = PhaseFollower(observe)
@@ -103,14 +98,3 @@ def test_columns_claim_nothing_that_some_of_their_steps_do_not(changes, width):
         assert shown is not Phase.PRESERVED or truth is Phase.PRESERVED
         assert truth is not Phase.BREAKDOWN or shown is Phase.BREAKDOWN
     assert at(seen, 10**6) is changes[-1][1]
-
-
-def test_the_first_event_of_each_group_and_the_severe_ones_stay():
-    events = EventList(most=100)
-    for k in range(1000):
-        events.add(TopologyEvent(EventName.BETTI_CHANGED, k, 0, f"g{k % 3}", severity=Severity.INFO))
-    events.add(TopologyEvent(EventName.TOPOLOGY_BREAKDOWN, 1000, 0, "g0", severity=Severity.ERROR))
-    kept = list(events)
-    assert len(kept) <= 101
-    assert {event.step for event in kept} >= {0, 1, 2, 1000}
-    assert len(kept) + events.n_dropped == 1001

@@ -61,16 +61,3 @@ def test_what_waits_for_others_of_its_shape_is_limited(monkeypatch):
         together.clear()
         assert Distortion().measure(captured(groups, states)).values == plain.values
         assert together == expected
-
-
-def test_only_few_clouds_stay_gathered(monkeypatch):
-    groups, states = groups_of(16, 50)
-    one = states[0]["w0"].nbytes
-    monkeypatch.setattr(probe, "MOST_KEPT", 2 * one)
-    clouds = Clouds(groups, states[0])
-    first = [clouds[group.name] for group in groups]
-    again = [clouds[group.name] is cloud for group, cloud in zip(groups, first, strict=True)]
-    assert again == [True] * 2 + [False] * 6
-    assert clouds.shape("g7") == (16, 50)
-    assert all(torch.equal(clouds[group.name], cloud) for group, cloud in zip(groups, first, strict=True))
-    assert list(clouds.only(["g1", "g7", "none"])) == ["g1", "g7"]

@@ -9,8 +9,8 @@ from lightning_topo.outputs.page import recommendation, verdict
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import RunRecord
 from tests.outputs.page.conftest import Browser
+from tests.outputs.page.covered import OPENED, record
 from tests.outputs.page.synthetic import HOSTILE
-from tests.outputs.page.test_certificates import OPENED, record
 
 pytestmark = pytest.mark.browser
 

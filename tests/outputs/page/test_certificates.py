@@ -2,11 +2,10 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from lightning_topo.measurement import Measurement, StepState
+from lightning_topo.measurement import Measurement
 from lightning_topo.outputs._terminal import summary
 from lightning_topo.outputs.page import render_page, verdict
 from lightning_topo.outputs.page._certificates import certificate_table
@@ -14,41 +13,12 @@ from lightning_topo.outputs.page._facts import facts
 from lightning_topo.outputs.page._model import Budget, run_view
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.page._verdict import tone
-from lightning_topo.outputs.record import RunRecord
 from lightning_topo.phases import EventName, Phase, Severity, TopologyEvent
 from tests.figures.test_coverage import line
+from tests.outputs.page.covered import CERTIFIED, EXACT, OPENED, SPANS, ratio, record
 
-OPEN, SPANNED, BOUNDED, EXACT = (float(state) for state in StepState)
-
-
-def ratio(step: int, value: float, group: str = "a") -> Measurement:
-    return Measurement(step, 0, "distortion", group, {"critical_ratio": value})
-
-
-def record(*measurements: Measurement, events: tuple[TopologyEvent, ...] = ()) -> RunRecord:
-    return RunRecord(Path("run"), "id", tuple(sorted(measurements, key=lambda m: m.step)), events)
-
-
-CERTIFIED = (
-    ratio(0, 0.0),
-    *(ratio(step, 0.1, group) for step in (1, 2) for group in ("a", "b")),
-    line(0, 2, EXACT), line(0, 2, EXACT, group="b"),
-    line(2, 12, BOUNDED, 0.31), line(2, 5, BOUNDED, 0.2, "b"),
-    ratio(6, 0.15, "b"), line(5, 6, EXACT, group="b"), line(6, 12, BOUNDED, 0.05, "b"),
-)  # fmt: skip
-OPENED = (*CERTIFIED, line(12, 15, OPEN), line(12, 20, BOUNDED, 0.4, "b"), line(15, 20, BOUNDED, 0.1))
-SPANS = (*CERTIFIED, line(12, 15, SPANNED), line(12, 15, BOUNDED, 0.1, "b"))
 NAN_LOSS = Measurement(7, 0, "training", "", {"loss": math.nan})
 NOTE = TopologyEvent(EventName.UNWATCHED_PARAMETERS, 1, 0, severity=Severity.INFO, message="One.", remedy="Nothing.")
-
-
-def test_a_step_counts_as_its_weakest_group() -> None:
-    coverage = history(record(*OPENED)).outcome.coverage
-    assert coverage is not None
-    assert (coverage.exact, coverage.bounded, coverage.spanned, coverage.open) == (2, 15, 0, 3)
-    assert (coverage.certified, coverage.total, coverage.pending) == (17, 20, 0)
-    assert coverage.peak_bound is not None
-    assert (coverage.peak_bound.value, coverage.peak_bound.group) == (0.4, "b")
 
 
 @pytest.mark.parametrize(
@@ -136,14 +106,6 @@ def test_what_was_not_measured_is_not_said_to_have_happened_never() -> None:
     assert [ratios[name] for name in names] == ["never", "not measured", "not measured"]
     curved = found(*CERTIFIED, Measurement(4, 0, "sharpness", "", {"eta_lambda": 0.1, "sharpness_ratio": 0.2}))
     assert [curved[name] for name in names] == ["never"] * 3
-
-
-def test_facts_say_how_far_the_record_goes() -> None:
-    found = {fact.name: fact.value for fact in facts(run_view(record(*OPENED), "run", Budget.of(2)))}
-    assert found["Steps measured or bounded"] == "17 of 20 (2 exact, 15 by bound, 3 open)"
-    assert found["Largest bound of r"] == "0.4 in b"
-    old = {fact.name: fact.value for fact in facts(run_view(record(ratio(1, 0.1)), "run", Budget.of(1)))}
-    assert old["Steps measured or bounded"] == old["Largest bound of r"] == "not recorded"
 
 
 def test_a_record_without_coverage_lines_reads_as_before() -> None:

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,6 @@ import pytest
 from lightning_topo._cli import main
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page._comparison import run_folders
-from lightning_topo.outputs.page._serve import page_server
 from lightning_topo.outputs.record import RecordWriter
 
 
@@ -60,38 +56,8 @@ def test_a_comparison_never_takes_the_place_of_a_runs_own_page(logs: Path, capsy
     assert not (logs / "a" / "topology" / "report.html").exists()
 
 
-def test_where_there_is_no_run_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(tmp_path)]) == 2
-    assert "found no measurements.jsonl" in capsys.readouterr().err
-
-
 def test_a_history_is_no_run_of_its_own(logs: Path) -> None:
     history = logs / "a" / "topology" / "history"
     history.mkdir()
     (history / "measurements.jsonl").write_text("{}")
     assert [folder.parent.name for folder in run_folders(logs)] == ["a", "b"]
-
-
-def test_a_served_page_follows_the_run_and_answers_this_machine_alone(logs: Path) -> None:
-    folder = logs / "a" / "topology"
-    server = page_server(folder)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_address[1]}/"
-        with urllib.request.urlopen(url) as answer:
-            assert answer.headers["Refresh"] == "10"
-            assert "Topology preserved over 4 steps" in answer.read().decode()
-        for path, host in (("measurements.jsonl", "127.0.0.1"), ("", "evil.example")):
-            with pytest.raises(urllib.error.HTTPError):
-                urllib.request.urlopen(urllib.request.Request(url + path, headers={"Host": f"{host}:80"}))
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    import lightning_topo
-
-    with pytest.raises(SystemExit):
-        main(["--version"])
-    assert capsys.readouterr().out.strip() == f"lightning-topo {lightning_topo.__version__}"

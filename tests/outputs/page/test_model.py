@@ -6,7 +6,6 @@ import pytest
 
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import render_page
-from lightning_topo.outputs.page._facts import differences, facts
 from lightning_topo.outputs.page._model import Budget, run_view
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import RecordWriter, RunRecord, read_record
@@ -118,32 +117,6 @@ def test_the_budget_shrinks_with_the_groups_and_the_scale() -> None:
     for name in ("ratio_columns", "band_columns", "captures", "scales", "slide_numbers"):
         assert getattr(Budget.of(50), name) < getattr(Budget.of(2), name)
         assert getattr(Budget.of(50, 0.5), name) < getattr(Budget.of(50), name)
-
-
-def test_facts_are_those_of_the_record(breakdown: RunRecord) -> None:
-    found = {fact.name: fact.value for fact in facts(run_view(breakdown, "breakdown", WHOLE))}
-    step, peak = max(values_of(breakdown, "net.0", "critical_ratio"), key=lambda point: point[1])
-    assert found["Largest r"] == f"{peak:.3g} at step {step} in net.0"
-    assert found["First breakdown"] == "at step 300 in net.0"
-    assert found["Edge of stability reached"] == "never"
-    assert found["Optimizer steps"] == "0 to 600"
-    assert found["Neurons"] == "128"
-
-
-def test_differences_are_named_and_come_first(demo: RunRecord, control: RunRecord) -> None:
-    rows = differences([run_view(demo, "a", WHOLE), run_view(control, "b", WHOLE)])
-    differing = {name: values for name, values, differs in rows if differs}
-    assert differing["Optimizer steps"] == ("0 to 800", "0 to 400")
-    assert differing["Edge of stability reached"][1] == "never"
-    assert differing["Groups only in this run"] == ("net.2", "other")
-    assert "First breakdown" not in differing
-    assert [differs for *_, differs in rows] == sorted((differs for *_, differs in rows), reverse=True)
-
-
-def test_merged_neurons_are_told() -> None:
-    measurements = (distortion(0, "net.0", 0.0, 1.0, 1.0, 64), distortion(1, "net.0", 0.5, 0.0, 1.0, 60))
-    view = run_view(RunRecord(Path("run"), "id", measurements), "run", WHOLE)
-    assert {fact.name: fact.value for fact in facts(view)}["Neurons"] == "64, 4 of them merged"
 
 
 def test_a_measurement_of_an_unknown_probe_changes_nothing(demo: RunRecord) -> None:

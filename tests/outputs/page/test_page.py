@@ -8,7 +8,6 @@ import pytest
 from lightning_topo.outputs.page import recommendation, render_page, verdict, write_report
 from lightning_topo.outputs.page._page import run_labels
 from lightning_topo.outputs.record import RunRecord
-from tests.outputs.page.synthetic import HOSTILE
 
 
 def data_of(page: str) -> dict:
@@ -32,14 +31,6 @@ def test_the_page_needs_nothing_else(demo: RunRecord, write: Callable[..., str])
     page = write(demo)
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=", page)
     assert "default-src 'none'" in page
-
-
-def test_names_never_become_markup(hostile: RunRecord, write: Callable[..., str]) -> None:
-    page = write(hostile)
-    assert "<script>alert" not in page
-    assert "<img" not in page
-    assert data_of(page)["runs"][0]["groups"][:2] == list(HOSTILE[:2])
-    assert page.count("<script") == page.count("</script>") == 3
 
 
 def test_many_groups_and_captures_stay_under_3_mb(large: RunRecord, write: Callable[..., str]) -> None:

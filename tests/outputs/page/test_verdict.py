@@ -1,7 +1,6 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -145,18 +144,6 @@ def test_a_loss_that_fell_and_came_back_comes_before_what_was_preserved() -> Non
     kept = run(*losses[:59], ratio(1, 0.1))
     assert verdict(kept).startswith("Topology preserved")
     assert tone(history(kept).outcome) is Phase.PRESERVED
-
-
-def test_recorded_events_of_the_replayed_kinds_are_not_counted_twice(demo: RunRecord, hostile: RunRecord) -> None:
-    doubled = replace(demo, events=history(demo).events)
-    assert verdict(doubled) == verdict(demo)
-    assert {"gap", "probe_failed"} <= {event.name.value for event in history(hostile).events}
-
-
-def test_an_event_lies_between_the_last_measurement_below_and_the_first_above() -> None:
-    estimates = [sharpness(step, eta_lambda=value) for step, value in ((10, 0.2), (25, 1.1), (50, 1.4), (75, 1.3))]
-    assert "Passed the curvature bound between steps 10 and 25;" in verdict(run(ratio(1, 0.1), *estimates))
-    assert "net.0 broke down between steps 12 and 28;" in verdict(run(ratio(12, 0.4), ratio(28, 2.15), ratio(40, 1.2)))
 
 
 def test_what_diverged_is_never_called_preserved() -> None:

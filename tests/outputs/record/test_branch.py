@@ -19,7 +19,6 @@ from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, Parent, RecordWriter, read_record
 from lightning_topo.outputs.record._branch import has_later_lines, live_lines, rewind_floors
 from lightning_topo.outputs.record._jsonl import read_objects
-from lightning_topo.outputs.record._lock import LOCK, FolderBusy, lock_folder
 from lightning_topo.phases import DetectorState, EventName, TopologyEvent, observe
 from tests import warm
 
@@ -404,59 +403,6 @@ def test_two_processes_with_thinning_share_no_folder_and_a_killed_one_leaves_it_
         for process in (one, two):
             process.kill()
             process.wait()
-
-
-def test_a_worker_that_outlives_its_writer_does_not_keep_the_folder(tmp_path):
-    """DataLoader's workers inherit the lock; the process that took it is what counts."""
-    code = """
-        import os, sys, time
-        from pathlib import Path
-        from lightning_topo.outputs.record._lock import lock_folder
-        lock = lock_folder(Path(sys.argv[1]))
-        if os.fork() == 0:
-            os.close(1)
-            time.sleep(20)
-        print(os.getpid(), flush=True)
-        os._exit(0)
-    """
-    (tmp_path / "said").mkdir()
-    done = warm.run(textwrap.dedent(code), tmp_path, folder=tmp_path / "said")
-    assert json.loads((tmp_path / LOCK).read_text())["pid"] == int(done.stdout)
-    lock_folder(tmp_path).release()
-
-
-def test_a_lock_is_taken_once_and_given_back(tmp_path):
-    lock = lock_folder(tmp_path)
-    assert lock.is_held
-    with pytest.raises(FolderBusy, match="is being written"):
-        lock_folder(tmp_path)
-    lock.release()
-    assert not (tmp_path / LOCK).exists()
-    again = lock_folder(tmp_path)
-    assert again.is_held
-    again.release()
-
-
-def test_where_no_lock_can_be_had_the_record_is_written_without(tmp_path, monkeypatch):
-    import fcntl
-
-    def refuse(*_):
-        raise OSError("Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    writer = RecordWriter.open(tmp_path / "topology")
-    write(writer, [1])
-    assert not writer.branch.lock.is_held
-    writer.close()
-    assert steps_of(read_record(tmp_path / "topology")) == [1]
-
-
-def test_a_link_in_the_locks_place_is_not_followed(tmp_path):
-    (tmp_path / "precious").write_text("mine")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "precious")
-    RecordWriter.open(tmp_path / "run").close()
-    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_an_event_of_a_rewind_is_no_finding_of_the_detector(tmp_path):

@@ -3,13 +3,9 @@
 import json
 import math
 import shutil
-import tempfile
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 from lightning_topo._figures.coverage import of_network, stretches
 from lightning_topo.measurement import Measurement, StepState
@@ -17,8 +13,6 @@ from lightning_topo.outputs.page import render_page
 from lightning_topo.outputs.page._model import Budget, run_view
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordFollower, RecordWriter, read_record
-from lightning_topo.outputs.record import _jsonl as jsonl
-from lightning_topo.outputs.record._bins import Bins, join
 from tests.outputs.driving import drive
 from tests.outputs.page.synthetic import demo_run, hostile_run
 
@@ -177,37 +171,3 @@ def test_the_network_is_never_claimed_to_be_more_certain_than_it_is(tmp_path, mo
         return next((s.state for s in pieces if s.first <= step <= s.last), StepState.OPEN)
 
     assert all(at(coarse, step) <= at(truth, step) for step in range(1, 401))
-
-
-def test_bins_keep_the_first_and_the_newest_as_they_were():
-    bins = Bins(Measurement(0, 0, "distortion", "g", {"critical_ratio": 0.0}))
-    for step in range(1, 1000):
-        bins.add(Measurement(step, 0, "distortion", "g", {"critical_ratio": 1.0 / step, "contraction": 1.0 / step}))
-        if len(bins) > 40:
-            bins.shrink(16)
-    kept = list(bins)
-    assert (kept[0].step, kept[1].step, kept[-1].step) == (0, 1, 999)
-    assert len(kept) <= 42
-    assert min(m.values["contraction"] for m in kept[1:]) == 1.0 / 999
-    assert join(kept[1], kept[2]).step == 1
-
-
-@given(
-    st.lists(st.sampled_from([b"\n", b"rewind", b"x" * 7, b"x" * 50, b"coverage", b"ab"]), max_size=40),
-    st.integers(1, 70),
-)
-@example([b"x" * 7, b"x" * 7, b"coverage", b"coverage", b"coverage", b"ab"], 1)  # as long as a line may be
-@example([b"rewind", b"x" * 33, b"\n", b"rewind", b"x" * 34, b"\n"], 9)
-def test_the_quick_search_counts_lines_as_the_reader_does(parts, block):
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(jsonl, "_BLOCK", block)
-        patch.setattr(jsonl, "MAX_LINE", 40)
-        patch.setattr(jsonl, "_CHUNK", 8)
-        path = Path(folder) / "lines"
-        path.write_bytes(b"".join(parts))
-        lines = list(jsonl.LineReader(path).read_on(whole=True))
-        *found, (n, _) = jsonl.find_lines(path, b"rewind", b"coverage")
-        assert n == len(lines)
-        expected = [(i, line.rstrip(b"\n")) for i, line in enumerate(lines) if b"rewind" in line or b"coverage" in line]
-        # A line that is too long comes without its text, if at all.
-        assert [(i, text) for i, text in found if text] == expected

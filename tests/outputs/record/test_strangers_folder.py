@@ -1,27 +1,23 @@
 """A run folder made by someone else: reading it executes nothing, fills no memory, and writes nowhere else."""
 
-import io
 import json
 import os
 import re
 import resource
-import zipfile
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
 
 from lightning_topo._cli import main
-from lightning_topo._watch.published_values import mangled_names
 from lightning_topo.homology import persistence
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import render_page, write_report
 from lightning_topo.outputs.page._model import Budget, run_view
-from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordFollower, RecordWriter, read_record
-from lightning_topo.outputs.record._archive import read_arrays, write_arrays
-from lightning_topo.outputs.trackers import RunFacts, Tracker
+from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordWriter, read_record
+from lightning_topo.outputs.record._archive import write_arrays
+from lightning_topo.outputs.trackers import RunFacts
 from lightning_topo.phases import EventName, TopologyEvent
 
 NAMES = (
@@ -139,43 +135,6 @@ def test_a_link_in_a_parents_folder_is_not_copied(tmp_path):
     assert not (branch.dirpath / "reference").exists()
 
 
-def test_figures_of_any_group_stay_in_the_run_folder(tmp_path):
-    class Figure:
-        def savefig(self, file, format):
-            file.write(b"a figure")
-
-    tracker = Tracker(CSVLogger(tmp_path / "logs"))
-    tracker.began(RunFacts("id", tmp_path / "run" / "topology", {}, []))
-    (tmp_path / "run" / "topology").mkdir(parents=True)
-    for key in mangled_names([*NAMES, "../" * 10 + "x", "a/" + "b" * 5000]).values():
-        tracker.figure(f"topology/{key}/diagram", Figure(), 3)
-    found = everything(tmp_path)
-    assert len(found) >= len(NAMES)
-    assert all(path.resolve().is_relative_to(tmp_path / "run" / "topology" / "figures") for path in found)
-
-
-def test_no_figure_goes_through_a_link(tmp_path):
-    class Figure:
-        def savefig(self, file, format):
-            file.write(b"a figure")
-
-    folder, outside = tmp_path / "run", tmp_path / "outside"
-    (outside / "deep").mkdir(parents=True)
-    (outside / "precious").write_text("mine")
-    (folder / "figures").mkdir(parents=True)
-    (folder / "figures" / "a").symlink_to(outside, target_is_directory=True)
-    (folder / "figures" / "b").mkdir()
-    (folder / "figures" / "b" / "000000003.png").symlink_to(outside / "precious")
-    tracker = Tracker(CSVLogger(tmp_path / "logs"))
-    tracker.began(RunFacts("id", folder, {}, []))
-    for key in ("a", "a/deep"):
-        with pytest.raises(OSError, match="a link"):
-            tracker.figure(key, Figure(), 3)
-    tracker.figure("b", Figure(), 3)
-    assert everything(outside) == {outside / "precious": b"mine"}
-    assert (folder / "figures" / "b" / "000000003.png").read_bytes() == b"a figure"
-
-
 def test_only_the_records_own_files_are_sent_and_no_links(tmp_path):
     (tmp_path / "secret").write_text("secret")
     folder = stranger(tmp_path / "run", names=("g",)).dirpath
@@ -190,56 +149,6 @@ def test_only_the_records_own_files_are_sent_and_no_links(tmp_path):
 
 
 # --- what is made to fill the memory ----------------------------------------------------------------------------------
-
-
-def npy(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-def zipped(path, members):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("members", "complaint"),
-    [
-        ({"a.npy": npy(np.zeros(3 << 27, np.uint8))}, "unpack to"),
-        ({f"{i}.npy": npy(np.zeros(1 << 26, np.uint8)) for i in range(5)}, "unpack to"),
-        # Headers that promise more than there is.
-        ({"a.npy": npy(np.zeros(8)).replace(b"(8,)", b"(9999999999999,)")}, "promises"),
-        ({"a.npy": npy(np.zeros((2, 4))).replace(b"(2, 4)", b"(-1, 4)")}, "promises"),
-        ({"a.npy": b"\x93NUMPY\x03\x00" + b"\xff" * 40}, "format"),
-        ({"a.npy": npy(np.zeros(2, dtype=[("x", "<f8")]))}, "array of"),
-        ({"a.npy": b"no array"}, "magic"),
-    ],
-)
-def test_archives_that_lie_or_swell_are_an_error(tmp_path, members, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        read_arrays(zipped(tmp_path / "bomb.npz", members))
-
-
-def test_a_size_that_a_zip_lies_about_is_not_exceeded(tmp_path):
-    path = zipped(tmp_path / "lie.npz", {"a.npy": npy(np.zeros(1 << 22, np.uint8))})
-    data = path.read_bytes()
-    size = (1 << 22) + 128
-    assert data.count(size.to_bytes(4, "little")) == 2
-    path.write_bytes(data.replace(size.to_bytes(4, "little"), (1000).to_bytes(4, "little")))
-    with pytest.raises(ValueError, match=r"CRC|promises"):
-        read_arrays(path)
-
-
-def test_names_inside_an_archive_lead_nowhere(tmp_path, monkeypatch):
-    (tmp_path / "in").mkdir()
-    monkeypatch.chdir(tmp_path / "in")
-    path = zipped(tmp_path / "in" / "x.npz", {"../../evil.npy": npy(np.ones(2)), "/abs.npy": npy(np.ones(1))})
-    assert read_arrays(path)["../../evil"].tolist() == [1.0, 1.0]
-    assert list(everything(tmp_path)) == [path]
 
 
 def test_lines_without_end_are_read_in_bounded_memory(tmp_path):
@@ -290,54 +199,6 @@ def test_diagrams_that_are_none_are_counted(tmp_path, fields, arrays):
     page = render_page([read_record(tmp_path / "run")])
     known = fields == {"surprise": 1}  # what is not asked for does no harm
     assert ("could not be read" in page) != known
-
-
-def test_more_groups_than_any_training_has_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_topo.outputs.record._read.MOST_GROUPS", 50)
-    writer = RecordWriter.open(tmp_path)
-    for i in range(60):
-        writer.measurement(Measurement(1, 0, "distortion", f"g{i}", {"critical_ratio": 0.5}))
-    writer.close()
-    with pytest.raises(ValueError, match="at most 50 groups"):
-        read_record(tmp_path)
-
-
-@pytest.mark.parametrize("name", [MEASUREMENTS, EVENTS, f"history/{MEASUREMENTS}", f"history/{EVENTS}"])
-def test_a_file_with_a_hole_of_a_terabyte_is_refused_before_it_is_read(tmp_path, name):
-    RecordWriter.open(tmp_path).close()
-    (tmp_path / "history").mkdir()
-    header = {"schema": 1, "run_id": "child", "parent": {"run_id": "parent", "step": 1}}
-    line = {"step": 2, "epoch": 0, "probe": "distortion", "group": "g", "reference_step": 0, "critical_ratio": 0.5}
-    (tmp_path / MEASUREMENTS).write_text(f"{json.dumps(header)}\n{json.dumps(line)}\n")
-    (tmp_path / name).touch()
-    os.truncate(tmp_path / name, 1 << 40)
-    with pytest.raises(ValueError, match=rf"bytes in {(tmp_path / name).name}"):
-        read_record(tmp_path)
-    with pytest.raises(ValueError, match=rf"bytes in {(tmp_path / name).name}"):
-        RecordFollower(tmp_path).read()
-
-
-def test_a_first_line_without_an_end_is_no_header(tmp_path):
-    (tmp_path / MEASUREMENTS).touch()
-    os.truncate(tmp_path / MEASUREMENTS, 1 << 40)
-    with pytest.raises(ValueError, match="expected a first line with schema and run_id"):
-        read_record(tmp_path)
-    with pytest.raises(ValueError, match="expected a first line with schema and run_id"):
-        RecordFollower(tmp_path).read()
-
-
-def test_names_and_lines_without_measure_are_left_out_and_counted(tmp_path):
-    writer = RecordWriter.open(tmp_path)
-    writer.measurement(Measurement(1, 0, "distortion", "g", {"critical_ratio": 0.5}))
-    writer.measurement(Measurement(2, 0, "distortion", "n" * 10_001, {"critical_ratio": 0.5}))
-    writer.measurement(Measurement(3, 0, "distortion", "g", {"v" * 10_001: 0.5}))
-    writer.measurement(Measurement(4, 0, "distortion", "g", {f"v{i}": 0.5 for i in range(2_000)}))
-    writer.event(TopologyEvent(EventName.GAP, 1, 0, "g", message="m" * 100_000))
-    writer.close()
-    record = read_record(tmp_path)
-    assert [m.step for m in record.measurements] == [1]
-    assert record.events == ()
-    assert record.n_unreadable == 4
 
 
 def test_a_page_reads_no_more_bars_than_fit(tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ import sys
 import warnings
 
 import pytest
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 
 from lightning_topo import read_record
@@ -34,23 +33,6 @@ class Foreign(Logger):
 
     def log_hyperparams(self, params, *args, **kwargs):
         pass
-
-
-def test_any_logger_gets_values_and_the_run_folder_the_figures(tmp_path):
-    logger, csv = Foreign(), CSVLogger(tmp_path)
-    training = drive(tmp_path / "topology", 16, loggers=[csv, logger])
-    csv.finalize("success")
-    folder = training.outputs.dirpath
-    assert [step for step, _ in logger.rows] == [*range(16)]
-    assert [row for _, row in logger.rows] == [dict(row.values) for row in training.rows]
-    figures = {path.relative_to(folder / "figures").as_posix() for path in folder.rglob("*.png")}
-    assert figures == {
-        f"topology/{group}{name}/000000015.png"
-        for group in ("", "net_0/", "net_3/")
-        for name in ("diagram", "betti_curves", "crocker")
-    }
-    lines = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
-    assert "topology/net_3/betti_0" in lines[0]
 
 
 def test_figures_take_no_more_than_their_share(tmp_path, monkeypatch):

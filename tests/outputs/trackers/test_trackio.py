@@ -12,10 +12,9 @@ from torch.utils.data import DataLoader
 
 from lightning_topo import Distortion, TopologyMonitor, TopologyWatch, TrackioLogger, read_record
 from lightning_topo.outputs.page import verdict
-from lightning_topo.outputs.trackers import tracker_of
 from lightning_topo.outputs.trackers._tracker import ARTIFACT_TYPE
-from lightning_topo.outputs.trackers._trackio import TrackioTracker
 from tests.outputs.driving import drive
+from tests.outputs.trackers.trackio_store import refuse_network, stored, values_of
 
 
 @pytest.fixture
@@ -26,34 +25,7 @@ def project(request, trackio_dir):
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Whatever asks for an address finds none, and Trackio is told of servers that it must not go to."""
-
-    def refuse(*args, **kwargs):
-        raise AssertionError(f"the network was asked for: {args}")
-
-    monkeypatch.setattr("socket.getaddrinfo", refuse)
-    monkeypatch.setattr("socket.socket.connect", refuse)
-    monkeypatch.setenv("HF_TOKEN", "hf_nobody")
-    monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/space")
-    monkeypatch.setenv("TRACKIO_SERVER_URL", "http://127.0.0.1:1")
-
-
-def stored(project):
-    """Trackio's runs of a project."""
-    import trackio
-
-    return list(trackio.Api().runs(project))
-
-
-def rows(project, run):
-    """The rows of a run, by Trackio's own reader: step and values."""
-    from trackio.sqlite_storage import SQLiteStorage
-
-    return [(row.pop("step"), row) for row in SQLiteStorage.get_logs(project, run.name, run_id=run.id)]
-
-
-def values_of(project, run, key):
-    return [(step, row[key]) for step, row in rows(project, run) if key in row]
+    refuse_network(monkeypatch)
 
 
 def test_scalars_events_figures_settings_verdict_and_record(tmp_path, project, trackio_dir, capfd):
@@ -149,23 +121,6 @@ def test_a_users_own_config_of_that_name_is_left_alone(tmp_path, project):
     assert run.config["topology_2"]["run_id"] == training.outputs.run_id
 
 
-def test_runs_of_one_name_are_two_unless_the_second_resumes_the_first(project):
-    def session(value, **options):
-        logger = TrackioLogger(project, "same", **options)
-        logger.log_hyperparams({f"by_{value}": value})
-        logger.log_metrics({"x": float(value)}, value)
-        logger.finalize("success")
-
-    session(1, resume=True)  # nothing to resume: a new one
-    session(2)
-    assert len(stored(project)) == 2
-    session(3, resume=True)
-    first, second = stored(project)
-    assert values_of(project, first, "x") == [(1, 1.0)]
-    assert values_of(project, second, "x") == [(2, 2.0), (3, 3.0)]
-    assert (second.config["by_2"], second.config["by_3"]) == (2, 3)
-
-
 def test_the_table_is_sent_seldom_and_whole(tmp_path, project, small_figures):
     logger = TrackioLogger(project)
     training = drive(tmp_path / "topology", 64, hot=range(3, 60, 2), loggers=[logger])
@@ -193,25 +148,6 @@ def test_a_store_that_fails_harms_nothing(tmp_path, project, monkeypatch):
     record = read_record(training.outputs.dirpath)
     assert list(record.measurements) == training.measured
     assert list(record.events) == training.events != []
-
-
-def test_other_ranks_start_nothing(project, monkeypatch):
-    from lightning.pytorch.utilities import rank_zero_only
-
-    monkeypatch.setattr(rank_zero_only, "rank", 1)
-    logger = TrackioLogger(project, "one")
-    assert isinstance(tracker_of(logger), TrackioTracker)
-    logger.log_hyperparams({"lr": 0.1})
-    logger.log_metrics({"loss": 1.0}, 0)
-    logger.finalize("success")
-    assert logger._experiment is None
-    assert (logger.name, logger.version) == (project, "one")
-
-
-def test_without_trackio_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setattr("lightning_topo.callbacks._trackio_logger.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'lightning-topo\[trackio\]'"):
-        TrackioLogger()
 
 
 def test_a_loop_of_ones_own_has_it_as_a_trainer_does(tmp_path, project, trackio_dir):

@@ -53,15 +53,3 @@ def test_a_crocker_plot_is_the_table_of_betti_numbers():
         np.testing.assert_array_equal(mesh.get_array().filled(0.0), betti.T)
         assert axes.get_xlim() == (0.0, 50.0)
         assert axes.get_yscale() == "log"
-
-
-def test_figures_are_light_and_the_same_whatever_style_is_in_use():
-    import matplotlib
-
-    plain = pixels(diagram_figure((H0, H1), "net.0"))
-    dark = {"axes.facecolor": "black", "text.color": "white", "font.size": 30.0, "axes.labelcolor": "white"}
-    with matplotlib.rc_context(dark):
-        other = pixels(diagram_figure((H0, H1), "net.0"))
-    np.testing.assert_array_equal(plain, other)
-    assert tuple(plain[2, 2]) == (255, 255, 255, 255)
-    assert (plain[..., :3].mean(axis=2) < 128).mean() < 0.2

@@ -9,8 +9,7 @@ from lightning_topo.phases import Phase
 
 pytest.importorskip("matplotlib")
 
-from lightning_topo._figures.fate import fate_figure
-from lightning_topo._figures.style import COLOURS, drawable, pixels
+from lightning_topo._figures.style import COLOURS, pixels
 from lightning_topo._figures.training import (
     PHASE_COLOURS,
     distortion_figure,
@@ -32,24 +31,6 @@ def test_ratios_are_lines_and_the_critical_point_is_marked():
     assert [line for line in axes.lines if list(line.get_ydata()) == [1.0, 1.0]]
     assert axes.get_yscale() == "log"
     assert axes.get_ylim()[1] > 1.0
-
-
-def test_fates_are_lines_below_all_neurons():
-    captures = {
-        step: {
-            "measured_neurons": 9.0,
-            "vanishing_neurons": gone,
-            "independent_neurons": 7.0,
-            "largest_multiplicity": 1.0,
-        }
-        for step, gone in ((0, 0.0), (5, 2.0))
-    }
-    (axes,) = fate_figure(captures, "fate").axes
-    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
-    assert drawn["alive"] == [9.0, 7.0]
-    assert drawn["independent"] == [7.0, 7.0]
-    assert "directions of incoming weights" not in drawn
-    assert axes.get_ylim()[1] > 9.0
 
 
 def test_of_many_groups_the_highest_have_names():
@@ -102,4 +83,3 @@ def test_names_of_any_kind_are_drawn_without_a_warning(name):
         distortion_figure(([(1, 0.5)], [(1, 2.0)]), ([(1, 0.5)], [(1, 2.0)]), name),
     ):
         assert pixels(figure).shape[2] == 4
-    assert drawable("层.0") == "\u25a1.0"

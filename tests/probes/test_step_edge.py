@@ -12,8 +12,6 @@ from lightning_topo import Sharpness
 from lightning_topo.demo import digits
 from lightning_topo.loops import TopologyWatch
 from lightning_topo.probes import BatchLoss, Capture, Clouds, StepEdge
-from lightning_topo.probes._batch_window import BatchWindow, SeenBatch
-from lightning_topo.stability import curvature_batch_sharpness, curvature_elsewhere, hessian, parameter_thresholds
 
 X, Y = digits(64).tensors
 
@@ -68,31 +66,6 @@ def test_of_the_batches_edge_there_is_one_series(tmp_path, batch_sharpness):
     lines, _ = watched(tmp_path, momentum, probes=probes)
     told = [line["step"] for line in lines if "batch_sharpness_ratio" in line]
     assert told == [4, 8, 12]
-
-
-def test_the_ratio_of_the_last_batches_is_that_of_their_curvature():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 10)).double()
-    params = list(net.parameters())
-    sgd = torch.optim.SGD(params, lr=0.1, momentum=0.9)
-
-    def loss(k):
-        rows = slice(8 * k, 8 * k + 8)
-        return 0.5 * ((net(X[rows].double()) - Y[rows]) ** 2).sum(1).mean()
-
-    one, other = (hessian(lambda k=k: loss(k), params) for k in (0, 1))
-    g = one.gradient
-    assert curvature_elsewhere(one, other) == pytest.approx(float(g @ (other @ g) / (g @ (one @ g))))
-    thresholds = parameter_thresholds([sgd], params).parameters
-    assert curvature_elsewhere(one, other, thresholds) == pytest.approx(curvature_elsewhere(one, other))
-    assert curvature_elsewhere(one, one) == pytest.approx(1.0)
-    found = curvature_batch_sharpness(one, thresholds)
-    seen = [SeenBatch(found.value, found.small, found.large, share) for share in (0.25, 0.75)]
-    window = BatchWindow().followed_by(seen)
-    assert window.noise == pytest.approx(0.5)
-    assert window.ratio == pytest.approx(0.75 * found.small + 0.25 * found.large)
-    assert BatchWindow().followed_by(seen * 20).count == 40
-    assert len(BatchWindow().followed_by(seen * 20).batches) < 20
 
 
 class Lion(torch.optim.Optimizer):

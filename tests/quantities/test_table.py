@@ -5,18 +5,7 @@ import re
 import pytest
 
 from lightning_topo.outputs._gates import SEEN_BY
-from lightning_topo.quantities import (
-    OUR_PROBES,
-    QUANTITIES,
-    RESERVED_PROBES,
-    RESERVED_VALUES,
-    Direction,
-    Keep,
-    Scope,
-    direction,
-    is_published,
-    quantity,
-)
+from lightning_topo.quantities import OUR_PROBES, QUANTITIES, RESERVED_VALUES, Direction, Keep, Scope, quantity
 
 # The keys of the contract: `k` stands for a dimension.
 GLOBAL_KEYS = (
@@ -81,25 +70,6 @@ def test_every_row_says_what_it_is():
         # An extreme that is kept is the bad end.
         assert row.keep is not Keep.MAX or row.direction is Direction.HIGH_IS_BAD
         assert row.keep is not Keep.MIN or row.direction is Direction.LOW_IS_BAD
-
-
-def test_what_a_users_probe_measures_is_its_own():
-    for name, row in QUANTITIES.items():
-        assert quantity(name, "fit") is None
-        assert is_published(name, "fit")
-        assert direction(name, "fit") is Direction.NEUTRAL
-        assert is_published(name, row.probe) == row.published
-
-
-def test_families_have_a_dimension():
-    assert quantity("betti_12") is quantity("betti_k")
-    assert quantity("betti_") is None
-    assert quantity("betti") is None
-    assert quantity("sharpness_0") is None
-
-
-def test_the_monitors_own_probes_publish_nothing_that_is_not_in_the_table():
-    assert not any(is_published("anything", probe) for probe in RESERVED_PROBES)
 
 
 def test_the_detector_is_fed_by_every_probe_that_makes_an_event():
