@@ -1,7 +1,7 @@
 """Turn the atoms of a finished trace into named groups of neurons."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
@@ -88,13 +88,15 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
     known: set[tuple[tuple[int, ...], ...]] = set()
     pieces_axes = [_with_copies(piece) for pieces in trace.pieces.values() for piece in pieces]
     tensors = [*trace.witnesses, *pieces_axes]
-    whole = _all_frozen({atom for axes in tensors for axis in axes for atom in _factors(axis)})
+    factors = dict.fromkeys(atom for axes in tensors for axis in axes for atom in _factors(axis))
+    whole = {atom for atom in factors if _is_all_frozen(atom)}
+    parts = {atom: _parts(atom, implied, whole) for atom in factors}
     for axes in tensors:
         key = tuple(tuple(id(atom.root) for atom in axis) for axis in axes)
         if key in known:
             continue
         known.add(key)
-        for atom, company in _company(axes, implied, whole):
+        for atom, company in _company([parts[atom] for axis in axes for atom in _factors(axis)]):
             seen = evidence[atom]
             seen.company = set(company) if seen.company is None else seen.company & company
     for name, pieces in trace.pieces.items():
@@ -124,34 +126,36 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
     return found
 
 
-def _all_frozen(atoms: Set[Atom]) -> Set[Atom]:
-    """The sums of which nothing can be exchanged, and nothing is in every part: there is no use in refining them.
+def _is_all_frozen(atom: Atom) -> bool:
+    """Whether an atom is a sum of which nothing can be exchanged, and nothing is in every part: no use to refine it.
 
     A sequence that is taken position by position is such a sum, of as many parts as it is long.
     """
-    found: set[Atom] = set()
-    for atom in atoms:
-        parts = [leaves(part) for part in summands([atom])]
-        if len(parts) < 2 or not all(leaf.frozen and not _is_broken(leaf) for part in parts for leaf in part):
-            continue
-        if not set(parts[0]).intersection(*parts[1:]):
-            found.add(atom)
-    return found
+    parts = [leaves(part) for part in summands([atom])]
+    is_frozen = all(leaf.frozen and not _is_broken(leaf) for part in parts for leaf in part)
+    return len(parts) > 1 and is_frozen and not set(parts[0]).intersection(*parts[1:])
 
 
-def _company(axes: list[Axis], implied: Mapping[Atom, Atom], whole: Set[Atom]) -> Iterator[tuple[Atom, Set[Atom]]]:
-    """Atoms of a tensor, each with those that are in all its refined parts that hold this one; an atom may come twice.
+Part = Mapping[Atom, None]
+"""Atoms that lie in one refined part of a tensor, as an ordered set."""
 
-    The parts are the product of those of the axes, and are not formed: two axes of a thousand positions have a million.
+
+def _parts(atom: Atom, implied: Mapping[Atom, Atom], whole: Set[Atom]) -> list[Part]:
+    """The refined parts along one factor of an axis, each with what its atoms imply."""
+    parts = [[atom for atom in cells if atom is not None] for _, cells in cells_of([[atom]], whole)]
+    return [dict.fromkeys((*part, *(implied[atom] for atom in part if atom in implied))) for part in parts]
+
+
+def _company(factors: Sequence[Sequence[Part]]) -> Iterator[tuple[Atom, Set[Atom]]]:
+    """Atoms of a tensor, each with those that are in all refined parts that hold this one; an atom may come twice.
+
+    The tensor's parts are the product of those of its factors, and are not formed: two axes of a thousand positions
+    have a million.
     """
-    factors: list[list[dict[Atom, None]]] = []  # by factor of an axis its parts, each as an ordered set
-    for atom in (atom for axis in axes for atom in _factors(axis)):
-        parts = [[atom for atom in cells if atom is not None] for _, cells in cells_of([[atom]], whole)]
-        factors.append([dict.fromkeys((*part, *(implied[a] for a in part if a in implied))) for part in parts])
     always = [set(parts[0]).intersection(*parts[1:]) for parts in factors]
     for i, parts in enumerate(factors):
         others = set[Atom]().union(*always[:i], *always[i + 1 :])
-        holding: defaultdict[Atom, list[dict[Atom, None]]] = defaultdict(list)
+        holding: defaultdict[Atom, list[Part]] = defaultdict(list)
         for part in parts:
             for atom in part:
                 holding[atom].append(part)

@@ -1,13 +1,18 @@
 """Atoms become groups: their names, kinds, blocks and roles, as the model computes them."""
 
+import inspect
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_topo._tape import StepRecorder
 from lightning_topo.neurons import NeuronGroup, ParamSlice, groups_from_tapes
-from lightning_topo.neurons._assembly import assemble, cells_of, distinct, is_carried
+from lightning_topo.neurons._assembly import _company, _parts, assemble, cells_of, distinct, is_carried
 from lightning_topo.neurons._coupling import Atom, new_axis, sum_axis, take
 from lightning_topo.neurons._tape_coupling import couple
 from tests.tape.steps import Attention, Recurrent, batch, labels, mlp, tokens
@@ -143,6 +148,66 @@ def test_a_tensor_is_refined_until_every_axis_is_one_atom() -> None:
     for steps, cells in parts:
         view: Tensor = ParamSlice("w", steps, (0,)).view(tensor)
         assert [cell.size for cell in cells if cell is not None] == list(view.shape)
+
+
+@st.composite
+def axes(draw: st.DrawFn, atoms: list[Atom], depth: int = 2) -> list[Atom]:
+    """An axis: an atom, or a product or a sum of axes."""
+    make = draw(st.sampled_from(["atom", "product", "sum"] if depth else ["atom"]))
+    if make == "atom":
+        return [draw(st.sampled_from(atoms))]
+    parts = [draw(axes(atoms, depth - 1)) for _ in range(draw(st.integers(2, 3)))]
+    return [atom for part in parts for atom in part] if make == "product" else sum_axis(parts)
+
+
+@given(st.data())
+def test_the_company_of_an_atom_is_what_is_in_all_parts_that_hold_it(data: st.DataObject) -> None:
+    """Held against the parts themselves, which are as many as the product of those of the axes."""
+    atoms = [Atom(size) for size in (2, 2, 3, 3, 5)]
+    tensor = [data.draw(axes(atoms)) for _ in range(data.draw(st.integers(1, 3)))]
+    implied = {atoms[0]: atoms[4]} if data.draw(st.booleans()) else {}
+    wanted: dict[Atom, set[Atom]] = {}
+    for _, cells in cells_of(tensor):
+        part = {atom for atom in cells if atom is not None}
+        part |= {implied[atom] for atom in part if atom in implied}
+        for atom in part:
+            wanted[atom] = wanted.get(atom, part) & part
+    found: dict[Atom, set[Atom]] = {}
+    for atom, company in _company([_parts(atom, implied, frozenset()) for axis in tensor for atom in axis]):
+        found[atom] = found.get(atom, set(company)) & set(company)
+    assert found == wanted
+
+
+class Positions(nn.Module):
+    """A sequence that is taken apart one position at a time, with a table of pairs of positions."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.inner, self.out, self.length = nn.Linear(3, 4), nn.Linear(4, 1), length
+        self.heads, self.mix = nn.Linear(3, 2), nn.Linear(2, 1)
+        self.bias = nn.Parameter(torch.randn(2, length, length))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rest = torch.tanh(self.inner(x))
+        score = torch.sigmoid(self.heads(x)).mT[:, None] * self.bias  # heads, positions, positions
+        for _ in range(self.length - 1):
+            rest, score = rest[1:], score[:, 1:, 1:]
+        return self.out(rest).sum() + self.mix(score.sum((1, 2))).sum()
+
+
+def test_a_long_sequence_taken_position_by_position_needs_no_recursion_and_no_square() -> None:
+    length = 160
+    net, x = Positions(length), torch.randn(length, 3)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + length)
+    try:
+        found = assembled(net, lambda: net(x))
+    finally:
+        sys.setrecursionlimit(limit)
+    assert found["inner"].n == 4
+    [slices] = [group.slices for group in found.values() if "heads.weight" in group.params]
+    assert {piece.param for piece in slices} == {"heads.weight", "heads.bias", "bias", "mix.weight"}
+    assert len(slices) < 2 * length
 
 
 @pytest.mark.parametrize("kinds", [("residual",), ("unit",)])

@@ -91,6 +91,31 @@ def test_without_a_router_of_as_many_or_one_shape_nothing_is_guessed(net) -> Non
     assert guesses(net) == []
 
 
+def test_a_list_with_places_that_hold_nothing_is_no_list_of_experts() -> None:
+    """As those of x-transformers: `ModuleList([None, layer, None])`."""
+    net = Routed()
+    net.norms = nn.ModuleList([None, nn.Linear(6, 6), None])  # type: ignore[list-item]
+    net.empty = nn.ModuleList([None, None])  # type: ignore[list-item]
+    assert [guess.name for guess in guesses(net)] == ["experts"]
+
+
+class Unheard(nn.ModuleList):
+    """A list that cannot say how long it is."""
+
+    def __len__(self) -> int:
+        raise TypeError("how long?")
+
+
+def test_a_guess_that_fails_takes_no_group() -> None:
+    net = Routed()
+    net.others = Unheard()
+    net.others.add_module("a", nn.Linear(2, 2))
+    net.others.add_module("b", nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="how long"):
+        guesses(net)
+    assert {"inner", "experts.0.0"} <= {group.name for group in find_neuron_groups(net, X)}
+
+
 def test_layers_one_after_the_other_are_no_experts() -> None:
     """A list of modules of one shape, and nothing chooses among them."""
     net = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5))
