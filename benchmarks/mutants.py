@@ -68,7 +68,7 @@ CLOSEST = {
     "_watch/recording.py": ("tests/probes/test_step_edge.py", "tests/callbacks/test_stability_in_training.py"),
     "_watch/reference.py": ("tests/callbacks/test_resume.py",),
 }
-"""Where no test file has a file's name."""
+"""Test files that are about a file, beside the one of its name."""
 WARM = ("torch", "lightning.pytorch", "hypothesis", "beartype", "jaxtyping", "scipy.optimize", "matplotlib.figure")
 """Imported once, before each run forks from here; nothing of the package itself."""
 

@@ -43,6 +43,17 @@ def test_types():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_module_has_tests_of_its_name():
+    """Short ones may be tested by those that use them."""
+    places = {}
+    for module in sorted((ROOT / "lightning_topo").rglob("*.py")):
+        folder = [part.lstrip("_") for part in module.relative_to(ROOT / "lightning_topo").parent.parts]
+        if not module.stem.startswith("__") and module.read_text().count("\n") >= 50:
+            places[module] = ROOT.joinpath("tests", *folder, f"test_{module.stem.lstrip('_')}.py")
+    assert len(places) > 150
+    assert [str(place.relative_to(ROOT)) for place in places.values() if not place.exists()] == []
+
+
 def test_nothing_heavy_is_imported_before_it_is_used():
     """One process, from the lightest import to the heaviest."""
     code = """

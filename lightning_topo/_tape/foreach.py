@@ -42,6 +42,8 @@ def single_calls(call: Call) -> Sequence[Call]:
 def _single(name: str, args: Sequence[tuple[str, Any]], kwargs: dict[str, Any]) -> Any:
     """The operator for one entry, with its arguments; what it takes by name only is passed so."""
     for operator, positional, by_name in _overloads(name):
+        if "value" in by_name:  # `addcdiv`: the lists' own name for several of them is another
+            args = [("value" if key == "scalars" and _is_number(value) else key, value) for key, value in args]
         options = kwargs | {key: value for key, value in args if key in by_name}
         left = [value for key, value in args if key not in by_name]
         fits = len(left) <= len(positional) and all(map(_fits, left, positional))
@@ -69,4 +71,8 @@ def _fits(value: Any, declared: tuple[str, bool]) -> bool:
     kind = declared[0]
     if isinstance(value, Slot):
         return kind in ("Tensor", "Optional[Tensor]")
-    return kind in ("number", "float", "int", "bool", "Optional[number]") if isinstance(value, int | float) else False
+    return kind in ("number", "float", "int", "bool", "Optional[number]") if _is_number(value) else False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)

@@ -201,7 +201,7 @@ class Bounds:
         if has_gap:
             steps = [math.inf] * len(steps)
         spans = [math.inf] * len(steps)
-        measures = stands and not all(bound < LIMIT for bound in steps)
+        measures = stands and not all(bound < LIMIT for bound in [*steps, *near])
         if measures:
             self._since, self._is_path = self._meter.lengths(self._origin, launched.after), False
             spans = self._table.bounds(self._since).tolist()

@@ -62,7 +62,7 @@ class TrainingLoss:
             len(self._tapes) > _MOST_TAPES
             or sum(tape.n_samples for tape in self._tapes[n_losses:]) >= ENOUGH_SAMPLES * n_losses
         ):
-            del self._tapes[0]
+            del self._tapes[:n_losses]  # a whole step: each of its losses counts as much as the others
         self._cuts.forget_all_but(self._tapes)
 
     def refuse(self, obstacle: str) -> None:

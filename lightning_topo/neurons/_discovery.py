@@ -34,7 +34,8 @@ def find_neuron_groups(
 
     It runs the model once, in evaluation mode, records the run, and traces which axes of which tensors belong together.
     Axes that can be reindexed together without changing the output are a group. The units of the model's inputs and
-    outputs are not groups. The model is left as it was: parameters, buffers, random state, modes, hooks.
+    outputs are not groups. The model is left as it was: buffers, random state, modes, hooks, and parameters unless
+    `run` moves them.
 
     A model without hidden neurons gives an empty list. If the model runs but cannot be traced, the groups are those of
     single layers, with `status="incoming_only"` and the reason.

@@ -9,7 +9,7 @@ _MILDEST_FIRST = (Severity.INFO, Severity.WARN, Severity.ERROR)
 
 
 class EventList:
-    """Events in the order in which they came; where they are too many, every second of the mildest kind is dropped.
+    """Events in the order in which they came; where they are too many, the mildest are dropped, every second in turn.
 
     `n_dropped` counts those. An event that comes again, by its `key`, takes its place in the order again.
     """
@@ -41,10 +41,12 @@ class EventList:
     def _thin(self) -> None:
         firsts = set(self._firsts.values())
         for severity in _MILDEST_FIRST:
-            dropped = [k for k, e in self._kept.items() if e.severity is severity and k not in firsts][::2]
-            for key in dropped:
-                del self._kept[key]
-            self.n_dropped += len(dropped)
-            if len(self._kept) <= self._most * 3 // 4:
-                return
+            mild = [key for key, event in self._kept.items() if event.severity is severity and key not in firsts]
+            while mild and len(self._kept) > self._most * 3 // 4:
+                for key in mild[::2]:
+                    del self._kept[key]
+                self.n_dropped += len(mild[::2])
+                mild = mild[1::2]
+        if len(self._kept) <= self._most * 3 // 4:
+            return
         self._most = max(self._most, 2 * len(self._kept))  # the first of each group are kept, however many

@@ -103,6 +103,8 @@ class PhaseRules:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+        if not 0.0 < self.critical_ratio < math.inf:
+            raise ValueError(f"expected a finite critical_ratio > 0, got {self.critical_ratio}")
         if not self.instability_ratio > 1.0:
             raise ValueError(f"expected instability_ratio > 1, got {self.instability_ratio}")
         for name in ("betti_share", "fate_share"):

@@ -29,10 +29,10 @@ def test_an_event_that_comes_again_stands_once_and_last():
 def test_mild_events_go_before_severe_ones():
     events = EventList(most=40)
     for step in range(400):
-        severe = step % 40 == 0
+        severe = step % 20 == 0
         name = EventName.INSTABILITY if severe else EventName.BETTI_CHANGED
         events.add(event(step, name, severity=Severity.ERROR if severe else Severity.INFO))
-    assert {each.step for each in events if each.severity is Severity.ERROR} == set(range(0, 400, 40))
+    assert {each.step for each in events if each.severity is Severity.ERROR} == set(range(0, 400, 20))
 
 
 def test_the_first_of_every_group_stays_though_they_are_more_than_fit():

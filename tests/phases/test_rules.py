@@ -1,5 +1,7 @@
 """Thresholds that make no sense are refused, and every one of them counts."""
 
+import math
+
 import pytest
 
 from lightning_topo.measurement import Measurement
@@ -15,6 +17,9 @@ def test_rules_are_checked():
     for name in ("hold_steps", "instability_age", "loss_window", "fate_confirm", "instability_ratio", "diagram_jump"):
         with pytest.raises(ValueError, match=name):
             PhaseRules(**{name: 0})
+    for value in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="finite critical_ratio > 0"):
+            PhaseRules(critical_ratio=value)
 
 
 BROKEN = [1.5, *[0.1] * 30]

@@ -43,6 +43,7 @@ def apart(operator, lists: int, *others, in_place: bool, **options) -> tuple[lis
         (OURS._foreach_mul_.Scalar, 1, (0.9,), {}),
         (OURS._foreach_mul_.ScalarList, 1, ([0.9, 2.0],), {}),
         (OURS._foreach_addcmul_.Scalar, 3, (0.5,), {}),
+        (OURS._foreach_addcdiv_.ScalarList, 3, ([0.5, 2.0],), {}),
         (OURS._foreach_norm.Scalar, 1, (1,), {}),
         (OURS._foreach_max.default, 1, (), {}),
         (OURS._foreach_lerp_.Scalar, 2, (0.3,), {}),
@@ -67,6 +68,6 @@ def test_any_other_call_stays_as_it_is() -> None:
 
 
 def test_what_no_single_operator_takes_stays_on_lists() -> None:
-    """`addcdiv_` takes its number by another name than the list of numbers has."""
-    call = Call(OURS._foreach_addcdiv_.ScalarList, (*[(Slot(i), Slot(i + 1)) for i in (0, 2, 4)], [0.5, 2.0]), {}, ())
+    """`addcdiv_` takes a number, and none that is in a tensor."""
+    call = Call(OURS._foreach_addcdiv_.Tensor, (*[(Slot(i), Slot(i + 1)) for i in (0, 2, 4)], Slot(6)), {}, ())
     assert single_calls(call) == (call,)

@@ -35,7 +35,7 @@ def test_an_argument_is_found_by_position_by_name_or_by_default() -> None:
         (ATEN.record_stream.default, ()),  # though its schema says so
         (region, ()),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_what_an_operator_writes(operator, written: tuple) -> None:
     assert write_positions(operator) == written

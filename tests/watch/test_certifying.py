@@ -154,11 +154,14 @@ def there_and_back(tmp_path, model, optimizer, *, probes, hits=0.6, **options):
     }
 
 
-def five_units(*more):
-    """A layer whose units 0 and 1 are nearest to each other, but not so near that they are looked at by themselves."""
+def five_units(*more, apart=3.0):
+    """A layer whose units 0 and 1 are nearest to each other; with the others far `apart`, so near that they are a pair
+    looked at by itself.
+    """
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), *more, torch.nn.Linear(5, 2))
+    far = apart * torch.tensor([[0, 1, 0], [0, 0, 1], [1, 1, 1.0]])
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[0, 0, 0], [1, 0, 0], [0, 3, 0], [0, 0, 3], [3, 3, 3.0]]))
+        model[0].weight.copy_(torch.cat([torch.tensor([[0, 0, 0], [1, 0, 0.0]]), far]))
         model[0].bias.zero_()
     return model
 
@@ -192,11 +195,12 @@ def test_a_step_whose_bound_is_too_large_is_measured_and_its_own_ratio_counts(tm
         ((), OfTheUser, "OPEN"),  # nobody knows what its rule does to equal neurons
     ],
 )
+@pytest.mark.parametrize("apart", [3.0, 9.0])
 def test_where_no_time_is_left_to_measure_a_span_counts_only_if_merged_neurons_stay_together(
-    tmp_path, monkeypatch, more, rule, wanted
+    tmp_path, monkeypatch, more, rule, wanted, apart
 ):
     monkeypatch.setattr(certifying.Certifying, "_may_measure", lambda self, budget: False)
-    model = five_units(*more)
+    model = five_units(*more, apart=apart)
     states = there_and_back(tmp_path, model, rule(model.parameters(), lr=1.0), probes=[Distortion(1000)])
     assert states[3][0].name == wanted
     assert states[3][1] >= 1.5

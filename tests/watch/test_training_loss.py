@@ -84,6 +84,18 @@ def test_of_several_losses_in_a_step_each_has_enough_samples():
     assert all(ENOUGH_SAMPLES <= n < 2 * ENOUGH_SAMPLES for n in by_kind.values())
 
 
+def test_losses_of_one_step_count_alike_however_large_its_batch():
+    model = nn.Linear(3, 2)
+    loss = TrainingLoss(training_of(model), 0)
+    for seed in range(3):
+        x, y = samples(seed, ENOUGH_SAMPLES)
+        both = (lambda x=x, y=y: F.cross_entropy(model(x), y), lambda x=x: model(x).square().mean())
+        loss.keep(recorded(model, *both), None)
+    with loss(None) as evaluate:
+        assert len(evaluate.tapes) == 2
+        torch.testing.assert_close(evaluate(), (both[0]() + both[1]()) / 2)
+
+
 def test_tapes_hold_no_parameters_of_their_own():
     model = nn.Linear(3, 2)
     loss = TrainingLoss(training_of(model), 0)

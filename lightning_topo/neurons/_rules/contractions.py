@@ -168,6 +168,9 @@ def attention(trace: CouplingTrace, call: OperatorCall) -> None:
         trace.tag(axis, "head")
     trace.tag(query[-1], "query_key")
     trace.tag(value[-1], "value")
+    if call.get("is_causal"):  # a mask by position
+        for axis in (query[-2], key[-2]):
+            trace.freeze(axis, "a causal mask")
     mask = call.get("attn_mask")
     mask = call.get("attn_bias") if mask is None else mask
     if mask is not None:

@@ -109,6 +109,8 @@ def _write(trace: CouplingTrace, call: OperatorCall, dims: set[int], source: Ten
         free = [axis for i, axis in enumerate(axes) if i not in dims]
         written = trace.axes(source)
         if source.dim() == tensor.dim():
+            for i in dims:
+                trace.freeze(written[i], "an index of data")
             written = [axis for i, axis in enumerate(written) if i not in dims]
         for i in range(1, min(len(free), len(written)) + 1):
             if not free[-i] or not written[-i]:

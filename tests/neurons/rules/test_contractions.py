@@ -67,6 +67,18 @@ def test_neurons_that_are_read_symmetrically_have_no_outgoing_weights(between) -
     assert group.params == ("first.weight", "first.bias")
 
 
+@pytest.mark.parametrize(("is_causal", "wanted"), [(False, {5, 8}), (True, {8})])
+def test_positions_under_a_causal_mask_are_no_neurons(is_causal: bool, wanted: set[int]) -> None:
+    """A fused kernel is told of the mask by a flag alone."""
+    net = Made(
+        lambda m, x: m.out(m.read(F.scaled_dot_product_attention(m.z, m.z, m.z, is_causal=is_causal)).mT),
+        z=centres(1, 1, 5, 8), read=nn.Linear(8, 3), out=nn.Linear(5, 2),
+    )  # fmt: skip
+    groups = find_neuron_groups(net, X)
+    assert {group.n for group in groups if "z" in group.params} == wanted
+    assert {group.status for group in groups} == {"verified"}
+
+
 def test_bilinear_layers() -> None:
     model = Made(
         lambda m, x: m.last(m.both(m.left(x).tanh(), m.right(x).tanh()).tanh()),

@@ -19,6 +19,7 @@ FREE = {
     "gathered by its own order": (lambda x: x.gather(1, x.argsort(1)), [(3, 4)], [3, 4]),
     "a row added": (lambda x, y: x.index_add(0, torch.tensor([2]), y), [(6, 4), (1, 4)], [4]),
     "a row written": (lambda x, y: x.index_copy(0, torch.tensor([2]), y), [(6, 4), (1, 4)], [4]),
+    "rows added by an index of data": (lambda x, y: x.index_add(0, torch.tensor([0, 2, 2]), y), [(6, 4), (3, 4)], [4]),
     "a row put twice": (lambda x, y: x.index_put((torch.tensor([0, 2]),), y), [(6, 4), (4,)], [4]),
     "the largest written back": (lambda x: torch.zeros_like(x).scatter(1, *x.topk(2, 1)[::-1]), [(3, 4)], [3, 4]),
     "copied over zeros": (lambda x: torch.zeros(3, 4, dtype=torch.float64).copy_(x), [(3, 4)], [3, 4]),
