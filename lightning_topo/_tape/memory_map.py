@@ -38,6 +38,7 @@ class MemoryMap:
         self._copies = dict(copies or {})
         self.layouts: list[Layout] = []
         self.storages: list[int] = []
+        self.copied_bytes = 0
         self.connected: list[bool] = []  # whether a gradient flows to the slot through recorded calls
         self.functions: dict[int, str] = {}  # outputs of autograd functions, which no call has connected
         self.detached_from: dict[int, int] = {}
@@ -67,6 +68,7 @@ class MemoryMap:
         copy = self._copies.pop(id(tensor), None)
         if copy is None or not _equal(copy, tensor.detach()):
             copy = tensor.detach().clone()
+        self.copied_bytes += copy.nbytes if copy.layout is torch.strided else 0
         named = _Named(slot, tensor, copy, tensor._version, is_buffer=is_buffer)
         self._named[slot] = self._current[id(tensor)] = named
         return named

@@ -128,6 +128,12 @@ class Tape:
     unlike: frozenset[str] = frozenset()
 
     @property
+    def program(self) -> tuple[Any, ...]:
+        """What is called on which parameters, in order: tapes that share it differ in numbers alone."""
+        named = self.names
+        return tuple((call.operator, *(named[slot] for slot in call.inputs if slot in named)) for call in self.calls)
+
+    @property
     def params(self) -> frozenset[str]:
         """The first names of the parameters and buffers on which the outputs depend."""
         used = {slot for call in self.calls for slot in call.inputs} | set(self.outputs)

@@ -67,6 +67,11 @@ class StepRecorder:
         """Whether it has begun, and not ended yet."""
         return self._mode is not None
 
+    @property
+    def copied_bytes(self) -> int:
+        """The size of all copies of parameters and buffers: one of each, and another whenever it was moved."""
+        return self._memory.copied_bytes
+
     def begin(self, tensors: nn.Module | Mapping[str, Tensor], copies: Mapping[int, Tensor] | None = None) -> None:
         """Enter the mode. `tensors` are the module, or parameters and buffers by name.
 

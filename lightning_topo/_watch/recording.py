@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -16,6 +17,14 @@ from lightning_topo.neurons._capture import sharding
 
 RECORD_EVERY = 4
 """Record every this many steps before a probe evaluates the loss, until there are enough samples."""
+
+MOST_LOSSES = 16
+"""Losses of one step that are recorded: reinforcement learning may take hundreds of updates from one batch."""
+MOST_COPIES = 4
+"""Copies of all parameters that a recorded step may hold; each update of them makes one."""
+
+SMALL = 2**25
+"""Bytes of copies that nobody notices."""
 
 _SHARDS = {
     "tensor_parallel": "activations of tensor parallel are spread over processes",
@@ -50,6 +59,7 @@ class Recording:
         self._without_gradient: frozenset[str] = frozenset()
         self._tapes: list[Tape] = []
         self._handles: list[RemovableHandle] = []
+        self._most_bytes = SMALL
         kind = sharding(training.root)
         self._is_sharded = kind != "whole"
         compiled = None if runs_eagerly else compiled_reason(training.module)
@@ -67,6 +77,9 @@ class Recording:
         if self.obstacle:
             return
         module = self._training.module
+        plain = (tensor for tensor in named_tensors(module).values() if is_plain(tensor))
+        one = sum(tensor.nbytes for tensor in plain if tensor.layout is torch.strided)
+        self._most_bytes = max(SMALL, MOST_COPIES * one)
         if self._is_sharded:
             # What lies in shards is whole while a module runs: it gets its name there.
             self._recorder.begin({name: tensor for name, tensor in named_tensors(module).items() if is_plain(tensor)})
@@ -126,6 +139,9 @@ class Recording:
             self._resume()
 
     def _resume(self) -> None:
+        if len(self._judged) >= MOST_LOSSES or self._recorder.copied_bytes >= self._most_bytes:
+            self._recorder.leave()
+            return
         self._recorder.resume()
         self._is_open = True
 

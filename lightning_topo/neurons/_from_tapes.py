@@ -1,9 +1,11 @@
 """Find the neurons in recorded steps: verified groups, and the groups of every parameter."""
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -49,7 +51,8 @@ def groups_from_tapes(
 ) -> FoundNeurons:
     """The groups that the losses of one or several steps show together, each verified on every tape.
 
-    The tapes should have been `accepted`. One that has an obstacle is left out, and named in `refused`. `module` is
+    The tapes should have been `accepted`. One that has an obstacle is left out, and named in `refused`; of those that
+    call the same on the same parameters, two are looked at. `module` is
     looked at for its structure alone, to guess whole experts. Other arguments as of `find_neuron_groups`. Nothing of
     the module's code runs, and no random state is touched.
 
@@ -62,7 +65,7 @@ def groups_from_tapes(
     >>> [(group.name, group.n, group.status) for group in found.groups], found.uncovered[0].param
     ([('0', 8, 'verified')], '2.bias')
     """
-    usable = [tape for tape in tapes if not tape.obstacle]
+    usable = _without_repeats([tape for tape in tapes if not tape.obstacle])
     refused = tuple(tape.obstacle for tape in tapes if tape.obstacle)
     if not usable:
         return FoundNeurons(tuple(declared), parameter_coverage(tuple(declared), tapes, None, {}), refused)
@@ -91,6 +94,18 @@ def groups_from_tapes(
     else:
         groups = [without_carried(group) for group in groups]
     return FoundNeurons(tuple(groups), parameter_coverage(groups, tapes, trace, left), refused)
+
+
+def _without_repeats(tapes: Sequence[Tape]) -> list[Tape]:
+    """The first two tapes of each program: further epochs over one batch show nothing new."""
+    met = Counter[tuple[Any, ...]]()
+    kept = []
+    for tape in tapes:
+        program = tape.program
+        met[program] += 1
+        if met[program] <= 2:
+            kept.append(tape)
+    return kept
 
 
 def _expert_groups(module: nn.Module | None, trace: CouplingTrace) -> list[NeuronGroup]:

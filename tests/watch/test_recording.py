@@ -1,11 +1,14 @@
 """What of a step is recorded: what its losses compute, and no update."""
 
 import lightning as L
+import pytest
 import torch
 from torch import nn
 
 from lightning_topo import Distortion, TopologyMonitor
 from lightning_topo._tape import StepRecorder
+from lightning_topo._watch import recording
+from lightning_topo.neurons import _from_tapes
 from tests.callbacks.training import fit
 
 
@@ -41,3 +44,43 @@ def test_no_operator_of_an_update_is_recorded_though_it_was_given_a_closure(tmp_
     assert monitor.groups[0].status == "verified"
     assert recorded.count("aten::tanh") == 2
     assert not [name for name in recorded if name.endswith(("lerp_", "addcmul_", "addcdiv_", "sqrt"))]
+
+
+class Epochs(L.LightningModule):
+    """Forty updates from one batch, as in reinforcement learning; a mode of the user's counts what runs in the end."""
+
+    def __init__(self, width: int = 5):
+        super().__init__()
+        self.automatic_optimization = False
+        self.net = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 2))
+        self.modes = []
+
+    def training_step(self, batch, index):
+        optimizer = self.optimizers()
+        for _ in range(40):
+            optimizer.zero_grad()
+            self.manual_backward(self.net(batch[0]).square().mean())
+            optimizer.step()
+            self.modes.append(len(torch.utils._python_dispatch._get_current_dispatch_mode_stack()))
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.net.parameters(), 1e-2)
+
+
+@pytest.mark.parametrize(("width", "small", "wanted"), [(5, recording.SMALL, recording.MOST_LOSSES), (500, 0, 4)])
+def test_a_step_of_many_updates_is_recorded_as_far_as_it_may_cost(tmp_path, monkeypatch, width, small, wanted):
+    """Not beyond so many losses, and not beyond so many copies of what the updates move."""
+    monkeypatch.setattr(recording, "SMALL", small)
+    proved = []
+    verify = _from_tapes.verify_on_tapes
+    monkeypatch.setattr(
+        _from_tapes,
+        "verify_on_tapes",
+        lambda tapes, *args, **kwargs: proved.append(tapes) or verify(tapes, *args, **kwargs),
+    )
+    net, monitor = Epochs(width), TopologyMonitor([Distortion()], verbose=False)
+    fit(net, [monitor], root=tmp_path, max_steps=80)
+    assert [group.status for group in monitor.groups] == ["verified"]
+    assert net.modes[: 2 * wanted] == [1] * (wanted - 1) + [0] * (wanted + 1)  # left in the last update that counts
+    assert set(net.modes[40:]) == {0}
+    assert [len(tapes) for tapes in proved] == [2]  # all forty are the same program
