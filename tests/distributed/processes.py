@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import time
@@ -21,12 +22,21 @@ def train_together(names, out, *, size=2, seconds=120):
     return Seen({name: [_read(Path(out) / name / f"rank-{r}.json") for r in range(size)] for name in names})
 
 
+def free_port():
+    """A port that nobody listens on, below those that the kernel gives to connections: it is still free a while later."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
 def launch(names, out, size):
     """Start the processes, each with its log."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "NODE_RANK": "0"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size), "NODE_RANK": "0"}
     return [
         warm.start(
             "tests.distributed.worker",

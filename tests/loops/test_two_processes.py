@@ -1,21 +1,17 @@
 """A loop of two processes under DDP is watched as one process would be."""
 
 import json
-import socket
 
 import pytest
 
 from lightning_topo import Distortion, TopologyWatch, read_record
 from tests import warm
-from tests.distributed.processes import wait
+from tests.distributed.processes import free_port, wait
 from tests.loops.loops import Net, batches, options, sgd
 
 
 def launch(out):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     return [
         warm.start("tests.loops.process", out, log=out / f"log-{rank}.txt", env=shared | {"RANK": str(rank)})
         for rank in range(2)
