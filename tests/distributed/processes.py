@@ -23,7 +23,7 @@ def train_together(names, out, *, size=2, seconds=120):
 
 
 def free_port():
-    """A port that nobody listens on, below those that the kernel gives to connections: it is still free a while later."""
+    """A port that nobody listens on, below those that the kernel gives to connections: it stays free for a while."""
     while True:
         port = random.SystemRandom().randrange(15_000, 32_000)
         with socket.socket() as one:
