@@ -119,6 +119,8 @@ def _problems(found: FoundNeurons) -> list[Problem]:
     """Problems to report: groups that were not found, or not proved."""
     if not any(group.n > 1 for group in found.groups):
         reason = "; ".join(found.refused) or "the module has no group of two or more exchangeable neurons"
+        if not found.refused and (left := [one for one in found.uncovered if one.reason]):
+            reason += f" ({left[0].param}, the largest parameter: {left[0].reason})"
         return [Problem(f"No neurons found: {reason}.")]
     problems = [Problem(f"A loss was not followed: {reason}.") for reason in dict.fromkeys(found.refused)]
     incoming = [group for group in found.groups if group.status == "incoming_only"]

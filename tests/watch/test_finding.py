@@ -103,6 +103,21 @@ def test_a_group_of_one_neuron_is_no_cloud():
     assert reasons["0.weight"] == "0 has a single neuron"
 
 
+def test_where_there_are_no_neurons_the_reason_of_the_largest_parameter_is_told():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 2))
+    recorder = StepRecorder()
+    recorder.begin(model)
+    weight = torch.linalg.householder_product(model[0].weight.T, torch.ones(6))  # which has no rule
+    recorder.loss(model[1](torch.randn(7, 8) @ weight).square().mean())
+    finding = Finding(training_of(model), None, 0)
+    assert finding.groups(recorder.end(), "") == ()
+    [problem] = finding.problems
+    assert (
+        "(0.weight, the largest parameter: axis 0: unknown operator aten.linalg_householder_product" in problem.message
+    )
+
+
 @pytest.mark.parametrize("equal", [True, False])
 def test_units_that_frozen_weights_alone_tell_apart_are_left_out(equal):
     model = two_layers()

@@ -50,6 +50,17 @@ def index_select(trace: CouplingTrace, call: OperatorCall) -> None:
     trace.assign(call.out, axes)
 
 
+@aten_rule("_pack_padded_sequence")
+def pack_padded_sequence(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Samples and times become one axis, of those that are no padding; what comes with each time passes."""
+    axes = trace.axes(call["input"])
+    for axis in axes[:2]:
+        trace.freeze(axis, "positions in time")
+    packed, sizes = call.outputs
+    trace.assign(packed, [new_axis(packed.shape[0], frozen=True), *axes[2:]])
+    trace.assign_data(sizes)
+
+
 @aten_rule("gather")
 def gather(trace: CouplingTrace, call: OperatorCall) -> None:
     """Entries are picked along `dim`; the other axes pass where the index leaves them whole."""

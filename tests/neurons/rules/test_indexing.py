@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lightning_topo.neurons import find_neuron_groups
-from tests.neurons.rules.models import Between, X, free_axes
+from tests.neurons.rules.models import Between, Made, X, free_axes
 
 FREE = {
     "rows by a list": (lambda x: x[torch.tensor([0, 2, 2])], [(6, 4)], [4]),
@@ -48,6 +50,18 @@ def test_neurons_stay_exchangeable(between) -> None:
     [group] = find_neuron_groups(Between(between), X)
     assert (group.name, group.n, group.block_shape, group.status) == ("first", 12, (), "verified")
     assert group.params == ("first.weight", "first.bias", "last.weight")
+
+
+def test_packed_sequences_keep_what_comes_with_each_time() -> None:
+    """The units of an embedding are read by a recurrent layer that leaves padding out."""
+    lengths = torch.tensor([7, 4])
+
+    def forward(m, x):
+        packed = pack_padded_sequence(m.embed(x), lengths, batch_first=True)
+        return m.out(pad_packed_sequence(m.rnn(packed)[0], batch_first=True)[0].mean(1))
+
+    net = Made(forward, embed=nn.Linear(5, 6), rnn=nn.GRU(6, 4, batch_first=True), out=nn.Linear(4, 2))
+    assert [(group.name, group.n, group.status) for group in find_neuron_groups(net, X)] == [("embed", 6, "verified")]
 
 
 def test_one_position_written_out_in_the_code_is_a_slice() -> None:
