@@ -1,7 +1,8 @@
 """What the default monitor changes and costs in trainings of models that packages bring: bits, time, memory, events.
 
     python -m benchmarks.packages [--steps 100] [--repeats 3] [--only GPT2] [--out build/packages.jsonl] [--table]
-    python -m benchmarks.packages --device cuda [...]     # models of their usual sizes
+    python -m benchmarks.packages --models rare [...]     # of less usual makes, for which more packages are needed
+    python -m benchmarks.packages --device cuda --models large [...]     # models of their usual sizes
     python -m benchmarks.packages --callback guard [...]
 
 Each training runs in processes of its own, without and with `TopologyMonitor()`, from `fit` to its return. Bits are
@@ -38,13 +39,14 @@ import torch
 
 from benchmarks.packages_models import TRAININGS, Training
 from benchmarks.packages_models_gpu import LARGE_TRAININGS
+from benchmarks.packages_models_rare import RARE_TRAININGS
 from lightning_topo import TopologyMonitor, TopologyStepGuard
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTLED = 20
 """Steps from here on are timed apart: the start is over."""
 EQUAL = {True: "yes", False: "NO", None: "cannot say"}
-SETS = {"cpu": TRAININGS, "cuda": LARGE_TRAININGS}
+SETS = {"usual": TRAININGS, "rare": RARE_TRAININGS, "large": LARGE_TRAININGS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,12 @@ class Setting:
     steps: int = 100
     device: str = "cpu"
     callback: str = "monitor"
+    models: str = "usual"
 
     @property
     def trainings(self) -> dict[str, Training]:
-        """Those for this device, by name."""
-        return SETS[self.device]
+        """By name."""
+        return SETS[self.models]
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,10 +311,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="of the trainings those whose name holds this")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "packages.jsonl")
     parser.add_argument("--table", action="store_true", help="print what has been run")
-    parser.add_argument("--device", default="cpu", choices=list(SETS))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--models", default="usual", choices=list(SETS))
     parser.add_argument("--callback", default="monitor", choices=["monitor", "guard"])
     arguments = parser.parse_args()
-    setting = Setting(arguments.steps, arguments.device, arguments.callback)
+    setting = Setting(arguments.steps, arguments.device, arguments.callback, arguments.models)
     rows = _kept(arguments.out)
     for name, training in setting.trainings.items():
         missing = [package for package in training.requires if importlib.util.find_spec(package) is None]

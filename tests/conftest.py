@@ -31,11 +31,6 @@ pytest_randomly.entrypoint_reseeds = []
 torch.set_num_threads(1)  # the networks of the tests are too small for more
 
 
-def pytest_xdist_auto_num_workers(config):
-    """One more than there are cores: many tests wait for a process, a server or a browser."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(autouse=True)
 def lightning_can_be_heard():
     """Whatever ran before: MLflow's migrations disable every logger there is, and some trainings are to be quiet."""
