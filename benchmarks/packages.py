@@ -111,10 +111,11 @@ class _Course(L.Callback):
         if isinstance(outputs, dict) and outputs.get("loss") is not None:
             self.last = outputs["loss"].detach()
         step = trainer.global_step if self.marks else 1  # several optimizers may have stepped in the first batch
-        if step in (1, SETTLED, trainer.max_steps):
+        passed = [mark for mark in (1, SETTLED, trainer.max_steps) if mark <= step and mark not in self.marks]
+        if passed:  # a batch may hold many steps
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
-            self.marks.setdefault(step, time.perf_counter())
+            self.marks |= dict.fromkeys(passed, time.perf_counter())
 
 
 def run(name: str, setting: Setting, watched: bool) -> Run:

@@ -96,7 +96,7 @@ def test_a_monitor_goes_on_from_any_state_or_says_that_it_cannot(path):
         saved_place(state)
         if saved is None:
             continue
-        again, _ = followed(saved.detector, range(19, 23))
+        again, _ = followed(saved.detector, range(19, 21))
         assert DetectorState.from_dict(again.to_dict()) is not None
         assert saved.under_way()[:1] in ("", " ")
 
