@@ -11,26 +11,7 @@ from torch import nn
 
 from lightning_topo.neurons import find_neuron_groups
 from lightning_topo.neurons._one_run import named_state, record_run, significant, untouched
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(5, 8),
-        nn.BatchNorm1d(8),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(8, 6),
-        nn.Tanh(),
-        nn.Linear(6, 3),
-    )
-
-
-X, Y = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1, 2, 0])
-
-
-def loss(model: nn.Module) -> torch.Tensor:
-    return F.cross_entropy(model(X), Y)
+from tests.neurons.networks import X, Y, loss, network
 
 
 def test_nothing_in_the_model_changes() -> None:

@@ -4,20 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_topo.neurons import find_neuron_groups
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(5, 8),
-        nn.BatchNorm1d(8),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(8, 6),
-        nn.Tanh(),
-        nn.Linear(6, 3),
-    )
-
+from tests.neurons.networks import network
 
 X, Y = torch.randn(7, 5), torch.randint(3, (7,))
 

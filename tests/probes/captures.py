@@ -37,3 +37,14 @@ def by_hand(after, before=None, reference=None, groups=None, previous=None, **op
 
 def cloud(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+N_GROUPS = 8
+
+
+def groups_of(n, d, n_blocks=1):
+    dims = (0,) if n_blocks == 1 else (0, 1)
+    shape = (n, d) if n_blocks == 1 else (n_blocks, n, d)
+    groups = [NeuronGroup(f"g{k}", "unit", n, shape[:-2], (ParamSlice(f"w{k}", dims=dims),)) for k in range(N_GROUPS)]
+    generator = torch.Generator().manual_seed(0)
+    return groups, [{f"w{k}": torch.randn(shape, generator=generator) for k in range(N_GROUPS)} for _ in range(4)]

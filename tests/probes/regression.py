@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from lightning_topo._tape import StepRecorder, TapeLoss, accepted
 from lightning_topo.neurons import NeuronGroup, ParamSlice
 from lightning_topo.probes import BatchLoss, Capture, Clouds
 
@@ -29,6 +30,25 @@ def capture(setting, optimizer, previous=None, before=None):
     return Capture(
         1, 0, module, [GROUP], clouds, None, clouds, [optimizer], training_loss, previous, parameters_before=before
     )
+
+
+def recorded(setting, sizes):
+    """The same loss as recorded steps of so many samples, in a capture."""
+    module, (x, y) = setting
+    tapes, recorder = [], StepRecorder()
+    for part in zip(x.split(sizes), y.split(sizes), strict=True):
+        recorder.begin(module)
+        recorder.loss(mse(module, part))
+        tapes += [accepted(tape) for tape in recorder.end()]
+    loss = TapeLoss(module, tapes, precision=torch.float64)
+
+    @contextmanager
+    def training_loss(loss_fn):
+        yield loss
+
+    clouds = Clouds([GROUP], dict(module.named_parameters()))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    return Capture(1, 0, module, [GROUP], clouds, None, clouds, [optimizer], training_loss)
 
 
 def trained(setting, optimizer, steps=1):

@@ -1,17 +1,14 @@
 """Curvature whole or in parts, exactly or by differences: what memory and operators leave."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import nn
 
-from lightning_topo._tape import StepRecorder, TapeLoss, accepted
-from lightning_topo.probes import BatchLoss, Capture, Clouds, Sharpness
+from lightning_topo.probes import BatchLoss, Sharpness
 from lightning_topo.probes import _approach as approach
 from lightning_topo.probes._approach import Approach, adapted, parts_of
 from lightning_topo.stability import hessian
-from tests.probes.regression import GROUP, TanhOnce, capture, mse, small_memory, trained
+from tests.probes.regression import TanhOnce, capture, mse, recorded, small_memory, trained
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
@@ -44,25 +41,6 @@ def test_memory_that_ends_in_the_middle_of_the_products_is_met_too(setting):
     with pytest.warns(UserWarning, match="5 samples"):
         found = Sharpness(loss_fn=loss_fn, micro_batch=10).measure(capture(setting, optimizer))
     assert found.values[""]["converged"]
-
-
-def recorded(setting, sizes):
-    """The same loss as recorded steps of so many samples, in a capture."""
-    module, (x, y) = setting
-    tapes, recorder = [], StepRecorder()
-    for part in zip(x.split(sizes), y.split(sizes), strict=True):
-        recorder.begin(module)
-        recorder.loss(mse(module, part))
-        tapes += [accepted(tape) for tape in recorder.end()]
-    loss = TapeLoss(module, tapes, precision=torch.float64)
-
-    @contextmanager
-    def training_loss(loss_fn):
-        yield loss
-
-    clouds = Clouds([GROUP], dict(module.named_parameters()))
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    return Capture(1, 0, module, [GROUP], clouds, None, clouds, [optimizer], training_loss)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 10, 64])

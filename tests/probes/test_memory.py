@@ -3,24 +3,13 @@
 from contextlib import nullcontext
 
 import pytest
-import torch
 from torch import nn
 
 from benchmarks.zoo import peak_bytes
-from lightning_topo.neurons import NeuronGroup, ParamSlice
 from lightning_topo.probes import Capture, Clouds, Distortion, Fate
 from lightning_topo.probes import _distortion as exact
 from lightning_topo.probes import _probe as probe
-
-N_GROUPS = 8
-
-
-def groups_of(n, d, n_blocks=1):
-    dims = (0,) if n_blocks == 1 else (0, 1)
-    shape = (n, d) if n_blocks == 1 else (n_blocks, n, d)
-    groups = [NeuronGroup(f"g{k}", "unit", n, shape[:-2], (ParamSlice(f"w{k}", dims=dims),)) for k in range(N_GROUPS)]
-    generator = torch.Generator().manual_seed(0)
-    return groups, [{f"w{k}": torch.randn(shape, generator=generator) for k in range(N_GROUPS)} for _ in range(4)]
+from tests.probes.captures import N_GROUPS, groups_of
 
 
 def captured(groups, states):

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from lightning_topo.homology import persistence
-from lightning_topo.neurons import NeuronGroup, ParamSlice
+from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes import Clouds, Probe, ProbeResult, ProbeUnavailable
 from lightning_topo.probes import _probe as probe
 from lightning_topo.probes._probe import CloudMissing, blocks
-from tests.probes.captures import cloud, one_group
+from tests.probes.captures import cloud, groups_of, one_group
 
 
 def test_clouds_stay_as_they_were_gathered():
@@ -20,17 +20,6 @@ def test_clouds_stay_as_they_were_gathered():
         weight.add_(1.0)
     assert torch.equal(clouds["g"], before)
     assert not clouds["g"].requires_grad
-
-
-N_GROUPS = 8
-
-
-def groups_of(n, d, n_blocks=1):
-    dims = (0,) if n_blocks == 1 else (0, 1)
-    shape = (n, d) if n_blocks == 1 else (n_blocks, n, d)
-    groups = [NeuronGroup(f"g{k}", "unit", n, shape[:-2], (ParamSlice(f"w{k}", dims=dims),)) for k in range(N_GROUPS)]
-    generator = torch.Generator().manual_seed(0)
-    return groups, [{f"w{k}": torch.randn(shape, generator=generator) for k in range(N_GROUPS)} for _ in range(4)]
 
 
 def test_only_few_clouds_stay_gathered(monkeypatch):

@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_topo._tape import StepRecorder, TapeLoss, accepted
 from lightning_topo.neurons import NeuronGroup, ParamSlice
 from lightning_topo.probes import BatchLoss, Capture, Clouds, Sharpness
 from lightning_topo.stability import hessian
 from tests.probes.captures import by_hand, cloud
-from tests.probes.regression import GROUP, capture, mse, trained
+from tests.probes.regression import capture, mse, recorded, trained
 
 
 def test_adam_has_a_ratio_only_after_its_first_step(setting):
@@ -97,25 +96,6 @@ def test_the_batch_ratio_lies_between_the_plateaus_by_the_noise_of_the_parts(set
     assert values["batch_noise"] == pytest.approx(noise)
     small, large = (values["batch_sharpness"] * 0.1 / 2 / (1 + sign * 0.9) for sign in (-1, 1))
     assert values["batch_sharpness_ratio"] == pytest.approx(noise * small + (1 - noise) * large)
-
-
-def recorded(setting, sizes):
-    """The same loss as recorded steps of so many samples, in a capture."""
-    module, (x, y) = setting
-    tapes, recorder = [], StepRecorder()
-    for part in zip(x.split(sizes), y.split(sizes), strict=True):
-        recorder.begin(module)
-        recorder.loss(mse(module, part))
-        tapes += [accepted(tape) for tape in recorder.end()]
-    loss = TapeLoss(module, tapes, precision=torch.float64)
-
-    @contextmanager
-    def training_loss(loss_fn):
-        yield loss
-
-    clouds = Clouds([GROUP], dict(module.named_parameters()))
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    return Capture(1, 0, module, [GROUP], clouds, None, clouds, [optimizer], training_loss)
 
 
 def test_the_batch_sharpness_of_recorded_steps_is_that_of_their_batches(setting):

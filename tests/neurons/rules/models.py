@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_topo.neurons import NeuronGroup, ParamSlice
+from lightning_topo.neurons import NeuronGroup, ParamSlice, find_neuron_groups
 from lightning_topo.neurons._assembly import _with_copies, cells_of
 from lightning_topo.neurons._coupling import Atom
 from lightning_topo.neurons._trace import CouplingTrace
@@ -86,3 +86,10 @@ def free_axes(function: Callable[..., Any], *shapes: tuple[int, ...]) -> list[in
 def _tensors(result: Any) -> dict[str, Tensor]:
     parts = result if isinstance(result, tuple | list) else [result]
     return {f"out {k}": part for k, part in enumerate(parts) if isinstance(part, Tensor)}
+
+
+def check_exchangeable(between: Callable[[Tensor], Tensor]) -> None:
+    """The twelve units in front of it are one proved group, and are read behind it."""
+    [group] = find_neuron_groups(Between(between), X)
+    assert (group.name, group.n, group.block_shape, group.status) == ("first", 12, (), "verified")
+    assert group.params == ("first.weight", "first.bias", "last.weight")

@@ -12,39 +12,14 @@ from operator import attrgetter
 import pytest
 import torch
 
-from lightning_topo.homology import persistence
-from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import render_page, verdict
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, Parent, RecordWriter, read_record
 from lightning_topo.outputs.record._branch import has_later_lines, live_lines, rewind_floors
 from lightning_topo.outputs.record._jsonl import read_objects
-from lightning_topo.phases import DetectorState, EventName, TopologyEvent, observe
+from lightning_topo.phases import EventName, TopologyEvent
 from tests import warm
-
-
-def ratio(step, value=0.1, group="net.0"):
-    return Measurement(step, 0, "distortion", group, {"critical_ratio": value})
-
-
-def loss(step, value=1.0):
-    return Measurement(step, 0, "training", "", {"loss": value})
-
-
-DIAGRAM = {"net.0": persistence(torch.eye(4), 1)}
-
-
-def write(writer, steps, value=0.1):
-    """Measurements of these steps, the events that the detector makes of them, and a capture every fifth."""
-    state = DetectorState()
-    for step in steps:
-        for measurement in (loss(step), ratio(step, value)):
-            writer.measurement(measurement)
-            state, events = observe(state, measurement)
-            for event in events:
-                writer.event(event)
-        if step % 5 == 0:
-            writer.diagrams(step, DIAGRAM)
+from tests.outputs.record.written import ratio, write
 
 
 def everything(folder):

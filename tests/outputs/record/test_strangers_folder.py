@@ -19,21 +19,7 @@ from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordWriter, re
 from lightning_topo.outputs.record._archive import write_arrays
 from lightning_topo.outputs.trackers import RunFacts
 from lightning_topo.phases import EventName, TopologyEvent
-
-NAMES = (
-    "<script>alert(1)</script>",
-    "</script><script>alert(2)</script>",
-    "javascript:alert(3)",
-    '"><img src=x onerror=alert(4)>',
-    "'-alert(5)-'",
-    "../../../etc/x",
-    "/etc/passwd",
-    "..\\..\\x",
-    "a\u202eb\u2028c\x00d",
-    "\ud800",
-    "{{data}}",
-    "<!--<script>",
-)
+from tests.outputs.strangers import NAMES
 
 
 def stranger(folder, names=NAMES):

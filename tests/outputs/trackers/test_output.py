@@ -7,7 +7,7 @@ import sys
 import warnings
 
 import pytest
-from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 
 from lightning_topo import read_record
 from lightning_topo._watch.output import Run
@@ -17,22 +17,7 @@ from lightning_topo.outputs.trackers import Tracker, TrackerOutput, tracker_of
 from lightning_topo.outputs.trackers._output import run_facts
 from lightning_topo.outputs.trackers._wandb import WandbTracker
 from tests.outputs.driving import Training, drive, group_named
-
-
-class Foreign(Logger):
-    """A logger that Lightning knows nothing of, with the generic interface alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    name, version = "foreign", "0"
-
-    def log_metrics(self, metrics, step=None):
-        self.rows.append((step, metrics))
-
-    def log_hyperparams(self, params, *args, **kwargs):
-        pass
+from tests.outputs.strangers import Foreign
 
 
 def test_figures_take_no_more_than_their_share(tmp_path, monkeypatch):

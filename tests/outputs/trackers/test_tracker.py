@@ -6,29 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.logger import Logger
 
 from lightning_topo._watch.published_values import mangled_names
 from lightning_topo.outputs.record import Parent
 from lightning_topo.outputs.trackers import RunFacts, Tracker
 from lightning_topo.outputs.trackers._tracker import config_name, shortened
 from tests.outputs.driving import drive
-
-
-class Foreign(Logger):
-    """A logger that Lightning knows nothing of, with the generic interface alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    name, version = "foreign", "0"
-
-    def log_metrics(self, metrics, step=None):
-        self.rows.append((step, metrics))
-
-    def log_hyperparams(self, params, *args, **kwargs):
-        pass
+from tests.outputs.strangers import NAMES, Foreign
 
 
 def test_any_logger_gets_values_and_the_run_folder_the_figures(tmp_path):
@@ -46,22 +30,6 @@ def test_any_logger_gets_values_and_the_run_folder_the_figures(tmp_path):
     }
     lines = (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text().splitlines()
     assert "topology/net_3/betti_0" in lines[0]
-
-
-NAMES = (
-    "<script>alert(1)</script>",
-    "</script><script>alert(2)</script>",
-    "javascript:alert(3)",
-    '"><img src=x onerror=alert(4)>',
-    "'-alert(5)-'",
-    "../../../etc/x",
-    "/etc/passwd",
-    "..\\..\\x",
-    "a\u202eb\u2028c\x00d",
-    "\ud800",
-    "{{data}}",
-    "<!--<script>",
-)
 
 
 def everything(folder):
