@@ -85,7 +85,7 @@ class Finding:
         groups = tuple(group for group in found.groups if group not in left_out)
         found = replace(found, groups=groups, coverage=with_reason(found.coverage, left_out))
         measured = [group for group in groups if group.n > 1]
-        otherwise = found.refused[0] if found.refused else "the step did not meet it"
+        otherwise = found.refused[0] if found.refused else "the recorded losses of the step did not meet it"
         return replace(found, coverage=whole_coverage(found.coverage, measured, parameters, otherwise))
 
     def _groups(self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None) -> FoundNeurons:

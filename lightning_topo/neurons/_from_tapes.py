@@ -52,9 +52,9 @@ def groups_from_tapes(
     """The groups that the losses of one or several steps show together, each verified on every tape.
 
     The tapes should have been `accepted`. One that has an obstacle is left out, and named in `refused`; of those that
-    call the same on the same parameters, two are looked at. `module` is
-    looked at for its structure alone, to guess whole experts. Other arguments as of `find_neuron_groups`. Nothing of
-    the module's code runs, and no random state is touched.
+    call the same on the same parameters, two are looked at. `module` is looked at for its structure alone, to guess
+    whole experts. Other arguments as of `find_neuron_groups`. Nothing of the module's code runs, and no random state is
+    touched.
 
     >>> import torch
     >>> from lightning_topo._tape import StepRecorder, accepted
@@ -97,11 +97,14 @@ def groups_from_tapes(
 
 
 def _without_repeats(tapes: Sequence[Tape]) -> list[Tape]:
-    """The first two tapes of each program: further epochs over one batch show nothing new."""
+    """The first two tapes of each program, and of those whose gradient contradicts the replay's.
+
+    Further epochs over one batch show nothing else that is new.
+    """
     met = Counter[tuple[Any, ...]]()
     kept = []
     for tape in tapes:
-        program = tape.program
+        program = (*tape.program, tape.unlike)
         met[program] += 1
         if met[program] <= 2:
             kept.append(tape)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_topo._tape import StepRecorder, Tape, accepted
-from lightning_topo.neurons import FoundNeurons, groups_from_tapes, verify_on_tapes
+from lightning_topo.neurons import FoundNeurons, _from_tapes, groups_from_tapes, verify_on_tapes
 from lightning_topo.neurons._assembly import assemble
 from lightning_topo.neurons._tape_coupling import couple
 from lightning_topo.neurons._verify import without_carried
@@ -92,6 +92,18 @@ def test_a_mask_is_permuted_with_the_neurons_that_it_fell_on() -> None:
     bare = [without_carried(group) for group in groups]
     assert bare[0] != groups[0]
     assert [group.status for group in verify_on_tapes([tape], bare)] == ["incoming_only", "verified"]
+
+
+def test_of_a_program_two_tapes_are_looked_at_and_each_that_contradicts() -> None:
+    net, tapes = mlp(5, 8, 3), []
+    for seed in range(4):
+        recorder = StepRecorder()
+        recorder.begin(net)
+        recorder.loss(F.cross_entropy(net(batch(seed, 6, 5)), labels(seed, 6)))
+        tapes += recorder.end()
+    tapes[3] = tapes[3].replaced(unlike=frozenset({"0.weight"}), gradient_obstacle="another")
+    assert _from_tapes._without_repeats(tapes) == [tapes[0], tapes[1], tapes[3]]
+    assert [group.status for group in groups_from_tapes(tapes).groups] == ["incoming_only"]
 
 
 def test_one_group_that_fails_takes_no_other() -> None:
