@@ -166,6 +166,27 @@ def _grouped_mm(call: Call, args: Mapping[str, Any]) -> Tensor:
     return torch.cat([*products, left.new_zeros(left.shape[1], right.shape[-1] - ends[-1])], dim=1)
 
 
+def _embedding_bag(call: Call, args: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The sum or mean of each bag's rows, each by its weight; by the kernel where the gradient is no sum of these."""
+    weight, indices, offsets = args["weight"], args["indices"], args["offsets"]
+    if args["mode"] == _BAG_MAXIMUM or args["scale_grad_by_freq"]:
+        return call.operator(**{**args, "sparse": False})
+    n_bags = len(offsets) - bool(args["include_last_offset"])
+    places = torch.arange(len(indices), device=indices.device)
+    bag_of = torch.searchsorted(offsets[:n_bags].to(places.dtype), places, right=True) - 1
+    counted = indices != args["padding_idx"]
+    rows = weight[indices] * counted[:, None]
+    if (scales := args["per_sample_weights"]) is not None:
+        rows = rows * scales[:, None]
+    sums = rows.new_zeros(n_bags, weight.shape[1]).index_add(0, bag_of, rows)
+    if args["mode"] == _BAG_MEAN:
+        sizes = rows.new_zeros(n_bags).index_add(0, bag_of, counted.to(rows.dtype))
+        sums = sums / sizes.clamp(min=1)[:, None]
+    return (sums, *[None] * (len(call.outputs) - 1))
+
+
+_BAG_MEAN, _BAG_MAXIMUM = 1, 2  # torch's numbers of the modes; 0 is the sum
+
 Formula = Callable[[Call, Mapping[str, Any]], Any]
 
 _ATTENTION = (
@@ -186,6 +207,7 @@ FORMULAS: Mapping[str, Formula] = {
     **{f"aten::{name}": _attention for name in _ATTENTION},
     **RECURRENT,
     "aten::_grouped_mm": _grouped_mm,
+    "aten::_embedding_bag": _embedding_bag,
 }
 
 

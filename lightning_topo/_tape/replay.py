@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_topo._tape.collectives import RECORDED
-from lightning_topo._tape.formulas import FORMULAS, plain
+from lightning_topo._tape.formulas import FORMULAS, named_arguments, plain
 from lightning_topo._tape.program import HIDDEN_WRITES, Call, Slot, Tape, set_data
 
 HALF = (torch.float16, torch.bfloat16)
+# Their sparse gradients have no second derivative; the dense ones are the same numbers.
+_MAY_BE_SPARSE = ("aten::embedding", "aten::_embedding_bag")
 _RAISED_COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
 
@@ -94,6 +96,8 @@ class _Machine:
             return plain(call, args, kwargs)
         if call.name == "aten::view":
             return self._view(args)
+        if call.name in _MAY_BE_SPARSE:
+            return call.operator(**{**named_arguments(call.operator, args, kwargs), "sparse": False})
         if call.name == "aten::_cudnn_rnn":
             with warnings.catch_warnings(
                 action="ignore"

@@ -105,7 +105,7 @@ def _differentiated(
         gradient = torch.autograd.grad(
             loss, params, create_graph=create_graph, allow_unused=True, materialize_grads=True
         )
-    return loss.item(), gradient
+    return loss.item(), tuple(map(dense, gradient))
 
 
 def _product(
@@ -271,7 +271,12 @@ def add_flat(
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself or, where it is sharded over ranks, gathered: then every rank has to call."""
-    return tensor.full_tensor() if isinstance(tensor, _Sharded) else tensor
+    return tensor.full_tensor() if isinstance(tensor, _Sharded) else dense(tensor)
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor itself or, where it is sparse, with its zeros: as of embeddings' gradients."""
+    return tensor.to_dense() if tensor.is_sparse else tensor
 
 
 def shaped(vector: Float[Tensor, " p"], like: Sequence[Tensor]) -> list[Tensor]:

@@ -29,6 +29,18 @@ def test_products_are_those_of_the_dense_hessian(problem):
     assert curvature.loss == pytest.approx(loss_fn().item())
 
 
+@pytest.mark.parametrize("make", [hessian, lambda loss_fn, params: split_hessian([(1.0, loss_fn)], params)])
+def test_sparse_gradients_give_the_products_of_dense_ones(make):
+    torch.manual_seed(0)
+    tables = [nn.Embedding(7, 3, sparse=sparse).double() for sparse in (True, False)]
+    tables[0].load_state_dict(tables[1].state_dict())
+    ids = torch.tensor([[0, 2], [5, 2], [6, 1]])
+    sparse, dense = (make(lambda t=t: t(ids).sum(1).tanh().square().mean(), t.parameters()) for t in tables)
+    v = torch.randn(21, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(sparse @ v, dense @ v)
+    torch.testing.assert_close(sparse.gradient, dense.gradient)
+
+
 def test_a_split_hessian_is_the_whole_one():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()

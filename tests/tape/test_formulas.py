@@ -107,3 +107,21 @@ def test_arguments_get_their_names_and_defaults() -> None:
     named = named_arguments(torch.ops.aten.add.Tensor, (x,), {"other": x})
     assert named.keys() == {"self", "other", "alpha"}
     assert named["alpha"] == 1
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 2}, {"include_last_offset": True}, {"weighted": True}])
+def test_bags_of_embeddings_are_torchs_also_empty_ones(mode: str, options: dict) -> None:
+    if options.get("weighted") and mode != "sum":
+        pytest.skip("torch weighs sums alone")
+    weight, scales = heads((6, 4), (7,))
+    indices, offsets = torch.tensor([0, 2, 5, 2, 2, 1, 4]), torch.tensor([0, 3, 3, 5, 7])
+    given = {"weighted": None, **options}
+    offsets = offsets if given.get("include_last_offset") else offsets[:-1]
+    scales = scales if given.pop("weighted") else None
+    wanted = F.embedding_bag(indices, weight, offsets, mode=mode, per_sample_weights=scales, **given)
+    number = {"sum": 0, "mean": 1, "max": 2}[mode]
+    args = (weight, indices, offsets, False, number, False, scales, *[given.get("include_last_offset", False)])
+    call = Call(torch.ops.aten._embedding_bag.default, (), {}, (0, None, None, None))
+    found = plain(call, args, {"padding_idx": given.get("padding_idx", -1)})[0]
+    torch.testing.assert_close(found, wanted)

@@ -149,6 +149,21 @@ def embedding(trace: CouplingTrace, call: OperatorCall) -> None:
     trace.assign(call.out, [*trace.axes(call["indices"]), features])
 
 
+@aten_rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Sums, means or maxima over the rows of each bag; where one begins, and which rows it holds, are data."""
+    vocabulary, features = trace.axes(call["weight"])
+    trace.freeze(vocabulary, "a vocabulary")
+    trace.used(call["weight"], features, "incoming")
+    if (weights := call.get("per_sample_weights")) is not None:
+        trace.freeze(trace.axes(weights)[0], "places in bags")
+    trace.assign_data(call.out)
+    bags = trace.axes(call.out)[0]
+    trace.assign(call.out, [bags, features])
+    for statistics in call.outputs[1:]:
+        trace.assign_data(statistics)
+
+
 @aten_rule(
     "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",

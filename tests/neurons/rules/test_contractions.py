@@ -21,6 +21,19 @@ FREE = {
     "distances in batches": (torch.cdist, [(2, 3, 4), (2, 5, 4)], [2, 3, 4, 5]),
     "distances, one side alike in all batches": (torch.cdist, [(2, 3, 4), (5, 4)], [2, 3, 4, 5]),
     "embedding": (lambda w: F.embedding(torch.tensor([[0, 2], [5, 2]]), w), [(6, 4)], [4]),
+    "embedding, in bags": (lambda w: F.embedding_bag(torch.tensor([[0, 2], [5, 2], [1, 1]]), w), [(6, 4)], [4]),
+    "embedding, in bags with weights": (
+        lambda w, scales: F.embedding_bag(
+            torch.tensor([0, 2, 5]), w, torch.tensor([0, 2]), mode="sum", per_sample_weights=scales
+        ),
+        [(6, 4), (3,)],
+        [4],
+    ),
+    "embedding, the largest of bags": (
+        lambda w: F.embedding_bag(torch.tensor([[0, 2], [5, 2]]), w, mode="max"),
+        [(6, 4)],
+        [4],
+    ),
     "attention": (F.scaled_dot_product_attention, [(2, 3, 4, 6), (2, 3, 5, 6), (2, 3, 5, 7)], [2, 3, 4, 5, 6, 7]),
     "attention with a bias": (
         lambda q, k, v, bias: F.scaled_dot_product_attention(q, k, v, bias),
