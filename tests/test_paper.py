@@ -15,6 +15,7 @@ from benchmarks.paper.clouds import figure_eight, genus_two, sphere
 from benchmarks.paper.merging import ClosePairs
 from benchmarks.paper.models import CNN, GPT, warm_cosine
 from benchmarks.paper.outcome import Table, spread
+from benchmarks.paper.settings import CRITICAL, images, turned
 from benchmarks.paper.shapes import LONG, TwoLayer, critical_eta, crossings, loops, problem
 from benchmarks.paper.sphere import load
 from benchmarks.paper.training import squared_error
@@ -47,6 +48,23 @@ def test_crossings_count_where_curves_cut():
     assert crossings(torch.cat([square, square + 5.0])) == 0
     bow_tie = square[[0, 2, 1, 3]]
     assert crossings(torch.cat([bow_tie, square + 5.0])) == 1
+
+
+def test_pairs_are_turned_where_their_difference_points_back():
+    start = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 5.0]])
+    assert turned(start, start) == 0
+    assert turned(start, 0.1 * start) == 0
+    assert turned(start, start @ torch.tensor([[0.6, 0.8], [-0.8, 0.6]])) == 0  # by less than a right angle
+    assert turned(start, -start) == 3
+    assert turned(start, start[[1, 0, 2]]) == 1
+
+
+def test_images_are_the_digits_drawn_larger():
+    x, y = images()
+    assert x.shape == (1797, 784)
+    assert float(x.std()) == pytest.approx(1.0, rel=1e-5)
+    assert x.mean(0).abs().max() < 1e-4
+    assert y.bincount().min() > 170
 
 
 def test_the_first_step_is_critical_at_the_critical_step_size():
@@ -119,7 +137,7 @@ def test_tables_are_markdown():
 def test_unknown_experiments_are_refused(capsys):
     with pytest.raises(SystemExit):
         main(["figures"])
-    assert "expected names among shapes, sphere, edge, merging, warmup" in capsys.readouterr().err
+    assert "expected names among shapes, sphere, edge, merging, warmup, settings" in capsys.readouterr().err
 
 
 def check_shapes(rows):
@@ -140,6 +158,17 @@ def check_sphere(rows):
         # At the first step both rules are linear in their learning rate.
         rates = last["lr"] / first["lr"]
         assert float(last["r, first step"]) == pytest.approx(rates * float(first["r, first step"]), rel=0.02)
+
+
+def check_settings(rows):
+    on_images, in_space = ([row for row in rows if column in row] for column in ("accuracy", "lr K"))
+    slow, fast = (float(row["r, first step"]) for row in on_images)
+    assert fast == pytest.approx(100 * slow, rel=0.02)  # Adam's first step is linear in its learning rate
+    for row in in_space:
+        r = float(row["r, first step"])
+        assert r == pytest.approx(row["lr"] / CRITICAL, rel=0.01)
+        assert (int(float(row["pairs turned, first step"])) > 0) == (r > 1)
+        assert float(row["lr K / 2"]) == pytest.approx(float(row["lr K"]) / 2, rel=0.01)
 
 
 def check_edge(rows):

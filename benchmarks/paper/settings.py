@@ -192,7 +192,7 @@ def draw(trials: Trials) -> Figure:
     drawing.log_axis(b_axes, 0.8, None)
     r_axes.set(title="Images of 28 x 28, Adam", xlabel="optimizer step", ylabel="critical ratio r of each step")
     b_axes.set(title="Pieces", xlabel="optimizer step", ylabel="$b_0$ at a quarter of the diameter")
-    r_axes.legend(loc="lower left")
+    r_axes.legend(loc="upper right", bbox_to_anchor=(1.0, 0.85))
     for (lr, found), colour in zip(trials.in_space.items(), drawing.SERIES, strict=False):
         t = found[0]
         space_axes.plot(range(1, len(t.r) + 1), t.r, color=colour, label=f"η = {lr:g}")
