@@ -25,6 +25,7 @@ from lightning_topo.neurons._elementwise import is_elementwise
 from lightning_topo.neurons._group import Role, Step
 from lightning_topo.neurons._operator_call import OperatorCall, operator_call
 from lightning_topo.neurons._registry import rule_for
+from lightning_topo.neurons._stacks import tie_lost_indices, tie_mixed_indices
 
 CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor"})
 UNKNOWN_OPERATOR = "unknown operator"
@@ -280,8 +281,10 @@ class CouplingTrace(TorchDispatchMode):
         """Find the operator's rule and apply it, or freeze what an unknown operator touches."""
         rule = rule_for(func)
         self._follow_marks(call)
+        tie_mixed_indices(call, self.known_axes, by_entry=rule is None)
         if rule is not None:
             rule(self, call)
+            tie_lost_indices(call, self.known_axes)
         elif torch.Tag.pointwise in func.tags and len(call.outputs) == 1:
             self.broadcast(call.out, call.inputs)
         elif call.inputs and is_elementwise(func, call.arguments, call.outputs):
