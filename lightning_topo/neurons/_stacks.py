@@ -15,8 +15,8 @@ _ONE_BY_ONE = frozenset({"select", "unbind", "stack", "unsqueeze", "squeeze", "p
 """Calls whose argument `dim` does not say that they work along that axis, or that take indices one at a time."""
 
 _SYMMETRIC = frozenset(
-    {"sum", "mean", "amax", "amin", "var", "std", "logsumexp", "norm", "linalg_vector_norm", "prod", "any", "all", "max",
-     "min", "nansum", "nanmean", "count_nonzero"}
+    {"sum", "mean", "amax", "amin", "var", "std", "logsumexp", "norm", "linalg_vector_norm", "prod", "any", "all",
+     "max", "min", "nansum", "nanmean", "count_nonzero"}
 )  # fmt: skip
 
 AxesOf = Callable[[Tensor], Sequence[Axis] | None]
