@@ -184,6 +184,16 @@ def write_positions(operator: Any) -> tuple[tuple[int, str], ...]:
     )
 
 
+def written_by(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The arguments that a call writes to."""
+    return [
+        tensor
+        for position, name in write_positions(operator)
+        for tensor in leaves(argument(args, kwargs, position, name))
+        if isinstance(tensor, Tensor)
+    ]
+
+
 @cache
 def functional_view(operator: Any) -> Any | None:
     """The operator that returns the view which an in-place one (`transpose_`) turns its tensor into.

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from lightning_topo._tape.collectives import Collective, Pending, collective_of
 from lightning_topo._tape.draws import drawn_by, hidden_draws
 from lightning_topo._tape.foreach import single_calls
+from lightning_topo._tape.gradient_trail import GradientTrail
 from lightning_topo._tape.host_reads import READS, SHAPED_BY_VALUES, leaned_on
 from lightning_topo._tape.memory_map import MemoryMap
 from lightning_topo._tape.mode import Observer
@@ -21,10 +22,10 @@ from lightning_topo._tape.program import (
     HostRead,
     Slot,
     Tape,
-    argument,
     functional_view,
     leaves,
     write_positions,
+    written_by,
 )
 from lightning_topo._tape.pruning import pruned, with_parameters_born_in_the_step, with_transparent_functions
 
@@ -86,6 +87,7 @@ class StepRecorder:
         self._source = tensors
         self._calls: list[Call] = []
         self._memory = MemoryMap(copies)
+        self._trail = GradientTrail()
         self._draws: dict[str, Tensor] = {}
         self._drawn_in: dict[int, list[str]] = {}
         self._host_reads: list[HostRead] = []
@@ -172,7 +174,7 @@ class StepRecorder:
         self._mode = None
         tapes, self._tapes = tuple(self._tapes), []
         self._calls = []
-        self._memory = MemoryMap()
+        self._memory, self._trail = MemoryMap(), GradientTrail()
         self._draws, self._pending, self._named = {}, {}, {}
         return tapes
 
@@ -183,9 +185,13 @@ class StepRecorder:
         if not self._listening:
             return operator(*args, **kwargs)
         self._listening = False
-        if self._is_update(operator, args, kwargs):
+        if self._is_of_gradients(operator, args, kwargs):
             result = operator(*args, **kwargs)
-            self._refresh(_written(operator, args, kwargs))
+            written = written_by(operator, args, kwargs)
+            self._refresh(written)
+            known = {id(tensor) for tensor in self._named.values()}
+            made = [out for out in (*_tensors_and_none(result), *written) if out is not None and id(out) not in known]
+            self._trail.follow(made)
             self._listening = True
             return result
         try:
@@ -206,16 +212,15 @@ class StepRecorder:
         self._listening = not self.obstacle
         return result
 
-    def _is_update(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Whether a call moves parameters along their gradients, as an optimizer written by hand does.
+    def _is_of_gradients(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call works on gradients, as an optimizer written by hand does, or a perturbation of weights.
 
-        What it computes is no part of a loss: afterwards the parameters stand elsewhere, as after an optimizer's step.
+        A call that writes nothing matters only behind a loss.
         """
-        if torch.is_grad_enabled() or not write_positions(operator):
+        if torch.is_grad_enabled() or not (self._tapes or write_positions(operator)):
             return False
-        read = {id(leaf) for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        gradients = (tensor.grad for tensor in self._named.values() if tensor.is_leaf)
-        return any(id(gradient) in read for gradient in gradients if gradient is not None)
+        read = (leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        return self._trail.leads_to(read, self._named.values())
 
     def _before(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Arguments as slots, tensors by slot, what will be written; constants that it would overwrite are copied."""
@@ -238,7 +243,7 @@ class StepRecorder:
         encoded = self._encoded(args, found)
         encoded_kwargs = {key: self._encoded(value, found) for key, value in kwargs.items()} if kwargs else {}
         self._pending = pending
-        written = _written(operator, args, kwargs)
+        written = written_by(operator, args, kwargs)
         for tensor in written:
             self._memory.about_to_write(tensor)
             for draw in self._drawn_in.pop(self._memory.storage_of(tensor), ()):
@@ -373,16 +378,6 @@ def _empty(obstacle: str, scale: float = 1.0) -> Tape:
 
 def _buffers_of(module: nn.Module) -> Any:
     return module.named_buffers(remove_duplicate=False)
-
-
-def _written(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The arguments that an operator writes to."""
-    return [
-        tensor
-        for position, name in write_positions(operator)
-        for tensor in leaves(argument(args, kwargs, position, name))
-        if isinstance(tensor, Tensor)
-    ]
 
 
 def _tensors_and_none(result: Any) -> list[Tensor | None]:
