@@ -93,6 +93,7 @@ class Row:
     wall_ratio: float
     memory_ratio: float
     start_s: float
+    start_steps: float
     later_ratio: float
     groups: int
     verified: int
@@ -182,16 +183,19 @@ def compare(name: str, setting: Setting, repeats: int) -> Row:
         with_monitor, without = (min(getattr(run, field) for run in runs[mode]) for mode in ("with", "without"))
         return with_monitor / without if without else math.nan  # no step is as late as that
 
+    step_s = min(run.wall_s for run in runs["without"]) / max(watched.steps, 1)
+    start_s = min(run.first_s for run in runs["with"]) - min(run.first_s for run in runs["without"])
     return Row(
         name,
-        1000 * min(run.wall_s for run in runs["without"]) / max(watched.steps, 1),
+        1000 * step_s,
         None
         if len({run.bits for run in runs["without"]}) > 1
         else len({r.bits for d in runs.values() for r in d}) == 1,
         ratio("cpu_s"),
         ratio("wall_s"),
         ratio("peak_mb"),
-        min(run.first_s for run in runs["with"]) - min(run.first_s for run in runs["without"]),
+        start_s,
+        start_s / step_s,
         ratio("later_s"),
         watched.groups,
         watched.verified,
@@ -210,7 +214,7 @@ def table(rows: list[Row]) -> Iterator[str]:
         covered = "" if row.coverage is None else f"{row.coverage:.3f}"
         yield (
             f"| {row.name} | {row.step_ms:.0f} | {EQUAL[row.equal]} | {row.cpu_ratio:.2f} | "
-            f"{row.wall_ratio:.2f} | {1000 * row.start_s / row.step_ms:.1f} | {row.later_ratio:.2f} | "
+            f"{row.wall_ratio:.2f} | {row.start_steps:.1f} | {row.later_ratio:.2f} | "
             f"{row.memory_ratio:.2f} | {row.verified} of {row.groups} | {covered} | {events} |"
         )
     if not rows:

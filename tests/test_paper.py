@@ -186,6 +186,13 @@ def check_merging(rows):
     trained = [row for row in rows if "lr" in row]
     assert all(row["steps that turn pairs"] <= row["steps with r >= 1"] for row in trained)
     assert any(row["steps that turn pairs"] for row in trained)
+    # Curvature is measured at the start, too: behind steps that do not move, so that the first real one is judged.
+    assert all(row["swap ratio, first"] is not None for row in trained)
+    assert sum(row["measurements"] for row in judged if row["before the step"] == "swap >= 1") > 0
+    first = {(row["setting"], row["seed"]): row for row in reversed(trained)}
+    for row in trained:
+        slowest, name = first[row["setting"], row["seed"]], "eta lambda, first"
+        assert row[name] / row["lr"] == pytest.approx(slowest[name] / slowest["lr"], rel=0.02)
 
 
 def check_warmup(rows):

@@ -68,7 +68,6 @@ def row(setting: Setting, runs: list[Run]) -> Row:
     return {
         "run": setting.name,
         "ratio at step 10": spread([float(v[s == 10][0]) for s, v in ratios]),
-        "at step 1": spread([float(v[s == 1][0]) for s, v in ratios if 1 in s]) if 1 in ratios[0][0] else None,
         "largest from step 10 on": spread([float(v[s >= 10].max()) for s, v in ratios]),
         "ratio first >= 1 at step": spread([at for at in first if at is not None]) if any(first) else None,
         "median from 50 steps later": spread(late) if late else None,

@@ -129,8 +129,9 @@ def trial(setting: Setting, lr: float, seed: int) -> Trial:
         Sharpness(every_n_steps=setting.every, swap_pairs=setting.pairs),
         ClosePairs(),
     ]
-    batches = FullBatch(data, setting.steps)
-    run = train(net, squared_error, batches, sgd(lr), probes=probes, neurons=setting.neurons)
+    still = setting.every
+    batches = FullBatch(data, still + setting.steps)
+    run = train(net, squared_error, batches, sgd(lr), probes=probes, neurons=setting.neurons, still=still)
     return Trial(setting, lr, seed, run)
 
 

@@ -4,7 +4,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -73,13 +73,15 @@ def train(
     keep: Collection[int] = (),
     schedule: Callable[[int], float] | None = None,
     neurons: Mapping[str, int] | None = None,
+    still: int = 0,
 ) -> Run:
     """One pass over `batches`, a step each. `keep` are the steps after which the neurons are kept; 0 is the start.
 
-    `neurons` names them by hand, as axes of the network's parameters; by default they are found.
+    `neurons` names them by hand, as axes of the network's parameters; by default they are found. A probe first measures
+    behind a step: with `still` the first batches are steps at learning rate 0, and what it finds there is step 0, the start.
     """
-    watch = _Watch(keep=frozenset(keep))
-    module = Learner(net, loss, optimizer, schedule)
+    watch = _Watch(keep=frozenset(step + still for step in keep))
+    module = Learner(net, loss, optimizer, _delayed(schedule, still) if still else schedule)
     axes = {f"net.{parameter}": axis for parameter, axis in (neurons or {}).items()}
     with tempfile.TemporaryDirectory() as folder, _Silence():
         monitor = TopologyMonitor(
@@ -104,7 +106,25 @@ def train(
         trainer.fit(module, DataLoader(batches, batch_size=None))
         assert monitor.dirpath is not None
         record = read_record(monitor.dirpath)
-    return Run(record, watch.phases, watch.clouds, watch.diverged)
+    phases = [(max(step - still, 0), phase) for step, phase in watch.phases]
+    clouds = {step - still: found for step, found in watch.clouds.items()}
+    return Run(_from_step(record, still) if still else record, phases, clouds, watch.diverged)
+
+
+def _delayed(schedule: Callable[[int], float] | None, still: int) -> Callable[[int], float]:
+    """The factor of the learning rate where the training proper begins after `still` steps."""
+    return lambda k: 0.0 if k < still else 1.0 if schedule is None else schedule(k - still)
+
+
+def _from_step(record: RunRecord, still: int) -> RunRecord:
+    """The record counted from step `still`, of which only what was measured on the network itself is kept."""
+    kept = [
+        replace(m, step=m.step - still)
+        for m in record.measurements
+        if m.step > still or (m.step == still and m.probe in ("sharpness", "close_pairs"))
+    ]
+    events = [replace(event, step=event.step - still) for event in record.events if event.step >= still]
+    return replace(record, measurements=tuple(kept), events=tuple(events))
 
 
 class StepRatio:
