@@ -77,8 +77,8 @@ def train(
 ) -> Run:
     """One pass over `batches`, a step each. `keep` are the steps after which the neurons are kept; 0 is the start.
 
-    `neurons` names them by hand, as axes of the network's parameters; by default they are found. A probe first measures
-    behind a step: with `still` the first batches are steps at learning rate 0, and what it finds there is step 0, the start.
+    `neurons` names them by hand, as axes of the network's parameters; by default they are found. With `still` the first
+    batches are steps at learning rate 0, since probes measure behind a step: what they find there is step 0, the start.
     """
     watch = _Watch(keep=frozenset(step + still for step in keep))
     module = Learner(net, loss, optimizer, _delayed(schedule, still) if still else schedule)
