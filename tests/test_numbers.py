@@ -1,11 +1,15 @@
 """Numbers in the docs are those of their data files.
 
 `<!-- numbers: FILE ... -->` directly above a paragraph or a table says where its numbers come from: each must stand in
-one of the files, to the digits shown.
+one of the files, to the digits shown. In place of files stands `defined` above thresholds, defaults, versions and
+arithmetic, `shown` above what examples of the page print or assert, which run in the tests, and `once` above what was
+measured once, by the command that the page names, and stands in no file. `FILE; derived N ...` names those that are
+sums, quotients or settings of what is in the file.
 """
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -16,24 +20,39 @@ NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?(?![\w.]*\w
 
 
 def numbers(text):
-    """The numbers of a text as they stand, without those of code, links, file names and words."""
+    """The numbers of a text as they stand, without those of code, links, file names, words and dates."""
+    text = re.sub(r"\b\d+ [JFMASOND][a-z]{2,8} \d{4}\b|arXiv:\S+", " ", text)
     text = re.sub(r"`[^`]*`|\]\([^)]*\)|!\[[^\]]*\]", " ", text)
     return [found.replace(",", "") for found in NUMBER.findall(text)]
 
 
+def without_names(block):
+    """A block without the names of a table's columns and rows."""
+    block = re.sub(r"^\|.*\n(?=\|[ |:-]+$)", "", block, flags=re.MULTILINE)
+    return re.sub(r"^\|[^|]*[a-z]{3}[^|]*\|", "|", block, flags=re.MULTILINE)
+
+
 def leaves(data):
-    """Every number in a JSON value, its lists' lengths too."""
+    """Every number in a JSON value, those in its texts and its lists' lengths too."""
     if isinstance(data, dict):
         return [number for value in data.values() for number in leaves(value)]
     if isinstance(data, list):
         return [len(data), *(number for value in data for number in leaves(value))]
+    if isinstance(data, str):
+        return [float(number) for number in numbers(data)]
     return [data] if isinstance(data, int | float) and not isinstance(data, bool) else []
 
 
 def known(path):
-    """All numbers of a data file: JSON by its structure, any other as text."""
+    """All numbers of a data file: JSON by its structure, of lines of it the medians too, any other as text."""
     text = path.read_text()
-    return leaves(json.loads(text)) if path.suffix == ".json" else [float(number) for number in numbers(text)]
+    if path.suffix == ".json":
+        return leaves(json.loads(text))
+    if path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in text.splitlines()]
+        columns = [[row[name] for row in rows if isinstance(row.get(name), float)] for name in rows[0]]
+        return [len(rows), *leaves(rows), *(statistics.median(column) for column in columns if column)]
+    return [float(number) for number in numbers(text)]
 
 
 def stands(shown, data):
@@ -44,16 +63,18 @@ def stands(shown, data):
 
 
 MARKED = [
-    pytest.param(page.name, files.split(), block, id=f"{page.name}-{number}")
+    pytest.param(page.name, files, block, id=f"{page.name}-{number}")
     for page in sorted(DOCS.glob("*.md"))
     for number, (files, block) in enumerate(MARK.findall(page.read_text()), 1)
+    if files not in ("defined", "shown", "once")
 ]
 
 
 @pytest.mark.parametrize(("page", "files", "block"), MARKED)
 def test_every_number_below_a_mark_stands_in_its_data_file(page, files, block):
-    data = [number for name in files for number in known(DOCS / name)]
-    shown = numbers(block)
+    files, _, derived = files.partition("; derived ")
+    data = [number for name in files.split() for number in known(DOCS / name)] + [float(n) for n in derived.split()]
+    shown = numbers(without_names(block))
     assert shown, f"{page}: no number below the mark of {files}"
     assert not [number for number in shown if not stands(number, data)], f"{page}, against {files}"
 
@@ -72,3 +93,25 @@ def test_a_wrong_number_is_seen():
     assert not stands("0.254", data)
     assert not stands("121", data)
     assert not stands("1", data)
+
+
+def measured(page):
+    """The blocks of a page that show two or more decimal numbers as prose or in a table."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    blocks = re.split(r"\n\s*\n", text)
+    return [
+        block
+        for block in blocks
+        if not block.startswith("    ") and len([n for n in numbers(block) if "." in n]) > 1
+    ]
+
+
+PRINTED = ("peers.md",)
+"""Pages that a command writes: their own data."""
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in sorted(DOCS.glob("*.md")) if page.name not in PRINTED], ids=lambda page: page.name
+)
+def test_every_block_with_numbers_says_where_they_come_from(page):
+    assert not [block[:100] for block in measured(page) if not block.startswith("<!-- numbers: ")]
