@@ -100,9 +100,7 @@ def measured(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     blocks = re.split(r"\n\s*\n", text)
     return [
-        block
-        for block in blocks
-        if not block.startswith("    ") and len([n for n in numbers(block) if "." in n]) > 1
+        block for block in blocks if not block.startswith("    ") and len([n for n in numbers(block) if "." in n]) > 1
     ]
 
 

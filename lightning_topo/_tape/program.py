@@ -195,6 +195,27 @@ def written_by(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 @cache
+def without_out(operator: Any) -> Any | None:
+    """The operator that returns what this one writes into `out`; None where it has no such argument, or several.
+
+    >>> without_out(torch.ops.aten.mm.out), without_out(torch.ops.aten.add.out)
+    (<OpOverload(op='aten.mm', overload='default')>, <OpOverload(op='aten.add', overload='Tensor')>)
+    >>> without_out(torch.ops.aten.mm.default), without_out(torch.ops.aten.sort.values)
+    (None, None)
+    """
+    schema = getattr(operator, "_schema", None)
+    if schema is None or [argument.name for argument in schema.arguments if argument.is_out] != ["out"]:
+        return None
+    wanted = [(argument.name, str(argument.type)) for argument in schema.arguments if not argument.is_out]
+    packet = operator.overloadpacket
+    for name in packet.overloads():
+        found = getattr(packet, name)
+        if [(argument.name, str(argument.type)) for argument in found._schema.arguments] == wanted:
+            return found
+    return None
+
+
+@cache
 def functional_view(operator: Any) -> Any | None:
     """The operator that returns the view which an in-place one (`transpose_`) turns its tensor into.
 

@@ -31,20 +31,24 @@ def pruned(calls: Sequence[Call], outputs: Sequence[int], storages: Sequence[int
 
 
 def with_transparent_functions(
-    calls: Sequence[Call], functions: Mapping[int, str], connected: Sequence[bool]
+    calls: Sequence[Call], functions: Mapping[int, str], connected: Sequence[bool], storages: Sequence[int]
 ) -> list[Call]:
     """The calls with gradients through those inside of autograd functions, which torch runs without.
+
+    What is written into the memory of a value inside counts with it: a function may fill its result part by part.
 
     That is right where a function's backward pass is the derivative of its forward pass (activation checkpointing,
     fused kernels), and wrong for straight-through estimators: comparing gradients shows it.
     """
     if not functions:
         return list(calls)
-    inside, result = set(functions), []
+    inside, memory, result = set(functions), {storages[slot] for slot in functions}, []
     for call in reversed(calls):
-        slots = {slot for slot in (*call.outputs, *call.writes) if slot is not None}
-        if not call.grad and slots & inside:
-            inside |= {slot for slot in call.inputs if not connected[slot] or slot in functions}
+        makes = any(slot in inside for slot in call.outputs if slot is not None)
+        if not call.grad and (makes or any(slot in inside or storages[slot] in memory for slot in call.writes)):
+            found = {slot for slot in (*call.inputs, *call.writes) if not connected[slot] or slot in functions}
+            inside |= found
+            memory |= {storages[slot] for slot in found}
             call = replace(call, grad=True)
         result.append(call)
     return result[::-1]

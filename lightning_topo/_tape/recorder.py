@@ -345,7 +345,7 @@ class StepRecorder:
         memory = self._memory
         slots = [self._slot(output) for output in outputs]
         calls, born = with_parameters_born_in_the_step(self._calls, memory, named_tensors(self._source))
-        calls = with_transparent_functions(calls, memory.functions, memory.connected)
+        calls = with_transparent_functions(calls, memory.functions, memory.connected, memory.storages)
         names, values = memory.names() | born.names, memory.values() | born.values
         calls = pruned(calls, slots, memory.storages) if slots else tuple(calls)
         used = {slot for call in calls for slot in (*call.inputs, *call.outputs) if slot is not None} | set(slots)

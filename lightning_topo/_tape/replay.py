@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_topo._tape.collectives import RECORDED
 from lightning_topo._tape.formulas import FORMULAS, named_arguments, plain
-from lightning_topo._tape.program import HIDDEN_WRITES, Call, Slot, Tape, set_data
+from lightning_topo._tape.program import HIDDEN_WRITES, Call, Slot, Tape, set_data, without_out
 
 HALF = (torch.float16, torch.bfloat16)
 # Their sparse gradients have no second derivative; the dense ones are the same numbers.
@@ -58,10 +58,11 @@ class _Machine:
         self.last = _last_uses(tape)
         self.differentiates = torch.is_grad_enabled()
         self.copies: dict[int, Tensor] = {}
+        self.last_writes = _last_writes(tape) if tape.functions and self.differentiates else {}
 
     def run(self) -> list[Tensor]:
         for position, call in enumerate(self.tape.calls):
-            with torch.set_grad_enabled(call.grad and self.differentiates):
+            with torch.set_grad_enabled(call.grad and self.differentiates), self._keeping(call, position):
                 try:
                     self._step(call)
                 except CannotReplay:
@@ -74,6 +75,13 @@ class _Machine:
             for slot in self.last.get(position, ()):
                 self.values.pop(slot, None)
         return [self._value(slot) for slot in self.tape.outputs]
+
+    def _keeping(self, call: Call, position: int) -> AbstractContextManager[Any]:
+        """Keep copies of what a gradient needs where it is overwritten later, as inside of autograd functions."""
+        slots = (slot for slot in (*call.inputs, *call.outputs) if slot is not None)
+        if not any(self.last_writes.get(self.tape.storages[slot], -1) > position for slot in slots):
+            return nullcontext()
+        return torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach().clone(), lambda kept: kept)
 
     def _step(self, call: Call) -> None:
         args = [self._decoded(arg) for arg in call.args]
@@ -98,6 +106,8 @@ class _Machine:
             return self._view(args)
         if call.name in _MAY_BE_SPARSE:
             return call.operator(**{**named_arguments(call.operator, args, kwargs), "sparse": False})
+        if (functional := without_out(call.operator)) is not None:
+            return _into(functional, args, kwargs)
         if call.name == "aten::_cudnn_rnn":
             with warnings.catch_warnings(
                 action="ignore"
@@ -185,6 +195,12 @@ class _Machine:
             return tensor.reshape(size)
 
 
+def _into(functional: Any, args: list[Any], kwargs: dict[str, Any]) -> Tensor:
+    """The result of an operator, written into `out`: with a gradient, which `out=` has not, and never resized."""
+    into = kwargs["out"]
+    return into.copy_(functional(*args, **{name: value for name, value in kwargs.items() if name != "out"}))
+
+
 def _statistics(tape: Tape) -> frozenset[int]:
     """Storages that operators write although their schema does not say so."""
     found = set()
@@ -193,6 +209,11 @@ def _statistics(tape: Tape) -> frozenset[int]:
             value = call.argument(name)
             found |= {tape.storages[part.index] for part in (value,) if isinstance(part, Slot)}
     return frozenset(found)
+
+
+def _last_writes(tape: Tape) -> dict[int, int]:
+    """The last call that writes to each storage."""
+    return {tape.storages[slot]: position for position, call in enumerate(tape.calls) for slot in call.writes}
 
 
 def _last_uses(tape: Tape) -> dict[int, list[int]]:

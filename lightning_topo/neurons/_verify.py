@@ -95,7 +95,7 @@ def verify_on_tapes(
             verdicts = Bench(chosen, chosen_groups, seed, attempt).judge(chosen_groups)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            log.info("no verification by %s (%s)", attempt, reason)
+            log.debug("no verification by %s (%s)", attempt, reason)
             continue
         judged.update(zip(undecided, verdicts, strict=True))
         undecided = [i for i in undecided if chosen is not usable and judged[i].status == "inert"]

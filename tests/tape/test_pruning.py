@@ -103,5 +103,14 @@ def test_a_gradient_goes_through_the_calls_inside_of_a_function_alone() -> None:
     # 1 is computed without a gradient from 0, which has one; 2 and 3 inside of a function that 1 does not belong to.
     calls = [silent(0, 1), silent(0, 2), silent(2, 3), Call(ATEN.sin.default, (Slot(3),), {}, (4,))]
     connected = [True, False, False, True, True]
-    assert [c.grad for c in with_transparent_functions(calls, {3: "Mine"}, connected)] == [False, True, True, True]
-    assert with_transparent_functions(calls, {}, connected) == calls
+    storages = [0, 1, 2, 3, 4]
+    found = with_transparent_functions(calls, {3: "Mine"}, connected, storages)
+    assert [c.grad for c in found] == [False, True, True, True]
+    assert with_transparent_functions(calls, {}, connected, storages) == calls
+    # 5 is a part of 3's memory, and filled from 1: what the function returns comes from there, too.
+    filled = Call(ATEN.copy_.default, (Slot(5), Slot(1)), {}, (5,), (5,), False)
+    calls.insert(3, filled)
+    found = with_transparent_functions(
+        calls, {3: "Mine"}, [*connected[:1], False, *connected[2:], False], [*storages, 3]
+    )
+    assert [c.grad for c in found] == [True] * 5
