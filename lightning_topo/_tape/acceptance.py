@@ -27,6 +27,15 @@ def accepted(
     """
     if tape.obstacle or any(output.is_meta for output in tape.recorded):
         return tape
+    judged = _judged(tape, gradients, average)
+    if (judged.obstacle or judged.gradient_obstacle) and any(map(_is_compiled, tape.functions.values())):
+        return tape.replaced(obstacle="the step runs code that torch.compile has compiled")
+    return judged
+
+
+def _judged(
+    tape: Tape, gradients: Gradients | None, average: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None
+) -> Tape:
     try:
         outputs, replayed = _evaluated(tape, differentiate=gradients is not None)
     except CannotReplay as error:
@@ -59,6 +68,11 @@ def accepted(
         gradient_obstacle=f"the replay's gradient differs from the step's in {len(unlike)} parameters "
         f"(in {worst} by {errors[worst]:.1e} of the largest entry){cause}",
     )
+
+
+def _is_compiled(function: str) -> bool:
+    """Whether an autograd function of this name is one that torch makes of a compiled graph."""
+    return function.startswith("CompiledFunction")
 
 
 def replayed_gradient(tape: Tape) -> dict[str, Tensor]:

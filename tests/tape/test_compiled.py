@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_topo._tape import StepRecorder, compiled_reason
+from lightning_topo._tape import StepRecorder, accepted, compiled_reason
 from tests.tape.steps import mlp
 
 
@@ -133,3 +133,38 @@ def test_a_step_that_was_taken_for_eager_still_compiles(backend: str) -> None:
     assert found[0]["stats"]["unique_graphs"] == 1
     assert found[0] == found[1]
     assert torch.equal(*values)
+
+
+class CompiledFunction(torch.autograd.Function):
+    """What torch makes of a compiled graph, under the name that it gives it: no operator of it is seen."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.from_numpy(x.detach().numpy() @ weight.detach().numpy().T)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return gradient @ weight, gradient.T @ x
+
+
+class Opaque(CompiledFunction):
+    """The same, by a user."""
+
+
+@pytest.mark.parametrize("function", [CompiledFunction, Opaque])
+def test_a_step_that_turns_out_to_be_compiled_is_said_to_be_so(function) -> None:
+    net, x = mlp(3, 4, 2), torch.ones(2, 3)
+    recorder = StepRecorder()
+    recorder.begin(net)
+    loss = function.apply(net[0](x), net[2].weight).square().mean()
+    recorder.loss(loss)
+    loss.backward()
+    [tape] = recorder.end()
+    found = accepted(tape, {name: p.grad for name, p in net.named_parameters()})
+    if function is CompiledFunction:
+        assert found.obstacle == "the step runs code that torch.compile has compiled"
+    else:
+        assert not found.obstacle
+        assert "the autograd function Opaque" in found.gradient_obstacle
