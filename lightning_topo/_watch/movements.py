@@ -27,6 +27,11 @@ class Movements:
         self._said_outside: set[int] = set()
         self._sees_updates = False
 
+    def before_batch(self, steps: Steps) -> None:
+        """Take what was written between two batches for a change by something else, if updates are seen at all."""
+        if self._sees_updates:
+            steps.check_written()
+
     def has_stepped(self, steps: Steps, step: int) -> bool:
         """Whether the present batch has led to an update. A collective where no update was ever seen."""
         training = self._training

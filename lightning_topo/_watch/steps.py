@@ -159,6 +159,14 @@ class Steps:
         self._values_after.forget()
         self._present = None  # parameters may have been frozen or thawed
 
+    def check_written(self) -> None:
+        """Find parameters that something has written to since the last batch: in this one they may see no update."""
+        if all(kept.parameter._version == kept.version for kept in self._kept.values()):
+            return
+        self.take_deferred()
+        for optimizer in tuple(self.optimizers):
+            self._check(optimizer, self._owned(optimizer))
+
     def check(self, optimizer: Optimizer) -> None:
         """Find parameters that something else has moved since the last update, and take their values as they are.
 

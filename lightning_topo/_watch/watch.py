@@ -165,6 +165,7 @@ class Watch:
         """A batch begins; it is kept while its step is looked at."""
         with self.budget.spending():
             self.steps.begin()
+            self._movements.before_batch(self.steps)
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)
             step = self._training.step + 1

@@ -1,6 +1,6 @@
 """A small network trained by hand under the engine's parts, and an output that keeps what it is given."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -34,9 +34,9 @@ def training_of(model: nn.Module, optimizer: torch.optim.Optimizer | None = None
     return LoopTraining.of(model, optimizer or torch.optim.SGD(model.parameters(), lr=0.1))
 
 
-def steps_of(model: nn.Module) -> Steps:
+def steps_of(model: nn.Module, on_outside: Callable[..., None] = lambda optimizer, names: None) -> Steps:
     """The updates of a module; its caller releases it."""
-    return Steps(model, on_settle=lambda lost: None, on_outside=lambda optimizer, names: None)
+    return Steps(model, on_settle=lambda lost: None, on_outside=on_outside)
 
 
 @dataclass

@@ -13,7 +13,7 @@ class Followed:
     def __init__(self):
         self.model = two_layers()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
-        self.steps = steps_of(self.model)
+        self.steps = steps_of(self.model, on_outside=lambda *found: self.movements.outside(*found))
         self.steps.keep([self.optimizer])
         self.events, self.n_outside = [], 0
         self.movements = Movements(training_of(self.model, self.optimizer), self.events.append, self.count)
@@ -81,3 +81,26 @@ def test_a_change_by_something_else_is_reported_once_for_each_optimizer_and_note
     ]
     assert "SGD" in followed.events[0].message
     assert "that step is open" in followed.events[1].message
+
+
+def test_what_is_written_between_two_batches_is_no_unseen_step_of_one_without_an_update(followed):
+    followed.update()
+    assert followed.has_stepped(1)
+    with torch.no_grad():
+        followed.model[2].weight.add_(1.0)  # as an average that is put in for the last pass
+    followed.movements.before_batch(followed.steps)
+    assert not followed.has_stepped(2)
+    assert [(e.name, e.value) for e in followed.events] == [("outside_change", 1.0)]
+    assert not followed.movements.has_unseen_steps
+    with torch.no_grad():
+        followed.model[2].weight.add_(1.0)  # within a batch it is one
+    assert followed.has_stepped(2)
+    assert followed.movements.unseen == ["2.weight"]
+
+
+def test_where_no_update_was_ever_seen_a_step_between_batches_is_an_unseen_one(followed):
+    with torch.no_grad():
+        followed.model[2].weight.add_(1.0)
+    followed.movements.before_batch(followed.steps)
+    assert followed.has_stepped(1)
+    assert followed.movements.has_unseen_steps
