@@ -1,6 +1,6 @@
 """The names of a module's tensors, as the bare module gives them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -19,6 +19,21 @@ def clean_name(name: str) -> str:
     return name
 
 
+def all_names(named: Callable[..., Iterable[tuple[str, Tensor]]]) -> Iterable[tuple[str, Tensor]]:
+    """What `module.named_parameters` or `named_buffers` gives, shared tensors under each of their names.
+
+    Where a class of the user's has it without that option (as torchrl's losses), under one name.
+
+    >>> linear = nn.Linear(2, 1, bias=False)
+    >>> [name for name, _ in all_names(nn.Sequential(linear, linear).named_parameters)]
+    ['0.weight', '1.weight']
+    """
+    try:
+        return named(remove_duplicate=False)
+    except TypeError:
+        return named()
+
+
 def named_tensors(source: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameters and buffers by clean name, shared ones under each of their names; lazy ones have no values yet.
 
@@ -28,6 +43,6 @@ def named_tensors(source: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]
     if isinstance(source, Mapping):
         return {name: tensor for name, tensor in source.items() if not is_lazy(tensor)}
     found: dict[str, Tensor] = {}
-    for pairs in (source.named_parameters(remove_duplicate=False), source.named_buffers(remove_duplicate=False)):
+    for pairs in (all_names(source.named_parameters), all_names(source.named_buffers)):
         found |= {clean_name(name): tensor for name, tensor in pairs if not is_lazy(tensor)}
     return found

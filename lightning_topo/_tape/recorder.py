@@ -16,7 +16,7 @@ from lightning_topo._tape.gradient_trail import GradientTrail
 from lightning_topo._tape.host_reads import READS, SHAPED_BY_VALUES, leaned_on
 from lightning_topo._tape.memory_map import MemoryMap
 from lightning_topo._tape.mode import Observer
-from lightning_topo._tape.names import named_tensors
+from lightning_topo._tape.names import all_names, named_tensors
 from lightning_topo._tape.program import (
     Call,
     HostRead,
@@ -377,7 +377,7 @@ def _empty(obstacle: str, scale: float = 1.0) -> Tape:
 
 
 def _buffers_of(module: nn.Module) -> Any:
-    return module.named_buffers(remove_duplicate=False)
+    return all_names(module.named_buffers)
 
 
 def _tensors_and_none(result: Any) -> list[Tensor | None]:

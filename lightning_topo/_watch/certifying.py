@@ -94,7 +94,12 @@ class Certifying:
             return []
         if self._snapshots.sharding != "whole":
             return self._settle_sharded(step, epoch, probe in due)
-        groups = self._snapshots.touched()
+        active = {group.name for group in self._snapshots.active()}
+        touched = self._snapshots.touched()
+        groups = [group for group in touched if group.name in active]
+        # Those of which no parameter has the name any more that it had in the update.
+        gone = [group.name for group in touched if group.name not in active]
+        self._coverage.note(step, {name: Certificate(StepState.OPEN) for name in gone})
         if not groups:
             return []
         if self._bounds is None:

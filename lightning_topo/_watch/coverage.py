@@ -112,9 +112,12 @@ class Shares:
     n_spanned: int = 0
     n_open: int = 0
 
-    def take(self, n_steps: int, uncertified: Mapping[int, StepState]) -> None:
-        """Count in `n_steps` more, of which those named are not certified."""
+    def take(self, n_steps: int, uncertified: Mapping[int, StepState], *, certifies: bool = True) -> None:
+        """Count in `n_steps` more, of which those named are not certified; none where nothing `certifies` steps."""
         self.n_steps += n_steps
+        if not certifies:
+            self.n_open += n_steps
+            return
         self.n_open += sum(state is StepState.OPEN for state in uncertified.values())
         self.n_spanned += sum(state is StepState.SPANNED for state in uncertified.values())
 

@@ -41,7 +41,7 @@ class Exchange:
 
     `outcomes`, `events`, `losses` and `rates` are this process's since the last exchange; `proposed` holds the critical
     ratios of updates that a guard has held in this batch. `shares` and `overhead` are those of all processes, as of the
-    last exchange.
+    last exchange. `certifies` where there are groups, and a probe that measures their steps.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Exchange:
         self.proposed: dict[str, float] = {}
         self.shares: Shares = shares
         self.overhead: float = 0.0
+        self.certifies: bool = True
         self._training, self._reporting, self._probing = training, reporting, probing
         self._schedule, self._budget = schedule, budget
         self._failing: set[tuple[str, str]] = set()
@@ -103,7 +104,7 @@ class Exchange:
         for message in every:
             for at, state in message.uncertified.items():
                 uncertified[at] = min(state, uncertified.get(at, state))
-        self.shares.take(step - self._counted, uncertified)
+        self.shares.take(step - self._counted, uncertified, certifies=self.certifies)
         self._counted = step
         rates, changed_rates = self.rates.take()
         seen: dict[int, dict[str, float]] = {at: {"learning_rate": rate} for at, rate in changed_rates.items()}

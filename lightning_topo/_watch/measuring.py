@@ -6,7 +6,7 @@ from functools import partial
 from lightning_topo._tape import outside_modes
 from lightning_topo._watch.budget import Budget
 from lightning_topo._watch.certifying import Certifying
-from lightning_topo._watch.coverage import Coverage
+from lightning_topo._watch.coverage import Certificate, Coverage
 from lightning_topo._watch.findings_exchange import Exchange
 from lightning_topo._watch.messages import lost_beginning
 from lightning_topo._watch.probing import Probing, measures_steps
@@ -14,6 +14,7 @@ from lightning_topo._watch.schedule import Schedule, Unit
 from lightning_topo._watch.snapshots import Snapshots
 from lightning_topo._watch.steps import Steps
 from lightning_topo._watch.training import Training
+from lightning_topo.measurement import StepState
 from lightning_topo.probes import Probe
 
 
@@ -40,15 +41,21 @@ class Measuring:
         self._exchange, self._budget, self._limited = exchange, budget, limited
         self._certifying: Certifying | None = None
         self._has_missed_update = False
+        self._lost: Sequence[str] = ()
 
     @property
     def has_begun(self) -> bool:
         """Whether there are neurons to measure."""
         return self.snapshots is not None
 
-    def look_at(self, snapshots: Snapshots, steps: Steps) -> None:
-        """Measure these neurons from now on."""
-        self.snapshots = snapshots
+    @property
+    def certifies(self) -> bool:
+        """Whether there is a probe that measures steps."""
+        return self._certifying is not None and self._certifying.probe is not None
+
+    def look_at(self, snapshots: Snapshots, steps: Steps, lost: Sequence[str] = ()) -> None:
+        """Measure these neurons from now on; the steps of the groups `lost` are open."""
+        self.snapshots, self._lost = snapshots, lost
         self._certifying = Certifying(snapshots, steps, self._probing, self.coverage, limited=self._limited)
 
     def due(self, unit: Unit, count: int) -> list[Probe]:
@@ -65,6 +72,7 @@ class Measuring:
         the step may be `is_awaited` until `finish`.
         """
         assert self._certifying is not None
+        self.coverage.note(step, {name: Certificate(StepState.OPEN) for name in self._lost})
         if unseen is None:
             self._exchange.outcomes += self._certifying.settle(
                 step, self._training.epoch, due, self._budget, at_once=at_once

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lightning_topo._tape.names import all_names
 from lightning_topo._watch.steps import Steps
 
 READ_STEPS = 50
@@ -24,7 +25,7 @@ class Membership:
     def __init__(self, module: nn.Module, steps: Steps) -> None:
         self._steps = steps
         self._members = frozenset(steps.trained())
-        self._known = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
+        self._known = frozenset(name for name, _ in all_names(module.named_parameters))
 
     def change(self, step: int) -> Change | None:
         """Return what changed since the last call; None where nothing did."""

@@ -93,7 +93,7 @@ def unwatched(uncovered: Sequence[ParameterCoverage], n_entries: int, step: int,
         return None
     named = "; ".join(f"{one.param} ({one.reason})" for one in uncovered[:_MOST_NAMED])
     n = len(uncovered)
-    of_all = f"{100 * sum(one.numel for one in uncovered) / n_entries:.2g} % of all entries"
+    of_all = f"{100 * sum(one.numel for one in uncovered) / n_entries:.3g} % of all entries"
     several = f"{n} trainable parameters, {of_all}, belong to no group of neurons. The largest"
     one_alone = f"One trainable parameter, {of_all}, belongs to no group of neurons. It is"
     return TopologyEvent(

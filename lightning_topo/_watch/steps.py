@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from lightning_topo._tape.names import clean_name
+from lightning_topo._tape.names import all_names, clean_name
 from lightning_topo._watch.gradient_scales import GradientScales
 from lightning_topo._watch.rates import learning_rate
 from lightning_topo._watch.same_bits import Likeness
@@ -134,7 +134,7 @@ class Steps:
     def read_names(self) -> None:
         """Read the module's parameters anew: some may have been added, replaced or renamed."""
         names: dict[int, list[str]] = {}
-        for name, parameter in self._module.named_parameters(remove_duplicate=False):
+        for name, parameter in all_names(self._module.named_parameters):
             names.setdefault(id(parameter), []).append(clean_name(name))
         self._names = {key: tuple(found) for key, found in names.items()}
         self._present = None

@@ -339,19 +339,24 @@ class Watch:
         resumption = begin_reference(snapshots, store, self.groups, training, saved, step, probes)
         if resumption is not None:
             self._reporting.event(resumption)
-        for k, problem in enumerate(self._finding.problems):  # numbered: several may belong to no group
-            self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
+        self._report_problems(step)
         if (event := unwatched(self._finding.uncovered, self._finding.n_entries, step, training.epoch)) is not None:
             self._reporting.event(event)
         snapshots.worker = self._worker
         keep_parameters(self._outputs.store, self.groups, self._finding.coverage)
 
-    def _settle_in(self) -> Snapshots:
-        """Find the neurons on the recorded step, and look at them from now on."""
+    def _report_problems(self, step: int) -> None:
+        for k, problem in enumerate(self._finding.problems):  # numbered: several may belong to no group
+            self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
+
+    def _settle_in(self, known: Sequence[NeuronGroup] = ()) -> Snapshots:
+        """Find the neurons on the recorded step, and look at them from now on instead of those `known` before."""
         self.find_neurons()
         self._probing.order.update({group.name: k for k, group in enumerate(self.groups)})
         snapshots = Snapshots(self._training, self.steps, self.groups, self._training_loss)
-        self._measuring.look_at(snapshots, self.steps)
+        names = {group.name for group in self.groups}
+        self._measuring.look_at(snapshots, self.steps, [group.name for group in known if group.name not in names])
+        self._exchange.certifies = bool(self.groups) and self._measuring.certifies
         self._membership = Membership(self._training.module, self.steps)
         return snapshots
 
@@ -370,9 +375,10 @@ class Watch:
         """Find the neurons of a module that has other parameters now than in the first step."""
         self._finds_again = False
         assert self._measuring.snapshots is not None
-        reference = self._measuring.snapshots.reference
+        reference, known = self._measuring.snapshots.reference, self.groups
         self.groups = ()
-        self._settle_in().take_over(reference)
+        self._settle_in(known).take_over(reference)
+        self._report_problems(self._last_step)
         keep_parameters(self._outputs.store, self.groups, self._finding.coverage)
 
     # --- reporting ---------------------------------------------------------------------------------------------------

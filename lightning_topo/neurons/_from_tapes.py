@@ -78,7 +78,7 @@ def groups_from_tapes(
     found = [group for group in assembled if frozenset(without_carried(group).slices) not in known]
     chosen = wanted(found, kinds, include, exclude)
     left = {
-        name: f"its group {group.name} ({group.kind}) is not among those asked for"
+        name: f"its group {group.name} ({group.kind}) is not watched unless asked for"
         for group in found
         if group not in chosen
         for name in group.params

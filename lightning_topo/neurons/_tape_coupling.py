@@ -53,7 +53,7 @@ class _Follower:
             name = names[0]
             if name not in named:
                 named[name] = self._new(slot)
-                frozen = name in tape.buffers and not name.endswith(STATE_BUFFERS)
+                frozen = name in tape.buffers and not (name.endswith(STATE_BUFFERS) or _is_pruning_mask(name, tape))
                 trace.register(name, named[name], frozen=frozen)
             self.tensors[slot] = named[name]
         for slot, constant in tape.constants.items():
@@ -164,3 +164,9 @@ class _Follower:
         if len(layout.stride) != len(layout.shape):
             return torch.empty(layout.shape, dtype=layout.dtype, device="meta")
         return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device="meta")
+
+
+def _is_pruning_mask(name: str, tape: Tape) -> bool:
+    """Whether a buffer is a mask of torch's pruning: it goes with its neurons, as a moment does."""
+    original = f"{name.removesuffix('_mask')}_orig"
+    return name.endswith("_mask") and any(original in names for names in tape.names.values())

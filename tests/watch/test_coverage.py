@@ -85,3 +85,10 @@ def test_shares_count_certified_and_spanned_steps():
     assert shares.values() == {"coverage": 5 / 8, "coverage_span": 1 / 8}
     shares.take(2, {})
     assert shares.values() == {"coverage": 0.7, "coverage_span": 0.1}
+
+
+def test_where_nothing_certifies_steps_they_are_all_open():
+    shares = Shares()
+    shares.take(5, {})
+    shares.take(15, {}, certifies=False)
+    assert shares.values() == {"coverage": 0.25, "coverage_span": 0.0}
