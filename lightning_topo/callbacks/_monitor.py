@@ -103,7 +103,7 @@ class TopologyMonitor(WatchedTraining, Callback):
 
     @property
     def watch(self) -> Watch | None:
-        """The engine of the present or last fit."""
+        """The engine that measures in the current fit, or in the last one if none is running."""
         return self._watch
 
     @property
@@ -125,7 +125,7 @@ class TopologyMonitor(WatchedTraining, Callback):
             self.watch.proposed(group, ratio)
 
     def note_stop(self, values: Mapping[str, float]) -> None:
-        """Take in that a gate stops the training, with the numbers behind its decision."""
+        """Record that a stopping callback ends the training, with the numbers behind its decision."""
         with self._guarded("could not note that training was stopped"):
             if self.watch is not None:
                 self.watch.stopped(values)

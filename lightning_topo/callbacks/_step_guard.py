@@ -31,14 +31,14 @@ _STEEPEST = 0.1
 class TopologyStepGuard(Callback):
     """Keeps every step below the critical point, so that no two distinct neurons merge.
 
-    Right after an optimizer's update, before any `on_train_batch_end`, the critical ratio r of that update is bounded
-    for every group that the optimizer touches, and where a bound exceeds `max_ratio`, r is measured exactly, over all
-    pairs of neurons. Where the worst group has r > `max_ratio`, the whole update (weight decay included) is taken back
-    in part,
+    Right after an optimizer's update, before any `on_train_batch_end`, the critical ratio r of that update (the largest
+    |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons) is bounded for every group that the optimizer touches; where a
+    bound exceeds `max_ratio`, r is measured exactly. Where the worst group has r > `max_ratio`, the whole update
+    (weight decay included) is taken back in part,
 
-        x <- x - (1 - f) Δ,    f = max_ratio / r,
+    x <- x - (1 - f) Δ,    f = max_ratio / r,
 
-    which is what a smaller learning rate would have done for any rule linear in it. Optimizer state and buffers stay.
+    as a smaller learning rate would have done, if the update is proportional to it. Optimizer state and buffers stay.
     r is measured again in float64 from the stored parameters; after three tries above `max_ratio` the update is
     dropped. An update to non-finite values is dropped too.
 
@@ -47,9 +47,9 @@ class TopologyStepGuard(Callback):
     equal, or differ by rounding alone. Rounding can move such a pair by more than `max_ratio` of its distance, whatever
     the factor, and can split equal neurons.
 
-    If a batch makes several updates (manual optimization), each one is kept below `max_ratio`. What moves parameters
-    between two updates (a wrapper's own averaging, a norm constraint, another callback) is not held: the monitor names
-    it once, as `outside_change`; without a monitor a warning does.
+    If a batch makes several updates (manual optimization), each one is kept below `max_ratio`. Changes
+    between two updates (a wrapper's own averaging, a norm constraint, another callback) are not limited: the monitor
+    names them once, as `outside_change`; without a monitor a warning does.
 
     Works alone, or beside a `TopologyMonitor` in any order: the monitor measures the step really taken, and records
     `proposed_critical_ratio` where the guard acted. `n_updates` counts all updates, `n_held` those above `max_ratio`,
@@ -59,7 +59,7 @@ class TopologyStepGuard(Callback):
     Args:
         max_ratio: The largest critical ratio to let pass, between 0 and 1.
         mode: "rescale" as above; "skip" drops the update instead; "lower_lr" lets it pass and multiplies the learning
-            rate of the optimizer's next steps by f (at least 0.1 at once), which certifies nothing.
+            rate of the optimizer's next steps by f (by no less than 0.1 an update), which certifies nothing.
         groups: The groups of neurons, or "auto" for those of the monitor, else to find and verify them.
         seed: Seeds the search for groups.
 
@@ -107,12 +107,12 @@ class TopologyStepGuard(Callback):
 
     @property
     def n_held(self) -> int:
-        """How many of them were above `max_ratio`."""
+        """How many updates had a critical ratio above `max_ratio`."""
         return self._counts["n_held"]
 
     @property
     def n_dropped(self) -> int:
-        """How many of those were dropped."""
+        """How many updates were dropped whole, those to non-finite values included."""
         return self._counts["n_dropped"]
 
     @property

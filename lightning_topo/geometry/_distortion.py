@@ -54,7 +54,7 @@ class StepDistortion:
 
     @property
     def log_distortion(self) -> float:
-        """log(b / a): 0 for a similarity, infinite where neurons split or merged."""
+        """log(expansion / contraction): 0 where all distances change alike, infinite where neurons split or merge."""
         if self.contraction == 0 or self.expansion == math.inf:
             return math.inf
         return math.log(self.expansion / self.contraction)

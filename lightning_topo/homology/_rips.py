@@ -74,7 +74,7 @@ class RipsTask:
     def diagram(self, intervals: Sequence[np.ndarray]) -> PersistenceDiagram:
         """The diagram, from one (k, 2) array of births and deaths per dimension 1, ..., max_dim.
 
-        The finite deaths of H0 of the same matrix may come first: they count where `deaths` is None.
+        One more array may come first, the finite deaths of H0 of the same matrix: it is used where `deaths` is None.
         """
         finite, rest = self.deaths, list(intervals)
         tree = rest.pop(0) if len(rest) > self.max_dim else None

@@ -74,11 +74,11 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """The subprocess, None where there is none now."""
+        """The process id of the subprocess; None while there is none."""
         return None if self._process is None else self._process.pid
 
     def submit(self, matrices: Sequence[Float[np.ndarray, "_ _"]], max_dim: int, engine: str, *, spanning: bool) -> Job:
-        """Queue distance matrices for `rips_intervals`, and for their spanning trees if `spanning`; return at once.
+        """Queue distance matrices for `rips_intervals`, with their spanning trees if `spanning`; return their job.
 
         Raises `WorkerBroken` where it died or hung three times in a row.
         """
@@ -97,7 +97,7 @@ class Worker:
         return job
 
     def collect(self, job: Job, most_seconds: float) -> list[list[np.ndarray] | RuntimeError]:
-        """Wait for a job and return the result of each matrix (the tree's weights first, if asked for).
+        """Wait for a job, and return one result a matrix; with `spanning` each begins with the tree's edge weights.
 
         Raises `JobLost`, also after `most_seconds`: the worker is then ended, and started anew for the other jobs.
         """

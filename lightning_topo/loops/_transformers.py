@@ -34,9 +34,9 @@ class TopologyTrainerCallback(Watched, TrainerCallback):
         trainer = Trainer(model, args, train_dataset=...)
         trainer.add_callback(TopologyTrainerCallback(trainer))
 
-    The trainer's callbacks see neither the loss nor the backward pass, and no exception: while it trains, its
-    `accelerator.backward` is wrapped, and its `train` for good. A step is one of the trainer's: with
-    `gradient_accumulation_steps` its loss is that of the last batch. The state goes into the checkpoint's
+    A trainer's callbacks see neither the loss nor the backward pass nor an exception. So its `accelerator.backward` is
+    wrapped while it trains, and its `train` for good. A step is an optimizer step of the trainer; with
+    `gradient_accumulation_steps` the recorded loss is that of the last batch. The state goes into the checkpoint's
     `trainer_state.json`.
 
     Args:

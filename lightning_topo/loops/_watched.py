@@ -14,7 +14,7 @@ class Watched(WatchedTraining):
 
     @property
     def watch(self) -> Watch | None:
-        """The engine."""
+        """The engine that measures, between the first step and `close`."""
         return None if self._session is None else self._session.watch
 
     @property

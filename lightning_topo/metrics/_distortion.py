@@ -72,7 +72,7 @@ class LipschitzDistortion(TopologyMetric):
         self.expansion = self.expansion.clamp(min=step.expansion)
 
     def compute(self) -> Tensor:
-        """The log-ratio of the extremes so far."""
+        """Return log(largest / smallest) of all distance ratios since the last reset."""
         if self.contraction > self.expansion:  # nothing was measured
             return torch.zeros_like(self.expansion)
         return (self.expansion / self.contraction).log()

@@ -138,7 +138,7 @@ class DiagramDistance(TopologyMetric):
         self.add_state("largest", torch.zeros(max_dim + 1), dist_reduce_fx="max")
 
     def update(self, before: Float[Tensor, "n d"], after: Float[Tensor, "m d"]) -> None:
-        """Measure two clouds of shapes (n, d) and (m, d)."""
+        """Compare the diagrams of two clouds, of shapes (n, d) and (m, d), and keep the largest distance so far."""
         distances = functional.diagram_distance(
             before, after, self.max_dim, self.distance, self.max_landmarks, self.engine
         )

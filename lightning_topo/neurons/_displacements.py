@@ -71,7 +71,9 @@ class DisplacementMeter:
 
     @staticmethod
     def of(groups: Sequence[NeuronGroup], tensors: Mapping[str, Tensor]) -> "DisplacementMeter":
-        """A meter for these groups of tensors with these names and shapes; half precision is widened.
+        """Make a meter for these groups; `tensors` give each parameter's name, shape and dtype.
+
+        Half precision is widened.
 
         Raises:
             ValueError: no key fits a group, or a tensor has another shape than the group's parameter.

@@ -49,10 +49,10 @@ def groups_from_tapes(
     verify: bool = True,
     seed: int = 0,
 ) -> FoundNeurons:
-    """The groups that the losses of one or several steps show together, each verified on every tape.
+    """Find the groups of neurons in the tapes of one or several training steps, and verify each on every tape.
 
-    The tapes should have been `accepted`. One that has an obstacle is left out, and named in `refused`; of those that
-    call the same on the same parameters, two are looked at. `module` is looked at for its structure alone, to guess
+    Pass each tape through `accepted` first: one that cannot be replayed is left out, and `refused` says why. Of tapes
+    with the same calls on the same parameters two are used. `module` is looked at for its structure alone, to guess
     whole experts. Other arguments as of `find_neuron_groups`. Nothing of the module's code runs, and no random state is
     touched.
 

@@ -43,7 +43,7 @@ class ParamSlice:
     role: Role = "incoming"
 
     def names(self, n: int) -> list[str]:
-        """The parameter's name, or those of the n parameters that are stacked."""
+        """The name of the slice's parameter, or all n names where it stacks n parameters, one a neuron."""
         return [self.param.replace("*", str(i)) for i in range(n)] if "*" in self.param else [self.param]
 
     def view(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
@@ -93,7 +93,7 @@ class NeuronGroup:
 
     @property
     def n_blocks(self) -> int:
-        """How many clouds the group consists of."""
+        """How many blocks the group has; the neurons of each block are a cloud of their own."""
         return math.prod(self.block_shape)
 
     @property

@@ -35,13 +35,13 @@ _LARGE = 3.0
 def observe(
     state: DetectorState, measurement: Measurement, rules: PhaseRules = PhaseRules()
 ) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
-    """Update the state with one measurement; return it and any new events.
+    """Update the detector's state with one measurement; return the new state and any new events.
 
-    It reads these values and ignores all others. A NaN is skipped, unless it is a loss or a bound.
+    It reads these values and ignores all others. NaN is ignored, but in `loss` and `bound`: there it says something.
 
     - of a group: `critical_ratio`, `distinct_neurons`, `twins_split`, `betti_k`, `log_bottleneck_k`,
       `vanishing_neurons`, `aligned_clusters`;
-    - of the whole network (group ""): `eta_lambda` and the edge ratios (`EdgeSource`);
+    - of the whole network (group ""): `eta_lambda` and the edge ratios, whose names `EdgeSource` lists;
     - of the probe "training": `loss`;
     - of the probe "coverage": `from`, `state`, `bound`, see `StepState`.
 

@@ -31,7 +31,7 @@ class EdgeSource(StrEnum):
         }[self]
 
     def band(self, rules: PhaseRules) -> Band:
-        """The hysteresis of this source."""
+        """The two thresholds of this source: at one the edge is entered, at the lower one it is left."""
         return {
             EdgeSource.SHARPNESS: rules.edge,
             EdgeSource.BATCH: rules.batch_edge,

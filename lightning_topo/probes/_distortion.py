@@ -64,11 +64,11 @@ class Distortion:
 
     @property
     def period(self) -> Period:
-        """How often it measures."""
+        """The time between measurements."""
         return Period.parse(self.every_n_steps, default=1)
 
     def measure(self, capture: Capture) -> ProbeResult:
-        """The step map of each group; before the first step, its identity."""
+        """Measure how the last step distorted each group's cloud; before the first step, report that nothing moved."""
         known: dict[str, Twins] = {} if capture.previous is None else dict(capture.previous.carry.twins)
         at_first = _parameters_at_first(capture) if capture.previous is None else None
         pass_ = _Pass(capture, known, at_first)

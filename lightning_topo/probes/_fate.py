@@ -55,7 +55,7 @@ class Fate:
 
     @property
     def period(self) -> Period:
-        """How often it measures."""
+        """The time between measurements."""
         if self.every_n_steps is not None:
             return Period.parse(self.every_n_steps, default=100)
         return Period.parse(self.every_n_epochs, default=1, unit="epoch")

@@ -91,13 +91,13 @@ class Persistence:
 
     @property
     def period(self) -> Period:
-        """How often it measures."""
+        """The time between measurements."""
         if self.every_n_steps is not None:
             return Period.parse(self.every_n_steps, default=100)
         return Period.parse(self.every_n_epochs, default=1, unit="epoch")
 
     def measure(self, capture: Capture) -> ProbeResult | Pending:
-        """The diagrams of each group, block by block, and their summaries; with a lag, the promise of them."""
+        """Compute the diagrams of each group, block by block, and their summaries; with a lag they come later."""
         worker = capture.worker if self.lag > 0 and self.max_dim > 0 and Worker.is_supported() else None
         # The worker computes H0 too, or leaves it to the devices: one or the other for all groups.
         on_cpu = all(p.device.type == "cpu" for p in capture.module.parameters())

@@ -38,10 +38,11 @@ class CloudMissing(KeyError, ValueError):
 class Clouds(Mapping[str, Tensor]):
     """The neurons of each group as a cloud (n, d), gathered from the parameters when asked for.
 
-    A cloud is a copy. The first ones gathered are kept for the next probe, up to `MOST_KEPT` bytes in all; the others
-    are gathered again at each access, so that only one is in memory at a time. Use a `Clouds` until the parameters
-    change; the result of `gather` stays valid after that. With several processes, `here` holds the clouds gathered
-    together and `failures` the errors; asking for another group raises `CloudMissing`.
+    A group of several blocks is one matrix, block after block. The first clouds are kept for the next probe, up to
+    `MOST_KEPT` bytes in all; the others are gathered again at each access, so that only one is in memory at a time. Do
+    not use a `Clouds` after the parameters have changed; tensors that it gave stay valid, as they are copies. With
+    several processes, `here` holds the clouds that all have gathered together and `failures` the errors of those that
+    could not be; asking for another group raises `CloudMissing`.
     """
 
     def __init__(

@@ -100,7 +100,7 @@ class Sharpness:
 
     @property
     def period(self) -> Period:
-        """How often it measures."""
+        """The time between measurements."""
         return Period.parse(self.every_n_steps, default=25)
 
     @property

@@ -60,7 +60,7 @@ class StepEdge:
 
     @property
     def period(self) -> Period:
-        """How often it measures."""
+        """The time between measurements."""
         return Period.parse(self.every_n_steps, default=25)
 
     def measure(self, capture: Capture) -> ProbeResult:

@@ -22,7 +22,7 @@ class Direction(Enum):
 
 
 class Keep(Enum):
-    """Which of several values since the last log is published."""
+    """Which value is published, of several that have come since the last log."""
 
     LAST = "last"
     MAX = "max"

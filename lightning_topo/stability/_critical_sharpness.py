@@ -11,8 +11,8 @@ from torch import Tensor
 class CriticalSharpness:
     """1 / s, with s the smallest multiple of a step at which the loss no longer falls below its value before the step.
 
-    - `value` is 1 / s: below 1 a longer step would still lower the loss, and 1 is the edge of stability. It is 0 if no
-      multiple raises the loss, and infinity if none lowers it.
+    - `value` is 1 / s: below 1 a somewhat longer step would still end below the loss before it, and 1 is the edge of
+      stability. It is 0 if no multiple raises the loss, and infinity if none lowers it.
     - `bracket` is the interval in which s was found, with 0 or infinity for an open side.
     - `converged` says whether the bracket is as narrow as the tolerance.
     - `noise` is half the difference between the values on two halves of the data; None if it was not measured.
@@ -36,18 +36,19 @@ def critical_sharpness(
     """1 / s, with s the smallest multiple of the step at which the loss no longer falls below its present value.
 
     On a quadratic it is Delta^T H Delta / (-2 g^T Delta), the `directional_ratio`. It is also right where the loss is
-    not quadratic, and for any optimizer, as it uses neither gradients nor a threshold.
+    not quadratic, and for any optimizer, as it needs no gradient.
 
-    s is bracketed from `start` by steps of doubling width; the bracket is then narrowed until its upper end is at most
-    `1 + tolerance` times its lower end, which leaves a relative error of at most tolerance / 2. From a nearby start
-    that takes about five evaluations besides `loss_at(0)`. A loss that is not finite counts as higher than any other.
+    The search goes outward from `start`, doubling the stride, until s lies in between. Then the bracket is narrowed
+    until its upper end is at most `1 + tolerance` times its lower end, which leaves a relative error of at most
+    tolerance / 2. From a nearby start that takes about five evaluations besides `loss_at(0)`. A loss that is not finite
+    counts as higher than any other.
 
     Args:
         loss_at: The loss at theta + s Delta, Delta the step actually taken, as a function of s.
         start: The multiple to try first; `1 / value` of an earlier result makes a warm start.
         tolerance: The relative width of the bracket at which the search stops.
         max_forwards: The most evaluations of `loss_at`.
-        halves: The same losses on two halves of the data, for `noise`: three evaluations each.
+        halves: Two functions as `loss_at`, each on one half of the data, for `noise`; each is called three times.
 
     Raises `FloatingPointError` if the loss before the step is not finite, and `ValueError` unless start and tolerance
     are positive and finite and max_forwards is at least 3.

@@ -187,8 +187,8 @@ LossPart = tuple[float, Callable[[], Tensor]]
 class SplitHessian(Curvature):
     """The Hessian of a weighted sum of losses, whose graphs are built and freed one after the other.
 
-    A product costs about three training steps over all parts, and the memory of one part. Every evaluation of a part
-    draws the same random numbers: one dropout mask per part.
+    A product with a vector takes the time of about three training steps over all parts, and the memory of one. Every
+    evaluation of a part draws the same random numbers: one dropout mask per part.
     """
 
     loss: float

@@ -119,7 +119,7 @@ def parameter_thresholds(
 
 
 def awaits_first_step(optimizers: Iterable[torch.optim.Optimizer]) -> bool:
-    """Whether one of them is adaptive and has not stepped yet, so that its preconditioner does not exist.
+    """Whether any of these optimizers is adaptive and has not stepped yet, so that it has no preconditioner.
 
     >>> awaits_first_step([torch.optim.Adam([torch.zeros(1, requires_grad=True)])])
     True

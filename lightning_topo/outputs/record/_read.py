@@ -124,15 +124,15 @@ class RunRecord(RecordViews):
         return {group: captured.diagram() for group, captured in self.captured(step).items()}
 
     def captured(self, step: int) -> dict[str, CapturedDiagram]:
-        """The same diagrams as arrays: to draw them needs no torch."""
+        """The captured persistence diagrams as NumPy arrays, so that they can be drawn without torch."""
         return _read_diagrams(diagram_path(self.dirpath, step))
 
 
 def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
     """Read the record in a run folder, also while the run is still writing it.
 
-    Raises `FileNotFoundError` if there is no record, and `ValueError` if it has another schema or is larger than any
-    training can write.
+    Raises `FileNotFoundError` if there is no record, and `ValueError` if its schema is unknown or it is larger than
+    `outputs.record` reads.
     """
     folder = Path(dirpath)
     if not (folder / MEASUREMENTS).is_file():
