@@ -161,6 +161,8 @@ class Steps:
 
     def check_written(self) -> None:
         """Find parameters that something has written to since the last batch: in this one they may see no update."""
+        if self.pending and not self._is_deferred:  # an update between two batches: it is this one's
+            return
         if all(kept.parameter._version == kept.version for kept in self._kept.values()):
             return
         self.take_deferred()

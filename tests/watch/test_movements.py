@@ -98,6 +98,17 @@ def test_what_is_written_between_two_batches_is_no_unseen_step_of_one_without_an
     assert followed.movements.unseen == ["2.weight"]
 
 
+def test_an_update_between_two_batches_is_the_next_ones(followed):
+    followed.update()
+    assert followed.has_stepped(1)
+    before = followed.model[2].weight.detach().clone()
+    followed.update()
+    followed.movements.before_batch(followed.steps)
+    assert torch.equal(followed.steps.pending[0].before["2.weight"], before)
+    assert followed.has_stepped(2)
+    assert followed.events == []
+
+
 def test_where_no_update_was_ever_seen_a_step_between_batches_is_an_unseen_one(followed):
     with torch.no_grad():
         followed.model[2].weight.add_(1.0)
