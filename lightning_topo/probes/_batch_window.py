@@ -6,7 +6,8 @@ from statistics import fmean, median
 
 from torch import Tensor
 
-from lightning_topo.stability import Curvature, ParameterThreshold, curvature_batch_sharpness, curvature_elsewhere
+from lightning_topo.stability import Curvature, ParameterThreshold
+from lightning_topo.stability._batch_sharpness import BatchDirections, batch_directions, share
 
 _MEMORY = 12
 """The number of recent batches that decide the edge."""
@@ -72,19 +73,28 @@ def see_batches(
 ) -> tuple[SeenBatch, ...]:
     """Measure two or more batches by their losses, each with the one before it; empty if there is no threshold.
 
-    Each takes one gradient and up to five Hessian-vector products. A batch with gradient 0 is left out.
+    Each takes one gradient and two to four Hessian-vector products, three with Adam. A batch with gradient 0 is left
+    out.
     """
-    found: list[SeenBatch] = []
     curvatures = [curvature_of(loss_fn) for loss_fn in losses]
-    for k, curvature in enumerate(curvatures):
+    directions: list[BatchDirections] = []
+    for curvature in curvatures:
         thresholds = thresholds_of(curvature)
         if thresholds is None or len(curvatures) < 2:
             return ()
-        if not curvature.gradient.any():
+        directions.append(batch_directions(curvature, thresholds))
+    own, elsewhere = [], []
+    for k, curvature in enumerate(curvatures):
+        following = directions[(k + 1) % len(directions)]
+        *along, of_following = curvature.along([*directions[k].vectors, following.step])
+        own.append(along)
+        elsewhere.append(of_following)
+    found: list[SeenBatch] = []
+    for k, (one, along) in enumerate(zip(directions, own, strict=True)):
+        if not one.vectors[0].any():
             continue
-        seen = curvature_batch_sharpness(curvature, thresholds)
-        elsewhere = curvature_elsewhere(curvature, curvatures[k - 1], thresholds)
+        seen = one.sharpness(along, noise=1.0)
         assert seen.small is not None
         assert seen.large is not None
-        found.append(SeenBatch(seen.value, seen.small, seen.large, elsewhere))
+        found.append(SeenBatch(seen.value, seen.small, seen.large, share(one.along_step(along), elsewhere[k - 1])))
     return tuple(found)

@@ -53,7 +53,7 @@ class StepEdge:
     needs_parameters_before: ClassVar[bool] = True
     needs_gradient_scales: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = False
-    expected_cost: ClassVar[float] = 6.0
+    expected_cost: ClassVar[float] = 12.0
 
     def __post_init__(self) -> None:
         _ = self.period

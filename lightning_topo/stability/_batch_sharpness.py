@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_topo.stability._hessian import Curvature, hessian
 from lightning_topo.stability._optimizer_thresholds import ParameterThreshold
-from lightning_topo.stability._parameter_thresholds import spread
+from lightning_topo.stability._parameter_thresholds import is_one, range_of_ratios, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,8 @@ def curvature_batch_sharpness(
 
     `ParameterThreshold` defines T (`total`) and S (`stability`). For SGD with momentum mu, small = b lr / 2(1-mu) and
     large = b lr / 2(1+mu). For Adam and its like, b is taken of the preconditioned Hessian along the preconditioned
-    gradient. If T or S varies between entries, each takes one more product. All are 0 if the gradient is 0.
+    gradient. If T varies between entries, it takes one more product, and S another one unless T is S times one
+    number. All are 0 if the gradient is 0.
 
     Raises `ValueError` unless 0 <= noise <= 1.
 
@@ -78,23 +79,66 @@ def curvature_batch_sharpness(
     """
     if not 0.0 <= noise <= 1.0:
         raise ValueError(f"expected a share of noise from 0 to 1, got {noise}")
+    directions = batch_directions(curvature, thresholds)
+    return directions.sharpness(curvature.along(directions.vectors), noise=noise)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchDirections:
+    """The vectors along which the curvature of one batch is wanted: its gradient g, T g and S g.
+
+    `vectors` holds none that is a multiple of another: g, T g and S g are these multiples of the vectors at these
+    places. Without thresholds there is g alone.
+    """
+
+    vectors: tuple[Tensor, ...]
+    multiples: tuple[tuple[int, float], ...]
+
+    @property
+    def step(self) -> Tensor:
+        """T g, or a multiple of it; g without thresholds."""
+        return self.vectors[self._of_step]
+
+    @property
+    def _of_step(self) -> int:
+        return self.multiples[min(1, len(self.multiples) - 1)][0]
+
+    def sharpness(self, along: Sequence[float], *, noise: float) -> BatchSharpness:
+        """The batch sharpness, given v^T H v of each of the vectors."""
+        g = self.vectors[0]
+        found = []
+        for place, multiple in self.multiples:
+            length = float(g @ self.vectors[place])
+            found.append(multiple * along[place] / length if length > 0.0 else 0.0)
+        value, *scaled = found
+        return BatchSharpness(value, noise, 0.5 * scaled[0], scaled[1]) if scaled else BatchSharpness(value, noise)
+
+    def along_step(self, along: Sequence[float]) -> float:
+        """v^T H v of `step`, given that of each of the vectors."""
+        return along[self._of_step]
+
+
+def batch_directions(curvature: Curvature, thresholds: Sequence[ParameterThreshold] | None = None) -> BatchDirections:
+    """The directions that `curvature_batch_sharpness` looks along."""
     gradient = curvature.gradient
+    vectors, multiples = [gradient], [(0, 1.0)]
     if thresholds is None:
-        return BatchSharpness(_along(gradient, gradient, curvature @ gradient), noise)
-    image = curvature @ gradient
-    value = _along(gradient, gradient, image)
-    del image
-    found = []
-    for name in ("total", "stability"):
-        # One after the other: where parameters are many, each vector counts.
-        sizes = spread([getattr(each, name) for each in thresholds], curvature.params)
-        least, largest = (float(extreme) for extreme in sizes.aminmax())
-        if least == largest > 0:
-            found.append(largest * value)
+        return BatchDirections(tuple(vectors), tuple(multiples))
+    totals, stabilities = [each.total for each in thresholds], [each.stability for each in thresholds]
+    least, largest = range_of_ratios(totals, stabilities)
+    for sizes in (totals, stabilities):
+        if sizes is stabilities and largest > 0.0 and is_one(least, largest):
+            place, multiple = multiples[-1]
+            multiples.append((place, multiple / largest))
+            continue
+        scale = spread(sizes, curvature.params)
+        low, high = (float(extreme) for extreme in scale.aminmax())
+        if low == high > 0.0:
+            multiples.append((0, high))
         else:
-            moved = sizes.mul_(gradient)
-            found.append(_along(gradient, moved, curvature @ moved))
-    return BatchSharpness(value, noise, 0.5 * found[0], found[1])
+            vectors.append(scale.mul_(gradient))
+            multiples.append((len(vectors) - 1, 1.0))
+    return BatchDirections(tuple(vectors), tuple(multiples))
 
 
 def curvature_elsewhere(
@@ -112,13 +156,11 @@ def curvature_elsewhere(
     >>> curvature_elsewhere(one, other), round(curvature_elsewhere(other, one), 3)
     (1.0, 0.036)
     """
-    moved = curvature.gradient
-    if thresholds is not None:
-        moved = spread([each.total for each in thresholds], curvature.params).mul_(moved)
-    own = float(moved @ (curvature @ moved))
-    return float(moved @ (other @ moved)) / own if own > 0.0 else 1.0
+    step = batch_directions(curvature, thresholds).step
+    [own], [elsewhere] = curvature.along([step]), other.along([step])
+    return share(own, elsewhere)
 
 
-def _along(gradient: Tensor, moved: Tensor, image: Tensor) -> float:
-    length = float(gradient @ moved)
-    return float(moved @ image) / length if length > 0.0 else 0.0
+def share(own: float, elsewhere: float) -> float:
+    """How much of a curvature is met elsewhere: 1 if there is none."""
+    return elsewhere / own if own > 0.0 else 1.0

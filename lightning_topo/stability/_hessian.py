@@ -29,6 +29,10 @@ class Curvature(ABC):
     def __matmul__(self, vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
         """H v."""
 
+    def along(self, vectors: Sequence[Float[Tensor, " p"]]) -> list[float]:
+        """v^T H v of each vector: the curvature along it, times its squared length."""
+        return [float(vector @ (self @ vector)) for vector in vectors]
+
     @property
     def obstacle(self) -> str | None:
         """The operator that forces finite differences; None where products are exact."""
@@ -205,14 +209,28 @@ class SplitHessian(Curvature):
     def __matmul__(self, vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
         """H v: the weighted sum of the parts' products."""
         product = torch.zeros_like(vector)
+        for weight, gradient in self._gradients():
+            add_flat(product, _product(gradient, self.params, vector, keep_graph=False), self.params, weight)
+        return product
+
+    def along(self, vectors: Sequence[Float[Tensor, " p"]]) -> list[float]:
+        """v^T H v of each vector, for all of them from one graph of each part."""
+        found = [0.0] * len(vectors)
+        for weight, gradient in self._gradients():
+            for i, vector in enumerate(vectors):
+                product = torch.zeros_like(vector)
+                pieces = _product(gradient, self.params, vector, keep_graph=i < len(vectors) - 1)
+                add_flat(product, pieces, self.params, weight)
+                found[i] += float(vector @ product)
+        return found
+
+    def _gradients(self) -> Iterator[tuple[float, Sequence[Tensor]]]:
+        """The weight of each part and its gradient, with a graph that is freed before that of the next one is built."""
         for k, (weight, loss_fn) in enumerate(self._parts):
             with seeded(self._seed + k, self.params):
                 _, gradient = _differentiated(loss_fn, self.params, create_graph=True)
-            pieces = _product(gradient, self.params, vector, keep_graph=False)
-            del gradient  # the graph of one part goes before that of the next one is built
-            add_flat(product, pieces, self.params, weight)
-            del pieces
-        return product
+            yield weight, gradient
+            del gradient
 
 
 def split_hessian(parts: Iterable[LossPart], params: Iterable[Tensor]) -> SplitHessian:

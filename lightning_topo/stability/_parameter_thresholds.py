@@ -144,6 +144,22 @@ def spread(values: Sequence[Scale], params: Sequence[Tensor]) -> Float[Tensor, "
     )
 
 
+def range_of_ratios(values: Sequence[Scale], others: Sequence[Scale]) -> tuple[float, float]:
+    """The least and the largest value / other over all entries where the other is not 0."""
+    least, largest = float("inf"), 0.0
+    for pair in zip(values, others, strict=True):
+        value, other = (torch.as_tensor(whole(v) if isinstance(v, Tensor) else v) for v in pair)
+        ratios = (value / other)[other > 0]
+        if len(ratios):
+            least, largest = min(least, float(ratios.min())), max(largest, float(ratios.max()))
+    return least, largest
+
+
+def is_one(least: float, largest: float) -> bool:
+    """Whether a range is one number, up to rounding."""
+    return largest - least <= 1e-4 * largest
+
+
 def _has_stepped(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer has made a step with any of its parameters."""
     return any(

@@ -11,7 +11,7 @@ from lightning_topo.stability._finite_differences import finite_difference_hessi
 from lightning_topo.stability._hessian import Curvature, NotTwiceDifferentiable, hessian, whole
 from lightning_topo.stability._lanczos import Extremes, LanczosSettings, extreme_eigenvalues
 from lightning_topo.stability._optimizer_thresholds import ParameterThreshold
-from lightning_topo.stability._parameter_thresholds import spread
+from lightning_topo.stability._parameter_thresholds import is_one, range_of_ratios, spread
 
 _COLD_PRODUCTS = 10
 """Minimum for a cold start. Stopped by the residual alone, 4 of 48 on a CNN converged to a lower eigenvalue."""
@@ -157,10 +157,11 @@ def scaled_sharpness(
     settings = replace(settings, n_largest=1)
     if not any(_moves(each) for each in thresholds):
         return ScaledSharpness(0.0, 0.0, 0.0, converged=True)
-    params, least, most = curvature.params, *_step_weights(thresholds)
+    params = curvature.params
+    least, most = range_of_ratios([each.step for each in thresholds], [each.stability for each in thresholds])
     stable = spread([each.stability for each in thresholds], params)
     # c w is one number for all parameters unless momentum differs between them: then one spectrum gives both.
-    step = None if most - least <= 1e-4 * most else spread([each.step for each in thresholds], params)
+    step = None if is_one(least, most) else spread([each.step for each in thresholds], params)
     decay = _decay(thresholds, params)
     del thresholds  # three vectors of their own, unless the caller goes on with them
 
@@ -206,17 +207,6 @@ def _decay(thresholds: Sequence[ParameterThreshold], params: Sequence[Tensor]) -
     if not isinstance(first, Tensor) and all(not isinstance(each, Tensor) and each == first for each in decays):
         return float(first)
     return spread(decays, params)
-
-
-def _step_weights(thresholds: Sequence[ParameterThreshold]) -> tuple[float, float]:
-    """The least and the largest M / S of all entries that move."""
-    least, largest = float("inf"), 0.0
-    for each in thresholds:
-        stable, step = (torch.as_tensor(whole(v) if isinstance(v, Tensor) else v) for v in (each.stability, each.step))
-        ratios = (step / stable)[stable > 0]
-        if len(ratios):
-            least, largest = min(least, float(ratios.min())), max(largest, float(ratios.max()))
-    return least, largest
 
 
 def _warm_lanczos(

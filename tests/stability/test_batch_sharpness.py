@@ -1,12 +1,22 @@
 """Batch sharpness: its two plateaus, held against the optimizers themselves on stochastic quadratics."""
 
+import dataclasses
 import inspect
 
 import pytest
 import torch
 from torch import nn
 
-from lightning_topo.stability import batch_sharpness, hessian, parameter_thresholds
+from lightning_topo.stability import (
+    Curvature,
+    Hessian,
+    batch_sharpness,
+    curvature_batch_sharpness,
+    curvature_elsewhere,
+    hessian,
+    parameter_thresholds,
+)
+from lightning_topo.stability._parameter_thresholds import spread
 
 TINY, CURVATURE, EVERY = 1e-12, 3.0, 120
 
@@ -136,3 +146,59 @@ def test_the_share_of_noise_weighs_the_two_plateaus_exactly_in_one_direction(mu,
         [[a**2 + lr**2 * variance, -2 * mu * a, mu**2], [a, -mu, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64
     )
     assert torch.linalg.eigvals(moments).abs().max().item() == pytest.approx(1.0, abs=1e-9)
+
+
+@dataclasses.dataclass
+class Counted(Curvature):
+    """A Hessian that counts its products."""
+
+    inner: Hessian
+    n: int = 0
+
+    def __post_init__(self):
+        self.loss, self.params = self.inner.loss, self.inner.params
+
+    @property
+    def gradient(self):
+        return self.inner.gradient
+
+    def __matmul__(self, vector):
+        self.n += 1
+        return self.inner @ vector
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "products"),
+    [
+        (torch.optim.SGD, [{"momentum": 0.9}], 1),
+        (torch.optim.AdamW, [{}], 2),
+        (torch.optim.Adam, [{"betas": (0.9, 0.999)}, {"betas": (0.5, 0.999)}], 3),
+        (torch.optim.SGD, [{"momentum": 0.9}, {"momentum": 1.0}], 3),
+    ],
+)
+def test_no_product_is_taken_twice(kind, options, products):
+    """One scale for all takes no product of its own, S none where it is T times one number."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    halves = [[*net[0].parameters()], [*net[2].parameters()]] if len(options) == 2 else [[*net.parameters()]]
+    optimizer = kind([{"params": own, **more} for own, more in zip(halves, options, strict=True)], lr=0.01)
+    x = torch.randn(8, 4, dtype=torch.float64)
+
+    def loss():
+        return net(x).square().mean()
+
+    loss().backward()
+    optimizer.step()
+    params = [*net.parameters()]
+    curvature = Counted(hessian(loss, params))
+    thresholds = parameter_thresholds([optimizer], params, curvature.gradient).parameters
+    found = curvature_batch_sharpness(curvature, thresholds)
+    assert curvature.n == products
+    g = curvature.gradient
+    total, stable = (spread([getattr(each, name) for each in thresholds], params) for name in ("total", "stability"))
+    moved, other = total * g, stable * g
+    assert found.small == pytest.approx(0.5 * float(moved @ (curvature @ moved)) / float(g @ moved))
+    assert found.large == pytest.approx(float(other @ (curvature @ other)) / float(g @ other))
+    share = curvature_elsewhere(curvature, curvature.inner, thresholds)
+    assert share == pytest.approx(1.0)
+    assert curvature.n == products + 3  # two of this test, one along the step

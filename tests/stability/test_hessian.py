@@ -1,5 +1,7 @@
 """Products of the Hessian against the dense one, whole and in parts, and what flat vectors are made of."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -136,3 +138,23 @@ def test_seeded_random_numbers_are_those_of_the_seed_and_none_is_missing_afterwa
             drawn.append(torch.rand(3).tolist())
     assert drawn[0] == drawn[1] != drawn[2]
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_curvature_along_several_vectors_takes_each_part_once():
+    """As v^T H v one by one, with the same dropout masks, and one evaluation of each part."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 2)).double()
+    x = torch.randn(12, 4, dtype=torch.float64)
+    calls = []
+
+    def part(k):
+        calls.append(k)
+        return net(x[4 * k : 4 * k + 4]).square().mean()
+
+    curvature = split_hessian([(w, partial(part, k)) for k, w in enumerate((0.5, 0.3, 0.2))], net.parameters())
+    vectors = [curvature.gradient, *torch.randn(2, len(curvature.gradient), dtype=torch.float64)]
+    one_by_one = [float(v @ (curvature @ v)) for v in vectors]
+    calls.clear()
+    assert curvature.along(vectors) == pytest.approx(one_by_one)
+    assert calls == [0, 1, 2]
+    assert curvature.along([]) == []
