@@ -22,29 +22,31 @@ _STATE_VERSION = 1
 class TopologyEarlyStopping(Callback):
     """Stops training on topological events, or when the topology has come to rest.
 
-    Needs a `TopologyMonitor` beside it, in any order. It counts the events of this fit and continues the count after
-    a resume; after a fit that it stopped itself, it counts from zero. All processes decide together: if one has a
-    reason to stop, all stop.
+    It needs a `TopologyMonitor` among the trainer's callbacks, in any order. It counts the events of a fit; a resumed
+    fit continues the count, unless the earlier one was stopped by this callback. If one process has a reason to stop,
+    all processes stop together.
 
-    The reason is in `stopping_reason` (Lightning's name for it, `stopping_reason_message`, works too), in the log, in
-    the record as a measurement of the probe "gate" (`stopped`, the count of each event, `quiet_captures`), and as
-    `topology/stopped` in `trainer.callback_metrics` and the loggers.
+    The reason is a sentence in `stopping_reason` (Lightning's name `stopping_reason_message` works too) and in the log.
+    The record gets a measurement of the probe "gate" with `stopped`, the count of each event, and `quiet_captures`.
+    `topology/stopped` goes to `trainer.callback_metrics` and the loggers.
 
     Args:
-        stop_on: The name of an event, or several; None only with a `patience`.
-        min_count: How many of these events stop the training.
-        patience: How many quiet captures in a row stop the training. A capture of the `Persistence` probe is quiet if
-            no event came since the last one and every log-bottleneck distance is at most `tolerance`. None: never.
+        stop_on: The name of an event, or several names; None to stop by `patience` alone.
+        min_count: Stop after this many of the events in `stop_on`, counted together.
+        patience: Stop after this many quiet captures in a row; None: never. A capture is one measurement by the probe
+            `Persistence`. It is quiet if the network had no event since the last capture, and every log-bottleneck
+            distance from that capture's diagrams is at most `tolerance`.
         groups: Names or patterns (as in `fnmatch`) of the groups whose events and captures count; None for all. Events
             of the whole network always count.
-        min_epochs: How many epochs must be over before training may stop; their events count. `Trainer(min_epochs=,
+        min_epochs: Training does not stop before this many epochs are over; their events count. `Trainer(min_epochs=,
             min_steps=)` hold too.
         verbose: Whether to log each event that is counted.
-        tolerance: The largest change of a quiet diagram: 0.05 is a change of a birth or death by 5 %.
+        tolerance: The largest log-bottleneck distance of a quiet capture: 0.05 is a change of a birth or death by 5 %.
 
     Raises:
-        ValueError: An unknown event, a number out of its range, or no rule at all.
-        MisconfigurationException: In `fit`, without a `TopologyMonitor`, or with a `patience` but without captures.
+        ValueError: An unknown event, a number out of its range, or neither `stop_on` nor `patience`.
+        MisconfigurationException: In `fit`: no `TopologyMonitor`, a `patience` without the probe `Persistence`, or an
+            event in `stop_on` that none of the monitor's probes can see.
 
     >>> TopologyEarlyStopping(stop_on="edge_of_stability_enter", min_count=0)
     Traceback (most recent call last):
@@ -77,12 +79,12 @@ class TopologyEarlyStopping(Callback):
 
     @property
     def stopping_reason_message(self) -> str | None:
-        """Why training was stopped, in a sentence; None where it was not."""
+        """The reason why this callback stopped the training, as a sentence; None if it did not."""
         return self.stopping_reason
 
     @property
     def state_key(self) -> str:
-        """Distinguishes several gates in one checkpoint."""
+        """The key of this callback's state in a checkpoint; it contains the stop rules."""
         return self._generate_state_key(**{name: str(value) for name, value in asdict(self.rules).items()})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -111,7 +113,10 @@ class TopologyEarlyStopping(Callback):
             )
 
     def on_topology_findings(self, trainer: Trainer, pl_module: LightningModule, findings: Findings) -> None:
-        """Count the monitor's findings, and decide."""
+        """Count the events and captures that a monitor has just found, and stop the training if a rule is met.
+
+        `TopologyMonitor` calls it on every process, in each hook with new measurements or events.
+        """
         self._check_groups(trainer)
         before, self._counted = self._counted, advance(self._counted, findings, self.rules)
         if self.verbose and self._counted.n_events > before.n_events:

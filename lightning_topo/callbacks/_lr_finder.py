@@ -39,58 +39,61 @@ _MEMORY = 0.98
 
 @explains_keywords
 class TopologyLRFinder(Callback):
-    """Sweeps the learning rate before training, and finds the largest below the critical point.
+    """Sweeps the learning rate before training, and finds the largest one whose steps stay below the critical point.
 
     As with Lightning's `LearningRateFinder`, the sweep is a short real training in which the learning rate rises from
-    step to step; the arguments of the same names mean the same. For each learning rate it records the loss, and
+    step to step; arguments of the same name mean the same in both classes. For each learning rate lr the sweep records
+    the loss and three measures:
 
-    - r of the step that the sweep takes at lr, the largest over all groups of neurons. r = lr K, with K the Lipschitz
-      constant of the update on the neurons of the group. If the update is linear in lr, the critical learning rate of
-      this one step is lr / r. The sweep raises lr gradually, so its r is that of a warmed-up training;
-    - r of a *first* step at lr, from the weights and optimizer state at the start: that of a training without warm-up.
-      For adaptive optimizers it is often far larger, as their first step has unit size in every entry;
-    - `eta_lambda` (the paper's sufficient condition) and the sharpness ratio (1 at the edge of stability) at lr, of the
-      loss on the first 256 samples at the sweep's present weights.
+    - The critical ratio r of the sweep's own step at lr: the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons of
+      a group, and over groups, where x_i is neuron i before the step and Δ_i its displacement. If the update is
+      proportional to lr, the critical learning rate of this step is lr / r. As lr rises gradually, this is the r of a
+      warmed-up training.
+    - The critical ratio r of a *first* step at lr, from the weights and optimizer state before the sweep: that of a
+      training without warm-up. For adaptive optimizers it is often far larger, as their first step has unit size in
+      every entry.
+    - `eta_lambda` (the paper's sufficient condition needs less than 1) and the sharpness ratio (1 at the edge of
+      stability) at lr, for the loss on about 256 samples of the first batches, at the sweep's present weights.
 
-    `suggestion_by_ratio` is the largest learning rate up to which both r were below 1; it is an observation, and does
-    not cover later steps. `suggestion_by_curvature` is the largest up to which `eta_lambda` was below 1, leaving out
-    the first steps of Adam and its like; it is usually far smaller, and no certificate either. A suggestion is None
-    if the sweep did not cross its critical point: for many networks r is still below 1 where the loss diverges.
+    The result is in `sweep`, an `LRSweep`; None before `fit`. `sweep.suggestion_by_ratio` is the largest learning rate
+    up to which both r stayed below 1. It is an observation and does not cover later steps.
+    `sweep.suggestion_by_curvature` is the largest learning rate up to which `eta_lambda` stayed below 1, without the
+    first steps of Adam and its like. It is usually far smaller, and no certificate either. A suggestion is None if the
+    sweep did not cross the critical point: for many networks r is still below 1 where the loss diverges.
 
     The sweep leaves no trace. It draws batches from copies of the dataloaders, through their samplers and the transfer
     hooks, and restores weights, optimizer, buffers, metrics, scaler, random states and the states of samplers and data
     sets, bit for bit. Schedulers, loops, loggers and other callbacks take no part. There is no sweep in a resumed
-    training or under `fast_dev_run`.
+    training or under `fast_dev_run`. The order of the callbacks does not matter.
 
-    With several processes that hold whole parameters (DDP), each draws its own batches, and all get the result of one
-    process that accumulates as many batches.
-
-    The result is in `sweep`, an `LRSweep`, and `sweep.plot()` draws it. The order of the callbacks does not matter.
+    If several processes hold whole parameters (DDP), each draws its own batches. All get the same result, that of one
+    process that accumulates all these batches.
 
     Args:
-        min_lr: The smallest learning rate.
-        max_lr: The largest.
-        num_training_steps: How many to try.
-        mode: Whether they rise "exponential" or "linear".
+        min_lr: The smallest learning rate, above 0. With several parameter groups it is the first group's; the others
+            keep their ratio to it.
+        max_lr: The largest learning rate.
+        num_training_steps: The number of learning rates to try, one step each; at least 2.
+        mode: How the learning rates rise: "exponential" or "linear".
         early_stop_threshold: The sweep ends when the running mean of the loss exceeds its minimum this many times;
             None: never. A loss that is not finite always ends it.
-        update_attr: Whether to train with the smaller suggestion: it is set in the module's attribute, the optimizer,
-            and the schedulers as their starting rate. By default the suggestion is only logged.
-        attr_name: The module's attribute, else `lr` or `learning_rate`, of the module or its `hparams`.
+        update_attr: Whether to train with `sweep.suggestion`: it is set in the module's attribute, the optimizer, and
+            the schedulers as their starting rate. By default the suggestion is only logged.
+        attr_name: The attribute of the module or its `hparams` with the learning rate; by default `lr` or
+            `learning_rate`.
         groups: The groups of neurons, or "auto" to find and verify them.
-        sharpness: How to measure the curvature, "auto" for `Sharpness()`, or None to leave it out, which makes the
-            sweep several times faster.
+        sharpness: The probe that measures the curvature, "auto" for `Sharpness()`, or None to leave it out, which makes
+            the sweep several times faster.
         seed: Seeds the order of batches, dropout in the sweep, and the search for groups.
-
-    With several parameter groups the learning rate is the first group's; the others keep their ratio to it.
 
     Raises:
         ValueError: A parameter is out of its range.
+        TypeError: `groups` is neither "auto" nor a list.
         AttributeError: In `fit`, with `update_attr` but without the attribute.
         MisconfigurationException: In `fit`: LBFGS, several optimizers, manual optimization, a `training_step` that
-            draws its own batches, data that can only be iterated, sharded parameters, no neurons found, an
-            `optimizer_step` that sets the learning rate itself; with `update_attr`, a scheduler that would overwrite
-            it.
+            draws its own batches, data that can only be iterated, sharded parameters, no neurons found, a learning rate
+            of 0, an `optimizer_step` that sets the learning rate itself; with `update_attr`, a scheduler that would
+            overwrite it.
 
     Source: Smith, arXiv:1506.01186 (range test); Yang et al., arXiv:2510.02670 (critical point).
 
@@ -158,7 +161,7 @@ class TopologyLRFinder(Callback):
         return {name: value for name, value in self.__dict__.items() if name not in ("log", "log_dict")}
 
     def learning_rates(self) -> tuple[float, ...]:
-        """The learning rates to try.
+        """Return the `num_training_steps` learning rates to try, rising from `min_lr` to `max_lr`.
 
         >>> TopologyLRFinder(1.0, 2.0, 3, mode="linear").learning_rates()
         (1.0, 1.5, 2.0)

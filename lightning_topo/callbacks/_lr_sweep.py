@@ -12,13 +12,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LRSweep:
-    """One entry per learning rate, in the order in which they were tried: rising.
+    """Holds the result of a learning-rate sweep by `TopologyLRFinder`: losses, critical ratios and curvatures.
 
-    `losses` are those of the batches on which the sweep trained, before each step. `critical_ratios` are r of the
-    sweep's steps, and `first_step_ratios` r of a first step at that learning rate from the weights at the start.
-    `eta_lambdas` and `sharpness_ratios` are the curvature where the sweep stood, against a step at that learning rate
-    (critical at 1, and edge of stability at 1); NaN where they could not be measured. `diverged` says that the sweep
-    ended early, because the loss did not stay within bounds.
+    Each tuple has one entry per learning rate, in rising order. The critical ratio r of a step is the largest
+    |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons, where x_i is neuron i before the step and Δ_i its displacement.
+
+    Attributes:
+        lrs: The learning rates tried.
+        losses: The training loss of each step's batches, before the step.
+        critical_ratios: r of the sweep's own step, the largest over all groups of neurons; critical at 1.
+        first_step_ratios: r of a first step from the weights and optimizer state before the sweep; critical at 1.
+        eta_lambdas: The largest curvature of the loss, times the learning rate and scaled as the optimizer scales the
+            gradient. The paper's sufficient condition needs less than 1; this estimate at one point is no certificate.
+            NaN where it was not measured.
+        sharpness_ratios: The sharpness over the optimizer's stability threshold at this learning rate; 1 at the edge of
+            stability. NaN where it was not measured.
+        diverged: Whether the sweep ended early, because the loss was not finite or rose too far above its minimum.
 
     >>> r, twice = (0.3, 0.6, 1.2), (0.6, 1.2, 2.4)
     >>> sweep = LRSweep((0.1, 0.2, 0.4), (3.0, 2.0, 1.0), r, r, twice, r)
@@ -36,26 +45,31 @@ class LRSweep:
 
     @property
     def suggestion_by_ratio(self) -> float | None:
-        """The largest learning rate up to which r stayed below 1, of the sweep's step and of a first step alike.
+        """The largest learning rate before the critical ratio r first reaches 1; None if there is no such rate.
 
-        None where r reached 1 nowhere or everywhere in the sweep.
+        At each learning rate the larger r counts: that of the sweep's step or that of a first step. NaN is skipped.
+        None means that r stayed below 1 in the whole sweep, or was at least 1 at the smallest learning rate already.
         """
         both = [_worse(*pair) for pair in zip(self.critical_ratios, self.first_step_ratios, strict=True)]
         return _last_below(self.lrs, both)
 
     @property
     def suggestion_by_curvature(self) -> float | None:
-        """The largest learning rate up to which eta_lambda stayed below 1, the paper's sufficient condition.
+        """The largest learning rate before `eta_lambda` reaches 1, the limit of the paper's sufficient condition.
 
-        Each value is the median of three neighbours, because a tiny entry of an adaptive preconditioner makes single
-        peaks. Values above 1 at the very beginning are skipped: Adam's bias correction causes them. None where it
-        reached 1 nowhere or everywhere in the sweep, or where the optimizer's rule is not known.
+        Each value but the first and the last is replaced by the median of itself and its two neighbours, because a tiny
+        entry of an adaptive preconditioner makes single peaks. Values of at least 1 at the very beginning are skipped:
+        Adam's bias correction causes them. None if no value is below 1, if no later value reaches 1, or if `eta_lambda`
+        was not measured, as for an optimizer whose rule is not known.
         """
         return _last_below(self.lrs, _medians(self.eta_lambdas), settles=True)
 
     @property
     def suggestion(self) -> float | None:
-        """The smaller of the two suggestions, or the only known one; None where none is known."""
+        """The smaller of `suggestion_by_ratio` and `suggestion_by_curvature`.
+
+        If only one of them is known, this is the one; None if both are None.
+        """
         return min((lr for lr in (self.suggestion_by_ratio, self.suggestion_by_curvature) if lr), default=None)
 
     def __str__(self) -> str:
@@ -67,9 +81,9 @@ class LRSweep:
         return f"{len(self.lrs)} learning rates from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g}: {'; '.join(parts)}.{end}"
 
     def plot(self) -> "Figure":
-        """The loss, and r, eta_lambda and the sharpness ratio over the learning rate, with what is suggested.
+        """Plot the loss, both critical ratios, `eta_lambda` and the sharpness ratio over the learning rate.
 
-        Raises `ImportError` where matplotlib is missing.
+        Returns a matplotlib figure in which the known suggestions are marked. Raises `ImportError` without matplotlib.
         """
         from lightning_topo._figures.lr_sweep import Curve, Mark, lr_figure
 

@@ -30,32 +30,37 @@ from lightning_topo.probes import Probe
 class TopologyMonitor(WatchedTraining, Callback):
     """Watches the topology of the neurons while a network trains, and leaves the training bitwise unchanged.
 
-    Measures how far each step bends the cloud of neurons (r = eta / eta*, critical at 1), the persistence diagrams of
-    every group of neurons, and how close the training is to the edge of stability; detects phases and events; sends
-    values to `trainer.callback_metrics` and to every logger under `topology/...`; keeps a record and a report.
+    It measures how far each step distorts the cloud of neurons, the persistence diagrams of every group of neurons, and
+    how close the training is to the edge of stability. From these it detects phases and events. It sends values to
+    `trainer.callback_metrics` and to every logger under `topology/...`, and keeps a record and a report.
+
+    The distortion of a step is its critical ratio r: the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons, where
+    x_i is neuron i before the step and Δ_i its displacement. r < 1 certifies that no two distinct neurons merged.
 
     The neurons are found in the first training step as it runs; none of the module's code runs a second time. A trainer
     may have several monitors, each with its own `dirpath`; two with the same one are an error.
 
     Args:
-        probes: What to measure; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
-        groups: The groups of neurons, or "auto" to find and verify them in the first step.
+        probes: The measurements to make; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
+        groups: "auto" to find and verify the groups of neurons in the first step, or a list of `NeuronGroup` and
+            `rows(...)`, which may contain "auto".
         dirpath: The run folder; by default `topology` beside Lightning's checkpoints.
         log_groups: Which groups' values go to the loggers besides the network's: "all"; "worst", the worst group of
             each quantity; or patterns, for the worst and the groups whose names match. "auto" is "all" for at most 4
             groups, else "worst". `callback_metrics` and the record hold all.
-        max_overhead: The fraction of wall time that probes with the period "auto" may take in all; None sets no limit.
+        max_overhead: The fraction of wall time that all probes with the period "auto" may take together; None sets no
+            limit.
         report: Whether to write `report.html` into the run folder.
         on_error: "warn" and go on when a measurement fails, or "raise".
         seed: Seeds the monitor's own random choices: times of measurements, permutations that verify groups.
         verbose: Whether to show the phase and the critical ratio in the progress bar, a line for each event, and a
             summary at the end.
-        max_record_mb: Above this size, older measurements are merged, keeping their extremes; all events are kept.
-            None (the default) keeps everything.
-        rules: The thresholds between phases.
+        max_record_mb: The size of the record in MiB above which older measurements are merged; their extremes and all
+            events are kept. None (the default) keeps everything.
+        rules: The thresholds of phases and events.
 
     Raises:
-        TypeError: A probe without a name or a `measure`.
+        TypeError: A probe without a name or a `measure`, or an argument of another type than expected.
         ValueError: A parameter is out of its range, two probes share a name, or one has a name of the monitor's own.
 
     Source: Yang, Poggio, Chuang, Ziyin, *Topological Invariance and Breakdown in Learning*, arXiv:2510.02670.
@@ -103,12 +108,12 @@ class TopologyMonitor(WatchedTraining, Callback):
 
     @property
     def watch(self) -> Watch | None:
-        """The engine that measures in the current fit, or in the last one if none is running."""
+        """The internal object that measures in the current fit, or in the last one; None before the first fit."""
         return self._watch
 
     @property
     def epochs_agree(self) -> bool:
-        """Whether all processes end their epochs at the same step."""
+        """Whether all processes end their epochs at the same step; True before the first fit."""
         return self.watch is None or self.watch.epochs_agree
 
     def _repr_html_(self) -> str | None:
@@ -120,19 +125,25 @@ class TopologyMonitor(WatchedTraining, Callback):
             return None
 
     def note_proposal(self, group: str, ratio: float) -> None:
-        """Take in the critical ratio of an update that a guard has changed."""
+        """Record the critical ratio that an update had in one group of neurons before a guard shrank it.
+
+        `group` is the group's name. Nothing is recorded before a fit has begun.
+        """
         if self.watch is not None:
             self.watch.proposed(group, ratio)
 
     def note_stop(self, values: Mapping[str, float]) -> None:
-        """Record that a stopping callback ends the training, with the numbers behind its decision."""
+        """Record that a stopping callback ends the training; `values` are the numbers behind its decision, by name."""
         with self._guarded("could not note that training was stopped"):
             if self.watch is not None:
                 self.watch.stopped(values)
 
     @property
     def state_key(self) -> str:
-        """Tells several monitors apart in one checkpoint, by their folders; the Trainer refuses two of one key."""
+        """The key of this monitor's state in a checkpoint; it contains `dirpath`.
+
+        The Trainer refuses two callbacks with the same key, so two monitors need different values of `dirpath`.
+        """
         return self._generate_state_key(dirpath=str(self.settings.dirpath))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -29,44 +29,46 @@ _STEEPEST = 0.1
 
 @explains_keywords
 class TopologyStepGuard(Callback):
-    """Keeps every step below the critical point, so that no two distinct neurons merge.
+    """Keeps the critical ratio r of every update at or below `max_ratio` < 1, so that no two distinct neurons merge.
 
-    Right after an optimizer's update, before any `on_train_batch_end`, the critical ratio r of that update (the largest
-    |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons) is bounded for every group that the optimizer touches; where a
-    bound exceeds `max_ratio`, r is measured exactly. Where the worst group has r > `max_ratio`, the whole update
-    (weight decay included) is taken back in part,
+    r is the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons of a group, where x_i is neuron i before the update
+    and Δ_i its displacement. Right after an optimizer's update, before any `on_train_batch_end`, the guard computes an
+    upper bound of r for every group that the optimizer touches. Where a bound exceeds `max_ratio`, it measures r
+    exactly. If the largest r of all groups exceeds `max_ratio`, it takes back a part of the whole update, weight decay
+    included:
 
-    x <- x - (1 - f) Δ,    f = max_ratio / r,
+    x <- x - (1 - f) Δ,    f = max_ratio / r.
 
-    as a smaller learning rate would have done, if the update is proportional to it. Optimizer state and buffers stay.
-    r is measured again in float64 from the stored parameters; after three tries above `max_ratio` the update is
-    dropped. An update to non-finite values is dropped too.
+    A smaller learning rate would have done the same, if the update is proportional to it. Optimizer state and buffers
+    stay. The guard then measures r again in float64 from the stored parameters; after three tries with r > `max_ratio`
+    it drops the update. It drops an update to non-finite values too.
 
     With r <= `max_ratio` < 1 neurons that differ before an update differ after it. Pairs at a distance of at most
     eps max(|x_i|, |x_j|) / `max_ratio` do not count (eps of the coarsest dtype among the group's parameters): they are
     equal, or differ by rounding alone. Rounding can move such a pair by more than `max_ratio` of its distance, whatever
-    the factor, and can split equal neurons.
+    f is, and can split equal neurons.
 
-    If a batch makes several updates (manual optimization), each one is kept below `max_ratio`. Changes
-    between two updates (a wrapper's own averaging, a norm constraint, another callback) are not limited: the monitor
-    names them once, as `outside_change`; without a monitor a warning does.
+    If a batch makes several updates (manual optimization), each one is kept at or below `max_ratio`. Changes between
+    two updates (a wrapper's own averaging, a norm constraint, another callback) are not limited: the monitor reports
+    them once as an `outside_change` event; without a monitor there is a warning.
 
-    Works alone, or beside a `TopologyMonitor` in any order: the monitor measures the step really taken, and records
-    `proposed_critical_ratio` where the guard acted. `n_updates` counts all updates, `n_held` those above `max_ratio`,
-    `n_dropped` those dropped whole, and `n_exact` how often r was measured exactly; `latest` is the last update's
-    `GuardedUpdate`.
+    The guard works alone, or beside a `TopologyMonitor` in any order. The monitor then measures the step really taken,
+    and records r of the optimizer's own update as `proposed_critical_ratio` where the guard acted. `latest` is the
+    `GuardedUpdate` of the last update, None before the first; `groups` are the groups of neurons.
 
     Args:
         max_ratio: The largest critical ratio to let pass, between 0 and 1.
         mode: "rescale" as above; "skip" drops the update instead; "lower_lr" lets it pass and multiplies the learning
             rate of the optimizer's next steps by f (by no less than 0.1 an update), which certifies nothing.
-        groups: The groups of neurons, or "auto" for those of the monitor, else to find and verify them.
+        groups: The groups of neurons. "auto" takes those of the monitor or, without a monitor, finds and verifies them.
         seed: Seeds the search for groups.
 
     Raises:
         ValueError: A parameter is out of its range.
+        TypeError: `groups` is neither "auto" nor a list.
         MisconfigurationException: In `fit`: LBFGS (its line search assumes the step it made), sharded parameters, no
-            neurons found; with "lower_lr", a scheduler that would overwrite the learning rate.
+            neurons found, an update that does not go through torch's `Optimizer.step`; with "lower_lr", a scheduler
+            that would overwrite the learning rate.
 
     Source: arXiv:2510.02670.
 
@@ -102,27 +104,27 @@ class TopologyStepGuard(Callback):
 
     @property
     def n_updates(self) -> int:
-        """How many updates the optimizers made."""
+        """The number of updates by all optimizers since training began; a resumed fit continues the count."""
         return self._counts["n_updates"]
 
     @property
     def n_held(self) -> int:
-        """How many updates had a critical ratio above `max_ratio`."""
+        """The number of updates since training began whose critical ratio was above `max_ratio`."""
         return self._counts["n_held"]
 
     @property
     def n_dropped(self) -> int:
-        """How many updates were dropped whole, those to non-finite values included."""
+        """The number of updates since training began that were undone completely, as those to non-finite values."""
         return self._counts["n_dropped"]
 
     @property
     def n_exact(self) -> int:
-        """How often r was measured exactly, in this fit: elsewhere its bound was enough."""
+        """How many times r was measured exactly in this fit, because an upper bound of r exceeded `max_ratio`."""
         return 0 if self._update_ratios is None else self._update_ratios.n_exact
 
     @property
     def state_key(self) -> str:
-        """Distinguishes several guards in one checkpoint."""
+        """The key of this guard's state in a checkpoint; it contains `max_ratio` and `mode`."""
         return self._generate_state_key(max_ratio=self.max_ratio, mode=self.mode)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 @explains_keywords
 class TrackioLogger(Logger):
-    """Logs to Trackio on this machine, without an account, a server or the network.
+    """Logs metrics and hyperparameters to Trackio on this machine, without an account, a server or the network.
 
         trainer = Trainer(logger=TrackioLogger("my-project"), callbacks=[TopologyMonitor()])
 
-    `trackio show --project my-project` opens the dashboard. Runs lie in the folder that `TRACKIO_DIR` named when
-    trackio was imported, by default `~/.cache/huggingface/trackio`. Neither `TRACKIO_SPACE_ID` nor
-    `TRACKIO_SERVER_URL` sends them elsewhere; alerts go to `TRACKIO_WEBHOOK_URL` where you set it.
+    `trackio show --project my-project` opens the dashboard. Runs are stored in the folder that the environment variable
+    `TRACKIO_DIR` named when trackio was imported, by default `~/.cache/huggingface/trackio`. The variables
+    `TRACKIO_SPACE_ID` and `TRACKIO_SERVER_URL` are ignored. Alerts go to `TRACKIO_WEBHOOK_URL` if you set it.
 
     Args:
-        project: Under which the dashboard lists the run.
-        run: The run's name; by default the date, the time and four digits.
-        resume: Go on with the project's last run of that name, where there is one.
-        group: Runs of one group are shown and hidden together.
+        project: The Trackio project that the run belongs to.
+        run: The run's name; by default the date, the time and four random hexadecimal digits.
+        resume: Whether to continue the project's last run of this name, if there is one.
+        group: The name of a set of runs that the dashboard shows and hides together.
 
     Raises:
         ImportError: Trackio is not installed.
@@ -54,18 +54,18 @@ class TrackioLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The project."""
+        """The name of the Trackio project."""
         return self._project
 
     @property
     def version(self) -> str:
-        """The run's name."""
+        """The name of the run."""
         return self._name
 
     @property
     @rank_zero_experiment
     def experiment(self) -> "Run":
-        """Trackio's own run, begun when first asked for, and opened again where it was finished."""
+        """The `trackio.run.Run` that rows go to, opened at the first access and again after `finalize`."""
         if self._experiment is None:
             if self._id is None and self._resume:
                 self._find_last()
@@ -78,19 +78,22 @@ class TrackioLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log a row."""
+        """Log one row of values by name, at a step."""
         self.experiment.log(dict(metrics), step=step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Add to the run's config, which is stored once for each time that the run is opened."""
+        """Add hyperparameters to the run's config.
+
+        It closes the run and opens it again, because Trackio stores the config when a run is opened.
+        """
         self.finalize("config")
         self._config |= vars(params) if isinstance(params, Namespace) else params
         _ = self.experiment
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what has waited; what is logged later opens the same run again."""
+        """Write all pending rows and close the run; logging after this opens the same run again."""
         atexit.unregister(self.finalize)
         run, self._experiment = self._experiment, None
         if run is not None:
