@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status is 0, or 2 where the arguments cannot be used."""
+    """Run the command line, and return the exit status.
+
+    It is 0; 1 if the demo wrote no record; or 2 if the command failed, after a message on standard error.
+    """
     parser = argparse.ArgumentParser(
         prog="lightning-topo", description="Watch the topology of a network's neurons while it trains."
     )

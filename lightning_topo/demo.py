@@ -17,7 +17,7 @@ __all__ = ["DigitsMLP", "FullBatch", "digits", "run"]
 
 
 class DigitsMLP(L.LightningModule):
-    """A 64-64-64-10 tanh network with the mean squared error, trained by plain gradient descent."""
+    """A tanh network of widths 64-64-64-10 for the digits, trained by SGD on half the squared error."""
 
     def __init__(self, lr: float = 0.3) -> None:
         super().__init__()
@@ -40,7 +40,10 @@ class DigitsMLP(L.LightningModule):
 
 
 def digits(n: int = 500) -> TensorDataset:
-    """The first n digits, centred per pixel and scaled by the statistics of all 1797, with one-hot labels."""
+    """Return the first n of scikit-learn's 1797 digits, as pixels of shape (n, 64) and one-hot labels of shape (n, 10).
+
+    The mean of each pixel over all 1797 digits is subtracted, and all pixels are divided by one standard deviation.
+    """
     pixels, labels = load_digits(return_X_y=True)
     x = torch.tensor(pixels, dtype=torch.float32) / 16.0
     x = (x - x.mean(0)) / x.std()
@@ -49,7 +52,7 @@ def digits(n: int = 500) -> TensorDataset:
 
 
 class FullBatch(Dataset[tuple[Tensor, ...]]):
-    """The whole data set as one batch, `steps` times: an epoch of full-batch gradient descent."""
+    """A data set that yields all samples as one batch, `steps` times: an epoch of full-batch gradient descent."""
 
     def __init__(self, dataset: TensorDataset, steps: int) -> None:
         self.tensors: tuple[Tensor, ...] = dataset.tensors
@@ -70,10 +73,10 @@ def run(
     save_dir: str | Path = ".",
     progress: bool = True,
 ) -> tuple[TopologyMonitor, L.Trainer]:
-    """Train the demo under a monitor; its run folder is `<save_dir>/topology_demo/version_<k>/topology`.
+    """Train the demo under a monitor, and return the monitor and the trainer.
 
-    At lr 0.3 the sharpness rises until the training sits at the edge of stability, from about step 250 on; at 0.1 it
-    never gets there within 800 steps.
+    The run folder is `<save_dir>/topology_demo/version_<k>/topology`. At lr 0.3 the sharpness rises until the training
+    sits at the edge of stability, from about step 250 on; at 0.1 it does not get there within 800 steps.
     """
     torch.manual_seed(seed)
     module = DigitsMLP(lr)

@@ -9,18 +9,23 @@ from lightning_topo.quantities import RESERVED_VALUES
 __all__ = ["GLOBAL", "Measurement", "StepState"]
 
 GLOBAL = ""
-"""The group of a measurement that belongs to the whole network."""
+"""The `group` of a measurement of the whole network."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Values of one probe at one step, for one group of neurons or (`group=""`) for the whole network.
+    """Holds the values of one probe at one step, for one group of neurons or for the whole network.
 
-    `step` counts the optimizer steps completed by the measured network: 0 is the initial network, k the network
-    after its k-th step, as in the names of Lightning's checkpoints. `values` may hold NaN and
-    infinities; a quantity that has no meaning is left out.
+    Attributes:
+        step: The number of optimizer steps that the measured network has completed: 0 is the initial network, k the
+            network after its k-th step, as in the names of Lightning's checkpoints.
+        epoch: The index of the epoch, from 0.
+        probe: The name of the probe.
+        group: The name of the group of neurons; "" for the whole network.
+        values: Numbers by name, NaN and infinities included. A quantity that has no meaning here is left out.
 
-    Raises `ValueError` for a negative step or epoch, and for a value named like a field of the measurement itself.
+    Raises:
+        ValueError: A negative step or epoch, or a value named like a field of a line in the record, such as "step".
 
     >>> Measurement(step=3, epoch=0, probe="distortion", group="net.0", values={"critical_ratio": 0.02})
     Measurement(step=3, epoch=0, probe='distortion', group='net.0', values={'critical_ratio': 0.02})
@@ -44,27 +49,33 @@ class Measurement:
 
 
 class StepState(IntEnum):
-    """The state of one step of one group, weakest first.
+    """Grades the knowledge about one step of one group of neurons; a larger value means that more is known.
+
+    The critical ratio r of a step is the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons, where x_i is neuron i
+    before the step and Δ_i its displacement. If r < 1, no two distinct neurons merged in the step.
 
     >>> StepState.EXACT > StepState.OPEN
     True
     """
 
     OPEN = 0
-    """Nothing is claimed."""
+    """Nothing is known about the step."""
     SPANNED = 1
-    """No two neurons were merged for good; r is not known."""
+    """Neurons that were distinct at the last snapshot are distinct now; r of the step is not known."""
     BOUNDED = 2
     """An upper bound of r is below 1."""
     EXACT = 3
-    """r was measured over all pairs."""
+    """r was measured over all pairs; it may be 1 or more."""
 
     @property
     def word(self) -> str:
-        """The name in the lines of the record."""
+        """The name of the state in the lines of the record: "open", "spanned", "bounded" or "exact"."""
         return self.name.lower()
 
     @property
     def certified(self) -> bool:
-        """Whether r was measured, or is known to be below 1."""
+        """Whether the state is EXACT or BOUNDED: r was measured, or an upper bound of r is below 1.
+
+        A measured r may be 1 or more.
+        """
         return self >= StepState.BOUNDED

@@ -11,7 +11,7 @@ from lightning_topo.outputs._gates import ELSEWHERE, StopRules, StopState, advan
 
 @dataclass(slots=True)
 class LoopGate:
-    """Counts findings, and has a `reason` as soon as training should stop; all processes stop together."""
+    """Decides whether training should stop: `reason` is then a sentence, else None; alike on all processes."""
 
     rules: StopRules
     reason: str | None = field(default=None, init=False)
@@ -43,5 +43,5 @@ class LoopGate:
         return counted.to_dict()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore the counts of a checkpoint; raise if the state is not one of these."""
+        """Restore the counts of a checkpoint; raise as `StopState.from_dict` if they are damaged."""
         self.counted = StopState.from_dict(state)

@@ -13,10 +13,10 @@ from lightning_topo.neurons._capture import sharding
 
 @dataclass(slots=True)
 class LoopGuard:
-    """Takes of every update the part with r <= `max_ratio`, as `TopologyStepGuard` does; all processes take the same.
+    """Shrinks every update whose critical ratio exceeds `max_ratio`, as `TopologyStepGuard`, alike on all processes.
 
-    `n_updates`, `n_held` and `n_dropped` count updates, those above `max_ratio`, and those of them not taken at all;
-    `latest` is the last.
+    `n_updates` counts all updates, `n_held` those above `max_ratio`, and `n_dropped` those that were undone completely.
+    `latest` is the outcome of the last update.
 
     Raises `ValueError` unless `max_ratio` lies between 0 and 1.
 
@@ -39,7 +39,7 @@ class LoopGuard:
             raise ValueError(f"expected max_ratio between 0 and 1, got {self.max_ratio}")
 
     def refuse(self, training: Training) -> None:
-        """Raise `ValueError` where there is LBFGS, or where parameters are sharded."""
+        """Raise `ValueError` if an optimizer is LBFGS, or parameters are sharded."""
         if any(isinstance(optimizer, LBFGS) for optimizer in training.optimizers):
             raise ValueError(
                 "expected max_ratio=None with LBFGS, whose line search and history assume the step that it made; use a "
@@ -64,7 +64,7 @@ class LoopGuard:
         return {"n_updates": self.n_updates, "n_held": self.n_held, "n_dropped": self.n_dropped}
 
     def restore(self, state: Mapping[str, int]) -> None:
-        """Restore the counts of a checkpoint; raise if the state is not one of these."""
+        """Restore the counts of a checkpoint; raise `KeyError`, `TypeError` or `ValueError` if they are damaged."""
         self.n_updates, self.n_held, self.n_dropped = (int(state[name]) for name in self.counts())
 
     def _updated(self, update: Update) -> None:

@@ -36,21 +36,23 @@ class TopologyWatch(Watched):
     A step is an iteration in which an optimizer has stepped. Leaving the outer `with` closes the record.
 
     Args:
-        model: What is trained; `torch.compile`, DDP and Fabric may have wrapped it.
-        optimizers: The optimizer, or several.
-        probes: What to measure; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
-        dirpath: The run folder; where another run stands there, `<dirpath>-v1`, `-v2`, ...
-        loggers: Lightning's loggers, to which rows and figures go.
-        log_every_n_steps: After how many steps a row goes to the loggers; 0 for never.
-        planned_steps: How many steps there will be in all; adaptive probes spread over them.
-        max_ratio: Where given, every update is kept at r <= `max_ratio`, as `TopologyStepGuard` does.
-        stop_on: Names of events, or `StopRules`, on which `should_stop` becomes true; the loop has to ask.
+        model: The module to train; `torch.compile`, DDP and Fabric may have wrapped it.
+        optimizers: The optimizer, or a list of several.
+        probes: The measurements to make; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
+        dirpath: The run folder; if it holds another run, `<dirpath>-v1`, `-v2`, ...
+        loggers: Lightning's loggers, which get rows and figures.
+        log_every_n_steps: The number of steps between two rows for the loggers; 0 for none.
+        planned_steps: The number of steps of the whole training, if known: probes with the period "auto" plan with it.
+        max_ratio: The largest critical ratio of an update, between 0 and 1: a larger update is shrunk, as by
+            `TopologyStepGuard`, and `guard` counts. None leaves all updates as they are.
+        stop_on: The event or events, by name, or `StopRules`, that make `should_stop` true. The loop has to ask for it.
         options: The other keyword arguments of `TopologyMonitor`.
 
     Raises:
-        TypeError: A probe without a name or a `measure`.
+        TypeError: A probe without a name or a `measure`, or an argument of another type than expected.
         ValueError: A parameter is out of its range; `max_ratio` with LBFGS or sharded parameters.
-        RuntimeError: In a step with `max_ratio`: no neurons were found, or an update cannot be seen.
+        RuntimeError: In a step with `max_ratio`: no neurons were found, or an update does not go through torch's
+            `Optimizer.step`.
     """
 
     def __init__(
@@ -84,7 +86,11 @@ class TopologyWatch(Watched):
 
     @contextmanager
     def step(self, batch: Any = None) -> Iterator[None]:
-        """Surround one iteration: losses, backward passes, updates. One that raises is no step, unless it updated."""
+        """Surround one iteration of the loop as a context manager: its losses, backward passes and updates.
+
+        `batch` is passed to the `loss_fn` of a probe that has one; nothing else needs it. If the block raises, the
+        iteration counts as a step only if an optimizer has updated the parameters.
+        """
         session = self._started()
         session.begin(batch)
         try:
@@ -95,9 +101,14 @@ class TopologyWatch(Watched):
         session.end()
 
     def loss(self, loss: Tensor, *, scale: float = 1.0) -> Tensor:
-        """Register a loss before its backward pass, and return it; several in one iteration are added up.
+        """Register a loss before its backward pass, and return it unchanged.
 
-        `scale` is the factor by which it exceeds the loss of a batch, as 1 / k where k batches are accumulated.
+        Several losses in one iteration are added up.
+
+        Args:
+            loss: The tensor to differentiate, before any gradient scaler.
+            scale: The factor by which `loss` was multiplied: 1 / k if it is divided by k accumulated batches. The
+                record holds `loss / scale`.
         """
         session = self._started()
         session.loss(loss, scale)
@@ -105,27 +116,38 @@ class TopologyWatch(Watched):
         return loss
 
     def end_epoch(self) -> None:
-        """Measure what is due at the end of an epoch, and count it; every process calls it after the same step."""
+        """Make the measurements that are due at the end of an epoch, and count the epoch.
+
+        All processes must call it after the same step.
+        """
         self._started().end_epoch()
 
     def close(self, *, in_haste: bool = False) -> None:
-        """Finish the record and the report; `in_haste` without what takes time."""
+        """Finish the record and the report; leaving the outer `with` calls it, and a second call does nothing.
+
+        `in_haste` is for a training that broke off: measurements still under way are given up, and a process in the
+        background writes `report.html`.
+        """
         if self._session is not None:
             self._session.close(in_haste=in_haste)
 
     @property
     def should_stop(self) -> bool:
-        """Whether what `stop_on` names has happened; `gate.reason` says why."""
+        """Whether a rule of `stop_on` is met; `gate.reason` then holds the reason as a sentence.
+
+        Always False without `stop_on`.
+        """
         return self.gate is not None and self.gate.reason is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint: plain numbers, strings and containers."""
+        """Return the watch's state for a checkpoint: plain numbers, strings and containers."""
         return dict(self._saved or {}) if self._session is None else self._session.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; before the first step, with the model and the optimizers as they were then.
+        """Continue from a checkpoint, with the state that `state_dict` returned.
 
-        Raises `RuntimeError` after it.
+        Call it before the first step, with the model and the optimizers restored from the same checkpoint. Raises
+        `RuntimeError` after the first step has begun.
         """
         if self._session is not None:
             raise RuntimeError("expected load_state_dict before the first step, got it later: make a new TopologyWatch")

@@ -18,9 +18,9 @@ _HOLD_A_MODULE = (DataParallel, DistributedDataParallel, FullyShardedDataParalle
 
 @dataclass(slots=True)
 class LoopTraining:
-    """Answers what `lightning_topo._watch.training.Training` asks; the loop's side counts `step` and `epoch`.
+    """Implements `lightning_topo._watch.training.Training` for a loop, which itself counts `step` and `epoch`.
 
-    `values` are what was published last.
+    `values` are the values published last, by key.
     """
 
     module: nn.Module
@@ -52,7 +52,7 @@ class LoopTraining:
         return cls(module, root, Ranks(_messages_device(module)), bare, log_every_n_steps, planned_steps)
 
     def ends_epoch(self) -> bool:
-        """False: only the loop knows, and reports it afterwards."""
+        """Return False: only the loop knows where an epoch ends, and reports it afterwards."""
         return False
 
     def precision(self) -> AbstractContextManager[Any]:

@@ -34,25 +34,28 @@ class TopologyTrainerCallback(Watched, TrainerCallback):
         trainer = Trainer(model, args, train_dataset=...)
         trainer.add_callback(TopologyTrainerCallback(trainer))
 
-    A trainer's callbacks see neither the loss nor the backward pass nor an exception. So its `accelerator.backward` is
-    wrapped while it trains, and its `train` for good. A step is an optimizer step of the trainer; with
-    `gradient_accumulation_steps` the recorded loss is that of the last batch. The state goes into the checkpoint's
-    `trainer_state.json`.
+    A callback of transformers sees neither the loss nor the backward pass nor an exception. So this one wraps the
+    trainer's `accelerator.backward` during training, and its `train` for good. A step is an optimizer step of the
+    trainer. With `gradient_accumulation_steps` the recorded loss is that of the step's last batch. A checkpoint holds
+    the callback's state in `trainer_state.json`.
 
     Args:
         trainer: The trainer to which the callback is added.
-        probes: What to measure; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
+        probes: The measurements to make; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
         dirpath: The run folder; by default `topology` in the trainer's `output_dir`.
-        loggers: Lightning's loggers, to which rows and figures go; by default rows go to whatever the trainer reports
-            to, through `trainer.log`. A row goes out every `logging_steps`.
-        max_ratio: Where given, every update is kept at r <= `max_ratio`, as `TopologyStepGuard` does.
-        stop_on: Names of events, or `StopRules`, that stop the training.
+        loggers: Lightning's loggers, which get rows and figures every `logging_steps`. By default rows go through
+            `trainer.log` to all trackers that the trainer reports to.
+        max_ratio: The largest critical ratio of an update, between 0 and 1: a larger update is shrunk, as by
+            `TopologyStepGuard`. None leaves all updates as they are.
+        stop_on: The event or events that stop the training, by name, or `StopRules`; None: never.
         options: The other keyword arguments of `TopologyMonitor`.
 
     Raises:
-        TypeError: A probe without a name or a `measure`.
+        ImportError: On import of this class, without transformers and accelerate.
+        TypeError: A probe without a name or a `measure`, or an argument of another type than expected.
         ValueError: A parameter is out of its range; in `train`, `max_ratio` with LBFGS or sharded parameters.
-        RuntimeError: In a step with `max_ratio`: no neurons were found, or an update cannot be seen.
+        RuntimeError: In a step with `max_ratio`: no neurons were found, or an update does not go through torch's
+            `Optimizer.step`.
     """
 
     def __init__(

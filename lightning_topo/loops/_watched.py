@@ -8,22 +8,22 @@ from lightning_topo.outputs._watched import WatchedTraining
 
 
 class Watched(WatchedTraining):
-    """Of the present or last training: nothing before its first step."""
+    """Gives access to the present or last training of a loop: nothing is there before its first step."""
 
     _session: LoopSession | None = None
 
     @property
     def watch(self) -> Watch | None:
-        """The engine that measures, between the first step and `close`."""
+        """The internal object that measures; None before the first step."""
         return None if self._session is None else self._session.watch
 
     @property
     def epoch(self) -> int:
-        """The present epoch, from 0."""
+        """The index of the present epoch, from 0."""
         return 0 if self._session is None else self._session.training.epoch
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """The latest values by their published keys, `topology/...`."""
+        """The latest value of each quantity by its published key, `topology/...`; empty before the first step."""
         values = {} if self._session is None else self._session.training.values
         return {key: float(value) for key, value in values.items()}
