@@ -22,21 +22,28 @@ def declare_neurons(
     kind: Kind = "unit",
     sizes: Mapping[str, int] | None = None,
 ) -> list[NeuronGroup]:
-    """Groups given by the axis along which their neurons run in each parameter.
+    """Declare groups of neurons by the axis along which the neurons run in each parameter.
 
-    `axes` maps patterns over parameter and buffer names to an axis. A `*` stands for any text, and
-    parameters for which it stands for the same text make up one group: `"blocks.*.fc.weight"` declares a
-    group per block. A `*` in `name` is replaced likewise.
+    The groups have the status "declared". To prove them, pass them to `find_neuron_groups(declared=...)`,
+    `verify_groups` or `TopologyMonitor(groups=...)`.
 
-    Where neurons are fused with other things along an axis, the axis is `(axis, expression)`: the names and
-    numbers that the axis is the product of, outermost first, with the neurons in square brackets and blocks,
-    within which they are exchanged, in round ones: `(0, "3 [h] d")` are the heads of a fused query-key-value
-    projection, `(1, "(h) [d]")` the value dimensions inside each head. `sizes` gives the sizes of names; one
-    name per expression may be left open. `(axis, expression, (start, stop))` takes a part of the axis first.
+    Args:
+        model: The model with the parameters.
+        name: The name of the group. Each `*` is replaced by the text for which the pattern's `*` stands.
+        axes: The axis of the neurons in each parameter or buffer, by its name. Start with the weight that feeds them.
+            A `*` in a name stands for any text, and parameters with the same text make up one group:
+            `"blocks.*.fc.weight"` declares a group per block. Names without a `*` belong to every group.
+        kind: The kind of the neurons, see `NeuronGroup`.
+        sizes: The sizes of the names in axis expressions.
 
-    The groups have the status `declared`; hand them to `find_neuron_groups(declared=...)` or `verify_groups`.
-    The first pattern's parameters are taken to feed the neurons. Raises ValueError where a pattern matches
-    nothing, or where a size does not fit: then it names parameter, axis, expected and found size.
+    If neurons share an axis with other things, give `(axis, expression)`. The expression lists the factors of the axis,
+    outermost first, as names or numbers: neurons in square brackets, and blocks, within which neurons are exchanged, in
+    round ones. `(0, "3 [h] d")` are the heads of a fused query-key-value projection, `(1, "(h) [d]")` the value
+    dimensions inside each head. One name per expression may be missing in `sizes`. `(axis, expression, (start, stop))`
+    uses only this part of the axis.
+
+    Raises:
+        ValueError: A pattern matches nothing, or a size, an axis, a part or an expression does not fit a parameter.
 
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> [group] = declare_neurons(model, "hidden", {"0.weight": 0, "0.bias": 0, "2.weight": 1})
@@ -65,9 +72,9 @@ def declare_neurons(
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of one parameter, or of each that matches a pattern, as a cloud: a declaration before there is a model.
+    """Declares the rows of each parameter that matches `pattern` as a cloud, before there is a model; see `rows`.
 
-    `resolve` turns it into groups of a module.
+    `pattern` is the name of a parameter, or a pattern with `*` for any text. Raises `ValueError` if it is empty.
     """
 
     pattern: str
@@ -77,9 +84,10 @@ class Rows:
             raise ValueError("expected the name of a parameter, or a pattern with *, got an empty string")
 
     def resolve(self, module: nn.Module) -> list[NeuronGroup]:
-        """A group for each matching parameter, with the status `declared`, named `<module>.rows`.
+        """Return a group for each parameter of `module` that matches the pattern, with the status "declared".
 
-        Raises ValueError where no parameter matches, or one has no rows.
+        A group is named `<path of the parameter's module>.rows`, or `<parameter>.rows` if several parameters of one
+        module match. Raises `ValueError` if no parameter matches, or one is a scalar.
         """
         parameters, _ = named_state(module)
         found = {name: p for name, p in parameters.items() if _regex(self.pattern).fullmatch(name)}
@@ -103,11 +111,11 @@ class Rows:
 
 
 def rows(pattern: str) -> Rows:
-    """Declare the rows of a parameter as a cloud of its own: tokens of an embedding, codes of a codebook, queries.
+    """Declare the rows of a parameter as a cloud: tokens of an embedding, codes of a codebook, learned queries.
 
-    Rows that each stand for something are not exchangeable, so such a group is measured, not verified. A `*` in the
-    pattern stands for any text; each matching parameter makes up a group. Hand it over beside "auto", as in
-    `groups=["auto", rows("tok_emb.weight")]`.
+    Such rows are not exchangeable, as each stands for something else, so the group is measured but not verified. A `*`
+    in the pattern stands for any text; each matching parameter makes up a group. Pass it beside "auto" to a callback,
+    as in `TopologyMonitor(groups=["auto", rows("tok_emb.weight")])`.
 
     >>> model = nn.ModuleDict({"tok_emb": nn.Embedding(50, 8), "pos_emb": nn.Embedding(16, 8)})
     >>> [(group.name, group.n, group.status) for group in rows("*_emb.weight").resolve(model)]

@@ -30,7 +30,7 @@ def find_neuron_groups(
     verify: bool = True,
     seed: int = 0,
 ) -> list[NeuronGroup]:
-    """The groups of exchangeable hidden neurons of a model, each verified by permuting it.
+    """Find the groups of exchangeable hidden neurons of a model, and verify each group by permuting it.
 
     It runs the model once, in evaluation mode, records the run, and traces which axes of which tensors belong together.
     Axes that can be reindexed together without changing the output are a group. The units of the model's inputs and
@@ -40,21 +40,24 @@ def find_neuron_groups(
     A model without hidden neurons gives an empty list. If the model runs but cannot be traced, the groups are those of
     single layers, with `status="incoming_only"` and the reason.
 
-    - `example_inputs`: a tensor, a tuple (positional arguments) or a mapping (keywords) for `forward`. By default the
-      model's `example_input_array`, or else a guess from its first layer.
-    - `run(model)` replaces the forward pass if something else is trained, as in
-      `run=lambda module: module.training_step(batch, 0)`. It may return tensors in any nesting; if it returns a mapping
-      with a `loss`, only the loss counts.
-    - `kinds`: the kinds to find; by default all but "residual", whose neurons span the network.
-    - `include`, `exclude`: patterns of group names to keep, and to leave out.
-    - `declared`: groups to add and verify, see `declare_neurons`.
-    - `verify=False` leaves the groups "unverified". Whole experts are found by trial, so they need `verify=True`.
-    - `seed` draws the permutations that verify groups.
+    Args:
+        model: The model; DDP and `torch.compile` may have wrapped it.
+        example_inputs: A tensor, a tuple (positional arguments) or a mapping (keywords) for `forward`. By default the
+            model's `example_input_array`, or else a guess from its first layer.
+        run: Replaces the forward pass if something else is trained, as in
+            `run=lambda module: module.training_step(batch, 0)`. It may return tensors in any nesting; if it returns a
+            mapping with a `loss`, only the loss counts.
+        kinds: The kinds to find, see `NeuronGroup`; by default all but "residual", whose neurons span the network.
+        include: Patterns (as in `fnmatch`) of group names to keep.
+        exclude: Patterns of group names to leave out.
+        declared: Groups to add and verify, see `declare_neurons`.
+        verify: False leaves the groups "unverified". Whole experts are found by trial, so they need True.
+        seed: Draws the permutations that verify groups.
 
     Raises:
-        ValueError: a kind that does not exist.
-        RuntimeError: the forward pass fails on `example_inputs`, or parameters are still lazy; also if memory runs
-            out: retry with fewer samples.
+        ValueError: A kind that does not exist.
+        RuntimeError: The forward pass fails on `example_inputs`, parameters are still lazy, or memory runs out: retry
+            with fewer samples.
 
     >>> model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> [group] = find_neuron_groups(model, torch.randn(4, 3))

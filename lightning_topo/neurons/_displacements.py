@@ -41,11 +41,12 @@ class _Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DisplacementMeter:
-    """Measures the lengths |Δ_i| of all neurons of several groups between two states of the parameters.
+    """Measures how far each neuron of several groups moved between two states of the parameters.
 
-    The lengths are those of `displacement_lengths` of the gathered clouds: upper bounds, rounding included. But clouds
-    are not gathered: the squared difference of each parameter is summed once along each of its neuron axes, and each
-    neuron adds up its sums. It needs memory for one parameter at a time, and does not wait for the device.
+    The length |Δ_i| of a neuron's displacement Δ_i is an upper bound that includes rounding errors, as from
+    `geometry.displacement_lengths`. No cloud is gathered: each parameter's squared differences are summed over its
+    features once, and each neuron adds up its sums. The working memory holds one large parameter at a time, and no call
+    waits for the device. Make a meter with `DisplacementMeter.of`.
 
     >>> from lightning_topo.neurons._group import ParamSlice
     >>> group = NeuronGroup("net.0", "unit", 2, (), (ParamSlice("w"), ParamSlice("b")))
@@ -66,17 +67,17 @@ class DisplacementMeter:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The parameters that are looked at, a stack's one by one."""
+        """The names of the parameters that the meter reads; of a stack, each parameter's own name."""
         return tuple(part.name for part in (*self.small, *self.large))
 
     @staticmethod
     def of(groups: Sequence[NeuronGroup], tensors: Mapping[str, Tensor]) -> "DisplacementMeter":
-        """Make a meter for these groups; `tensors` give each parameter's name, shape and dtype.
+        """Make a meter for groups of neurons; `tensors` map each parameter's name to a tensor of its shape and dtype.
 
-        Half precision is widened.
+        Half precision is computed in a wider dtype.
 
         Raises:
-            ValueError: no key fits a group, or a tensor has another shape than the group's parameter.
+            ValueError: No key belongs to a group, or a tensor does not have its parameter's shape.
         """
         plan = _Plan(tensors)
         longest = first_row = 0
@@ -94,15 +95,15 @@ class DisplacementMeter:
         return plan.meter(first_row, longest)
 
     def nowhere(self) -> Float[Tensor, " rows"]:
-        """The lengths where nothing has moved: exactly 0."""
+        """Return the lengths of neurons that have not moved: exactly 0 for each neuron, in the order of `lengths`."""
         return torch.zeros(self.n_rows, dtype=wide_dtype(self.memory.device), device=self.memory.device)
 
     @torch.no_grad()
     def lengths(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Float[Tensor, " rows"]:
-        """Upper bounds of |Δ_i|: group by group, block by block.
+        """Return an upper bound of |Δ_i| for each neuron of all groups: group after group, block after block.
 
         Raises:
-            KeyError, RuntimeError: a tensor is missing, or has another shape than at first.
+            KeyError, RuntimeError: A tensor is missing, or does not have the shape it had when the meter was made.
         """
         if self.small:
             moved = [part.moved for part in self.small]
@@ -220,10 +221,17 @@ def real(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
 
 
 def gather_rows(group: NeuronGroup, tensors: Mapping[str, Tensor], rows: Int[Tensor, "..."]) -> Shaped[Tensor, "... d"]:
-    """Some rows of `group.gather(tensors)`, without the others: for the `pairs` of a `Snapshot`.
+    """Return chosen rows of `group.gather(tensors)` without gathering the others.
+
+    `rows` holds indices (block * n + neuron) in a tensor of any shape, such as the `pairs` of a `geometry.Snapshot`.
+    The result has this shape and one more axis of length d. Indices must be in range, which is not checked.
 
     Raises:
-        ValueError: as `NeuronGroup.gather`.
+        ValueError: No key of `tensors` belongs to the group, or a tensor does not have its parameter's shape.
+
+    >>> group = NeuronGroup("net.0", "unit", 2, (), (ParamSlice("w"), ParamSlice("b")))
+    >>> gather_rows(group, {"w": torch.tensor([[1, 2], [3, 4]]), "b": torch.tensor([5, 6])}, torch.tensor([1]))
+    tensor([[3, 4, 6]])
     """
     n_leading = len(group.block_shape) + 1
     index = torch.unravel_index(rows.flatten(), (*group.block_shape, group.n))

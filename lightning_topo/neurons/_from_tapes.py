@@ -26,7 +26,13 @@ DEFAULT_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "resid
 
 @dataclass(frozen=True, slots=True)
 class FoundNeurons:
-    """Groups, the coverage of every trained parameter, and the reason for each refused tape."""
+    """Holds the groups of neurons found in recorded training steps, and the groups of each trained parameter.
+
+    Attributes:
+        groups: The groups found, and those declared by the user.
+        coverage: For each trained parameter, the names of its groups or the reason why it is in none.
+        refused: For each recorded step that cannot be replayed, the reason.
+    """
 
     groups: tuple[NeuronGroup, ...]
     coverage: tuple[ParameterCoverage, ...]
@@ -34,7 +40,7 @@ class FoundNeurons:
 
     @property
     def uncovered(self) -> tuple[ParameterCoverage, ...]:
-        """The trained parameters that are in no group, largest first."""
+        """The coverage of the trained parameters that are in no group, the largest first."""
         return tuple(sorted((c for c in self.coverage if not c.groups), key=lambda c: -c.numel))
 
 
@@ -49,12 +55,22 @@ def groups_from_tapes(
     verify: bool = True,
     seed: int = 0,
 ) -> FoundNeurons:
-    """Find the groups of neurons in the tapes of one or several training steps, and verify each on every tape.
+    """Find the groups of neurons in recorded training steps, and verify each group on every step.
 
-    Pass each tape through `accepted` first: one that cannot be replayed is left out, and `refused` says why. Of tapes
-    with the same calls on the same parameters two are used. `module` is looked at for its structure alone, to guess
-    whole experts. Other arguments as of `find_neuron_groups`. Nothing of the module's code runs, and no random state is
-    touched.
+    A tape is one step recorded by `lightning_topo._tape.StepRecorder`. Nothing of the
+    module's code runs, and no random state is touched.
+
+    Args:
+        tapes: The recorded steps, each passed through `lightning_topo._tape.accepted`. A tape that cannot be replayed
+            is left out, and `FoundNeurons.refused` holds the reason. Of several tapes with the same calls on the same
+            parameters the first two are used.
+        module: The recorded module, whose structure is read to guess whole experts; None finds no whole experts.
+        kinds: As in `find_neuron_groups`, like all arguments below.
+        include: Patterns of group names to keep.
+        exclude: Patterns of group names to leave out.
+        declared: Groups to add and verify.
+        verify: Whether to verify the groups.
+        seed: Draws the permutations that verify groups.
 
     >>> import torch
     >>> from lightning_topo._tape import StepRecorder, accepted

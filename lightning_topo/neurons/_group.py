@@ -23,14 +23,18 @@ _TILE = 128  # columns that are transposed at once, for the cache's sake
 
 @dataclass(frozen=True, slots=True)
 class ParamSlice:
-    """The part of one parameter (or buffer) that belongs to a group, and the axes its neurons run along.
+    """Selects the part of one parameter (or buffer) that belongs to a group, and the axes along which its neurons run.
 
-    `steps` refine the parameter first: `("narrow", dim, start, length)` and `("unflatten", dim, sizes)`,
-    each with the meaning of the `torch.Tensor` method of that name. In the refined view, `dims` are the axes
-    of the group's blocks, in order, and last the axis of the neurons; all other axes are features.
-
-    A `*` in `param` stands for the neuron's index: the parameters `experts.0.weight`, `experts.1.weight`, ...
-    are stacked along a new first axis.
+    Attributes:
+        param: The name of the parameter. A `*` stands for the neuron's index: for `experts.*.weight` the parameters
+            `experts.0.weight`, `experts.1.weight`, ... are stacked along a new first axis.
+        steps: Views to take of the parameter, in order: `("narrow", dim, start, length)` or
+            `("unflatten", dim, sizes)`, each with the meaning of the `torch.Tensor` method of that name.
+        dims: The axes of the resulting view along which the group's blocks run, in order, and last the axis along which
+            its neurons run. All other axes are features of a neuron.
+        trainable: Whether the parameter is trained; False for a buffer.
+        role: "incoming" if the entries feed the neurons, "outgoing" if they read them, "elementwise" for neither (a
+            bias, a gain), "buffer" for a buffer.
 
     >>> ParamSlice("attn.qkv.weight", (("unflatten", 0, (3, 4, 8)),), (1,)).view(torch.zeros(96, 32)).shape
     torch.Size([4, 3, 8, 32])
@@ -43,11 +47,15 @@ class ParamSlice:
     role: Role = "incoming"
 
     def names(self, n: int) -> list[str]:
-        """The name of the slice's parameter, or all n names where it stacks n parameters, one a neuron."""
+        """Return the names of the parameters in the slice: one name, or n names if `param` contains a `*`."""
         return [self.param.replace("*", str(i)) for i in range(n)] if "*" in self.param else [self.param]
 
     def view(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """The slice as a view (*block_shape, n, *features) of the parameter; complex entries as pairs of features."""
+        """Return the slice of a tensor as a view of shape (*block_shape, n, *features).
+
+        `tensor` has the shape of the parameter, or of the stack if `param` contains a `*`. A complex tensor gets one
+        more feature axis, of size 2. Raises `RuntimeError` or `IndexError` if the tensor's shape does not fit.
+        """
         tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         for step in self.steps:
             tensor = tensor.narrow(*step[1:]) if step[0] == "narrow" else tensor.unflatten(step[1], step[2])
@@ -57,15 +65,26 @@ class ParamSlice:
 
 @dataclass(frozen=True, slots=True)
 class NeuronGroup:
-    """n exchangeable neurons, in each of `prod(block_shape)` blocks, as slices of named parameters.
+    """Describes a group of n exchangeable neurons as slices of named parameters.
 
-    Neurons of different blocks are not exchangeable: each block is a cloud of its own. The group holds names
-    and shapes only, no tensors, so it can be pickled and compared.
+    If the group has blocks, each block holds n neurons and is a cloud of its own: neurons of different blocks are not
+    exchangeable. The group holds names and shapes only, no tensors, so it can be pickled and compared.
 
-    `status` says how far the group is proved: `verified` (permuting its neurons changes neither the output
-    nor, but for the same permutation, the gradient), `inert` (the check had too little signal to tell),
-    `unverified` (not checked), `incoming_only` (not exchangeable as found: only what feeds the neurons
-    is kept, and `reason` says why), `declared` (named by the user and not checked).
+    Attributes:
+        name: The name of the group, in most cases the path of the module that feeds its neurons.
+        kind: The kind of neuron: "unit", "channel", "head", "head_dim" (a dimension inside each head), "recurrent",
+            "expert" or "residual".
+        n: The number of neurons in each block.
+        block_shape: The number of blocks along each axis of blocks; () for a single block.
+        slices: The parts of parameters that belong to the neurons.
+        status: How far the neurons are proved to be exchangeable. "verified": permuting them leaves the output as it is,
+            and permutes the gradient alike. "inert": the output depends too little on them to tell. "incoming_only":
+            not exchangeable as found, or the model cannot be traced; the group keeps only the weights and biases that
+            feed the neurons. "unverified": not checked. "declared": named by the user and not checked.
+        reason: The reason for the status, or a limit of the proof; may be empty.
+
+    Raises:
+        ValueError: n is below 1, or the `dims` of a slice do not fit `block_shape`.
 
     >>> group = NeuronGroup("net.0", "unit", 2, (), (ParamSlice("net.0.weight"), ParamSlice("net.0.bias")))
     >>> group.gather({"net.0.weight": torch.tensor([[1, 2], [3, 4]]), "net.0.bias": torch.tensor([5, 6])})
@@ -93,27 +112,36 @@ class NeuronGroup:
 
     @property
     def n_blocks(self) -> int:
-        """How many blocks the group has; the neurons of each block are a cloud of their own."""
+        """The number of blocks, the product of `block_shape`; the n neurons of each block are a cloud of their own."""
         return math.prod(self.block_shape)
 
     @property
     def params(self) -> tuple[str, ...]:
-        """Names of the parameters and buffers that the group has entries in, each once."""
+        """The names of the parameters and buffers in the group, each once.
+
+        Parameters stacked over the neurons appear as one name with a `*`.
+        """
         return tuple(dict.fromkeys(piece.param for piece in self.slices))
 
     def dim(self, tensors: Mapping[str, Tensor]) -> int:
-        """The number d of coordinates of a neuron that `gather(tensors)` would return."""
+        """Return the number d of coordinates of each neuron in `gather(tensors)`; 0 if no key belongs to the group.
+
+        Raises `ValueError` if a tensor does not have its parameter's shape.
+        """
         return sum(self._width(view) for view in self._views(tensors))
 
     def gather(
         self, tensors: Mapping[str, Tensor], out: Shaped[Tensor, "rows d"] | None = None
     ) -> Shaped[Tensor, "rows d"]:
-        """The cloud (prod(block_shape) * n, d), a row per neuron, block by block, detached.
+        """Return the neurons as the rows of one detached matrix of shape (prod(block_shape) * n, d), block after block.
 
-        It uses the slices whose parameter is a key of `tensors` (parameters, gradients or optimizer state,
-        keyed by parameter name), in slice order. Nothing is cast or centred. `out`, of the result's shape, is
-        written and returned instead of new memory. Raises ValueError where no key fits, a tensor's shape is
-        not the parameter's, or `out` has another shape.
+        `tensors` maps parameter names to the parameters, their gradients or optimizer state. Slices whose parameter is
+        not a key are left out; the others fill the columns in slice order. Values are not centred. Tensors of different
+        dtypes are promoted to a common one. If `out` of the result's shape is given, it is filled and returned.
+
+        Raises:
+            ValueError: No key belongs to the group, a tensor does not have its parameter's shape, or `out` has another
+                shape.
         """
         views = self._views(tensors)
         if not views:
@@ -136,11 +164,12 @@ class NeuronGroup:
     def permute(
         self, tensors: Mapping[str, Tensor], permutation: Int[Tensor, " rows"]
     ) -> dict[str, Shaped[Tensor, "..."]]:
-        """The tensors with the neurons reordered: `gather(permute(t, p))` is `gather(t)[p]`.
+        """Return the tensors with the neurons reordered: `gather(permute(t, p))` equals `gather(t)[p]`.
 
-        `permutation` indexes the n neurons (the same in every block) or all prod(block_shape) * n rows, and
-        then stays within each block. The caller's tensors are not changed; names that share one tensor
-        share its permuted copy.
+        `permutation` indexes either the n neurons, alike in every block, or all prod(block_shape) * n rows. In the
+        second case it must keep each row in its block, which is not checked. Tensors of the group are copied, so the
+        caller's are not changed; names that share one tensor share its copy. Raises `ValueError` for a permutation of
+        another length.
         """
         rows = self.n_blocks * self.n
         if len(permutation) == self.n and self.n_blocks > 1:
@@ -169,11 +198,14 @@ class NeuronGroup:
         return permuted
 
     def with_status(self, status: Status, reason: str = "") -> "NeuronGroup":
-        """The same group with another status."""
+        """Return a copy of the group with another status and reason."""
         return replace(self, status=status, reason=reason)
 
     def incoming_only(self, reason: str) -> "NeuronGroup":
-        """The group reduced to what feeds its neurons: incoming weights, and the biases beside them."""
+        """Return a copy with status "incoming_only" that keeps only the incoming weights and their modules' biases.
+
+        Without incoming weights it keeps the first slice.
+        """
         owners = {owner(piece.param) for piece in self.slices if piece.role == "incoming"}
         kept = tuple(
             piece

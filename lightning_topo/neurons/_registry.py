@@ -14,10 +14,15 @@ _RULES: dict[str, Rule] = {}
 
 
 def register_rule(operator: str, rule: Rule) -> None:
-    """Register the rule by which `find_neuron_groups` traces an operator, for all overloads of it.
+    """Register the rule by which `find_neuron_groups` and the callbacks trace an operator, for all its overloads.
 
-    `operator` is its name with namespace, as `"mylib::op"`. `rule(trace, call)` assigns axes to the call's outputs. A
-    later rule replaces an earlier one. Raises `ValueError` for a name without namespace.
+    Args:
+        operator: The operator's name with its namespace, such as `"mylib::op"`.
+        rule: A function `rule(trace, call)` that reads the axes of the call's inputs with `trace.axes`, and sets those
+            of its outputs with `trace.assign`. It replaces an earlier rule of the operator.
+
+    Raises:
+        ValueError: The name has no namespace.
 
     >>> def attention_pool(trace, call):  # (batch, time, features) -> (batch, features)
     ...     batch, _, features = trace.axes(call["input"])

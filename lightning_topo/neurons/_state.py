@@ -16,9 +16,9 @@ State = Literal["params", "params+moments"]
 def named_moments(
     model: nn.Module, optimizers: torch.optim.Optimizer | Iterable[torch.optim.Optimizer]
 ) -> dict[str, dict[str, Tensor]]:
-    """The optimizers' state tensors that are shaped as their parameter, by state name and parameter name.
+    """Return the optimizers' state tensors that have their parameter's shape, by state name and then parameter name.
 
-    Adam's are `exp_avg` and `exp_avg_sq`, SGD's is `momentum_buffer`; before the first step there are none.
+    Adam keeps `exp_avg` and `exp_avg_sq`, SGD with momentum `momentum_buffer`. Before the first step there are none.
 
     >>> model = nn.Linear(2, 3)
     >>> optimizer = torch.optim.Adam(model.parameters())
@@ -46,10 +46,19 @@ def gather_state(
     state: State = "params",
     out: Shaped[Tensor, "rows d"] | None = None,
 ) -> Shaped[Tensor, "rows d"]:
-    """A group's cloud of neurons: the weights of each, and with `state="params+moments"` its optimizer moments as well.
+    """Return a group's neurons as rows: their weights and, with `state="params+moments"`, their optimizer moments.
 
-    Moments follow the weights, in the optimizer's own order. Parameters without optimizer state (frozen, or before the
-    first step) add none. The result is written into `out` if given.
+    Rows are those of `NeuronGroup.gather`. Columns are the weights, then one moment after the other in the optimizer's
+    order. Parameters without optimizer state (frozen, or before the first step) add no columns. If `out` of the
+    result's shape is given, it is filled and returned.
+
+    Raises:
+        ValueError: No parameter of the model belongs to the group, or `out` has another shape.
+
+    >>> from lightning_topo.neurons import find_neuron_groups
+    >>> model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+    >>> gather_state(find_neuron_groups(model, torch.ones(1, 3))[0], model).shape
+    torch.Size([8, 6])
     """
     sources: list[Mapping[str, Tensor]] = [named_state(model)[0]]
     if state == "params+moments":

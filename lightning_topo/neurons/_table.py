@@ -10,9 +10,10 @@ HEADER = ("name", "kind", "n", "d", "parameters", "verified")
 
 
 def neuron_table(groups: Sequence[NeuronGroup], parameters: Mapping[str, Tensor]) -> str:
-    """A table with one line per group: name, kind, number n and dimension d of its neurons, parameters, status.
+    """Return a text table with one line per group: name, kind, sizes n and d, parameters, and whether it is verified.
 
-    For neurons that are exchangeable only within blocks, `n` is shown as `blocks x n`. `parameters` are the model's:
+    n is the number of neurons, shown as `blocks x n` if they are exchangeable only within blocks. d is the number of
+    coordinates of a neuron. A group that is not verified shows its status and the reason. `parameters` is
     `dict(model.named_parameters())`.
 
     >>> import torch

@@ -29,22 +29,28 @@ ATTEMPTS = (
 
 
 def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, seed: int = 0) -> list[NeuronGroup]:
-    """The groups with their status: `verified`, `inert`, or reduced to `incoming_only` with the reason.
+    """Verify groups of neurons by permuting them, and return the groups with their new status.
 
-    `run(model)` is called once, and recorded. With P a random permutation of the neurons that leaves none in place, f
-    the output and L the loss (or, where `run` returns no scalar, a fixed random combination of the outputs),
+    `run(model)` runs once and is recorded; the record is then replayed in float64. theta are the parameters after a
+    random perturbation, since norms of ones and biases of zeros hide mistakes. With P a random permutation of a group's
+    neurons that leaves none in place, f the output, and L the loss (a fixed random combination of the outputs if `run`
+    returns no scalar),
 
-        residual = max |f(P theta) - f(theta)| / max |f|
-        control  = the same with P applied to one slice of the group only
-        gradient = max |grad L(P theta) - P grad L(theta)| / max |grad L|
+        residual = max |f(P theta) - f(theta)| / max |f(theta)|
+        control  = the change of f when P is applied to one slice of the group only, relative to f as above
+        gradient = max |grad L(P theta) - P grad L(theta)| / max |grad L(theta)|
 
-    at theta = perturbed parameters, since norms of ones and biases of zeros hide mistakes. A group is verified
-    where residual and gradient are far below the control. It is inert where the output hardly depends on
-    it. Otherwise its slices do not make up exchangeable neurons, and only what feeds them is kept.
+    The status of a group becomes
 
-    All groups are permuted at once: two gradients in all if all is well, and a bisection where it is not. Where a tape
-    cannot run in float64, its own precision and a coarser tolerance are used; where it has no gradient, the output
-    alone is compared, and `reason` says so. The model is not changed.
+    - "verified" if the residual is far below the control, and `gradient` is near 0; also for a single neuron,
+    - "inert" if these hold, but the control is near 0, as the output hardly depends on the group,
+    - "incoming_only" if one of them fails, or the recorded calls do not give the gradient of the loss: only the weights
+      and biases that feed the neurons are kept, and `reason` tells why,
+    - "unverified" if the run cannot be replayed at perturbed parameters; `reason` is the error.
+
+    Groups that are "incoming_only" stay as they are. A run that does not work in float64 is replayed in its own
+    precision, with larger tolerances. If it has no gradient, the output alone is compared, and `reason` says so. All
+    groups are permuted at once, and halves of them if that fails. The model is not changed.
     """
     if all(group.status == "incoming_only" for group in groups):
         return list(groups)
@@ -69,11 +75,18 @@ def fewer_samples(tapes: Sequence[Tape], coupling: Coupling) -> Iterator[list[Ta
 def verify_on_tapes(
     tapes: Sequence[Tape], groups: Sequence[NeuronGroup], *, seed: int = 0, cheap: Iterable[Sequence[Tape]] = ()
 ) -> list[NeuronGroup]:
-    """The groups with their status, as `verify_groups`, by replaying tapes; recorded random draws are permuted too.
+    """Verify groups of neurons by permuting them in recorded steps, and return the groups with their new status.
 
-    A group must be a symmetry of every tape's loss. `cheap` are the same tapes on fewer samples, in several ways, tried
-    first until one runs. What seems inert there may only be left out by those samples, as an expert to which none goes:
-    all samples decide.
+    A group is "verified" only if it passes the test of `verify_groups` on all tapes together. Slices of recorded random
+    draws (dropout masks) in a group are permuted too, and left out of the result.
+
+    Args:
+        tapes: The recorded steps, each passed through `lightning_topo._tape.accepted`; a tape that cannot be replayed
+            is left out.
+        groups: The groups to verify.
+        seed: Draws the permutations and the perturbation of the parameters.
+        cheap: Versions of the same tapes on fewer samples, tried in turn until one can be replayed. A group that is
+            inert on fewer samples, such as an expert that none of them is sent to, is verified again on all.
     """
     usable = [tape for tape in tapes if not tape.obstacle and tape.outputs]
     judged: dict[int, NeuronGroup] = {}
