@@ -51,8 +51,8 @@ class Measurement:
 class StepState(IntEnum):
     """Grades the knowledge about one step of one group of neurons; a larger value means that more is known.
 
-    The critical ratio r of a step is the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons, where x_i is neuron i
-    before the step and Δ_i its displacement. If r < 1, no two distinct neurons merged in the step.
+    The critical ratio r of a step is the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons. x_i is neuron i
+    before the step, Δ_i its displacement. r < 1 certifies that no two distinct neurons merged in the step.
 
     >>> StepState.EXACT > StepState.OPEN
     True

@@ -46,14 +46,15 @@ class TopologyLRFinder(Callback):
     the loss and three measures:
 
     - The critical ratio r of the sweep's own step at lr: the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons of
-      a group, and over groups, where x_i is neuron i before the step and Δ_i its displacement. If the update is
-      proportional to lr, the critical learning rate of this step is lr / r. As lr rises gradually, this is the r of a
-      warmed-up training.
+      a group, and over groups. x_i is neuron i before the step, Δ_i its displacement. If the update is proportional to
+      lr, the critical learning rate of this step is lr / r. As lr rises gradually, this is the r of a warmed-up
+      training.
     - The critical ratio r of a *first* step at lr, from the weights and optimizer state before the sweep: that of a
       training without warm-up. For adaptive optimizers it is often far larger, as their first step has unit size in
       every entry.
-    - `eta_lambda` (the paper's sufficient condition needs less than 1) and the sharpness ratio (1 at the edge of
-      stability) at lr, for the loss on about 256 samples of the first batches, at the sweep's present weights.
+    - The curvature at lr: `eta_lambda` (the paper's sufficient condition needs less than 1) and the sharpness ratio
+      (1 at the edge of stability). It is measured at the sweep's present weights, on about 256 samples of the first
+      batches.
 
     The result is in `sweep`, an `LRSweep`; None before `fit`. `sweep.suggestion_by_ratio` is the largest learning rate
     up to which both r stayed below 1. It is an observation and does not cover later steps.
@@ -62,7 +63,7 @@ class TopologyLRFinder(Callback):
     sweep did not cross the critical point: for many networks r is still below 1 where the loss diverges.
 
     The sweep leaves no trace. It draws batches from copies of the dataloaders, through their samplers and the transfer
-    hooks, and restores weights, optimizer, buffers, metrics, scaler, random states and the states of samplers and data
+    hooks. It restores weights, optimizer, buffers, metrics, scaler, random states and the states of samplers and data
     sets, bit for bit. Schedulers, loops, loggers and other callbacks take no part. There is no sweep in a resumed
     training or under `fast_dev_run`. The order of the callbacks does not matter.
 

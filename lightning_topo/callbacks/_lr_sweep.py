@@ -15,7 +15,7 @@ class LRSweep:
     """Holds the result of a learning-rate sweep by `TopologyLRFinder`: losses, critical ratios and curvatures.
 
     Each tuple has one entry per learning rate, in rising order. The critical ratio r of a step is the largest
-    |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons, where x_i is neuron i before the step and Δ_i its displacement.
+    |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons. x_i is neuron i before the step, Δ_i its displacement.
 
     Attributes:
         lrs: The learning rates tried.
@@ -57,10 +57,10 @@ class LRSweep:
     def suggestion_by_curvature(self) -> float | None:
         """The largest learning rate before `eta_lambda` reaches 1, the limit of the paper's sufficient condition.
 
-        Each value but the first and the last is replaced by the median of itself and its two neighbours, because a tiny
-        entry of an adaptive preconditioner makes single peaks. Values of at least 1 at the very beginning are skipped:
-        Adam's bias correction causes them. None if no value is below 1, if no later value reaches 1, or if `eta_lambda`
-        was not measured, as for an optimizer whose rule is not known.
+        Each value but the first and the last is replaced by the median of itself and its two neighbours: a tiny entry
+        of an adaptive preconditioner makes single peaks. Values of at least 1 at the very beginning are skipped: Adam's
+        bias correction causes them. None if no value is below 1, if no later value reaches 1, or if `eta_lambda` was
+        not measured. It is not measured for an optimizer whose rule is not known.
         """
         return _last_below(self.lrs, _medians(self.eta_lambdas), settles=True)
 

@@ -30,12 +30,12 @@ from lightning_topo.probes import Probe
 class TopologyMonitor(WatchedTraining, Callback):
     """Watches the topology of the neurons while a network trains, and leaves the training bitwise unchanged.
 
-    It measures how far each step distorts the cloud of neurons, the persistence diagrams of every group of neurons, and
-    how close the training is to the edge of stability. From these it detects phases and events. It sends values to
+    It measures the critical ratio r of each step, the persistence diagrams of every group of neurons, and the distance
+    of the training from the edge of stability. From these it detects phases and events. It sends values to
     `trainer.callback_metrics` and to every logger under `topology/...`, and keeps a record and a report.
 
-    The distortion of a step is its critical ratio r: the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons, where
-    x_i is neuron i before the step and Δ_i its displacement. r < 1 certifies that no two distinct neurons merged.
+    The critical ratio r of a step is the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons. x_i is neuron i
+    before the step, Δ_i its displacement. r < 1 certifies that no two distinct neurons merged in the step.
 
     The neurons are found in the first training step as it runs; none of the module's code runs a second time. A trainer
     may have several monitors, each with its own `dirpath`; two with the same one are an error.

@@ -31,11 +31,10 @@ _STEEPEST = 0.1
 class TopologyStepGuard(Callback):
     """Keeps the critical ratio r of every update at or below `max_ratio` < 1, so that no two distinct neurons merge.
 
-    r is the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons of a group, where x_i is neuron i before the update
-    and Δ_i its displacement. Right after an optimizer's update, before any `on_train_batch_end`, the guard computes an
-    upper bound of r for every group that the optimizer touches. Where a bound exceeds `max_ratio`, it measures r
-    exactly. If the largest r of all groups exceeds `max_ratio`, it takes back a part of the whole update, weight decay
-    included:
+    r is the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons of a group. x_i is neuron i before the update, Δ_i
+    its displacement. Right after an optimizer's update, before any `on_train_batch_end`, the guard computes an upper
+    bound of r for every group that the optimizer touches. Where a bound exceeds `max_ratio`, it measures r exactly. If
+    the largest r of all groups exceeds `max_ratio`, it takes back a part of the whole update, weight decay included:
 
     x <- x - (1 - f) Δ,    f = max_ratio / r.
 

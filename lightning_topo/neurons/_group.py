@@ -77,7 +77,7 @@ class NeuronGroup:
         n: The number of neurons in each block.
         block_shape: The number of blocks along each axis of blocks; () for a single block.
         slices: The parts of parameters that belong to the neurons.
-        status: How far the neurons are proved to be exchangeable. "verified": permuting them leaves the output as it is,
+        status: How far the neurons are proved to be exchangeable. "verified": permuting them keeps the output as it is,
             and permutes the gradient alike. "inert": the output depends too little on them to tell. "incoming_only":
             not exchangeable as found, or the model cannot be traced; the group keeps only the weights and biases that
             feed the neurons. "unverified": not checked. "declared": named by the user and not checked.

@@ -31,10 +31,10 @@ ATTEMPTS = (
 def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, seed: int = 0) -> list[NeuronGroup]:
     """Verify groups of neurons by permuting them, and return the groups with their new status.
 
-    `run(model)` runs once and is recorded; the record is then replayed in float64. theta are the parameters after a
-    random perturbation, since norms of ones and biases of zeros hide mistakes. With P a random permutation of a group's
-    neurons that leaves none in place, f the output, and L the loss (a fixed random combination of the outputs if `run`
-    returns no scalar),
+    `run(model)` runs once and is recorded; the record is then replayed in float64. Let theta be the parameters after a
+    random perturbation, since norms of ones and biases of zeros hide mistakes. P is a random permutation of a group's
+    neurons that leaves none in place. f is the output, and L the loss, or a fixed random combination of the outputs if
+    `run` returns no scalar. Then
 
         residual = max |f(P theta) - f(theta)| / max |f(theta)|
         control  = the change of f when P is applied to one slice of the group only, relative to f as above
