@@ -40,19 +40,18 @@ def find_neuron_groups(
     A model without hidden neurons gives an empty list. If the model runs but cannot be traced, the groups are those of
     single layers, with `status="incoming_only"` and the reason.
 
-    Args:
-        model: The model; DDP and `torch.compile` may have wrapped it.
-        example_inputs: A tensor, a tuple (positional arguments) or a mapping (keywords) for `forward`. By default the
-            model's `example_input_array`, or else a guess from its first layer.
-        run: Replaces the forward pass if something else is trained, as in
-            `run=lambda module: module.training_step(batch, 0)`. It may return tensors in any nesting; if it returns a
-            mapping with a `loss`, only the loss counts.
-        kinds: The kinds to find, see `NeuronGroup`; by default all but "residual", whose neurons span the network.
-        include: Patterns (as in `fnmatch`) of group names to keep.
-        exclude: Patterns of group names to leave out.
-        declared: Groups to add and verify, see `declare_neurons`.
-        verify: False leaves the groups "unverified". Whole experts are found by trial, so they need True.
-        seed: Draws the permutations that verify groups.
+    - `model`: The model; DDP and `torch.compile` may have wrapped it.
+    - `example_inputs`: A tensor, a tuple (positional arguments) or a mapping (keywords) for `forward`. By default the
+      model's `example_input_array`, or else a guess from its first layer.
+    - `run`: Replaces the forward pass if something else is trained, as in
+      `run=lambda module: module.training_step(batch, 0)`. It may return tensors in any nesting; if it returns a
+      mapping with a `loss`, only the loss counts.
+    - `kinds`: The kinds to find, see `NeuronGroup`; by default all but "residual", whose neurons span the network.
+    - `include`: Patterns (as in `fnmatch`) of group names to keep.
+    - `exclude`: Patterns of group names to leave out.
+    - `declared`: Groups to add and verify, see `declare_neurons`.
+    - `verify`: False leaves the groups "unverified". Whole experts are found by trial, so they need True.
+    - `seed`: Draws the permutations that verify groups.
 
     Raises:
         ValueError: A kind that does not exist.

@@ -28,10 +28,9 @@ DEFAULT_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind != "resid
 class FoundNeurons:
     """Holds the groups of neurons found in recorded training steps, and the groups of each trained parameter.
 
-    Attributes:
-        groups: The groups found, and those declared by the user.
-        coverage: For each trained parameter, the names of its groups or the reason why it is in none.
-        refused: For each recorded step that cannot be replayed, the reason.
+    - `groups`: The groups found, and those declared by the user.
+    - `coverage`: For each trained parameter, the names of its groups or the reason why it is in none.
+    - `refused`: For each recorded step that cannot be replayed, the reason.
     """
 
     groups: tuple[NeuronGroup, ...]
@@ -57,20 +56,19 @@ def groups_from_tapes(
 ) -> FoundNeurons:
     """Find the groups of neurons in recorded training steps, and verify each group on every step.
 
-    A tape is one step recorded by `lightning_topo._tape.StepRecorder`. Nothing of the
-    module's code runs, and no random state is touched.
+    A tape is one step recorded by `lightning_topo._tape.StepRecorder`. Nothing of the module's code runs, and no random
+    state is touched.
 
-    Args:
-        tapes: The recorded steps, each passed through `lightning_topo._tape.accepted`. A tape that cannot be replayed
-            is left out, and `FoundNeurons.refused` holds the reason. Of several tapes with the same calls on the same
-            parameters the first two are used.
-        module: The recorded module, whose structure is read to guess whole experts; None finds no whole experts.
-        kinds: As in `find_neuron_groups`, like all arguments below.
-        include: Patterns of group names to keep.
-        exclude: Patterns of group names to leave out.
-        declared: Groups to add and verify.
-        verify: Whether to verify the groups.
-        seed: Draws the permutations that verify groups.
+    - `tapes`: The recorded steps, each passed through `lightning_topo._tape.accepted`. A tape that cannot be replayed
+      is left out, and `FoundNeurons.refused` holds the reason. Of several tapes with the same calls on the same
+      parameters the first two are used.
+    - `module`: The recorded module, whose structure is read to guess whole experts; None finds no whole experts.
+    - `kinds`: As in `find_neuron_groups`, like all arguments below.
+    - `include`: Patterns of group names to keep.
+    - `exclude`: Patterns of group names to leave out.
+    - `declared`: Groups to add and verify.
+    - `verify`: Whether to verify the groups.
+    - `seed`: Draws the permutations that verify groups.
 
     >>> import torch
     >>> from lightning_topo._tape import StepRecorder, accepted

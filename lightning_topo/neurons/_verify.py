@@ -80,13 +80,12 @@ def verify_on_tapes(
     A group is "verified" only if it passes the test of `verify_groups` on all tapes together. Slices of recorded random
     draws (dropout masks) in a group are permuted too, and left out of the result.
 
-    Args:
-        tapes: The recorded steps, each passed through `lightning_topo._tape.accepted`; a tape that cannot be replayed
-            is left out.
-        groups: The groups to verify.
-        seed: Draws the permutations and the perturbation of the parameters.
-        cheap: Versions of the same tapes on fewer samples, tried in turn until one can be replayed. A group that is
-            inert on fewer samples, such as an expert that none of them is sent to, is verified again on all.
+    - `tapes`: The recorded steps, each passed through `lightning_topo._tape.accepted`; a tape that cannot be replayed
+      is left out.
+    - `groups`: The groups to verify.
+    - `seed`: Draws the permutations and the perturbation of the parameters.
+    - `cheap`: Versions of the same tapes on fewer samples, tried in turn until one can be replayed. A group that is
+      inert on fewer samples, such as an expert that none of them is sent to, is verified again on all.
     """
     usable = [tape for tape in tapes if not tape.obstacle and tape.outputs]
     judged: dict[int, NeuronGroup] = {}
