@@ -1,6 +1,6 @@
-"""Every quantity that this package measures, one row each: what it is, which end is bad, and what is kept of it.
+"""The table of all quantities that this package measures: what each is, which end is bad, and which value is kept.
 
-Whoever publishes, draws, thins or summarises a value asks this table. A new quantity is one new row.
+Code that publishes, draws, thins or summarises a value looks it up here. A new quantity is one new row.
 """
 
 from lightning_topo.quantities._asking import OUR_PROBES, direction, is_published, quantity

@@ -7,14 +7,16 @@ from lightning_topo.quantities._row import Direction, Quantity
 from lightning_topo.quantities._table import QUANTITIES
 
 OUR_PROBES = frozenset(row.probe for row in QUANTITIES.values()) | RESERVED_PROBES
-"""Probes whose values the table knows: a probe of any other name is a user's own."""
+"""The names of the probes of this package: a probe of any other name is a user's own."""
 
 _SUFFIX = re.compile(r"_\d+$")
 _UNPUBLISHED_PROBES = frozenset({"validation", "schedule", "rewind", "record", "row"})
 
 
 def quantity(name: str, probe: str | None = None) -> Quantity | None:
-    """The row of a quantity; None where there is none, or where `probe` is a user's own.
+    """Return the row of a value by its name, `betti_2` that of `betti_k`; None if the table has none.
+
+    `probe` is the name of the probe that measured the value: None is returned too if that is a user's own.
 
     >>> quantity("betti_2").title, quantity("residual", probe="my_fit"), quantity("weight_norm")
     ('Betti number b', None, None)
@@ -26,7 +28,9 @@ def quantity(name: str, probe: str | None = None) -> Quantity | None:
 
 
 def is_published(name: str, probe: str) -> bool:
-    """Whether a probe's value goes to trackers and metrics: all but those about how it was measured.
+    """Whether a probe's value goes to trackers and metrics, and not to the record alone.
+
+    A user's probe publishes all its values; ours leave out how they were measured, such as `residual`.
 
     >>> is_published("residual", "sharpness"), is_published("residual", "my_fit"), is_published("loss", "training")
     (False, True, False)
@@ -38,7 +42,7 @@ def is_published(name: str, probe: str) -> bool:
 
 
 def direction(name: str, probe: str | None = None) -> Direction:
-    """Which end of a quantity is bad; `NEUTRAL` for an unknown one.
+    """Return which end of a quantity's range is bad; `NEUTRAL` if the table has no row for it (see `quantity`).
 
     >>> direction("total_contraction")
     <Direction.LOW_IS_BAD: 'low'>

@@ -5,16 +5,16 @@ from enum import Enum
 
 
 class Scope(Enum):
-    """Whether a quantity belongs to a group, to the network, or to both."""
+    """Whether a quantity is measured for each group of neurons, for the whole network, or for both."""
 
     GROUP = "group"
     NETWORK = "network"
     BOTH = "both"
-    """Of a group; the worst of all groups is the network's."""
+    """It is measured for each group, and the network's value is that of the worst group."""
 
 
 class Direction(Enum):
-    """Which end of a quantity's range is bad."""
+    """Which end of a quantity's range is bad; it decides which group is the worst."""
 
     HIGH_IS_BAD = "high"
     LOW_IS_BAD = "low"
@@ -22,7 +22,7 @@ class Direction(Enum):
 
 
 class Keep(Enum):
-    """Which value is published, of several that have come since the last log."""
+    """Which value is published if several were measured since the last log: the last, the largest or the smallest."""
 
     LAST = "last"
     MAX = "max"
@@ -31,9 +31,14 @@ class Keep(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """One quantity: `name` as recorded (`betti_k` stands for `betti_0`, `betti_1`, ...), and how to treat it.
+    """One row of the table: a quantity, and how to treat its values.
 
-    `probe` is the one that measures it. A quantity that is not `published` goes to the record alone.
+    - `name` is the name in the record; `betti_k` stands for `betti_0`, `betti_1`, ...
+    - `probe` is the name of the probe that measures it.
+    - `scope` says whether it belongs to groups, to the network or to both; `direction`, which end is bad.
+    - `title` and `sentence` describe it for readers; `unit` is empty for a plain number.
+    - `keep` says which of several values since the last log is published.
+    - `published` is False for a quantity that goes to the record alone, not to trackers and metrics.
     """
 
     name: str

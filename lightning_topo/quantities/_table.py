@@ -13,7 +13,13 @@ def _silent(name: str, probe: str, scope: Scope, title: str, sentence: str) -> Q
 _TABLE = (
     # The step map.
     Quantity(
-        "critical_ratio", "distortion", _B, _HIGH, "Critical ratio r", "eta / eta*: critical at 1.", keep=Keep.MAX
+        "critical_ratio",
+        "distortion",
+        _B,
+        _HIGH,
+        "Critical ratio r",
+        "max |Δ_i - Δ_j| / |x_i - x_j| over neurons moved from x to x + Δ: below 1, no two distinct ones merged.",
+        keep=Keep.MAX,
     ),
     Quantity(
         "critical_ratio_bound",
@@ -21,7 +27,7 @@ _TABLE = (
         _B,
         _HIGH,
         "Bound of r",
-        "An upper bound of the critical ratio, at every step.",
+        "An upper bound of the critical ratio r, computed at every step; r itself where it is measured.",
         keep=Keep.MAX,
     ),
     Quantity(
@@ -30,7 +36,7 @@ _TABLE = (
         _B,
         _HIGH,
         "Proposed r",
-        "The critical ratio of the update that a guard has shrunk.",
+        "The critical ratio r of an update before a guard shrank it.",
         keep=Keep.MAX,
     ),
     Quantity(
@@ -39,7 +45,7 @@ _TABLE = (
         _G,
         _LOW,
         "Contraction in a step",
-        "The smallest ratio of a pair's distance after the step to before.",
+        "The smallest ratio of a pair's distance after the step to that before.",
         keep=Keep.MIN,
     ),
     Quantity(
@@ -48,7 +54,7 @@ _TABLE = (
         _G,
         _HIGH,
         "Expansion in a step",
-        "The largest ratio of a pair's distance after the step to before.",
+        "The largest ratio of a pair's distance after the step to that before.",
         keep=Keep.MAX,
     ),
     Quantity(
@@ -57,7 +63,7 @@ _TABLE = (
         _G,
         _HIGH,
         "Log-distortion in a step",
-        "log(expansion / contraction) of one step.",
+        "log(expansion / contraction) of one step: 0 if all distances change alike.",
         keep=Keep.MAX,
     ),
     Quantity(
@@ -66,7 +72,7 @@ _TABLE = (
         _G,
         _HIGH,
         "Critical ratio of a span",
-        "The critical ratio of the net change since the last snapshot.",
+        "The critical ratio r of the net change since the last snapshot, over several steps.",
         keep=Keep.MAX,
     ),
     Quantity(
@@ -87,9 +93,9 @@ _TABLE = (
         "The largest ratio of a pair's distance now to that at the last snapshot.",
         keep=Keep.MAX,
     ),
-    _silent("critical_i", "distortion", _G, "First neuron of the pair", "One of the two neurons that attain r."),
-    _silent("critical_j", "distortion", _G, "Second neuron of the pair", "The other of the two that attain r."),
-    _silent("twins_split", "distortion", _G, "Twins split", "Equal neurons that the step has moved apart."),
+    _silent("critical_i", "distortion", _G, "First neuron of the pair", "The row of one of the pair that attains r."),
+    _silent("critical_j", "distortion", _G, "Second neuron of the pair", "The row of the other neuron attaining r."),
+    _silent("twins_split", "distortion", _G, "Twins split", "Equal neurons that parted since the last measurement."),
     # Since the start.
     Quantity(
         "total_contraction",
@@ -113,7 +119,7 @@ _TABLE = (
         _G,
         _HIGH,
         "Log-distortion since the start",
-        "log(total_expansion / total_contraction).",
+        "log(total_expansion / total_contraction): 0 if all distances changed alike.",
     ),
     # The fate of the neurons.
     Quantity(
@@ -122,7 +128,7 @@ _TABLE = (
         _G,
         _LOW,
         "Distinct neurons",
-        "Neurons that differ by more than rounding: fewer than there are means that some have merged.",
+        "The number of neurons if those equal up to rounding count once: a fall means that some merged.",
         "neurons",
     ),
     Quantity(
@@ -131,7 +137,7 @@ _TABLE = (
         _G,
         _LOW,
         "Independent neurons",
-        "Neurons that are not a multiple of another.",
+        "Neurons that are left if each must differ clearly from all others that are kept.",
         "neurons",
     ),
     Quantity(
@@ -140,7 +146,7 @@ _TABLE = (
         _G,
         _HIGH,
         "Vanishing neurons",
-        "Neurons whose weights are going to 0.",
+        "Neurons whose norm is far below the largest one of their block, by default below a tenth.",
         "neurons",
     ),
     Quantity(
@@ -149,7 +155,7 @@ _TABLE = (
         _G,
         _LOW,
         "Aligned clusters",
-        "Directions of the neurons, nearly parallel ones counted once.",
+        "Directions of the incoming weights, if nearly parallel ones count once.",
         "clusters",
     ),
     Quantity(
@@ -158,7 +164,7 @@ _TABLE = (
         _G,
         _LOW,
         "Effective neurons",
-        "Participation ratio: how many directions the neurons spread in.",
+        "The participation ratio of the cloud: in how many directions the neurons spread.",
         "neurons",
     ),
     Quantity(
@@ -167,20 +173,20 @@ _TABLE = (
         _G,
         _HIGH,
         "Largest multiplicity",
-        "Neurons in the largest set of equal ones.",
+        "The number of neurons in the largest set of equal ones; 1 if none are equal.",
         "neurons",
     ),
-    _silent("measured_neurons", "fate", _G, "Measured neurons", "How many neurons were counted."),
-    _silent("vanishing_neurons_at_start", "fate", _G, "Vanishing at the start", "Their number when training began."),
-    _silent("aligned_clusters_at_start", "fate", _G, "Clusters at the start", "Their number when training began."),
+    _silent("measured_neurons", "fate", _G, "Measured neurons", "How many of the group's neurons were counted."),
+    _silent("vanishing_neurons_at_start", "fate", _G, "Vanishing at the start", "Vanishing neurons at the beginning."),
+    _silent("aligned_clusters_at_start", "fate", _G, "Clusters at the start", "Aligned clusters at the beginning."),
     # Persistence.
     Quantity(
-        "betti_k", "persistence", _G, _ANY, "Betti number b", "Features at a fixed share of the cloud's diameter."
+        "betti_k", "persistence", _G, _ANY, "Betti number b", "Features alive at a fixed share of the cloud's diameter."
     ),
     Quantity(
         "total_persistence_k", "persistence", _G, _ANY, "Total persistence", "The sum of the bars' lengths.", "distance"
     ),
-    Quantity("entropy_k", "persistence", _G, _ANY, "Persistence entropy", "How evenly the bars' lengths are spread."),
+    Quantity("entropy_k", "persistence", _G, _ANY, "Persistence entropy", "The entropy of the bars' lengths, in nats."),
     Quantity("max_persistence_k", "persistence", _G, _ANY, "Longest bar", "The length of the longest bar.", "distance"),
     Quantity(
         "log_bottleneck_k",
@@ -196,7 +202,7 @@ _TABLE = (
         _G,
         _HIGH,
         "Bound of the change",
-        "The largest change that the distortion since the previous capture allows.",
+        "The largest log-bottleneck distance that the distortion since the previous capture allows.",
     ),
     Quantity(
         "landmark_error",
@@ -204,13 +210,13 @@ _TABLE = (
         _G,
         _HIGH,
         "Error of landmarks",
-        "2 rho / diameter: the error of loops computed from landmarks. Dimension 0 is exact.",
+        "2 rho / diameter, rho the covering radius: the error of loops from landmarks. Dimension 0 is exact.",
     ),
     _silent(
-        "vacuous_k", "persistence", _G, "Says nothing", "Whether the landmarks' bound allows a diagram without bars."
+        "vacuous_k", "persistence", _G, "Says nothing", "1 if a diagram without bars lies within the landmark error."
     ),
     # Stability.
-    Quantity("sharpness", "sharpness", _N, _HIGH, "Sharpness", "The largest eigenvalue of the loss's Hessian."),
+    Quantity("sharpness", "sharpness", _N, _HIGH, "Sharpness", "The largest Hessian eigenvalue of the training loss."),
     Quantity(
         "sharpness_ratio",
         "sharpness",
@@ -225,7 +231,7 @@ _TABLE = (
         _N,
         _HIGH,
         "Batch sharpness ratio",
-        "The curvature along a minibatch's own gradient, over its threshold.",
+        "The curvature along a minibatch's own gradient, over the optimizer's threshold: the edge is at 1.",
     ),
     Quantity(
         "critical_sharpness",
@@ -233,7 +239,7 @@ _TABLE = (
         _N,
         _HIGH,
         "Critical sharpness",
-        "1 / s, s the smallest multiple of the step taken that no longer lowers the loss.",
+        "1 / s, s the smallest multiple of the step taken that no longer lowers the loss: the edge is at 1.",
     ),
     Quantity(
         "directional_ratio",
@@ -249,7 +255,7 @@ _TABLE = (
         _N,
         _HIGH,
         "eta K",
-        "Point estimate for the paper's sufficient condition, which is eta K < 1.",
+        "The learning rate times the largest curvature, a point estimate of eta K: the paper's condition is eta K < 1.",
     ),
     Quantity(
         "batch_sharpness",
@@ -260,28 +266,34 @@ _TABLE = (
         "The curvature along a minibatch's own gradient.",
     ),
     Quantity(
-        "swap_curvature", "sharpness", _G, _HIGH, "Swap curvature", "The curvature in the direction that swaps a pair."
+        "swap_curvature", "sharpness", _G, _HIGH, "Swap curvature", "The curvature along the exchange of two neurons."
     ),
-    Quantity("swap_ratio", "sharpness", _G, _HIGH, "Swap ratio", "The learning rate times the swap curvature."),
-    _silent("residual", "sharpness", _N, "Residual", "The eigenvalue's residual."),
-    _silent("ratio_residual", "sharpness", _N, "Residual of the ratio", "The sharpness ratio's residual."),
+    Quantity("swap_ratio", "sharpness", _G, _HIGH, "Swap ratio", "r of two near neurons, predicted by the curvature."),
+    _silent("residual", "sharpness", _N, "Residual", "The error bound of the sharpness."),
+    _silent("ratio_residual", "sharpness", _N, "Residual of the ratio", "The error bound of the sharpness ratio."),
     _silent("n_hvp", "sharpness", _N, "Hessian products", "How many Hessian-vector products were computed."),
-    _silent("converged", "sharpness", _N, "Converged", "Whether the eigenvalue has converged."),
-    _silent("exact", "sharpness", _N, "Exact", "Whether the Hessian products are exact."),
+    _silent("converged", "sharpness", _N, "Converged", "1 if the eigenvalue converged within the tolerance, else 0."),
+    _silent("exact", "sharpness", _N, "Exact", "1 if Hessian products are exact, 0 if they are finite differences."),
     _silent("batch_noise", "step_edge", _N, "Batch noise", "The share of a batch's curvature that others do not have."),
     _silent(
         "critical_converged",
         "critical_sharpness",
         _N,
         "Critical sharpness converged",
-        "Whether s is known within the tolerance.",
+        "1 if s of the critical sharpness is known within the tolerance.",
     ),
-    _silent("critical_noise", "critical_sharpness", _N, "Noise", "Half the distance between two batches' values."),
-    _silent("n_forwards", "critical_sharpness", _N, "Forward passes", "How many forward passes were run."),
-    _silent("micro_batch", "sharpness", _N, "Micro-batch", "Samples in one part of the probe batch."),
+    _silent(
+        "critical_noise",
+        "critical_sharpness",
+        _N,
+        "Noise",
+        "Half the difference of the critical sharpness between two batches, or two halves of one.",
+    ),
+    _silent("n_forwards", "critical_sharpness", _N, "Forward passes", "Forward passes run for the critical sharpness."),
+    _silent("micro_batch", "sharpness", _N, "Micro-batch", "Samples in the largest part of the loss."),
     # The training and the monitor itself.
-    Quantity("phase", "phase", _N, _HIGH, "Phase", "The code of the current phase."),
-    Quantity("overhead", "phase", _N, _ANY, "Time spent in the monitor", "Its share of the wall time."),
+    Quantity("phase", "phase", _N, _HIGH, "Phase", "-1 unknown, 0 preserved, 1 unprotected, 2 edge, 3 breakdown."),
+    Quantity("overhead", "phase", _N, _ANY, "Time spent in the monitor", "The monitor's share of the wall time."),
     Quantity("stopped", "gate", _N, _ANY, "Stopped", "1 once a gate has stopped the training."),
     Quantity(
         "coverage",
@@ -289,7 +301,7 @@ _TABLE = (
         _N,
         _LOW,
         "Coverage",
-        "The share of the steps so far that are certified, in every group.",
+        "The share of the steps so far whose r is measured, or bounded below 1, in every group.",
     ),
     Quantity(
         "coverage_span",
@@ -297,23 +309,23 @@ _TABLE = (
         _N,
         _LOW,
         "Coverage by spans",
-        "The share of the steps so far that only a span certifies.",
+        "The share of the steps so far that are known only by a span: their net change has r < 1.",
     ),
-    Quantity("learning_rate", "training", _N, _ANY, "Learning rate", "That of the first optimizer's first group."),
+    Quantity("learning_rate", "training", _N, _ANY, "Learning rate", "The rate of the first optimizer's first group."),
     Quantity(
         "critical_learning_rate",
         "training",
         _N,
         _LOW,
         "Critical learning rate eta*",
-        "eta / r: the learning rate at which the step would have been critical.",
+        "eta / r, the learning rate at which the step would have had r = 1.",
         keep=Keep.MIN,
     ),
     _silent("loss", "training", _N, "Loss", "The training loss of the step's batch."),
-    _silent("quiet_captures", "gate", _N, "Quiet captures", "Captures in a row without a change."),
-    _silent("from", "coverage", _G, "First step", "The first step of a run of equal states."),
-    _silent("state", "coverage", _G, "State", "The state of these steps."),
-    _silent("bound", "coverage", _G, "Largest bound", "The largest bound of r over these steps."),
+    _silent("quiet_captures", "gate", _N, "Quiet captures", "Captures in a row without an event or a clear change."),
+    _silent("from", "coverage", _G, "First step", "Steps done before a run of steps in one state begins."),
+    _silent("state", "coverage", _G, "State", "The state of a run of steps: 3 exact, 2 bounded, 1 spanned, 0 open."),
+    _silent("bound", "coverage", _G, "Largest bound", "The largest upper bound of r over a run of steps."),
 )
 
 QUANTITIES = {row.name: row for row in _TABLE}
