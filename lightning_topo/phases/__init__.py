@@ -1,4 +1,4 @@
-"""Measurements in; phases and typed events out. A pure state machine: no Trainer, no torch."""
+"""Detect phases and events from measurements: a pure state machine that needs no Trainer and no torch."""
 
 from lightning_topo.phases._detector import Replay, observe, replay
 from lightning_topo.phases._edge import EdgeSource

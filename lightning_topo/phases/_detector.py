@@ -37,13 +37,17 @@ def observe(
 ) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
     """Update the detector's state with one measurement; return the new state and any new events.
 
-    It reads these values and ignores all others. NaN is ignored, but in `loss` and `bound`: there it says something.
+    These values change phases or cause events:
 
     - of a group: `critical_ratio`, `distinct_neurons`, `twins_split`, `betti_k`, `log_bottleneck_k`,
-      `vanishing_neurons`, `aligned_clusters`;
+      `vanishing_neurons`, `aligned_clusters`; with `total_contraction`, `measured_neurons` and the counts `*_at_start`;
     - of the whole network (group ""): `eta_lambda` and the edge ratios, whose names `EdgeSource` lists;
     - of the probe "training": `loss`;
-    - of the probe "coverage": `from`, `state`, `bound`, see `StepState`.
+    - of the probe "coverage", for a group's steps after `from` up to the measurement's step: `state` (`StepState`) and
+      `bound`, an upper bound of the critical ratio.
+
+    Others may appear in an event's message, and are ignored otherwise. So is NaN, with two exceptions: a loss that is
+    NaN is an instability, and a bound that is NaN certifies nothing.
 
     >>> state, events = observe(DetectorState(), Measurement(7, 0, "distortion", "net.0", {"critical_ratio": 1.3}))
     >>> state.phase, events[0].name
@@ -205,11 +209,12 @@ def _quiet(
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The phases and events of a whole run.
+    """The phases and events of a whole run, as `replay` finds them.
 
-    `phases` maps each group (`""` is the whole network) to its changes of phase, as pairs (step, new phase) in the
-    order of steps. `detected` holds every event that follows from the measurements, in the order of detection. `state`
-    is the detector's state at the end.
+    - `detected` holds the events that follow from the measurements.
+    - `phases` maps each group (`""` is the whole network) to its changes of phase: pairs (first step, phase) in order
+      of steps.
+    - `state` is the detector's state at the end; `replay_events` leaves it fresh.
     """
 
     detected: tuple[TopologyEvent, ...]

@@ -9,7 +9,11 @@ from lightning_topo.phases._rules import Band, PhaseRules
 
 
 class EdgeSource(StrEnum):
-    """The source of an edge ratio."""
+    """A measured quantity that shows how close training is to the edge of stability; each is 1 at the edge.
+
+    `SHARPNESS` and `BATCH` need the optimizer's stability threshold, and decide where one of them is measured.
+    `DIRECTIONAL` and `CRITICAL` need none, and decide otherwise.
+    """
 
     SHARPNESS = "sharpness"
     BATCH = "batch"
@@ -18,7 +22,7 @@ class EdgeSource(StrEnum):
 
     @property
     def quantity(self) -> str:
-        """The measured value that is this source's ratio.
+        """The name of the measured value, as in the record.
 
         >>> EdgeSource.BATCH.quantity
         'batch_sharpness_ratio'
@@ -31,7 +35,7 @@ class EdgeSource(StrEnum):
         }[self]
 
     def band(self, rules: PhaseRules) -> Band:
-        """The two thresholds of this source: at one the edge is entered, at the lower one it is left."""
+        """Return the source's band in `rules`: the levels at which training comes to the edge and leaves it."""
         return {
             EdgeSource.SHARPNESS: rules.edge,
             EdgeSource.BATCH: rules.batch_edge,

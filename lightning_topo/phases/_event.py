@@ -7,7 +7,7 @@ from lightning_topo.measurement import GLOBAL
 
 
 class Severity(StrEnum):
-    """The severity of an event; trackers alert from `WARN` up."""
+    """How severe an event is: `INFO`, `WARN` or `ERROR`; trackers alert from `WARN` up."""
 
     INFO = "info"
     WARN = "warn"
@@ -15,7 +15,7 @@ class Severity(StrEnum):
 
 
 class EventName(StrEnum):
-    """The names of all events."""
+    """The names of all events; docs/events.md says what each means, how it is detected and what to do."""
 
     CURVATURE_BOUND_EXCEEDED = "curvature_bound_exceeded"
     CURVATURE_BOUND_RESTORED = "curvature_bound_restored"
@@ -46,17 +46,18 @@ DETECTED = frozenset(EventName) - {
     EventName.GAP,
     EventName.PROBE_FAILED,
 }
-"""The events that follow from measurements alone: a replay of the record makes them again."""
+"""The events that follow from measurements alone, so that `replay` finds them again in a record."""
 NOTES = frozenset({EventName.UNWATCHED_PARAMETERS})
-"""The events that only tell how a run is watched, and ask for nothing."""
+"""The events that only describe how a run is watched; they need no action."""
 
 
 @dataclass(frozen=True, slots=True)
 class TopologyEvent:
     """One thing that happened at one step, in one group of neurons or (`group=""`) in the whole network.
 
-    `value` is the measured number that caused the event and `threshold` the limit that it crossed; either is None if
-    there is none. `message` says in a sentence what happened, `remedy` what the user can do.
+    `step` counts the optimizer steps done, `epoch` the epochs. `value` is the measured number that caused the event and
+    `threshold` the limit that it crossed; each is None if there is none. `message` says what happened, `remedy` what
+    the user can do.
 
     >>> event = TopologyEvent(EventName.GAP, step=3, epoch=0, message="resumed")
     >>> event.name == "gap", event.severity

@@ -1,4 +1,4 @@
-"""Events of any number in bounded memory: the first of each kind in each group, and of the others the most severe."""
+"""Hold events in bounded memory: the first of each kind in each group, and the most severe of the rest."""
 
 from collections.abc import Hashable, Iterator
 
@@ -9,9 +9,10 @@ _MILDEST_FIRST = (Severity.INFO, Severity.WARN, Severity.ERROR)
 
 
 class EventList:
-    """Events in the order in which they came; where they are too many, the mildest are dropped, every second in turn.
+    """Holds events in the order in which they came, in bounded memory.
 
-    `n_dropped` counts those. An event that comes again, by its `key`, takes its place in the order again.
+    Above `most` events (20,000 by default) the mildest are dropped, every second one first. The first event of each
+    name in each group always stays. `n_dropped` counts the dropped ones.
     """
 
     def __init__(self, most: int = _MOST) -> None:
@@ -28,7 +29,10 @@ class EventList:
         return iter(self._kept.values())
 
     def add(self, event: TopologyEvent, key: Hashable = None) -> None:
-        """Take in an event; without a `key` it is another than all before."""
+        """Append an event; if one with the same `key` is in the list, the new one replaces it at the end.
+
+        Events without a key replace nothing.
+        """
         if key is None:
             self._n += 1
             key = self._n

@@ -46,10 +46,14 @@ class _Shared(NamedTuple):
 
 
 class PhaseFollower:
-    """Runs the state machine `observe` on one measurement at a time, and keeps `phases` and `state` up to date.
+    """Follows a run one measurement at a time, and keeps its `phases` and `state` up to date.
 
-    If there are very many changes of phase, they are reduced to columns of several steps, each with its worst phase
-    (`collapsed`).
+    The time is linear in the number of measurements. If changes of phase become very many, they are reduced to columns
+    of several steps, each with its worst phase (`collapsed`).
+
+    Args:
+        observe: The state machine, `lightning_topo.phases.observe`.
+        rules: The thresholds between phases.
     """
 
     def __init__(self, observe: Observe, rules: PhaseRules = PhaseRules()) -> None:
@@ -63,7 +67,7 @@ class PhaseFollower:
         self._plain: dict[tuple[str, ...], bool] = {}
 
     def take(self, measurement: Measurement) -> tuple[TopologyEvent, ...]:
-        """Take in one measurement; the events that it made."""
+        """Process the next measurement; return the events that it causes."""
         group = measurement.group
         before = self._states.get(group) or DetectorState()
         quiet = self._quiet_key(measurement)
@@ -111,12 +115,12 @@ class PhaseFollower:
 
     @property
     def phases(self) -> dict[str, tuple[Change, ...]]:
-        """At which steps the phase of each group, and of the whole network, changed to what."""
+        """The changes of phase so far: for each group (`""` for the network) pairs (first step, phase), in order."""
         return {group: tuple(series) for group, series in self._changes.items()}
 
     @property
     def state(self) -> DetectorState:
-        """The state of the detector that has seen all."""
+        """The detector's state after all measurements so far, of all groups together."""
         return reduce(_joined, self._states.values(), replace(_FRESH, measured=self._shared.measured))
 
     def _phase_of(self, group: str) -> Phase:
@@ -162,9 +166,9 @@ def _is_read(name: str) -> bool:
 
 
 def width_for(first: int, last: int, n_columns: int) -> int:
-    """The smallest power-of-two width that covers the steps with at most `n_columns` columns.
+    """Return the smallest power of two such that columns of this width cover `first` to `last` in at most `n_columns`.
 
-    Each column starts at a multiple of the width.
+    Columns begin at multiples of the width.
 
     >>> width_for(0, 99, 30), width_for(0, 9, 30)
     (4, 1)
@@ -176,9 +180,10 @@ def width_for(first: int, last: int, n_columns: int) -> int:
 
 
 def collapsed(changes: Sequence[Change], width: int) -> list[Change]:
-    """Changes of phase on columns of `width` steps; each column gets the worst phase that occurs in it.
+    """Reduce changes of phase to columns of `width` steps; each column gets the worst phase that occurs in it.
 
-    Unknown counts as worse than preserved.
+    Changes are pairs (first step, phase) in order of steps, as in `PhaseFollower.phases`. Unknown counts as worse than
+    preserved.
 
     >>> many = [(0, Phase.PRESERVED), (5, Phase.BREAKDOWN), (6, Phase.PRESERVED)]
     >>> collapsed(many, 4)

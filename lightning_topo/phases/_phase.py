@@ -4,10 +4,12 @@ from enum import IntEnum
 
 
 class Phase(IntEnum):
-    """The state of the neurons' topology: the highest phase that holds.
+    """The state of the neurons' topology in training: of several that hold, the highest.
 
-    The distance between two neurons cannot have closed in a step whose critical ratio r is below 1. The paper
-    guarantees r < 1 in advance where eta * K < 1; past that point (`UNPROTECTED`) only the measured r decides.
+    It depends on two numbers. A step moves neuron i from x_i to x_i + Δ_i, and has the critical ratio r = max |Δ_i -
+    Δ_j| / |x_i - x_j| over pairs of neurons: if r < 1, no two distinct neurons merged in it. The other is eta * K, the
+    learning rate times a bound on the curvature, which `eta_lambda` estimates: if it is below 1, the paper guarantees r
+    < 1 in advance.
 
     Source: Yang, Poggio, Chuang, Ziyin, arXiv:2510.02670; Cohen et al., arXiv:2103.00065.
 
@@ -16,12 +18,12 @@ class Phase(IntEnum):
     """
 
     UNKNOWN = -1
-    """Nothing measured yet, steps of which nothing is known, or a loss that is not finite."""
+    """Nothing is measured yet, the last steps are neither measured nor bounded, or the loss is not finite."""
     PRESERVED = 0
-    """r < 1 at every step since the last other phase, measured or bounded, and eta * K < 1 where it was measured."""
+    """r of the last steps is below 1, measured or bounded, and `eta_lambda` has not passed 1 where it is measured."""
     UNPROTECTED = 1
-    """eta * K >= 1: the sufficient condition cannot hold any more, though r < 1 as observed."""
+    """`eta_lambda` has passed 1: the paper guarantees nothing in advance any more, only r as measured does."""
     EDGE_OF_STABILITY = 2
-    """The edge ratio has reached 1: the sharpness the optimizer's threshold, or the steps twice their minimum."""
+    """An edge ratio (`EdgeSource`) has reached its band, near 1: the curvature is at the limit of stable steps."""
     BREAKDOWN = 3
-    """r >= 1 in some group: neurons may have torn apart or merged."""
+    """A measured step of some group had r >= 1, with too few below 1 since: neurons may have merged or torn apart."""

@@ -14,10 +14,11 @@ from lightning_topo.phases._state import DetectorState
 
 
 def replay_record(measurements: Sequence[Measurement], events: Iterable[TopologyEvent], *, complete: bool) -> Replay:
-    """The phases and events of a recorded run: from its measurements if these are `complete`, else from its events.
+    """Find the phases and events of a recorded run: from its measurements if they are `complete`, else from its events.
 
-    Records without coverage lines come from older versions and follow those versions' rules: the loss does not affect
-    phases, only the sharpness decides the edge of stability, and only recorded instabilities count.
+    Measurements are complete if none were dropped or merged to save space. Records without coverage lines come from
+    older versions and follow those versions' rules: the loss does not affect phases, only the sharpness decides the
+    edge of stability, and only recorded instabilities count.
 
     >>> calm = Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.1})
     >>> replay_record([calm], [], complete=True).phases["net.0"]
@@ -36,10 +37,12 @@ def replay_record(measurements: Sequence[Measurement], events: Iterable[Topology
 
 
 class RecordReplayer:
-    """Does what `replay_record` does for a complete record, one measurement at a time.
+    """Finds the phases and events of a recorded run one measurement at a time, in bounded memory.
 
-    `is_covered` says whether the record has coverage lines; without them older versions' rules apply. It keeps a
-    limited number of events and counts the rest in `n_dropped`.
+    The result is that of `replay_record` with complete measurements, but of very many events only some are kept.
+
+    Args:
+        is_covered: Whether the record has coverage lines; without them older versions' rules apply.
 
     >>> replayer = RecordReplayer(is_covered=False)
     >>> replayer.take(Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.1}))
@@ -55,11 +58,11 @@ class RecordReplayer:
 
     @property
     def n_dropped(self) -> int:
-        """How many detected events were dropped."""
+        """The number of detected events that were dropped to bound the memory."""
         return self._detected.n_dropped
 
     def take(self, measurement: Measurement) -> None:
-        """Take in the next measurement."""
+        """Process the next measurement of the record."""
         if not self.is_covered:
             measurement = _without_later_edges(measurement)
             if measurement.probe != "training":
@@ -68,7 +71,11 @@ class RecordReplayer:
             self._detected.add(event)
 
     def result(self, events: Iterable[TopologyEvent] = ()) -> Replay:
-        """Return the phases and events so far; `events` are those recorded during training."""
+        """Return the phases and events so far.
+
+        `events` are those recorded during training. They matter only if the record has no coverage lines: the
+        instabilities are then those recorded, if any were.
+        """
         detected = tuple(self._detected)
         if not self.is_covered:
             written = [event for event in events if event.name in DETECTED]
@@ -92,9 +99,10 @@ def _step_of(event: TopologyEvent) -> int:
 
 
 def replay_events(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> Replay:
-    """Reconstruct phases from the events recorded during training; `detected` holds them in the order of their steps.
+    """Reconstruct the phases of a run from the events recorded during training, if its measurements are incomplete.
 
-    `first_steps` is the step at which each group was first measured; before it, the phase is not known.
+    `first_steps` maps each group to the step at which it was first measured; it has no phase before. The result's
+    `detected` holds those of the events that follow from measurements, in order of steps, and its `state` is fresh.
 
     >>> broken = TopologyEvent(EventName.TOPOLOGY_BREAKDOWN, 7, 0, "net.0")
     >>> replay_events([broken], {"net.0": 1}).phases[""]

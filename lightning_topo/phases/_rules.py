@@ -8,12 +8,12 @@ from lightning_topo._keywords import explains_keywords
 
 @dataclass(frozen=True)  # no slots: jsonargparse reads a default by its `__dict__`
 class Band:
-    """A threshold with hysteresis, for noisy values: enter and leave by medians, at two levels.
+    """A threshold with hysteresis: a noisy value enters at one level and leaves at a lower one, both by a median.
 
-    Inside from the step where the median of the last `enter_window` values is at least `enter`, until the median
-    of the last `leave_window` values is below `leave`.
+    The value is inside from the step at which the median of its last `enter_window` values is at least `enter`, until
+    the median of its last `leave_window` values is below `leave`.
 
-    Raises `ValueError` unless `leave < enter` and both windows are positive.
+    Raises `ValueError` unless `leave < enter` and both windows are at least 1.
     """
 
     enter: float
@@ -29,7 +29,7 @@ class Band:
 
     @property
     def memory(self) -> int:
-        """How many recent values the band looks at."""
+        """The number of recent values that the medians need: the larger of the two windows."""
         return max(self.enter_window, self.leave_window)
 
 
@@ -49,34 +49,47 @@ _COUNTS = (
 @explains_keywords
 @dataclass(frozen=True)
 class PhaseRules:
-    """When one phase ends and another begins.
+    """The thresholds at which one phase ends and another begins, and at which events are reported.
 
-    Each event has its own thresholds:
+    A step moves neuron i from x_i to x_i + Δ_i; its critical ratio is r = max |Δ_i - Δ_j| / |x_i - x_j| over pairs of
+    neurons.
 
-    - `critical_ratio`: a group breaks down at a step with r of at least this.
-    - `hold_steps`: a breakdown is over after this many measured or bounded steps with r < `critical_ratio`. A split of
-      equal neurons is an event again after this many measurements without one.
-    - `curvature`: the band of `eta_lambda`.
-    - `edge`: training is at the edge of stability while the sharpness over the optimizer's threshold is in this band.
-    - `batch_edge`: the same for the curvature of the training's own batches.
-    - `directional_edge`, `critical_edge`: the same for the ratios of single steps, which are noisier.
-    - `loss_window`, `loss_memory`: an `instability` is a loss that is not finite, or `loss_window` losses in a row that
-      are far above the first loss and the `loss_memory` losses before them.
-    - `instability_ratio`, `instability_confirm`, `instability_age`: less of a rise is an `instability` too, if the last
-      `instability_confirm` edge ratios exceed `instability_ratio` and are at most `instability_age` steps old. Then
-      `loss_window` losses in a row above the 0.9 quantile of those before are enough.
-    - `instability_hold`: an `instability` is over after this many calm losses in a row.
-    - `betti_confirm`, `betti_share`: a Betti number has changed when this many captures in a row differ from it on the
-      same side, by `betti_share` of it and at least by one.
-    - `fate_confirm`, `fate_share`: neurons are vanishing (or condensing) when this many captures in a row have more
-      neurons near 0 (or fewer directions) than last reported, by `fate_share` of the neurons and at least one. A single
-      capture is enough for three times that share, if that is more than three neurons.
-    - `merge_confirm`: after neurons have parted, they must stay apart for this many measurements before their next
-      merger is an event.
-    - `diagram_jump`: the log-bottleneck distance between two captures that makes an event; log 2 is a feature twice as
-      long.
+    - `critical_ratio`: a group breaks down at a measured step with r of at least this.
+    - `hold_steps`: a breakdown is over after this many steps with r below `critical_ratio`, measured or bounded. After
+      equal neurons have parted, the next split is an event only after this many measurements without one.
 
-    Raises `ValueError` for a count below 1, or a threshold that makes no sense.
+    Bands in which training counts as unprotected or at the edge of stability:
+
+    - `curvature`: unprotected while `eta_lambda`, the learning rate times the largest curvature, is in this band.
+    - `edge`: at the edge while `sharpness_ratio`, the sharpness over the optimizer's threshold, is in this band.
+    - `batch_edge`: at the edge while `batch_sharpness_ratio`, the curvature of single batches over the threshold, is in
+      this band.
+    - `directional_edge`, `critical_edge`: if neither of these ratios is measured, at the edge while `directional_ratio`
+      or `critical_sharpness` is in its band. Single steps are noisier, so the windows are longer.
+
+    An `instability` is a loss that is not finite, or one of two kinds of rise:
+
+    - `loss_window`, `loss_memory`: the last `loss_window` losses are all above L + max(2 |L|, 5 (q90 - q10)). L is the
+      larger of the first loss and the median of the `loss_memory` losses before them, q90 and q10 are quantiles of
+      these.
+    - `instability_ratio`, `instability_confirm`, `instability_age`: the last `loss_window` losses are all above q90,
+      the last `instability_confirm` edge ratios are above `instability_ratio`, and the newest of them is at most
+      `instability_age` steps old.
+    - `instability_hold`: an instability is over after this many losses in a row that are finite and not above q90.
+
+    Counts that change by chance must change clearly:
+
+    - `betti_confirm`, `betti_share`: a Betti number has changed if this many captures in a row lie on the same side of
+      the last reported number, at least 1 and at least this share of it away.
+    - `fate_confirm`, `fate_share`: neurons are vanishing (or condensing) if this many captures in a row have more
+      neurons near 0 (or fewer directions) than last reported, by at least 1 and at least this share of the neurons. One
+      capture is enough for three times as many, if that is more than three.
+    - `merge_confirm`: `distinct_neurons` below its lowest value so far is a merger. That value rises again only if this
+      many measurements in a row lie above it.
+    - `diagram_jump`: a log-bottleneck distance between two captures above this is an event; log 2 means that a birth or
+      death changed by a factor of 2.
+
+    Raises `ValueError` for a count below 1, or a threshold out of its range.
     """
 
     critical_ratio: float = 1.0

@@ -14,7 +14,10 @@ from lightning_topo.phases._phase import Phase
 
 @dataclass(frozen=True, slots=True)
 class Breakdown:
-    """A group's span of breakdown that is not over yet."""
+    """A breakdown of a group that is not over: its first step, its largest critical ratio and that ratio's step.
+
+    `quiet_steps` counts the steps with a ratio below the threshold since the last one above it.
+    """
 
     since: int
     peak: float
@@ -24,10 +27,17 @@ class Breakdown:
 
 @dataclass(frozen=True, slots=True)
 class DetectorState:
-    """The detector's state. A fresh one has measured nothing.
+    """The memory of the detector between measurements: pass it to `observe`, which returns the next one.
 
-    `distinct`, `splits` and `coverage` are kept by group, `betti`, `fates` and `jumps` by quantity and group:
-    "betti_0 net.0". `finite` is whether the last loss was.
+    `DetectorState()` has seen no measurement.
+
+    - `measured`: whether a critical ratio, `eta_lambda` or an edge ratio was measured; `finite`: whether the last loss
+      was finite.
+    - `curvature`, `edge`, `stability`: the recent values of `eta_lambda`, of the edge ratios and of the loss.
+    - By group: `breakdowns`, those that are not over; `coverage`, the state of the last steps; `distinct`, the counts
+      of distinct neurons; `splits`, whether equal neurons are parting.
+    - By quantity and group, as in "betti_0 net.0": `betti`, `fates` and `jumps`, for Betti numbers, counts of vanishing
+      neurons or aligned clusters, and changes of the persistence diagram.
     """
 
     measured: bool = False
@@ -45,13 +55,14 @@ class DetectorState:
 
     @property
     def phase(self) -> Phase:
-        """The phase of the whole network: the highest that holds."""
+        """The phase of the whole network: breakdown if any group has broken down, else `phase_of("")`."""
         return max((self.phase_of(group) for group in self.breakdowns), default=self.phase_of(GLOBAL))
 
     def phase_of(self, group: str) -> Phase:
-        """The phase of one group: its own breakdown, else the curvature phase of the whole network.
+        """Return the phase of one group, the highest that holds; `""` is the network without groups' breakdowns.
 
-        Behind a loss that is not finite only a breakdown is still known.
+        Breakdown and preserved are the group's own; the other phases are those of the whole network. While the loss is
+        not finite, every phase but breakdown is unknown.
         """
         if group in self.breakdowns:
             return Phase.BREAKDOWN
@@ -71,16 +82,16 @@ class DetectorState:
         return all(run is not None and run.state.certified for run in runs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, tuples and numbers, for a checkpoint."""
+        """Return the state as plain dicts, tuples, lists and numbers, for a checkpoint; `from_dict` is the inverse."""
         plain = asdict(self)
         plain["coverage"] = {group: [run.step, int(run.state)] for group, run in self.coverage.items()}
         return plain
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> "DetectorState":
-        """The inverse of `to_dict`; what an older version did not know yet is as in a fresh state.
+        """Restore a state from `to_dict`; a field that an older version did not have is that of a fresh state.
 
-        Raises `KeyError`, `TypeError`, `AttributeError` or `ValueError` where it is no such state.
+        Raises `KeyError`, `TypeError`, `AttributeError` or `ValueError` if the mapping is no such state.
         """
 
         def numbers(plain: Iterable[Any]) -> tuple[float, ...]:
