@@ -11,7 +11,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 @dataclass(frozen=True, slots=True)
 class BatchLoss:
-    """The batch loss as a zero-argument callable.
+    """The batch loss as a zero-argument callable: a call returns `evaluate(batch)`.
+
+    Args:
+        evaluate: Computes the loss of a batch.
+        batch: A tensor, or nested lists, tuples and dicts with tensors, whose first dimension counts the samples.
 
     >>> import torch
     >>> loss = BatchLoss(lambda batch: batch.mean(), torch.arange(5.0))
@@ -28,17 +32,18 @@ class BatchLoss:
 
     @property
     def n_samples(self) -> int:
-        """The length of the batch's first tensor that has one; 0 where none has."""
+        """The number of samples: the length of the batch's first tensor that has a dimension, 0 if there is none."""
         return _n_samples(self.batch)
 
     def parts(self, size: int) -> tuple[tuple[float, Callable[[], Tensor]], ...]:
-        """The loss on consecutive parts of at most `size` samples, with the fraction of the batch that each holds.
+        """Split the batch into consecutive parts of at most `size` samples; return a pair (weight, loss) for each.
 
-        For a loss that is a mean over samples the weighted sum is the loss on the whole batch; one in which samples
-        meet (BatchNorm in training, a contrastive loss) is another function on parts. Tensors and lists as long as
-        the batch's first tensor are cut, everything else is handed to each part whole.
+        The weight is the part's fraction of the samples, the loss a zero-argument callable. If the loss is a mean over
+        samples, the weighted sum over parts is the loss of the whole batch. If samples interact (BatchNorm in training,
+        a contrastive loss), it is not. Tensors and lists as long as the batch's first tensor are cut; all else is
+        passed to each part whole.
 
-        Raises `ValueError` if `size` is not positive or the batch holds no tensor with a first dimension.
+        Raises `ValueError` if `size` is below 1 or no tensor of the batch has a dimension.
         """
         if size < 1:
             raise ValueError(f"expected parts of at least 1 sample, got {size}")

@@ -19,15 +19,25 @@ from lightning_topo.stability._hessian import seeded
 
 @dataclass(frozen=True, slots=True)
 class StepSharpness:
-    """Measures the critical sharpness of the step just taken: 1 / its smallest multiple that lowers the loss no more.
+    """Measures the critical sharpness of the step just taken, by forward passes alone and for any optimizer.
 
-    Global values: `critical_sharpness` (edge of stability at 1), with `critical_noise` (half the distance between its
-    values on the two halves of the batch, where `noise` asks for it and the batch can be cut), `critical_converged` and
-    `n_forwards`. About six forward passes, three more for the noise; no gradient, no second derivative, so that flash
-    attention and compiled modules stay on. `loss_fn(module, batch)` replaces the module's `training_step`.
+    The critical sharpness is 1 / s, with s the smallest multiple of the step at which the loss is no lower than before
+    the step: below 1 a longer step would still lower the loss, 1 is the edge of stability. Values of the whole network:
+    `critical_sharpness` (0 if no multiple raises the loss, infinite if none lowers it), `critical_converged`,
+    `n_forwards` and, with a `loss_fn`, `critical_noise`. A measurement takes about six forward passes.
 
     Nothing is measured before the first step, after a step that moved nothing, or if the loss before the step is not
     finite. The parameters are moved along the step and restored bit for bit.
+
+    Args:
+        every_n_steps: The period; "auto" begins with every 25th step.
+        loss_fn: `loss_fn(module, batch)` on the batch of the last recorded step; None takes the loss of recorded steps.
+        tolerance: The relative width of the bracket around s at which the search stops.
+        max_forwards: The most forward passes of the search, at least 3.
+        noise: Whether to add `critical_noise`, half the difference between the critical sharpness on the two halves of
+            the batch: six more passes, each on half a batch. Only with a `loss_fn`, and a batch that can be cut.
+
+    Raises `ValueError` if a number is out of its range.
 
     Source: arXiv:2601.16979.
 
@@ -50,11 +60,14 @@ class StepSharpness:
 
     @property
     def period(self) -> Period:
-        """The time between measurements."""
+        """How often the probe measures, from `every_n_steps`; "auto" begins with every 25th step."""
         return Period.parse(self.every_n_steps, default=25)
 
     def measure(self, capture: Capture) -> ProbeResult:
-        """The critical sharpness of the step that led to where the parameters stand."""
+        """Measure the critical sharpness of the step that led to the present parameters; empty if there was none.
+
+        Raises `ProbeUnavailable` if no training step could be recorded and there is no `loss_fn`.
+        """
         start = 1.0 if capture.previous is None else float(capture.previous.carry)
         segment = step_segment(capture)
         if segment is None:
@@ -122,7 +135,7 @@ class StepSegment:
                 return loss_fn().detach()
 
     def restore(self) -> None:
-        """The parameters as they were."""
+        """Put the parameters back to their values after the step."""
         with torch.no_grad():
             for p, end in zip(self.params, self.ends, strict=True):
                 p.copy_(end)

@@ -34,20 +34,30 @@ MOST_WAITING = 1 << 23
 @explains_keywords
 @dataclass(frozen=True, slots=True)
 class Distortion:
-    """Measures every group's step map x_i -> x'_i, exactly, over all pairs of neurons.
+    """Measures how each step changes the distances between the neurons of every group, exactly and over all pairs.
 
-    `every_n_steps="auto"` begins with every step. Values of each group:
+    The step moves neuron i from x_i to x_i + Δ_i. Values of each group (over several blocks the worst; counts are
+    summed):
 
-    - of the step: `critical_ratio`, with the pair `critical_i`, `critical_j` that attains it, `contraction`,
-      `expansion`, `log_distortion`;
+    - of this step: `critical_ratio`, r = max |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons, where r < 1 proves that
+      no two distinct neurons merged; `critical_i` and `critical_j`, the rows of the pair that attains r; `contraction`
+      and `expansion`, the smallest and largest ratio of a distance after the step to before; `log_distortion`, the log
+      of expansion / contraction;
     - since training began: `total_contraction`, `total_expansion`, `total_log_distortion`;
-    - since the last snapshot, if there were other steps in between: `span_ratio`, `span_contraction`, `span_expansion`;
-    - `distinct_neurons`: the number of neurons if equal ones count once;
-    - `twins_split`, if some neurons had equal parameters and optimizer state at the last capture or before the
-      optimizers' first step: how many of them have parted since. Not measured for sharded parameters.
+    - of the net change since the last snapshot (the copy of the neurons from which bounds of later steps are computed),
+      if other steps lie between: `span_ratio`, `span_contraction`, `span_expansion`;
+    - `distinct_neurons`: the number of neurons, if neurons that are equal up to rounding count once;
+    - `twins_split`: how many neurons have parted from neurons that they equalled, in parameters and optimizer state, at
+      the last measurement or before the optimizers' first step. Absent if no neurons were equal or parameters are
+      sharded.
 
-    A group of more than 20,000 neurons is not measured, as that takes O(n²) work; its steps are still bounded. At most
-    the clouds of one large group, or 8 MB of those of small groups, are in memory at once.
+    A group of more than 20,000 neurons is not measured, as that takes O(n²) work; its steps still get an upper bound of
+    r. At most the clouds of one large group, or 8 MiB of those of small groups, are in memory at once.
+
+    Args:
+        every_n_steps: The period; "auto" begins with every step.
+
+    Source: Yang, Poggio, Chuang, Ziyin, arXiv:2510.02670.
 
     >>> Distortion().period
     Period(every=1, unit='step', adaptive=True)
@@ -64,11 +74,14 @@ class Distortion:
 
     @property
     def period(self) -> Period:
-        """The time between measurements."""
+        """How often the probe measures, from `every_n_steps`; "auto" begins with every step."""
         return Period.parse(self.every_n_steps, default=1)
 
     def measure(self, capture: Capture) -> ProbeResult:
-        """Measure how the last step distorted each group's cloud; before the first step, report that nothing moved."""
+        """Measure how the last step distorted each group's cloud; without a step, report r = 0 and ratios of 1.
+
+        A group that cannot be measured (too many neurons, NaN or infinite weights) is in the result's `failures`.
+        """
         known: dict[str, Twins] = {} if capture.previous is None else dict(capture.previous.carry.twins)
         at_first = _parameters_at_first(capture) if capture.previous is None else None
         pass_ = _Pass(capture, known, at_first)

@@ -20,14 +20,29 @@ from lightning_topo.probes._probe import Capture, ProbeResult, blocks
 class Fate:
     """Counts the neurons of every group that are independent, vanish, align or have merged.
 
-    Values by group: `independent_neurons`, `vanishing_neurons`, `aligned_clusters` (of the incoming weights; absent
-    where a group has none, or parameters lie in flat shards), `effective_neurons`, `largest_multiplicity`; over
-    several blocks their sum, and the largest multiplicity. `independence`, `vanishing` and `alignment` are the
-    thresholds of `neuron_fate`. Blocks of more than `max_neurons` neurons are represented by that many at random,
-    the same at every capture; `measured_neurons`, in the record alone, says how many were counted. The first capture
-    also counts the neurons as they were when training began: `vanishing_neurons_at_start`, `aligned_clusters_at_start`.
+    Values of each group, summed over its blocks:
 
-    `every_n_epochs="auto"` begins with every epoch; `every_n_steps` counts optimizer steps instead.
+    - `independent_neurons`: the neurons left if each must be independent (see `independence`) of all others that are
+      kept;
+    - `vanishing_neurons`: the neurons far smaller than the largest one of their block;
+    - `aligned_clusters`: the directions of the incoming weights, if nearly parallel ones count once. Absent if the
+      group has no incoming weights, or parameters lie in flat shards;
+    - `effective_neurons`: the participation ratio (Σ λ)² / Σ λ² of the eigenvalues λ of the cloud's covariance;
+    - `largest_multiplicity`: the size of the largest set of neurons equal up to rounding, 1 if none are; the largest
+      over blocks, not the sum;
+    - for the record alone `measured_neurons`, how many neurons were counted, and at the first capture
+      `vanishing_neurons_at_start` and `aligned_clusters_at_start`, the counts when training began.
+
+    Args:
+        every_n_epochs: The period in epochs; "auto" begins with every epoch.
+        every_n_steps: The period in optimizer steps, in place of epochs; "auto" begins with every 100th step.
+        independence: Neurons a and b are independent if 2|a - b|² / (|a|² + |b|²) is at least this, in (0, 2).
+        vanishing: A neuron vanishes if its norm is below this share of its block's largest norm, in (0, 1).
+        alignment: Two neurons align if the cosine of their incoming weights is above this, in (-1, 1).
+        max_neurons: Of a larger block this many neurons are counted, drawn at random, the same ones at every capture;
+            None counts all.
+
+    Raises `ValueError` if a number is out of its range.
 
     >>> Fate().period, Fate(every_n_steps=20).period.unit
     (Period(every=1, unit='epoch', adaptive=True), 'step')
@@ -55,13 +70,16 @@ class Fate:
 
     @property
     def period(self) -> Period:
-        """The time between measurements."""
+        """How often the probe measures: from `every_n_steps` if that is given, else from `every_n_epochs`."""
         if self.every_n_steps is not None:
             return Period.parse(self.every_n_steps, default=100)
         return Period.parse(self.every_n_epochs, default=1, unit="epoch")
 
     def measure(self, capture: Capture) -> ProbeResult:
-        """The fate of each group's neurons, block by block."""
+        """Count the neurons of each group, block by block.
+
+        A group that cannot be counted (NaN or infinite weights) is in the result's `failures`, with the reason.
+        """
         values: dict[str, dict[str, float]] = {}
         failures: dict[str, str] = {}
         for group in capture.groups:
@@ -125,7 +143,7 @@ def _incoming(group: NeuronGroup, tensors: Mapping[str, Tensor]) -> tuple[list[i
 
 
 def _at_start(values: Mapping[str, float]) -> dict[str, float]:
-    """Those counts whose change is an event, under names of their own."""
+    """The counts whose change is an event, renamed to `<name>_at_start`."""
     counts = ("vanishing_neurons", "aligned_clusters")
     return {f"{name}_at_start": values[name] for name in counts if name in values}
 

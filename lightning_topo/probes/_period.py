@@ -9,10 +9,13 @@ from lightning_topo._keywords import explains_keywords
 @explains_keywords
 @dataclass(frozen=True, slots=True)
 class Period:
-    """A period: every `every` optimizer steps or epochs.
+    """How often a probe measures: every `every` optimizer steps or epochs.
 
-    An `adaptive` period is only where the probe starts: it is widened where the monitor's share of the wall time
-    asks for it. A fixed one is kept.
+    Args:
+        every: The number of steps or epochs between two measurements, at least 1.
+        unit: "step" for optimizer steps, or "epoch".
+        adaptive: Whether the monitor may choose other times, to keep within its share `max_overhead` of the wall time.
+            It keeps an adaptive period if it has no such limit, and a fixed one always.
 
     Raises `ValueError` unless `every` is at least 1.
 
@@ -30,7 +33,10 @@ class Period:
 
     @classmethod
     def parse(cls, every: int | Literal["auto"], *, default: int, unit: Literal["step", "epoch"] = "step") -> "Period":
-        """Read a period from a parameter that is a number or "auto"."""
+        """Make a period from a probe's parameter: a fixed one from a number, an adaptive one of `default` from "auto".
+
+        Raises `ValueError` for anything else, and for a number below 1.
+        """
         if isinstance(every, bool) or not (every == "auto" or isinstance(every, int)):
             raise ValueError(f'expected every_n_{unit}s as a whole number or "auto", got {every!r}')
         return cls(default, unit, adaptive=True) if every == "auto" else cls(int(every), unit)

@@ -36,21 +36,34 @@ _HIGHEST_DIM = 3
 @explains_keywords
 @dataclass(frozen=True, slots=True)
 class Persistence:
-    """Computes the Vietoris-Rips persistence diagram of every group, up to homology dimension `max_dim`.
+    """Computes the Vietoris-Rips persistence diagram of every group's cloud of neurons, with its summaries.
 
-    `every_n_epochs="auto"` begins with every epoch; `every_n_steps` counts optimizer steps instead. H0 is that of all
-    neurons. In dimension 1 and up groups of more than `max_landmarks` neurons are subsampled by farthest points, with
-    the covering radius rho in the diagram.
+    Values of each group in each homology dimension k (0: clusters, 1: loops):
 
-    Values by group, for each dimension k: `betti_k` at `betti_scale` times the diameter, `total_persistence_k`,
-    `entropy_k`, `max_persistence_k`; `log_bottleneck_k` to the previous capture, with `log_bottleneck_bound`, the most
-    that the distortion in between allows (exact diagrams only). Where landmarks were used: `landmark_error`, which is
-    2 rho / diameter, and `vacuous_k`, 1 where that bound says nothing of dimension k (`is_vacuous`).
+    - `betti_k`, the number of features alive at `betti_scale` times the diameter, summed over blocks;
+    - `total_persistence_k`, the sum of the bars' lengths, also over blocks; `max_persistence_k`, the longest bar;
+      `entropy_k`, the entropy of the lengths in nats. Bars that never end are left out;
+    - `log_bottleneck_k`, the bottleneck distance to the previous capture's diagram, of log births and log deaths;
+      `log_bottleneck_bound`, the largest such distance that the distortion in between allows (exact diagrams only);
+    - where landmarks were used: `landmark_error`, which is 2 rho / diameter with rho the covering radius, and
+      `vacuous_k`, 1 if a diagram without bars lies within this error.
 
-    With `lag=0` training waits while a diagram is computed. With `lag=k` homology in dimension 1 and up is left to a
-    worker process, and its result is taken in when k more optimizer steps are done, at the end of the next epoch
-    or of the training at the latest, whether it was ready before or not: so the outcome depends on no clock. Lines of
-    the record keep the step of the capture. What takes longer than `timeout` seconds is given up, with a `gap`.
+    Dimension 0 is always computed from all neurons.
+
+    Args:
+        every_n_epochs: The period in epochs; "auto" begins with every epoch.
+        every_n_steps: The period in optimizer steps, in place of epochs; "auto" begins with every 100th step.
+        max_dim: The highest homology dimension, from 0 to 3.
+        max_landmarks: In dimension 1 and up, a larger block is represented by this many of its neurons, chosen as
+            farthest points; None uses all.
+        betti_scale: The scale of the Betti numbers, as a share of the diameter.
+        engine: What computes dimension 1 and up: "giotto-ph", "gudhi" or "redzed-tda"; None takes the first installed.
+        lag: 0 computes at once, while training waits. k > 0 computes dimension 1 and up in a worker process and logs
+            the result k optimizer steps later, or at the end of the epoch or training if that comes first. The record
+            keeps the step of the capture.
+        timeout: Seconds after which a result of the worker is given up, with a `gap` event.
+
+    Raises `ValueError` if both periods are given, an engine is unknown, or a number is out of its range.
 
     >>> Persistence().period, Persistence(every_n_steps=20).period.unit
     (Period(every=1, unit='epoch', adaptive=True), 'step')
@@ -91,13 +104,17 @@ class Persistence:
 
     @property
     def period(self) -> Period:
-        """The time between measurements."""
+        """How often the probe measures: from `every_n_steps` if that is given, else from `every_n_epochs`."""
         if self.every_n_steps is not None:
             return Period.parse(self.every_n_steps, default=100)
         return Period.parse(self.every_n_epochs, default=1, unit="epoch")
 
     def measure(self, capture: Capture) -> ProbeResult | Pending:
-        """Compute the diagrams of each group, block by block, and their summaries; with a lag they come later."""
+        """Compute each group's diagrams, block by block, and their summaries; return a `Pending` if there is a `lag`.
+
+        A group that cannot be computed is in the result's `failures`. Raises `ProbeUnavailable` if the worker process
+        cannot go on.
+        """
         worker = capture.worker if self.lag > 0 and self.max_dim > 0 and Worker.is_supported() else None
         # The worker computes H0 too, or leaves it to the devices: one or the other for all groups.
         on_cpu = all(p.device.type == "cpu" for p in capture.module.parameters())

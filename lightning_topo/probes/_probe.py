@@ -21,7 +21,11 @@ MOST_KEPT = 1 << 24
 
 
 class ProbeUnavailable(RuntimeError):
-    """This probe cannot measure this training at all; it is switched off, and `remedy` says what would help."""
+    """Signals that a probe can never measure this training.
+
+    Raise it in `measure`: the monitor then switches the probe off, and a `probe_failed` event shows the message and
+    `remedy`, which tells the user what to change.
+    """
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -29,20 +33,26 @@ class ProbeUnavailable(RuntimeError):
 
 
 class CloudMissing(KeyError, ValueError):
-    """This process has no cloud of that group, or could not gather it."""
+    """Signals that this process does not have the cloud of a group, or could not gather it."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class Clouds(Mapping[str, Tensor]):
-    """The neurons of each group as a cloud (n, d), gathered from the parameters when asked for.
+    """Maps each group's name to its cloud, a matrix (n, d) with one neuron a row, gathered on access.
 
-    A group of several blocks is one matrix, block after block. The first clouds are kept for the next probe, up to
-    `MOST_KEPT` bytes in all; the others are gathered again at each access, so that only one is in memory at a time. Do
-    not use a `Clouds` after the parameters have changed; tensors that it gave stay valid, as they are copies. With
-    several processes, `here` holds the clouds that all have gathered together and `failures` the errors of those that
-    could not be; asking for another group raises `CloudMissing`.
+    A group of several blocks is one matrix, block after block. Gathered clouds are kept for the next access, up to 16
+    MiB in all. The others are gathered anew at each access, so that only one of them is in memory at a time. A cloud is
+    a copy and stays valid; the `Clouds` itself must not be used after the parameters have changed.
+
+    Access raises `CloudMissing`, a `KeyError`, for a group that is not on this process or is named in `failures`.
+
+    Args:
+        groups: The groups to gather on access.
+        tensors: The parameters by name.
+        here: Clouds that are gathered already, by group: where parameters are sharded, all processes gather together.
+        failures: For each group that could not be gathered, the error message.
     """
 
     def __init__(
@@ -74,7 +84,7 @@ class Clouds(Mapping[str, Tensor]):
         return len(self._groups or self._gathered)
 
     def shape(self, name: str) -> tuple[int, int]:
-        """The shape of a group's cloud, which need not be gathered for it."""
+        """Return the shape (number of neurons over all blocks, d) of a group's cloud, without gathering it."""
         if name in self._gathered:
             rows, d = self._gathered[name].shape
             return rows, d
@@ -82,14 +92,17 @@ class Clouds(Mapping[str, Tensor]):
         return group.n_blocks * group.n, group.dim(self._tensors)
 
     def only(self, names: Iterable[str]) -> "Clouds":
-        """The clouds of these groups alone, as far as there are any."""
+        """Return a `Clouds` of the named groups alone; names of other groups are ignored."""
         wanted = frozenset(names)
         groups = [group for name, group in self._groups.items() if name in wanted]
         here = {name: cloud for name, cloud in self._gathered.items() if name in wanted}
         return Clouds(groups, self._tensors, here, self._failures)
 
     def gather(self, names: Iterable[str] | None = None) -> "Clouds":
-        """Gather these groups (by default all) now, before the parameters move on."""
+        """Gather the clouds of these groups (by default all) now, before the parameters change.
+
+        A group named in `failures` is skipped; it raises `CloudMissing` on access.
+        """
         here = {}
         for name in self if names is None else names:
             if name not in self._failures:
@@ -109,13 +122,17 @@ class Clouds(Mapping[str, Tensor]):
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """The result of one measurement.
+    """The result of one measurement: what a probe's `measure` returns.
 
-    `values` maps each group (`""`: the whole network) to named numbers, or tensors of one element; any other value is
-    refused, by name. `failures` maps a group to the reason why it could not be measured. `carry` is kept for the
-    probe's next capture, which has this result as `previous`. `again_after_step` asks for another measurement right
-    after the next optimizer step, where something that only a step creates (Adam's moments) was missing.
-    `wants_own_step` asks for the next step that is measured to be recorded: it is the last part of the training loss.
+    - `values` maps each group (`""` for the whole network) to its numbers by name. A number may be a tensor of one
+      element. Anything else is left out, and a `probe_failed` event names it.
+    - `failures` maps each group that could not be measured to the reason.
+    - `diagrams` maps each group, or block `"group[k]"`, to a persistence diagram for the record.
+    - `carry` is any object for the probe's next measurement, which finds it in `capture.previous.carry`.
+    - `again_after_step` asks for another measurement right after the next optimizer step. Use it if something was
+      missing that only a step creates, such as Adam's moments.
+    - `wants_own_step` asks to record the training step of the probe's next measurement, as the last part of the loss
+      that `capture.training_loss(None)` then gives.
     """
 
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -127,22 +144,24 @@ class ProbeResult:
 
     @classmethod
     def of(cls, found: "ProbeResult | Mapping[str, Any]") -> "ProbeResult":
-        """A result, also from a plain mapping of names to numbers for the whole network."""
+        """Return a result as it is, and wrap a plain mapping of names to numbers as values of the whole network."""
         return found if isinstance(found, ProbeResult) else cls(values={GLOBAL: found})
 
 
 class ResultLost(RuntimeError):
-    """A pending measurement will never be finished; the message says why."""
+    """Signals that a pending measurement will never be finished, and why; `Pending.collect` raises it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A measurement computed elsewhere while training goes on; its result is logged `lag` optimizer steps later.
+    """A measurement that is computed elsewhere while training goes on; `measure` may return it in place of a result.
 
-    Exactly then, whether it was ready long before or has to be waited for: what is published when depends on no clock,
-    and is the same on every rank. `collect(previous, most_seconds)` gives the result, waiting no longer than that
-    (None: as long as the probe thinks right); `previous` is the result taken in before it. It raises `ResultLost`
-    where there will be none.
+    - `lag` is the number of optimizer steps after the capture at which the result is logged. It is logged then even if
+      it was ready earlier, so that the log depends on no clock and is the same on every rank. The end of the epoch or
+      of the training comes first if it is nearer.
+    - `collect(previous, most_seconds)` waits for the result and returns it. `previous` is the probe's result before
+      this one. `most_seconds` limits the wait; None leaves the limit to the probe. It raises `ResultLost` if there will
+      be no result.
     """
 
     lag: int
@@ -151,22 +170,31 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """The network at one step, for the probes to look at; nothing in it may be changed.
+    """The network after one optimizer step, as a probe's `measure` receives it; a probe must change nothing in it.
 
-    `before` holds the clouds before the step that led here, None where there was none; `reference` those when
-    training began, as far as they are still known, and `last` those of an earlier capture, None where no other step
-    lies between. Large clouds are gathered, or read, each time they are asked for: look at one group at a time.
-    `parameters_before` holds the trainable parameters before that step, by name, for probes that set
-    `needs_parameters_before`. `is_first_step` where the optimizers kept no state before that step. `gradient_scales`,
-    for probes that set `needs_gradient_scales`, holds for each optimizer the s by which the gradient of the training
-    loss was scaled in the last step, as clipping does. `worker` computes homology elsewhere; None where a result is
-    wanted at once. `training_loss(loss_fn)` is a context that yields a loss as a zero-argument callable and leaves the
-    training untouched: with a `loss_fn`, that loss on the batch of the last recorded step; without, the loss of
-    recorded steps.
+    - `step` counts the optimizer steps done, `epoch` the epochs.
+    - `module` is the network, `optimizers` those that train it.
+    - `groups` are the groups of neurons to measure. With several processes a probe with `by_group = True` gets a share
+      of them, and the results are merged. Any other probe gets all and runs on every process; rank 0's values count.
+    - `neurons` maps each group to its cloud (n, d) now, see `Clouds`. If parameters are sharded, a process has the
+      clouds of its own share of the groups alone.
+    - `before` maps each group to its cloud before this step; None if there was no step.
+    - `reference` maps each group to its cloud when training began. A group is missing if that is not known any more.
+    - `training_loss(loss_fn)` is a context that yields a loss as a zero-argument callable, and leaves the training
+      untouched. With `loss_fn` it is `loss_fn(module, batch)` on the batch of the last recorded step. With None it is
+      the loss of recorded steps, and raises `ProbeUnavailable` if no step could be recorded.
+    - `previous` is this probe's last result; None at first.
+    - `parameters_before` maps names to the trainable parameters before this step. None unless the probe sets
+      `needs_parameters_before = True`, and if there was no step or parameters are sharded.
+    - `sharding` says how the parameters lie on the processes: "whole" if each process has all of them.
+    - `worker` computes homology in a subprocess; None if there is none.
+    - `is_first_step` is whether the optimizers had kept no state before this step.
+    - `last` maps each group to its cloud at the last snapshot, for the monitor's own `Distortion`; None if no other
+      step lies between.
+    - `gradient_scales` holds for each optimizer the factor by which the gradient of the training loss was scaled in the
+      last step, by clipping for example. None unless the probe sets `needs_gradient_scales = True`.
 
-    With several processes each holds the `neurons` of its own share of the groups. A probe with `by_group = True`
-    gets these `groups` alone, and the results of all processes are merged; any other probe runs on every process,
-    and rank 0's values count. `sharding` says how the parameters of `module` lie on the processes.
+    Large clouds are gathered, or read from the disk, at each access: measure one group at a time.
     """
 
     step: int
@@ -189,9 +217,15 @@ class Capture:
 
 @runtime_checkable
 class Probe(Protocol):
-    """Anything with a name that can measure a capture.
+    """The interface of a probe: a `name`, and a method `measure(capture)` that returns numbers.
 
-    A probe of one's own needs no more than that; one with an attribute `period: Period` says how often it measures.
+    These attributes are optional:
+
+    - `period`, a `Period`: how often to measure. Without it the monitor chooses the times.
+    - `by_group = True`: measures each group by itself, so that several processes can share the groups.
+    - `measures_steps = True`: needs `capture.before` also if parameters are sharded.
+    - `needs_parameters_before = True`, `needs_gradient_scales = True`: reads the field of that name in the capture.
+    - `needs_reference = False`: never reads `capture.reference`, so that the record need not keep it.
 
     >>> class WeightNorm:
     ...     name = "weight_norm"
@@ -203,13 +237,14 @@ class Probe(Protocol):
 
     @property
     def name(self) -> str:
-        """The name under which its measurements are recorded."""
+        """The name under which the measurements are recorded; none of `lightning_topo.quantities.RESERVED_PROBES`."""
         ...
 
     def measure(self, capture: Capture) -> Any:
-        """The measurement: a `ProbeResult`, the promise of one (`Pending`), or named numbers for the whole network.
+        """Measure a capture; return a `ProbeResult`, a `Pending`, or a mapping of names to numbers for the network.
 
-        Declared as anything, because LightningCLI takes only those classes for probes that declare the very same.
+        An exception becomes a `probe_failed` event, and training goes on. The return type is `Any`, because
+        LightningCLI accepts a class as a probe only if its annotations are exactly those of this protocol.
         """
         ...
 

@@ -39,15 +39,20 @@ from lightning_topo.stability import (
 class Sharpness:
     """Measures the largest Hessian eigenvalue of the training loss, on the samples of recorded steps.
 
+    A recorded step is a training step whose operations the monitor has recorded: its loss is replayed at the present
+    parameters, without running the module's code.
+
     Values of the whole network:
 
-    - `sharpness`, the eigenvalue itself, with `residual`, `n_hvp` and `converged`;
-    - `sharpness_ratio` (1 at the edge of stability) with `ratio_residual`, and `eta_lambda`, if the optimizer's
-      threshold is known;
-    - `directional_ratio` of the step just taken, with the Hessian at its end.
+    - `sharpness`, the eigenvalue itself, with `residual`, its error bound, `n_hvp`, the number of Hessian products, and
+      `converged`, 1 or 0;
+    - if the optimizer's stability threshold is known: `sharpness_ratio`, the sharpness over that threshold (1 at the
+      edge of stability), with `ratio_residual`; `eta_lambda`, the learning rate times the largest curvature, each as
+      the optimizer scales it (the paper's sufficient condition needs it below 1); `directional_ratio`, the curvature
+      along the step just taken (1 at the edge), with the Hessian at its end.
 
-    A monitor also runs `StepEdge`, which finds the edge of stability for small batches and for optimizers without a
-    threshold, and measures `directional_ratio` in place of this probe unless parameters are sharded.
+    A monitor also runs `StepEdge`, which finds the edge of stability for small batches. If no threshold is known,
+    `StepEdge` measures `directional_ratio` in place of this probe, unless parameters are sharded.
 
     If memory runs out, the loss is evaluated in smaller and smaller parts. If an operator cannot be differentiated
     twice, products are finite differences. The record shows both (`micro_batch`, `exact`), and a warning is given once.
@@ -58,17 +63,21 @@ class Sharpness:
         tolerance: The relative residual at which an eigenvalue has converged.
         max_products: The most Hessian products of one start.
         n_largest: How many eigenvalues to measure; the others are `sharpness_2`, ...
-        micro_batch: Evaluate the loss on this many samples at a time: less memory, but products cost about half as
-            much again. Only for a loss that is a mean over samples. Recorded steps are split without being asked if
-            their graphs would need more memory than the step did; the record's `micro_batch` is the size of the
-            largest part, a whole step if its samples depend on each other.
-        batch_sharpness: Add the mean of g^T H g / g^T g over parts of this many samples, which minibatch SGD brings to
-            2 / lr (Andreyev and Beneventano, arXiv:2412.20553). If the optimizer's threshold is known, also add
+        micro_batch: Evaluate the loss on this many samples at a time: less memory, but products cost about half as much
+            again. Only for a loss that is a mean over samples. Recorded steps are split without being asked if their
+            graphs would need more memory than the step did; the record's `micro_batch` is the size of the largest part,
+            a whole step if its samples depend on each other.
+        batch_sharpness: Add the mean of g^T H g / g^T g over parts of this many samples, g the gradient and H the
+            Hessian of a part; without `loss_fn` each recorded step is a part, whatever the number. Minibatch SGD brings
+            it to 2 / lr (Andreyev and Beneventano, arXiv:2412.20553). If the optimizer's threshold is known, also add
             `batch_sharpness_ratio`, 1 at the edge of stability for batches of this size, and `batch_noise`, the share
             of a part's curvature that the others do not have.
-        swap_pairs: For each group, and for this many of its closest pairs, add the largest `swap_ratio` with its
-            `swap_curvature`: the critical ratio of a pair as predicted by the curvature along its swap.
+        swap_pairs: For each group, and for this many of its closest pairs of neurons, add the largest `swap_ratio` with
+            its `swap_curvature`: the critical ratio of a pair, as predicted by the curvature along the direction that
+            exchanges the two. Blocks of more than 8192 neurons are left out.
         seed: Seeds the random start of Lanczos' method.
+
+    Raises `ValueError` if a number is out of its range.
 
     >>> Sharpness(every_n_steps=10).period
     Period(every=10, unit='step', adaptive=False)
@@ -100,17 +109,21 @@ class Sharpness:
 
     @property
     def period(self) -> Period:
-        """The time between measurements."""
+        """How often the probe measures, from `every_n_steps`; "auto" begins with every 25th step."""
         return Period.parse(self.every_n_steps, default=25)
 
     @property
     def companions(self) -> tuple[StepEdge, ...]:
-        """Probes that a monitor runs beside this one, at times of their own."""
+        """The probes that a monitor adds when it runs this one: a `StepEdge` with the same period and loss."""
         # Of one value there is one series: what this probe measures of batches the other leaves out.
         return (StepEdge(self.every_n_steps, self.loss_fn, batches=self.batch_sharpness is None),)
 
     def measure(self, capture: Capture) -> ProbeResult:
-        """The curvature where the parameters stand now, against the step that comes next."""
+        """Measure the Hessian at the present parameters, and the optimizer's threshold for the next step.
+
+        Raises `ProbeUnavailable` if no training step could be recorded and there is no `loss_fn`, under FSDP1 and
+        ZeRO-3, and for `swap_pairs` or `batch_sharpness` with any sharded parameters.
+        """
         self._refuse_shards(capture.sharding)
         carry = None if capture.previous is None else capture.previous.carry
         start = _Start(self._approach(capture.sharding)) if carry is None else carry

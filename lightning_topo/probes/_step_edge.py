@@ -25,19 +25,25 @@ _BATCHES = 2
 @explains_keywords
 @dataclass(frozen=True, slots=True)
 class StepEdge:
-    """Measures the edge that training meets: on single batches and steps, beside `Sharpness` on many samples.
+    """Measures how close training is to the edge of stability on single batches and steps; complements `Sharpness`.
 
-    Where the optimizer's threshold is known, and batches are smaller than what `Sharpness` looks at:
-    `batch_sharpness_ratio`, the curvature of recorded batches along their own gradients (edge at 1), with
-    `batch_sharpness` and `batch_noise`, the share of a batch's gradient that others do not share. Each is over the last
-    twelve batches; a measurement takes two.
+    Values of the whole network; the ratios and the critical sharpness are 1 at the edge:
 
-    Where no threshold is known (Muon, Lion, an optimizer of one's own): `directional_ratio` and `critical_sharpness` of
-    the step just taken, on the batch that it was taken with. That step is recorded for the purpose; `critical_noise`
-    compares with another batch.
+    - if the optimizer's stability threshold is known: `batch_sharpness_ratio`, the curvature of recorded batches along
+      their own gradients over the threshold, with `batch_sharpness`, that curvature, and `batch_noise`, the share of a
+      batch's curvature that other batches do not have. Each is over the last twelve batches, two of them new. It takes
+      two recorded batches: with 256 samples or more a batch, only one is kept and nothing is measured;
+    - if no threshold is known (Muon, Lion, an optimizer of your own): `directional_ratio`, the curvature along the step
+      just taken, and `critical_sharpness`, 1 / s with s the smallest multiple of the step that no longer lowers the
+      loss. Both are measured on the batch of that step, which is recorded for the purpose. `critical_noise` is half the
+      difference to the value on another batch.
 
-    Nothing where the training step cannot be recorded or parameters lie in shards: `Sharpness` reports why. Without
-    `batches` nothing where a threshold is known: `Sharpness(batch_sharpness=...)` measures it on batches of its own.
+    Nothing is measured if no training step can be recorded or parameters are sharded; `Sharpness` reports why.
+
+    Args:
+        every_n_steps: The period; "auto" begins with every 25th step.
+        loss_fn: `loss_fn(module, batch)` replaces the recorded loss; there is no `batch_sharpness_ratio` then.
+        batches: Whether to measure `batch_sharpness_ratio`; False if `Sharpness(batch_sharpness=...)` does.
 
     Source: Andreyev and Beneventano, arXiv:2412.20553; arXiv:2604.14108 (momentum); arXiv:2601.16979 (critical
     sharpness).
@@ -60,11 +66,11 @@ class StepEdge:
 
     @property
     def period(self) -> Period:
-        """The time between measurements."""
+        """How often the probe measures, from `every_n_steps`; "auto" begins with every 25th step."""
         return Period.parse(self.every_n_steps, default=25)
 
     def measure(self, capture: Capture) -> ProbeResult:
-        """The edge ratios of the last batches, or of the step that led here."""
+        """Measure the edge ratio of recorded batches or, if no threshold is known, the ratios of the last step."""
         state = _State() if capture.previous is None else capture.previous.carry
         if capture.sharding != "whole":
             return ProbeResult(carry=state)
