@@ -17,11 +17,15 @@ _FOUND = RESERVED_PROBES - {"coverage"}
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """The measurements of one hook, and the events since the last one.
+    """The new measurements and events that a `TopologyMonitor` passes to the other callbacks of its trainer.
 
-    `measurements` holds only those made in this hook. The monitor passes them to every callback of the trainer that has
-    a method `on_topology_findings(trainer, pl_module, findings)`, on every rank and before the hook in which it
-    measured ends. The order of the callbacks does not matter.
+    The monitor calls `on_topology_findings(trainer, pl_module, findings)` of every callback that has this method, on
+    every rank, before the hook in which it measured ends. The order of the callbacks does not matter.
+
+    - `step` and `epoch` are those of the newest measurement or, without any, of the newest event; `step` counts the
+      optimizer steps done.
+    - `measurements` holds those made in this hook.
+    - `events` holds those since the previous findings.
     """
 
     step: int
@@ -31,7 +35,7 @@ class Findings:
 
     @property
     def values(self) -> dict[str, dict[str, Mapping[str, float]]]:
-        """The named numbers by probe and group, "" for the whole network.
+        """The measured numbers by probe, group (`""` for the whole network) and name.
 
         >>> Findings(3, 0, (Measurement(3, 0, "distortion", "net.0", {"critical_ratio": 0.1}),)).values
         {'distortion': {'net.0': {'critical_ratio': 0.1}}}
@@ -44,7 +48,7 @@ class Findings:
 
 @dataclass(slots=True)
 class FeedOutput:
-    """Collects findings until they are taken; on every rank."""
+    """Collects findings on every rank, until `take` returns them."""
 
     name: str = field(default="The feed of findings", init=False)
     _measurements: list[Measurement] = field(init=False, default_factory=list, repr=False)
@@ -54,7 +58,7 @@ class FeedOutput:
         """Do nothing: the feed starts empty."""
 
     def measurement(self, measurement: Measurement) -> None:
-        """Keep a probe's measurement; the monitor's own notes on the training are not findings."""
+        """Keep a probe's measurement; what the monitor itself records (losses, learning rates, ...) is no finding."""
         if measurement.probe not in _FOUND:
             self._measurements.append(measurement)
 

@@ -1,4 +1,4 @@
-"""Keeping what fails in the monitor away from the training."""
+"""Keep errors of the monitor away from the training."""
 
 import warnings
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Literal
 def fenced(
     who: str, what: str, on_error: Literal["warn", "raise"] = "warn", *, is_first_rank: bool = True
 ) -> Iterator[None]:
-    """Training goes on whatever happens inside, unless the user wants to know; the first rank warns.
+    """Turn an error in this context into a warning on the first rank; raise it if `on_error` is "raise".
 
     >>> with fenced("TopologyWatch", "could not look at a loss", "raise"):
     ...     raise ValueError("three")

@@ -12,7 +12,7 @@ from lightning_topo.outputs._feed import Findings
 from lightning_topo.phases import EventName
 
 ELSEWHERE = "Another process has met its condition to stop on topology."
-"""The reason on a process that has none of its own."""
+"""The reason on a process that stops only because another does."""
 
 # These are about the monitor, not about the network: they leave a quiet time quiet.
 _OF_THE_MONITOR = (
@@ -38,11 +38,11 @@ SEEN_BY: Mapping[EventName, tuple[str, ...]] = {
     EventName.NEURONS_VANISHING: ("fate",),
     EventName.NEURONS_CONDENSING: ("fate",),
 }
-"""The probes whose measurements make an event, by name; all other events need none."""
+"""For each event the probes whose measurements can cause it, by name; other events need no probe."""
 
 
 def unseen_events(events: Iterable[EventName], probes: Set[str]) -> dict[EventName, tuple[str, ...]]:
-    """Those of the events that none of these probes can see, each with the probes that could.
+    """Return the events that none of these probes can cause, each with the names of the probes that can.
 
     >>> unseen_events([EventName.INSTABILITY, EventName.BETTI_CHANGED], {"distortion"})
     {<EventName.BETTI_CHANGED: 'betti_changed'>: ('persistence',)}
@@ -53,12 +53,19 @@ def unseen_events(events: Iterable[EventName], probes: Set[str]) -> dict[EventNa
 @explains_keywords
 @dataclass(frozen=True, slots=True)
 class StopRules:
-    """When to stop: after `min_count` of the `events`, or after `patience` quiet captures in a row.
+    """The rules for stopping a training on its topology: after enough events, or after enough quiet captures.
 
-    `groups` are names or patterns of the groups that count (None: all), `tolerance` is the largest log-bottleneck
-    distance of a quiet capture.
+    Args:
+        events: The events that count.
+        min_count: How many of them, of all names together, stop the training.
+        patience: How many quiet captures in a row stop the training; None: never. A capture of the `Persistence` probe
+            is quiet if the network had no event since the last capture and no log-bottleneck distance is above
+            `tolerance`.
+        groups: Names or patterns (as in `fnmatch`) of the groups whose events and captures count; None for all. Events
+            of the whole network always count.
+        tolerance: The largest log-bottleneck distance of a quiet capture.
 
-    Raises `ValueError` unless there is a rule at all with positive numbers.
+    Raises `ValueError` if there are neither events nor a patience, or a number is out of its range.
 
     >>> StopRules(min_count=0)
     Traceback (most recent call last):
@@ -92,9 +99,9 @@ class StopRules:
         groups: str | Sequence[str] | None = None,
         tolerance: float = 0.05,
     ) -> "StopRules":
-        """Rules from the names of events and patterns of groups, one or several.
+        """Make rules from names: `stop_on` is an event's name or several, `groups` a pattern or several.
 
-        Raises `ValueError` for an unknown event, and as above.
+        The other parameters are those of the class. Raises `ValueError` for an unknown event, and as the class does.
 
         >>> StopRules.of("gap").events
         (<EventName.GAP: 'gap'>,)
@@ -103,11 +110,11 @@ class StopRules:
         return cls(_event_names(stop_on), min_count, patience, chosen, tolerance)
 
     def concerns(self, group: str) -> bool:
-        """Whether to look at a group: the whole network always counts."""
+        """Whether the events and captures of a group count; `""`, the whole network, always does."""
         return self.groups is None or group == GLOBAL or any(fnmatchcase(group, pattern) for pattern in self.groups)
 
     def without_a_group(self, names: Iterable[str]) -> list[str]:
-        """The patterns that fit none of the groups: they are nearly always misspelt."""
+        """Return the patterns of `groups` that match none of these names: they are nearly always misspelt."""
         known = tuple(names)
         return [p for p in self.groups or () if not any(fnmatchcase(name, p) for name in known)]
 

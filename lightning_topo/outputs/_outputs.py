@@ -23,10 +23,11 @@ _COSTLY_SHARE = 0.25
 
 @dataclass(slots=True)
 class Outputs:
-    """All outputs of one run, each fenced: one that fails is named once for each verb, and harms no other.
+    """All outputs of one run as one: passes each measurement, event and diagram on to every output.
 
-    The engine calls the five verbs; `take` gives other callbacks what was found since they last asked. `noticed` are
-    events that the outputs themselves have made (a rewind, lost lines): they were sent to every output already.
+    An output that fails is named in a warning, once for each of the five verbs, and the others go on. `take` returns
+    the findings for other callbacks. `noticed` holds the events that the outputs themselves have caused (a rewind, lost
+    lines); every output has received them.
     """
 
     outputs: Sequence[Output] = ()
@@ -45,21 +46,21 @@ class Outputs:
 
     @property
     def run_id(self) -> str | None:
-        """The record's name of the run; None where there is no record."""
+        """The id of the run in its record; None if there is no record."""
         return None if self.record is None else self.record.writer.run_id
 
     @property
     def store(self) -> RecordOutput | None:
-        """Where the clouds of the beginning are kept: the record."""
+        """The record, which keeps the clouds of the beginning; None if there is none."""
         return self.record
 
     @property
     def has_parent(self) -> bool:
-        """Whether this run began from the checkpoint of another, whose reference clouds it has a copy of."""
+        """Whether this run began from another run's checkpoint, and may have a copy of that run's reference clouds."""
         return self.record is not None and self.record.writer.branch.parent is not None
 
     def start(self, run: Run) -> None:
-        """The run begins, or goes on after a resume."""
+        """Start every output, when the run begins or resumes; warn of `log_groups` patterns without a group."""
         self._has_started = True
         for pattern in run.readings.unmatched:
             names = ", ".join(run.readings.groups[:8]) or "none"
@@ -70,31 +71,31 @@ class Outputs:
             self._send_notice(event)
 
     def measurement(self, measurement: Measurement) -> None:
-        """Hand on one measurement."""
+        """Pass a measurement on to every output."""
         self._each("measurements", lambda output: output.measurement(measurement))
 
     def event(self, event: TopologyEvent) -> None:
-        """Hand on one event."""
+        """Pass an event on to every output."""
         self._each("events", lambda output: output.event(event))
 
     def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
-        """Hand on the diagrams of one capture."""
+        """Pass the diagrams of one capture on to every output, if there are any."""
         if diagrams:
             self._each("diagrams", lambda output: output.diagrams(step, diagrams))
 
     def end(self, *, in_haste: bool = False) -> None:
-        """Close every output, once."""
+        """Close every output; later calls do nothing."""
         if self._is_over:
             return
         self._is_over = True
         self._each("the end of the run", lambda output: output.end(in_haste=in_haste))
 
     def take(self) -> Findings | None:
-        """Return what was found since the last call, for other callbacks; None where nothing was."""
+        """Return the findings since the last call, for other callbacks; None if there are none."""
         return self._feed.take()
 
     def notice(self, event: TopologyEvent, *, is_recorded: bool = False) -> None:
-        """Take in an event that an output has made, and send it to all; before the start, as soon as that comes."""
+        """Pass on an event that an output has caused; before `start` it waits until then."""
         self.noticed.append(event)
         if not is_recorded and self.record is not None:
             self.record.event(event)
@@ -136,22 +137,22 @@ def open_outputs(
     max_record_bytes: float = float("inf"),
     on_error: str = "warn",
 ) -> Outputs:
-    """Open what a run's measurements and events go to, and claim its folder.
+    """Open the outputs of a run, and claim its folder; on other ranks than the first there are none.
 
     Args:
-        folder: Where the present fit's record belongs; where another run's stands there, `folder-v1`, `-v2`, ...
+        folder: The folder for the record; if another run's record is in it, `folder-v1`, `-v2`, ... is used.
         loggers: Lightning's loggers.
-        is_first_rank: Whether this is the process that has the record, the page, trackers and the terminal.
-        resume: The run folder and run id that the checkpoint names, where this fit was given one.
-        step: The number of optimizer steps completed before the fit begins; with `epoch`, that of the checkpoint.
-        printer: What lines and progress are shown with; by default Python's logging.
-        verbose: Whether anything is.
-        report: Whether the page is written.
+        is_first_rank: Whether this process writes the record, the page, the trackers and the terminal.
+        resume: The run folder and run id in the checkpoint from which this fit begins; None without a checkpoint.
+        step: The number of optimizer steps done before the fit begins; with `epoch`, that of the checkpoint.
+        printer: Shows lines and progress; by default Python's logging.
+        verbose: Whether to show lines and progress.
+        report: Whether to write the page.
         max_overhead: The monitor's share of the wall time, of which a part may go into figures; None for no limit.
-        max_record_bytes: Where the record becomes larger, it is thinned.
-        on_error: "raise" where a folder that cannot be written is an error, else it is a warning.
+        max_record_bytes: The size above which the record is thinned.
+        on_error: "raise" if a folder that cannot be written is an error; by default it is a warning.
 
-    Raises `OSError` where the folder cannot be written and `on_error` is "raise".
+    Raises `OSError` if the folder cannot be written and `on_error` is "raise".
     """
     outputs = Outputs()
     if not is_first_rank:

@@ -56,7 +56,7 @@ class LoggingPrinter:
         self._logger.info(text)
 
     def progress(self, values: Mapping[str, str]) -> None:
-        """There is no bar to show them in."""
+        """Do nothing: a log has no progress bar."""
 
 
 class _LastResort(logging.Handler):
@@ -72,7 +72,7 @@ class _LastResort(logging.Handler):
 
 
 class TerminalOutput:
-    """Speaks through a printer: the phase and the critical ratio as progress, events, and what the run came to."""
+    """Shows the phase and the critical ratio as progress, a line for each event, and a summary at the end."""
 
     name = "The terminal"
 
@@ -83,11 +83,11 @@ class TerminalOutput:
         self._shown: dict[str, str] = {}
 
     def start(self, run: Run) -> None:
-        """Know where to look the critical ratio up."""
+        """Keep the readings, in which the critical ratio is looked up."""
         self._readings = run.readings
 
     def measurement(self, measurement: Measurement) -> None:
-        """Show the phase and the critical ratio, once a step at most."""
+        """Show the phase and the critical ratio if they have changed, at most once a step."""
         if measurement.probe == "phase" and "phase" in measurement.values:
             self._phase = Phase(int(measurement.values["phase"]))
         elif measurement.probe not in ("training", "row"):
@@ -98,16 +98,16 @@ class TerminalOutput:
             self._printer.progress(values)
 
     def event(self, event: TopologyEvent) -> None:
-        """Say in one line what happened; of what needs no doing, the first sentence, and the rest is in the record."""
+        """Print an event in one line; of one that needs no action, only the first sentence."""
         if event.name in NOTES:
             event = replace(event, message=f"{event.message.partition('. ')[0].rstrip('.')}.", remedy="")
         self._printer.say(event_line(event))
 
     def diagrams(self, step: int, diagrams: Mapping[str, PersistenceDiagram]) -> None:
-        """A terminal has no room for them."""
+        """Do nothing: diagrams are not printed."""
 
     def end(self, *, in_haste: bool = False) -> None:
-        """Say what the run came to, and where it can be looked at."""
+        """Print a summary of the run, and the path of its page; nothing for a run without a step."""
         if self._dirpath is None or not self._dirpath.is_dir():  # of a run without a step nothing is left
             return
         where = self._dirpath / REPORT if self._has_page else self._dirpath

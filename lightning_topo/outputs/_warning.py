@@ -1,4 +1,4 @@
-"""Warnings to the person who trains."""
+"""Warn the user."""
 
 import warnings
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ def warn(message: str) -> None:
 
 
 class WarningOutput:
-    """Warns for a guard without a monitor: of all that is more than a note, and of what it has not held."""
+    """Warns of events for a guard that works without a monitor: of severe ones, and of outside changes."""
 
     name = "The warnings"
 
@@ -26,20 +26,20 @@ class WarningOutput:
         self._who = who
 
     def start(self, run: "Run") -> None:
-        """Warnings need no run."""
+        """Do nothing: warnings need no facts about the run."""
 
     def measurement(self, measurement: Measurement) -> None:
-        """Numbers are for others."""
+        """Do nothing: a measurement alone is no reason to warn."""
 
     def event(self, event: TopologyEvent) -> None:
-        """Warn, by the name of the guard."""
+        """Warn of an event from `WARN` up and of an outside change; begin with the guard's name."""
         if event.name is EventName.UNSEEN_STEP:  # the guard itself raises
             return
         if event.severity is not Severity.INFO or event.name is EventName.OUTSIDE_CHANGE:
             warn(f"{self._who}: {event.message} {event.remedy}".strip())
 
     def diagrams(self, step: int, diagrams: "Mapping[str, PersistenceDiagram]") -> None:
-        """Diagrams are for others."""
+        """Do nothing: a diagram is no reason to warn."""
 
     def end(self, *, in_haste: bool = False) -> None:
-        """Everything was said as it came."""
+        """Do nothing: each warning was issued as its event came."""

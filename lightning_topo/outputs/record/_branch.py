@@ -36,10 +36,13 @@ _MOST_HISTORY = 1 << 28
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A folder that this run has claimed and locked.
+    """A run folder that this run has claimed and locked, as `claim` returns it.
 
-    `resumed`: it already holds this run's lines. `parent`: the run whose checkpoint this run began from. `notes`:
-    warnings for the user about why this folder was chosen.
+    - `run_id` is the id of the run, in the first line of its files.
+    - `lock` keeps other writers out until it is released.
+    - `resumed` is whether the folder already holds lines of this run, which then appends to them.
+    - `parent` is the other run from whose checkpoint this one began; None if there is none.
+    - `notes` are warnings for the user: why another folder was taken, or what could not be copied from the parent.
     """
 
     dirpath: Path
@@ -56,10 +59,12 @@ def claim(
     resume: tuple[str | os.PathLike[str] | None, str | None] | None = None,
     step: int = 0,
 ) -> Branch:
-    """Claim the folder of a run: `folder`, or `folder-v1`, `-v2`, ... if another run's record is in it.
+    """Claim and lock the folder of a run: `folder`, or `folder-v1`, `-v2`, ... if another run's record is in it.
 
-    `resume` is the folder and the id of the run whose checkpoint this run begins from, at `step`. If `folder` or one of
-    its versions holds a record of that id, the run appends to it. The other run's folder is read, never written.
+    `resume` is the folder and the run id in the checkpoint from which this run begins, `step` the steps done at that
+    checkpoint. If `folder` or one of its versions holds the record of that id, the run appends to it, unless another
+    writer has it. Otherwise the run gets a folder and an id of its own, with that run as its `parent` and with a copy
+    of the parent's history up to `step`. The parent's folder is read, never written.
 
     Raises `OSError` if the folder cannot be created.
     """
@@ -84,7 +89,10 @@ def claim(
 
 
 def live_lines(read: Callable[[], Iterable[Line]]) -> Iterator[tuple[int, Line]]:
-    """The lines that `read()` gives, twice, without those that a later rewind has abandoned, each with its place."""
+    """Yield the lines that count, each with its index: not those that a later rewind has abandoned.
+
+    `read` returns all lines, and is called twice.
+    """
     floors = rewind_floors((i, _rewound_to(line)) for i, line in enumerate(read()))
     at = 0
     for i, line in enumerate(read()):
@@ -128,7 +136,7 @@ def has_later_lines(dirpath: Path, step: int) -> bool:
 
 
 def set_aside(dirpath: Path, step: int) -> int:
-    """Move the captures of later steps into a folder beside the others, where no reader counts them; how many."""
+    """Move the captures of later steps into a subfolder that no reader looks into; return how many there were."""
     later = [found for found in diagram_steps(dirpath) if found > step]
     if not later:
         return 0

@@ -28,10 +28,15 @@ _MOST_RESTARTS = 3
 
 
 class RecordFollower:
-    """A run folder that is read on with every call of `read`, whatever it holds in about 200 MB.
+    """Reads a record again and again while it grows, in about 200 MB of memory however large it is.
 
-    The phases and events are those of every line. Of the measurements those of a series that are neighbours are merged
-    where there are too many, with their extremes; the groups with the largest critical ratios are kept in more detail.
+    Each call of `read` reads what was appended since the last. Phases and events are computed from every line. Above
+    `most_kept` values, neighbouring measurements of one probe and group are merged into one with their extremes; the
+    groups with the largest critical ratios keep more detail. To read a record once and whole, use `read_record`.
+
+    Args:
+        dirpath: The run folder.
+        most_kept: About how many values of measurements to keep.
     """
 
     def __init__(self, dirpath: Path, *, most_kept: int = MOST_KEPT) -> None:
@@ -41,10 +46,12 @@ class RecordFollower:
         self._before: tuple[tuple[Measurement, ...], tuple[TopologyEvent, ...], Replay] | None = None
 
     def read(self, *, whole: bool = True) -> RunRecord:
-        """The record as it is now; with `whole` also a last line without its newline.
+        """Read what was appended, and return the record so far, with its totals in `digest`.
 
-        Raises `FileNotFoundError` where there is no record, and `ValueError` where it has another schema or is larger
-        than any training's.
+        `whole=False` leaves a last line without its newline for the next call: the run may still be writing it.
+
+        Raises `FileNotFoundError` if there is no record. Raises `ValueError` if its schema is unknown, if it is too
+        large (as for `read_record`), or if it is rewound again and again while it is read.
         """
         folder = self._dirpath
         if not (folder / MEASUREMENTS).is_file():
@@ -261,5 +268,5 @@ def _measurement(line: Line) -> Measurement:
 
 
 def follow_record(dirpath: Path) -> RunRecord:
-    """A record read in bounded memory, once; see `RecordFollower`."""
+    """Read a record once in bounded memory; see `RecordFollower`."""
     return RecordFollower(dirpath).read()

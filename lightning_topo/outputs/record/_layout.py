@@ -37,7 +37,7 @@ DIAGRAM_FIELDS = ("n_points", "diameter", "covering_radius", "engine", "exact")
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The run whose checkpoint a run begins from, and the step of that checkpoint."""
+    """The run from whose checkpoint another run began: its id, and the checkpoint's number of optimizer steps."""
 
     run_id: str
     step: int
@@ -51,16 +51,15 @@ class Header:
     parent: Parent | None = None
 
     def to_line(self) -> Line:
-        """As it is written."""
+        """The header as a JSON object."""
         line: Line = {"schema": SCHEMA, "run_id": self.run_id}
         return line if self.parent is None else line | {"parent": asdict(self.parent)}
 
 
 def read_header(path: Path) -> Header:
-    """The header of a file of lines.
+    """Read the header of a file of lines.
 
-    Raises `FileNotFoundError` where there is no file, and `ValueError` where its first line is no header of this
-    schema.
+    Raises `FileNotFoundError` if there is no file, and `ValueError` if its first line is no header of this schema.
     """
     if not path.is_file():
         raise FileNotFoundError(f"expected a file of lines, found none at {path}")

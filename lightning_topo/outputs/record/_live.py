@@ -16,7 +16,7 @@ _T = TypeVar("_T", Measurement, TopologyEvent)
 
 
 class Stale(Exception):
-    """What was read before would be read otherwise now."""
+    """Signals that earlier lines must be read again: a new line changes what they mean."""
 
 
 class LiveLines(Generic[_T]):

@@ -1,4 +1,4 @@
-"""The record as an output: a disk that is full or gone stops nothing, and what is lost is counted."""
+"""The record as an output: a disk that is full or gone does not stop the training, and lost lines are counted."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,14 +20,18 @@ if TYPE_CHECKING:
     from lightning_topo.neurons import NeuronGroup
 
 NOT_RECORDED = frozenset({"row", "phase"})
-"""Probes that repeat what others have measured."""
+"""The probes that repeat what others have measured; the record leaves them out."""
 
 
 class RecordOutput:
-    """Writes everything into one run folder.
+    """Writes a run's measurements, events and diagrams into its folder; if that fails, training goes on.
 
-    What cannot be written is kept and tried again with the next line; `notice` is given an event where that begins,
-    and where lines are lost.
+    Lines that cannot be written are kept in memory and tried again with the next line.
+
+    Args:
+        writer: The open record.
+        notice: Is called with a `gap` event when writing begins to fail, when lines are lost or refused, and when other
+            files in the folder leave too little room for measurements.
     """
 
     name = "The topology record"
@@ -44,15 +48,18 @@ class RecordOutput:
 
     @property
     def is_discarded(self) -> bool:
-        """Whether the run ended before its first step, with nothing to keep."""
+        """Whether the run ended before its first step, so that its record was removed."""
         return self._is_closed and not self._has_begun
 
     def start(self, run: "Run") -> None:
-        """The run has made its first step; the folder was claimed when the outputs were opened."""
+        """Note that the run has made its first step: from now on its record is kept."""
         self._has_begun = True
 
     def measurement(self, measurement: Measurement) -> None:
-        """Append a measurement."""
+        """Append a measurement, except of the probes "row" and "phase", which repeat what others have measured.
+
+        One with too many values or too long names, which no reader would accept, is counted as lost and reported.
+        """
         if measurement.probe not in NOT_RECORDED:
             self._at = measurement.step, measurement.epoch
             if refusal := unreadable(measurement.probe, measurement.group, measurement.values.keys()):
@@ -69,30 +76,36 @@ class RecordOutput:
                 )
 
     def event(self, event: TopologyEvent) -> None:
-        """Append an event; as trackers are sent the file, an error's words tell nothing of the machine there."""
+        """Append an event; paths and the names of user and host are removed from its texts.
+
+        Trackers get the file, and an error's message may name them.
+        """
         self._write(self.writer.event, readable(impersonal_event(event)))
 
     def diagrams(self, step: int, diagrams: "Mapping[str, PersistenceDiagram]") -> None:
-        """Write the diagrams of one capture; those that cannot be written are lost."""
+        """Write the diagrams of one capture, by group; if they cannot be written, they are lost and counted."""
         if not self._write(self.writer.diagrams, step, diagrams):
             self._n_lost_captures += 1
 
     def reference(self, step: int, clouds: "Iterable[tuple[str, Tensor]]") -> bool:
-        """Keep the clouds from which distances since the beginning are measured; whether they could be written."""
+        """Write the clouds from which the totals since the beginning are measured, as pairs (group, cloud) of `step`.
+
+        Returns whether they could be written.
+        """
         return self._write(self.writer.reference, step, clouds)
 
     def parameters(self, groups: "Sequence[NeuronGroup]", coverage: Sequence[ParameterCoverage]) -> None:
-        """Keep for every parameter its groups, or why it is in none."""
+        """Write for every parameter the names of its groups, or the reason why it is in none."""
         own_groups = [replace(group, reason=impersonal(group.reason)) for group in groups]
         own_coverage = [replace(one, reason=impersonal(one.reason)) for one in coverage]
         self._write(self.writer.parameters, own_groups, own_coverage)
 
     def read_reference(self, group: str) -> "Tensor | None":
-        """A cloud that `reference` has kept, also in an earlier session of the run."""
+        """Read the cloud of a group that `reference` has written, also in an earlier session; None if there is none."""
         return self.writer.read_reference(group)
 
     def end(self, *, in_haste: bool = False) -> None:
-        """Close the files, and say what was lost; of a run without a step no folder is left."""
+        """Close the files, and warn of lines and diagrams that were lost; remove the record of a run without a step."""
         if self._is_closed:
             return
         self._is_closed = True

@@ -81,15 +81,17 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord(RecordViews):
-    """A record read back from its folder; its frames and figures are in `RecordViews`.
+    """A record read back from its folder; the methods for data frames and figures are those of `RecordViews`.
 
-    If a resumed run measured a step again, `measurements` holds the later one only.
-
-    - `n_unreadable` counts lines that are not JSON; a killed process can leave one at the end.
+    - `measurements` and `events` hold the lines that count, in order. If a resumed run measured a step again, the later
+      measurement replaces the earlier one.
+    - `diagram_steps` are the steps at which persistence diagrams were captured.
+    - `n_unreadable` counts lines that are no measurement or event; a killed process can leave one at the end.
     - `n_abandoned` counts lines discarded because the run was rewound to an earlier step.
     - `thinned` describes what was dropped to keep the size limit; None if nothing was.
     - `parent` is the run whose checkpoint this run began from; `history` and `history_events` hold what that run
       recorded up to the checkpoint.
+    - `about` holds settings, hyperparameters, versions, start and duration, from `run.json`; empty if it is missing.
     - `digest` is set if the record was read in bounded memory (`RecordFollower`): lines were then merged, and `digest`
       keeps totals that cannot be recomputed from them.
     """
@@ -106,7 +108,6 @@ class RunRecord(RecordViews):
     history_events: tuple[TopologyEvent, ...] = ()
     n_abandoned: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Settings, hyperparameters, versions, start and duration, from `run.json`; empty where it is missing."""
     digest: Digest | None = None
 
     @property
@@ -116,23 +117,29 @@ class RunRecord(RecordViews):
 
     @property
     def parameters(self) -> ParameterTable | None:
-        """The groups of every parameter, or why it is in none; None in records of older versions."""
+        """A table of every parameter with its groups, or the reason why it is in none; None if the record has none."""
         return read_parameters(self.dirpath)
 
     def diagrams(self, step: int) -> dict[str, "PersistenceDiagram"]:
-        """The persistence diagrams of every group, as captured at a step of `diagram_steps`."""
+        """Return the persistence diagrams captured at a step, by group; a block of a group is `"group[k]"`.
+
+        Raises `FileNotFoundError` if `step` is not among `diagram_steps`, and `ValueError` if the file is damaged.
+        """
         return {group: captured.diagram() for group, captured in self.captured(step).items()}
 
     def captured(self, step: int) -> dict[str, CapturedDiagram]:
-        """The captured persistence diagrams as NumPy arrays, so that they can be drawn without torch."""
+        """Return the diagrams captured at a step as NumPy arrays, by group, so that they can be drawn without torch.
+
+        Raises as `diagrams`.
+        """
         return _read_diagrams(diagram_path(self.dirpath, step))
 
 
 def read_record(dirpath: str | os.PathLike[str]) -> RunRecord:
     """Read the record in a run folder, also while the run is still writing it.
 
-    Raises `FileNotFoundError` if there is no record, and `ValueError` if its schema is unknown or it is larger than
-    `outputs.record` reads.
+    Raises `FileNotFoundError` if there is no record. Raises `ValueError` if its schema is unknown or it is too large:
+    the limits are 4 GiB and 5 million lines a file, and 10,000 groups.
     """
     folder = Path(dirpath)
     if not (folder / MEASUREMENTS).is_file():

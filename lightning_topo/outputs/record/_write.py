@@ -1,4 +1,4 @@
-"""A record written: append-only, durable without any tracker, readable after a kill."""
+"""Write a record: append-only, durable without any tracker, readable after the process was killed."""
 
 import json
 import math
@@ -46,16 +46,19 @@ _MOST_PASSES = 12
 
 @dataclass(slots=True)
 class RecordWriter:
-    """Appends to one run folder; `open` claims one.
+    """Writes the record of one run: appends lines to the files of its folder. Make one with `RecordWriter.open`.
 
-    Every line is flushed as it is written. A write that fails (a full disk) raises `OSError`, leaves no partial
-    line, and is tried again, in order, at the next one: nothing is lost if there is room again. `n_lost` counts what
-    is lost all the same: the lines of a folder that was deleted, and those of which too many waited.
+    Every line is flushed as it is written. A line that cannot be written (a full disk) leaves no partial line, raises
+    `OSError`, and is tried again, in order, at the next one.
 
-    Where the folder takes more than `max_bytes`, abandoned captures and older figures go first; then measurements and
-    diagrams are thinned to half of what room the rest leaves: of the older captures every second is dropped, and of the
-    older measurements two become one, with their extremes. Events are all kept. `crowded_by` counts the bytes of the
-    other files (clouds of the beginning, events, pages, figures) where these alone leave too little room.
+    If the folder takes more than `max_bytes`, abandoned captures go first, then older figures and the copied history of
+    a parent. After that, of the older captures every second is dropped, and of the older measurements two are merged
+    into one with their extremes. All events are kept.
+
+    - `branch` is the claimed folder.
+    - `reference_step` is the step of the clouds from which totals are measured; every measurement's line has it.
+    - `max_bytes` is the limit of the folder's size; it is raised if the folder cannot be made smaller.
+    - `crowded_by` is 0, or the bytes of the files besides measurements and diagrams if these exceed half the limit.
     """
 
     branch: Branch
@@ -86,9 +89,9 @@ class RecordWriter:
         step: int = 0,
         max_bytes: float = math.inf,
     ) -> "RecordWriter":
-        """Claim the folder of a run that begins, or goes on from `step`; see `claim`.
+        """Claim the folder of a run, and open its files; `folder`, `resume` and `step` are those of `claim`.
 
-        Raises `OSError` if the folder cannot be made or written.
+        Raises `OSError` if the folder cannot be created or written.
         """
         return cls(claim(folder, resume=resume, step=step), max_bytes=max_bytes)
 
@@ -99,22 +102,25 @@ class RecordWriter:
 
     @property
     def run_id(self) -> str:
-        """The run's own name."""
+        """The id of the run, in the first line of its files."""
         return self.branch.run_id
 
     @property
     def n_lost(self) -> int:
-        """How many lines were lost."""
+        """The number of lines lost: of a folder that was deleted, or dropped because too many waited to be written."""
         return self._measurements.n_lost + self._events.n_lost
 
     @property
     def n_waiting(self) -> int:
-        """How many lines wait for room."""
+        """The number of lines in memory that could not be written yet."""
         return self._measurements.n_waiting + self._events.n_waiting
 
     @property
     def size(self) -> int:
-        """How many bytes the folder takes; what others write into it is measured now and then."""
+        """The size of the folder in bytes; without `max_bytes`, that of measurements and diagrams alone.
+
+        Other files are measured only now and then.
+        """
         return self._measurements.size + self._diagram_bytes + self._other_bytes
 
     @property
@@ -122,7 +128,11 @@ class RecordWriter:
         return Header(self.run_id, self.branch.parent).to_line()
 
     def rewind(self, step: int, epoch: int) -> TopologyEvent | None:
-        """Mark lines of steps after `step` as abandoned; return the event that reports it, None if there are none."""
+        """Abandon the lines and diagrams of steps after `step`: they stay in the folder, and no reader counts them.
+
+        Returns the `rewind` event that it appends, or None if there are no later lines. Raises `OSError` if the folder
+        cannot be written.
+        """
         if not has_later_lines(self.dirpath, step):
             return None
         n_captures = set_aside(self.dirpath, step)
@@ -141,7 +151,10 @@ class RecordWriter:
         return event
 
     def measurement(self, measurement: Measurement) -> None:
-        """Append a measurement."""
+        """Append a measurement, and thin the record if the folder is above `max_bytes`.
+
+        Raises `OSError` if the line must wait, and `ValueError` if it is longer than 4 MiB.
+        """
         line = {
             "step": measurement.step,
             "epoch": measurement.epoch,
@@ -167,11 +180,14 @@ class RecordWriter:
                 raise
 
     def event(self, event: TopologyEvent) -> None:
-        """Append an event."""
+        """Append an event. Raises `OSError` if the line must wait, and `ValueError` if it is longer than 4 MiB."""
         self._events.append({name: _to_json(value) for name, value in asdict(event).items()})
 
     def diagrams(self, step: int, diagrams: "Mapping[str, PersistenceDiagram]") -> None:
-        """Write the diagrams of one capture."""
+        """Write the persistence diagrams of one capture, by group, to one file.
+
+        Raises `OSError` if that fails.
+        """
         arrays: dict[str, np.ndarray] = {}
         meta: dict[str, Any] = {}
         for group, diagram in diagrams.items():
@@ -184,9 +200,10 @@ class RecordWriter:
         self._diagram_bytes += path.stat().st_size
 
     def reference(self, step: int, clouds: "Iterable[tuple[str, Tensor]]") -> None:
-        """Keep the clouds from which distances since the beginning are measured, each with its group's name.
+        """Write the clouds from which totals are measured, as pairs (group, cloud), and set `reference_step` to `step`.
 
-        They are written as they come: no more than one need be in memory.
+        Each cloud is written before the next is asked for, so that no more than one need be in memory. Raises `OSError`
+        if that fails.
         """
         self.reference_step = step
         # NumPy has no bfloat16; float32 holds half-precision values exactly.
@@ -194,11 +211,14 @@ class RecordWriter:
         write_arrays(self.dirpath / REFERENCE, chain(arrays, [("step", np.array(step))]), compressed=False)
 
     def parameters(self, groups: "Sequence[NeuronGroup]", coverage: Sequence[ParameterCoverage]) -> None:
-        """Write what became of every parameter, in place of an earlier session's."""
+        """Write for every parameter its groups, or the reason why it is in none; an earlier session's file is replaced.
+
+        Raises `OSError` if that fails.
+        """
         write_parameters(self.dirpath, groups, coverage)
 
     def read_reference(self, group: str) -> "Tensor | None":
-        """One of the clouds kept by `reference`; None where it is not there. Sets `reference_step` to their step."""
+        """Read a group's cloud that `reference` has written, and set `reference_step`; None if it cannot be read."""
         import torch
 
         name = f"cloud/{group}"
@@ -240,7 +260,7 @@ class RecordWriter:
         return sum(diagram_path(self.dirpath, step).stat().st_size for step in diagram_steps(self.dirpath))
 
     def discard(self) -> None:
-        """Close and remove the record of a run in which nothing has happened, and its folder if that is empty then."""
+        """Close the record of a run without a step and delete its files, and the folder if it is empty then."""
         self.close()
         for name in (MEASUREMENTS, EVENTS):
             (self.dirpath / name).unlink(missing_ok=True)
@@ -248,7 +268,10 @@ class RecordWriter:
             self.dirpath.rmdir()
 
     def close(self) -> None:
-        """Close the files, after one last try at what could not be written, and let others have the folder."""
+        """Close the files and unlock the folder, after a last try to write the waiting lines.
+
+        Raises `OSError` if that fails; the files are closed all the same.
+        """
         try:
             self._measurements.close()
         finally:
