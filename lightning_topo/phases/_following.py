@@ -51,9 +51,7 @@ class PhaseFollower:
     The time is linear in the number of measurements. If changes of phase become very many, they are reduced to columns
     of several steps, each with its worst phase (`collapsed`).
 
-    Args:
-        observe: The state machine, `lightning_topo.phases.observe`.
-        rules: The thresholds between phases.
+    `observe` is the state machine, the function of that name in this package; `rules` are its thresholds.
     """
 
     def __init__(self, observe: Observe, rules: PhaseRules = PhaseRules()) -> None:

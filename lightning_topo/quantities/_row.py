@@ -33,12 +33,9 @@ class Keep(Enum):
 class Quantity:
     """One row of the table: a quantity, and how to treat its values.
 
-    - `name` is the name in the record; `betti_k` stands for `betti_0`, `betti_1`, ...
-    - `probe` is the name of the probe that measures it.
-    - `scope` says whether it belongs to groups, to the network or to both; `direction`, which end is bad.
-    - `title` and `sentence` describe it for readers; `unit` is empty for a plain number.
-    - `keep` says which of several values since the last log is published.
-    - `published` is False for a quantity that goes to the record alone, not to trackers and metrics.
+    `name` is its name in the record (`betti_k` stands for `betti_0`, `betti_1`, ...), `probe` that of the probe that
+    measures it. `title` and `sentence` describe it; `unit` is empty for a plain number. If it is not `published`, it
+    goes to the record alone, not to trackers and metrics. See `Scope`, `Direction` and `Keep` for the others.
     """
 
     name: str
