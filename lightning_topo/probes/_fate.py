@@ -30,7 +30,7 @@ class Fate:
     - `effective_neurons`: the participation ratio (Σ λ)² / Σ λ² of the eigenvalues λ of the cloud's covariance;
     - `largest_multiplicity`: the size of the largest set of neurons equal up to rounding, 1 if none are; the largest
       over blocks, not the sum;
-    - for the record alone `measured_neurons`, how many neurons were counted, and at the first capture
+    - for the record alone `measured_neurons`, how many neurons were counted, and at the first measurement
       `vanishing_neurons_at_start` and `aligned_clusters_at_start`, the counts when training began.
 
     Args:
@@ -39,8 +39,8 @@ class Fate:
         independence: Neurons a and b are independent if 2|a - b|² / (|a|² + |b|²) is at least this, in (0, 2).
         vanishing: A neuron vanishes if its norm is below this share of its block's largest norm, in (0, 1).
         alignment: Two neurons align if the cosine of their incoming weights is above this, in (-1, 1).
-        max_neurons: Of a larger block this many neurons are counted, drawn at random, the same ones at every capture;
-            None counts all.
+        max_neurons: Of a larger block this many neurons are counted, drawn at random, the same ones every time; None
+            counts all.
 
     Raises `ValueError` if a number is out of its range.
 

@@ -43,7 +43,7 @@ class Persistence:
     - `betti_k`, the number of features alive at `betti_scale` times the diameter, summed over blocks;
     - `total_persistence_k`, the sum of the bars' lengths, also over blocks; `max_persistence_k`, the longest bar;
       `entropy_k`, the entropy of the lengths in nats. Bars that never end are left out;
-    - `log_bottleneck_k`, the bottleneck distance to the previous capture's diagram, of log births and log deaths;
+    - `log_bottleneck_k`, the bottleneck distance of log births and log deaths to the previous diagram;
       `log_bottleneck_bound`, the largest such distance that the distortion in between allows (exact diagrams only);
     - where landmarks were used: `landmark_error`, which is 2 rho / diameter with rho the covering radius, and
       `vacuous_k`, 1 if a diagram without bars lies within this error.
@@ -60,7 +60,7 @@ class Persistence:
         engine: What computes dimension 1 and up: "giotto-ph", "gudhi" or "redzed-tda"; None takes the first installed.
         lag: 0 computes at once, while training waits. k > 0 computes dimension 1 and up in a worker process and logs
             the result k optimizer steps later, or at the end of the epoch or training if that comes first. The record
-            keeps the step of the capture.
+            keeps the step at which the neurons were taken.
         timeout: Seconds after which a result of the worker is given up, with a `gap` event.
 
     Raises `ValueError` if both periods are given, an engine is unknown, or a number is out of its range.

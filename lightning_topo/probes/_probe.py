@@ -156,7 +156,7 @@ class ResultLost(RuntimeError):
 class Pending:
     """A measurement that is computed elsewhere while training goes on; `measure` may return it in place of a result.
 
-    - `lag` is the number of optimizer steps after the capture at which the result is logged. It is logged then even if
+    - `lag` is the number of optimizer steps between `measure` and the logging of the result. It is logged then even if
       it was ready earlier, so that the log depends on no clock and is the same on every rank. The end of the epoch or
       of the training comes first if it is nearer.
     - `collect(previous, most_seconds)` waits for the result and returns it. `previous` is the probe's result before
@@ -184,8 +184,8 @@ class Capture:
       untouched. With `loss_fn` it is `loss_fn(module, batch)` on the batch of the last recorded step. With None it is
       the loss of recorded steps, and raises `ProbeUnavailable` if no step could be recorded.
     - `previous` is this probe's last result; None at first.
-    - `parameters_before` maps names to the trainable parameters before this step. None unless the probe sets
-      `needs_parameters_before = True`, and if there was no step or parameters are sharded.
+    - `parameters_before` maps names to the trainable parameters before this step. They are None unless the probe sets
+      `needs_parameters_before = True`, and also if there was no step or parameters are sharded.
     - `sharding` says how the parameters lie on the processes: "whole" if each process has all of them.
     - `worker` computes homology in a subprocess; None if there is none.
     - `is_first_step` is whether the optimizers had kept no state before this step.
