@@ -48,10 +48,11 @@ class CapturedDiagram:
 
     def is_vacuous(self, k: int) -> bool:
         """As `PersistenceDiagram.is_vacuous`."""
-        if self.exact or (k == 0 and len(self.pairs[0]) >= self.n_points):
-            return False
         births, deaths = self.pairs[k].T
-        return float((deaths - births)[np.isfinite(deaths)].max(initial=0.0)) <= 4.0 * self.covering_radius
+        finite = np.isfinite(deaths)
+        if self.exact or (k == 0 and finite.sum() >= self.n_points - 1):
+            return False
+        return float((deaths - births)[finite].max(initial=0.0)) <= 4.0 * self.covering_radius
 
     def diagram(self) -> "PersistenceDiagram":
         """The diagram itself, in tensors that share the memory."""

@@ -124,10 +124,7 @@ class Bounds:
         self.names: frozenset[str] = frozenset(parameters)
         self._meter = DisplacementMeter.of(self.groups, parameters)
         self._origin = _Resting(parameters, self._meter.names, resting)
-        self._members = {
-            group.name: {name for piece in group.slices for name in piece.names(group.n)} & self._origin.keys()
-            for group in self.groups
-        }
+        self._members = {group.name: set(group.parameter_names) & self._origin.keys() for group in self.groups}
         self._snapshots: list[Snapshot] = []
         self._table: BoundTable | None = None
         self._since: Tensor | None = None

@@ -12,7 +12,7 @@ from lightning_topo._watch.budget import Budget
 from lightning_topo._watch.coverage import Certificate, Coverage
 from lightning_topo._watch.outcome import Outcome
 from lightning_topo._watch.probing import Probing
-from lightning_topo._watch.snapshots import Snapshots, member_names
+from lightning_topo._watch.snapshots import Snapshots
 from lightning_topo._watch.steps import Steps
 from lightning_topo.measurement import StepState
 from lightning_topo.neurons import NeuronGroup
@@ -81,7 +81,7 @@ class Certifying:
 
     def unseen(self, step: int, names: Sequence[str] | None = None) -> None:
         """An update that moved these parameters, by default all, was not measured: the step is open."""
-        groups = [g for g in self._snapshots.own if names is None or not set(names).isdisjoint(member_names(g))]
+        groups = [g for g in self._snapshots.own if names is None or not set(names).isdisjoint(g.parameter_names)]
         self._coverage.note(step, {group.name: Certificate(StepState.OPEN) for group in groups})
         self.moved_outside()
 

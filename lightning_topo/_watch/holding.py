@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lightning_topo._watch.bounds import Bounds
 from lightning_topo._watch.ranks import Ranks
-from lightning_topo._watch.snapshots import member_names
 from lightning_topo._watch.steps import Update
 from lightning_topo.geometry import resolved_critical_ratio
 from lightning_topo.geometry._precision import wide_dtype
@@ -110,9 +109,9 @@ class UpdateRatios:
 
     def _bounded(self, update: Update, trained: Mapping[str, Tensor]) -> dict[str, float]:
         """Upper bounds for the groups that the update touches, infinite where none is known."""
-        touched = [group for group in self._groups if not update.after.keys().isdisjoint(member_names(group))]
+        touched = [group for group in self._groups if not update.after.keys().isdisjoint(group.parameter_names)]
         before = {**trained, **update.before}
-        groups = tuple(group for group in self._groups if not trained.keys().isdisjoint(member_names(group)))
+        groups = tuple(group for group in self._groups if not trained.keys().isdisjoint(group.parameter_names))
         bounds = self._bounds
         if bounds is None or bounds.groups != groups or bounds.names != trained.keys():
             # On the device: what follows looks at the snapshot's parameters at every update.
@@ -134,7 +133,7 @@ def update_ratios(
     found: dict[str, float] = {}
     before = {**trained, **update.before}
     for group in groups:
-        names = set(member_names(group))
+        names = set(group.parameter_names)
         if names & update.after.keys():
             eps = max(torch.finfo(trained[name].dtype).eps for name in names if name in trained)
             found[group.name] = _ratio(group, group.gather(before), group.gather(trained), eps / max_ratio)

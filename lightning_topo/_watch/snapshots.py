@@ -36,7 +36,7 @@ class Snapshots:
         self.worker: Worker | None = None
         self._training, self._steps, self._training_loss = training, steps, training_loss
         self._sharded_before: tuple[int, Clouds] | None = None
-        self._members = {group.name: frozenset(member_names(group)) for group in groups}
+        self._members = {group.name: frozenset(group.parameter_names) for group in groups}
 
     @property
     def module(self) -> nn.Module:
@@ -162,8 +162,3 @@ class Snapshots:
 def kept_shards(training: Training) -> Mapping[str, Tensor] | None:
     """Copies of this process's shards before a step whose neurons are not known yet; None where that is no use."""
     return None if sharding(training.root) == "whole" else shard_copies(training.root)
-
-
-def member_names(group: NeuronGroup) -> tuple[str, ...]:
-    """The names of all parameters and buffers in which a group has a part."""
-    return tuple(name for piece in group.slices for name in piece.names(group.n))

@@ -50,8 +50,7 @@ class LRSweep:
         At each learning rate the larger r counts: that of the sweep's step or that of a first step. NaN is skipped.
         None means that r stayed below 1 in the whole sweep, or was at least 1 at the smallest learning rate already.
         """
-        both = [_worse(*pair) for pair in zip(self.critical_ratios, self.first_step_ratios, strict=True)]
-        return _last_below(self.lrs, both)
+        return _last_below(self.lrs, self._worse_ratios)
 
     @property
     def suggestion_by_curvature(self) -> float | None:
@@ -72,10 +71,23 @@ class LRSweep:
         """
         return min((lr for lr in (self.suggestion_by_ratio, self.suggestion_by_curvature) if lr), default=None)
 
+    @property
+    def _worse_ratios(self) -> list[float]:
+        """The larger r of each learning rate."""
+        return [_worse(*pair) for pair in zip(self.critical_ratios, self.first_step_ratios, strict=True)]
+
+    @property
+    def _has_single_peaks(self) -> bool:
+        """Whether `eta_lambda` is at least 1 at rates where its median is below."""
+        pairs = zip(self.eta_lambdas, _medians(self.eta_lambdas), self.lrs, strict=True)
+        last = self.suggestion_by_curvature or math.inf
+        return any(value >= 1.0 > smooth and lr <= last for value, smooth, lr in pairs)
+
     def __str__(self) -> str:
         parts = (
-            _in_words("critical ratio r", self.lrs, self.critical_ratios, self.suggestion_by_ratio),
-            _in_words("eta_lambda", self.lrs, self.eta_lambdas, self.suggestion_by_curvature),
+            _in_words("critical ratio r", self.lrs, self._worse_ratios, self.suggestion_by_ratio),
+            _in_words("eta_lambda", self.lrs, _medians(self.eta_lambdas), self.suggestion_by_curvature)
+            + (", but for single peaks" if self._has_single_peaks else ""),
         )
         end = f" The loss diverged at {self.lrs[-1]:.3g}." if self.diverged else ""
         return f"{len(self.lrs)} learning rates from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g}: {'; '.join(parts)}.{end}"
@@ -126,11 +138,18 @@ def _last_below(lrs: Sequence[float], values: Sequence[float], settles: bool = F
 
 
 def _in_words(name: str, lrs: Sequence[float], values: Sequence[float], suggestion: float | None) -> str:
-    known = [value for value in values if not math.isnan(value)]
+    known = [(lr, value) for lr, value in zip(lrs, values, strict=True) if not math.isnan(value)]
     if suggestion is not None:
         return f"{name} stays below 1 up to {suggestion:.3g}"
     if not known:
         return f"{name} is not known"
-    if max(known) < 1.0:
-        return f"{name} stays below 1 everywhere (at most {max(known):.3g})"
-    return f"{name} is above 1 from the first on, {lrs[0]:.3g}"
+    most = max(value for _, value in known)
+    if most < 1.0:
+        return f"{name} stays below 1 everywhere (at most {most:.3g})"
+    least = min(value for _, value in known)
+    if least >= 1.0:
+        return f"{name} is nowhere below 1 (at least {least:.3g})"
+    if known[-1][1] < 1.0:
+        settled = next(lr for lr, value in known if value < 1.0)
+        return f"{name} is at least 1 in the beginning, and below 1 from {settled:.3g} on"
+    return f"{name} is at least 1 at the smallest learning rate, {known[0][0]:.3g}"

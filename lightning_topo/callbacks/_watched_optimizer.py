@@ -37,7 +37,7 @@ class WatchedOptimizer:
         self._tensors = dict(named_state(module)[0])
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         touched = {name for name, p in self._tensors.items() if id(p) in own}
-        self._groups = [group for group in groups if touched & set(_names(group))]
+        self._groups = [group for group in groups if touched & set(group.parameter_names)]
         self._before: list[tuple[Tensor, Tensor]] = []
         self._handles = [
             optimizer.register_step_pre_hook(self._remember),
@@ -84,7 +84,7 @@ class WatchedOptimizer:
             return 0.0
         if not torch.isfinite(after).all():
             return math.inf
-        eps = max(torch.finfo(self._tensors[name].dtype).eps for name in _names(group) if name in self._tensors)
+        eps = max(torch.finfo(self._tensors[name].dtype).eps for name in group.parameter_names if name in self._tensors)
         pairs = zip(blocks(before, group), blocks(after, group), strict=True)
         return max(resolved_critical_ratio(x, y, eps / self._max_ratio) for x, y in pairs)
 
@@ -97,7 +97,3 @@ class WatchedOptimizer:
             self._on_update(self)
         finally:
             self._before = []
-
-
-def _names(group: NeuronGroup) -> list[str]:
-    return [name for piece in group.slices for name in piece.names(group.n)]

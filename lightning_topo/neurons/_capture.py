@@ -105,7 +105,7 @@ def gather_clouds(
     `groups` are those of all processes together. Each parameter in which any of them has a part travels once, and
     none stays: a process holds its own clouds and one whole parameter. `instead` as in `whole_parameters`.
     """
-    wanted = {name for group in groups for piece in group.slices for name in piece.names(group.n)}
+    wanted = {name for group in groups for name in group.parameter_names}
     building = [_Building(group) for group in groups if group.name in mine]
     for name, whole in whole_parameters(root, wanted, instead):
         for cloud in building:

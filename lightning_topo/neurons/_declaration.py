@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -52,21 +53,22 @@ def declare_neurons(
     """
     parameters, buffers = named_state(model)
     tensors = {**parameters, **buffers}
-    members: defaultdict[tuple[str, ...], list[tuple[str, Axis]]] = defaultdict(list)
-    everywhere: list[tuple[str, Axis]] = []
-    for pattern, axis in axes.items():
+    members: defaultdict[tuple[str, ...], list[tuple[int, str, Axis]]] = defaultdict(list)
+    for place, (pattern, axis) in enumerate(axes.items()):
         found = [(param, match.groups()) for param in tensors if (match := _regex(pattern).fullmatch(param))]
         if not found:
             close = ", ".join(list(tensors)[:4])
             raise ValueError(f"expected a parameter that matches {pattern!r}, got only {close}, ...")
         for param, stars in found:
-            (members[stars] if stars else everywhere).append((param, axis))
+            members[stars].append((place, param, axis))
+    everywhere = members.pop((), [])
     groups = []
     for stars, pieces in (members or {(): []}).items():
         filled = name
         for star in stars:
             filled = filled.replace("*", star, 1)
-        groups.append(_group(filled, kind, [*everywhere, *pieces], tensors, parameters, sizes or {}))
+        ordered = [(param, axis) for _, param, axis in sorted([*everywhere, *pieces], key=itemgetter(0))]
+        groups.append(_group(filled, kind, ordered, tensors, parameters, sizes or {}))
     return groups
 
 

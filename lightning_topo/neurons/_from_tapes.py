@@ -95,7 +95,7 @@ def groups_from_tapes(
         name: f"its group {group.name} ({group.kind}) is not watched unless asked for"
         for group in found
         if group not in chosen
-        for name in group.params
+        for name in group.parameter_names
     }
     groups = [*chosen, *(with_carried(group, assembled) for group in declared)]
     if verify:

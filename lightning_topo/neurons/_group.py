@@ -119,9 +119,18 @@ class NeuronGroup:
     def params(self) -> tuple[str, ...]:
         """The names of the parameters and buffers in the group, each once.
 
-        Parameters stacked over the neurons appear as one name with a `*`.
+        Parameters stacked over the neurons appear as one name with a `*`; `parameter_names` lists them one by one.
         """
         return tuple(dict.fromkeys(piece.param for piece in self.slices))
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """The names of the parameters and buffers in the group, each once; those of a stack one by one.
+
+        >>> NeuronGroup("moe", "expert", 2, (), (ParamSlice("moe.*.weight"), ParamSlice("gate"))).parameter_names
+        ('moe.0.weight', 'moe.1.weight', 'gate')
+        """
+        return tuple(dict.fromkeys(name for piece in self.slices for name in piece.names(self.n)))
 
     def dim(self, tensors: Mapping[str, Tensor]) -> int:
         """Return the number d of coordinates of each neuron in `gather(tensors)`; 0 if no key belongs to the group.

@@ -63,12 +63,12 @@ def gather_state(
     sources: list[Mapping[str, Tensor]] = [named_state(model)[0]]
     if state == "params+moments":
         moments = named_moments(model, optimizers).values()
-        sources += [tensors for tensors in moments if any(name in tensors for name in group.params)]
+        sources += [tensors for tensors in moments if any(name in tensors for name in group.parameter_names)]
     if len(sources) == 1:
         return group.gather(sources[0], out=out)
     widths = [group.dim(source) for source in sources]
     if out is None:
-        first = next(sources[0][name] for name in group.params if name in sources[0])
+        first = next(sources[0][name] for name in group.parameter_names if name in sources[0])
         out = torch.empty(group.n_blocks * group.n, sum(widths), dtype=first.dtype, device=first.device)
     if out.shape != (group.n_blocks * group.n, sum(widths)):
         raise ValueError(f"expected out of shape {(group.n_blocks * group.n, sum(widths))}, got {tuple(out.shape)}")

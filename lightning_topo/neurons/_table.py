@@ -41,7 +41,7 @@ def size_text(group: NeuronGroup) -> str:
 
 
 def _row(group: NeuronGroup, parameters: Mapping[str, Tensor]) -> tuple[str, ...]:
-    names = [name for name in group.params if name in parameters]
+    names = [name for name in group.parameter_names if name in parameters]
     listed = ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]}, {len(names) - 2} more"
     verdict = "yes" if group.status == "verified" else f"{group.status}: {group.reason}".removesuffix(": ")
     return (group.name, group.kind, size_text(group), str(group.dim(parameters)), listed, verdict)

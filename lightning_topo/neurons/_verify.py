@@ -141,10 +141,12 @@ def without_carried(group: NeuronGroup) -> NeuronGroup:
 def _noted(group: NeuronGroup, tapes: Sequence[Tape]) -> NeuronGroup:
     """The verdict, with what it leans on and what contradicts it."""
     unlike = frozenset[str]().union(*(tape.unlike for tape in tapes))
-    if group.status in ("verified", "inert") and not unlike.isdisjoint(group.params):
+    if group.status in ("verified", "inert") and not unlike.isdisjoint(group.parameter_names):
         reason = next(tape.gradient_obstacle for tape in tapes if tape.unlike)
         return group.incoming_only(f"the gradient of the loss is not that of the recorded calls: {reason}")
-    reads = {read.operator for tape in tapes for read in tape.host_reads if not read.params.isdisjoint(group.params)}
+    reads = {
+        read.operator for tape in tapes for read in tape.host_reads if not read.params.isdisjoint(group.parameter_names)
+    }
     if group.status == "verified" and reads:
         note = f"values read by the host ({', '.join(sorted(reads))}) are taken as constants"
         return group.with_status("verified", f"{group.reason}; {note}".removeprefix("; "))

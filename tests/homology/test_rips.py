@@ -99,6 +99,7 @@ def test_landmarks_are_marked():
     assert whole.landmark_error == 0
     assert diagram.is_vacuous(1)
     assert not diagram.is_vacuous(0)
+    assert not diagram.without_essential().is_vacuous(0)
     assert not whole.is_vacuous(1)
 
 

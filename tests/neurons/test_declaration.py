@@ -162,3 +162,19 @@ def test_rows_that_are_not_there_name_what_is() -> None:
         rows("scale").resolve(Embedded())
     with pytest.raises(ValueError, match="got an empty string"):
         rows("")
+
+
+def test_the_first_pattern_feeds_the_neurons_with_and_without_stars() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(24))
+            self.blocks = Blocks().blocks
+
+    for axes, role in (
+        ({"blocks.*.fc.weight": 0, "gain": 0, "blocks.*.fc.bias": 0}, "incoming"),
+        ({"gain": 0, "blocks.*.fc.weight": 0}, "elementwise"),
+    ):
+        group, _ = declare_neurons(Gated(), "mlp.*", axes)
+        assert [piece.param.replace("0", "*") for piece in group.slices] == list(axes)
+        assert group.slices[0].role == role

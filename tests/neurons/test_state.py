@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_topo.neurons import find_neuron_groups, gather_state, named_moments, neuron_table
+from lightning_topo.neurons import (
+    NeuronGroup,
+    ParamSlice,
+    find_neuron_groups,
+    gather_state,
+    named_moments,
+    neuron_table,
+)
 
 
 @pytest.fixture
@@ -36,6 +43,19 @@ def test_moments_into_a_buffer(trained) -> None:
     assert torch.equal(buffer, gather_state(group, model, optimizer, state="params+moments"))
     with pytest.raises(ValueError, match=r"expected out of shape \(6, 16\)"):
         gather_state(group, model, optimizer, state="params+moments", out=torch.empty(6, 6))
+
+
+def test_a_stack_of_parameters_has_its_moments_and_its_names() -> None:
+    model = nn.ModuleDict({"gate": nn.Linear(3, 2), "experts": nn.ModuleList(nn.Linear(3, 4) for _ in range(2))})
+    group = NeuronGroup("experts", "expert", 2, (), (ParamSlice("experts.*.weight"), ParamSlice("experts.*.bias")))
+    optimizer = torch.optim.Adam(model.parameters())
+    sum(p.square().sum() for p in model.parameters()).backward()
+    optimizer.step()
+    cloud = gather_state(group, model, optimizer, state="params+moments")
+    assert cloud.shape == (2, 3 * 16)
+    assert torch.equal(cloud[:, 16:32], group.gather(named_moments(model, optimizer)["exp_avg"]))
+    table = neuron_table([group], dict(model.named_parameters()))
+    assert "experts.0.weight, experts.1.weight, 2 more" in table
 
 
 def test_plain_sgd_has_no_moments(trained) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from lightning_topo import Distortion
 from lightning_topo._watch.reference_clouds import ReferenceClouds
-from lightning_topo._watch.snapshots import Snapshots, kept_shards, member_names
+from lightning_topo._watch.snapshots import Snapshots, kept_shards
 from lightning_topo.probes import Capture
 from tests.watch.driving import GROUPS, steps_of, training_of, two_layers
 
@@ -118,7 +118,7 @@ def test_totals_count_anew_where_parameters_join_and_go_on_elsewhere(shot):
 
 
 def test_members_are_all_parameters_with_a_part_and_whole_parameters_need_no_copies(shot):
-    assert set(member_names(GROUPS[0])) == {"0.weight", "0.bias", "2.weight"}
+    assert set(GROUPS[0].parameter_names) == {"0.weight", "0.bias", "2.weight"}
     assert kept_shards(training_of(shot.model)) is None
     shot.snapshots.before_step(1, [Distortion()])
     shot.snapshots.after_step(1, shot.snapshots.now())
