@@ -21,10 +21,19 @@ _WASTE = 8
 
 @dataclass(frozen=True, slots=True)
 class StepBound:
-    """Upper bounds of the critical ratio: of the step, and of the net map from the snapshot to now.
+    """Upper bounds of the critical ratio r of one step, and of the span from a snapshot to the end of that step.
 
-    Tensors on the neurons' device, with one entry per snapshot; reading them waits for the device. A bound may be
-    infinite or NaN. Compare with `bound < limit`: then neither certifies anything.
+    r is the largest |Δ_i - Δ_j| / |x_i - x_j| over all pairs of neurons of a cloud, with x_i neuron i before the step
+    and Δ_i its displacement. For the span, the snapshot takes the place of the state before the step.
+
+    The bounds are scalars from `step_bound`, and have one entry per group from `step_bounds`. They lie on the neurons'
+    device; reading a value waits for the device. An infinite or NaN bound certifies nothing: test `bound < limit`,
+    which is False for both.
+
+    Attributes:
+        step: Bound of r of the step. Below 1, no two distinct neurons merged in the step.
+        span: Bound of r of the span. Below 1, neurons that were distinct at the snapshot are distinct after the step;
+            they may have met and parted in between.
     """
 
     step: Float[Tensor, "..."]
@@ -45,9 +54,15 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BoundTable:
-    """Snapshots of several groups in one layout, so that a few kernels bound a step of all groups.
+    """The snapshots of several groups in one layout, to bound a step of all groups with a few tensor operations.
 
-    Its rows are the neurons of all snapshots, one snapshot after the other and one block after the other.
+    Build it with `BoundTable.of`, then call `bounds` at each step. A row is a neuron: the table lists the neurons of
+    one snapshot after the other, and within a snapshot one block after the other.
+
+    Attributes:
+        buckets: The blocks, those of similar size side by side.
+        n_groups: Number of snapshots.
+        n_rows: Number of neurons in all snapshots.
 
     >>> from lightning_topo.geometry import snapshot
     >>> table = BoundTable.of([snapshot(torch.tensor([[0.0], [1.0], [3.0]])), snapshot(torch.zeros(1, 1))])
@@ -61,7 +76,7 @@ class BoundTable:
 
     @staticmethod
     def of(snapshots: Sequence[Snapshot]) -> "BoundTable":
-        """The table of these snapshots, all on one device."""
+        """Build the table of snapshots that lie on one device; group g of the table is `snapshots[g]`."""
         starts = [0]
         for one in snapshots:
             starts.append(starts[-1] + one.n_rows)
@@ -77,15 +92,22 @@ class BoundTable:
     def bounds(
         self, displacements: Float[Tensor, " rows"], since: Float[Tensor, " rows"] | None = None
     ) -> Float[Tensor, " groups"]:
-        """Upper bounds of r over the pairs that no snapshot has in `pairs`, for each group.
+        """Bound the critical ratio r of a step for each group, from the lengths of its neurons' displacements.
 
-        `displacements` are upper bounds of the lengths that the neurons move by in the step (relative to any one
-        point that moves along), `since` of those from the snapshot to the beginning of the step, 0 without. Upper
-        bounds may come from the path: `since` + `displacements` serves for the next step. The span from the snapshot
-        to now is the step with these displacements and none before.
+        r is the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons, with x_i neuron i before the step and Δ_i its
+        displacement. Pairs listed in `Snapshot.pairs` are left out; `pair_bounds` bounds them. Returns one bound per
+        group; an infinite or NaN bound certifies nothing.
+
+        To bound the span from the snapshot to now, pass the displacements since the snapshot, and no `since`.
+
+        Args:
+            displacements: Upper bound of |Δ_i| for each row. A displacement common to the neurons of a block may be
+                subtracted first.
+            since: Upper bound of how far each row moved from the snapshot to the start of the step; None counts as 0.
+                Lengths along the path serve too: `since + displacements` is a valid `since` for the next step.
 
         Raises:
-            ValueError: not one entry per row.
+            ValueError: `displacements` or `since` does not have one entry per row.
         """
         for lengths in (displacements, since):
             if lengths is not None and lengths.shape != (self.n_rows,):
@@ -119,7 +141,18 @@ def _bucket(snapshots: Sequence[Snapshot], members: Sequence[int], starts: Seque
 
 
 def upper_norms(squares: Float[Tensor, "..."], d: int, work: torch.dtype) -> Float[Tensor, "..."]:
-    """Upper bounds of |Δ_i| from `squares`, the sums over d entries of squared differences in dtype `work`."""
+    """Bound the length |Δ_i| of each displacement from above, given its sum of squares as computed with rounding.
+
+    Returns float64 values (float32 on Apple's GPUs).
+
+    Args:
+        squares: For each neuron, the sum of the squares of the d entries of Δ_i.
+        d: Number of entries of Δ_i.
+        work: The dtype in which the differences, squares and sums were computed, in any order.
+
+    >>> upper_norms(torch.tensor([25.0]), d=2, work=torch.float32).round(decimals=3)
+    tensor([5.], dtype=torch.float64)
+    """
     wide = wide_dtype(squares.device)
     slack, vanished = worst_case_slack(work, d), d * torch.finfo(work).tiny
     return squares.to(wide).mul(1 + slack).add_(vanished).sqrt_()
@@ -128,9 +161,18 @@ def upper_norms(squares: Float[Tensor, "..."], d: int, work: torch.dtype) -> Flo
 def displacement_lengths(
     before: Float[Tensor, "*b n d"], after: Float[Tensor, "*b n d"], centre: bool = False
 ) -> Float[Tensor, "*b n"]:
-    """Upper bounds of |Δ_i|, or with `centre` of |Δ_i - mean Δ|, rounding included.
+    """Bound the length |Δ_i| = |after_i - before_i| of each neuron's displacement from above, rounding included.
 
-    A common shift of all neurons changes no distance; `centre` removes it, at twice the cost.
+    Returns float64 values (float32 on Apple's GPUs).
+
+    Args:
+        before: The neurons before the step, one row each; one cloud or several.
+        after: The same neurons after the step.
+        centre: Bound |Δ_i - mean Δ| instead, at about twice the cost. The mean is that of a cloud; subtracting it
+            changes no distance between neurons.
+
+    >>> displacement_lengths(torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [0.0, 0.0]])).round(decimals=3)
+    tensor([5., 0.], dtype=torch.float64)
     """
     d = before.shape[-1]
     work = worst_case_work(torch.promote_types(before.dtype, after.dtype), before.device, d)
@@ -145,10 +187,17 @@ def displacement_lengths(
 
 
 def pair_bounds(pairs: Snapshot, before: Float[Tensor, "p 2 d"], after: Float[Tensor, "p 2 d"]) -> Float[Tensor, ""]:
-    """The largest |Δ_i - Δ_j| / d_ij over a snapshot's `pairs` alone, rounding included.
+    """Bound the largest |Δ_i - Δ_j| / |x_i - x_j| over the pairs that a snapshot lists, rounding included.
 
-    `before` and `after` hold the two rows of each pair: `points.flatten(0, 1)[pairs]`. For the span since the snapshot,
-    `before` is the snapshot's own cloud. The result is inf if neurons that were equal at the snapshot have parted.
+    `BoundTable.bounds` covers the other pairs of a group: the larger of both bounds the group's critical ratio.
+    Returns a scalar: 0 if the snapshot lists no pair, inf if neurons that were equal at the snapshot differ before or
+    after the step.
+
+    Args:
+        pairs: The snapshot.
+        before: Both neurons of each pair before the step: `points.flatten(0, 1)[pairs.pairs]` for clouds (b, n, d).
+            For the span since the snapshot, take them from the snapshot's own clouds.
+        after: Both neurons of each pair after the step.
     """
     wide = wide_dtype(before.device)
     result = torch.zeros((), dtype=wide, device=before.device)
@@ -172,18 +221,20 @@ def pair_bounds(pairs: Snapshot, before: Float[Tensor, "p 2 d"], after: Float[Te
 def step_bounds(
     moves: Sequence[tuple[Snapshot, Tensor, Tensor]], table: BoundTable | None = None, centre: bool = False
 ) -> StepBound:
-    """Upper bounds of r of a step of several groups, and of r from each group's snapshot to the end of the step.
+    """Bound the critical ratio r of one step of several groups, and of each group's span since its snapshot.
 
-    The bounds hold for the stored values, rounding included. The call does not wait for the device.
+    r is the largest |Δ_i - Δ_j| / |x_i - x_j| over all pairs of neurons of a cloud, with x_i neuron i before the step
+    and Δ_i its displacement. The span is the net change from the snapshot to the end of the step. The bounds include
+    the rounding of their own computation. The call does not wait for the device.
 
     Args:
-        moves: For each group its snapshot, and its cloud before and after the step, (n, d) or (b, n, d) as at the
-            snapshot.
-        table: `BoundTable.of` the same snapshots, to save building it again.
-        centre: Whether to subtract the mean displacement first, which makes bounds tighter.
+        moves: One (snapshot, before, after) per group, at least one. The clouds before and after the step have the
+            shape of the snapshot's: (n, d), or (b, n, d) for b blocks.
+        table: `BoundTable.of` the same snapshots in the same order; None builds it.
+        centre: Whether to subtract the mean displacement first, which makes the bounds tighter and costs more.
 
     Raises:
-        ValueError: a cloud has another shape than its snapshot, or the snapshot no origin.
+        ValueError: A cloud has another shape than its snapshot's, or a snapshot has no `origin`.
     """
     table = BoundTable.of([one for one, _, _ in moves]) if table is None else table
     lengths: list[list[Tensor]] = [[], [], []]
@@ -211,12 +262,24 @@ def step_bounds(
 def step_bound(
     since: Snapshot, before: Float[Tensor, "*b n d"], after: Float[Tensor, "*b n d"], centre: bool = False
 ) -> StepBound:
-    """Upper bounds of r of one step and of the span since a snapshot: `step_bounds` for a single group.
+    """Bound the critical ratio r of one step of one group, and of its span since a snapshot.
+
+    r is the largest |Δ_i - Δ_j| / |x_i - x_j| over all pairs of neurons of a cloud, with x_i neuron i before the step
+    and Δ_i its displacement. For several groups use `step_bounds`.
+
+    Args:
+        since: A snapshot of the group, from `snapshot`.
+        before: The neurons before the step, in the shape of the snapshot's cloud.
+        after: The neurons after the step.
+        centre: Whether to subtract the mean displacement first, which makes the bounds tighter and costs more.
+
+    Raises:
+        ValueError: A cloud has another shape than the snapshot's, or the snapshot has no `origin`.
 
     >>> from lightning_topo.geometry import snapshot
     >>> start = torch.tensor([[0.0], [1.0], [3.0]])
     >>> bound = step_bound(snapshot(start), start, 1.25 * start)
-    >>> bound.step.round(decimals=3)  # exactly 0.25
+    >>> bound.step.round(decimals=3)  # r is 0.25
     tensor(0.5000, dtype=torch.float64)
     """
     bounds = step_bounds([(since, before, after)], centre=centre)

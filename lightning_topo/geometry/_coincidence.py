@@ -24,17 +24,21 @@ _DIRECTIONS = 8
 
 
 def distinct_neurons(points: Tensor) -> int:
-    """Number of neurons that differ by more than rounding, of a cloud (n, d) or in all of b clouds (b, n, d).
+    """Count the neurons of a cloud that differ by more than rounding.
 
-    It is the number of connected components of the graph that joins i and j of one cloud when
+    The graph that joins neurons i and j of one cloud if
 
-        |x_i - x_j| <= 8 eps max(|x_i|, |x_j|),    eps of the cloud's own dtype.
+        |x_i - x_j| <= 8 eps max(|x_i|, |x_j|),    eps the machine epsilon of the cloud's dtype,
 
-    Neurons that a direction p tells apart, |p·x_i - p·x_j| > |p| times that length, are not joined: sorting along a
-    few directions leaves few to compare. None is missed, whatever the directions are.
+    has as many connected components as there are distinct neurons. The count is exact. Sorting along a few random
+    directions separates most neurons, so that few pairs are compared.
+
+    Args:
+        points: A cloud (n, d), or b clouds (b, n, d), whose counts are added up.
 
     Raises:
-        TypeError, ValueError: as `check_cloud`.
+        TypeError: The dtype is not a real floating-point one.
+        ValueError: The shape is another one, or there are NaN or infinities.
 
     >>> distinct_neurons(torch.tensor([[1.0], [1.0 + 1e-7], [2.0]]))
     2
@@ -55,7 +59,9 @@ def distinct_neurons(points: Tensor) -> int:
 
 
 def merged_sizes(points: Float[Tensor, "n d"]) -> tuple[int, ...]:
-    """How many neurons each class of two or more that coincide has, as `distinct_neurons` joins them; largest first.
+    """Return the sizes of the classes of two or more coinciding neurons, the largest first.
+
+    Neurons coincide as in `distinct_neurons`.
 
     >>> merged_sizes(torch.tensor([[1.0], [1.0 + 1e-7], [2.0]]))
     (2,)
@@ -76,7 +82,9 @@ def coincident_pairs(points: Float[Tensor, "n d"]) -> int:
 
 
 def equal_rows(points: Float[Tensor, "n d"]) -> list[Int[Tensor, " k"]]:
-    """Each set of two or more exactly equal rows, as indices.
+    """Find every set of two or more exactly equal rows.
+
+    Returns the row numbers of each set, ascending; an empty list if all rows differ.
 
     >>> equal_rows(torch.tensor([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]]))
     [tensor([0, 2])]

@@ -23,11 +23,15 @@ _MAX_RECENTRINGS = 4
 
 
 def check_cloud(points: Tensor, name: str = "points") -> None:
-    """Raise unless `points` is a finite floating-point cloud of shape (n, d).
+    """Raise an error unless `points` is a finite floating-point cloud of shape (n, d).
+
+    Args:
+        points: The tensor to check.
+        name: What the error message calls it.
 
     Raises:
-        TypeError: the dtype is not a real floating-point one.
-        ValueError: the tensor is not two-dimensional, or holds NaN or infinities; the rows are named.
+        TypeError: The dtype is not a real floating-point one.
+        ValueError: The tensor is not two-dimensional, or holds NaN or infinities; the message lists their first rows.
 
     >>> check_cloud(torch.zeros(3))
     Traceback (most recent call last):
@@ -82,13 +86,15 @@ class Rows:
 
 
 def pairwise_distances(points: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
-    """All Euclidean distances d_ij = |x_i - x_j|, with relative error at the rounding of float32, or 1e-9.
+    """Compute all Euclidean distances |x_i - x_j| between the rows of a cloud.
 
-    Returns a symmetric matrix with zero diagonal, of the cloud's dtype but at least float32. Equal rows are
-    at distance exactly 0, near ones as accurate as far ones, and a common offset costs no accuracy.
+    Returns a symmetric matrix with zero diagonal, in the cloud's dtype but at least float32. Its relative error is
+    that of rounding in float32, and about 1e-9 in float64. It is the same for near rows as for far ones, and for
+    clouds far from the origin. Equal rows have distance exactly 0.
 
     Raises:
-        TypeError, ValueError: as `check_cloud`.
+        TypeError: The dtype is not a real floating-point one.
+        ValueError: The cloud is not of shape (n, d), or holds NaN or infinities.
 
     >>> pairwise_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
     tensor([[0., 5.],
@@ -101,10 +107,13 @@ def pairwise_distances(points: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
 
 
 def diameter(points: Float[Tensor, "n d"]) -> float:
-    """The largest distance between two points, 0 for fewer than two, without holding all distances.
+    """Compute the largest distance between two points of a cloud; 0 for fewer than two points.
+
+    Distances are computed tile by tile: no n by n matrix is held.
 
     Raises:
-        TypeError, ValueError: as `check_cloud`.
+        TypeError: The dtype is not a real floating-point one.
+        ValueError: The cloud is not of shape (n, d), or holds NaN or infinities.
 
     >>> diameter(torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0]]))
     5.0

@@ -23,20 +23,30 @@ _TOGETHER = 1 << 19
 
 @dataclass(frozen=True, slots=True)
 class StepDistortion:
-    """The extreme distance ratios of a step X -> X' = X + Δ of n neurons, and the pairs that attain them.
+    """The extreme changes of the distances between n neurons in one step, and the pairs of neurons that attain them.
 
-    With d_ij = |x_i - x_j| and d'_ij = |x'_i - x'_j|:
+    The step moves neuron i from x_i to x'_i = x_i + Δ_i. With d_ij = |x_i - x_j| and d'_ij = |x'_i - x'_j|, over all
+    pairs of neurons:
 
         critical_ratio  r = max |Δ_i - Δ_j| / d_ij
         contraction     a = min d'_ij / d_ij
         expansion       b = max d'_ij / d_ij
 
-    and 1 - r <= a <= b <= 1 + r. If r < 1, no two distinct neurons merged in this step, and the step map is
-    bi-Lipschitz with constants 1 - r and 1 + r. A pair with d_ij = 0 counts with d'/d = 1 and |Δ_i - Δ_j|/d = 0
-    where it stays together, and with r = b = inf where it splits. Without any pair, r = 0 and a = b = 1.
+    and 1 - r <= a <= b <= 1 + r. If r < 1, no two distinct neurons merged in this step. A pair with d_ij = 0 counts as
+    |Δ_i - Δ_j| / d_ij = 0 and d'_ij / d_ij = 1 if it stays together; if it splits, r = b = inf. With fewer than two
+    neurons r = 0 and a = b = 1.
 
-    `n_coincident`, `n_split` and `n_merged` count pairs: those with d_ij = 0, those of them with d'_ij > 0,
-    and those with d_ij > 0 and d'_ij = 0.
+    Attributes:
+        critical_ratio: r, from 0 to inf; NaN in `Distortions.total`, where it is not computed.
+        contraction: a; 0 if two distinct neurons merged.
+        expansion: b; inf if two equal neurons split.
+        critical_pair: Row numbers (i, j), i < j, of the pair that attains r; None with fewer than two neurons.
+        contraction_pair: Row numbers of the pair that attains a, likewise.
+        expansion_pair: Row numbers of the pair that attains b, likewise.
+        n_points: n.
+        n_coincident: Number of pairs with d_ij = 0.
+        n_split: Number of pairs with d_ij = 0 and d'_ij > 0.
+        n_merged: Number of pairs with d_ij > 0 and d'_ij = 0.
 
     Source: arXiv:2510.02670.
     """
@@ -54,26 +64,31 @@ class StepDistortion:
 
     @property
     def log_distortion(self) -> float:
-        """log(expansion / contraction): 0 where all distances change alike, infinite where neurons split or merge."""
+        """log(expansion / contraction): 0 if all distances changed by one factor, inf if neurons merged or split."""
         if self.contraction == 0 or self.expansion == math.inf:
             return math.inf
         return math.log(self.expansion / self.contraction)
 
     @property
     def certified(self) -> bool:
-        """Whether this step provably kept distinct neurons distinct and equal ones equal."""
+        """Whether the step kept distinct neurons distinct and equal neurons equal: r < 1, and no pair split."""
         return self.critical_ratio < 1 and self.n_split == 0
 
 
 def step_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> StepDistortion:
-    """Measure a step of a cloud of n neurons over all of its pairs: see `StepDistortion` for the formulas.
+    """Measure how one step changed the distances between n neurons, over all pairs.
 
-    Any two captures of the same neurons make a step: one optimizer step, an epoch, or all of training. The
-    values are those of the named pairs, computed from differences in float64; no n by n matrix is held.
+    Two states of the same neurons make a step: before and after one optimizer step, an epoch, or a whole training.
+    `StepDistortion` gives the formulas. The values of the extreme pairs are computed from differences in float64
+    (float32 on Apple's GPUs). Large clouds are searched tile by tile: no n by n matrix is held.
+
+    Args:
+        before: The neurons before the step, one row each.
+        after: The same neurons after the step, in the same order.
 
     Raises:
-        TypeError: a cloud is not of a real floating-point dtype.
-        ValueError: the clouds differ in shape, or hold NaN or infinities.
+        TypeError: A cloud is not of a real floating-point dtype.
+        ValueError: The clouds differ in shape, are not of shape (n, d), or hold NaN or infinities.
 
     >>> before = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
     >>> step = step_distortion(before, 2.0 * before)
@@ -90,12 +105,16 @@ def step_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -
 
 @dataclass(frozen=True, slots=True)
 class Distortions:
-    """The maps of b clouds of neurons to where they are now: by block, from before the step and from a reference.
+    """The distortions of b clouds in one step and since a reference: the result of `distortions`.
 
-    Of `total`, the map from the reference, `critical_ratio` is NaN: it takes a product more that few need. It is empty
-    where there was no reference.
-    `nearest` bounds the distance of each neuron to its nearest now, good to a percent from `resolved` on: what
-    `snapshot_of_nearest` takes.
+    `nearest` and `resolved` are arguments of `snapshot_of_nearest`.
+
+    Attributes:
+        step: For each cloud, the distortion from before to after the step.
+        total: For each cloud, the distortion from the reference to after the step. Its `critical_ratio` is NaN, as it
+            is not computed. Empty if there was no reference.
+        nearest: For each neuron, a lower bound of the distance to its nearest neighbour after the step.
+        resolved: For each cloud, the distance from which on `nearest` is within one percent of the true distance.
     """
 
     step: tuple[StepDistortion, ...]
@@ -104,20 +123,26 @@ class Distortions:
     resolved: Float[Tensor, "b 1"]
 
     def blocks(self, some: slice) -> "Distortions":
-        """Select some of the blocks."""
+        """Return the distortions of some of the b clouds."""
         return Distortions(self.step[some], self.total[some], self.nearest[some], self.resolved[some])
 
 
 def distortions(
     before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"], reference: Float[Tensor, "b n d"] | None
 ) -> Distortions:
-    """Measure the step before -> after and the map reference -> after, block by block, from common products.
+    """Measure the distortion of b clouds in one step and, with the same matrix products, since a reference.
 
-    A large cloud takes four half products, two for the step, and one each for where it was and where it is, and as
-    many copies of it; small ones are measured together.
+    Clouds of at most 128 neurons are measured together. A larger cloud takes four times half of an n by n by d matrix
+    product, and as much memory as four copies of the cloud.
+
+    Args:
+        before: The neurons before the step, one row each.
+        after: The same neurons after the step.
+        reference: The same neurons at an earlier time, such as the start of training; None measures the step alone.
 
     Raises:
-        TypeError, ValueError: as `step_distortion`; fewer than two neurons.
+        TypeError: A cloud is not of a real floating-point dtype.
+        ValueError: The clouds differ in shape or hold NaN or infinities, or there are fewer than two neurons in each.
 
     >>> start = torch.tensor([[[0.0], [1.0], [3.0]]])
     >>> found = distortions(2 * start, 3 * start, start)
@@ -145,10 +170,13 @@ def distortions(
 
 
 def block_distortions(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"]) -> tuple[StepDistortion, ...]:
-    """`step_distortion` of each of b clouds; small clouds are batched.
+    """Measure the distortion of one step in each of b clouds, as `step_distortion` does in one.
+
+    Clouds of at most 128 neurons are measured together, which is faster than one by one.
 
     Raises:
-        TypeError, ValueError: as `step_distortion`.
+        TypeError: A cloud is not of a real floating-point dtype.
+        ValueError: The clouds differ in shape before and after the step, or hold NaN or infinities.
 
     >>> start = torch.tensor([[[0.0], [1.0]], [[0.0], [2.0]]])
     >>> [found.expansion for found in block_distortions(start, 3 * start)]

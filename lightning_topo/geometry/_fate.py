@@ -39,11 +39,22 @@ _TILE = 1024
 
 @dataclass(frozen=True, slots=True)
 class NeuronFate:
-    """How many of n neurons are independent, vanishing, aligned or merged, and their effective number.
+    """Counts of the independent, vanishing, aligned and merged neurons of a cloud: the result of `neuron_fate`.
 
-    All counts are of the `n_measured` neurons. `effective_neurons` is the participation ratio of the cloud, see the
-    function of that name. `aligned_clusters` is None if no incoming weights were given. `multiplicity` holds the sizes
-    of the classes of merged neurons (two or more, equal up to rounding), the largest first.
+    All counts are of the measured neurons: of a random sample, if the cloud is larger than `max_neurons`.
+
+    Attributes:
+        n: Number of neurons of the cloud.
+        n_measured: Number of neurons measured.
+        independent_neurons: Number of neurons kept when, from the longest to the shortest, a neuron is kept if it is
+            independent of all those kept before it.
+        vanishing_neurons: Number of neurons whose norm is below a share of the largest norm, or is 0.
+        aligned_clusters: Number of clusters of neurons whose incoming weights point the same way; neurons without
+            weight do not count. None if no incoming weights were given.
+        effective_neurons: The participation ratio (Σ λ)² / Σ λ² of the eigenvalues λ of the cloud's covariance: from 1,
+            all neurons on a line, to min(n_measured - 1, d); 0 if they do not differ beyond rounding.
+        multiplicity: Sizes of the classes of two or more neurons that are equal up to rounding, as in
+            `distinct_neurons`; the largest first, empty if no neurons have merged.
     """
 
     n: int
@@ -56,12 +67,12 @@ class NeuronFate:
 
     @property
     def subsampled(self) -> bool:
-        """Whether not all neurons were measured."""
+        """Whether only a sample of the neurons was measured."""
         return self.n_measured < self.n
 
     @property
     def largest_multiplicity(self) -> int:
-        """How many neurons the largest class holds: 1 where none have merged."""
+        """Number of neurons in the largest class of equal neurons: 1 if none have merged, 0 for an empty cloud."""
         return max(self.multiplicity, default=min(self.n_measured, 1))
 
 
@@ -75,19 +86,22 @@ def neuron_fate(
     max_neurons: int | None = None,
     generator: torch.Generator | None = None,
 ) -> NeuronFate:
-    """The fate of n neurons: how many of them are independent, vanishing, aligned or merged.
+    """Count how many neurons of a cloud are independent, vanishing, aligned or merged.
 
     Args:
-        points: The neurons as a cloud, one row each.
-        incoming: The incoming weights, one row a neuron, to count aligned clusters; None leaves these out.
-        independence: Two neurons are independent if 2|a - b|² / (|a|² + |b|²) is at least this, in (0, 2).
-        vanishing: A neuron vanishes if its norm is below this share of the largest norm, in (0, 1).
-        alignment: Two neurons are aligned if the cosine of their incoming weights is above this, in (0, 1).
-        max_neurons: A larger cloud is represented by this many rows, drawn without replacement.
-        generator: Draws the rows; by default one seeded with 0.
+        points: The neurons, one row each.
+        incoming: The incoming weights, one row per neuron, to count aligned clusters; None leaves that count out.
+        independence: Neurons a and b are independent if 2|a - b|² / (|a|² + |b|²) is at least this; between 0 and 2.
+        vanishing: A neuron vanishes if its norm is below this share of the largest norm, or is 0.
+        alignment: Two neurons are aligned if the cosine of their incoming weights is above this. Clusters are the
+            connected components of aligned neurons.
+        max_neurons: Measure a random sample of this many neurons if there are more; None measures all.
+        generator: Draws the sample; None seeds a generator with 0.
 
     Raises:
-        TypeError, ValueError: as `check_cloud`; rows of `incoming` that are not the cloud's; `max_neurons` < 1.
+        TypeError: `points` or `incoming` is not of a real floating-point dtype.
+        ValueError: `points` or `incoming` is not two-dimensional or not finite, their numbers of rows differ,
+            `independence` is not between 0 and 2, or `max_neurons` is below 1.
 
     >>> fate = neuron_fate(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [0.0, 0.1]]))
     >>> fate.independent_neurons, fate.vanishing_neurons, fate.multiplicity, round(fate.effective_neurons, 2)
@@ -115,9 +129,9 @@ def neuron_fate(
 
 
 def independent_neurons(points: Float[Tensor, "n d"], threshold: float = INDEPENDENCE) -> int:
-    """Number of neurons left when each must be independent of every one kept before it:
+    """Count the neurons kept when a neuron is kept if it is independent of all those kept before it:
 
-        2|a - b|² / (|a|² + |b|²) >= threshold.
+        2|a - b|² / (|a|² + |b|²) >= threshold    for every kept neuron b and the next neuron a.
 
     Neurons are taken by descending norm, so that the count does not depend on their order. Two zeros are dependent.
 
@@ -154,7 +168,7 @@ def independent_neurons(points: Float[Tensor, "n d"], threshold: float = INDEPEN
 
 
 def vanishing_neurons(points: Float[Tensor, "n d"], threshold: float = VANISHING) -> int:
-    """Number of neurons with |x_i| < threshold * max_j |x_j|, and of those that are zero.
+    """Count the neurons that are 0 or have |x_i| < threshold * max_j |x_j|.
 
     Raises:
         TypeError, ValueError: as `check_cloud`.
@@ -170,7 +184,7 @@ def vanishing_neurons(points: Float[Tensor, "n d"], threshold: float = VANISHING
 
 
 def aligned_clusters(incoming: Float[Tensor, "n k"], threshold: float = ALIGNMENT) -> int:
-    """Number of directions that the incoming weights have condensed to.
+    """Count the directions to which the incoming weights have condensed.
 
     It is the number of connected components of the graph that joins neurons whose cosine w_i·w_j / |w_i| |w_j|
     exceeds the threshold. A neuron without any weight has no direction and is not counted.
@@ -200,7 +214,7 @@ def aligned_clusters(incoming: Float[Tensor, "n k"], threshold: float = ALIGNMEN
 
 
 def effective_neurons(points: Float[Tensor, "n d"]) -> float:
-    """Participation ratio of the spectrum λ of the centred cloud's covariance:
+    """Compute the participation ratio of the eigenvalues λ of the cloud's covariance:
 
         (Σ λ)² / Σ λ²,
 
@@ -237,10 +251,9 @@ def effective_neurons(points: Float[Tensor, "n d"]) -> float:
 
 
 def multiplicity(points: Float[Tensor, "n d"]) -> tuple[int, ...]:
-    """Sizes of the classes of two or more neurons that are equal up to rounding, the largest first.
+    """Return the sizes of the classes of two or more neurons that are equal up to rounding, the largest first.
 
-    Two neurons are in one class as `distinct_neurons` joins them: n minus the sum of the sizes plus their number is
-    that count.
+    Neurons are equal as in `distinct_neurons`, whose count is n - sum(sizes) + len(sizes).
 
     Raises:
         TypeError, ValueError: as `check_cloud`.

@@ -12,10 +12,14 @@ from lightning_topo.geometry._precision import full_precision, real_dtype
 
 @dataclass(frozen=True, slots=True)
 class Landmarks:
-    """Rows of a cloud chosen as landmarks, and their covering radius rho.
+    """Landmarks of a cloud: a few of its rows that represent all points.
 
-    Every point lies within rho of a landmark, so the bottleneck distance between the Rips diagrams of the
-    landmarks and of the whole cloud is at most 2 rho (in terms of edge lengths).
+    The bottleneck distance between the Vietoris-Rips diagrams of the landmarks and of the whole cloud is at most twice
+    the covering radius, where births and deaths are edge lengths.
+
+    Attributes:
+        indices: Row numbers of the landmarks.
+        covering_radius: The largest distance of a point to its nearest landmark; 0 if all points are landmarks.
     """
 
     indices: Int[Tensor, " k"]
@@ -23,13 +27,15 @@ class Landmarks:
 
 
 def farthest_point_landmarks(points: Float[Tensor, "n d"], max_landmarks: int) -> Landmarks:
-    """Choose landmarks by farthest-point sampling: each is the point farthest from those before it.
+    """Choose landmarks of a cloud by farthest-point sampling.
 
-    The first is the point farthest from the mean, so the choice does not depend on the order of the points
-    (but for ties). The covering radius is at most twice the best possible one.
+    The first landmark is the point farthest from the mean; each next one is the point farthest from all landmarks
+    before it. So the choice does not depend on the order of the rows, but for ties. The covering radius is at most
+    twice the smallest one possible. A cloud of at most `max_landmarks` points is returned whole.
 
     Raises:
-        TypeError, ValueError: as `check_cloud`, or `max_landmarks` < 1.
+        TypeError: The dtype is not a real floating-point one.
+        ValueError: The cloud is not of shape (n, d) or not finite, or `max_landmarks` is below 1.
 
     Source: Gonzalez, Clustering to minimize the maximum intercluster distance (1985).
 

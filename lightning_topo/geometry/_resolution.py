@@ -13,16 +13,22 @@ from lightning_topo.geometry._precision import full_precision, wide_dtype
 def resolved_critical_ratio(
     before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], resolution: float = 0.0
 ) -> float:
-    """The critical ratio of a step over the pairs that are not the same up to rounding, exactly.
+    """Compute the critical ratio r of a step over the pairs of neurons that differ by more than rounding:
 
-        max |Δ_i - Δ_j| / d_ij    over the pairs with    d_ij > resolution max(|x_i|, |x_j|)
+        r = max |Δ_i - Δ_j| / d_ij    over the pairs with    d_ij > resolution max(|x_i|, |x_j|),
 
-    Coincident pairs never count; with `resolution` = 0 all others do. Rounding neurons to a dtype moves a pair by at
-    most eps max(|x_i|, |x_j|), so use that eps to leave out pairs whose ratio is mostly rounding. The result is 0 if no
-    pair counts.
+    with x_i neuron i before the step, Δ_i its displacement and d_ij = |x_i - x_j|. Equal neurons never count. Returns
+    0 if no pair counts.
+
+    Args:
+        before: The neurons before the step, one row each.
+        after: The same neurons after the step.
+        resolution: 0 lets all distinct pairs count. The machine epsilon of the dtype that stores the neurons leaves
+            out pairs whose ratio is mostly rounding: rounding moves a pair by up to eps max(|x_i|, |x_j|).
 
     Raises:
-        TypeError, ValueError: as `step_distortion`; a negative resolution.
+        TypeError: A cloud is not of a real floating-point dtype.
+        ValueError: The clouds differ in shape or are not finite, or `resolution` is negative.
 
     >>> before, after = torch.tensor([[0.0], [0.0], [1.0]]), torch.tensor([[0.1], [0.0], [1.0]])
     >>> step_distortion(before, after).critical_ratio, round(resolved_critical_ratio(before, after), 3)

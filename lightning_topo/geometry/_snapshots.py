@@ -11,7 +11,7 @@ from lightning_topo.geometry._lower_bounds import nearest_by_directions, nearest
 from lightning_topo.geometry._precision import full_precision, wide_dtype
 
 MAX_ROWS = 20_000
-"""With more neurons than this, distances are bounded in a few directions instead of over all n² pairs."""
+"""Most neurons of which `snapshot` compares all pairs; the distances of more are bounded in a few directions."""
 
 _TILE_ELEMENTS = 1 << 22
 _USUAL = 0.75
@@ -20,15 +20,19 @@ _FEW_PAIRS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """Lower bounds of the distances in b clouds of n neurons each, for the bounds of later steps.
+    """Lower bounds of the distances in b clouds of n neurons each, from which `step_bound` bounds later steps.
 
-    `nearest[b]`, ascending, bounds the distance from neuron `order[b]` to every other but those paired with it in
-    `pairs`; rounding is taken off. `pairs` holds flat rows (block * n + row): neurons much nearer to each other than
-    most are, whose ratios are computed exactly, and each of several equal neurons with the first of them, where
-    `equal` is True. Of equal neurons only the first has a finite entry in `nearest`.
+    Take one with `snapshot`. Rounding has been subtracted from the bounds.
 
-    `origin` is the cloud itself, by reference: it must not change. None where the caller keeps the values elsewhere.
-    `reason` says why the bounds are looser than they could be, or certify nothing; empty where neither is so.
+    Attributes:
+        nearest: In each cloud, ascending: a lower bound of the distance from the neuron in `order` to every neuron
+            that is not paired with it in `pairs`. Of several equal neurons all but the first have inf.
+        order: In each cloud, the row numbers of the neurons in the order of `nearest`.
+        pairs: Pairs of neurons whose ratios are computed exactly at later steps, as flat row numbers cloud * n + row:
+            neurons that are much nearer to each other than most, and each of several equal neurons with the first.
+        equal: For each of `pairs`, whether its neurons are equal.
+        origin: The clouds themselves, not a copy: do not change them in place. None if the caller keeps the values.
+        reason: Why the bounds are looser than they could be, or certify nothing; empty otherwise.
     """
 
     nearest: Float[Tensor, "b n"]
@@ -40,21 +44,28 @@ class Snapshot:
 
     @property
     def n_rows(self) -> int:
-        """Neurons of all blocks together, b * n."""
+        """Number of neurons in all clouds, b * n."""
         return self.nearest.numel()
 
 
 def snapshot(points: Tensor, k: int = 8, near: float = 0.25) -> Snapshot:
-    """Bound the distances in a cloud (n, d), or in each of b clouds (b, n, d), from below.
+    """Take a snapshot of a cloud: a lower bound of the distance from each neuron to its nearest neighbour.
 
-    The nearest pairs go into `pairs`, to be measured exactly later: those nearer than `near` times the upper quartile
-    of the distances to nearest neighbours, at most `k` per neuron and about n / 8 in all. `near=inf` takes the k
-    nearest neighbours of every neuron; later bounds are then tighter and cost more. For a cloud with NaN or infinities
-    the bounds certify nothing, and `reason` says why.
+    From it `step_bound` bounds later steps without comparing all pairs. Very near pairs are listed in
+    `Snapshot.pairs`, to be computed exactly at later steps. A cloud of more than 20,000 neurons lists none, and its
+    distances are bounded in a few directions. For a cloud with NaN or infinities the bounds certify nothing. In both
+    cases `Snapshot.reason` names the cause.
+
+    Args:
+        points: A cloud (n, d), or b clouds (b, n, d). The snapshot keeps a reference to it, not a copy.
+        k: The most neighbours to list for each neuron.
+        near: List pairs nearer than `near` times the upper quartile of the distances to nearest neighbours, and about
+            n / 8 pairs at most. inf lists the k nearest neighbours of every neuron: later bounds are tighter and cost
+            more.
 
     Raises:
-        TypeError: the dtype is not a real floating-point one.
-        ValueError: neither two nor three dimensions, or k < 1.
+        TypeError: The dtype is not a real floating-point one.
+        ValueError: `points` has neither two nor three dimensions, or `k` is below 1.
 
     >>> snapshot(torch.tensor([[0.0], [1.0], [3.0]])).nearest.round(decimals=2)
     tensor([[1., 1., 2.]], dtype=torch.float64)
@@ -81,9 +92,16 @@ def snapshot_of_nearest(
     k: int = 8,
     near: float = 0.25,
 ) -> Snapshot:
-    """A snapshot of clouds whose nearest neighbours have lower bounds already, good from the distance `resolved` on.
+    """Take a snapshot of clouds for which the distances to nearest neighbours are already bounded from below.
 
-    For a measurement that has the products at hand; k and near are those of `snapshot`.
+    It saves the matrix product that `snapshot` needs. `Distortions` holds the two bounds after a measurement.
+
+    Args:
+        clouds: The neurons of each cloud, one row each.
+        nearest: For each neuron, a lower bound of the distance to its nearest neighbour.
+        resolved: For each cloud, the distance from which on `nearest` is within one percent of the true distance.
+        k: As in `snapshot`.
+        near: As in `snapshot`.
     """
     nearest = nearest.clone()
     usual = nearest.quantile(_USUAL, dim=1, keepdim=True)
