@@ -11,7 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bars:
-    """The bars of one homology dimension: bar i is born at `births[i]` and dies at `deaths[i]`, inf if never.
+    """The bars of a persistence diagram in one homology dimension.
+
+    Bar i is born at scale `births[i]` and dies at scale `deaths[i]`. A bar that never dies, called essential, has death
+    inf. Raises `ValueError` unless both tensors are of one shape (k,).
 
     >>> bars = Bars(births=torch.zeros(2), deaths=torch.tensor([1.0, torch.inf]))
     >>> len(bars), bars.n_essential, bars.lifetimes
@@ -33,7 +36,7 @@ class Bars:
 
     @property
     def lifetimes(self) -> Float[Tensor, " k"]:
-        """death - birth of each bar; inf for essential ones."""
+        """death - birth of each bar; inf for bars that never die."""
         return self.deaths - self.births
 
     @property
@@ -43,25 +46,31 @@ class Bars:
 
     @property
     def longest(self) -> float:
-        """The length of the longest bar that dies; 0 where there is none."""
+        """Lifetime of the longest bar that dies; 0 if there is none."""
         lifetimes = self.finite().lifetimes
         return float(lifetimes.max()) if len(lifetimes) else 0.0
 
     def finite(self) -> "Bars":
-        """The bars that die."""
+        """Return the bars that die."""
         kept = torch.isfinite(self.deaths)
         return Bars(self.births[kept], self.deaths[kept])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PersistenceDiagram:
-    """The Vietoris-Rips persistence diagram of a cloud, `diagram[k]` being its bars in dimension k.
+    """The Vietoris-Rips persistence diagram of a cloud: `diagram[k]` holds the bars of homology dimension k.
 
-    Filtration values are edge lengths. H0 keeps its zero-length bars: n deaths, one of them inf.
+    Births and deaths are edge lengths. Dimension 0 keeps its bars of length zero: n points have n bars, one of which
+    never dies. `diagram[k]` raises `IndexError` if dimension k was not computed.
 
-    `n_points` is the size of the cloud, `diameter` the largest distance between two of its points. H0 is exact. Where
-    dimensions 1 and up are those of landmarks, `exact` is False, and each is known up to twice `covering_radius`
-    (bottleneck distance). `engine` computed them.
+    Attributes:
+        bars: The bars of dimension 0, 1, ..., max_dim.
+        n_points: Number of points of the cloud.
+        diameter: Largest distance between two points.
+        covering_radius: Largest distance of a point to its nearest landmark; 0 if no landmarks were chosen.
+        engine: Name of the library that computed dimensions 1 and up; "mst" if only dimension 0 was computed.
+        exact: False if dimensions 1 and up are those of landmarks: their bottleneck distance to the true bars is at
+            most 2 * covering_radius. `persistence` computes dimension 0 from all points in any case.
     """
 
     bars: tuple[Bars, ...]
@@ -84,13 +93,14 @@ class PersistenceDiagram:
 
     @property
     def landmark_error(self) -> float:
-        """The error of landmarks as a share of the diameter: 2 rho / diameter; 0 where all points were used."""
+        """2 * covering_radius / diameter: the error bound of landmarks as a share of the diameter; 0 if `exact`."""
         return 0.0 if self.exact or self.diameter == 0.0 else 2.0 * self.covering_radius / self.diameter
 
     def is_vacuous(self, k: int) -> bool:
-        """Whether the bound says nothing about dimension k: a diagram without any finite bar lies within it.
+        """Whether the error bound of landmarks leaves open that dimension k has no finite bar at all.
 
-        Bars of length up to 4 rho do, since they are at most 2 rho away from the diagonal.
+        True if no finite bar is longer than 4 * covering_radius: each is then within the bound, 2 * covering_radius, of
+        a bar of length zero. False for an exact diagram, and for k = 0 if every point has its bar.
 
         >>> found = Bars(torch.tensor([1.0]), torch.tensor([1.5])), Bars(torch.tensor([1.0]), torch.tensor([1.5]))
         >>> [PersistenceDiagram(found, 9, 2.0, rho, exact=False).is_vacuous(1) for rho in (0.1, 0.2)]
@@ -102,14 +112,17 @@ class PersistenceDiagram:
         return self[k].longest <= 4.0 * self.covering_radius
 
     def to_numpy(self) -> list[np.ndarray]:
-        """One (k, 2) array of births and deaths per dimension, as ripser and giotto-ph return them."""
+        """Return one array of (birth, death) rows per dimension, in the format of ripser and giotto-ph."""
         return [torch.stack([b.births, b.deaths], dim=1).detach().cpu().numpy() for b in self.bars]
 
     @staticmethod
     def from_numpy(
         intervals: Sequence[np.ndarray], n_points: int, diameter: float, engine: str = "given"
     ) -> "PersistenceDiagram":
-        """A diagram from one (k, 2) array of births and deaths per dimension.
+        """Build a diagram from one array of (birth, death) rows per dimension 0, 1, ...
+
+        Raises:
+            ValueError: An array is not of shape (number of bars, 2).
 
         >>> diagram = PersistenceDiagram.from_numpy([np.array([[0.0, 2.0], [0.0, np.inf]])], 2, 2.0)
         >>> diagram[0].deaths
@@ -122,7 +135,7 @@ class PersistenceDiagram:
         return PersistenceDiagram(bars, n_points, diameter, engine=engine)
 
     def to_giotto(self) -> Float[np.ndarray, "1 k 3"]:
-        """giotto-tda's array of one diagram: rows (birth, death, dimension), without essential bars."""
+        """Return the finite bars as giotto-tda's array of one diagram, with rows (birth, death, dimension)."""
         parts = [
             np.column_stack([points, np.full(len(points), k)])
             for k, points in enumerate(self.without_essential().to_numpy())
@@ -131,9 +144,10 @@ class PersistenceDiagram:
 
     @staticmethod
     def from_giotto(array: Float[np.ndarray, "1 k 3"], n_points: int, diameter: float) -> "PersistenceDiagram":
-        """A diagram from giotto-tda's array of one diagram, whose padding on the diagonal is dropped in H1+.
+        """Build a diagram from giotto-tda's array of one diagram, with rows (birth, death, dimension).
 
-        giotto-tda leaves out the one essential class of H0, which is put back.
+        giotto-tda pads arrays with bars of length zero; they are dropped in dimensions 1 and up. It leaves out the one
+        essential bar of dimension 0; that bar is added.
         """
         birth, death, dimension = array[0].T
         intervals = []
@@ -145,10 +159,10 @@ class PersistenceDiagram:
         return PersistenceDiagram.from_numpy(intervals, n_points, diameter)
 
     def without_essential(self) -> "PersistenceDiagram":
-        """The diagram of the bars that die."""
+        """Return the diagram without the bars that never die."""
         return replace(self, bars=tuple(bars.finite() for bars in self.bars))
 
     @property
     def max_dim(self) -> int:
-        """The highest homology dimension held."""
+        """The highest homology dimension in the diagram."""
         return len(self.bars) - 1

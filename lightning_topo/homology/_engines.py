@@ -57,7 +57,9 @@ ENGINES: dict[str, Engine] = {
 
 
 def available_engines() -> list[str]:
-    """Names of the installed engines, the default first.
+    """List the installed libraries that compute homology in dimension 1 and up, the preferred one first.
+
+    `persistence` uses the first by default. The list is empty if none is installed.
 
     >>> set(available_engines()) <= set(ENGINES)
     True

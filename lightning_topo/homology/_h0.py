@@ -24,13 +24,18 @@ NearestOutside = Callable[[Labels], tuple[Tensor, Tensor]]
 
 
 def h0_deaths(points: Float[Tensor, "n d"], matrix_bytes: int = MATRIX_BYTES) -> Float[Tensor, " m"]:
-    """The n - 1 finite deaths of H0 in ascending order: the edge lengths of the minimum spanning tree.
+    """Compute the n - 1 finite deaths in homology dimension 0: the edge lengths of the minimum spanning tree.
 
-    Every death is right to the rounding of float32, the smallest too; coincident points give deaths of
-    length 0. Distances that take more than `matrix_bytes` are never held at once.
+    Returns them in ascending order, in the cloud's dtype but at least float32; empty for fewer than two points. Each
+    is accurate to the rounding of float32, the smallest too. Equal points give deaths of 0.
+
+    Args:
+        points: The cloud, one row per point.
+        matrix_bytes: If all distances take more memory than this, they are computed tile by tile, which is slower.
 
     Raises:
-        TypeError, ValueError: as `check_cloud`.
+        TypeError: The dtype is not a real floating-point one.
+        ValueError: The cloud is not of shape (n, d), or holds NaN or infinities.
 
     >>> h0_deaths(torch.tensor([[0.0], [1.0], [1.0], [4.0]]))
     tensor([0., 1., 3.])

@@ -17,11 +17,14 @@ Intervals = Float[np.ndarray, "_ 2"]
 
 
 def bottleneck(a: PersistenceDiagram, b: PersistenceDiagram, k: int) -> float:
-    """Bottleneck distance of two diagrams in dimension k, in the maximum norm of (birth, death).
+    """Compute the bottleneck distance between two diagrams in homology dimension k.
 
-    It is the least ε such that some bars of one can be matched to bars of the other within ε, and the rest
-    have lifetimes of at most 2 ε. Essential bars match only each other; infinite where their numbers differ.
-    For H0, where all births are 0, max over rank of min(|a - b|, max(a, b) / 2) over the sorted deaths.
+    It is the smallest ε for which some bars of one diagram match bars of the other, each birth and each death within
+    ε of its partner's, and all other bars have a lifetime of at most 2 ε. Bars that never die match only each other;
+    the distance is inf if their numbers differ.
+
+    In dimension 0, where all births are 0, it is the largest min(|a - b|, max(a, b) / 2) over the sorted deaths a and
+    b of equal rank, the shorter list padded with 0.
 
     >>> from lightning_topo.homology import persistence
     >>> cloud = torch.tensor([[0.0], [1.0], [5.0]])
@@ -38,14 +41,15 @@ def bottleneck(a: PersistenceDiagram, b: PersistenceDiagram, k: int) -> float:
 
 
 def wasserstein(a: PersistenceDiagram, b: PersistenceDiagram, k: int, order: float = 1.0) -> float:
-    """Wasserstein distance of two diagrams in dimension k, in the maximum norm of (birth, death).
+    """Compute the Wasserstein distance between two diagrams in homology dimension k.
 
-    It is the least (Σ cost^order)^(1/order) over all matchings; an unmatched bar costs half its lifetime. Essential
-    bars match only each other; the distance is infinite if their numbers differ. Time grows with the cube of the number
-    of bars.
+    It is the smallest (Σ cost^order)^(1/order) over all matchings of bars. Two matched bars cost the larger of the
+    differences between their births and between their deaths; an unmatched bar costs half its lifetime. Bars that
+    never die match only each other; the distance is inf if their numbers differ. Time grows with the cube of the
+    number of bars.
 
     Raises:
-        ValueError: `order` < 1; `bottleneck` is the limit of large orders.
+        ValueError: `order` is below 1 or not finite. `bottleneck` is the limit of large orders.
 
     >>> from lightning_topo.homology import persistence
     >>> cloud = torch.tensor([[0.0], [1.0], [5.0]])
@@ -68,14 +72,16 @@ def wasserstein(a: PersistenceDiagram, b: PersistenceDiagram, k: int, order: flo
 
 
 def log_bottleneck(a: PersistenceDiagram, b: PersistenceDiagram, k: int) -> float:
-    """Bottleneck distance of two diagrams in the coordinates (log birth, log death); for H0, of log death.
+    """Compute the bottleneck distance between two diagrams in homology dimension k on a logarithmic scale.
 
-    It is the distance that the distortion of a step bounds: see `log_bottleneck_bound`. For H0 it is
-    max |log a_(i) - log b_(i)| over the sorted deaths, and infinite where the diagrams differ in their number
-    of bars, or of bars of zero length.
+    Bars have the coordinates (log birth, log death), in dimension 0 log death alone. `log_bottleneck_bound` bounds
+    this distance by how much a step changed the distances between points.
+
+    In dimension 0 it is the largest |log a - log b| over the sorted deaths a and b of equal rank. It is inf if one
+    diagram has more bars there, or more bars of length zero, than the other.
 
     Raises:
-        ValueError: a bar of dimension k >= 1 never dies, which a full Rips filtration cannot hold.
+        ValueError: k >= 1 and a bar never dies, which does not happen in a full Vietoris-Rips filtration.
 
     >>> from lightning_topo.homology import persistence
     >>> cloud = torch.tensor([[0.0], [1.0], [5.0]])
@@ -90,12 +96,11 @@ def log_bottleneck(a: PersistenceDiagram, b: PersistenceDiagram, k: int) -> floa
 
 
 def log_bottleneck_bound(step: StepDistortion) -> float:
-    """The upper bound max(log b, -log a) of `log_bottleneck` between the Rips diagrams before and after a step.
+    """Bound `log_bottleneck` between the Vietoris-Rips diagrams before and after a step: max(log b, -log a).
 
-    a is the contraction of the step and b its expansion.
-
-    A bar with log(death / birth) above twice this bound survives the step. After the best common rescaling of
-    the cloud the bound is `step.log_distortion` / 2.
+    a is `step.contraction`, the smallest ratio of a distance after the step to that before it; b is `step.expansion`,
+    the largest. A bar with log(death / birth) above twice this bound survives the step. The bound is inf if neurons
+    merged or split. If the cloud may be rescaled by the best factor, it falls to `step.log_distortion` / 2.
 
     >>> from lightning_topo.geometry import step_distortion
     >>> cloud = torch.tensor([[0.0], [1.0], [5.0]])

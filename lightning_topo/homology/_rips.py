@@ -25,17 +25,22 @@ def persistence(
     max_landmarks: int | None = None,
     engine: str | None = None,
 ) -> PersistenceDiagram:
-    """The persistence diagram of the Vietoris-Rips filtration of a cloud, over the field Z/2.
+    """Compute the persistence diagram of the Vietoris-Rips filtration of a cloud, over the field Z/2.
 
-    H0 is that of all points, however many. In dimension 1 and up a cloud of more than `max_landmarks` points is
-    represented by landmarks (`farthest_point_landmarks`); the diagram then carries their covering radius rho, and its
-    bottleneck distance to that of the whole cloud is at most 2 rho. `engine` names one of `available_engines()`; None
-    takes the first.
+    Args:
+        points: The cloud, one row per point.
+        max_dim: The highest homology dimension. Dimension 0 is computed from all points, however many.
+        max_landmarks: In dimensions 1 and up, represent a larger cloud by this many `farthest_point_landmarks`. The
+            bottleneck distance to the diagram of the whole cloud is then at most twice the result's
+            `covering_radius`. None uses all points.
+        engine: The library for dimensions 1 and up, one of `available_engines()`; None takes the first.
 
     Raises:
-        TypeError, ValueError: as `check_cloud`; `max_dim` < 0, an unknown engine, or too many points for it.
-        ModuleNotFoundError: `max_dim` >= 1 and the engine is not installed.
-        RuntimeError: the engine failed.
+        TypeError: The dtype is not a real floating-point one.
+        ValueError: The cloud is not of shape (n, d) or not finite, `max_dim` < 0, `max_landmarks` < 1, the engine is
+            unknown, or the distances for dimensions 1 and up take more than 1 GiB.
+        ModuleNotFoundError: The engine, or any if none is named, is not installed.
+        RuntimeError: The engine failed.
 
     >>> square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
     >>> diagram = persistence(square)
@@ -51,10 +56,21 @@ def persistence(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RipsTask:
-    """A cloud's diagram without its homology in dimension 1 and up, which follows from `distances`.
+    """A persistence diagram of which dimensions 1 and up are still to be computed from a distance matrix.
 
-    `distances` is None where nothing is left to compute. `deaths` are the finite ones of H0; None where they are left
-    to whoever computes the rest, which is cheaper where that is another process.
+    `rips_task` builds it on the cloud's device. Give `distances` to a `Worker`, and its result to `diagram`.
+
+    Attributes:
+        distances: Distances between the points, or between their landmarks, on the CPU; None if no dimension above 0
+            is wanted, or after `handed_over`.
+        deaths: The finite deaths of dimension 0; None if they are to be computed from `distances` too.
+        max_dim: The highest homology dimension.
+        engine: Name of the library that is to compute dimensions 1 and up; "mst" if none are wanted.
+        n_landmarks: Number of landmarks; n_points if all points are used.
+        n_points: Number of points of the cloud.
+        diameter: Largest distance between two points.
+        covering_radius: Largest distance of a point to its nearest landmark; 0 if all points are used.
+        like: An empty tensor of the diagram's dtype and device.
     """
 
     distances: Float[np.ndarray, "m m"] | None
@@ -68,13 +84,15 @@ class RipsTask:
     like: Float[Tensor, "0"]
 
     def handed_over(self) -> "RipsTask":
-        """The same task without its distances, once they are handed to a worker."""
+        """Return the task without its distances, to free their memory once a worker has them."""
         return replace(self, distances=None)
 
     def diagram(self, intervals: Sequence[np.ndarray]) -> PersistenceDiagram:
-        """The diagram, from one (k, 2) array of births and deaths per dimension 1, ..., max_dim.
+        """Build the persistence diagram from the bars that were computed from `distances`.
 
-        One more array may come first, the finite deaths of H0 of the same matrix: it is used where `deaths` is None.
+        Args:
+            intervals: One array of (birth, death) rows per dimension 1, ..., max_dim. The finite deaths of dimension 0,
+                shape (n_points - 1,), may come first; they must if `deaths` is None, and are ignored otherwise.
         """
         finite, rest = self.deaths, list(intervals)
         tree = rest.pop(0) if len(rest) > self.max_dim else None
@@ -103,9 +121,18 @@ def rips_task(
     *,
     leave_h0: bool = False,
 ) -> RipsTask:
-    """Run the part of `persistence` that belongs on the cloud's own device; parameters and errors are the same.
+    """Compute the distances and dimension 0 of a persistence diagram on the cloud's device, and leave the rest to do.
 
-    With `leave_h0` the H0 of a cloud on the CPU is left to whoever computes the rest, unless that sees landmarks alone.
+    Args:
+        points: As in `persistence`.
+        max_dim: As in `persistence`.
+        max_landmarks: As in `persistence`.
+        engine: As in `persistence`.
+        leave_h0: Leave dimension 0 to the process that computes the rest. It has no effect unless the cloud is on the
+            CPU, `max_dim` >= 1, and all points are used rather than landmarks.
+
+    Raises:
+        TypeError, ValueError, ModuleNotFoundError: As `persistence`.
     """
     check_cloud(points)
     if max_dim < 0:

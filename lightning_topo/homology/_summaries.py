@@ -6,7 +6,9 @@ from lightning_topo.homology._diagram import PersistenceDiagram
 
 
 def betti_number(diagram: PersistenceDiagram, k: int, scale: float) -> int:
-    """The k-th Betti number of the Rips complex at `scale`: the bars with birth <= scale < death.
+    """Count the bars of dimension k with birth <= scale < death: the k-th Betti number of the Vietoris-Rips complex.
+
+    `scale` is an edge length, in the units of the cloud.
 
     >>> from lightning_topo.homology import persistence
     >>> diagram = persistence(torch.tensor([[0.0], [1.0], [5.0]]), max_dim=0)
@@ -18,7 +20,7 @@ def betti_number(diagram: PersistenceDiagram, k: int, scale: float) -> int:
 
 
 def total_persistence(diagram: PersistenceDiagram, k: int, power: float = 1.0) -> float:
-    """Sum of (death - birth)^power over the finite bars of dimension k.
+    """Sum (death - birth)^power over the finite bars of dimension k.
 
     >>> from lightning_topo.homology import persistence
     >>> total_persistence(persistence(torch.tensor([[0.0], [1.0], [5.0]]), max_dim=0), 0)
@@ -28,7 +30,7 @@ def total_persistence(diagram: PersistenceDiagram, k: int, power: float = 1.0) -
 
 
 def max_persistence(diagram: PersistenceDiagram, k: int) -> float:
-    """The longest finite bar of dimension k; 0 where there is none.
+    """Return the lifetime, death - birth, of the longest finite bar of dimension k; 0 if there is none.
 
     >>> from lightning_topo.homology import persistence
     >>> max_persistence(persistence(torch.tensor([[0.0], [1.0], [5.0]]), max_dim=0), 0)
@@ -38,9 +40,10 @@ def max_persistence(diagram: PersistenceDiagram, k: int) -> float:
 
 
 def persistence_entropy(diagram: PersistenceDiagram, k: int) -> float:
-    """Shannon entropy -Σ p_i log p_i, in nats, of the finite lifetimes l_i, with p_i = l_i / Σ l_j.
+    """Compute the Shannon entropy of the lifetimes of the finite bars of dimension k, in nats.
 
-    It lies between 0 and the log of the number of finite bars of positive length; 0 where there are none.
+    It is -Σ p_i log p_i with p_i = l_i / Σ l_j, l_i the lifetime death - birth of bar i. It lies between 0 and the log
+    of the number of finite bars of positive length; it is 0 if there are none.
 
     Source: Chintakunta et al., An entropy-based persistence barcode (2015).
 

@@ -10,7 +10,9 @@ from lightning_topo.homology._diagram import PersistenceDiagram
 
 
 def betti_curve(diagram: PersistenceDiagram, k: int, scales: Float[Tensor, " s"]) -> Int[Tensor, " s"]:
-    """The k-th Betti number at each scale: the number of bars with birth <= scale < death.
+    """Compute the k-th Betti number at each scale: the number of bars of dimension k with birth <= scale < death.
+
+    Scales are edge lengths, in the units of the cloud.
 
     >>> from lightning_topo.homology import persistence
     >>> diagram = persistence(torch.tensor([[0.0], [1.0], [5.0]]), max_dim=0)
@@ -24,7 +26,12 @@ def betti_curve(diagram: PersistenceDiagram, k: int, scales: Float[Tensor, " s"]
 
 
 def crocker(diagrams: Sequence[PersistenceDiagram], k: int, scales: Float[Tensor, " s"]) -> Int[Tensor, "t s"]:
-    """The CROCKER matrix of a run: the k-th Betti number by time (rows) and scale (columns).
+    """Compute the CROCKER matrix of a run: the k-th Betti number of each diagram (rows) at each scale (columns).
+
+    Args:
+        diagrams: The run's diagrams in the order of time.
+        k: The homology dimension.
+        scales: Edge lengths, in the units of the clouds.
 
     Source: Topaz, Ziegelmeier, Halverson, Topological data analysis of biological aggregation models (2015).
 
@@ -42,10 +49,14 @@ def crocker(diagrams: Sequence[PersistenceDiagram], k: int, scales: Float[Tensor
 def landscape(
     diagram: PersistenceDiagram, k: int, scales: Float[Tensor, " s"], depth: int = 5
 ) -> Float[Tensor, "depth s"]:
-    """The first persistence landscapes of the finite bars of dimension k at the given scales.
+    """Compute the first `depth` persistence landscapes of the finite bars of dimension k, at the given scales.
 
-    λ_m(t) is the m-th largest value of max(0, min(t - birth, death - t)); a diagram's landscapes are
-    1-Lipschitz in the bottleneck distance.
+    The m-th landscape at scale t is the m-th largest value of max(0, min(t - birth, death - t)) over the bars; 0 if
+    there are fewer bars. If the bottleneck distance of two diagrams is ε, their landscapes differ by at most ε at
+    every scale.
+
+    Raises:
+        ValueError: `depth` is below 1.
 
     Source: Bubenik, Statistical topological data analysis using persistence landscapes (2015).
 
@@ -70,10 +81,20 @@ def persistence_image(
     lifetimes: Float[Tensor, " l"],
     bandwidth: float,
 ) -> Float[Tensor, "b l"]:
-    """The persistence surface of the finite bars of dimension k on a grid of births and lifetimes.
+    """Compute the persistence image of the finite bars of dimension k on a grid of births and lifetimes.
 
-    It is the sum over bars of lifetime times a normal density of standard deviation `bandwidth` around
-    (birth, lifetime), evaluated at the grid points.
+    Each bar adds its lifetime times a normal density around (birth, lifetime). The image is evaluated at the points of
+    the grid, not integrated over pixels.
+
+    Args:
+        diagram: The diagram.
+        k: The homology dimension.
+        births: Births of the grid, the rows of the image.
+        lifetimes: Lifetimes of the grid, the columns of the image.
+        bandwidth: Standard deviation of the density, in the units of the cloud.
+
+    Raises:
+        ValueError: `bandwidth` is not positive.
 
     Source: Adams et al., Persistence images (2017).
 

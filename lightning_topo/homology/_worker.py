@@ -32,11 +32,11 @@ _SUPPORTED = hasattr(socket, "send_fds") and hasattr(socket, "AF_UNIX")
 
 
 class JobLost(RuntimeError):
-    """The job was dropped, or the worker died or hung: there will be no result."""
+    """Raised by `Worker.collect` if a job has no result: it was dropped, or the worker died, hung or was closed."""
 
 
 class WorkerBroken(RuntimeError):
-    """The worker has failed too often in a row to be started again."""
+    """Raised by `Worker.submit` after the worker has died or hung three times in a row."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,9 +52,15 @@ class Job:
 
 @dataclass(slots=True, weakref_slot=True)
 class Worker:
-    """The subprocess, and the jobs it has not done yet, oldest first.
+    """A subprocess that computes persistent homology while the training goes on.
 
-    `n_lost` counts jobs that were dropped or lost. A worker cannot be pickled, or used in a forked child.
+    Queue distance matrices with `submit` and take the results with `collect`. The subprocess starts at the first job,
+    does one job after the other in the order of submission, and is started again if it dies or hangs. A worker cannot
+    be pickled, or used in a forked child.
+
+    Attributes:
+        most_waiting: Most unfinished jobs; if there are more, the oldest is dropped.
+        n_lost: Number of jobs so far that were dropped, or lost because the worker died, hung or was closed.
     """
 
     most_waiting: int = MOST_WAITING
@@ -69,7 +75,7 @@ class Worker:
 
     @staticmethod
     def is_supported() -> bool:
-        """Whether this system can hand files from process to process."""
+        """Whether this system can pass open files from process to process, which a worker needs."""
         return _SUPPORTED
 
     @property
@@ -78,9 +84,16 @@ class Worker:
         return None if self._process is None else self._process.pid
 
     def submit(self, matrices: Sequence[Float[np.ndarray, "_ _"]], max_dim: int, engine: str, *, spanning: bool) -> Job:
-        """Queue distance matrices for `rips_intervals`, with their spanning trees if `spanning`; return their job.
+        """Queue a job for the subprocess, and return it without waiting for its result.
 
-        Raises `WorkerBroken` where it died or hung three times in a row.
+        Args:
+            matrices: Symmetric, finite distance matrices with zero diagonal.
+            max_dim: The highest homology dimension.
+            engine: The library that computes dimensions 1 and up, one of `available_engines()`.
+            spanning: Whether to compute the minimum spanning tree of each matrix too, for dimension 0.
+
+        Raises:
+            WorkerBroken: The subprocess has died or hung three times in a row.
         """
         if self._failures >= _MOST_FAILURES:
             raise WorkerBroken(f"the homology worker failed {self._failures} times in a row")
@@ -97,9 +110,18 @@ class Worker:
         return job
 
     def collect(self, job: Job, most_seconds: float) -> list[list[np.ndarray] | RuntimeError]:
-        """Wait for a job, and return one result a matrix; with `spanning` each begins with the tree's edge weights.
+        """Wait for a job, and return one result per matrix. Call it once per job.
 
-        Raises `JobLost`, also after `most_seconds`: the worker is then ended, and started anew for the other jobs.
+        A result is a list of arrays: (birth, death) rows for each dimension 1, ..., max_dim, and before them the sorted
+        edge lengths of the minimum spanning tree if the job has `spanning`. For a matrix on which the engine failed the
+        result is a `RuntimeError`, which is not raised.
+
+        Args:
+            job: What `submit` returned.
+            most_seconds: How long to wait. After that the subprocess is ended, and started again for the other jobs.
+
+        Raises:
+            JobLost: The job was dropped or lost, or the time is over.
         """
         deadline = time.monotonic() + most_seconds
         while not job.done and not job.lost:
@@ -115,7 +137,7 @@ class Worker:
         return found
 
     def close(self) -> None:
-        """End the subprocess; unfinished jobs are lost."""
+        """End the subprocess. Unfinished jobs are lost: `collect` raises `JobLost` for them."""
         self._stop()
         while self._waiting:
             self._lose(self._waiting[0], "the worker was closed")
