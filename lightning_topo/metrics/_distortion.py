@@ -12,7 +12,10 @@ from lightning_topo.metrics._topology_metric import TopologyMetric
 
 
 class CriticalRatio(TopologyMetric):
-    """The largest critical ratio r of the steps seen; 0 before the first. r < 1 certifies a step.
+    """The largest critical ratio r of all steps since the last reset; 0 before the first step.
+
+    r = max |Δ_i - Δ_j| / |x_i - x_j| over all pairs of neurons, for a step that moves neuron i from x_i by Δ_i. r < 1
+    certifies that no two distinct neurons merged in the step. r is inf if equal neurons split.
 
     >>> metric = CriticalRatio()
     >>> before = torch.tensor([[0.0], [1.0]])
@@ -30,15 +33,26 @@ class CriticalRatio(TopologyMetric):
         self.add_state("ratio", torch.tensor(0.0), dist_reduce_fx="max")
 
     def update(self, before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> None:
-        """Measure one step of a cloud, both of shape (n, d)."""
+        """Measure one step, from the same n neurons before and after it, one row each.
+
+        Raises:
+            TypeError, ValueError: As `lightning_topo.step_distortion`.
+        """
         self.ratio = self.ratio.clamp(min=step_distortion(before, after).critical_ratio)
 
     def compute(self) -> Tensor:
-        """The largest ratio so far."""
+        """Return the largest critical ratio since the last reset, as a scalar."""
         return self.ratio
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
-        """Plot the value, or a sequence of values over time, and the critical point 1; returns figure and axes."""
+        """Plot the critical ratio, and a dashed line at 1, above which a step is not certified.
+
+        Args:
+            val: One value, or a sequence of values over time; None plots the current value.
+            ax: The axes of matplotlib to draw on; None makes new ones.
+
+        Returns the figure and the axes.
+        """
         figure, axes = super().plot(val, ax)
         axes.axhline(1.0, color="#b3261e", linewidth=1.0, linestyle="--", label="critical")
         axes.legend(loc="best")
@@ -46,7 +60,10 @@ class CriticalRatio(TopologyMetric):
 
 
 class LipschitzDistortion(TopologyMetric):
-    """log(b / a) of the largest expansion b and the smallest contraction a of the steps seen; 0 before.
+    """log(b / a), with b the largest and a the smallest distance ratio of all steps since the last reset.
+
+    The distance ratio of two neurons is their distance after a step over that before it, taken over all pairs. The
+    value is 0 before the first step and if all distances changed by one factor. It is inf if neurons merged or split.
 
     >>> metric = LipschitzDistortion()
     >>> before = torch.tensor([[0.0], [1.0]])
@@ -66,13 +83,17 @@ class LipschitzDistortion(TopologyMetric):
         self.add_state("expansion", torch.tensor(0.0), dist_reduce_fx="max")
 
     def update(self, before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> None:
-        """Measure one step of a cloud, both of shape (n, d)."""
+        """Measure one step, from the same n neurons before and after it, one row each.
+
+        Raises:
+            TypeError, ValueError: As `lightning_topo.step_distortion`.
+        """
         step = step_distortion(before, after)
         self.contraction = self.contraction.clamp(max=step.contraction)
         self.expansion = self.expansion.clamp(min=step.expansion)
 
     def compute(self) -> Tensor:
-        """Return log(largest / smallest) of all distance ratios since the last reset."""
+        """Return log(b / a) of the largest and smallest distance ratio since the last reset, as a scalar."""
         if self.contraction > self.expansion:  # nothing was measured
             return torch.zeros_like(self.expansion)
         return (self.expansion / self.contraction).log()

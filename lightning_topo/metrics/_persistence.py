@@ -35,12 +35,28 @@ class _MeanOverClouds(TopologyMetric):
         self.count = self.count + 1
 
     def compute(self) -> Tensor:
-        """The mean so far, of shape (max_dim + 1,); torchmetrics squeezes it for max_dim = 0."""
+        """Return the mean per homology dimension, of shape (max_dim + 1,).
+
+        torchmetrics squeezes it to a scalar if max_dim = 0.
+        """
         return self.total / self.count
 
 
 class BettiNumbers(_MeanOverClouds):
-    """Betti numbers at `scale` times the diameter, the mean over the clouds seen.
+    """Mean Betti numbers of the clouds since the last reset; NaN before the first.
+
+    The Betti numbers are those of a cloud's Vietoris-Rips complex at a fixed share of the cloud's diameter.
+
+    Args:
+        max_dim: The highest homology dimension: there is one value for each of 0, ..., max_dim.
+        scale: The edge length of the complex as a share of the diameter.
+        max_landmarks: In dimensions 1 and up, represent larger clouds by this many points; None uses all.
+        engine: The library for dimensions 1 and up, one of `lightning_topo.homology.available_engines()`; None takes
+            the first.
+        **kwargs: Passed on to `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: `max_dim` is negative.
 
     >>> metric = BettiNumbers(max_dim=0)
     >>> metric.update(torch.tensor([[0.0], [1.0], [9.0]]))
@@ -60,12 +76,26 @@ class BettiNumbers(_MeanOverClouds):
         self.scale = scale
 
     def update(self, points: Float[Tensor, "n d"]) -> None:
-        """Measure one cloud of shape (n, d)."""
+        """Add the Betti numbers of one cloud, with one row per point."""
         self._add(functional.betti_numbers(points, self.max_dim, self.scale, self.max_landmarks, self.engine))
 
 
 class TotalPersistence(_MeanOverClouds):
-    """Sum of (death - birth)^power over the finite bars, the mean over the clouds seen.
+    """Mean total persistence of the clouds since the last reset; NaN before the first.
+
+    The total persistence of a cloud is the sum of (death - birth)^power over the finite bars of its Vietoris-Rips
+    persistence diagram.
+
+    Args:
+        max_dim: The highest homology dimension: there is one value for each of 0, ..., max_dim.
+        power: The exponent.
+        max_landmarks: In dimensions 1 and up, represent larger clouds by this many points; None uses all.
+        engine: The library for dimensions 1 and up, one of `lightning_topo.homology.available_engines()`; None takes
+            the first.
+        **kwargs: Passed on to `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: `max_dim` is negative.
 
     >>> metric = TotalPersistence(max_dim=0)
     >>> metric.update(torch.tensor([[0.0], [1.0], [9.0]]))
@@ -85,12 +115,25 @@ class TotalPersistence(_MeanOverClouds):
         self.power = power
 
     def update(self, points: Float[Tensor, "n d"]) -> None:
-        """Measure one cloud of shape (n, d)."""
+        """Add the total persistence of one cloud, with one row per point."""
         self._add(functional.total_persistence(points, self.max_dim, self.power, self.max_landmarks, self.engine))
 
 
 class PersistenceEntropy(_MeanOverClouds):
-    """Entropy of the finite lifetimes in nats, the mean over the clouds seen.
+    """Mean persistence entropy of the clouds since the last reset, in nats; NaN before the first.
+
+    The persistence entropy of a cloud is the Shannon entropy of the lifetimes of the finite bars of its Vietoris-Rips
+    persistence diagram, each divided by their sum.
+
+    Args:
+        max_dim: The highest homology dimension: there is one value for each of 0, ..., max_dim.
+        max_landmarks: In dimensions 1 and up, represent larger clouds by this many points; None uses all.
+        engine: The library for dimensions 1 and up, one of `lightning_topo.homology.available_engines()`; None takes
+            the first.
+        **kwargs: Passed on to `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: `max_dim` is negative.
 
     >>> metric = PersistenceEntropy(max_dim=0)
     >>> metric.update(torch.tensor([[0.0], [1.0], [2.0]]))
@@ -99,14 +142,23 @@ class PersistenceEntropy(_MeanOverClouds):
     """
 
     def update(self, points: Float[Tensor, "n d"]) -> None:
-        """Measure one cloud of shape (n, d)."""
+        """Add the persistence entropy of one cloud, with one row per point."""
         self._add(functional.persistence_entropy(points, self.max_dim, self.max_landmarks, self.engine))
 
 
 class DiagramDistance(TopologyMetric):
-    """Distance between the persistence diagrams of two clouds, the largest seen; 0 before the first pair.
+    """The largest distance between the persistence diagrams of two clouds since the last reset; 0 before the first.
 
-    `distance` is "bottleneck", "log_bottleneck" or "wasserstein" (of order 1).
+    Args:
+        max_dim: The highest homology dimension: there is one value for each of 0, ..., max_dim.
+        distance: "bottleneck", "log_bottleneck", or "wasserstein", which is of order 1.
+        max_landmarks: In dimensions 1 and up, represent larger clouds by this many points; None uses all.
+        engine: The library for dimensions 1 and up, one of `lightning_topo.homology.available_engines()`; None takes
+            the first.
+        **kwargs: Passed on to `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: `max_dim` is negative, or no distance has that name.
 
     >>> metric = DiagramDistance(max_dim=0)
     >>> cloud = torch.tensor([[0.0], [1.0], [9.0]])
@@ -138,12 +190,15 @@ class DiagramDistance(TopologyMetric):
         self.add_state("largest", torch.zeros(max_dim + 1), dist_reduce_fx="max")
 
     def update(self, before: Float[Tensor, "n d"], after: Float[Tensor, "m d"]) -> None:
-        """Compare the diagrams of two clouds, of shapes (n, d) and (m, d), and keep the largest distance so far."""
+        """Measure the distance between the diagrams of two clouds, which may differ in their numbers of points."""
         distances = functional.diagram_distance(
             before, after, self.max_dim, self.distance, self.max_landmarks, self.engine
         )
         self.largest = torch.maximum(self.largest, distances.to(self.largest))
 
     def compute(self) -> Tensor:
-        """The largest distances so far, of shape (max_dim + 1,); torchmetrics squeezes it for max_dim = 0."""
+        """Return the largest distance per homology dimension, of shape (max_dim + 1,).
+
+        torchmetrics squeezes it to a scalar if max_dim = 0.
+        """
         return self.largest

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 
 class TopologyMetric(Metric):
-    """A metric of weights that every rank holds alike: synchronising ranks changes no value.
+    """Base class of metrics of weights that every rank holds alike: synchronising ranks changes no value.
 
     States are reduced by maximum or minimum, or as sum and count together, so replicas are not counted twice.
     """
@@ -18,5 +18,5 @@ class TopologyMetric(Metric):
     full_state_update: bool | None = False
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
-        """Plot the value, or a sequence of values over time; returns a figure and axes of matplotlib."""
+        """Plot the current value, or the values `val` over time; return the figure and axes of matplotlib."""
         return self._plot(val, ax)

@@ -35,11 +35,14 @@ DISTANCES: dict[str, Callable[[PersistenceDiagram, PersistenceDiagram, int], flo
     "log_bottleneck": log_bottleneck,
     "wasserstein": wasserstein,
 }
-"""Distances between persistence diagrams by name."""
+"""The distances between persistence diagrams that `diagram_distance` offers, by name."""
 
 
 def critical_ratio(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """r = max |Δ_i - Δ_j| / |x_i - x_j| over all pairs of neurons; see `step_distortion`.
+    """Compute the critical ratio r = max |Δ_i - Δ_j| / |x_i - x_j| of a step, over all pairs of neurons.
+
+    The step moves neuron i from x_i, a row of `before`, by Δ_i. r < 1 certifies that no two distinct neurons merged.
+    Returns a scalar on the cloud's device. Errors are those of `lightning_topo.step_distortion`.
 
     >>> before = torch.tensor([[0.0], [1.0]])
     >>> critical_ratio(before, 1.5 * before)
@@ -49,7 +52,11 @@ def critical_ratio(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) ->
 
 
 def lipschitz_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """log(b / a), the log-ratio of the largest to the smallest stretch of a pair; see `step_distortion`.
+    """Compute log(b / a) of a step, with b the largest and a the smallest distance ratio over all pairs of neurons.
+
+    The distance ratio of two neurons is their distance after the step over that before it. The result is a scalar: 0 if
+    all distances changed by one factor, inf if neurons merged or split. Errors are those of
+    `lightning_topo.step_distortion`.
 
     >>> before = torch.tensor([[0.0], [1.0], [3.0]])
     >>> lipschitz_distortion(before, 2 * before)
@@ -65,7 +72,10 @@ def betti_numbers(
     max_landmarks: int | None = None,
     engine: str | None = None,
 ) -> Float[Tensor, " k"]:
-    """Betti numbers 0, ..., max_dim of the Rips complex at `scale` times the cloud's diameter.
+    """Compute the Betti numbers of a cloud, for each homology dimension 0, ..., max_dim.
+
+    They are those of the Vietoris-Rips complex with edges of up to `scale` times the cloud's diameter.
+    `max_landmarks`, `engine` and the errors are those of `lightning_topo.persistence`.
 
     >>> betti_numbers(torch.tensor([[0.0], [1.0], [9.0]]), max_dim=0)
     tensor([2.])
@@ -82,7 +92,10 @@ def total_persistence(
     max_landmarks: int | None = None,
     engine: str | None = None,
 ) -> Float[Tensor, " k"]:
-    """Sum of (death - birth)^power over the finite bars of each dimension 0, ..., max_dim.
+    """Sum (death - birth)^power over the finite bars of a cloud, for each homology dimension 0, ..., max_dim.
+
+    The bars are those of the Vietoris-Rips persistence diagram. `max_landmarks`, `engine` and the errors are those of
+    `lightning_topo.persistence`.
 
     >>> total_persistence(torch.tensor([[0.0], [1.0], [9.0]]), max_dim=0)
     tensor([9.])
@@ -97,7 +110,11 @@ def persistence_entropy(
     max_landmarks: int | None = None,
     engine: str | None = None,
 ) -> Float[Tensor, " k"]:
-    """Entropy, in nats, of the finite lifetimes of each dimension 0, ..., max_dim.
+    """Compute the Shannon entropy of a cloud's finite bars, in nats, for each homology dimension 0, ..., max_dim.
+
+    It is -Σ p_i log p_i with p_i the lifetime of bar i, death - birth, over the sum of all lifetimes. The bars are
+    those of the Vietoris-Rips persistence diagram. `max_landmarks`, `engine` and the errors are those of
+    `lightning_topo.persistence`.
 
     >>> persistence_entropy(torch.tensor([[0.0], [1.0], [2.0]]), max_dim=0)
     tensor([0.6931])
@@ -114,9 +131,15 @@ def diagram_distance(
     max_landmarks: int | None = None,
     engine: str | None = None,
 ) -> Float[Tensor, " k"]:
-    """Distance between the persistence diagrams of two clouds in each dimension 0, ..., max_dim.
+    """Compute the distance between the persistence diagrams of two clouds, for each homology dimension 0, ..., max_dim.
 
-    `distance` is "bottleneck", "log_bottleneck" or "wasserstein" (of order 1).
+    `max_landmarks`, `engine` and the errors are those of `lightning_topo.persistence`.
+
+    Args:
+        before: The first cloud, one row per point.
+        after: The second cloud; it may have another number of points.
+        max_dim: The highest homology dimension.
+        distance: "bottleneck", "log_bottleneck", or "wasserstein", which is of order 1.
 
     >>> cloud = torch.tensor([[0.0], [1.0], [9.0]])
     >>> diagram_distance(cloud, 1.5 * cloud, max_dim=0)
@@ -128,7 +151,7 @@ def diagram_distance(
 
 
 def check_distance(name: str) -> None:
-    """Raise unless a distance between diagrams has that name."""
+    """Raise `ValueError` unless `name` is a key of `DISTANCES`."""
     if name not in DISTANCES:
         raise ValueError(f"expected a distance of {', '.join(DISTANCES)}, got {name!r}")
 
