@@ -12,14 +12,15 @@ from lightning_topo.stability._parameter_thresholds import is_one, range_of_rati
 
 @dataclass(frozen=True, slots=True)
 class BatchSharpness:
-    """g^T H g / g^T g of one batch, and its ratio to an optimizer's plateaus.
+    """The curvature of one batch's loss along its own gradient, and its ratio to the optimizer's edge of stability.
 
-    - `small` is the ratio to the plateau of small batches, whose gradients are independent; `large` the ratio to the
-      plateau of large batches, whose gradients are equal.
-    - `noise` is the share of the curvature that other batches do not have, from 0 to 1.
-    - `ratio` is noise * small + (1 - noise) * large, 1 at the edge of stability.
+    `curvature_batch_sharpness` gives the formulas. `small` and `large` are None if no thresholds were given.
 
-    `small`, `large` and `ratio` are None if no threshold is known.
+    Attributes:
+        value: g^T H g / g^T g, with g the gradient and H the Hessian of the batch's loss; 0 if g is 0.
+        noise: The share of this curvature that other batches do not have, from 0 to 1.
+        small: Ratio to the value at which training settles if batches share no curvature, as small batches do.
+        large: Ratio to the value at which training settles if batches share all curvature, as large batches do.
     """
 
     value: float
@@ -29,7 +30,7 @@ class BatchSharpness:
 
     @property
     def ratio(self) -> float | None:
-        """noise * small + (1 - noise) * large."""
+        """noise * small + (1 - noise) * large: 1 at the edge of stability; None if no thresholds were given."""
         if self.small is None or self.large is None:
             return None
         return self.noise * self.small + (1.0 - self.noise) * self.large
@@ -42,16 +43,23 @@ def batch_sharpness(
     *,
     noise: float = 1.0,
 ) -> BatchSharpness:
-    """The batch sharpness of the loss on one batch, by one Hessian-vector product.
+    """Compute the batch sharpness g^T H g / g^T g of the loss on one batch, g its gradient and H its Hessian.
+
+    It takes one Hessian-vector product; with thresholds that differ between entries up to two more.
 
     Args:
-        loss_fn: Evaluates the loss on the batch.
+        loss_fn: Returns the loss on the batch.
         params: The parameters to differentiate by.
-        thresholds: The optimizer's threshold for each parameter, as in `parameter_thresholds(...).parameters`.
-        noise: The share of the curvature that other batches do not have: 1 minus the mean of `curvature_elsewhere`.
-            The default 1 is for batches that have nothing in common.
+        thresholds: The optimizer's threshold for each parameter that requires a gradient, as in
+            `parameter_thresholds(...).parameters`. None leaves the ratios to the edge of stability out.
+        noise: The share of the curvature that other batches do not have: 1 minus the mean of `curvature_elsewhere`
+            over them. The default 1 is for batches that have nothing in common.
 
-    Raises as `hessian`, and `ValueError` unless 0 <= noise <= 1; see `curvature_batch_sharpness`.
+    Raises:
+        ValueError: `noise` is not between 0 and 1, no parameter requires a gradient, or the loss is no scalar or
+            depends on no parameter.
+        FloatingPointError: The loss is not finite.
+        NotTwiceDifferentiable: An operator in the loss has no second derivative.
 
     >>> import torch
     >>> theta = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -64,16 +72,21 @@ def batch_sharpness(
 def curvature_batch_sharpness(
     curvature: Curvature, thresholds: Sequence[ParameterThreshold] | None = None, *, noise: float = 1.0
 ) -> BatchSharpness:
-    """`batch_sharpness` of a Hessian that is already built.
+    """Compute the batch sharpness from a Hessian H that is already built, and its gradient g:
 
-        value = b = g^T H g / g^T g,    small = g^T T H T g / (2 g^T T g),    large = g^T S H S g / g^T S g
+        value = g^T H g / g^T g,    small = g^T T H T g / (2 g^T T g),    large = g^T S H S g / g^T S g.
 
-    `ParameterThreshold` defines T (`total`) and S (`stability`). For SGD with momentum mu, small = b lr / 2(1-mu) and
-    large = b lr / 2(1+mu). For Adam and its like, b is taken of the preconditioned Hessian along the preconditioned
-    gradient. If T varies between entries, it takes one more product, and S another one unless T is S times one
-    number. All are 0 if the gradient is 0.
+    T and S are diagonal, with `total` and `stability` of `ParameterThreshold`. For SGD with momentum mu,
+    small = value lr / (2 (1 - mu)) and large = value lr / (2 (1 + mu)). All are 0 if the gradient is 0. It takes one
+    product, one more if T differs between entries, and one more for S unless T is S times one number.
 
-    Raises `ValueError` unless 0 <= noise <= 1.
+    Args:
+        curvature: The Hessian of the loss on one batch.
+        thresholds: The optimizer's threshold for each of `curvature.params`; None leaves `small` and `large` None.
+        noise: The share of the curvature that other batches do not have, kept in the result.
+
+    Raises:
+        ValueError: `noise` is not between 0 and 1.
 
     Derivation: docs/edge.md. Source: Andreyev and Beneventano, arXiv:2412.20553; arXiv:2604.14108 (momentum).
     """
@@ -144,11 +157,17 @@ def batch_directions(curvature: Curvature, thresholds: Sequence[ParameterThresho
 def curvature_elsewhere(
     curvature: Curvature, other: Curvature, thresholds: Sequence[ParameterThreshold] | None = None
 ) -> float:
-    """The share of a batch's curvature along its own step that another batch has too: v^T H' v / v^T H v, v = T g.
+    """Compute the share of one batch's curvature that another batch has too: v^T H' v / v^T H v.
 
-    H and g are of `curvature`, H' is of `other`; T is the `total` of `ParameterThreshold`. 1 minus the mean over other
-    batches is the `noise` of `BatchSharpness`. It costs one product of each Hessian, and is 1 if v^T H v is not
-    positive.
+    v = T g is the direction of the first batch's own step, g its gradient, H its Hessian, and H' that of the other
+    batch. T is diagonal, with `total` of `ParameterThreshold`, or the identity without thresholds. The `noise` of
+    `BatchSharpness` is 1 minus the mean of this share over other batches. The result is 1 if v^T H v is not positive.
+    It takes one product of each Hessian.
+
+    Args:
+        curvature: The Hessian of the first batch's loss.
+        other: The Hessian of the other batch's loss, for the same parameters.
+        thresholds: The optimizer's threshold for each of `curvature.params`.
 
     >>> import torch
     >>> theta = torch.tensor([1.0, 1.0], requires_grad=True)

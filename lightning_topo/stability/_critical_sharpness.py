@@ -9,13 +9,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class CriticalSharpness:
-    """1 / s, with s the smallest multiple of a step at which the loss no longer falls below its value before the step.
+    """How far a step is from the length at which it no longer lowers the loss: the result of `critical_sharpness`.
 
-    - `value` is 1 / s: below 1 a somewhat longer step would still end below the loss before it, and 1 is the edge of
-      stability. It is 0 if no multiple raises the loss, and infinity if none lowers it.
-    - `bracket` is the interval in which s was found, with 0 or infinity for an open side.
-    - `converged` says whether the bracket is as narrow as the tolerance.
-    - `noise` is half the difference between the values on two halves of the data; None if it was not measured.
+    s is the multiple of the step at which the loss is back at its value before the step.
+
+    Attributes:
+        value: 1 / s. 1 is the edge of stability; below 1 a somewhat longer step would still lower the loss. It is 0 if
+            the loss is lower at every multiple tried, and inf if it is at none.
+        n_forwards: Number of evaluations of the loss, those on halves of the data included.
+        converged: Whether the bracket is as narrow as the tolerance.
+        bracket: The interval that holds s, with 0 or inf for an open side.
+        noise: Half the difference between the values on two halves of the data; None if it was not measured, inf if
+            there is no value on a half.
     """
 
     value: float
@@ -33,25 +38,28 @@ def critical_sharpness(
     max_forwards: int = 12,
     halves: tuple[Callable[[float], Tensor | float], Callable[[float], Tensor | float]] | None = None,
 ) -> CriticalSharpness:
-    """1 / s, with s the smallest multiple of the step at which the loss no longer falls below its present value.
+    """Compute 1 / s, with s the multiple of a step at which the loss is back at its value before the step.
 
-    On a quadratic it is Delta^T H Delta / (-2 g^T Delta), the `directional_ratio`. It is also right where the loss is
-    not quadratic, and for any optimizer, as it needs no gradient.
+    On a quadratic loss it equals `directional_ratio`, Delta^T H Delta / (-2 g^T Delta) with g the gradient before the
+    step Delta and H the Hessian. It needs no gradient: it is right for any loss and any optimizer.
 
-    The search goes outward from `start`, doubling the stride, until s lies in between. Then the bracket is narrowed
-    until its upper end is at most `1 + tolerance` times its lower end, which leaves a relative error of at most
-    tolerance / 2. From a nearby start that takes about five evaluations besides `loss_at(0)`. A loss that is not finite
-    counts as higher than any other.
+    The search tries `start`, then ever shorter or longer multiples, until s lies in between. Then it narrows this
+    bracket until its upper end is at most 1 + tolerance times its lower end; the value then has a relative error of at
+    most tolerance / 2. From a nearby start that takes about five evaluations besides `loss_at(0)`. A loss that is not
+    finite counts as higher than any other. If the loss returns to its starting value at several multiples, s is one of
+    them.
 
     Args:
-        loss_at: The loss at theta + s Delta, Delta the step actually taken, as a function of s.
+        loss_at: Returns the loss at theta + s Delta for a multiple s, theta being the parameters before the step.
         start: The multiple to try first; `1 / value` of an earlier result makes a warm start.
         tolerance: The relative width of the bracket at which the search stops.
         max_forwards: The most evaluations of `loss_at`.
-        halves: Two functions as `loss_at`, each on one half of the data, for `noise`; each is called three times.
+        halves: Two functions like `loss_at`, each on one half of the data, to measure `noise` by three more evaluations
+            of each.
 
-    Raises `FloatingPointError` if the loss before the step is not finite, and `ValueError` unless start and tolerance
-    are positive and finite and max_forwards is at least 3.
+    Raises:
+        FloatingPointError: The loss before the step is not finite.
+        ValueError: `start` or `tolerance` is not positive and finite, or `max_forwards` is below 3.
 
     Source: arXiv:2601.16979 (critical sharpness).
 

@@ -12,14 +12,18 @@ from lightning_topo.stability._parameter_thresholds import spread
 
 
 def directional_ratio(curvature: Curvature, step: Float[Tensor, " p"]) -> float | None:
-    """The overshoot of a step along its own direction, for any optimizer: the edge is at 1.
+    """Compute by how much a step overshoots the minimum along its own direction; the edge of stability is at 1:
 
-        Delta^T H Delta / (-2 g^T Delta)
+        Delta^T H Delta / (-2 g^T Delta),
 
-    with g the gradient where the step `step` = Delta began. At 1 the quadratic model of the loss is as high at the
-    step's end as at its beginning; at 1/2 the step ends in the minimum along its direction. `curvature` is that at the
-    step's *end*, theta + Delta, where g there less H Delta stands for g: exact on a quadratic, and no second gradient
-    is needed. One product. None where the step did not go downhill (-g^T Delta <= 0) or did not move at all.
+    with Delta the step, H the Hessian, and g the gradient where the step began. On a quadratic loss, at 1 the loss is
+    as high after the step as before; at 1/2 the step ends in the minimum along its direction. It holds for any
+    optimizer, and takes one product. Returns None if the step did not go downhill (-g^T Delta <= 0), or did not move.
+
+    Args:
+        curvature: The Hessian at the *end* of the step. Its gradient minus H Delta serves as g, which is exact on a
+            quadratic loss.
+        step: Delta, flat.
 
     Source: Cohen et al., arXiv:2103.00065, appendix (the quadratic Taylor model of one step).
     """
@@ -30,10 +34,16 @@ def directional_ratio(curvature: Curvature, step: Float[Tensor, " p"]) -> float 
 
 @dataclass(frozen=True, slots=True)
 class SwapCurvature:
-    """The curvature in the direction u = (e_i - e_j) (x) (x_i - x_j), along which two neurons change places.
+    """The curvature of the loss along the direction u in which two neurons of a group change places.
 
-    `curvature` is u^T H u / u^T u. `ratio` is |M (H + wd) u| / |u|, M = lr w / D: what the newest gradient contributes
-    to |Delta_i - Delta_j| / |x_i - x_j|, the critical ratio of this pair; None where the optimizer is not known.
+    u is x_i - x_j in the entries of neuron i and x_j - x_i in those of neuron j, x being their parameters; it is 0
+    elsewhere.
+
+    Attributes:
+        curvature: u^T H u / u^T u, with H the Hessian.
+        ratio: |M (H + wd) u| / |u|: the part of |Delta_i - Delta_j| / |x_i - x_j|, this pair's term in the critical
+            ratio, that comes from the newest gradient. M is `step` and wd `weight_decay` of `ParameterThreshold`. None
+            if no thresholds were given.
     """
 
     curvature: float
@@ -43,12 +53,18 @@ class SwapCurvature:
 def swap_curvature(
     curvature: Curvature, direction: Float[Tensor, " p"], thresholds: Sequence[ParameterThreshold] | None
 ) -> SwapCurvature:
-    """The curvature along the swap direction of one pair of neurons, by one product.
+    """Compute the curvature along the direction in which two neurons change places, by one product.
 
-    With P the swap, theta - P theta = u, and an equivariant gradient has g - P g = g(theta) - g(P theta) = H u for
-    near neurons: for gradient descent `ratio` tends to the pair's own critical ratio as the two approach each other.
+    As two neurons come near each other, under gradient descent, `ratio` tends to |Delta_i - Delta_j| / |x_i - x_j|,
+    with x_i neuron i before the step and Delta_i its displacement. The reason: to exchange the two is to move the
+    parameters from theta to theta' = theta - u, and the gradients there differ by H u to first order.
 
-    Source: Yang et al., arXiv:2510.02670 (the bound by the Hessian between theta and P theta).
+    Args:
+        curvature: The Hessian.
+        direction: The flat direction u of `SwapCurvature`, not 0.
+        thresholds: The optimizer's threshold for each of `curvature.params`; None leaves `ratio` None.
+
+    Source: Yang et al., arXiv:2510.02670 (the bound by the Hessian between theta and theta').
     """
     image, length = curvature @ direction, float(direction.norm())
     along = float(direction @ image) / length**2

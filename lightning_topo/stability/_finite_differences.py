@@ -19,18 +19,22 @@ from lightning_topo.stability._hessian import (
 )
 
 Differentiate = Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor]]
-"""The gradients of a loss with respect to some parameters, shaped and placed as these."""
+"""A function (loss, params) that returns the gradient for each parameter, with its shape and placement."""
 
 
 def by_autograd(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Differentiate by `torch.autograd.grad`, which touches no `.grad` and fires no hook."""
+    """Compute gradients with `torch.autograd.grad`, which touches no `.grad` and fires no hook.
+
+    Returns one gradient per parameter; zeros if the loss does not depend on it.
+    """
     return torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
 
 
 def by_backward(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor]:
     """Compute gradients with `loss.backward()`, then restore every `.grad`.
 
-    Needed for FSDP2, whose parameters are not leaves of the loss's graph: its hooks write their gradients to `.grad`.
+    Returns one gradient per parameter; zeros if the loss does not depend on it. FSDP2 needs this: its parameters are
+    not leaves of the loss's graph, and its hooks write their gradients to `.grad`.
     """
     kept = [p.grad for p in params]
     try:
@@ -45,10 +49,16 @@ def by_backward(loss: Tensor, params: Sequence[Tensor]) -> Sequence[Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class FiniteDifferenceHessian(Curvature):
-    """The Hessian as the map v -> (g(theta + h v) - g(theta - h v)) / 2 h, for losses that can be differentiated once.
+    """The Hessian of a loss by finite differences of its gradient g, as an operator: `hessian @ v` returns about H v.
 
-    A product costs two gradients. It moves the parameters and restores them bit for bit, also if it fails. Every
-    evaluation draws the same random numbers, so dropout masks are the same.
+    H v is (g(theta + h v) - g(theta - h v)) / (2 h), at the parameters theta. Use it for losses that can be
+    differentiated once only. Build it with `finite_difference_hessian`. A product costs two gradients. It moves the
+    parameters and restores them bit for bit, also if it fails. Every evaluation draws the same random numbers, so
+    dropout masks are the same.
+
+    Attributes:
+        loss: The loss at theta.
+        params: The parameters that require a gradient. A flat vector holds their entries one after the other.
     """
 
     loss: float
@@ -62,12 +72,12 @@ class FiniteDifferenceHessian(Curvature):
 
     @property
     def gradient(self) -> Float[Tensor, " p"]:
-        """g = d L / d theta, flat."""
+        """The gradient of the loss, as a flat vector."""
         return self._gradient
 
     @property
     def obstacle(self) -> str:
-        """The operator that forces finite differences."""
+        """The reason for finite differences: the name of the operator without a second derivative, or "by request"."""
         return self._obstacle
 
     def __matmul__(self, vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
@@ -104,20 +114,23 @@ def finite_difference_hessian(
     differentiate: Differentiate = by_autograd,
     obstacle: str = "by request",
 ) -> FiniteDifferenceHessian:
-    """The Hessian of `loss_fn()` by central differences of its gradient, for operators without a double backward.
+    """Build the Hessian of a loss from central differences of its gradient, for losses without a second derivative.
 
-    The length of a difference is h |v| = eps^(1/2) (1 + |theta|) / 10, with eps that of the coarsest dtype in use,
-    autocast's included. The classical eps^(1/3) balances rounding and third derivatives, but at that length a small
-    ReLU network crosses a kink in every product. With eps^(1/2) products err by about 1e-3 in float32 and a few percent
-    under bfloat16.
+    The parameters theta move by h |v| = eps^(1/2) (1 + |theta|) / 10 to either side, with eps the machine epsilon of
+    the coarsest dtype in use, that of autocast included. The classical eps^(1/3) balances rounding and third
+    derivatives, but at that length a small ReLU network crosses a kink in every product. With eps^(1/2) products err by
+    about 1e-3 in float32 and a few percent under bfloat16.
 
     Args:
-        loss_fn: Evaluates the loss.
+        loss_fn: Returns the loss.
         params: The parameters to differentiate by; those without `requires_grad` are left out.
         differentiate: Returns the gradients of a loss: `by_autograd`, or `by_backward` for FSDP2.
-        obstacle: The reason for finite differences: the operator without a double backward. Kept in the result.
+        obstacle: The reason for finite differences, such as the name of the operator without a second derivative. It
+            is kept in the result.
 
-    Raises as `hessian`.
+    Raises:
+        ValueError: No parameter requires a gradient, or the loss is no scalar or has no gradient.
+        FloatingPointError: The loss is not finite.
 
     Source: Nocedal and Wright, *Numerical Optimization*, section 8.1.
 
@@ -136,15 +149,20 @@ def split_finite_difference_hessian(
     differentiate: Differentiate = by_autograd,
     obstacle: str = "by request",
 ) -> FiniteDifferenceHessian:
-    """`finite_difference_hessian` of the sum of weight * loss() over `parts`, evaluated one part at a time.
+    """Build the Hessian of a weighted sum of losses from central differences of its gradient, one loss at a time.
+
+    It is that of `finite_difference_hessian` for the sum of weight * loss() over `parts`, in the memory of one part.
 
     Args:
-        parts: Pairs of a weight and a function that evaluates a loss.
+        parts: Pairs (weight, loss), the loss a function without arguments.
         params: The parameters to differentiate by; those without `requires_grad` are left out.
         differentiate: Returns the gradients of a loss: `by_autograd`, or `by_backward` for FSDP2.
-        obstacle: The reason for finite differences: the operator without a double backward. Kept in the result.
+        obstacle: The reason for finite differences, such as the name of the operator without a second derivative. It
+            is kept in the result.
 
-    Raises as `split_hessian`.
+    Raises:
+        ValueError: There are no parts, no parameter requires a gradient, or a loss is no scalar or has no gradient.
+        FloatingPointError: A loss is not finite.
     """
     parts, params = tuple(parts), trainable_only(params)
     if not parts:

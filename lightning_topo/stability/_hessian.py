@@ -14,7 +14,13 @@ from torch.autograd.function import once_differentiable
 
 
 class Curvature(ABC):
-    """A Hessian as an operator on flat vectors, with the loss and the parameters where it is taken."""
+    """Base class of a Hessian H as an operator on flat vectors: `curvature @ v` returns H v.
+
+    Attributes:
+        loss: The loss at the parameters where the Hessian is taken.
+        params: The parameters by which the loss is differentiated. A flat vector holds their entries one after the
+            other, p in all.
+    """
 
     __slots__ = ()
     loss: float
@@ -23,11 +29,11 @@ class Curvature(ABC):
     @property
     @abstractmethod
     def gradient(self) -> Float[Tensor, " p"]:
-        """g = d L / d theta, flat."""
+        """The gradient of the loss, as a flat vector."""
 
     @abstractmethod
     def __matmul__(self, vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
-        """H v."""
+        """Return H v, a flat vector."""
 
     def along(self, vectors: Sequence[Float[Tensor, " p"]]) -> list[float]:
         """v^T H v of each vector: the curvature along it, times its squared length."""
@@ -35,12 +41,15 @@ class Curvature(ABC):
 
     @property
     def obstacle(self) -> str | None:
-        """The operator that forces finite differences; None where products are exact."""
+        """The reason why products are finite differences, such as the name of an operator; None if they are exact."""
         return None
 
 
 class NotTwiceDifferentiable(RuntimeError):
-    """The gradient cannot be differentiated; `operator` names the operator at fault."""
+    """Raised if a loss has no second derivative; `operator` names the operator in the loss that has none.
+
+    `finite_difference_hessian` needs first derivatives only.
+    """
 
     def __init__(self, operator: str) -> None:
         super().__init__(
@@ -52,10 +61,14 @@ class NotTwiceDifferentiable(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Hessian(Curvature):
-    """H = d^2 L / d theta^2 at one point, as the map v -> H v on flat vectors.
+    """The Hessian H of a loss as an operator on flat vectors: `hessian @ v` returns H v, exact up to rounding.
 
-    It holds the graph of the gradient. An in-place update of the parameters, as by an optimizer step, invalidates that
-    graph: compute all products before.
+    Build it with `hessian`. It holds the graph of the gradient. An in-place update of the parameters, such as an
+    optimizer step, invalidates that graph: compute all products before.
+
+    Attributes:
+        loss: The loss at the parameters where the Hessian is taken.
+        params: The parameters that require a gradient. A flat vector holds their entries one after the other.
     """
 
     loss: float
@@ -64,7 +77,7 @@ class Hessian(Curvature):
 
     @property
     def gradient(self) -> Float[Tensor, " p"]:
-        """g = d L / d theta, flat."""
+        """The gradient of the loss, as a flat vector."""
         return flatten(g.detach() for g in self._gradient)
 
     def __matmul__(self, vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
@@ -78,16 +91,20 @@ class Hessian(Curvature):
 
 
 def hessian(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Hessian:
-    """The Hessian of `loss_fn()` with respect to `params`, where they stand now.
+    """Build the Hessian of a loss with respect to `params`, at their current values.
 
-    The gradient's graph is built once and kept, so that each product costs about two training steps (Pearlmutter,
-    *Fast exact multiplication by the Hessian*, 1994). Parameters that do not require a gradient are left out. No
-    `.grad` is touched.
+    The graph of the gradient is built once and kept, so that each product costs about two training steps (Pearlmutter,
+    *Fast exact multiplication by the Hessian*, 1994). No `.grad` is touched.
 
-    Raises `ValueError` if no parameter requires a gradient, or the loss is no scalar or depends on none of them;
-    `FloatingPointError` if the loss is not finite; `NotTwiceDifferentiable` if an autograd function in the loss is
-    marked as `once_differentiable` (which would make products wrong without a word; operators that refuse a second
-    backward pass raise it at the first product).
+    Args:
+        loss_fn: Returns the loss; it is called once.
+        params: The parameters to differentiate by; those without `requires_grad` are left out.
+
+    Raises:
+        ValueError: No parameter requires a gradient, or the loss is no scalar or has no gradient.
+        FloatingPointError: The loss is not finite.
+        NotTwiceDifferentiable: An autograd function in the loss is marked `once_differentiable`; its products would be
+            wrong without an error. Other operators without a second derivative raise this at the first product.
 
     >>> theta = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> H = hessian(lambda: theta[0] ** 2 + 3 * theta[1] ** 2, [theta])
@@ -184,15 +201,20 @@ def _undifferentiable(error: RuntimeError) -> str | None:
 
 
 LossPart = tuple[float, Callable[[], Tensor]]
-"""A weight, and the loss on one part of a batch."""
+"""A weight, and a function without arguments that returns the loss on one part of a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitHessian(Curvature):
-    """The Hessian of a weighted sum of losses, whose graphs are built and freed one after the other.
+    """The Hessian of a weighted sum of losses as an operator on flat vectors, in the memory of one loss.
 
-    A product with a vector takes the time of about three training steps over all parts, and the memory of one. Every
-    evaluation of a part draws the same random numbers: one dropout mask per part.
+    Build it with `split_hessian`. The graph of each loss is built and freed before the next one's. A product takes the
+    time of about three training steps over all losses. A loss draws the same random numbers at every evaluation, so its
+    dropout mask stays the same.
+
+    Attributes:
+        loss: The weighted sum of the losses.
+        params: The parameters that require a gradient. A flat vector holds their entries one after the other.
     """
 
     loss: float
@@ -203,7 +225,7 @@ class SplitHessian(Curvature):
 
     @property
     def gradient(self) -> Float[Tensor, " p"]:
-        """g = d L / d theta, flat."""
+        """The gradient of the weighted sum of losses, as a flat vector."""
         return self._gradient
 
     def __matmul__(self, vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
@@ -234,9 +256,16 @@ class SplitHessian(Curvature):
 
 
 def split_hessian(parts: Iterable[LossPart], params: Iterable[Tensor]) -> SplitHessian:
-    """The Hessian of sum of weight * loss() over `parts`, in the memory that one part takes.
+    """Build the Hessian of the sum of weight * loss() over `parts`, in the memory that one part takes.
 
-    Raises as `hessian`, and `ValueError` without a part.
+    Args:
+        parts: Pairs (weight, loss), the loss a function without arguments; for example one pair per micro-batch.
+        params: The parameters to differentiate by; those without `requires_grad` are left out.
+
+    Raises:
+        ValueError: There are no parts, no parameter requires a gradient, or a loss is no scalar or has no gradient.
+        FloatingPointError: A loss is not finite.
+        NotTwiceDifferentiable: An autograd function in a loss is marked `once_differentiable`.
 
     >>> theta = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> H = split_hessian([(0.5, lambda: theta[0] ** 2), (0.5, lambda: 3 * theta[1] ** 2)], [theta])
@@ -271,9 +300,12 @@ def seeded(seed: int, params: Iterable[Tensor]) -> Iterator[None]:
 
 
 def flatten(tensors: Iterable[Tensor]) -> Float[Tensor, " p"]:
-    """All entries of the tensors in one vector, in at least float32.
+    """Concatenate all entries of the tensors into one vector, in at least float32.
 
-    A tensor that is sharded over ranks is gathered whole: then every rank has to call, in the same order.
+    A tensor that is sharded over ranks is gathered whole: then every rank has to call this, in the same order.
+
+    >>> flatten([torch.zeros(1), torch.ones(2, 1)])
+    tensor([0., 1., 1.])
     """
     return torch.cat([t.reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in map(whole, tensors)])
 

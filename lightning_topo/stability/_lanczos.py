@@ -18,13 +18,21 @@ _CHUNK = 2**18
 
 @dataclass(frozen=True, slots=True)
 class LanczosSettings:
-    """When Lanczos' method stops: tolerance, and least and most products.
+    """When Lanczos' method stops, and the seed of its random start.
 
-    Stop once the residual of each of the `n_largest` largest Ritz pairs is at most `tolerance` x the largest Ritz
-    value, after at least `min_products` and at most `max_products` products. The minimum is there because a start near
-    an eigenvector converges to it at once, even if its eigenvalue is not the largest. `seed` draws the random start.
+    It stops once each of the `n_largest` largest Ritz values has a residual of at most `tolerance` times the largest
+    one. A Ritz value is the method's estimate of an eigenvalue; some eigenvalue lies within its residual.
 
-    Raises `ValueError` unless 0 < tolerance < 1 and the counts are at least 1.
+    Attributes:
+        tolerance: Largest residual relative to the largest Ritz value, between 0 and 1.
+        min_products: Fewest products with the operator. A start near an eigenvector converges to it at once, even if
+            its eigenvalue is not the largest; more products find the larger one.
+        max_products: Most products of one start.
+        n_largest: How many of the largest eigenvalues to find.
+        seed: Seeds the random part of a start; `extreme_eigenvalues` is given its start and does not use it.
+
+    Raises:
+        ValueError: `tolerance` is not between 0 and 1, or a count is below 1.
     """
 
     tolerance: float = 0.02
@@ -43,11 +51,18 @@ class LanczosSettings:
 
 @dataclass(frozen=True, slots=True)
 class Extremes:
-    """The extreme Ritz pairs of a Krylov space.
+    """Estimates of the extreme eigenvalues of a symmetric operator: the result of `extreme_eigenvalues`.
 
-    `largest` is a lower bound of the largest eigenvalue, and within `residual` of *some* eigenvalue; `smallest` is
-    an upper bound of the smallest one, without a residual. `vector` is the unit Ritz vector of `largest`. `top` holds
-    the `n_largest` largest Ritz values, `largest` first.
+    A Ritz value is the method's estimate of an eigenvalue.
+
+    Attributes:
+        largest: Lower bound of the largest eigenvalue: the largest Ritz value.
+        smallest: Upper bound of the smallest eigenvalue, without a residual.
+        residual: Some eigenvalue lies within this distance of `largest`; not necessarily the largest one.
+        vector: The unit Ritz vector of `largest`, an estimate of its eigenvector.
+        n_products: Number of products with the operator.
+        converged: Whether the residuals met the tolerance, or the space had no further direction.
+        top: The `n_largest` largest Ritz values, or fewer if there are no more, in descending order.
     """
 
     largest: float
@@ -64,13 +79,21 @@ def extreme_eigenvalues(
     start: Float[Tensor, " p"],
     settings: LanczosSettings = LanczosSettings(),
 ) -> Extremes:
-    """Lanczos' method with full reorthogonalisation, from `start`, for the largest algebraic eigenvalue.
+    """Estimate the extreme eigenvalues of a symmetric operator by Lanczos' method, and an eigenvector of the largest.
 
-    The basis holds 128 MiB, or five vectors where these are longer: when it is full, it is replaced by the largest Ritz
-    vectors (a thick restart), which costs a product more here and there. `smallest` is then the least Ritz value met.
-    Long vectors on a GPU are kept in the host's memory, with no more than one at a time on the GPU.
+    The method stops by the residuals of the largest eigenvalues. It orthogonalises each vector against its whole basis.
+    The basis takes 128 MiB, or a few vectors if they are longer.
+    A full basis is replaced by its largest Ritz vectors (a thick restart),
+    which costs some more products. Long vectors of a GPU are kept in the host's memory, with no more than one at a
+    time on the GPU.
 
-    Raises `FloatingPointError` if a product is not finite.
+    Args:
+        operator: Returns the product of the operator with a vector.
+        start: The first vector, not 0 and of any length.
+        settings: When to stop.
+
+    Raises:
+        FloatingPointError: A product is not finite.
 
     Source: Golub and Van Loan, *Matrix Computations*, section 10.1; Wu and Simon, *Thick-restart Lanczos method for
     large symmetric eigenvalue problems*, 2000.

@@ -21,12 +21,19 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ParameterThreshold:
-    """The factors by which an optimizer's step scales the curvature along one parameter.
+    """The factors by which an optimizer's step scales the curvature of the loss along one parameter.
 
-    `stability` is S = lr / (c D): the edge of stability is at lambda_max(S^1/2 H S^1/2) = 1. `step` is M = lr w / D.
-    Both are numbers where D is 1, else tensors shaped as the parameter. `weight_decay` adds to the curvature where
-    the optimizer couples it to the gradient. `total` is T, how far one gradient moves the parameter in the end, over
-    all steps in which momentum carries it on: lr / (1 - mu) for SGD.
+    The step is Delta = -lr / D * (w g + history), entry by entry: g is the newest gradient, w its weight and D the
+    optimizer's preconditioner. c is the edge coefficient, 2 for plain gradient descent. `parameter_thresholds` lists
+    c, w and D of each optimizer. A field is one number, or a tensor shaped as the parameter.
+
+    Attributes:
+        stability: S = lr / (c D). With H the Hessian and wd the weight decay below, training is stable while
+            lambda_max(S^1/2 (H + wd) S^1/2) < 1.
+        step: M = lr w / D: how far the newest gradient moves the parameter in the step, per unit of gradient.
+        weight_decay: wd, the weight decay as an addition to the diagonal of H; 0 if c accounts for it.
+        total: T: how far a gradient moves the parameter in all, over the steps in which momentum carries it on, per
+            unit of gradient. For SGD with momentum mu, without dampening, it is lr / (1 - mu).
     """
 
     stability: Scale
@@ -35,7 +42,9 @@ class ParameterThreshold:
     total: Scale = 0.0
 
     def scaled(self, factor: float) -> "ParameterThreshold":
-        """The threshold where the optimizer is handed `factor` times the gradient; the weight decay stays outside.
+        """Return the threshold if the optimizer is given `factor` times the gradient, as after gradient clipping.
+
+        S, M and T are multiplied by `factor`. The weight decay is divided by it, as the optimizer adds it afterwards.
 
         >>> ParameterThreshold(0.5, 1.0, 0.1, 1.0).scaled(0.5)
         ParameterThreshold(stability=0.25, step=0.5, weight_decay=0.2, total=0.5)

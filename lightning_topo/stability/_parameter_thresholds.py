@@ -20,9 +20,12 @@ from lightning_topo.stability._recognition import readable, recognised
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The threshold of each parameter, or the reason why there is none.
+    """The optimizers' threshold for each parameter, or the reason why there is none.
 
-    `rules` holds the name of each optimizer's rule, "" if it has none.
+    Attributes:
+        parameters: One threshold per parameter, in the order of the parameters; None if `reason` is given.
+        rules: The name of the update rule of each optimizer, such as "Adam"; "" if it has none.
+        reason: Why there is no threshold; None if there is one.
     """
 
     parameters: tuple[ParameterThreshold, ...] | None
@@ -37,9 +40,10 @@ def parameter_thresholds(
     *,
     gradient_scales: Sequence[float] | None = None,
 ) -> Thresholds:
-    """The threshold of each parameter in the next step, or the reason why it is not known.
+    """Compute the threshold of each parameter for the next step, or give the reason why it is not known.
 
-    With c, w and D of this table, S = lr / (c D) and M = lr w / D in `ParameterThreshold`:
+    The step is Delta = -lr / D * (w g + history), entry by entry, with g the newest gradient. A `ParameterThreshold`
+    holds S = lr / (c D) and M = lr w / D, where
 
     | optimizer | c | w | D |
     |---|---|---|---|
@@ -52,29 +56,34 @@ def parameter_thresholds(
     | NAdam | 2 / (A + B (1-b1) / (1+b1)) | A + B (1-b1) | sqrt(v_hat) + eps |
     | RMSprop, momentum mu | 2 (1+mu) | 1 | sqrt(v) + eps; centered: v less the squared mean gradient |
     | Adagrad | 2 | 1 | sqrt(sum) + eps, with lr / (1 + t lr_decay) for lr |
-    | Adadelta | 2 | 1 | sqrt(v + eps) / sqrt(u + eps) |
+    | Adadelta | 2 | 1 | sqrt(v + eps) / sqrt(q + eps) |
     | Adafactor | 2 | 1 | sqrt(v), with its relative rate, over its clipping, for lr |
-    | schedule-free | (4-2c) / ((1-b)(2-c) + b c) | 1-b + b c | sqrt(v_hat) + eps; SGD: 1 |
+    | schedule-free | (4-2a) / ((1-b)(2-a) + b a) | 1-b + b a | sqrt(v_hat) + eps; SGD: 1 |
 
-    NAdam: A = (1-mu_t) / (1-P_t) and B = mu_(t+1) / (1 - P_t mu_(t+1)), with P_t its `mu_product`. Schedule-free: c is
-    the weight of the newest iterate in its mean. If the weight decay wd is decoupled (AdamW), 2 in c becomes 2 - lr wd.
-    The learning rate is the current one. SAM, Lookahead and other wrappers have the threshold of the optimizer inside.
+    b1 and b2 are the betas, t is the number of steps, v the second moment of the gradients and v_hat = v / (1-b2^t);
+    u is Adamax's infinity norm, q Adadelta's second moment of the steps, rect_t RAdam's rectification. NAdam:
+    A = (1-mu_t) / (1-P_t) and B = mu_(t+1) / (1 - P_t mu_(t+1)), with P_t its `mu_product`. Schedule-free: b is the
+    momentum or first beta, and a the weight of the newest iterate in its mean. If the weight decay wd is decoupled
+    (AdamW), 2 in c becomes 2 - lr wd. lr is the current learning rate. SAM, Lookahead and other wrappers have the
+    threshold of the optimizer inside.
 
-    There is no threshold, but a reason, for an optimizer without a rule (`recognised`), for `maximize=True`, while
-    `awaits_first_step` is true, and if the optimizers hold none of `params`. A parameter that no optimizer holds, or
-    that an adaptive one has never moved, has threshold 0.
+    The result holds a reason in place of thresholds for an optimizer without a rule (`recognised`), an adaptive one
+    that has not stepped yet (`awaits_first_step`), and if the optimizers hold none of `params`. A parameter that no
+    optimizer holds, or that an adaptive one has never moved, has threshold 0.
 
     Args:
         optimizers: The optimizers, wrapped or not.
         params: The parameters.
         gradient: The flat gradient of `params` at their present values. With it, the second moments are those of the
-            step that would follow, as an adaptive optimizer updates them before it divides by them; without it, those
-            after the last step, t. It matters for entries with hardly a gradient so far, whose D would be about eps.
-        gradient_scales: One for each optimizer: the factor s if the optimizer is given s g for a gradient g of this
-            loss. It is |g| after clipping over |g| before, times the ratio of the losses if these are summed over
-            another number of samples. S and M shrink by s, moments take in s g, coupled weight decay is unchanged.
+            next step, as an adaptive optimizer updates them before it divides by them. Without it, they are those after
+            the last step. This matters for entries with hardly a gradient so far, whose D would be about eps.
+        gradient_scales: For each optimizer the factor s, if it is given s g in place of the gradient g of this loss:
+            |g| after clipping over |g| before, times the ratio of the losses if these are summed over another number of
+            samples. S and M are multiplied by s, moments take in s g, coupled weight decay is unchanged. None:
+            s = 1.
 
-    Raises `ValueError` unless there is one finite, non-negative scale for each optimizer.
+    Raises:
+        ValueError: `gradient_scales` does not hold one finite, non-negative number per optimizer.
 
     Source: Cohen et al., arXiv:2103.00065, appendix B (momentum and Nesterov); arXiv:2207.14484 (adaptive methods).
 
@@ -119,7 +128,7 @@ def parameter_thresholds(
 
 
 def awaits_first_step(optimizers: Iterable[torch.optim.Optimizer]) -> bool:
-    """Whether any of these optimizers is adaptive and has not stepped yet, so that it has no preconditioner.
+    """Whether any of the optimizers is adaptive and has not made a step yet, so that it has no preconditioner.
 
     >>> awaits_first_step([torch.optim.Adam([torch.zeros(1, requires_grad=True)])])
     True

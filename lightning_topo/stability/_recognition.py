@@ -52,7 +52,13 @@ _BLOCKWISE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """The innermost optimizer and its rule; if there is no rule, `reason` says why."""
+    """An optimizer and the update rule by which its stability threshold is computed: the result of `recognised`.
+
+    Attributes:
+        optimizer: The optimizer inside all wrappers.
+        rule: The update rule, with its name in `rule.name`; None if there is none.
+        reason: Why there is no rule; None if there is one.
+    """
 
     optimizer: torch.optim.Optimizer
     rule: Rule | None
@@ -60,10 +66,11 @@ class Recognised:
 
 
 def recognised(optimizer: torch.optim.Optimizer) -> Recognised:
-    """The rule of an optimizer.
+    """Find the update rule of an optimizer, inside its wrappers.
 
-    A class has the rule of the torch optimizer whose `step` it inherits, or whose options and state have the same
-    layout. Wrappers are unwrapped first. An optimizer with an unknown option has no rule.
+    A class has the rule of the torch optimizer whose `step` it inherits, or else of the one whose options and state
+    have the same layout. There is no rule, but a reason, for an optimizer that maximizes, whose step is not
+    proportional to the gradient (as of LBFGS or Muon), or whose options or state are not known.
 
     >>> class Own(torch.optim.Adam):
     ...     pass

@@ -19,12 +19,20 @@ _COLD_PRODUCTS = 10
 
 @dataclass(frozen=True, slots=True)
 class SharpnessEstimate:
-    """lambda_max(H) with its error bounds.
+    """The largest eigenvalue lambda_max of a Hessian, estimated by Lanczos' method, with its error bounds.
 
-    `value` is a lower bound of lambda_max; some eigenvalue lies within `residual` of it. `smallest` is an upper bound
-    of lambda_min from the same products. `vector` is the unit Ritz vector: the `start` of the next estimate nearby.
-    `top` holds the `n_largest` largest Ritz values, `value` first. `obstacle` names the operator that forced finite
-    differences; None if exact.
+    A Ritz value is the method's estimate of an eigenvalue.
+
+    Attributes:
+        value: Lower bound of lambda_max: the largest Ritz value.
+        residual: Some eigenvalue lies within this distance of `value`; not necessarily lambda_max.
+        converged: Whether the residuals met the tolerance.
+        n_hvp: Number of Hessian-vector products.
+        smallest: Upper bound of the smallest eigenvalue, from the same products.
+        loss: The loss at the parameters where the Hessian was taken.
+        vector: The unit Ritz vector of `value`, flat: the `start` of a later estimate.
+        top: The `n_largest` largest Ritz values, in descending order.
+        obstacle: The operator that forced finite differences; None if the products were exact.
     """
 
     value: float
@@ -53,24 +61,28 @@ def sharpness(
     n_largest: int = 1,
     seed: int = 0,
 ) -> SharpnessEstimate:
-    """The largest eigenvalue of the Hessian of `loss_fn()` with respect to `params`, by Lanczos' method.
+    """Estimate the largest eigenvalue of the Hessian of a loss with respect to `params`, by Lanczos' method.
 
-    It touches no `.grad`, parameter or global random state. If an operator cannot be differentiated twice, products are
-    finite differences, and `obstacle` names the operator.
+    It touches no `.grad`, and draws no random numbers from torch's global generators beyond those of `loss_fn`. If an
+    operator cannot be differentiated twice, products are finite differences, which move the parameters and restore
+    them; the result's `obstacle` names the operator.
 
     Args:
-        loss_fn: Evaluates the loss.
-        params: The parameters to differentiate by.
-        start: The Ritz vector of an earlier estimate, for a warm start; if that does not converge, a cold start
-            follows. A cold start begins with the gradient plus a random direction. A warm start can stay with an
-            eigenvector whose eigenvalue is no longer the largest; a fifth of a cold start is mixed in, which
-            prevents this in most cases. Make a cold start now and then.
-        tolerance: The relative residual at which an eigenvalue has converged.
-        max_products: The most Hessian products of one start.
+        loss_fn: Returns the loss.
+        params: The parameters to differentiate by; those without `requires_grad` are left out.
+        start: The `vector` of an earlier estimate, for a warm start; if it does not converge, a cold start follows. A
+            cold start begins with the gradient plus a random direction. A warm start can stay with an eigenvector whose
+            eigenvalue is no longer the largest. A fifth of a cold start is mixed in, which prevents this in most cases.
+            Make a cold start now and then.
+        tolerance: The residual at which an eigenvalue has converged, relative to the largest; between 0 and 1.
+        max_products: The most Hessian-vector products of one start.
         n_largest: How many of the largest eigenvalues to find.
         seed: Seeds the random direction.
 
-    Raises `ValueError` if nothing requires a gradient and `FloatingPointError` if the loss is not finite.
+    Raises:
+        ValueError: No parameter requires a gradient, the loss is no scalar or has no gradient, or a setting is out of
+            range.
+        FloatingPointError: The loss or a product is not finite.
 
     Source: Cohen et al., arXiv:2103.00065 (sharpness); Gur-Ari, Roberts and Dyer, arXiv:1812.04754 (the gradient lies
     mostly among the top eigenvectors); see `extreme_eigenvalues` and `hessian`.
@@ -93,14 +105,19 @@ def sharpness(
 
 @dataclass(frozen=True, slots=True)
 class ScaledSharpness:
-    """The curvature scaled by an optimizer's step.
+    """The sharpness of a Hessian H scaled by an optimizer's step: the result of `scaled_sharpness`.
 
-    - `ratio` is lambda_max(S^1/2 H S^1/2), 1 at the edge of stability, and `residual` its error bound.
-    - `eta_lambda` is the largest absolute Ritz value of M^1/2 H M^1/2. It is the paper's eta K as a point estimate, not
-      a certificate: momentum and preconditioner count as constants. `ParameterThreshold` defines S and M.
-    - `vector` is the Ritz vector of `ratio`; None if one number scales all parameters, so that the vector of the
-      sharpness is also this one.
-    - `n_hvp` counts Hessian products beyond those of the sharpness.
+    S, M and the weight decay wd are those of `ParameterThreshold`; S and M are diagonal.
+
+    Attributes:
+        ratio: lambda_max(S^1/2 (H + wd) S^1/2): 1 at the edge of stability.
+        eta_lambda: The largest absolute eigenvalue of M^1/2 (H + wd) M^1/2, as estimated. It is a point estimate of
+            eta K in arXiv:2510.02670, no certificate: momentum and preconditioner count as constants.
+        residual: Some eigenvalue lies within this distance of `ratio`.
+        converged: Whether `ratio` has converged.
+        n_hvp: Number of Hessian-vector products beyond those of the unscaled sharpness.
+        vector: The unit Ritz vector of `ratio`, flat; None if it was not computed, as when one number scales all
+            parameters and the vector of the unscaled sharpness serves.
     """
 
     ratio: float
@@ -114,7 +131,17 @@ class ScaledSharpness:
 def curvature_sharpness(
     curvature: Curvature, *, start: Float[Tensor, " p"] | None = None, settings: LanczosSettings = LanczosSettings()
 ) -> SharpnessEstimate:
-    """`sharpness` of a Hessian that is already built."""
+    """Estimate the largest eigenvalue of a Hessian that is already built, by Lanczos' method.
+
+    Args:
+        curvature: The Hessian, such as `hessian(...)`.
+        start: The `vector` of an earlier estimate, for a warm start as in `sharpness`; None makes a cold start.
+        settings: When to stop.
+
+    Raises:
+        FloatingPointError: A product is not finite.
+        NotTwiceDifferentiable: An operator in the loss has no second derivative.
+    """
     found = _warm_lanczos(lambda vector: curvature @ vector, curvature, start, settings)
     return SharpnessEstimate(
         found.largest,
@@ -137,13 +164,20 @@ def scaled_sharpness(
     start: Float[Tensor, " p"] | None = None,
     settings: LanczosSettings = LanczosSettings(),
 ) -> ScaledSharpness:
-    """The curvature scaled by an optimizer, given the optimizer's threshold for each parameter.
+    """Estimate the largest eigenvalue of a Hessian scaled by an optimizer's step: its ratio to the edge of stability.
 
-    If one number scales all parameters, the result follows from `raw` without a product. Otherwise Lanczos' method
-    runs on the scaled operator, from `start` or from the scaled vector of `raw`.
+    If one number scales all parameters, the result follows from `raw` without a product. Otherwise Lanczos' method runs
+    on the scaled operator.
 
-    `thresholds` has one entry for each of `curvature.params`, in their order. `raw` is the result of
-    `curvature_sharpness` for the same Hessian. `start` is the `vector` of an earlier result, for a warm start.
+    Args:
+        curvature: The Hessian.
+        thresholds: The optimizer's threshold for each of `curvature.params`, in their order.
+        raw: The result of `curvature_sharpness` for this Hessian.
+        start: The `vector` of an earlier result, for a warm start; None starts from the scaled vector of `raw`.
+        settings: When to stop; `n_largest` counts as 1.
+
+    Raises:
+        FloatingPointError: A product is not finite.
     """
     uniform = all(isinstance(s.stability, float) and isinstance(s.step, float) for s in thresholds)
     if uniform and len(set(thresholds)) == 1:
