@@ -107,14 +107,13 @@ def step_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -
 class Distortions:
     """The distortions of b clouds in one step and since a reference: the result of `distortions`.
 
-    `nearest` and `resolved` are arguments of `snapshot_of_nearest`.
+    - `step` holds for each cloud the distortion from before to after the step.
+    - `total` holds for each cloud the distortion from the reference to after the step. Its `critical_ratio` is NaN, as
+      it is not computed. `total` is empty if there was no reference.
+    - `nearest` holds for each neuron a lower bound of the distance to its nearest neighbour after the step.
+    - `resolved` is for each cloud the distance from which on `nearest` is within one percent of the true distance.
 
-    Attributes:
-        step: For each cloud, the distortion from before to after the step.
-        total: For each cloud, the distortion from the reference to after the step. Its `critical_ratio` is NaN, as it
-            is not computed. Empty if there was no reference.
-        nearest: For each neuron, a lower bound of the distance to its nearest neighbour after the step.
-        resolved: For each cloud, the distance from which on `nearest` is within one percent of the true distance.
+    `snapshot_of_nearest` takes `nearest` and `resolved`.
     """
 
     step: tuple[StepDistortion, ...]

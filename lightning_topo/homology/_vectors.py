@@ -28,10 +28,7 @@ def betti_curve(diagram: PersistenceDiagram, k: int, scales: Float[Tensor, " s"]
 def crocker(diagrams: Sequence[PersistenceDiagram], k: int, scales: Float[Tensor, " s"]) -> Int[Tensor, "t s"]:
     """Compute the CROCKER matrix of a run: the k-th Betti number of each diagram (rows) at each scale (columns).
 
-    Args:
-        diagrams: The run's diagrams in the order of time.
-        k: The homology dimension.
-        scales: Edge lengths, in the units of the clouds.
+    `diagrams` are the run's diagrams in the order of time. Scales are edge lengths, in the units of the clouds.
 
     Source: Topaz, Ziegelmeier, Halverson, Topological data analysis of biological aggregation models (2015).
 
@@ -81,17 +78,11 @@ def persistence_image(
     lifetimes: Float[Tensor, " l"],
     bandwidth: float,
 ) -> Float[Tensor, "b l"]:
-    """Compute the persistence image of the finite bars of dimension k on a grid of births and lifetimes.
+    """Compute the persistence image of the finite bars of dimension k on a grid.
 
-    Each bar adds its lifetime times a normal density around (birth, lifetime). The image is evaluated at the points of
-    the grid, not integrated over pixels.
-
-    Args:
-        diagram: The diagram.
-        k: The homology dimension.
-        births: Births of the grid, the rows of the image.
-        lifetimes: Lifetimes of the grid, the columns of the image.
-        bandwidth: Standard deviation of the density, in the units of the cloud.
+    Each bar adds its lifetime times a normal density around (birth, lifetime), with standard deviation `bandwidth` in
+    the units of the cloud. Rows of the image belong to the grid's `births`, columns to its `lifetimes`. The image is
+    evaluated at the points of the grid, not integrated over pixels.
 
     Raises:
         ValueError: `bandwidth` is not positive.

@@ -169,12 +169,10 @@ def scaled_sharpness(
     If one number scales all parameters, the result follows from `raw` without a product. Otherwise Lanczos' method runs
     on the scaled operator.
 
-    Args:
-        curvature: The Hessian.
-        thresholds: The optimizer's threshold for each of `curvature.params`, in their order.
-        raw: The result of `curvature_sharpness` for this Hessian.
-        start: The `vector` of an earlier result, for a warm start; None starts from the scaled vector of `raw`.
-        settings: When to stop; `n_largest` counts as 1.
+    - `thresholds` holds the optimizer's threshold for each of `curvature.params`, in their order.
+    - `raw` is the result of `curvature_sharpness` for the Hessian `curvature`.
+    - `start` is the `vector` of an earlier result, for a warm start; None starts from the scaled vector of `raw`.
+    - `settings` says when to stop; `n_largest` counts as 1.
 
     Raises:
         FloatingPointError: A product is not finite.
