@@ -23,8 +23,8 @@ _WASTE = 8
 class StepBound:
     """Upper bounds of the critical ratio r of one step, and of the span from a snapshot to the end of that step.
 
-    r is the largest |Δ_i - Δ_j| / |x_i - x_j| over all pairs of neurons of a cloud, with x_i neuron i before the step
-    and Δ_i its displacement. For the span, the snapshot takes the place of the state before the step.
+    r is the largest |Δ_i - Δ_j| / |x_i - x_j| over all pairs of neurons of a cloud. x_i is neuron i before the step,
+    Δ_i its displacement. For the span, the snapshot takes the place of the state before the step.
 
     The bounds are scalars from `step_bound`, and have one entry per group from `step_bounds`. They lie on the neurons'
     device; reading a value waits for the device. An infinite or NaN bound certifies nothing: test `bound < limit`,
@@ -44,7 +44,7 @@ class StepBound:
 class _Bucket:
     """Blocks of similar numbers of neurons, side by side: rows in order of `nearest`, padded at the end.
 
-    `rows` holds them one block after the other; `nearest` lacks the first of each block, before which there is none.
+    `rows` holds them one block after the other. `nearest` leaves out the first row of each block: no row precedes it.
     """
 
     rows: Int[Tensor, " entries"]
@@ -94,7 +94,7 @@ class BoundTable:
     ) -> Float[Tensor, " groups"]:
         """Bound the critical ratio r of a step for each group, from the lengths of its neurons' displacements.
 
-        r is the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons, with x_i neuron i before the step and Δ_i its
+        r is the largest |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons. x_i is neuron i before the step, Δ_i its
         displacement. Pairs listed in `Snapshot.pairs` are left out; `pair_bounds` bounds them. Returns one bound per
         group; an infinite or NaN bound certifies nothing.
 
@@ -223,8 +223,8 @@ def step_bounds(
 ) -> StepBound:
     """Bound the critical ratio r of one step of several groups, and of each group's span since its snapshot.
 
-    r is the largest |Δ_i - Δ_j| / |x_i - x_j| over all pairs of neurons of a cloud, with x_i neuron i before the step
-    and Δ_i its displacement. The span is the net change from the snapshot to the end of the step. The bounds include
+    r is the largest |Δ_i - Δ_j| / |x_i - x_j| over all pairs of neurons of a cloud. x_i is neuron i before the step,
+    Δ_i its displacement. The span is the net change from the snapshot to the end of the step. The bounds include
     the rounding of their own computation. The call does not wait for the device.
 
     Args:
@@ -264,8 +264,8 @@ def step_bound(
 ) -> StepBound:
     """Bound the critical ratio r of one step of one group, and of its span since a snapshot.
 
-    r is the largest |Δ_i - Δ_j| / |x_i - x_j| over all pairs of neurons of a cloud, with x_i neuron i before the step
-    and Δ_i its displacement. For several groups use `step_bounds`.
+    r is the largest |Δ_i - Δ_j| / |x_i - x_j| over all pairs of neurons of a cloud. x_i is neuron i before the step,
+    Δ_i its displacement. For several groups use `step_bounds`.
 
     Args:
         since: A snapshot of the group, from `snapshot`.

@@ -14,8 +14,8 @@ from lightning_topo.geometry._precision import full_precision, real_dtype
 class Landmarks:
     """Landmarks of a cloud: a few of its rows that represent all points.
 
-    The bottleneck distance between the Vietoris-Rips diagrams of the landmarks and of the whole cloud is at most twice
-    the covering radius, where births and deaths are edge lengths.
+    The Vietoris-Rips diagrams of the landmarks and of the whole cloud have a bottleneck distance of at most twice the
+    covering radius. Births and deaths are edge lengths.
 
     Attributes:
         indices: Row numbers of the landmarks.

@@ -19,12 +19,12 @@ Intervals = Float[np.ndarray, "_ 2"]
 def bottleneck(a: PersistenceDiagram, b: PersistenceDiagram, k: int) -> float:
     """Compute the bottleneck distance between two diagrams in homology dimension k.
 
-    It is the smallest ε for which some bars of one diagram match bars of the other, each birth and each death within
-    ε of its partner's, and all other bars have a lifetime of at most 2 ε. Bars that never die match only each other;
+    It is the smallest ε for which bars can be matched as follows. Births and deaths of matched bars differ by at most
+    ε, and all other bars have a lifetime of at most 2 ε. Bars that never die match only each other;
     the distance is inf if their numbers differ.
 
-    In dimension 0, where all births are 0, it is the largest min(|a - b|, max(a, b) / 2) over the sorted deaths a and
-    b of equal rank, the shorter list padded with 0.
+    In dimension 0 all births are 0. There it is the largest min(|a - b|, max(a, b) / 2) over the sorted deaths a and b
+    of equal rank; the shorter list is padded with 0.
 
     >>> from lightning_topo.homology import persistence
     >>> cloud = torch.tensor([[0.0], [1.0], [5.0]])

@@ -1,4 +1,4 @@
-"""The curvature that minibatch training settles at: that of a step's own batch, along the batch's own gradient."""
+"""Batch sharpness: the curvature of the loss on one batch along the gradient of that batch."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

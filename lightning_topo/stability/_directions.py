@@ -55,9 +55,9 @@ def swap_curvature(
 ) -> SwapCurvature:
     """Compute the curvature along the direction in which two neurons change places, by one product.
 
-    As two neurons come near each other, under gradient descent, `ratio` tends to |Delta_i - Delta_j| / |x_i - x_j|,
-    with x_i neuron i before the step and Delta_i its displacement. The reason: to exchange the two is to move the
-    parameters from theta to theta' = theta - u, and the gradients there differ by H u to first order.
+    Under gradient descent, as two neurons come near each other, `ratio` tends to |Delta_i - Delta_j| / |x_i - x_j|.
+    x_i is neuron i before the step, Delta_i its displacement. The reason: exchanging the two moves the parameters from
+    theta to theta' = theta - u, and the gradients there differ by H u to first order.
 
     Args:
         curvature: The Hessian.

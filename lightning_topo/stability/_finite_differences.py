@@ -116,8 +116,8 @@ def finite_difference_hessian(
 ) -> FiniteDifferenceHessian:
     """Build the Hessian of a loss from central differences of its gradient, for losses without a second derivative.
 
-    The parameters theta move by h |v| = eps^(1/2) (1 + |theta|) / 10 to either side, with eps the machine epsilon of
-    the coarsest dtype in use, that of autocast included. The classical eps^(1/3) balances rounding and third
+    The parameters theta move by h |v| = eps^(1/2) (1 + |theta|) / 10 to either side. eps is the machine epsilon of the
+    coarsest dtype in use, that of autocast included. The classical eps^(1/3) balances rounding and third
     derivatives, but at that length a small ReLU network crosses a kink in every product. With eps^(1/2) products err by
     about 1e-3 in float32 and a few percent under bfloat16.
 

@@ -60,7 +60,7 @@ class ParameterThreshold:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One row: from options and state to a threshold.
+    """The update rule of a kind of optimizer: how its threshold follows from its options and state.
 
     `ahead` is an adaptive optimizer's state once it has taken in one more gradient, as far as its preconditioner goes;
     None where the step needs no state. `state` and `options` are the names by which an unknown class is recognised.

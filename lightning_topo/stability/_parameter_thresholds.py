@@ -67,8 +67,8 @@ def parameter_thresholds(
     (AdamW), 2 in c becomes 2 - lr wd. lr is the current learning rate. SAM, Lookahead and other wrappers have the
     threshold of the optimizer inside.
 
-    The result holds a reason in place of thresholds for an optimizer without a rule (`recognised`), an adaptive one
-    that has not stepped yet (`awaits_first_step`), and if the optimizers hold none of `params`. A parameter that no
+    The result holds a reason in place of thresholds if an optimizer has no rule (`recognised`), if an adaptive one has
+    not stepped yet (`awaits_first_step`), or if the optimizers hold none of `params`. A parameter that no
     optimizer holds, or that an adaptive one has never moved, has threshold 0.
 
     Args:

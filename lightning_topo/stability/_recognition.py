@@ -69,8 +69,8 @@ def recognised(optimizer: torch.optim.Optimizer) -> Recognised:
     """Find the update rule of an optimizer, inside its wrappers.
 
     A class has the rule of the torch optimizer whose `step` it inherits, or else of the one whose options and state
-    have the same layout. There is no rule, but a reason, for an optimizer that maximizes, whose step is not
-    proportional to the gradient (as of LBFGS or Muon), or whose options or state are not known.
+    have the same layout. There is no rule, but a reason, for an optimizer that maximizes, or has unknown options or
+    state. The same holds if its step is not proportional to the gradient, as of LBFGS or Muon.
 
     >>> class Own(torch.optim.Adam):
     ...     pass
