@@ -68,8 +68,8 @@ def parameter_thresholds(
     threshold of the optimizer inside.
 
     The result holds a reason in place of thresholds if an optimizer has no rule (`recognised`), if an adaptive one has
-    not stepped yet (`awaits_first_step`), or if the optimizers hold none of `params`. A parameter that no
-    optimizer holds, or that an adaptive one has never moved, has threshold 0.
+    not stepped yet (`awaits_first_step`), or if all optimizers together, at least one, hold none of `params`. A
+    parameter that no optimizer holds, or that an adaptive one has never moved, has threshold 0.
 
     Args:
         optimizers: The optimizers, wrapped or not.
