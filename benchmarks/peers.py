@@ -35,8 +35,8 @@ def h0(device: torch.device, quick: bool) -> str:
     against, growth = peers_homology.sized(peers_homology.h0_calls, sizes, device, 1 if quick else 3)
     return (
         "## H0: the minimum spanning tree of a cloud\n\n"
-        f"Time over that of `h0_deaths`, on {device.type}. Each is given the cloud of n points in d dimensions. "
-        "Below 1 is faster than ours. `one product` is the least that any method with all distances must pay.\n\n"
+        f"Time over that of `h0_deaths`, on {device.type}. The input is a cloud of n points in d dimensions. `one "
+        "product` is the lower limit for any method that computes all distances.\n\n"
         f"{against}\n\n"
         "How each grows: time over its own time at the first size.\n\n"
         f"{growth}\n"
@@ -49,10 +49,10 @@ def h1(device: torch.device, quick: bool) -> str:
     against, growth = peers_homology.sized(peers_homology.h1_calls, sizes, device, 1 if quick else 3)
     return (
         "## H1: Vietoris-Rips persistence\n\n"
-        "Time over that of `persistence(max_dim=1)` with its default engine, the first column; one thread. Ours does "
-        "the distances in a way that keeps duplicates exact, H0 by itself, the guards and the sorting, and calls an "
-        "engine for H1: how much that adds shows between `lightning-topo, giotto-ph` and `giotto-ph`. The simplex tree "
-        "holds every triangle and is left out above n = 128.\n\n"
+        "Time over that of `persistence(max_dim=1)` with its default engine, the first column; one thread. "
+        "lightning-topo calls an engine for H1. It adds distances that keep duplicates exact, H0, checks and "
+        "sorting. Compare `lightning-topo, giotto-ph` with `giotto-ph` to see how much time that adds. The "
+        "simplex tree holds every triangle and is left out above n = 128.\n\n"
         f"{against}\n\nHow each grows: time over its own time at the first size.\n\n{growth}\n"
     )
 
@@ -62,9 +62,10 @@ def matching(device: torch.device, quick: bool) -> str:
     counts = [20] if quick else [50, 100, 200]
     return (
         "## Matching two diagrams\n\n"
-        "Time over ours, for random diagrams of so many bars. Ours are exact; hera's Wasserstein is to 1 %. GUDHI's "
-        "own `bottleneck_distance` is under the GPL, and is not used by lightning-topo. persim's Wasserstein is left "
-        "out above 400 bars.\n\n"
+        "Time over that of lightning-topo, for random diagrams with the given number of bars. lightning-topo's "
+        "distances are exact; hera's Wasserstein distance is within 1 %. GUDHI's own `bottleneck_distance` is "
+        "under the GPL, and lightning-topo does not use it. persim's Wasserstein distance is left out above 400 "
+        "bars.\n\n"
         f"{peers_homology.matching(counts, 1 if quick else 3)}\n"
     )
 
@@ -77,11 +78,12 @@ def monitors(device: torch.device, quick: bool) -> str:
     missing = "".join(f"- {line}\n" for line in failed)
     return (
         "## Watching a training\n\n"
-        f"Time of {steps} training steps with each, over the same training without (columns: hidden layers x width; "
-        f"batch {peers_monitors.BATCH}; all look every {peers_monitors.PERIOD} steps, unless said otherwise). Each "
-        "measures something else: the numbers say what it costs, not what it is worth. These networks are small, a "
-        "step takes a few milliseconds: against a larger step every one of these costs less. The clock runs from the "
-        "first step to the last; what W&B does in its own process is not in it.\n\n"
+        f"Time of {steps} training steps with each watcher, over the same training without one. Columns are "
+        f"hidden layers x width; the batch is {peers_monitors.BATCH}. All measure every {peers_monitors.PERIOD} "
+        "steps unless the row names another period. Each measures something else: the numbers show what it "
+        "costs, not what it is worth. In these small networks a step takes a few milliseconds; relative to a "
+        "larger step each watcher costs less. The clock runs from the first step to the last, without the work "
+        "of W&B's own process.\n\n"
         f"{table}\n" + (f"\nDid not run here:\n\n{missing}" if missing else "")
     )
 
@@ -97,9 +99,11 @@ def header(device: torch.device) -> str:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     return (
         "# Peers, side by side\n\n"
-        "Written by `python -m benchmarks.peers --write`: all calls of a table take turns in one run, the best of each "
-        "counts, and only ratios are shown; on a CPU of processor time, so that a busy machine distorts them less. "
-        "Run it on your machine before you rely on them.\n\n"
+        "This page tells you how long other libraries take at the same work, as ratios. In the first three "
+        "sections a ratio below 1 is faster than lightning-topo; the last compares a watched training with an "
+        "unwatched one. Run it on your machine before you rely on it.\n\n`python -m benchmarks.peers --write` "
+        "writes this page. All calls of a table take turns in one run, and the best of each counts. On a CPU the "
+        "ratios are of processor time, so that a busy machine distorts them less.\n\n"
         f"Python {platform.python_version()}, {where}, {torch.get_num_threads()} thread(s). {', '.join(found)}.\n"
     )
 
