@@ -149,7 +149,7 @@ def worker(options: argparse.Namespace) -> None:
     dist.destroy_process_group()
 
 
-def launched(n: int, arguments: list[str]) -> dict[str, float]:
+def launched(n: int, arguments: list[str], module: str = "benchmarks.distributed") -> dict[str, float]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -157,7 +157,7 @@ def launched(n: int, arguments: list[str]) -> dict[str, float]:
     environment |= {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is let go is given back, and counts no more
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.distributed", *arguments],
+            [sys.executable, "-m", module, *arguments],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,

@@ -19,8 +19,8 @@ class SavedWatch:
     """The state of an earlier watch of the same run, after `step`.
 
     `dirpath` and `run_id` say where its record is, None where it had none; `slots` are those of adaptive probes,
-    `awaited` the steps of captures, by probe, whose results had not come yet, and `rate` the last recorded learning
-    rate.
+    `awaited` the steps of captures, by probe, whose results had not come yet, `rate` the last recorded learning rate,
+    and `carried` what probes go on from, by probe, in plain numbers.
     """
 
     dirpath: Path | None
@@ -31,6 +31,7 @@ class SavedWatch:
     shares: Shares = field(default_factory=Shares)
     awaited: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     rate: float | None = None
+    carried: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, state: Any) -> "SavedWatch":
@@ -47,6 +48,7 @@ class SavedWatch:
             shares = Shares(**{name: int(n) for name, n in state["shares"].items()})
             awaited = {str(k): tuple(int(step) for step in steps) for k, steps in state["awaited"].items()}
             rate = None if state.get("rate") is None else float(state["rate"])
+            carried = {str(name): plain for name, plain in state.get("carried", {}).items()}
         # A tensor where a number or a mapping should be raises the last two.
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError, IndexError, RuntimeError) as error:
             raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from error
@@ -54,7 +56,9 @@ class SavedWatch:
             raise ValueError("it is damaged (a folder or run that is not text)")
         if step < 0 or any(slot.stride < 1 for slot in slots.values()):
             raise ValueError("it is damaged (a negative step, or a stride below 1)")
-        return cls(None if dirpath is None else Path(dirpath), run_id, step, detector, slots, shares, awaited, rate)
+        return cls(
+            None if dirpath is None else Path(dirpath), run_id, step, detector, slots, shares, awaited, rate, carried
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and containers, for a checkpoint."""
@@ -68,6 +72,7 @@ class SavedWatch:
             "shares": asdict(self.shares),
             "awaited": {probe: list(steps) for probe, steps in self.awaited.items()},
             "rate": self.rate,
+            "carried": dict(self.carried),
         }
 
     def under_way(self) -> str:

@@ -1,6 +1,7 @@
 """Run the probes, and combine the results of several processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -88,6 +89,23 @@ class Probing:
         """The value that the probe's last measurement carries over to the next."""
         previous = self._previous.get(probe.name)
         return None if previous is None else previous.carry
+
+    def saved(self) -> dict[str, Any]:
+        """What probes with `save_carry` go on from after a resume, by name, in plain numbers and containers."""
+        found = {}
+        for probe in self.probes:
+            save, carried = getattr(probe, "save_carry", None), self.carried(probe)
+            if save is not None and carried is not None:
+                found[probe.name] = save(carried)
+        return found
+
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `saved` returned in an earlier run; what is damaged, or of another version, is left out."""
+        for probe in self.probes:
+            load = getattr(probe, "load_carry", None)
+            if load is not None and probe.name in saved:
+                with suppress(AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError, OverflowError):
+                    self._previous[probe.name] = ProbeResult(carry=load(saved[probe.name]))
 
     def is_wanted_again(self, probe: Probe) -> bool:
         """Whether the probe asked for another measurement after the next step."""

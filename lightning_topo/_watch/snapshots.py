@@ -36,6 +36,7 @@ class Snapshots:
         self.worker: Worker | None = None
         self._training, self._steps, self._training_loss = training, steps, training_loss
         self._sharded_before: tuple[int, Clouds] | None = None
+        self._shards_before: tuple[int, Mapping[str, Tensor]] | None = None
         self._members = {group.name: frozenset(group.parameter_names) for group in groups}
 
     @property
@@ -72,8 +73,16 @@ class Snapshots:
             self._sharded_before = (step - 1, self._gathered(shards))
 
     def before_step(self, step: int, probes: Sequence[Probe]) -> None:
-        """Where parameters are sharded, keep the clouds before a step that one of these probes measures."""
-        if self.sharding == "whole" or not any(measures_steps(probe) for probe in probes):
+        """Where parameters are sharded, keep the clouds or shards before a step that one of these probes measures."""
+        if self.sharding == "whole":
+            return
+        wanted = any(getattr(probe, "needs_parameters_before", False) for probe in probes)
+        if not wanted or self.sharding in ("fsdp1", "zero3"):  # their flat shards mean nothing by themselves
+            self._shards_before = None
+        elif self._shards_before is None or self._shards_before[0] != step - 1:
+            trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+            self._shards_before = (step - 1, {name: p.detach().clone() for name, p in trained.items()})
+        if not any(measures_steps(probe) for probe in probes):
             return
         if self._sharded_before is None or self._sharded_before[0] != step - 1:
             self._sharded_before = (step - 1, self.now())
@@ -119,7 +128,7 @@ class Snapshots:
         """The capture for one probe; a probe by group gets only these `groups`."""
         mine = self.active() if groups is None else tuple(groups)
         self._refer_anew(mine, step, now)
-        wants_parameters = getattr(probe, "needs_parameters_before", False) and self.sharding == "whole"
+        wants_parameters = getattr(probe, "needs_parameters_before", False)
         optimizers = self._steps.with_waiting(self._training.optimizers)
         scales = self._steps.gradients.of(optimizers) if needs_gradient_scales(probe) else None
         return Capture(
@@ -133,12 +142,19 @@ class Snapshots:
             optimizers=optimizers,
             training_loss=self._training_loss,
             previous=previous,
-            parameters_before=self._steps.before() if wants_parameters and self._steps.pending else None,
+            parameters_before=self._parameters_before(step) if wants_parameters and self._steps.pending else None,
             is_first_step=bool(self._steps.pending) and all(update.is_first for update in self._steps.pending),
             sharding=self.sharding,
             worker=self.worker,
             gradient_scales=scales,
         )
+
+    def _parameters_before(self, step: int) -> Mapping[str, Tensor] | None:
+        """The trained parameters before this batch's updates, in shards this process's part of each."""
+        if self.sharding == "whole":
+            return self._steps.before()
+        kept = self._shards_before
+        return kept[1] if kept is not None and kept[0] == step - 1 else None
 
     def _clouds(self, tensors: Mapping[str, Tensor]) -> Clouds:
         """The clouds of all groups that have a part in these parameters."""

@@ -147,6 +147,7 @@ class Watch:
             self._exchange.shares,
             self._probing.awaited.steps,
             self._exchange.rates.reported,
+            self._probing.saved(),
         ).to_dict()
 
     def proposed(self, group: str, ratio: float) -> None:
@@ -332,6 +333,7 @@ class Watch:
         if saved is not None:
             self._schedule.slots.update(saved.slots)
             self._exchange.rates.reported = saved.rate
+            self._probing.load(saved.carried)
         for name in self._sampling:
             self._schedule.expect(name, STEPS_PER_TAPE * (1 + self._training_loss.n_wanted))
         self._schedule.expect("fate", STEPS_PER_FATE, like="distortion")

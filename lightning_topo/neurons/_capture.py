@@ -74,6 +74,17 @@ def shard_copies(root: nn.Module) -> dict[str, Tensor] | None:
     return {clean_name(name): parameter.detach().clone() for name, parameter in root.named_parameters()}
 
 
+def reshard(root: nn.Module) -> None:
+    """Let FSDP2 gather parameters anew in the next forward pass: after one without a backward pass it keeps them."""
+    if sharding(root) != "fsdp2":
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def whole_copy(root: nn.Module, *, mine: bool, values: bool = True) -> nn.Module | None:
     """A copy of the module as it was before it was sharded, with whole parameters, where `mine` says so; else None.
 

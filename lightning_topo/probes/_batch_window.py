@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from typing import Any
 
 from torch import Tensor
 
@@ -56,6 +57,20 @@ class BatchWindow:
         """
         weight = min(self.noise * (1.0 + self.noise), 1.0)
         return median(weight * each.small + (1.0 - weight) * each.large for each in self.batches)
+
+    def save(self) -> list[list[float]]:
+        """The batches in plain numbers, for a checkpoint."""
+        return [[each.value, each.small, each.large, each.elsewhere] for each in self.batches]
+
+    @classmethod
+    def load(cls, saved: Any, count: int) -> "BatchWindow":
+        """The window that `save` has written.
+
+        >>> window = BatchWindow().followed_by([SeenBatch(10.0, 1.0, 0.1, 0.5)])
+        >>> BatchWindow.load(window.save(), 1) == window
+        True
+        """
+        return cls(tuple(SeenBatch(*map(float, one)) for one in saved)[-_MEMORY:], count)
 
     def values(self) -> Mapping[str, float]:
         """As a probe reports them."""

@@ -7,14 +7,16 @@ from functools import partial
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_topo.measurement import GLOBAL
+from lightning_topo.neurons._capture import reshard
 from lightning_topo.probes._batch_loss import BatchLoss
 from lightning_topo.probes._period import Period
 from lightning_topo.probes._probe import Capture, LossFn, ProbeResult
 from lightning_topo.stability import CriticalSharpness, critical_sharpness
 from lightning_topo.stability._hessian import seeded
+from lightning_topo.stability._layout import Layout, local
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class StepSharpness:
         if segment is None:
             return ProbeResult(carry=start)
         with capture.training_loss(self.loss_fn) as loss_fn:
-            parts = _halves(loss_fn) if self.noise else None
+            parts = _halves(loss_fn) if self.noise and capture.sharding == "whole" else None
             halves = None if parts is None else (partial(segment.loss, parts[0]), partial(segment.loss, parts[1]))
             try:
                 values, start = critical_values(
@@ -119,8 +121,9 @@ def critical_values(
 
 @dataclass(frozen=True, slots=True)
 class StepSegment:
-    """The line from the parameters before a step through those after it."""
+    """The line from the parameters before a step through those after it; of shards, every process moves its own."""
 
+    module: nn.Module
     params: Sequence[Tensor]
     begins: Sequence[Tensor]
     ends: Sequence[Tensor]
@@ -130,16 +133,21 @@ class StepSegment:
         with torch.no_grad():
             for p, begin, end in zip(self.params, self.begins, self.ends, strict=True):
                 p.copy_(begin + multiple * (end - begin))
-            torch.clear_autocast_cache()  # it holds the weights as they were
+            self._forget_copies()
             with seeded(torch.initial_seed(), self.params):
-                return loss_fn().detach()
+                return Layout.of(self.params).mean(loss_fn().detach())
 
     def restore(self) -> None:
         """Put the parameters back to their values after the step."""
         with torch.no_grad():
             for p, end in zip(self.params, self.ends, strict=True):
                 p.copy_(end)
+        self._forget_copies()
+
+    def _forget_copies(self) -> None:
+        """Autocast, and FSDP2 after a forward pass alone, keep the weights as they were."""
         torch.clear_autocast_cache()
+        reshard(self.module)
 
 
 def _start(found: CriticalSharpness) -> float:
@@ -155,10 +163,10 @@ def step_segment(capture: Capture) -> StepSegment | None:
     before = capture.parameters_before
     if before is None or before.keys() != now.keys():
         return None
-    if all(torch.equal(before[name], p) for name, p in now.items()):
+    if not Layout.of(now.values()).any(any(not torch.equal(local(before[k]), local(p)) for k, p in now.items())):
         return None
     ends = [p.detach().clone() for p in now.values()]
-    return StepSegment(list(now.values()), [before[name] for name in now], ends)
+    return StepSegment(capture.module, list(now.values()), [before[name] for name in now], ends)
 
 
 def _halves(loss_fn: Callable[[], Tensor]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]] | None:

@@ -1,7 +1,7 @@
 """How far the step just taken overshot, as a probe reports it."""
 
 from lightning_topo.probes._probe import Capture
-from lightning_topo.stability import Curvature, directional_ratio, flatten
+from lightning_topo.stability import Curvature, directional_ratio
 
 
 def directional_values(curvature: Curvature, capture: Capture) -> dict[str, float]:
@@ -12,5 +12,6 @@ def directional_values(curvature: Curvature, capture: Capture) -> dict[str, floa
     now = {name: p.detach() for name, p in capture.module.named_parameters() if p.requires_grad}
     if now.keys() != before.keys():
         return {}
-    ratio = directional_ratio(curvature, flatten(p - before[name] for name, p in now.items()))
+    step = curvature.layout.flatten(p - before[name] for name, p in now.items())
+    ratio = directional_ratio(curvature, step)
     return {} if ratio is None else {"directional_ratio": ratio}

@@ -52,7 +52,9 @@ class Sharpness:
       along the step just taken (1 at the edge), with the Hessian at its end.
 
     A monitor also runs `StepEdge`, which finds the edge of stability for small batches. If no threshold is known,
-    `StepEdge` measures `directional_ratio` in place of this probe, unless parameters are sharded.
+    `StepEdge` measures `directional_ratio` in place of this probe, unless parameters are sharded. If they are (FSDP2,
+    tensor parallel), give a `loss_fn`: the loss is the mean over the processes, products are finite differences, no
+    process holds a vector of all parameters, and `StepEdge` measures `critical_sharpness`.
 
     If memory runs out, the loss is evaluated in smaller and smaller parts. If an operator cannot be differentiated
     twice, products are finite differences. The record shows both (`micro_batch`, `exact`), and a warning is given once.

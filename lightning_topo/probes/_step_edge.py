@@ -1,9 +1,10 @@
 """The edge of stability as the training's own batches and steps show it: cheap, and often."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -38,7 +39,8 @@ class StepEdge:
       loss. Both are measured on the batch of that step, which is recorded for the purpose. `critical_noise` is half the
       difference to the value on another batch.
 
-    Nothing is measured if no training step can be recorded or parameters are sharded; `Sharpness` reports why.
+    If parameters are sharded (FSDP2, tensor parallel) and a `loss_fn` is given: `critical_sharpness` alone, of the step
+    just taken. Nothing is measured if no training step can be recorded; `Sharpness` reports why.
 
     Args:
         every_n_steps: The period; "auto" begins with every 25th step.
@@ -69,11 +71,22 @@ class StepEdge:
         """How often the probe measures, from `every_n_steps`; "auto" begins with every 25th step."""
         return Period.parse(self.every_n_steps, default=25)
 
+    def save_carry(self, carry: Any) -> dict[str, Any]:
+        """The last batches and where the search begins, in plain numbers, for a checkpoint."""
+        return {"window": carry.window.save(), "count": carry.window.count, "start": carry.start}
+
+    def load_carry(self, saved: Mapping[str, Any]) -> "_State":
+        """What `save_carry` has written; raises `KeyError`, `TypeError` or `ValueError` if that is damaged."""
+        start = float(saved["start"])
+        if not 0.0 < start < math.inf:
+            raise ValueError(f"expected a positive start, got {start}")
+        return _State(window=BatchWindow.load(saved["window"], int(saved["count"])), start=start)
+
     def measure(self, capture: Capture) -> ProbeResult:
         """Measure the edge ratio of recorded batches or, if no threshold is known, the ratios of the last step."""
         state = _State() if capture.previous is None else capture.previous.carry
         if capture.sharding != "whole":
-            return ProbeResult(carry=state)
+            return self._in_shards(capture, state)
         try:
             with capture.training_loss(self.loss_fn) as loss_fn:
                 return self._measure(capture, loss_fn, state)
@@ -110,6 +123,20 @@ class StepEdge:
             state = replace(state, approach=approach, start=start)
         state = replace(state, is_recorded=True)
         return ProbeResult({GLOBAL: values} if values else {}, carry=state, wants_own_step=True)
+
+    def _in_shards(self, capture: Capture, state: "_State") -> ProbeResult:
+        """The critical sharpness of the step just taken, by forward passes of the user's own loss."""
+        if self.loss_fn is None or capture.sharding not in ("fsdp2", "tensor_parallel"):
+            return ProbeResult(carry=state)
+        segment = step_segment(capture)
+        if segment is None:
+            return ProbeResult(carry=state)
+        with capture.training_loss(self.loss_fn) as loss_fn:
+            try:
+                values, start = critical_values(segment, loss_fn, state.start, None)
+            except FloatingPointError:
+                return ProbeResult(carry=state)
+        return ProbeResult({GLOBAL: values}, carry=replace(state, start=start))
 
     def _of_step(
         self, capture: Capture, loss_fn: Callable[[], Tensor], state: "_State"

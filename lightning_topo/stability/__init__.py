@@ -22,11 +22,11 @@ from lightning_topo.stability._hessian import (
     LossPart,
     NotTwiceDifferentiable,
     SplitHessian,
-    flatten,
     hessian,
     split_hessian,
 )
 from lightning_topo.stability._lanczos import Extremes, LanczosSettings, extreme_eigenvalues
+from lightning_topo.stability._layout import flatten
 from lightning_topo.stability._optimizer_thresholds import ParameterThreshold
 from lightning_topo.stability._parameter_thresholds import Thresholds, awaits_first_step, parameter_thresholds
 from lightning_topo.stability._recognition import Recognised, recognised

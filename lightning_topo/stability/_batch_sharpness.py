@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_topo.stability._hessian import Curvature, hessian
 from lightning_topo.stability._optimizer_thresholds import ParameterThreshold
-from lightning_topo.stability._parameter_thresholds import is_one, range_of_ratios, spread
+from lightning_topo.stability._parameter_thresholds import is_one, range_of_ratios
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +138,14 @@ def batch_directions(curvature: Curvature, thresholds: Sequence[ParameterThresho
     if thresholds is None:
         return BatchDirections(tuple(vectors), tuple(multiples))
     totals, stabilities = [each.total for each in thresholds], [each.stability for each in thresholds]
-    least, largest = range_of_ratios(totals, stabilities)
+    layout = curvature.layout
+    least, largest = range_of_ratios(totals, stabilities, layout)
     for sizes in (totals, stabilities):
         if sizes is stabilities and largest > 0.0 and is_one(least, largest):
             place, multiple = multiples[-1]
             multiples.append((place, multiple / largest))
             continue
-        scale = spread(sizes, curvature.params)
+        scale = layout.spread(sizes)
         low, high = (float(extreme) for extreme in scale.aminmax())
         if low == high > 0.0:
             multiples.append((0, high))

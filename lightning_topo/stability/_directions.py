@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lightning_topo.stability._hessian import Curvature
 from lightning_topo.stability._optimizer_thresholds import ParameterThreshold
-from lightning_topo.stability._parameter_thresholds import spread
 
 
 def directional_ratio(curvature: Curvature, step: Float[Tensor, " p"]) -> float | None:
@@ -27,8 +26,8 @@ def directional_ratio(curvature: Curvature, step: Float[Tensor, " p"]) -> float 
 
     Source: Cohen et al., arXiv:2103.00065, appendix (the quadratic Taylor model of one step).
     """
-    curved = float(step @ (curvature @ step))
-    descent = curved - float(curvature.gradient @ step)
+    curved = curvature.layout.dot(step, curvature @ step)
+    descent = curved - curvature.layout.dot(curvature.gradient, step)
     return curved / (2.0 * descent) if descent > 0.0 else None
 
 
@@ -66,11 +65,10 @@ def swap_curvature(
 
     Source: Yang et al., arXiv:2510.02670 (the bound by the Hessian between theta and theta').
     """
-    image, length = curvature @ direction, float(direction.norm())
-    along = float(direction @ image) / length**2
+    layout = curvature.layout
+    image, length = curvature @ direction, layout.norm(direction)
+    along = layout.dot(direction, image) / length**2
     if thresholds is None:
         return SwapCurvature(along, None)
-    step, decay = (
-        spread([getattr(s, name) for s in thresholds], curvature.params) for name in ("step", "weight_decay")
-    )
-    return SwapCurvature(along, float((step * (image + decay * direction)).norm()) / length)
+    step, decay = (layout.spread([getattr(s, name) for s in thresholds]) for name in ("step", "weight_decay"))
+    return SwapCurvature(along, layout.norm(step * (image + decay * direction)) / length)

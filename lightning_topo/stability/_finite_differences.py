@@ -7,16 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_topo.stability._hessian import (
-    Curvature,
-    LossPart,
-    add_flat,
-    checked_loss,
-    flatten,
-    seeded,
-    shaped,
-    trainable_only,
-)
+from lightning_topo.stability._hessian import Curvature, LossPart, checked_loss, seeded, trainable_only
+from lightning_topo.stability._layout import Layout
 
 Differentiate = Callable[[Tensor, Sequence[Tensor]], Sequence[Tensor]]
 """A function (loss, params) that returns the gradient for each parameter, with its shape and placement."""
@@ -82,12 +74,13 @@ class FiniteDifferenceHessian(Curvature):
 
     def __matmul__(self, vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
         """H v, up to the rounding and the third derivatives within the reach of the difference."""
-        length = float(vector.norm())
+        layout = self.layout
+        length = layout.norm(vector)
         if length == 0.0:
             return torch.zeros_like(vector)
         step = self._reach / length
         kept = [p.detach().clone() for p in self.params]
-        directions = shaped(vector, self.params)
+        directions = layout.shaped(vector)
 
         def gradient_at(distance: float) -> Tensor:
             with torch.no_grad():
@@ -169,7 +162,8 @@ def split_finite_difference_hessian(
         raise ValueError("expected at least one part of a batch, got none")
     seed = torch.initial_seed()
     loss, gradient = _gradient(parts, params, differentiate, seed)
-    size = 1.0 + float(flatten(p.detach() for p in params).norm())
+    layout = Layout.of(params)
+    size = 1.0 + layout.norm(layout.flatten(p.detach() for p in params))
     reach = _coarsest_eps(params) ** 0.5 * size / 10
     return FiniteDifferenceHessian(loss, params, parts, gradient, differentiate, seed, reach, obstacle)
 
@@ -178,17 +172,17 @@ def _gradient(
     parts: Sequence[LossPart], params: Sequence[Tensor], differentiate: Differentiate, seed: int
 ) -> tuple[float, Float[Tensor, " p"]]:
     """The weighted sum of the losses, and of their gradients, where the parameters stand now."""
-    total, gradient = 0.0, None
+    total, gradient, layout = 0.0, None, Layout.of(params)
     for k, (weight, loss_fn) in enumerate(parts):
         with seeded(seed + k, params), torch.enable_grad():
-            loss = checked_loss(loss_fn)
+            loss = checked_loss(loss_fn, layout)
             pieces = [g.detach() for g in differentiate(loss, params)]
         total += weight * loss.item()
         del loss
         if gradient is None:
-            gradient = flatten(pieces).mul_(weight)
+            gradient = layout.flatten(pieces).mul_(weight)
         else:
-            add_flat(gradient, pieces, params, weight)
+            layout.add(gradient, pieces, weight)
         del pieces
     assert gradient is not None
     return total, gradient

@@ -5,12 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from lightning_topo.stability._layout import Layout, dense
 
 
 class Curvature(ABC):
@@ -37,7 +38,12 @@ class Curvature(ABC):
 
     def along(self, vectors: Sequence[Float[Tensor, " p"]]) -> list[float]:
         """v^T H v of each vector: the curvature along it, times its squared length."""
-        return [float(vector @ (self @ vector)) for vector in vectors]
+        return [self.layout.dot(vector, self @ vector) for vector in vectors]
+
+    @property
+    def layout(self) -> Layout:
+        """How flat vectors lie on the processes."""
+        return Layout.of(self.params)
 
     @property
     def obstacle(self) -> str | None:
@@ -78,7 +84,7 @@ class Hessian(Curvature):
     @property
     def gradient(self) -> Float[Tensor, " p"]:
         """The gradient of the loss, as a flat vector."""
-        return flatten(g.detach() for g in self._gradient)
+        return self.layout.flatten(g.detach() for g in self._gradient)
 
     def __matmul__(self, vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
         """H v: one backward pass through the gradient's graph.
@@ -86,7 +92,7 @@ class Hessian(Curvature):
         Raises `NotTwiceDifferentiable` at an operator whose backward pass cannot be differentiated.
         """
         product = torch.zeros_like(vector)
-        add_flat(product, _product(self._gradient, self.params, vector, keep_graph=True), self.params)
+        self.layout.add(product, _product(self._gradient, self.params, vector, keep_graph=True))
         return product
 
 
@@ -133,7 +139,7 @@ def _product(
     gradient: Sequence[Tensor], params: tuple[Tensor, ...], vector: Float[Tensor, " p"], *, keep_graph: bool
 ) -> Sequence[Tensor | None]:
     """H v in pieces, from the gradient with its graph; None for a parameter along which it is zero."""
-    directions = shaped(vector, params)
+    directions = Layout.of(params).shaped(vector)
     curved = [(g, v) for g, v in zip(gradient, directions, strict=True) if g.requires_grad]
     if not curved:
         return [None] * len(params)
@@ -155,13 +161,15 @@ def trainable_only(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
     return trainable
 
 
-def checked_loss(loss_fn: Callable[[], Tensor]) -> Tensor:
-    """`loss_fn()`, where it is one finite number with a gradient."""
+def checked_loss(loss_fn: Callable[[], Tensor], layout: Layout | None = None) -> Tensor:
+    """`loss_fn()`, where it is one finite number with a gradient; in shards all processes raise, or none."""
     loss = loss_fn()
     if loss.numel() != 1:
         raise ValueError(f"expected a scalar loss, got shape {tuple(loss.shape)}")
-    if not torch.isfinite(loss).all():
-        raise FloatingPointError(f"expected a finite loss, got {loss.item()}")
+    is_lost = not torch.isfinite(loss).all()
+    if is_lost if layout is None else layout.any(is_lost):
+        found = f"{loss.item()}" if is_lost else "NaN or infinity on another process"
+        raise FloatingPointError(f"expected a finite loss, got {found}")
     if not loss.requires_grad:
         raise ValueError("expected a loss that depends on a parameter that requires a gradient, got a constant one")
     return loss
@@ -232,7 +240,7 @@ class SplitHessian(Curvature):
         """H v: the weighted sum of the parts' products."""
         product = torch.zeros_like(vector)
         for weight, gradient in self._gradients():
-            add_flat(product, _product(gradient, self.params, vector, keep_graph=False), self.params, weight)
+            self.layout.add(product, _product(gradient, self.params, vector, keep_graph=False), weight)
         return product
 
     def along(self, vectors: Sequence[Float[Tensor, " p"]]) -> list[float]:
@@ -242,8 +250,8 @@ class SplitHessian(Curvature):
             for i, vector in enumerate(vectors):
                 product = torch.zeros_like(vector)
                 pieces = _product(gradient, self.params, vector, keep_graph=i < len(vectors) - 1)
-                add_flat(product, pieces, self.params, weight)
-                found[i] += float(vector @ product)
+                self.layout.add(product, pieces, weight)
+                found[i] += self.layout.dot(vector, product)
         return found
 
     def _gradients(self) -> Iterator[tuple[float, Sequence[Tensor]]]:
@@ -275,16 +283,16 @@ def split_hessian(parts: Iterable[LossPart], params: Iterable[Tensor]) -> SplitH
     parts, params = tuple(parts), trainable_only(params)
     if not parts:
         raise ValueError("expected at least one part of a batch, got none")
-    seed = torch.initial_seed()
+    seed, layout = torch.initial_seed(), Layout.of(params)
     loss, gradient = 0.0, None
     for k, (weight, loss_fn) in enumerate(parts):
         with seeded(seed + k, params):
             of_part, pieces = _differentiated(loss_fn, params, create_graph=False)
         loss += weight * of_part
         if gradient is None:
-            gradient = flatten(pieces).mul_(weight)
+            gradient = layout.flatten(pieces).mul_(weight)
         else:
-            add_flat(gradient, pieces, params, weight)
+            layout.add(gradient, pieces, weight)
         del pieces
     assert gradient is not None
     return SplitHessian(loss, params, parts, gradient, seed)
@@ -297,63 +305,3 @@ def seeded(seed: int, params: Iterable[Tensor]) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def flatten(tensors: Iterable[Tensor]) -> Float[Tensor, " p"]:
-    """Concatenate all entries of the tensors into one vector, in at least float32.
-
-    A tensor that is sharded over ranks is gathered whole: then every rank has to call this, in the same order.
-
-    >>> flatten([torch.zeros(1), torch.ones(2, 1)])
-    tensor([0., 1., 1.])
-    """
-    return torch.cat([t.reshape(-1).to(torch.promote_types(t.dtype, torch.float32)) for t in map(whole, tensors)])
-
-
-def add_flat(
-    total: Float[Tensor, " p"], pieces: Iterable[Tensor | None], like: Sequence[Tensor], weight: float = 1.0
-) -> None:
-    """Add weight times the tensors' entries to a flat vector, in place; None adds nothing."""
-    for part, piece in zip(total.split([t.numel() for t in like]), pieces, strict=True):
-        if piece is not None:
-            part.add_(whole(piece).reshape(-1), alpha=weight)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself or, where it is sharded over ranks, gathered: then every rank has to call."""
-    return tensor.full_tensor() if isinstance(tensor, _Sharded) else dense(tensor)
-
-
-def dense(tensor: Tensor) -> Tensor:
-    """The tensor itself or, where it is sparse, with its zeros: as of embeddings' gradients."""
-    return tensor.to_dense() if tensor.is_sparse else tensor
-
-
-def shaped(vector: Float[Tensor, " p"], like: Sequence[Tensor]) -> list[Tensor]:
-    """A flat vector in pieces of the shape, type and placement of the tensors `like`.
-
-    >>> [piece.tolist() for piece in shaped(torch.arange(3.0), [torch.zeros(1), torch.zeros(2, 1)])]
-    [[0.0], [[1.0], [2.0]]]
-    """
-    pieces = vector.split([t.numel() for t in like])
-    return [_placed(piece.view(t.shape).to(t.dtype), t) for piece, t in zip(pieces, like, strict=True)]
-
-
-@runtime_checkable
-class _Sharded(Protocol):
-    """What is used of a DTensor, whose import not every build of torch allows."""
-
-    device_mesh: Any
-    placements: Any
-
-    def full_tensor(self) -> Tensor: ...
-
-
-def _placed(piece: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, known to every rank, as `like` is sharded."""
-    if not isinstance(like, _Sharded):
-        return piece
-    from torch.distributed.tensor import DTensor, Replicate
-
-    copies = DTensor.from_local(piece, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
-    return copies.redistribute(placements=like.placements)

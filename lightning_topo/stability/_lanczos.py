@@ -9,6 +9,8 @@ from jaxtyping import Float
 from scipy.linalg import eigh
 from torch import Tensor
 
+from lightning_topo.stability._layout import WHOLE, Layout
+
 _ROWS = 8
 """Room for the basis to begin with: more than a warm start needs. It doubles when it is full."""
 _MOST_BYTES, _FEWEST_ROWS = 2**27, 5
@@ -78,6 +80,8 @@ def extreme_eigenvalues(
     operator: Callable[[Tensor], Tensor],
     start: Float[Tensor, " p"],
     settings: LanczosSettings = LanczosSettings(),
+    *,
+    layout: Layout = WHOLE,
 ) -> Extremes:
     """Estimate the extreme eigenvalues of a symmetric operator by Lanczos' method, and an eigenvector of the largest.
 
@@ -106,13 +110,15 @@ def extreme_eigenvalues(
     if start.is_cuda and _FEWEST_ROWS * start.numel() * start.element_size() > _MOST_BYTES:
         device, given = start.device, operator
         start, operator = start.cpu(), lambda vector: given(vector.to(device)).cpu()
-        found = extreme_eigenvalues(operator, start, settings)
+        found = extreme_eigenvalues(operator, start, settings, layout=layout)
         return replace(found, vector=found.vector.to(device))
-    max_products = min(settings.max_products, start.numel())
-    wanted = min(settings.n_largest, start.numel())
-    most_rows = max(_MOST_BYTES // (start.numel() * start.element_size()), _FEWEST_ROWS, wanted + 4)
+    n_entries = start.numel() if layout is WHOLE else layout.n_entries
+    longest = start.numel() if layout is WHOLE else layout.longest()  # a restart has to come at once on all processes
+    max_products = min(settings.max_products, n_entries)
+    wanted = min(settings.n_largest, n_entries)
+    most_rows = max(_MOST_BYTES // (longest * start.element_size()), _FEWEST_ROWS, wanted + 4)
     basis = start.new_empty(min(_ROWS, most_rows), start.numel())
-    torch.div(start, start.norm(), out=basis[0])
+    torch.div(start, layout.norm(start), out=basis[0])
     del start  # the caller may have kept none: one vector less
     projected = np.zeros((1, 1))
     n_products, smallest = 0, float("inf")
@@ -121,9 +127,9 @@ def extreme_eigenvalues(
         n = len(projected)
         krylov = basis[:n]
         image = operator(krylov[-1])
-        projected[-1, -1] = float(image @ krylov[-1])
-        image = _orthogonal(image, krylov)
-        norm = float(image.norm())
+        projected[-1, -1] = layout.dot(image, krylov[-1])
+        image = _orthogonal(image, krylov, layout)
+        norm = layout.norm(image)
         if not np.isfinite([norm, projected[-1, -1]]).all():
             raise FloatingPointError("expected finite Hessian products, got NaN or infinity")
         values, vectors = eigh(projected)
@@ -132,9 +138,7 @@ def extreme_eigenvalues(
         # The Krylov space is invariant: what is left of the product is rounding.
         exhausted = norm <= torch.finfo(image.dtype).eps * max(abs(float(values[-1])), abs(float(values[0])))
         converged = (
-            exhausted
-            or n == image.numel()
-            or (n >= wanted and float(residuals.max()) <= settings.tolerance * abs(largest))
+            exhausted or n == n_entries or (n >= wanted and float(residuals.max()) <= settings.tolerance * abs(largest))
         )
         if (
             (converged and n_products >= min(settings.min_products, max_products))
@@ -145,7 +149,7 @@ def extreme_eigenvalues(
                 ritz = krylov.T @ torch.as_tensor(vectors[:, -1], dtype=image.dtype, device=image.device)
             top = tuple(float(value) for value in values[::-1][:wanted])
             return Extremes(
-                largest, smallest, float(residuals[-1]), ritz.div_(ritz.norm()), n_products, bool(converged), top
+                largest, smallest, float(residuals[-1]), ritz.div_(layout.norm(ritz)), n_products, bool(converged), top
             )
         if n == most_rows:
             projected = _restarted(basis, values, vectors, norm, n_kept=wanted + 1)
@@ -160,11 +164,11 @@ def extreme_eigenvalues(
         del image
 
 
-def _orthogonal(image: Float[Tensor, " p"], krylov: Float[Tensor, "n p"]) -> Float[Tensor, " p"]:
+def _orthogonal(image: Float[Tensor, " p"], krylov: Float[Tensor, "n p"], layout: Layout) -> Float[Tensor, " p"]:
     """The image without its part in the basis: twice is enough (Parlett), once leaves rounding errors that grow."""
     with torch.autocast(image.device.type, enabled=False):
-        image = torch.addmv(image, krylov.T, krylov @ image, alpha=-1)
-        return image.addmv_(krylov.T, krylov @ image, alpha=-1)
+        image = torch.addmv(image, krylov.T, layout.total(krylov @ image), alpha=-1)
+        return image.addmv_(krylov.T, layout.total(krylov @ image), alpha=-1)
 
 
 def _restarted(

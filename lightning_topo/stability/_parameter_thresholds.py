@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_topo.stability._hessian import shaped, whole
+from lightning_topo.stability._layout import Layout, local
 from lightning_topo.stability._optimizer_thresholds import ParameterThreshold, Scale, coupled_gradient, steps
 from lightning_topo.stability._recognition import readable, recognised
 
@@ -100,7 +100,9 @@ def parameter_thresholds(
     names = tuple("" if one.rule is None else one.rule.name for one in found)
     scales = _checked_scales(gradient_scales, len(found))
     params = tuple(params)
-    ahead = {} if gradient is None else {id(p): g for p, g in zip(params, shaped(gradient, params), strict=True)}
+    ahead = (
+        {} if gradient is None else {id(p): g for p, g in zip(params, Layout.of(params).shaped(gradient), strict=True)}
+    )
     wanted = {id(p) for p in params}
     thresholds: dict[int, ParameterThreshold] = {}
     for one, scale in zip(found, scales, strict=True):
@@ -137,31 +139,15 @@ def awaits_first_step(optimizers: Iterable[torch.optim.Optimizer]) -> bool:
     return any(one.rule is not None and one.rule.adaptive and not _has_stepped(one.optimizer) for one in found)
 
 
-def spread(values: Sequence[Scale], params: Sequence[Tensor]) -> Float[Tensor, " p"]:
-    """One value per parameter, or one per entry, as a flat vector with one per entry, in at least float32."""
-    return torch.cat(
-        [
-            torch.as_tensor(
-                whole(value) if isinstance(value, Tensor) else value,
-                dtype=torch.promote_types(p.dtype, torch.float32),
-                device=p.device,
-            )
-            .expand(p.shape)
-            .reshape(-1)
-            for value, p in zip(values, params, strict=True)
-        ]
-    )
-
-
-def range_of_ratios(values: Sequence[Scale], others: Sequence[Scale]) -> tuple[float, float]:
+def range_of_ratios(values: Sequence[Scale], others: Sequence[Scale], layout: Layout) -> tuple[float, float]:
     """The least and the largest value / other over all entries where the other is not 0."""
     least, largest = float("inf"), 0.0
     for pair in zip(values, others, strict=True):
-        value, other = (torch.as_tensor(whole(v) if isinstance(v, Tensor) else v) for v in pair)
+        value, other = (torch.as_tensor(local(v) if isinstance(v, Tensor) else v) for v in pair)
         ratios = (value / other)[other > 0]
         if len(ratios):
             least, largest = min(least, float(ratios.min())), max(largest, float(ratios.max()))
-    return least, largest
+    return layout.extremes(least, largest)
 
 
 def is_one(least: float, largest: float) -> bool:

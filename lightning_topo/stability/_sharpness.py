@@ -3,15 +3,15 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lightning_topo.stability._finite_differences import finite_difference_hessian
-from lightning_topo.stability._hessian import Curvature, NotTwiceDifferentiable, hessian, whole
+from lightning_topo.stability._hessian import Curvature, NotTwiceDifferentiable, hessian
 from lightning_topo.stability._lanczos import Extremes, LanczosSettings, extreme_eigenvalues
+from lightning_topo.stability._layout import Layout, local
 from lightning_topo.stability._optimizer_thresholds import ParameterThreshold
-from lightning_topo.stability._parameter_thresholds import is_one, range_of_ratios, spread
+from lightning_topo.stability._parameter_thresholds import is_one, range_of_ratios
 
 _COLD_PRODUCTS = 10
 """Minimum for a cold start. Stopped by the residual alone, 4 of 48 on a CNN converged to a lower eigenvalue."""
@@ -187,15 +187,16 @@ def scaled_sharpness(
             at_edge * top, in_step * max(abs(top), abs(bottom)), at_edge * raw.residual, raw.converged
         )
     settings = replace(settings, n_largest=1)
-    if not any(_moves(each) for each in thresholds):
+    layout = curvature.layout
+    if not layout.any(any(_moves(each) for each in thresholds)):
         return ScaledSharpness(0.0, 0.0, 0.0, converged=True)
-    params = curvature.params
-    least, most = range_of_ratios([each.step for each in thresholds], [each.stability for each in thresholds])
-    stable = spread([each.stability for each in thresholds], params)
+    steps, stabilities = [each.step for each in thresholds], [each.stability for each in thresholds]
+    least, most = range_of_ratios(steps, stabilities, layout)
+    stable = layout.spread(stabilities)
     # c w is one number for all parameters unless momentum differs between them: then one spectrum gives both.
-    step = None if is_one(least, most) else spread([each.step for each in thresholds], params)
-    decay = _decay(thresholds, params)
-    del thresholds  # three vectors of their own, unless the caller goes on with them
+    step = None if is_one(least, most) else layout.spread(steps)
+    decay = _decay(thresholds, layout)
+    del thresholds, steps, stabilities  # three vectors of their own, unless the caller goes on with them
 
     def extremes(root: Tensor, start: Tensor | None) -> Extremes:
         def operator(vector: Tensor) -> Tensor:
@@ -208,7 +209,7 @@ def scaled_sharpness(
         return _warm_lanczos(operator, curvature, start, settings)
 
     root = stable.sqrt_()
-    found = extremes(root, _scaled_start(root, raw.vector, start))
+    found = extremes(root, _scaled_start(root, raw.vector, start, layout))
     if step is None:
         in_step, further = (least + most) / 2 * max(abs(found.largest), abs(found.smallest)), 0
     else:
@@ -219,26 +220,26 @@ def scaled_sharpness(
     )
 
 
-def _scaled_start(root: Tensor, vector: Tensor, known: Tensor | None) -> Tensor:
-    if known is not None and known.shape == root.shape and known.any():
+def _scaled_start(root: Tensor, vector: Tensor, known: Tensor | None, layout: Layout) -> Tensor:
+    if known is not None and layout.any(known.shape == root.shape and bool(known.any())):
         return known
     scaled = root * vector.to(root)
     # The top direction may lie in parameters that do not move.
-    return scaled if scaled.any() else root
+    return scaled if layout.any(bool(scaled.any())) else root
 
 
 def _moves(threshold: ParameterThreshold) -> bool:
     stable = threshold.stability
-    return bool(whole(stable).any()) if isinstance(stable, Tensor) else stable != 0.0
+    return bool(local(stable).any()) if isinstance(stable, Tensor) else stable != 0.0
 
 
-def _decay(thresholds: Sequence[ParameterThreshold], params: Sequence[Tensor]) -> Tensor | float:
+def _decay(thresholds: Sequence[ParameterThreshold], layout: Layout) -> Tensor | float:
     """The weight decay of all entries: one number where it is."""
     decays = [each.weight_decay for each in thresholds]
     first = decays[0]
     if not isinstance(first, Tensor) and all(not isinstance(each, Tensor) and each == first for each in decays):
         return float(first)
-    return spread(decays, params)
+    return layout.spread(decays)
 
 
 def _warm_lanczos(
@@ -252,20 +253,20 @@ def _warm_lanczos(
     No cold start is held while the method runs: where parameters are many, each vector counts.
     """
     patient = replace(settings, min_products=max(settings.min_products, _COLD_PRODUCTS))
-    n_parameters = sum(p.numel() for p in curvature.params)
-    if start is None or start.shape != (n_parameters,):
-        return extreme_eigenvalues(operator, _cold_start(curvature, settings.seed), patient)
-    found = extreme_eigenvalues(operator, _mixed_start(curvature, start, settings.seed), settings)
+    layout = curvature.layout
+    if start is None or start.shape != (layout.n_local,):
+        return extreme_eigenvalues(operator, _cold_start(curvature, settings.seed), patient, layout=layout)
+    found = extreme_eigenvalues(operator, _mixed_start(curvature, start, settings.seed), settings, layout=layout)
     if found.converged:
         return found
-    again = extreme_eigenvalues(operator, _cold_start(curvature, settings.seed), patient)
+    again = extreme_eigenvalues(operator, _cold_start(curvature, settings.seed), patient, layout=layout)
     return replace(again, n_products=found.n_products + again.n_products)
 
 
 def _mixed_start(curvature: Curvature, start: Tensor, seed: int) -> Float[Tensor, " p"]:
     cold = _cold_start(curvature, seed)
     start = start.to(cold)
-    return cold.mul_(_FRESH).add_(start, alpha=1.0 / float(start.norm()))
+    return cold.mul_(_FRESH).add_(start, alpha=1.0 / curvature.layout.norm(start))
 
 
 _FRESH = 0.2
@@ -274,9 +275,8 @@ _FRESH = 0.2
 
 def _cold_start(curvature: Curvature, seed: int) -> Float[Tensor, " p"]:
     """The gradient's direction and a random one: the former leans to the top eigenvectors, the latter misses none."""
-    gradient = curvature.gradient
-    generator = torch.Generator(gradient.device).manual_seed(seed)
-    noise = torch.randn(gradient.shape, generator=generator, dtype=gradient.dtype, device=gradient.device)
-    length = float(gradient.norm())
-    noise /= noise.norm()
+    gradient, layout = curvature.gradient, curvature.layout
+    noise = layout.noise(gradient, seed)
+    length = layout.norm(gradient)
+    noise /= layout.norm(noise)
     return noise.add_(gradient, alpha=1.0 / length) if length > 0.0 else noise

@@ -1,6 +1,7 @@
 """Trainings of several processes, each a function of its folder and the rank: what `worker.py` goes through."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -25,7 +26,8 @@ from lightning_topo import (
 from lightning_topo._watch.certifying import Certifying
 from lightning_topo.neurons._fallback import incoming_groups
 from lightning_topo.outputs.record import RecordOutput
-from lightning_topo.probes import Period, ProbeResult
+from lightning_topo.probes import Period, ProbeResult, StepSharpness
+from lightning_topo.stability._layout import Layout, flatten, is_sharded
 from tests.distributed.models import Net, dataset, loader, parts, trainer
 
 
@@ -181,8 +183,75 @@ def whole_loss(module, batch):
 
 
 def curved(folder, rank, mode):
-    """Sharpness with a loss of one's own."""
-    return fit(folder, rank, mode, probes=[Sharpness(every_n_steps=4, loss_fn=whole_loss)])
+    """Sharpness with a loss of one's own, and that of the step by forward passes alone."""
+    probes = [Sharpness(every_n_steps=4, loss_fn=whole_loss), StepSharpness(every_n_steps=4, loss_fn=whole_loss)]
+    return fit(folder, rank, mode, probes=probes)
+
+
+def torn_loss(module, batch):
+    """Not finite on process 1 at its first call."""
+    loss = whole_loss(module, batch)
+    TORN.append(loss)
+    return loss * float("nan") if distributed.get_rank() == 1 and len(TORN) == 1 else loss
+
+
+TORN = []
+
+
+def torn(folder, rank, mode):
+    """The loss is lost on one process alone."""
+    TORN.clear()
+    return fit(folder, rank, mode, probes=[Sharpness(every_n_steps=4, loss_fn=torn_loss)])
+
+
+class Laid:
+    """Flat vectors of parameters in shards against those of whole parameters: the errors, each about 0."""
+
+    name, period = "laid", Period(1)
+
+    def measure(self, capture):
+        params = [p for p in capture.module.parameters() if p.requires_grad]
+        if capture.sharding == "whole":
+            return {}
+        layout = Layout.of(params)
+        whole = flatten(_whole(p.detach()) for p in params)
+        vector = layout.flatten(p.detach() for p in params)
+        noise = layout.noise(vector, 7)
+        back = flatten(map(_whole, layout.shaped(vector)))
+        added = vector.clone()
+        layout.add(added, [p.detach() for p in params], weight=2.0)
+        squares = layout.spread([p.detach().square() for p in params])
+        generator = torch.Generator().manual_seed(7)
+        drawn = flatten(torch.randn(p.shape, generator=generator) for p in params)
+        return {
+            "n_entries": float(layout.n_entries - len(whole)),
+            "n_local": float(layout.total(torch.tensor(float(layout.n_local))) - sum(_held(p) for p in params)),
+            "norm": layout.norm(vector) - float(whole.norm()),
+            "dot": layout.dot(vector, noise) - float(whole @ drawn),
+            "back": float((back - whole).norm()),
+            "added": layout.norm(added - 3 * vector),
+            "spread": layout.dot(vector, squares * vector) - float(whole @ (whole.square() * whole)),
+            "one": layout.norm(layout.spread([1.0] * len(params)) * vector) - float(whole.norm()),
+            "extremes": sum(layout.extremes(float(distributed.get_rank()), float(distributed.get_rank()))) - size() + 1,
+            "any": float(layout.any(distributed.get_rank() == 1) and not layout.any(False)) - 1.0,
+            "mean": float(layout.mean(torch.tensor(float(distributed.get_rank())))) - (size() - 1) / 2,
+        }
+
+
+def _whole(tensor):
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def _held(p):
+    """By how many processes an entry is held, times the entries."""
+    if not is_sharded(p):
+        return p.numel() * size()
+    sizes = zip(p.device_mesh.shape, p.placements, strict=True)
+    return p.numel() * size() // math.prod(n for n, placement in sizes if not placement.is_replicate())
+
+
+def laid(folder, rank, mode):
+    return fit(folder, rank, mode, probes=[Distortion(every_n_steps=4), Laid()], max_epochs=1)
 
 
 class Clipped(L.Callback):

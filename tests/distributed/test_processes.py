@@ -35,6 +35,8 @@ NAMES = [
     "curved-fsdp2",
     "curved-tp",
     "curved-fsdp1",
+    "torn-fsdp2",
+    *(f"laid-{mode}" for mode in ("fsdp2", "tp", "2d")),
     "apart",
     "outside-1",
     "outside-2",
@@ -161,16 +163,53 @@ def test_steps_that_shards_leave_unmeasured_are_open_and_the_phase_unknown(out, 
         assert process["metrics"]["topology/coverage"] == 2 / 8
 
 
+def assert_curved(two, one):
+    assert {at[0] for at in two if at[1] == "sharpness"} == {4, 8}
+    for at, values in one.items():
+        if at[1] == "sharpness":
+            for key in FINITE_DIFFERENCES:
+                assert two[at][key] == pytest.approx(values[key], rel=FINITE_DIFFERENCES[key]), (at, key)
+
+
 def test_with_a_loss_of_its_own_sharpness_is_measured_in_shards(out, pair):
-    one = table(out / "curved")
+    for mode in ("fsdp2", "tp"):
+        assert_curved(table(out / f"curved-{mode}"), table(out / "curved"))
+    assert not [at for at in table(out / "curved-fsdp1") if at[1] == "sharpness"]
+
+
+def test_in_shards_the_critical_sharpness_comes_by_default(out, pair):
+    """By forward passes of the user's loss; as one process finds it, and the weights of the training are the same."""
+    one = {at: values for at, values in table(out / "curved").items() if at[1] == "critical_sharpness"}
+    assert {at[0] for at in one} == {4, 8}
     for mode in ("fsdp2", "tp"):
         two = table(out / f"curved-{mode}")
-        assert {at[0] for at in two if at[1] == "sharpness"} == {4, 8}
         for at, values in one.items():
-            if at[1] == "sharpness":
-                for key in FINITE_DIFFERENCES.keys() - {"directional_ratio"}:
-                    assert two[at][key] == pytest.approx(values[key], rel=FINITE_DIFFERENCES[key]), (at, key)
-    assert not [at for at in table(out / "curved-fsdp1") if at[1] == "sharpness"]
+            assert two[at]["critical_sharpness"] == pytest.approx(values["critical_sharpness"], rel=1e-3), (mode, at)
+            by_default = two[at[0], "step_edge", ""]
+            assert by_default["critical_sharpness"] == pytest.approx(values["critical_sharpness"], rel=0.11)
+            assert "batch_sharpness_ratio" not in by_default
+        plain = {at: values["loss"] for at, values in table(out / f"plain-{mode}").items() if at[1] == "training"}
+        assert {at: values["loss"] for at, values in two.items() if at[1] == "training"} == plain
+
+
+def test_a_loss_that_is_lost_on_one_process_is_a_failure_on_all(out, pair):
+    """And the next measurement goes well."""
+    assert {at[0] for at in table(out / "torn-fsdp2") if at[1] == "sharpness"} == {8}
+    [event] = [e for e in read_record(out / "torn-fsdp2" / "topology").events if e.name == "probe_failed"]
+    assert "finite loss" in event.message
+
+
+def assert_laid(folder):
+    lines = {at: values for at, values in table(folder).items() if at[1] == "laid"}
+    assert len(lines) == 4
+    for values in lines.values():
+        assert len(values) == 11
+        assert values == pytest.approx(dict.fromkeys(values, 0.0), abs=2e-5)
+
+
+@pytest.mark.parametrize("mode", ["fsdp2", "tp", "2d"])
+def test_flat_vectors_in_shards_are_those_of_whole_parameters(out, pair, mode):
+    assert_laid(out / f"laid-{mode}")
 
 
 def test_one_process_may_measure_where_the_other_does_not(out, pair):
@@ -375,9 +414,11 @@ def test_with_a_lag_what_one_worker_loses_is_a_gap_on_both(out, pair):
 def test_four_processes_measure_what_one_does(out, single):
     """FSDP2 over two, tensor parallel over two."""
     (out / "four").mkdir()
-    saw = train_together(["plain-2d", "plain-ddp"], out / "four", size=4, seconds=240)
+    saw = train_together(["plain-2d", "plain-ddp", "laid-2d", "curved-2d"], out / "four", size=4, seconds=240)
     # What tensor parallel spreads is not recorded: its groups come from the structure, and it has no sharpness.
     for mode, one in (("2d", "incoming"), ("ddp", "single")):
         assert_alike(of_clouds(out / "four" / f"plain-{mode}"), of_clouds(out / one), mode)
         assert [process["reference"] for process in saw[f"plain-{mode}"]] == [[name] for name in single["groups"]]
         assert all(process["metrics"] == saw[f"plain-{mode}"][0]["metrics"] for process in saw[f"plain-{mode}"])
+    assert_laid(out / "four" / "laid-2d")
+    assert_curved(table(out / "four" / "curved-2d"), table(out / "curved"))

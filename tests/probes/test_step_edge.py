@@ -20,7 +20,7 @@ def squared(net, rows):
     return 0.5 * ((net(X[rows]) - Y[rows]) ** 2).sum(1).mean()
 
 
-def watched(tmp_path, make, *, steps=12, batch=8, every=4, probes=None, clip=None, seed=0):
+def watched(tmp_path, make, *, steps=12, batch=8, every=4, probes=None, clip=None, seed=0, state=None):
     """Train a small network by hand, and return the lines of the record and the watch."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 10))
@@ -28,7 +28,10 @@ def watched(tmp_path, make, *, steps=12, batch=8, every=4, probes=None, clip=Non
     optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
     probes = [Sharpness(every_n_steps=every)] if probes is None else probes
     options = {"max_overhead": None, "verbose": False, "report": False, "on_error": "raise"}
-    with TopologyWatch(net, optimizer, probes, dirpath=tmp_path / "topology", **options) as watch:
+    watch = TopologyWatch(net, optimizer, probes, dirpath=tmp_path / "topology", **options)
+    if state is not None:
+        watch.load_state_dict(state)
+    with watch:
         for step in range(steps):
             rows = torch.arange(step * batch, (step + 1) * batch) % 64
             with watch.step(rows):
@@ -58,6 +61,31 @@ def test_small_batches_have_a_ratio_by_default_and_batches_that_are_all_alike_ha
         assert 0.0 <= values["batch_noise"] <= 1.0
     full = of(watched(tmp_path / "full", momentum, batch=64, steps=4)[0], "step_edge")
     assert all(values["batch_noise"] == pytest.approx(0.0, abs=1e-4) for values in full.values())
+
+
+def test_the_last_batches_are_remembered_through_a_checkpoint(tmp_path):
+    lines, watch = watched(tmp_path, momentum)
+    state = watch.state_dict()
+    assert state["watch"]["carried"]["step_edge"]["count"] == 2 * len(of(lines, "step_edge"))
+    torch.save(state, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    lines, watch = watched(tmp_path / "again", momentum, state=state)
+    later = watch.state_dict()["watch"]["carried"]["step_edge"]
+    new = 2 * len(of(lines, "step_edge"))
+    assert new > 0
+    assert later["count"] == state["watch"]["carried"]["step_edge"]["count"] + new
+    assert later["window"][:-new] == state["watch"]["carried"]["step_edge"]["window"][-12 + new :]
+
+
+@pytest.mark.parametrize(
+    "damaged", [3, {}, {"window": [[1.0]], "count": 1, "start": 1.0}, {"window": [], "count": 0, "start": -1.0}]
+)
+def test_a_damaged_memory_is_left_out(tmp_path, damaged):
+    _, watch = watched(tmp_path, momentum, steps=4)
+    state = watch.state_dict()
+    state["watch"]["carried"]["step_edge"] = damaged
+    lines, watch = watched(tmp_path / "again", momentum, state=state)
+    assert watch.state_dict()["watch"]["carried"]["step_edge"]["count"] == 2 * len(of(lines, "step_edge")) > 0
 
 
 @pytest.mark.parametrize("batch_sharpness", [None, 8])

@@ -16,7 +16,7 @@ from lightning_topo.stability import (
     hessian,
     parameter_thresholds,
 )
-from lightning_topo.stability._parameter_thresholds import spread
+from lightning_topo.stability._layout import Layout
 
 TINY, CURVATURE, EVERY = 1e-12, 3.0, 120
 
@@ -195,7 +195,9 @@ def test_no_product_is_taken_twice(kind, options, products):
     found = curvature_batch_sharpness(curvature, thresholds)
     assert curvature.n == products
     g = curvature.gradient
-    total, stable = (spread([getattr(each, name) for each in thresholds], params) for name in ("total", "stability"))
+    total, stable = (
+        Layout.of(params).spread([getattr(each, name) for each in thresholds]) for name in ("total", "stability")
+    )
     moved, other = total * g, stable * g
     assert found.small == pytest.approx(0.5 * float(moved @ (curvature @ moved)) / float(g @ moved))
     assert found.large == pytest.approx(float(other @ (curvature @ other)) / float(g @ other))

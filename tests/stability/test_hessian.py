@@ -1,4 +1,4 @@
-"""Products of the Hessian against the dense one, whole and in parts, and what flat vectors are made of."""
+"""Products of the Hessian against the dense one, whole and in parts."""
 
 from functools import partial
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_topo.stability import flatten, hessian, split_hessian
-from lightning_topo.stability._hessian import add_flat, seeded, shaped, trainable_only
+from lightning_topo.stability import hessian, split_hessian
+from lightning_topo.stability._hessian import seeded, trainable_only
 from tests.stability.dense import dense_hessian
 
 
@@ -115,18 +115,6 @@ def test_what_cannot_be_differentiated_is_refused_with_what_came():
     with pytest.raises(ValueError, match="at least one parameter"):
         hessian(lambda: w.sum(), [frozen])
     assert trainable_only([frozen, w]) == (w,)
-
-
-def test_flat_vectors_and_shaped_pieces_are_each_others_inverse():
-    like = [torch.zeros(2, 3, dtype=torch.bfloat16), torch.zeros(()), torch.zeros(4, 0), torch.zeros(2).double()]
-    vector = torch.arange(9.0, dtype=torch.float64)
-    pieces = shaped(vector, like)
-    assert [(piece.shape, piece.dtype) for piece in pieces] == [(t.shape, t.dtype) for t in like]
-    assert torch.equal(flatten(pieces).double(), vector)
-    assert flatten([like[0]]).dtype is torch.float32
-    total = vector.clone()
-    add_flat(total, [pieces[0], None, pieces[2], pieces[3]], like, weight=2.0)
-    assert total.tolist() == [3.0 * k for k in range(6)] + [6.0, 21.0, 24.0]
 
 
 def test_seeded_random_numbers_are_those_of_the_seed_and_none_is_missing_afterwards():

@@ -1,6 +1,7 @@
 """The state of a watch, there and back, and what a damaged one becomes."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ SAVED = SavedWatch(
     {"sharpness": Slot(10, 20, 25)},
     Shares(17, 2, 1),
     {"persistence": (12, 16)},
+    0.1,
+    {"step_edge": {"window": [[1.0, 2.0, 3.0, 0.5]], "count": 4, "start": 1.0}},
 )
 
 
@@ -28,6 +31,12 @@ def test_there_and_back_through_a_file_without_pickled_code(tmp_path):
     assert SavedWatch.read(again) == SAVED
     assert saved_watch(again, 17, 1) == (SAVED, None)
     assert saved_place(again) == (Path("runs/topology"), "abc")
+
+
+def test_a_state_of_before_probes_carried_anything_is_read():
+    old = SAVED.to_dict()
+    del old["carried"]
+    assert SavedWatch.read(old) == replace(SAVED, carried={})
 
 
 def damaged(**changes):
@@ -47,6 +56,7 @@ DAMAGED = {
     "shares of something else": damaged(shares={"n": 1}),
     "no detector": damaged(detector="preserved"),
     "awaited by nobody": damaged(awaited=[1]),
+    "carried by nobody": damaged(carried=[1]),
 }
 
 
