@@ -54,10 +54,11 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BoundTable:
-    """The snapshots of several groups in one layout, to bound a step of all groups with a few tensor operations.
+    """The snapshots of several groups in one layout, to bound the critical ratios of all groups at once.
 
-    Build it with `BoundTable.of`, then call `bounds` at each step. A row is a neuron: the table lists the neurons of
-    one snapshot after the other, and within a snapshot one block after the other.
+    Build it with `BoundTable.of`. At each step pass the lengths of the neurons' displacements to `bounds`, for example
+    from `neurons.DisplacementMeter.lengths`. A row is a neuron: the table lists the neurons of one snapshot after the
+    other, and within a snapshot one block after the other.
 
     Attributes:
         buckets: The blocks, those of similar size side by side.
@@ -168,8 +169,8 @@ def displacement_lengths(
     Args:
         before: The neurons before the step, one row each; one cloud or several.
         after: The same neurons after the step.
-        centre: Bound |Δ_i - mean Δ| instead, at about twice the cost. The mean is that of a cloud; subtracting it
-            changes no distance between neurons.
+        centre: Bound |Δ_i - mean Δ| instead, at about twice the cost. mean Δ is the mean displacement of the neurons of
+            the same cloud; subtracting it changes no distance between neurons.
 
     >>> displacement_lengths(torch.zeros(2, 2), torch.tensor([[3.0, 4.0], [0.0, 0.0]])).round(decimals=3)
     tensor([5., 0.], dtype=torch.float64)
@@ -189,9 +190,9 @@ def displacement_lengths(
 def pair_bounds(pairs: Snapshot, before: Float[Tensor, "p 2 d"], after: Float[Tensor, "p 2 d"]) -> Float[Tensor, ""]:
     """Bound the largest |Δ_i - Δ_j| / |x_i - x_j| over the pairs that a snapshot lists, rounding included.
 
-    `BoundTable.bounds` covers the other pairs of a group: the larger of both bounds the group's critical ratio.
-    Returns a scalar: 0 if the snapshot lists no pair, inf if neurons that were equal at the snapshot differ before or
-    after the step.
+    `BoundTable.bounds` covers the other pairs of a group: the group's critical ratio is at most the larger of the two
+    results. Returns a scalar: 0 if the snapshot lists no pair, inf if neurons that were equal at the snapshot differ
+    before or after the step.
 
     Args:
         pairs: The snapshot.

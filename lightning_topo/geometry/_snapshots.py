@@ -52,9 +52,11 @@ def snapshot(points: Tensor, k: int = 8, near: float = 0.25) -> Snapshot:
     """Take a snapshot of a cloud: a lower bound of the distance from each neuron to its nearest neighbour.
 
     From it `step_bound` bounds later steps without comparing all pairs. Very near pairs are listed in
-    `Snapshot.pairs`, to be computed exactly at later steps. A cloud of more than 20,000 neurons lists none, and its
-    distances are bounded in a few directions. For a cloud with NaN or infinities the bounds certify nothing. In both
-    cases `Snapshot.reason` names the cause.
+    `Snapshot.pairs`, to be computed exactly at later steps.
+
+    A cloud of more than 20,000 neurons lists no pairs, and its distances are bounded by their projection on six
+    directions: later bounds are looser. For a cloud with NaN or infinities, later bounds certify nothing. In both
+    cases `Snapshot.reason` says why.
 
     Args:
         points: A cloud (n, d), or b clouds (b, n, d). The snapshot keeps a reference to it, not a copy.
@@ -94,14 +96,14 @@ def snapshot_of_nearest(
 ) -> Snapshot:
     """Take a snapshot of clouds for which the distances to nearest neighbours are already bounded from below.
 
-    It saves the matrix product that `snapshot` needs. `Distortions` holds the two bounds after a measurement.
+    It saves the matrix product that `snapshot` needs. Take `nearest` and `resolved` from a `Distortions`.
 
     Args:
         clouds: The neurons of each cloud, one row each.
         nearest: For each neuron, a lower bound of the distance to its nearest neighbour.
         resolved: For each cloud, the distance from which on `nearest` is within one percent of the true distance.
-        k: As in `snapshot`.
-        near: As in `snapshot`.
+        k: The most neighbours to list for each neuron.
+        near: How near listed pairs must be, see `snapshot`.
     """
     nearest = nearest.clone()
     usual = nearest.quantile(_USUAL, dim=1, keepdim=True)

@@ -39,13 +39,13 @@ class TopologyWatch(Watched):
         model: The module to train; `torch.compile`, DDP and Fabric may have wrapped it.
         optimizers: The optimizer, or a list of several.
         probes: The measurements to make; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
-        dirpath: The run folder; if it holds another run, `<dirpath>-v1`, `-v2`, ...
+        dirpath: The run folder, by default `topology`; if it holds another run, `<dirpath>-v1`, `<dirpath>-v2`, ...
         loggers: Lightning's loggers, which get rows and figures.
         log_every_n_steps: The number of steps between two rows for the loggers; 0 for none.
         planned_steps: The number of steps of the whole training, if known: probes with the period "auto" plan with it.
-        max_ratio: The largest critical ratio of an update, between 0 and 1: a larger update is shrunk, as by
-            `TopologyStepGuard`, and `guard` counts. None leaves all updates as they are.
-        stop_on: The event or events, by name, or `StopRules`, that make `should_stop` true. The loop has to ask for it.
+        max_ratio: The largest critical ratio of an update, between 0 and 1. A larger update is shrunk to it (see
+            `TopologyStepGuard`), and `guard.n_held` counts such updates. None leaves all updates as they are.
+        stop_on: The event or events, by name, or `StopRules`, that make `should_stop` true. Your loop must check it.
         options: The other keyword arguments of `TopologyMonitor`.
 
     Raises:
@@ -133,7 +133,7 @@ class TopologyWatch(Watched):
 
     @property
     def should_stop(self) -> bool:
-        """Whether a rule of `stop_on` is met; `gate.reason` then holds the reason as a sentence.
+        """Whether a rule of `stop_on` is met; `self.gate.reason` is then the reason, as a sentence.
 
         Always False without `stop_on`.
         """
@@ -144,7 +144,7 @@ class TopologyWatch(Watched):
         return dict(self._saved or {}) if self._session is None else self._session.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint, with the state that `state_dict` returned.
+        """Continue from a checkpoint, with the state that `TopologyWatch.state_dict` returned.
 
         Call it before the first step, with the model and the optimizers restored from the same checkpoint. Raises
         `RuntimeError` after the first step has begun.

@@ -43,10 +43,10 @@ class _Part:
 class DisplacementMeter:
     """Measures how far each neuron of several groups moved between two states of the parameters.
 
-    The length |Δ_i| of a neuron's displacement Δ_i is an upper bound that includes rounding errors, as from
-    `geometry.displacement_lengths`. No cloud is gathered: each parameter's squared differences are summed over its
-    features once, and each neuron adds up its sums. The working memory holds one large parameter at a time, and no call
-    waits for the device. Make a meter with `DisplacementMeter.of`.
+    For each neuron, `lengths` returns an upper bound of |Δ_i|, the length of the neuron's displacement Δ_i; the bound
+    includes rounding errors. No cloud is gathered: each parameter's squared differences are summed over its features
+    once, and each neuron adds up its sums. The working memory holds one large parameter at a time, and no call waits
+    for the device. Make a meter with `DisplacementMeter.of`.
 
     >>> from lightning_topo.neurons._group import ParamSlice
     >>> group = NeuronGroup("net.0", "unit", 2, (), (ParamSlice("w"), ParamSlice("b")))
@@ -67,7 +67,7 @@ class DisplacementMeter:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the parameters that the meter reads; of a stack, each parameter's own name."""
+        """The names of the parameters that the meter reads, without patterns: one name per parameter."""
         return tuple(part.name for part in (*self.small, *self.large))
 
     @staticmethod
@@ -95,12 +95,14 @@ class DisplacementMeter:
         return plan.meter(first_row, longest)
 
     def nowhere(self) -> Float[Tensor, " rows"]:
-        """Return the lengths of neurons that have not moved: exactly 0 for each neuron, in the order of `lengths`."""
+        """Return zeros: the lengths of neurons that have not moved, in the order of `self.lengths`."""
         return torch.zeros(self.n_rows, dtype=wide_dtype(self.memory.device), device=self.memory.device)
 
     @torch.no_grad()
     def lengths(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Float[Tensor, " rows"]:
         """Return an upper bound of |Δ_i| for each neuron of all groups: group after group, block after block.
+
+        `before` and `after` map the parameters' names to their values in the two states.
 
         Raises:
             KeyError, RuntimeError: A tensor is missing, or does not have the shape it had when the meter was made.
@@ -224,7 +226,7 @@ def gather_rows(group: NeuronGroup, tensors: Mapping[str, Tensor], rows: Int[Ten
     """Return chosen rows of `group.gather(tensors)` without gathering the others.
 
     `rows` holds indices (block * n + neuron) in a tensor of any shape, such as the `pairs` of a `geometry.Snapshot`.
-    The result has this shape and one more axis of length d. Indices must be in range, which is not checked.
+    The result has the shape of `rows` and one more axis of length d. Indices must be in range, which is not checked.
 
     Raises:
         ValueError: No key of `tensors` belongs to the group, or a tensor does not have its parameter's shape.

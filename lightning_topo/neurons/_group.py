@@ -112,20 +112,21 @@ class NeuronGroup:
 
     @property
     def n_blocks(self) -> int:
-        """The number of blocks, the product of `block_shape`; the n neurons of each block are a cloud of their own."""
+        """The number of blocks: the product of `block_shape`. Each block is a cloud of n neurons."""
         return math.prod(self.block_shape)
 
     @property
     def params(self) -> tuple[str, ...]:
         """The names of the parameters and buffers in the group, each once.
 
-        Parameters stacked over the neurons appear as one name with a `*`; `parameter_names` lists them one by one.
+        If every neuron has a parameter of its own, such as `experts.0.weight`, `experts.1.weight`, ..., the pattern
+        `experts.*.weight` stands for all of them; `self.parameter_names` lists the single names.
         """
         return tuple(dict.fromkeys(piece.param for piece in self.slices))
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
-        """The names of the parameters and buffers in the group, each once; those of a stack one by one.
+        """The names of the parameters and buffers in the group, each once, with a name for each neuron in place of `*`.
 
         >>> NeuronGroup("moe", "expert", 2, (), (ParamSlice("moe.*.weight"), ParamSlice("gate"))).parameter_names
         ('moe.0.weight', 'moe.1.weight', 'gate')
@@ -133,7 +134,7 @@ class NeuronGroup:
         return tuple(dict.fromkeys(name for piece in self.slices for name in piece.names(self.n)))
 
     def dim(self, tensors: Mapping[str, Tensor]) -> int:
-        """Return the number d of coordinates of each neuron in `gather(tensors)`; 0 if no key belongs to the group.
+        """Return the number d of columns of `self.gather(tensors)`; 0 if no key of `tensors` belongs to the group.
 
         Raises `ValueError` if a tensor does not have its parameter's shape.
         """
@@ -142,7 +143,7 @@ class NeuronGroup:
     def gather(
         self, tensors: Mapping[str, Tensor], out: Shaped[Tensor, "rows d"] | None = None
     ) -> Shaped[Tensor, "rows d"]:
-        """Return the neurons as the rows of one detached matrix of shape (prod(block_shape) * n, d), block after block.
+        """Return the neurons as the rows of one detached matrix of shape (n_blocks * n, d), block after block.
 
         `tensors` maps parameter names to the parameters, their gradients or optimizer state. Slices whose parameter is
         not a key are left out; the others fill the columns in slice order. Values are not centred. Tensors of different
@@ -173,9 +174,9 @@ class NeuronGroup:
     def permute(
         self, tensors: Mapping[str, Tensor], permutation: Int[Tensor, " rows"]
     ) -> dict[str, Shaped[Tensor, "..."]]:
-        """Return the tensors with the neurons reordered: `gather(permute(t, p))` equals `gather(t)[p]`.
+        """Return the tensors with the neurons reordered: `self.gather(self.permute(t, p))` equals `self.gather(t)[p]`.
 
-        `permutation` indexes either the n neurons, alike in every block, or all prod(block_shape) * n rows. In the
+        `permutation` indexes either the n neurons, with the same order in every block, or all n_blocks * n rows. In the
         second case it must keep each row in its block, which is not checked. Tensors of the group are copied, so the
         caller's are not changed; names that share one tensor share its copy. Raises `ValueError` for a permutation of
         another length.

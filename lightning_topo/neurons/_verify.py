@@ -42,15 +42,22 @@ def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, 
 
     The status of a group becomes
 
-    - "verified" if the residual is far below the control, and `gradient` is near 0; also for a single neuron,
-    - "inert" if these hold, but the control is near 0, as the output hardly depends on the group,
-    - "incoming_only" if one of them fails, or the recorded calls do not give the gradient of the loss: only the weights
-      and biases that feed the neurons are kept, and `reason` tells why,
+    - "verified" if the control is clearly above 0, the residual far below it, and `gradient` near 0. A group with one
+      neuron per block has nothing to permute and is "verified" too,
+    - "inert" if all three are near 0: the output hardly depends on the group,
+    - "incoming_only" if the residual or `gradient` is too large, or the recorded calls do not give the gradient of the
+      loss. The group then keeps only the weights and biases that feed the neurons, and `reason` tells why,
     - "unverified" if the run cannot be replayed at perturbed parameters; `reason` is the error.
 
-    Groups that are "incoming_only" stay as they are. A run that does not work in float64 is replayed in its own
-    precision, with larger tolerances. If it has no gradient, the output alone is compared, and `reason` says so. All
-    groups are permuted at once, and halves of them if that fails. The model is not changed.
+    A run that does not work in float64 is replayed in its own precision, with larger tolerances. If it has no gradient,
+    the output alone is compared, and `reason` says so. All groups are permuted at once, and halves of them if that
+    fails. The model is not changed.
+
+    Args:
+        model: The model to which the groups belong.
+        groups: The groups to verify; a group that is already "incoming_only" is returned as it is.
+        run: Runs the model and returns its outputs or its loss, such as `lambda model: model(inputs)`.
+        seed: Draws the permutations and the perturbation of the parameters.
     """
     if all(group.status == "incoming_only" for group in groups):
         return list(groups)
@@ -85,7 +92,7 @@ def verify_on_tapes(
     - `groups`: The groups to verify.
     - `seed`: Draws the permutations and the perturbation of the parameters.
     - `cheap`: Versions of the same tapes on fewer samples, tried in turn until one can be replayed. A group that is
-      inert on fewer samples, such as an expert that none of them is sent to, is verified again on all.
+      inert on fewer samples, such as an expert to which no sample is sent, is verified again on all samples.
     """
     usable = [tape for tape in tapes if not tape.obstacle and tape.outputs]
     judged: dict[int, NeuronGroup] = {}

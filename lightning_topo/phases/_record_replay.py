@@ -17,8 +17,8 @@ def replay_record(measurements: Sequence[Measurement], events: Iterable[Topology
     """Find the phases and events of a recorded run: from its measurements if they are `complete`, else from its events.
 
     Measurements are complete if none were dropped or merged to save space. Records without coverage lines come from
-    older versions and follow those versions' rules: the loss does not affect phases, only the sharpness decides the
-    edge of stability, and only recorded instabilities count.
+    older versions and follow those versions' rules: the loss does not affect phases, the sharpness alone decides the
+    edge of stability, and recorded instabilities replace detected ones.
 
     >>> calm = Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.1})
     >>> replay_record([calm], [], complete=True).phases["net.0"]
@@ -39,10 +39,11 @@ def replay_record(measurements: Sequence[Measurement], events: Iterable[Topology
 class RecordReplayer:
     """Finds the phases and events of a recorded run one measurement at a time, in bounded memory.
 
-    The result is that of `replay_record` with complete measurements, but of very many events only some are kept.
+    `replay_record` uses it if the measurements are complete. Of more than 20,000 events, `EventList` keeps a part.
 
     Args:
-        is_covered: Whether the record has coverage lines; without them older versions' rules apply.
+        is_covered: Whether the record has coverage lines, which hold the state of every step. Records of older versions
+            have none; `replay_record` says which rules they follow.
 
     >>> replayer = RecordReplayer(is_covered=False)
     >>> replayer.take(Measurement(1, 0, "distortion", "net.0", {"critical_ratio": 0.1}))
@@ -73,8 +74,8 @@ class RecordReplayer:
     def result(self, events: Iterable[TopologyEvent] = ()) -> Replay:
         """Return the phases and events so far.
 
-        `events` are those recorded during training. They matter only if the record has no coverage lines: the
-        instabilities are then those recorded, if any were.
+        `events` are the events recorded during training. They matter only if the record has no coverage lines: if any
+        of them follows from measurements, the recorded instabilities replace the detected ones.
         """
         detected = tuple(self._detected)
         if not self.is_covered:
@@ -101,8 +102,8 @@ def _step_of(event: TopologyEvent) -> int:
 def replay_events(events: Iterable[TopologyEvent], first_steps: Mapping[str, int]) -> Replay:
     """Reconstruct the phases of a run from the events recorded during training, if its measurements are incomplete.
 
-    `first_steps` maps each group to the step at which it was first measured; it has no phase before. The result's
-    `detected` holds those of the events that follow from measurements, in order of steps, and its `state` is fresh.
+    `first_steps` maps each group to the step at which it was first measured; the group has no phase before. The
+    result's `detected` holds the `events` that follow from measurements, in order of steps; its `state` is a fresh one.
 
     >>> broken = TopologyEvent(EventName.TOPOLOGY_BREAKDOWN, 7, 0, "net.0")
     >>> replay_events([broken], {"net.0": 1}).phases[""]

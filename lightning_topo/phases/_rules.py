@@ -55,39 +55,42 @@ class PhaseRules:
     neurons.
 
     - `critical_ratio`: a group breaks down at a measured step with r of at least this.
-    - `hold_steps`: a breakdown is over after this many steps with r below `critical_ratio`, measured or bounded. After
-      equal neurons have parted, the next split is an event only after this many measurements without one.
+    - `hold_steps`: a breakdown is over after this many steps, none of them measured with r of at least
+      `critical_ratio`. Steps count if r was measured or its bound is below 1. Once equal neurons have parted in a
+      group, a further split is an event only after this many measurements of the group without a split.
 
-    Bands in which training counts as unprotected or at the edge of stability:
+    Bands (see `Band`) in which training counts as unprotected or at the edge of stability:
 
     - `curvature`: unprotected while `eta_lambda`, the learning rate times the largest curvature, is in this band.
-    - `edge`: at the edge while `sharpness_ratio`, the sharpness over the optimizer's threshold, is in this band.
-    - `batch_edge`: at the edge while `batch_sharpness_ratio`, the curvature of single batches over the threshold, is in
-      this band.
-    - `directional_edge`, `critical_edge`: if neither of these ratios is measured, at the edge while `directional_ratio`
-      or `critical_sharpness` is in its band. Single steps are noisier, so the windows are longer.
+    - `edge`: at the edge while `sharpness_ratio`, the sharpness divided by the optimizer's threshold, is in this band.
+    - `batch_edge`: at the edge while `batch_sharpness_ratio`, the curvature of single batches divided by its value at
+      the edge, is in this band.
+    - `directional_edge`, `critical_edge`: at the edge while `directional_ratio` or `critical_sharpness` is in its band.
+      They count only if neither `sharpness_ratio` nor `batch_sharpness_ratio` is measured. As values of single steps
+      are noisier, `enter_window` is 5 and `leave_window` 9 in these two bands, not 3 and 5.
 
-    An `instability` is a loss that is not finite, or one of two kinds of rise:
+    An `instability` is a loss that is not finite, or one of two kinds of rise. Let m be the median, and q10 and q90 the
+    10 % and 90 % quantiles, of the `loss_memory` losses before the last `loss_window` losses:
 
-    - `loss_window`, `loss_memory`: the last `loss_window` losses are all above L + max(2 |L|, 5 (q90 - q10)). L is the
-      larger of the first loss and the median of the `loss_memory` losses before them, q90 and q10 are quantiles of
-      these.
+    - `loss_window`, `loss_memory`: the last `loss_window` losses are all above L + max(2 |L|, 5 (q90 - q10)), with L
+      the larger of m and the first loss.
     - `instability_ratio`, `instability_confirm`, `instability_age`: the last `loss_window` losses are all above q90,
-      the last `instability_confirm` edge ratios are above `instability_ratio`, and the newest of them is at most
+      the last `instability_confirm` edge ratios are all above `instability_ratio`, and the newest edge ratio is at most
       `instability_age` steps old.
-    - `instability_hold`: an instability is over after this many losses in a row that are finite and not above q90.
+    - `instability_hold`: an instability is over after this many finite losses in a row, if after none of them the last
+      `loss_window` losses are all above q90.
 
-    Counts that change by chance must change clearly:
+    Counts must change clearly to cause an event. A capture is one measurement by `Persistence` or `Fate`:
 
-    - `betti_confirm`, `betti_share`: a Betti number has changed if this many captures in a row lie on the same side of
-      the last reported number, at least 1 and at least this share of it away.
-    - `fate_confirm`, `fate_share`: neurons are vanishing (or condensing) if this many captures in a row have more
-      neurons near 0 (or fewer directions) than last reported, by at least 1 and at least this share of the neurons. One
-      capture is enough for three times as many, if that is more than three.
-    - `merge_confirm`: `distinct_neurons` below its lowest value so far is a merger. That value rises again only if this
-      many measurements in a row lie above it.
-    - `diagram_jump`: a log-bottleneck distance between two captures above this is an event; log 2 means that a birth or
-      death changed by a factor of 2.
+    - `betti_confirm`, `betti_share`: `betti_changed` needs `betti_confirm` captures in a row, all above or all below
+      the number b last reported, and each away from it by at least max(1, `betti_share` * b).
+    - `fate_confirm`, `fate_share`: `neurons_vanishing` needs `fate_confirm` captures in a row with at least k more
+      neurons near 0 than last reported, and `neurons_condensing` as many captures with at least k fewer directions.
+      Here k = max(1, `fate_share` * number of neurons). If k > 1, one capture with a change of at least 3 k is enough.
+    - `merge_confirm`: `neurons_merged` is reported when `distinct_neurons` falls below its lowest value so far. That
+      lowest value rises again when the last `merge_confirm` measurements all lie above it.
+    - `diagram_jump`: a log-bottleneck distance above this between two captures is an event. The default log 2 means
+      that a birth or death changed by a factor of 2.
 
     Raises `ValueError` for a count below 1, or a threshold out of its range.
     """

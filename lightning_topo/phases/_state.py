@@ -29,15 +29,25 @@ class Breakdown:
 class DetectorState:
     """The memory of the detector between measurements: pass it to `observe`, which returns the next one.
 
-    `DetectorState()` has seen no measurement.
+    `DetectorState()` has seen no measurement. Fields of the whole network:
 
-    - `measured`: whether a critical ratio, `eta_lambda` or an edge ratio was measured; `finite`: whether the last loss
-      was finite.
-    - `curvature`, `edge`, `stability`: the recent values of `eta_lambda`, of the edge ratios and of the loss.
-    - By group: `breakdowns`, those that are not over; `coverage`, the state of the last steps; `distinct`, the counts
-      of distinct neurons; `splits`, whether equal neurons are parting.
-    - By quantity and group, as in "betti_0 net.0": `betti`, `fates` and `jumps`, for Betti numbers, counts of vanishing
-      neurons or aligned clusters, and changes of the persistence diagram.
+    - `measured`: whether a critical ratio, `eta_lambda` or an edge ratio was measured.
+    - `finite`: whether the last loss was finite.
+    - `curvature`, `edge`: the recent values of `eta_lambda` and of each edge ratio, and whether they are in their band.
+    - `stability`: the recent losses and edge ratios, and whether an instability is going on.
+
+    Fields that map each group to its own value:
+
+    - `breakdowns`: the breakdown that is not over; other groups are missing.
+    - `coverage`: the `StepState` of the group's last steps, and the last of these steps.
+    - `distinct`: the lowest number of distinct neurons so far, and the recent numbers that could raise it.
+    - `splits`: whether equal neurons are parting.
+
+    Fields that map a quantity and a group, as in "betti_0 net.0":
+
+    - `betti`, `fates`: the number last reported (a Betti number, aligned clusters, or minus the vanishing neurons), and
+      the later numbers that differ from it.
+    - `jumps`: whether the persistence diagram is jumping.
     """
 
     measured: bool = False
@@ -55,14 +65,15 @@ class DetectorState:
 
     @property
     def phase(self) -> Phase:
-        """The phase of the whole network: breakdown if any group has broken down, else `phase_of("")`."""
+        """The phase of the whole network: breakdown if any group has broken down, else `self.phase_of("")`."""
         return max((self.phase_of(group) for group in self.breakdowns), default=self.phase_of(GLOBAL))
 
     def phase_of(self, group: str) -> Phase:
-        """Return the phase of one group, the highest that holds; `""` is the network without groups' breakdowns.
+        """Return the phase of one group: the highest phase that holds.
 
-        Breakdown and preserved are the group's own; the other phases are those of the whole network. While the loss is
-        not finite, every phase but breakdown is unknown.
+        `""` is the whole network, without the breakdowns of single groups. Breakdown and preserved depend on the group
+        alone, the edge of stability and unprotected on the whole network. While the loss is not finite, the phase is
+        unknown, unless the group has broken down.
         """
         if group in self.breakdowns:
             return Phase.BREAKDOWN
@@ -82,16 +93,17 @@ class DetectorState:
         return all(run is not None and run.state.certified for run in runs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the state as plain dicts, tuples, lists and numbers, for a checkpoint; `from_dict` is the inverse."""
+        """Return the state as plain dicts, tuples, lists and numbers; `DetectorState.from_dict` restores it."""
         plain = asdict(self)
         plain["coverage"] = {group: [run.step, int(run.state)] for group, run in self.coverage.items()}
         return plain
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> "DetectorState":
-        """Restore a state from `to_dict`; a field that an older version did not have is that of a fresh state.
+        """Restore a state from the mapping that `DetectorState.to_dict` returned, also that of an older version.
 
-        Raises `KeyError`, `TypeError`, `AttributeError` or `ValueError` if the mapping is no such state.
+        Fields that the older version did not have start fresh. Raises `KeyError`, `TypeError`, `AttributeError` or
+        `ValueError` if the mapping is not such a state.
         """
 
         def numbers(plain: Iterable[Any]) -> tuple[float, ...]:

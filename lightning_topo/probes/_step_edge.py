@@ -28,16 +28,22 @@ _BATCHES = 2
 class StepEdge:
     """Measures how close training is to the edge of stability on single batches and steps; complements `Sharpness`.
 
-    Values of the whole network; the ratios and the critical sharpness are 1 at the edge:
+    If the optimizer's stability threshold is known, each measurement adds two recorded batches to a window of twelve.
+    Values of the whole network, from the batches in the window:
 
-    - if the optimizer's stability threshold is known: `batch_sharpness_ratio`, the curvature of recorded batches along
-      their own gradients over the threshold, with `batch_sharpness`, that curvature, and `batch_noise`, the share of a
-      batch's curvature that other batches do not have. Each is over the last twelve batches, two of them new. It takes
-      two recorded batches: with 256 samples or more a batch, only one is kept and nothing is measured;
-    - if no threshold is known (Muon, Lion, an optimizer of your own): `directional_ratio`, the curvature along the step
-      just taken, and `critical_sharpness`, 1 / s with s the smallest multiple of the step that no longer lowers the
-      loss. Both are measured on the batch of that step, which is recorded for the purpose. `critical_noise` is half the
-      difference to the value on another batch.
+    - `batch_sharpness`: the median of g^T H g / g^T g, with g the gradient and H the Hessian of a batch;
+    - `batch_noise`: the share of a batch's curvature that other batches do not have, from 0 to 1;
+    - `batch_sharpness_ratio`: the curvature divided by its value at the edge of stability, for batches of this size.
+
+    With 256 samples or more in a batch, a single batch is recorded, and these three are not measured.
+
+    If no threshold is known (Muon, Lion, an optimizer of your own), the probe records the step that it measures. Values
+    of the whole network, on the batch of this step:
+
+    - `directional_ratio`: Delta^T H Delta / (-2 g^T Delta), with Delta the step; 1 at the edge of stability;
+    - `critical_sharpness`: 1 / s, with s the multiple of the step at which the loss is back at its value before the
+      step; 1 at the edge. `critical_converged` and `n_forwards` are explained in `StepSharpness`;
+    - `critical_noise`: half the difference between `critical_sharpness` on this batch and on another one.
 
     If parameters are sharded (FSDP2, tensor parallel) and a `loss_fn` is given: `critical_sharpness` alone, of the step
     just taken. Nothing is measured if no training step can be recorded; `Sharpness` reports why.
@@ -45,7 +51,7 @@ class StepEdge:
     Args:
         every_n_steps: The period; "auto" begins with every 25th step.
         loss_fn: `loss_fn(module, batch)` replaces the recorded loss; there is no `batch_sharpness_ratio` then.
-        batches: Whether to measure `batch_sharpness_ratio`; False if `Sharpness(batch_sharpness=...)` does.
+        batches: Whether to measure the three values of batches; False leaves them to `Sharpness(batch_sharpness=...)`.
 
     Source: Andreyev and Beneventano, arXiv:2412.20553; arXiv:2604.14108 (momentum); arXiv:2601.16979 (critical
     sharpness).
@@ -83,7 +89,7 @@ class StepEdge:
         return _State(window=BatchWindow.load(saved["window"], int(saved["count"])), start=start)
 
     def measure(self, capture: Capture) -> ProbeResult:
-        """Measure the edge ratio of recorded batches or, if no threshold is known, the ratios of the last step."""
+        """Measure recorded batches or, if the optimizer's stability threshold is not known, the last step."""
         state = _State() if capture.previous is None else capture.previous.carry
         if capture.sharding != "whole":
             return self._in_shards(capture, state)

@@ -14,7 +14,7 @@ class Scope(Enum):
 
 
 class Direction(Enum):
-    """Which end of a quantity's range is bad; it decides which group is the worst."""
+    """Which end of a quantity's range is bad, and so which of several groups is the worst."""
 
     HIGH_IS_BAD = "high"
     LOW_IS_BAD = "low"
@@ -31,11 +31,20 @@ class Keep(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """One row of the table: a quantity, and how to treat its values.
+    """Describes one measured quantity, and how its values are compared, kept and published.
 
-    `name` is its name in the record (`betti_k` stands for `betti_0`, `betti_1`, ...), `probe` that of the probe that
-    measures it. `title` and `sentence` describe it; `unit` is empty for a plain number. If it is not `published`, it
-    goes to the record alone, not to trackers and metrics. See `Scope`, `Direction` and `Keep` for the others.
+    The function `quantity` returns it by name.
+
+    Attributes:
+        name: The name of the values in the record; `betti_k` stands for `betti_0`, `betti_1`, ...
+        probe: The name of the probe that measures it.
+        scope: Whether it is measured for each group of neurons, for the whole network, or for both.
+        direction: Which end of its range is bad.
+        title: A short title, for figures and tables.
+        sentence: What it is, in one sentence.
+        unit: The unit; empty for a plain number.
+        keep: Which value is published if several were measured since the last log.
+        published: Whether it goes to trackers and metrics; if not, it goes to the record alone.
     """
 
     name: str

@@ -58,7 +58,8 @@ class RecordOutput:
     def measurement(self, measurement: Measurement) -> None:
         """Append a measurement, except of the probes "row" and "phase", which repeat what others have measured.
 
-        One with too many values or too long names, which no reader would accept, is counted as lost and reported.
+        A measurement with more than 1000 values, or a name of more than 1000 characters, would be refused by readers:
+        it is counted as lost and reported.
         """
         if measurement.probe not in NOT_RECORDED:
             self._at = measurement.step, measurement.epoch
@@ -76,21 +77,22 @@ class RecordOutput:
                 )
 
     def event(self, event: TopologyEvent) -> None:
-        """Append an event; paths and the names of user and host are removed from its texts.
+        """Append an event, with paths and the names of user and host removed from its texts.
 
-        Trackers get the file, and an error's message may name them.
+        The text of an error may contain them, and the file may be uploaded to a tracker.
         """
         self._write(self.writer.event, readable(impersonal_event(event)))
 
     def diagrams(self, step: int, diagrams: "Mapping[str, PersistenceDiagram]") -> None:
-        """Write the diagrams of one capture, by group; if they cannot be written, they are lost and counted."""
+        """Write the diagrams captured at `step`, by group; if they cannot be written, they are counted as lost."""
         if not self._write(self.writer.diagrams, step, diagrams):
             self._n_lost_captures += 1
 
     def reference(self, step: int, clouds: "Iterable[tuple[str, Tensor]]") -> bool:
-        """Write the clouds from which the totals since the beginning are measured, as pairs (group, cloud) of `step`.
+        """Write the clouds from which `total_contraction` and `total_expansion` are measured.
 
-        Returns whether they could be written.
+        `clouds` yields pairs (name of a group, its cloud after `step` optimizer steps). Returns whether they could be
+        written.
         """
         return self._write(self.writer.reference, step, clouds)
 
@@ -101,11 +103,14 @@ class RecordOutput:
         self._write(self.writer.parameters, own_groups, own_coverage)
 
     def read_reference(self, group: str) -> "Tensor | None":
-        """Read the cloud of a group that `reference` has written, also in an earlier session; None if there is none."""
+        """Return the cloud of a group that `self.reference` wrote, in this session or an earlier one.
+
+        Returns None if there is none or it cannot be read.
+        """
         return self.writer.read_reference(group)
 
     def end(self, *, in_haste: bool = False) -> None:
-        """Close the files, and warn of lines and diagrams that were lost; remove the record of a run without a step."""
+        """Close the files, and warn if lines or diagrams were lost; delete the record of a run without a step."""
         if self._is_closed:
             return
         self._is_closed = True

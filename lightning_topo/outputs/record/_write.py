@@ -51,12 +51,13 @@ class RecordWriter:
     Every line is flushed as it is written. A line that cannot be written (a full disk) leaves no partial line, raises
     `OSError`, and is tried again, in order, at the next one.
 
-    If the folder takes more than `max_bytes`, abandoned captures go first, then older figures and the copied history of
-    a parent. After that, of the older captures every second is dropped, and of the older measurements two are merged
-    into one with their extremes. All events are kept.
+    If the folder takes more than `max_bytes`, captures abandoned by a rewind are deleted first, then older figures,
+    then the copied history of a parent. After that, every second one of the older captures is dropped, and older
+    measurements are merged two by two, with their extremes. All events are kept.
 
     - `branch` is the claimed folder.
-    - `reference_step` is the step of the clouds from which totals are measured; every measurement's line has it.
+    - `reference_step` is the step of the clouds from which `total_contraction` and `total_expansion` are measured;
+      every measurement's line has it.
     - `max_bytes` is the limit of the folder's size; it is raised if the folder cannot be made smaller.
     - `crowded_by` is 0, or the bytes of the files besides measurements and diagrams if these exceed half the limit.
     """
@@ -89,9 +90,10 @@ class RecordWriter:
         step: int = 0,
         max_bytes: float = math.inf,
     ) -> "RecordWriter":
-        """Claim the folder of a run, and open its files; `folder`, `resume` and `step` are those of `claim`.
+        """Claim the folder of a run, and open its files.
 
-        Raises `OSError` if the folder cannot be created or written.
+        `folder`, `resume` and `step` are passed on to `claim`; `max_bytes` is the limit of the folder's size. Raises
+        `OSError` if the folder cannot be created or written.
         """
         return cls(claim(folder, resume=resume, step=step), max_bytes=max_bytes)
 
@@ -107,7 +109,7 @@ class RecordWriter:
 
     @property
     def n_lost(self) -> int:
-        """The number of lines lost: of a folder that was deleted, or dropped because too many waited to be written."""
+        """The number of lines lost, because the folder was deleted or too many lines waited to be written."""
         return self._measurements.n_lost + self._events.n_lost
 
     @property
@@ -117,9 +119,9 @@ class RecordWriter:
 
     @property
     def size(self) -> int:
-        """The size of the folder in bytes; without `max_bytes`, that of measurements and diagrams alone.
+        """The size of the folder in bytes; without a `max_bytes`, the size of measurements and diagrams alone.
 
-        Other files are measured only now and then.
+        The size of other files is looked up only now and then.
         """
         return self._measurements.size + self._diagram_bytes + self._other_bytes
 
@@ -184,9 +186,9 @@ class RecordWriter:
         self._events.append({name: _to_json(value) for name, value in asdict(event).items()})
 
     def diagrams(self, step: int, diagrams: "Mapping[str, PersistenceDiagram]") -> None:
-        """Write the persistence diagrams of one capture, by group, to one file.
+        """Write the persistence diagrams captured at `step`, by group, to one file.
 
-        Raises `OSError` if that fails.
+        Raises `OSError` if the file cannot be written.
         """
         arrays: dict[str, np.ndarray] = {}
         meta: dict[str, Any] = {}
@@ -200,10 +202,11 @@ class RecordWriter:
         self._diagram_bytes += path.stat().st_size
 
     def reference(self, step: int, clouds: "Iterable[tuple[str, Tensor]]") -> None:
-        """Write the clouds from which totals are measured, as pairs (group, cloud), and set `reference_step` to `step`.
+        """Write the clouds from which `total_contraction` and `total_expansion` are measured.
 
-        Each cloud is written before the next is asked for, so that no more than one need be in memory. Raises `OSError`
-        if that fails.
+        `clouds` yields pairs (name of a group, its cloud after `step` optimizer steps). Each cloud is written before
+        the next is asked for, so that one at a time is in memory. Sets `self.reference_step` to `step`. Raises
+        `OSError` if the file cannot be written.
         """
         self.reference_step = step
         # NumPy has no bfloat16; float32 holds half-precision values exactly.
@@ -211,14 +214,17 @@ class RecordWriter:
         write_arrays(self.dirpath / REFERENCE, chain(arrays, [("step", np.array(step))]), compressed=False)
 
     def parameters(self, groups: "Sequence[NeuronGroup]", coverage: Sequence[ParameterCoverage]) -> None:
-        """Write for every parameter its groups, or the reason why it is in none; an earlier session's file is replaced.
+        """Write for every parameter the names of its groups, or the reason why it is in none.
 
-        Raises `OSError` if that fails.
+        The file replaces that of an earlier session. Raises `OSError` if it cannot be written.
         """
         write_parameters(self.dirpath, groups, coverage)
 
     def read_reference(self, group: str) -> "Tensor | None":
-        """Read a group's cloud that `reference` has written, and set `reference_step`; None if it cannot be read."""
+        """Return the cloud of a group that `self.reference` wrote, in this session or an earlier one.
+
+        Sets `self.reference_step` to the step of the cloud. Returns None if there is none or it cannot be read.
+        """
         import torch
 
         name = f"cloud/{group}"
@@ -270,7 +276,7 @@ class RecordWriter:
     def close(self) -> None:
         """Close the files and unlock the folder, after a last try to write the waiting lines.
 
-        Raises `OSError` if that fails; the files are closed all the same.
+        Raises `OSError` if lines cannot be written; the files are closed all the same.
         """
         try:
             self._measurements.close()
