@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ParameterCoverage:
-    """A trained parameter of `numel` entries: the names of its groups or, where there are none, the reason."""
+    """A trained parameter with its number of entries, `numel`, and the names of its groups.
+
+    If it is in no group, `reason` says why.
+    """
 
     param: str
     numel: int

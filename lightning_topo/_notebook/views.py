@@ -48,11 +48,11 @@ class Recorded(Protocol):
 
 
 class RecordViews:
-    """Frames and figures of a record, which is `Recorded`.
+    """Data frames and figures of a run's record, as methods.
 
-    Frames need pandas (`pip install "lightning-topo[notebook]"`), or they raise `ImportError`.
-    Figures raise `ValueError` where what they show was not measured. `group` is by default the one whose critical
-    ratio went highest.
+    Data frames need pandas (`pip install "lightning-topo[notebook]"`); without it they raise `ImportError`. A figure
+    raises `ValueError` if the quantity it shows was not measured. `group` is by default the group with the largest
+    critical ratio.
     """
 
     __slots__ = ()

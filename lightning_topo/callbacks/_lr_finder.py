@@ -58,17 +58,17 @@ class TopologyLRFinder(Callback):
 
     The result is in `sweep`, an `LRSweep`; None before `fit`. `sweep.suggestion_by_ratio` is the largest learning rate
     up to which both r stayed below 1. It is an observation and does not cover later steps.
-    `sweep.suggestion_by_curvature` is the largest learning rate up to which `eta_lambda` stayed below 1, without the
-    first steps of Adam and its like. It is usually far smaller, and no certificate either. A suggestion is None if the
-    sweep did not cross the critical point: for many networks r is still below 1 where the loss diverges.
+    `sweep.suggestion_by_curvature` is the largest learning rate up to which `eta_lambda` stayed below 1, not counting
+    the first steps of adaptive optimizers. It is usually far smaller, and no certificate either. A suggestion is None
+    if the sweep did not cross the critical point: for many networks r is still below 1 where the loss diverges.
 
     The sweep leaves no trace. It draws batches from copies of the dataloaders, through their samplers and the transfer
     hooks. It restores weights, optimizer, buffers, metrics, scaler, random states and the states of samplers and data
     sets, bit for bit. Schedulers, loops, loggers and other callbacks take no part. There is no sweep in a resumed
     training or under `fast_dev_run`. The order of the callbacks does not matter.
 
-    If several processes hold whole parameters (DDP), each draws its own batches. All get the same result, that of one
-    process that accumulates all these batches.
+    If several processes hold whole parameters (DDP), each draws its own batches. All processes get the same result: it
+    is as if one process accumulated the batches of all.
 
     Args:
         min_lr: The smallest learning rate, above 0. With several parameter groups it is the first group's; the others

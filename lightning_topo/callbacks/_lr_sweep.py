@@ -23,10 +23,10 @@ class LRSweep:
         critical_ratios: r of the sweep's own step, the largest over all groups of neurons; critical at 1.
         first_step_ratios: r of a first step from the weights and optimizer state before the sweep; critical at 1.
         eta_lambdas: The largest curvature of the loss, times the learning rate and scaled as the optimizer scales the
-            gradient. The paper's sufficient condition needs less than 1; this estimate at one point is no certificate.
-            NaN where it was not measured.
-        sharpness_ratios: The sharpness over the optimizer's stability threshold at this learning rate; 1 at the edge of
-            stability. NaN where it was not measured.
+            gradient. The sufficient condition of arXiv:2510.02670 needs less than 1; this estimate at one point is no
+            certificate. NaN where it was not measured.
+        sharpness_ratios: The sharpness divided by the optimizer's stability threshold at this learning rate; 1 at the
+            edge of stability. NaN where it was not measured.
         diverged: Whether the sweep ended early, because the loss was not finite or rose too far above its minimum.
 
     >>> r, twice = (0.3, 0.6, 1.2), (0.6, 1.2, 2.4)
@@ -59,7 +59,7 @@ class LRSweep:
         Each value but the first and the last is replaced by the median of itself and its two neighbours: a tiny entry
         of an adaptive preconditioner makes single peaks. Values of at least 1 at the very beginning are skipped: Adam's
         bias correction causes them. None if no value is below 1, if no later value reaches 1, or if `eta_lambda` was
-        not measured. It is not measured for an optimizer whose rule is not known.
+        not measured, as for an optimizer whose update rule is not known.
         """
         return _last_below(self.lrs, _medians(self.eta_lambdas), settles=True)
 
@@ -67,7 +67,7 @@ class LRSweep:
     def suggestion(self) -> float | None:
         """The smaller of `suggestion_by_ratio` and `suggestion_by_curvature`.
 
-        If only one of them is known, this is the one; None if both are None.
+        If one of these is None, it is the other; None if both are None.
         """
         return min((lr for lr in (self.suggestion_by_ratio, self.suggestion_by_curvature) if lr), default=None)
 
@@ -93,7 +93,7 @@ class LRSweep:
         return f"{len(self.lrs)} learning rates from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g}: {'; '.join(parts)}.{end}"
 
     def plot(self) -> "Figure":
-        """Plot the loss, both critical ratios, `eta_lambda` and the sharpness ratio over the learning rate.
+        """Plot the loss, both critical ratios, `eta_lambda` and the sharpness ratio against the learning rate.
 
         Returns a matplotlib figure in which the known suggestions are marked. Raises `ImportError` without matplotlib.
         """

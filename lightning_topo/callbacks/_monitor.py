@@ -61,7 +61,7 @@ class TopologyMonitor(WatchedTraining, Callback):
 
     Raises:
         TypeError: A probe without a name or a `measure`, or an argument of another type than expected.
-        ValueError: A parameter is out of its range, two probes share a name, or one has a name of the monitor's own.
+        ValueError: A parameter is out of its range, two probes share a name, or a probe has the name of a built-in one.
 
     Source: Yang, Poggio, Chuang, Ziyin, *Topological Invariance and Breakdown in Learning*, arXiv:2510.02670.
 

@@ -57,8 +57,9 @@ class TopologyStepGuard(Callback):
 
     Args:
         max_ratio: The largest critical ratio to let pass, between 0 and 1.
-        mode: "rescale" as above; "skip" drops the update instead; "lower_lr" lets it pass and multiplies the learning
-            rate of the optimizer's next steps by f (by no less than 0.1 an update), which certifies nothing.
+        mode: "rescale" keeps the part f of a larger update, as above; "skip" drops the update instead; "lower_lr" lets
+            it pass and multiplies the learning rate of the optimizer's next steps by f (at least 0.1), which certifies
+            nothing.
         groups: The groups of neurons. "auto" takes those of the monitor or, without a monitor, finds and verifies them.
         seed: Seeds the search for groups.
 
@@ -113,7 +114,7 @@ class TopologyStepGuard(Callback):
 
     @property
     def n_dropped(self) -> int:
-        """The number of updates since training began that were undone completely, as those to non-finite values."""
+        """The number of updates since training began that were undone completely, such as updates to NaN."""
         return self._counts["n_dropped"]
 
     @property

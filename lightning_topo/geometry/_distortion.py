@@ -105,15 +105,14 @@ def step_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -
 
 @dataclass(frozen=True, slots=True)
 class Distortions:
-    """The distortions of b clouds in one step and since a reference: the result of `distortions`.
+    """The distortions of b clouds in one step and since an earlier reference: the result of `distortions`.
 
     - `step` holds for each cloud the distortion from before to after the step.
-    - `total` holds for each cloud the distortion from the reference to after the step. Its `critical_ratio` is NaN, as
-      it is not computed. `total` is empty if there was no reference.
+    - `total` holds for each cloud the distortion from the reference to after the step, with a `critical_ratio` of NaN,
+      as it is not computed. `total` is empty if there was no reference.
     - `nearest` holds for each neuron a lower bound of the distance to its nearest neighbour after the step.
-    - `resolved` is for each cloud the distance from which on `nearest` is within one percent of the true distance.
-
-    `snapshot_of_nearest` takes `nearest` and `resolved`.
+    - `resolved` holds for each cloud a distance; entries of `nearest` above it are within one percent of the true
+      distance. `snapshot_of_nearest` takes `nearest` and `resolved`.
     """
 
     step: tuple[StepDistortion, ...]
@@ -122,17 +121,17 @@ class Distortions:
     resolved: Float[Tensor, "b 1"]
 
     def blocks(self, some: slice) -> "Distortions":
-        """Return the distortions of some of the b clouds."""
+        """Return the distortions of the clouds that the slice `some` selects."""
         return Distortions(self.step[some], self.total[some], self.nearest[some], self.resolved[some])
 
 
 def distortions(
     before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"], reference: Float[Tensor, "b n d"] | None
 ) -> Distortions:
-    """Measure the distortion of b clouds in one step and, with the same matrix products, since a reference.
+    """Measure the distortion of b clouds in one step and, with the same matrix products, since an earlier reference.
 
-    Clouds of at most 128 neurons are measured together. A larger cloud takes four times half of an n by n by d matrix
-    product, and as much memory as four copies of the cloud.
+    Clouds of at most 128 neurons are measured together. A larger cloud takes the work of two n by n by d matrix
+    products, and the memory of four copies of the cloud.
 
     Args:
         before: The neurons before the step, one row each.
@@ -169,9 +168,10 @@ def distortions(
 
 
 def block_distortions(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"]) -> tuple[StepDistortion, ...]:
-    """Measure the distortion of one step in each of b clouds, as `step_distortion` does in one.
+    """Measure how one step changed the distances between neurons in each of b clouds.
 
-    Clouds of at most 128 neurons are measured together, which is faster than one by one.
+    Returns the result of `step_distortion` for each cloud. Clouds of at most 128 neurons are measured together, which
+    is faster than one by one.
 
     Raises:
         TypeError: A cloud is not of a real floating-point dtype.

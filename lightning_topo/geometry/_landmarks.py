@@ -31,7 +31,7 @@ def farthest_point_landmarks(points: Float[Tensor, "n d"], max_landmarks: int) -
 
     The first landmark is the point farthest from the mean; each next one is the point farthest from all landmarks
     before it. So the choice does not depend on the order of the rows, but for ties. The covering radius is at most
-    twice the smallest one possible. A cloud of at most `max_landmarks` points is returned whole.
+    twice the smallest one possible. In a cloud of at most `max_landmarks` points, all points are landmarks.
 
     Raises:
         TypeError: The dtype is not a real floating-point one.

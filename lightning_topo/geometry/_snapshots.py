@@ -101,7 +101,7 @@ def snapshot_of_nearest(
     Args:
         clouds: The neurons of each cloud, one row each.
         nearest: For each neuron, a lower bound of the distance to its nearest neighbour.
-        resolved: For each cloud, the distance from which on `nearest` is within one percent of the true distance.
+        resolved: For each cloud, a distance; entries of `nearest` above it are within one percent of the true distance.
         k: The most neighbours to list for each neuron.
         near: How near listed pairs must be, see `snapshot`.
     """

@@ -23,8 +23,8 @@ def bottleneck(a: PersistenceDiagram, b: PersistenceDiagram, k: int) -> float:
     ε, and all other bars have a lifetime of at most 2 ε. Bars that never die match only each other;
     the distance is inf if their numbers differ.
 
-    In dimension 0 all births are 0. There it is the largest min(|a - b|, max(a, b) / 2) over the sorted deaths a and b
-    of equal rank; the shorter list is padded with 0.
+    In dimension 0 all births are 0. Let s_i and t_i be the sorted finite deaths of the two diagrams, the shorter list
+    filled up with zeros. Then the distance is the largest min(|s_i - t_i|, max(s_i, t_i) / 2).
 
     >>> from lightning_topo.homology import persistence
     >>> cloud = torch.tensor([[0.0], [1.0], [5.0]])
@@ -77,8 +77,8 @@ def log_bottleneck(a: PersistenceDiagram, b: PersistenceDiagram, k: int) -> floa
     Bars have the coordinates (log birth, log death), in dimension 0 log death alone. `log_bottleneck_bound` bounds
     this distance by how much a step changed the distances between points.
 
-    In dimension 0 it is the largest |log a - log b| over the sorted deaths a and b of equal rank. It is inf if one
-    diagram has more bars there, or more bars of length zero, than the other.
+    In dimension 0 it is the largest |log s_i - log t_i|, with s_i and t_i the sorted deaths of the two diagrams. It is
+    inf there if one diagram has more bars, or more bars of length zero, than the other.
 
     Raises:
         ValueError: k >= 1 and a bar never dies, which does not happen in a full Vietoris-Rips filtration.

@@ -39,7 +39,7 @@ def persistence(
         TypeError: The dtype is not a real floating-point one.
         ValueError: The cloud is not of shape (n, d) or not finite, `max_dim` < 0, `max_landmarks` < 1, the engine is
             unknown, or the distances for dimensions 1 and up take more than 1 GiB.
-        ModuleNotFoundError: The engine, or any if none is named, is not installed.
+        ModuleNotFoundError: The engine is not installed or, with `engine=None`, no engine is installed.
         RuntimeError: The engine failed.
 
     >>> square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
@@ -58,7 +58,7 @@ def persistence(
 class RipsTask:
     """A persistence diagram of which dimensions 1 and up are still to be computed from a distance matrix.
 
-    `rips_task` builds it on the cloud's device. Give `distances` to a `Worker`, and its result to `diagram`.
+    `rips_task` builds it on the cloud's device. Give `distances` to a `Worker`, and the worker's result to `diagram`.
 
     Attributes:
         distances: Distances between the points, or between their landmarks, on the CPU; None if no dimension above 0
@@ -124,15 +124,15 @@ def rips_task(
     """Compute the distances and dimension 0 of a persistence diagram on the cloud's device, and leave the rest to do.
 
     Args:
-        points: As in `persistence`.
-        max_dim: As in `persistence`.
-        max_landmarks: As in `persistence`.
-        engine: As in `persistence`.
+        points: The cloud, one row per point.
+        max_dim: The highest homology dimension.
+        max_landmarks: In dimensions 1 and up, represent a larger cloud by this many landmarks; None uses all points.
+        engine: The library for dimensions 1 and up, one of `available_engines()`; None takes the first.
         leave_h0: Leave dimension 0 to the process that computes the rest. It has no effect unless the cloud is on the
             CPU, `max_dim` >= 1, and all points are used rather than landmarks.
 
     Raises:
-        TypeError, ValueError, ModuleNotFoundError: As `persistence`.
+        TypeError, ValueError, ModuleNotFoundError: For the reasons listed in `persistence`.
     """
     check_cloud(points)
     if max_dim < 0:

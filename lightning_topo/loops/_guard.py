@@ -13,10 +13,10 @@ from lightning_topo.neurons._capture import sharding
 
 @dataclass(slots=True)
 class LoopGuard:
-    """Shrinks every update whose critical ratio exceeds `max_ratio`, as `TopologyStepGuard`, alike on all processes.
+    """Shrinks every update whose critical ratio exceeds `max_ratio`, by the same factor on all processes.
 
-    `n_updates` counts all updates, `n_held` those above `max_ratio`, and `n_dropped` those that were undone completely.
-    `latest` is the outcome of the last update.
+    `n_updates` counts all updates, `n_held` the updates above `max_ratio`, and `n_dropped` the updates that were undone
+    completely. `latest` is the outcome of the last update.
 
     Raises `ValueError` unless `max_ratio` lies between 0 and 1.
 

@@ -35,9 +35,9 @@ class TopologyTrainerCallback(Watched, TrainerCallback):
         trainer.add_callback(TopologyTrainerCallback(trainer))
 
     A callback of transformers sees neither the loss nor the backward pass nor an exception. So this one wraps the
-    trainer's `accelerator.backward` during training, and its `train` for good. A step is an optimizer step of the
-    trainer. With `gradient_accumulation_steps` the recorded loss is that of the step's last batch. A checkpoint holds
-    the callback's state in `trainer_state.json`.
+    trainer's `accelerator.backward` during training, and its `train` permanently. A step is an optimizer step of the
+    trainer. With `gradient_accumulation_steps` the recorded loss is the loss of the step's last batch. A checkpoint
+    holds the callback's state in `trainer_state.json`.
 
     Args:
         trainer: The trainer to which the callback is added.
@@ -45,8 +45,8 @@ class TopologyTrainerCallback(Watched, TrainerCallback):
         dirpath: The run folder; by default `topology` in the trainer's `output_dir`.
         loggers: Lightning's loggers, which get rows and figures every `logging_steps`. By default rows go through
             `trainer.log` to all trackers that the trainer reports to.
-        max_ratio: The largest critical ratio of an update, between 0 and 1: a larger update is shrunk, as by
-            `TopologyStepGuard`. None leaves all updates as they are.
+        max_ratio: The largest critical ratio of an update, between 0 and 1. A larger update is shrunk to it (see
+            `TopologyStepGuard`), and `guard.n_held` counts such updates. None leaves all updates as they are.
         stop_on: The event or events that stop the training, by name, or `StopRules`; None: never.
         options: The other keyword arguments of `TopologyMonitor`.
 

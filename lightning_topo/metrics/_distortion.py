@@ -36,7 +36,8 @@ class CriticalRatio(TopologyMetric):
         """Measure one step, from the same n neurons before and after it, one row each.
 
         Raises:
-            TypeError, ValueError: As `lightning_topo.step_distortion`.
+            TypeError: The neurons are not of a real floating-point dtype.
+            ValueError: `before` and `after` differ in shape, are not of shape (n, d), or hold NaN or infinities.
         """
         self.ratio = self.ratio.clamp(min=step_distortion(before, after).critical_ratio)
 
@@ -62,8 +63,9 @@ class CriticalRatio(TopologyMetric):
 class LipschitzDistortion(TopologyMetric):
     """log(b / a), with b the largest and a the smallest distance ratio of all steps since the last reset.
 
-    The distance ratio of two neurons is their distance after a step over that before it, taken over all pairs. The
-    value is 0 before the first step and if all distances changed by one factor. It is inf if neurons merged or split.
+    The distance ratio of two neurons is their distance after a step, divided by their distance before it; all pairs
+    count. log(b / a) is 0 before the first step and if all distances changed by one factor, inf if neurons merged or
+    split.
 
     >>> metric = LipschitzDistortion()
     >>> before = torch.tensor([[0.0], [1.0]])
@@ -86,7 +88,8 @@ class LipschitzDistortion(TopologyMetric):
         """Measure one step, from the same n neurons before and after it, one row each.
 
         Raises:
-            TypeError, ValueError: As `lightning_topo.step_distortion`.
+            TypeError: The neurons are not of a real floating-point dtype.
+            ValueError: `before` and `after` differ in shape, are not of shape (n, d), or hold NaN or infinities.
         """
         step = step_distortion(before, after)
         self.contraction = self.contraction.clamp(max=step.contraction)

@@ -42,7 +42,7 @@ def critical_ratio(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) ->
     """Compute the critical ratio r = max |Δ_i - Δ_j| / |x_i - x_j| of a step, over all pairs of neurons.
 
     The step moves neuron i from x_i, a row of `before`, by Δ_i. r < 1 certifies that no two distinct neurons merged.
-    Returns a scalar on the cloud's device. Errors are those of `lightning_topo.step_distortion`.
+    Returns a scalar on the cloud's device. Raises the errors that `lightning_topo.step_distortion` lists.
 
     >>> before = torch.tensor([[0.0], [1.0]])
     >>> critical_ratio(before, 1.5 * before)
@@ -54,9 +54,9 @@ def critical_ratio(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) ->
 def lipschitz_distortion(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Compute log(b / a) of a step, with b the largest and a the smallest distance ratio over all pairs of neurons.
 
-    The distance ratio of two neurons is their distance after the step over that before it. The result is a scalar: 0 if
-    all distances changed by one factor, inf if neurons merged or split. Errors are those of
-    `lightning_topo.step_distortion`.
+    The distance ratio of two neurons is their distance after the step, divided by their distance before it. The result
+    is a scalar: 0 if all distances changed by one factor, inf if neurons merged or split. Raises the errors that
+    `lightning_topo.step_distortion` lists.
 
     >>> before = torch.tensor([[0.0], [1.0], [3.0]])
     >>> lipschitz_distortion(before, 2 * before)
@@ -74,8 +74,8 @@ def betti_numbers(
 ) -> Float[Tensor, " k"]:
     """Compute the Betti numbers of a cloud, for each homology dimension 0, ..., max_dim.
 
-    They are those of the Vietoris-Rips complex with edges of up to `scale` times the cloud's diameter.
-    `max_landmarks`, `engine` and the errors are those of `lightning_topo.persistence`.
+    The complex is the Vietoris-Rips complex with edges of up to `scale` times the cloud's diameter. `max_landmarks`,
+    `engine` and the errors are explained in `lightning_topo.persistence`.
 
     >>> betti_numbers(torch.tensor([[0.0], [1.0], [9.0]]), max_dim=0)
     tensor([2.])
@@ -94,8 +94,8 @@ def total_persistence(
 ) -> Float[Tensor, " k"]:
     """Sum (death - birth)^power over the finite bars of a cloud, for each homology dimension 0, ..., max_dim.
 
-    The bars are those of the Vietoris-Rips persistence diagram. `max_landmarks`, `engine` and the errors are those of
-    `lightning_topo.persistence`.
+    The bars are the bars of the Vietoris-Rips persistence diagram. `max_landmarks`, `engine` and the errors are
+    explained in `lightning_topo.persistence`.
 
     >>> total_persistence(torch.tensor([[0.0], [1.0], [9.0]]), max_dim=0)
     tensor([9.])
@@ -112,8 +112,8 @@ def persistence_entropy(
 ) -> Float[Tensor, " k"]:
     """Compute the Shannon entropy of a cloud's finite bars, in nats, for each homology dimension 0, ..., max_dim.
 
-    It is -Σ p_i log p_i with p_i the lifetime of bar i, death - birth, over the sum of all lifetimes. The bars are
-    those of the Vietoris-Rips persistence diagram. `max_landmarks`, `engine` and the errors are those of
+    It is -Σ p_i log p_i with p_i the lifetime of bar i, death - birth, divided by the sum of all lifetimes. The bars
+    are the bars of the Vietoris-Rips persistence diagram. `max_landmarks`, `engine` and the errors are explained in
     `lightning_topo.persistence`.
 
     >>> persistence_entropy(torch.tensor([[0.0], [1.0], [2.0]]), max_dim=0)
@@ -133,7 +133,7 @@ def diagram_distance(
 ) -> Float[Tensor, " k"]:
     """Compute the distance between the persistence diagrams of two clouds, for each homology dimension 0, ..., max_dim.
 
-    `max_landmarks`, `engine` and the errors are those of `lightning_topo.persistence`.
+    `max_landmarks`, `engine` and the errors are explained in `lightning_topo.persistence`.
 
     Args:
         before: The first cloud, one row per point.

@@ -25,7 +25,7 @@ def declare_neurons(
 ) -> list[NeuronGroup]:
     """Declare groups of neurons by the axis along which the neurons run in each parameter.
 
-    The groups have the status "declared". To prove them, pass them to `find_neuron_groups(declared=...)`,
+    The groups have the status "declared". To verify them, pass them to `find_neuron_groups(declared=...)`,
     `verify_groups` or `TopologyMonitor(groups=...)`.
 
     Args:
@@ -35,13 +35,13 @@ def declare_neurons(
             A `*` in a name stands for any text, and parameters with the same text make up one group:
             `"blocks.*.fc.weight"` declares a group per block. Names without a `*` belong to every group.
         kind: The kind of the neurons, see `NeuronGroup`.
-        sizes: The sizes of the names in axis expressions.
+        sizes: The size of each name in the axis expressions explained below, such as `{"h": 8}`.
 
     If neurons share an axis with other things, give `(axis, expression)`. The expression lists the factors of the axis,
     outermost first, as names or numbers: neurons in square brackets, and blocks, within which neurons are exchanged, in
     round ones. `(0, "3 [h] d")` are the heads of a fused query-key-value projection, `(1, "(h) [d]")` the value
     dimensions inside each head. One name per expression may be missing in `sizes`. `(axis, expression, (start, stop))`
-    uses only this part of the axis.
+    uses only the entries from `start` to `stop - 1` of the axis.
 
     Raises:
         ValueError: A pattern matches nothing, or a size, an axis, a part or an expression does not fit a parameter.
@@ -74,9 +74,10 @@ def declare_neurons(
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Declares the rows of each parameter that matches `pattern` as a cloud, before there is a model; see `rows`.
+    """Declares the rows of each parameter that matches `pattern` as a cloud; the result of the function `rows`.
 
-    `pattern` is the name of a parameter, or a pattern with `*` for any text. Raises `ValueError` if it is empty.
+    No model is needed yet: `resolve` looks the parameters up. `pattern` is the name of a parameter, or a pattern with
+    `*` for any text. Raises `ValueError` if it is empty.
     """
 
     pattern: str
@@ -115,9 +116,9 @@ class Rows:
 def rows(pattern: str) -> Rows:
     """Declare the rows of a parameter as a cloud: tokens of an embedding, codes of a codebook, learned queries.
 
-    Such rows are not exchangeable, as each stands for something else, so the group is measured but not verified. A `*`
-    in the pattern stands for any text; each matching parameter makes up a group. Pass it beside "auto" to a callback,
-    as in `TopologyMonitor(groups=["auto", rows("tok_emb.weight")])`.
+    Such rows are not exchangeable (each row of an embedding belongs to one token), so the group is measured but not
+    verified. A `*` in the pattern stands for any text; each matching parameter makes up a group. Pass the result to a
+    callback, as in `TopologyMonitor(groups=["auto", rows("tok_emb.weight")])`.
 
     >>> model = nn.ModuleDict({"tok_emb": nn.Embedding(50, 8), "pos_emb": nn.Embedding(16, 8)})
     >>> [(group.name, group.n, group.status) for group in rows("*_emb.weight").resolve(model)]

@@ -39,7 +39,7 @@ class FoundNeurons:
 
     @property
     def uncovered(self) -> tuple[ParameterCoverage, ...]:
-        """The coverage of the trained parameters that are in no group, the largest first."""
+        """The trained parameters that are in no group, the largest first, each with the reason."""
         return tuple(sorted((c for c in self.coverage if not c.groups), key=lambda c: -c.numel))
 
 
@@ -63,11 +63,11 @@ def groups_from_tapes(
       is left out, and `FoundNeurons.refused` holds the reason. Of several tapes with the same calls on the same
       parameters the first two are used.
     - `module`: The recorded module, whose structure is read to guess whole experts; None finds no whole experts.
-    - `kinds`: As in `find_neuron_groups`, like all arguments below.
-    - `include`: Patterns of group names to keep.
+    - `kinds`: The kinds to find, see `NeuronGroup`; by default all but "residual", whose neurons span the network.
+    - `include`: Patterns (as in `fnmatch`) of group names to keep.
     - `exclude`: Patterns of group names to leave out.
-    - `declared`: Groups to add and verify.
-    - `verify`: Whether to verify the groups.
+    - `declared`: Groups to add and verify, see `declare_neurons`.
+    - `verify`: False leaves the groups "unverified", and finds no whole experts.
     - `seed`: Draws the permutations that verify groups.
 
     >>> import torch

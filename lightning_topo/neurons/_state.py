@@ -48,9 +48,9 @@ def gather_state(
 ) -> Shaped[Tensor, "rows d"]:
     """Return a group's neurons as rows: their weights and, with `state="params+moments"`, their optimizer moments.
 
-    Rows are those of `NeuronGroup.gather`. Columns are the weights, then one moment after the other in the optimizer's
-    order. Parameters without optimizer state (frozen, or before the first step) add no columns. If `out` of the
-    result's shape is given, it is filled and returned.
+    Rows are in the order of `NeuronGroup.gather`: block after block. Columns are the weights, then one moment after the
+    other in the optimizer's order. Parameters without optimizer state (frozen, or before the first step) add no columns
+    for moments. If `out` of the result's shape is given, it is filled and returned.
 
     Raises:
         ValueError: No parameter of the model belongs to the group, or `out` has another shape.

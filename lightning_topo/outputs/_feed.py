@@ -22,10 +22,10 @@ class Findings:
     The monitor calls `on_topology_findings(trainer, pl_module, findings)` of every callback that has this method, on
     every rank, before the hook in which it measured ends. The order of the callbacks does not matter.
 
-    - `step` and `epoch` are those of the newest measurement or, without any, of the newest event; `step` counts the
-      optimizer steps done.
-    - `measurements` holds those made in this hook.
-    - `events` holds those since the previous findings.
+    - `step` and `epoch` are the step and epoch of the newest measurement or, without any, of the newest event; `step`
+      counts the optimizer steps done.
+    - `measurements` holds the measurements that probes made in this hook.
+    - `events` holds the events since the previous findings.
     """
 
     step: int

@@ -56,8 +56,8 @@ class StopRules:
     """The rules for stopping a training on its topology: after enough events, or after enough quiet captures.
 
     Args:
-        events: The events that count.
-        min_count: How many of them, of all names together, stop the training.
+        events: The names of the events that count.
+        min_count: How many of these events, counted together, stop the training.
         patience: How many quiet captures in a row stop the training; None: never. A capture of the `Persistence` probe
             is quiet if the network had no event since the last capture and no log-bottleneck distance is above
             `tolerance`.
@@ -101,7 +101,8 @@ class StopRules:
     ) -> "StopRules":
         """Make rules from names: `stop_on` is an event's name or several, `groups` a pattern or several.
 
-        The other parameters are those of the class. Raises `ValueError` for an unknown event, and as the class does.
+        The other parameters are explained in `StopRules`. Raises `ValueError` for an unknown event, for neither events
+        nor a patience, or for a number out of its range.
 
         >>> StopRules.of("gap").events
         (<EventName.GAP: 'gap'>,)

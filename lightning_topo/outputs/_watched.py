@@ -14,7 +14,7 @@ class WatchedTraining:
 
     @property
     def watch(self) -> Watch | None:
-        """The engine that measures; None before the training begins."""
+        """The internal object that measures; None before the training begins."""
         raise NotImplementedError
 
     @property

@@ -46,8 +46,8 @@ def observe(
     - of the probe "coverage", for a group's steps after `from` up to the measurement's step: `state` (`StepState`) and
       `bound`, an upper bound of the critical ratio.
 
-    Others may appear in an event's message, and are ignored otherwise. So is NaN, with two exceptions: a loss that is
-    NaN is an instability, and a bound that is NaN certifies nothing.
+    Other values change nothing, but may appear in an event's message. A value that is NaN is ignored, with two
+    exceptions: a loss that is NaN is an instability, and a bound that is NaN certifies nothing.
 
     >>> state, events = observe(DetectorState(), Measurement(7, 0, "distortion", "net.0", {"critical_ratio": 1.3}))
     >>> state.phase, events[0].name
@@ -214,7 +214,7 @@ class Replay:
     - `detected` holds the events that follow from the measurements.
     - `phases` maps each group (`""` is the whole network) to its changes of phase: pairs (first step, phase) in order
       of steps.
-    - `state` is the detector's state at the end; `replay_events` leaves it fresh.
+    - `state` is the detector's state at the end; in a result of `replay_events` it is a fresh state.
     """
 
     detected: tuple[TopologyEvent, ...]

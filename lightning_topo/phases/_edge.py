@@ -11,8 +11,8 @@ from lightning_topo.phases._rules import Band, PhaseRules
 class EdgeSource(StrEnum):
     """A measured quantity that shows how close training is to the edge of stability; each is 1 at the edge.
 
-    `SHARPNESS` and `BATCH` need the optimizer's stability threshold, and decide where one of them is measured.
-    `DIRECTIONAL` and `CRITICAL` need none, and decide otherwise.
+    `SHARPNESS` and `BATCH` need the optimizer's stability threshold; `DIRECTIONAL` and `CRITICAL` do not. If
+    `SHARPNESS` or `BATCH` is measured, these two decide whether training is at the edge; otherwise the other two do.
     """
 
     SHARPNESS = "sharpness"

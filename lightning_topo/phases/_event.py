@@ -56,8 +56,8 @@ class TopologyEvent:
     """One thing that happened at one step, in one group of neurons or (`group=""`) in the whole network.
 
     `step` counts the optimizer steps done, `epoch` the epochs. `value` is the measured number that caused the event and
-    `threshold` the limit that it crossed; each is None if there is none. `message` says what happened, `remedy` what
-    the user can do.
+    `threshold` the limit that it crossed; each is None if there is none. `message` describes the event, `remedy` what
+    the user can do about it.
 
     >>> event = TopologyEvent(EventName.GAP, step=3, epoch=0, message="resumed")
     >>> event.name == "gap", event.severity

@@ -11,8 +11,9 @@ _MILDEST_FIRST = (Severity.INFO, Severity.WARN, Severity.ERROR)
 class EventList:
     """Holds events in the order in which they came, in bounded memory.
 
-    Above `most` events (20,000 by default) the mildest are dropped, every second one first. The first event of each
-    name in each group always stays. `n_dropped` counts the dropped ones.
+    If there are more than `most` events (20,000 by default), every second one of the mildest is dropped, again and
+    again, until three quarters of `most` are left. The first event of each name in each group stays. `n_dropped` counts
+    the dropped events.
     """
 
     def __init__(self, most: int = _MOST) -> None:
@@ -29,9 +30,9 @@ class EventList:
         return iter(self._kept.values())
 
     def add(self, event: TopologyEvent, key: Hashable = None) -> None:
-        """Append an event; if one with the same `key` is in the list, the new one replaces it at the end.
+        """Append an event to the list, and remove the earlier event with the same `key`.
 
-        Events without a key replace nothing.
+        An event without a key removes nothing.
         """
         if key is None:
             self._n += 1

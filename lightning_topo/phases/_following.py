@@ -48,10 +48,12 @@ class _Shared(NamedTuple):
 class PhaseFollower:
     """Follows a run one measurement at a time, and keeps its `phases` and `state` up to date.
 
-    The time is linear in the number of measurements. If changes of phase become very many, they are reduced to columns
-    of several steps, each with its worst phase (`collapsed`).
+    The time is linear in the number of measurements. At most about 100,000 changes of phase are kept, of all groups
+    together: if there are more, `collapsed` reduces them to columns of several steps, each in its worst phase.
 
-    `observe` is the state machine, the function of that name in this package; `rules` are its thresholds.
+    Args:
+        observe: The function `lightning_topo.phases.observe`, which updates a detector's state with one measurement.
+        rules: The thresholds of phases and events.
     """
 
     def __init__(self, observe: Observe, rules: PhaseRules = PhaseRules()) -> None:
@@ -164,7 +166,7 @@ def _is_read(name: str) -> bool:
 
 
 def width_for(first: int, last: int, n_columns: int) -> int:
-    """Return the smallest power of two such that columns of this width cover `first` to `last` in at most `n_columns`.
+    """Return the smallest power of two such that `n_columns` columns of this width cover the steps `first` to `last`.
 
     Columns begin at multiples of the width.
 
@@ -180,8 +182,8 @@ def width_for(first: int, last: int, n_columns: int) -> int:
 def collapsed(changes: Sequence[Change], width: int) -> list[Change]:
     """Reduce changes of phase to columns of `width` steps; each column gets the worst phase that occurs in it.
 
-    Changes are pairs (first step, phase) in order of steps, as in `PhaseFollower.phases`. Unknown counts as worse than
-    preserved.
+    Changes are pairs (first step, phase) in order of steps, as in `PhaseFollower.phases`. The result too holds changes
+    only: a column in the phase of the column before has no pair. Unknown counts as worse than preserved.
 
     >>> many = [(0, Phase.PRESERVED), (5, Phase.BREAKDOWN), (6, Phase.PRESERVED)]
     >>> collapsed(many, 4)

@@ -4,12 +4,12 @@ from enum import IntEnum
 
 
 class Phase(IntEnum):
-    """The state of the neurons' topology in training: of several that hold, the highest.
+    """The state of the neurons' topology in training; if several phases hold, the highest counts.
 
-    It depends on two numbers. A step moves neuron i from x_i to x_i + Δ_i, and has the critical ratio r = max |Δ_i -
-    Δ_j| / |x_i - x_j| over pairs of neurons: if r < 1, no two distinct neurons merged in it. The other is eta * K, the
-    learning rate times a bound on the curvature, which `eta_lambda` estimates: if it is below 1, the paper guarantees r
-    < 1 in advance.
+    The phases are defined by two numbers and the edge of stability. A step moves neuron i from x_i to x_i + Δ_i; its
+    critical ratio is r = max |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons. If r < 1, no two distinct neurons merged
+    in the step. eta * K is the learning rate times a bound on the curvature; `eta_lambda` estimates it. If eta * K < 1,
+    arXiv:2510.02670 guarantees r < 1 in advance.
 
     Source: Yang, Poggio, Chuang, Ziyin, arXiv:2510.02670; Cohen et al., arXiv:2103.00065.
 
@@ -22,7 +22,7 @@ class Phase(IntEnum):
     PRESERVED = 0
     """r of the last steps is below 1, measured or bounded, and `eta_lambda` has not passed 1 where it is measured."""
     UNPROTECTED = 1
-    """`eta_lambda` has passed 1: the paper guarantees nothing in advance any more, only r as measured does."""
+    """`eta_lambda` has passed 1: nothing guarantees r < 1 in advance any more, and r has to be measured."""
     EDGE_OF_STABILITY = 2
     """An edge ratio (`EdgeSource`) has reached its band, near 1: the curvature is at the limit of stable steps."""
     BREAKDOWN = 3

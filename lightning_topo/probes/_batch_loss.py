@@ -39,9 +39,9 @@ class BatchLoss:
         """Split the batch into consecutive parts of at most `size` samples; return a pair (weight, loss) for each.
 
         The weight is the part's fraction of the samples, the loss a zero-argument callable. If the loss is a mean over
-        samples, the weighted sum over parts is the loss of the whole batch. If samples interact (BatchNorm in training,
-        a contrastive loss), it is not. Tensors and lists as long as the batch's first tensor are cut; all else is
-        passed to each part whole.
+        samples, the weighted sum of the parts' losses is the loss of the whole batch. If samples interact (BatchNorm in
+        training, a contrastive loss), it is not. Tensors and lists as long as the batch's first tensor are cut; all
+        else is passed whole to each part.
 
         Raises `ValueError` if `size` is below 1 or no tensor of the batch has a dimension.
         """

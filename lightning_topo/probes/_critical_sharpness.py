@@ -23,10 +23,14 @@ from lightning_topo.stability._layout import Layout, local
 class StepSharpness:
     """Measures the critical sharpness of the step just taken, by forward passes alone and for any optimizer.
 
-    The critical sharpness is 1 / s, with s the smallest multiple of the step at which the loss is no lower than before
-    the step: below 1 a longer step would still lower the loss, 1 is the edge of stability. Values of the whole network:
-    `critical_sharpness` (0 if no multiple raises the loss, infinite if none lowers it), `critical_converged`,
-    `n_forwards` and, with a `loss_fn`, `critical_noise`. A measurement takes about six forward passes.
+    Values of the whole network:
+
+    - `critical_sharpness`: 1 / s, with s the multiple of the step at which the loss is back at its value before the
+      step. 1 is the edge of stability; below 1 a longer step would still lower the loss. It is 0 if the loss is lower
+      at every multiple tried, and infinite if it is at none;
+    - `critical_converged`: 1 if the search met `tolerance` within `max_forwards`, else 0;
+    - `n_forwards`: the number of forward passes: about six for the search, and those for `critical_noise`;
+    - `critical_noise`, with a `loss_fn`: see `noise`.
 
     Nothing is measured before the first step, after a step that moved nothing, or if the loss before the step is not
     finite. The parameters are moved along the step and restored bit for bit.
@@ -37,7 +41,8 @@ class StepSharpness:
         tolerance: The relative width of the bracket around s at which the search stops.
         max_forwards: The most forward passes of the search, at least 3.
         noise: Whether to add `critical_noise`, half the difference between the critical sharpness on the two halves of
-            the batch: six more passes, each on half a batch. Only with a `loss_fn`, and a batch that can be cut.
+            the batch. It takes six more passes, each on half a batch, and needs a `loss_fn` and a batch that can be
+            cut.
 
     Raises `ValueError` if a number is out of its range.
 

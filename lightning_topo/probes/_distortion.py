@@ -36,23 +36,23 @@ MOST_WAITING = 1 << 23
 class Distortion:
     """Measures how each step changes the distances between the neurons of every group, exactly and over all pairs.
 
-    The step moves neuron i from x_i to x_i + Δ_i. Values of each group (over several blocks the worst; counts are
-    summed):
+    The step moves neuron i from x_i to x_i + Δ_i. Values of each group (those of its worst block; counts are summed
+    over the blocks):
 
     - of this step: `critical_ratio`, r = max |Δ_i - Δ_j| / |x_i - x_j| over pairs of neurons, where r < 1 proves that
       no two distinct neurons merged; `critical_i` and `critical_j`, the rows of the pair that attains r; `contraction`
-      and `expansion`, the smallest and largest ratio of a distance after the step to before; `log_distortion`, the log
-      of expansion / contraction;
-    - since training began: `total_contraction`, `total_expansion`, `total_log_distortion`;
+      and `expansion`, the smallest and largest quotient of a pair's distance after the step and before it;
+      `log_distortion`, the log of expansion / contraction;
+    - of the net change since training began: `total_contraction`, `total_expansion`, `total_log_distortion`;
     - of the net change since the last snapshot (the copy of the neurons from which bounds of later steps are computed),
-      if other steps lie between: `span_ratio`, `span_contraction`, `span_expansion`;
+      if unmeasured steps lie between: `span_ratio` (r of this change), `span_contraction`, `span_expansion`;
     - `distinct_neurons`: the number of neurons, if neurons that are equal up to rounding count once;
     - `twins_split`: how many neurons have parted from neurons that they equalled, in parameters and optimizer state, at
       the last measurement or before the optimizers' first step. Absent if no neurons were equal or parameters are
       sharded.
 
-    A group of more than 20,000 neurons is not measured, as that takes O(n²) work; its steps still get an upper bound of
-    r. At most the clouds of one large group, or 8 MiB of those of small groups, are in memory at once.
+    A group with more than 20,000 neurons per block is not measured, as that takes O(n²) work; its steps still get an
+    upper bound of r. Clouds are in memory one large group at a time, or up to 8 MiB of small groups.
 
     Args:
         every_n_steps: The period; "auto" begins with every step.

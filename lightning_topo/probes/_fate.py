@@ -22,16 +22,16 @@ class Fate:
 
     Values of each group, summed over its blocks:
 
-    - `independent_neurons`: the neurons left if each must be independent (see `independence`) of all others that are
-      kept;
-    - `vanishing_neurons`: the neurons far smaller than the largest one of their block;
-    - `aligned_clusters`: the directions of the incoming weights, if nearly parallel ones count once. Absent if the
-      group has no incoming weights, or parameters lie in flat shards;
+    - `independent_neurons`: the number of neurons kept if, from the longest to the shortest, a neuron is kept when it
+      is independent (see `independence`) of all those kept before it;
+    - `vanishing_neurons`: the number of neurons far smaller than the largest one of their block (see `vanishing`);
+    - `aligned_clusters`: the number of directions of the incoming weights, nearly parallel ones (see `alignment`)
+      counted once. Absent if the group has no incoming weights, or parameters lie in flat shards;
     - `effective_neurons`: the participation ratio (Σ λ)² / Σ λ² of the eigenvalues λ of the cloud's covariance;
-    - `largest_multiplicity`: the size of the largest set of neurons equal up to rounding, 1 if none are; the largest
-      over blocks, not the sum;
-    - for the record alone `measured_neurons`, how many neurons were counted, and at the first measurement
-      `vanishing_neurons_at_start` and `aligned_clusters_at_start`, the counts when training began.
+    - `largest_multiplicity`: the size of the largest set of neurons equal up to rounding, 1 if none are. This is the
+      largest over the blocks, not their sum;
+    - in the record alone: `measured_neurons`, how many neurons were counted, and at the first measurement
+      `vanishing_neurons_at_start` and `aligned_clusters_at_start`, the two counts when training began.
 
     Args:
         every_n_epochs: The period in epochs; "auto" begins with every epoch.
@@ -39,7 +39,7 @@ class Fate:
         independence: Neurons a and b are independent if 2|a - b|² / (|a|² + |b|²) is at least this, in (0, 2).
         vanishing: A neuron vanishes if its norm is below this share of its block's largest norm, in (0, 1).
         alignment: Two neurons align if the cosine of their incoming weights is above this, in (-1, 1).
-        max_neurons: Of a larger block this many neurons are counted, drawn at random, the same ones every time; None
+        max_neurons: In a larger block only this many neurons are counted: a random sample, the same every time. None
             counts all.
 
     Raises `ValueError` if a number is out of its range.

@@ -15,7 +15,7 @@ class Period:
         every: The number of steps or epochs between two measurements, at least 1.
         unit: "step" for optimizer steps, or "epoch".
         adaptive: Whether the monitor may choose other times, to keep within its share `max_overhead` of the wall time.
-            It keeps an adaptive period if it has no such limit, and a fixed one always.
+            With `max_overhead=None` it keeps the period in any case.
 
     Raises `ValueError` unless `every` is at least 1.
 
@@ -33,9 +33,10 @@ class Period:
 
     @classmethod
     def parse(cls, every: int | Literal["auto"], *, default: int, unit: Literal["step", "epoch"] = "step") -> "Period":
-        """Make a period from a probe's parameter: a fixed one from a number, an adaptive one of `default` from "auto".
+        """Make a period from the parameter `every` of a probe, in the unit `unit`.
 
-        Raises `ValueError` for anything else, and for a number below 1.
+        A number gives a fixed period; "auto" gives an adaptive period of `default`. Raises `ValueError` for anything
+        else, and for a number below 1.
         """
         if isinstance(every, bool) or not (every == "auto" or isinstance(every, int)):
             raise ValueError(f'expected every_n_{unit}s as a whole number or "auto", got {every!r}')

@@ -38,15 +38,17 @@ _HIGHEST_DIM = 3
 class Persistence:
     """Computes the Vietoris-Rips persistence diagram of every group's cloud of neurons, with its summaries.
 
-    Values of each group in each homology dimension k (0: clusters, 1: loops):
+    Values of each group in each homology dimension k (0: clusters, 1: loops). The first two are summed over the group's
+    blocks; the others are the largest value of a block:
 
-    - `betti_k`, the number of features alive at `betti_scale` times the diameter, summed over blocks;
-    - `total_persistence_k`, the sum of the bars' lengths, also over blocks; `max_persistence_k`, the longest bar;
-      `entropy_k`, the entropy of the lengths in nats. Bars that never end are left out;
-    - `log_bottleneck_k`, the bottleneck distance of log births and log deaths to the previous diagram;
-      `log_bottleneck_bound`, the largest such distance that the distortion in between allows (exact diagrams only);
-    - where landmarks were used: `landmark_error`, which is 2 rho / diameter with rho the covering radius, and
-      `vacuous_k`, 1 if a diagram without bars lies within this error.
+    - `betti_k`, the number of features alive at `betti_scale` times the diameter;
+    - `total_persistence_k`, the sum of the bars' lengths; here and in the next two, bars that never end are left out;
+    - `max_persistence_k`, the length of the longest bar; `entropy_k`, the entropy of the lengths in nats;
+    - `log_bottleneck_k`, the bottleneck distance to the previous diagram, in log births and log deaths;
+      `log_bottleneck_bound`, an upper bound of it, from how the distances between neurons changed in between (exact
+      diagrams only);
+    - if landmarks were used: `landmark_error`, which is 2 rho / diameter with rho the covering radius, and
+      `vacuous_k`, 1 if a diagram without bars lies within this error, else 0.
 
     Dimension 0 is always computed from all neurons.
 
@@ -61,7 +63,7 @@ class Persistence:
         lag: 0 computes at once, while training waits. k > 0 computes dimension 1 and up in a worker process and logs
             the result k optimizer steps later, or at the end of the epoch or training if that comes first. The record
             keeps the step at which the neurons were taken.
-        timeout: Seconds after which a result of the worker is given up, with a `gap` event.
+        timeout: How many seconds to wait for a result of the worker. After that it is given up, with a `gap` event.
 
     Raises `ValueError` if both periods are given, an engine is unknown, or a number is out of its range.
 

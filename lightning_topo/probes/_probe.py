@@ -40,18 +40,18 @@ class CloudMissing(KeyError, ValueError):
 
 
 class Clouds(Mapping[str, Tensor]):
-    """Maps each group's name to its cloud, a matrix (n, d) with one neuron a row, gathered on access.
+    """Maps each group's name to its cloud: a matrix with one neuron a row, gathered on access.
 
-    A group of several blocks is one matrix, block after block. Gathered clouds are kept for the next access, up to 16
-    MiB in all. The others are gathered anew at each access, so that only one of them is in memory at a time. A cloud is
-    a copy and stays valid; the `Clouds` itself must not be used after the parameters have changed.
+    The cloud of a group with b blocks of n neurons has the shape (b * n, d), block after block. Gathered clouds are
+    kept for the next access, up to 16 MiB in all; the others are gathered anew at each access. A cloud is a copy and
+    stays valid; the `Clouds` itself must not be used after the parameters have changed.
 
     Access raises `CloudMissing`, a `KeyError`, for a group that is not on this process or is named in `failures`.
 
     Args:
         groups: The groups to gather on access.
         tensors: The parameters by name.
-        here: Clouds that are gathered already, by group: where parameters are sharded, all processes gather together.
+        here: Clouds that are gathered already, by group. Sharded parameters need it, as all processes gather together.
         failures: For each group that could not be gathered, the error message.
     """
 
@@ -131,8 +131,8 @@ class ProbeResult:
     - `carry` is any object for the probe's next measurement, which finds it in `capture.previous.carry`.
     - `again_after_step` asks for another measurement right after the next optimizer step. Use it if something was
       missing that only a step creates, such as Adam's moments.
-    - `wants_own_step` asks to record the training step of the probe's next measurement, as the last part of the loss
-      that `capture.training_loss(None)` then gives.
+    - `wants_own_step` asks to record the training step at which the probe measures next. Its loss is then the last
+      part of the loss that `capture.training_loss(None)` gives.
     """
 
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -156,12 +156,12 @@ class ResultLost(RuntimeError):
 class Pending:
     """A measurement that is computed elsewhere while training goes on; `measure` may return it in place of a result.
 
-    - `lag` is the number of optimizer steps between `measure` and the logging of the result. It is logged then even if
-      it was ready earlier, so that the log depends on no clock and is the same on every rank. The end of the epoch or
-      of the training comes first if it is nearer.
-    - `collect(previous, most_seconds)` waits for the result and returns it. `previous` is the probe's result before
-      this one. `most_seconds` limits the wait; None leaves the limit to the probe. It raises `ResultLost` if there will
-      be no result.
+    - `lag` is the number of optimizer steps between `measure` and the logging of the result; the end of the epoch or
+      of the training cuts it short. The result is logged then even if it was ready earlier, so that the log depends on
+      no clock and is the same on every rank.
+    - `collect(previous, most_seconds)` waits for the result and returns it, or raises `ResultLost` if there will be
+      none. `previous` is the probe's result before this one. `most_seconds` limits the wait; None leaves the limit to
+      the probe.
     """
 
     lag: int
@@ -175,11 +175,12 @@ class Capture:
     - `step` counts the optimizer steps done, `epoch` the epochs.
     - `module` is the network, `optimizers` those that train it.
     - `groups` are the groups of neurons to measure. With several processes a probe with `by_group = True` gets a share
-      of them, and the results are merged. Any other probe gets all and runs on every process; rank 0's values count.
-    - `neurons` maps each group to its cloud (n, d) now, see `Clouds`. If parameters are sharded, a process has the
-      clouds of its own share of the groups alone.
+      of the groups, and the results are merged. Any other probe gets all groups and runs on every process; the values
+      of rank 0 count.
+    - `neurons` maps each group to its cloud now, one neuron a row, see `Clouds`. If parameters are sharded, a process
+      has the clouds of its own share of the groups alone.
     - `before` maps each group to its cloud before this step; None if there was no step.
-    - `reference` maps each group to its cloud when training began. A group is missing if that is not known any more.
+    - `reference` maps each group to its cloud when training began. A group is missing if that cloud is not known.
     - `training_loss(loss_fn)` is a context that yields a loss as a zero-argument callable, and leaves the training
       untouched. With `loss_fn` it is `loss_fn(module, batch)` on the batch of the last recorded step. With None it is
       the loss of recorded steps, and raises `ProbeUnavailable` if no step could be recorded.
@@ -189,8 +190,8 @@ class Capture:
     - `sharding` says how the parameters lie on the processes: "whole" if each process has all of them.
     - `worker` computes homology in a subprocess; None if there is none.
     - `is_first_step` is whether the optimizers had kept no state before this step.
-    - `last` maps each group to its cloud at the last snapshot, for the monitor's own `Distortion`; None if no other
-      step lies between.
+    - `last` maps each group to its cloud at the monitor's last snapshot, from which `Distortion` measures `span_ratio`;
+      None for other probes, and if no unmeasured step lies between.
     - `gradient_scales` holds for each optimizer the factor by which the gradient of the training loss was scaled in the
       last step, by clipping for example. None unless the probe sets `needs_gradient_scales = True`.
 
@@ -224,7 +225,8 @@ class Probe(Protocol):
     - `period`, a `Period`: how often to measure. Without it the monitor chooses the times.
     - `by_group = True`: measures each group by itself, so that several processes can share the groups.
     - `measures_steps = True`: needs `capture.before` also if parameters are sharded.
-    - `needs_parameters_before = True`, `needs_gradient_scales = True`: reads the field of that name in the capture.
+    - `needs_parameters_before = True`: reads `capture.parameters_before`.
+    - `needs_gradient_scales = True`: reads `capture.gradient_scales`.
     - `needs_reference = False`: never reads `capture.reference`, so that the record need not keep it.
 
     >>> class WeightNorm:

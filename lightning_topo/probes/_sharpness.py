@@ -44,12 +44,17 @@ class Sharpness:
 
     Values of the whole network:
 
-    - `sharpness`, the eigenvalue itself, with `residual`, its error bound, `n_hvp`, the number of Hessian products, and
-      `converged`, 1 or 0;
-    - if the optimizer's stability threshold is known: `sharpness_ratio`, the sharpness over that threshold (1 at the
-      edge of stability), with `ratio_residual`; `eta_lambda`, the learning rate times the largest curvature, each as
-      the optimizer scales it (the paper's sufficient condition needs it below 1); `directional_ratio`, the curvature
-      along the step just taken (1 at the edge), with the Hessian at its end.
+    - `sharpness`, the eigenvalue, with `residual`, its error bound, `n_hvp`, the number of Hessian products, and
+      `converged`, 1 or 0.
+
+    If the optimizer's stability threshold is known, also:
+
+    - `sharpness_ratio`, the sharpness divided by that threshold, with `ratio_residual`, its error bound; 1 at the edge
+      of stability;
+    - `eta_lambda`, the largest curvature times the learning rate, with both scaled as the optimizer scales the
+      gradient; the sufficient condition of arXiv:2510.02670 needs it below 1;
+    - `directional_ratio`, Delta^T H Delta / (-2 g^T Delta), with Delta the step just taken, H the Hessian at its end,
+      and g the gradient at its beginning; 1 at the edge.
 
     A monitor also runs `StepEdge`, which finds the edge of stability for small batches. If no threshold is known,
     `StepEdge` measures `directional_ratio` in place of this probe, unless parameters are sharded. If they are (FSDP2,
@@ -65,18 +70,18 @@ class Sharpness:
         tolerance: The relative residual at which an eigenvalue has converged.
         max_products: The most Hessian products of one start.
         n_largest: How many eigenvalues to measure; the others are `sharpness_2`, ...
-        micro_batch: Evaluate the loss on this many samples at a time: less memory, but products cost about half as much
-            again. Only for a loss that is a mean over samples. Recorded steps are split without being asked if their
-            graphs would need more memory than the step did; the record's `micro_batch` is the size of the largest part,
-            a whole step if its samples depend on each other.
-        batch_sharpness: Add the mean of g^T H g / g^T g over parts of this many samples, g the gradient and H the
-            Hessian of a part; without `loss_fn` each recorded step is a part, whatever the number. Minibatch SGD brings
-            it to 2 / lr (Andreyev and Beneventano, arXiv:2412.20553). If the optimizer's threshold is known, also add
-            `batch_sharpness_ratio`, 1 at the edge of stability for batches of this size, and `batch_noise`, the share
-            of a part's curvature that the others do not have.
-        swap_pairs: For each group, and for this many of its closest pairs of neurons, add the largest `swap_ratio` with
-            its `swap_curvature`: the critical ratio of a pair, as predicted by the curvature along the direction that
-            exchanges the two. Blocks of more than 8192 neurons are left out.
+        micro_batch: Evaluate the loss on this many samples at a time: less memory, but products take about half as long
+            again. Only for a loss that is a mean over samples. None splits recorded steps only if their graphs would
+            need more memory than the step did. The record's `micro_batch` is the size of the largest part. A step
+            whose samples depend on each other is never split.
+        batch_sharpness: Add `batch_sharpness`, the mean of g^T H g / g^T g over parts of this many samples, g the
+            gradient and H the Hessian of a part; without `loss_fn` each recorded step is a part, whatever the number.
+            Minibatch SGD brings it to 2 / lr (Andreyev and Beneventano, arXiv:2412.20553). If the optimizer's threshold
+            is known, also add `batch_sharpness_ratio`, 1 at the edge of stability for batches of this size, and
+            `batch_noise`, the share of a part's curvature that the other parts do not have.
+        swap_pairs: For each group look at this many of its closest pairs of neurons, and add the largest `swap_ratio`:
+            |Δ_i - Δ_j| / |x_i - x_j| in the next step, predicted by the Hessian along the direction that exchanges the
+            two neurons. `swap_curvature` is the curvature along it. Blocks of more than 8192 neurons are left out.
         seed: Seeds the random start of Lanczos' method.
 
     Raises `ValueError` if a number is out of its range.

@@ -14,9 +14,9 @@ _UNPUBLISHED_PROBES = frozenset({"validation", "schedule", "rewind", "record", "
 
 
 def quantity(name: str, probe: str | None = None) -> Quantity | None:
-    """Return the row of a value by its name, `betti_2` that of `betti_k`; None if the table has none.
+    """Return the description of a value by its name; None if there is none. `betti_2` is described as `betti_k`.
 
-    `probe` is the name of the probe that measured the value: None is returned too if that is a user's own.
+    `probe` is the name of the probe that measured the value. The values of a user's own probe have no description.
 
     >>> quantity("betti_2").title, quantity("residual", probe="my_fit"), quantity("weight_norm")
     ('Betti number b', None, None)
@@ -30,7 +30,8 @@ def quantity(name: str, probe: str | None = None) -> Quantity | None:
 def is_published(name: str, probe: str) -> bool:
     """Whether a probe's value goes to trackers and metrics, and not to the record alone.
 
-    A user's probe publishes all its values; ours leave out how they were measured, such as `residual`.
+    A user's probe publishes all its values. The probes of this package do not publish details of the computation, such
+    as `residual`.
 
     >>> is_published("residual", "sharpness"), is_published("residual", "my_fit"), is_published("loss", "training")
     (False, True, False)
@@ -42,7 +43,7 @@ def is_published(name: str, probe: str) -> bool:
 
 
 def direction(name: str, probe: str | None = None) -> Direction:
-    """Return which end of a quantity's range is bad; `NEUTRAL` if the table has no row for it (see `quantity`).
+    """Return which end of a quantity's range is bad; `NEUTRAL` if `quantity(name, probe)` is None.
 
     >>> direction("total_contraction")
     <Direction.LOW_IS_BAD: 'low'>

@@ -40,8 +40,8 @@ class Branch:
 
     - `run_id` is the id of the run, in the first line of its files.
     - `lock` keeps other writers out until it is released.
-    - `resumed` is whether the folder already holds lines of this run, which then appends to them.
-    - `parent` is the other run from whose checkpoint this one began; None if there is none.
+    - `resumed` is whether the folder already holds lines of this run, to which the run appends.
+    - `parent` is the other run from whose checkpoint this run began; None if there is none.
     - `notes` are warnings for the user: why another folder was taken, or what could not be copied from the parent.
     """
 
@@ -61,10 +61,11 @@ def claim(
 ) -> Branch:
     """Claim and lock the folder of a run: `folder`, or `folder-v1`, `-v2`, ... if another run's record is in it.
 
-    `resume` is the folder and the run id in the checkpoint from which this run begins, `step` the steps done at that
-    checkpoint. If `folder` or one of its versions holds the record of that id, the run appends to it, unless another
-    writer has it. Otherwise the run gets a folder and an id of its own, with that run as its `parent` and with a copy
-    of the parent's history up to `step`. The parent's folder is read, never written.
+    `resume` is the pair (folder, run id) in the checkpoint from which this run begins; None for a run from scratch.
+    `step` is the number of optimizer steps done at that checkpoint. If `folder` or one of its versions holds the record
+    of that id, the run appends to it, unless another writer has locked it. Otherwise the run gets a new folder and id,
+    with the checkpoint's run as its `parent` and a copy of the parent's history up to `step`. The parent's folder is
+    read, never written.
 
     Raises `OSError` if the folder cannot be created.
     """

@@ -46,12 +46,12 @@ class RecordFollower:
         self._before: tuple[tuple[Measurement, ...], tuple[TopologyEvent, ...], Replay] | None = None
 
     def read(self, *, whole: bool = True) -> RunRecord:
-        """Read what was appended, and return the record so far, with its totals in `digest`.
+        """Read what was appended since the last call, and return the record so far, with totals in its `digest`.
 
         `whole=False` leaves a last line without its newline for the next call: the run may still be writing it.
 
         Raises `FileNotFoundError` if there is no record. Raises `ValueError` if its schema is unknown, if it is too
-        large (as for `read_record`), or if it is rewound again and again while it is read.
+        large (see `read_record`), or if it is rewound again and again while it is read.
         """
         folder = self._dirpath
         if not (folder / MEASUREMENTS).is_file():

@@ -130,7 +130,7 @@ class RunRecord(RecordViews):
     def captured(self, step: int) -> dict[str, CapturedDiagram]:
         """Return the diagrams captured at a step as NumPy arrays, by group, so that they can be drawn without torch.
 
-        Raises as `diagrams`.
+        Raises `FileNotFoundError` if `step` is not among `diagram_steps`, and `ValueError` if the file is damaged.
         """
         return _read_diagrams(diagram_path(self.dirpath, step))
 
