@@ -58,23 +58,23 @@ class RecordViews:
     __slots__ = ()
 
     def measurements_frame(self: Recorded) -> "DataFrame":
-        """A row for each measurement: step, epoch, probe, group, and a column per quantity."""
+        """Return a row for each measurement: step, epoch, probe, group, and a column per quantity."""
         return measurements_frame(self.measurements)
 
     def events_frame(self: Recorded) -> "DataFrame":
-        """A row for each event: name, step, epoch, group, severity, value, threshold, message, remedy."""
+        """Return a row for each event: name, step, epoch, group, severity, value, threshold, message, remedy."""
         return events_frame(self.events)
 
     def phases_frame(self: Recorded) -> "DataFrame":
-        """A row for each change of phase of the network ("") or a group: step, group, phase, name."""
+        """Return a row for each change of phase of the network ("") or a group: step, group, phase, name."""
         return phases_frame(_phases(self))
 
     def diagrams_frame(self: Recorded, steps: Sequence[int] | None = None) -> "DataFrame":
-        """A row for each bar of the diagrams captured at `steps` (by default at all `diagram_steps`)."""
+        """Return a row for each bar of the diagrams captured at `steps` (by default at all `diagram_steps`)."""
         return diagrams_frame({step: self.captured(step) for step in (self.diagram_steps if steps is None else steps)})
 
     def plot_phases(self: Recorded) -> "Figure":
-        """The phase of the network and of every group over the steps, with a mark for every event."""
+        """Plot the phase of the network and of every group against the step, with a mark for every event."""
         from lightning_topo._figures.training import NETWORK, phases_figure
 
         if not self.measurements:
@@ -85,9 +85,9 @@ class RecordViews:
         return phases_figure(rows, sorted({event.step for event in self.events}), last, "Phases")
 
     def plot_critical_ratio(self: Recorded) -> "Figure":
-        """The critical ratio r of every group over the steps, on a log scale, with the critical point at 1.
+        """Plot the critical ratio r of every group against the step, on a log scale, with the critical point at 1.
 
-        No line leads over open steps, of which nothing is known.
+        The lines are interrupted at open steps, of which nothing is known.
         """
         from lightning_topo._figures.training import ratio_figure
 
@@ -101,7 +101,7 @@ class RecordViews:
         return ratio_figure({group: series for group, series in found.items() if series}, "Critical ratio by group")
 
     def plot_stability(self: Recorded) -> "Figure":
-        """The loss, and the sharpness ratio with the edge of stability at 1, over the steps."""
+        """Plot the loss, the sharpness ratio (1 at the edge of stability) and `eta_lambda` against the step."""
         from lightning_topo._figures.training import stability_figure
 
         loss, ratio, bound = (_series(self, GLOBAL, name) for name in ("loss", "sharpness_ratio", "eta_lambda"))
@@ -110,7 +110,7 @@ class RecordViews:
         return stability_figure(loss, ratio, bound, "Loss and sharpness")
 
     def plot_learning_rate(self: Recorded) -> "Figure":
-        """The learning rate beside eta* = eta / r, the edge of stability and the curvature bound, over the steps."""
+        """Plot the learning rate by step, with the rates at which r, the edge ratio and `eta_lambda` would be 1."""
         from lightning_topo._figures.training import rates_figure
 
         limits = rate_limits(self.measurements)
@@ -122,7 +122,7 @@ class RecordViews:
         )
 
     def plot_distortion(self: Recorded, group: str | None = None) -> "Figure":
-        """The band from contraction to expansion of a group's distances, since training began and in each step."""
+        """Plot a group's contraction and expansion against the step, since training began and in each step."""
         from lightning_topo._figures.training import distortion_figure
 
         group = _chosen(self, group)
@@ -135,7 +135,7 @@ class RecordViews:
         )
 
     def plot_fate(self: Recorded, group: str | None = None) -> "Figure":
-        """What becomes of a group's neurons over the steps: how many are alive, independent, merged."""
+        """Plot against the step how many neurons of a group are alive, independent or merged."""
         from lightning_topo._figures.fate import fate_figure
 
         group = _chosen(self, group)
@@ -145,7 +145,7 @@ class RecordViews:
         return fate_figure(captures, f"{abbreviated(group)}: what becomes of the neurons")
 
     def plot_diagram(self: Recorded, group: str | None = None, step: int | None = None) -> "Figure":
-        """A group's persistence diagram at a step of `diagram_steps`, by default the last."""
+        """Plot a group's persistence diagram at a step of `diagram_steps`, by default the last."""
         from lightning_topo._figures.persistence import diagram_figure
 
         group = _chosen(self, group)
@@ -160,7 +160,7 @@ class RecordViews:
         return diagram_figure(pairs, f"{abbreviated(group)}: persistence diagram at step {at:,}", error, nothing)
 
     def plot_change(self: Recorded, group: str | None = None) -> "Figure":
-        """How far each two captures of a group are apart: the log-bottleneck distance of their diagrams, as a map."""
+        """Plot the log-bottleneck distance between the diagrams of each two captures of a group, as a map."""
         from lightning_topo._figures.change import capture_distances, distances_figure
 
         group = _chosen(self, group)
@@ -174,7 +174,7 @@ class RecordViews:
         return distances_figure(list(captures), distances, f"{abbreviated(group)}: change of shape")
 
     def plot_entropy(self: Recorded, group: str | None = None) -> "Figure":
-        """A group's persistence entropies against the largest critical ratio since the capture before."""
+        """Plot a group's persistence entropies against the largest critical ratio since the capture before."""
         from lightning_topo._figures.change import entropy_figure
 
         group = _chosen(self, group)
@@ -185,7 +185,7 @@ class RecordViews:
         return entropy_figure(ratios, entropies, f"{abbreviated(group)}: entropy against r")
 
     def plot_betti_curves(self: Recorded, group: str | None = None) -> "Figure":
-        """A group's Betti numbers over scale, at a few captures from the first to the last."""
+        """Plot a group's Betti numbers against the scale, at a few captures from the first to the last."""
         from lightning_topo._figures.persistence import betti_figure
 
         group = _chosen(self, group)
@@ -197,7 +197,7 @@ class RecordViews:
         return figure
 
     def plot_crocker(self: Recorded, group: str | None = None) -> "Figure":
-        """A group's CROCKER plot: Betti numbers as colour over step and scale."""
+        """Plot a group's CROCKER matrix: Betti numbers as colour, for each step and scale."""
         from lightning_topo._figures.persistence import crocker_figure
 
         group = _chosen(self, group)

@@ -35,7 +35,7 @@ class TopologyEarlyStopping(Callback):
         min_count: Stop after this many of the events in `stop_on`, counted together.
         patience: Stop after this many quiet captures in a row; None: never. A capture is one measurement by the probe
             `Persistence`. It is quiet if the network had no event since the last capture, and every log-bottleneck
-            distance from that capture's diagrams is at most `tolerance`.
+            distance to the last capture's diagrams is at most `tolerance`.
         groups: Names or patterns (as in `fnmatch`) of the groups whose events and captures count; None for all. Events
             of the whole network always count.
         min_epochs: Training does not stop before this many epochs are over; their events count. `Trainer(min_epochs=,

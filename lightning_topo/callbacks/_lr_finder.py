@@ -49,7 +49,7 @@ class TopologyLRFinder(Callback):
       a group, and over groups. x_i is neuron i before the step, Δ_i its displacement. If the update is proportional to
       lr, the critical learning rate of this step is lr / r. As lr rises gradually, this is the r of a warmed-up
       training.
-    - The critical ratio r of a *first* step at lr, from the weights and optimizer state before the sweep: that of a
+    - The critical ratio r of a *first* step at lr, from the weights and optimizer state before the sweep, as in a
       training without warm-up. For adaptive optimizers it is often far larger, as their first step has unit size in
       every entry.
     - The curvature at lr: `eta_lambda` (the paper's sufficient condition needs less than 1) and the sharpness ratio

@@ -47,7 +47,7 @@ class LRSweep:
     def suggestion_by_ratio(self) -> float | None:
         """The largest learning rate before the critical ratio r first reaches 1; None if there is no such rate.
 
-        At each learning rate the larger r counts: that of the sweep's step or that of a first step. NaN is skipped.
+        At each learning rate the larger of `critical_ratios` and `first_step_ratios` counts. NaN is skipped.
         None means that r stayed below 1 in the whole sweep, or was at least 1 at the smallest learning rate already.
         """
         return _last_below(self.lrs, self._worse_ratios)

@@ -39,8 +39,8 @@ class TopologyStepGuard(Callback):
     x <- x - (1 - f) Δ,    f = max_ratio / r.
 
     A smaller learning rate would have done the same, if the update is proportional to it. Optimizer state and buffers
-    stay. The guard then measures r again in float64 from the stored parameters; after three tries with r > `max_ratio`
-    it drops the update. It drops an update to non-finite values too.
+    stay as they are. The guard then measures r again in float64 from the stored parameters; after three tries with
+    r > `max_ratio` it drops the update. It drops an update to non-finite values too.
 
     With r <= `max_ratio` < 1 neurons that differ before an update differ after it. Pairs at a distance of at most
     eps max(|x_i|, |x_j|) / `max_ratio` do not count (eps of the coarsest dtype among the group's parameters): they are
@@ -60,7 +60,7 @@ class TopologyStepGuard(Callback):
         mode: "rescale" keeps the part f of a larger update, as above; "skip" drops the update instead; "lower_lr" lets
             it pass and multiplies the learning rate of the optimizer's next steps by f (at least 0.1), which certifies
             nothing.
-        groups: The groups of neurons. "auto" takes those of the monitor or, without a monitor, finds and verifies them.
+        groups: The groups of neurons. "auto" takes the monitor's groups or, without a monitor, finds and verifies them.
         seed: Seeds the search for groups.
 
     Raises:

@@ -61,7 +61,7 @@ class BoundTable:
     other, and within a snapshot one block after the other.
 
     Attributes:
-        buckets: The blocks, those of similar size side by side.
+        buckets: The blocks, sorted into buckets of similar size.
         n_groups: Number of snapshots.
         n_rows: Number of neurons in all snapshots.
 

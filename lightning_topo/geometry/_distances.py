@@ -31,7 +31,7 @@ def check_cloud(points: Tensor, name: str = "points") -> None:
 
     Raises:
         TypeError: The dtype is not a real floating-point one.
-        ValueError: The tensor is not two-dimensional, or holds NaN or infinities; the message lists their first rows.
+        ValueError: The tensor is not two-dimensional, or holds NaN or infinities; the message lists such rows.
 
     >>> check_cloud(torch.zeros(3))
     Traceback (most recent call last):
@@ -88,9 +88,9 @@ class Rows:
 def pairwise_distances(points: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
     """Compute all Euclidean distances |x_i - x_j| between the rows of a cloud.
 
-    Returns a symmetric matrix with zero diagonal, in the cloud's dtype but at least float32. Its relative error is
-    that of rounding in float32, and about 1e-9 in float64. It is the same for near rows as for far ones, and for
-    clouds far from the origin. Equal rows have distance exactly 0.
+    Returns a symmetric matrix with zero diagonal, in the cloud's dtype but at least float32. The relative error of each
+    distance is a rounding error in float32, and about 1e-9 in float64, also for near rows and for clouds far from the
+    origin. Equal rows have distance exactly 0.
 
     Raises:
         TypeError: The dtype is not a real floating-point one.

@@ -14,7 +14,7 @@ class Bars:
     """The bars of a persistence diagram in one homology dimension.
 
     Bar i is born at scale `births[i]` and dies at scale `deaths[i]`. A bar that never dies, called essential, has death
-    inf. Raises `ValueError` unless both tensors are of one shape (k,).
+    inf. Raises `ValueError` unless both tensors have the same shape (k,).
 
     >>> bars = Bars(births=torch.zeros(2), deaths=torch.tensor([1.0, torch.inf]))
     >>> len(bars), bars.n_essential, bars.lifetimes
@@ -69,8 +69,8 @@ class PersistenceDiagram:
         diameter: Largest distance between two points.
         covering_radius: Largest distance of a point to its nearest landmark; 0 if no landmarks were chosen.
         engine: Name of the library that computed dimensions 1 and up; "mst" if only dimension 0 was computed.
-        exact: False if dimensions 1 and up are those of landmarks: their bottleneck distance to the true bars is at
-            most 2 * covering_radius. `persistence` computes dimension 0 from all points in any case.
+        exact: False if dimensions 1 and up were computed from landmarks: their bottleneck distance to the bars of the
+            whole cloud is at most 2 * covering_radius. `persistence` computes dimension 0 from all points in any case.
     """
 
     bars: tuple[Bars, ...]

@@ -92,7 +92,7 @@ class RipsTask:
 
         Args:
             intervals: One array of (birth, death) rows per dimension 1, ..., max_dim. The finite deaths of dimension 0,
-                shape (n_points - 1,), may come first; they must if `deaths` is None, and are ignored otherwise.
+                shape (n_points - 1,), may come first. They are needed if `deaths` is None, and ignored otherwise.
         """
         finite, rest = self.deaths, list(intervals)
         tree = rest.pop(0) if len(rest) > self.max_dim else None

@@ -45,7 +45,7 @@ class _MeanOverClouds(TopologyMetric):
 class BettiNumbers(_MeanOverClouds):
     """Mean Betti numbers of the clouds since the last reset; NaN before the first.
 
-    The Betti numbers are those of a cloud's Vietoris-Rips complex at a fixed share of the cloud's diameter.
+    They count the features of a cloud's Vietoris-Rips complex with edges of up to `scale` times the cloud's diameter.
 
     Args:
         max_dim: The highest homology dimension: there is one value for each of 0, ..., max_dim.

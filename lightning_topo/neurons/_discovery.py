@@ -37,8 +37,8 @@ def find_neuron_groups(
     outputs are not groups. The model is left as it was: buffers, random state, modes, hooks, and parameters unless
     `run` moves them.
 
-    A model without hidden neurons gives an empty list. If the model runs but cannot be traced, the groups are those of
-    single layers, with `status="incoming_only"` and the reason.
+    A model without hidden neurons gives an empty list. If the model runs but cannot be traced, each group holds the
+    incoming weights of a single layer, with `status="incoming_only"` and the reason.
 
     - `model`: The model; DDP and `torch.compile` may have wrapped it.
     - `example_inputs`: A tensor, a tuple (positional arguments) or a mapping (keywords) for `forward`. By default the

@@ -58,9 +58,9 @@ class StopRules:
     Args:
         events: The names of the events that count.
         min_count: How many of these events, counted together, stop the training.
-        patience: How many quiet captures in a row stop the training; None: never. A capture of the `Persistence` probe
-            is quiet if the network had no event since the last capture and no log-bottleneck distance is above
-            `tolerance`.
+        patience: How many quiet captures in a row stop the training; None: never. A capture is one measurement by the
+            probe `Persistence`. It is quiet if the network had no event since the last capture, and every
+            log-bottleneck distance to the last capture's diagrams is at most `tolerance`.
         groups: Names or patterns (as in `fnmatch`) of the groups whose events and captures count; None for all. Events
             of the whole network always count.
         tolerance: The largest log-bottleneck distance of a quiet capture.

@@ -40,7 +40,8 @@ def observe(
     These values change phases or cause events:
 
     - of a group: `critical_ratio`, `distinct_neurons`, `twins_split`, `betti_k`, `log_bottleneck_k`,
-      `vanishing_neurons`, `aligned_clusters`; with `total_contraction`, `measured_neurons` and the counts `*_at_start`;
+      `vanishing_neurons`, `aligned_clusters`, and for comparison `total_contraction`, `measured_neurons` and the counts
+      `*_at_start`;
     - of the whole network (group ""): `eta_lambda` and the edge ratios, whose names `EdgeSource` lists;
     - of the probe "training": `loss`;
     - of the probe "coverage", for a group's steps after `from` up to the measurement's step: `state` (`StepState`) and

@@ -55,9 +55,9 @@ class PhaseRules:
     neurons.
 
     - `critical_ratio`: a group breaks down at a measured step with r of at least this.
-    - `hold_steps`: a breakdown is over after this many steps, none of them measured with r of at least
-      `critical_ratio`. Steps count if r was measured or its bound is below 1. Once equal neurons have parted in a
-      group, a further split is an event only after this many measurements of the group without a split.
+    - `hold_steps`: a breakdown ends after this many steps, none of them measured with r of at least `critical_ratio`.
+      A step counts if r was measured or its bound is below 1. Once equal neurons have parted in a group, a further
+      split is an event only after this many measurements of the group without a split.
 
     Bands (see `Band`) in which training counts as unprotected or at the edge of stability:
 
@@ -77,7 +77,7 @@ class PhaseRules:
     - `instability_ratio`, `instability_confirm`, `instability_age`: the last `loss_window` losses are all above q90,
       the last `instability_confirm` edge ratios are all above `instability_ratio`, and the newest edge ratio is at most
       `instability_age` steps old.
-    - `instability_hold`: an instability is over after this many finite losses in a row, if after none of them the last
+    - `instability_hold`: an instability ends after this many finite losses in a row, if after none of them the last
       `loss_window` losses are all above q90.
 
     Counts must change clearly to cause an event. A capture is one measurement by `Persistence` or `Fate`:

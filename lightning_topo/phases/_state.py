@@ -38,16 +38,16 @@ class DetectorState:
 
     Fields that map each group to its own value:
 
-    - `breakdowns`: the breakdown that is not over; other groups are missing.
-    - `coverage`: the `StepState` of the group's last steps, and the last of these steps.
+    - `breakdowns`: the breakdown that has not ended; groups without one are missing.
+    - `coverage`: the `StepState` of the group's last steps, and the number of the last one.
     - `distinct`: the lowest number of distinct neurons so far, and the recent numbers that could raise it.
-    - `splits`: whether equal neurons are parting.
+    - `splits`: whether equal neurons have parted within the last `PhaseRules.hold_steps` measurements.
 
     Fields that map a quantity and a group, as in "betti_0 net.0":
 
     - `betti`, `fates`: the number last reported (a Betti number, aligned clusters, or minus the vanishing neurons), and
       the later numbers that differ from it.
-    - `jumps`: whether the persistence diagram is jumping.
+    - `jumps`: whether the persistence diagram has jumped, and has not come to rest since.
     """
 
     measured: bool = False

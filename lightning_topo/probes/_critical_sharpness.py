@@ -71,7 +71,7 @@ class StepSharpness:
         return Period.parse(self.every_n_steps, default=25)
 
     def measure(self, capture: Capture) -> ProbeResult:
-        """Measure the critical sharpness of the step that led to the present parameters; empty if there was none.
+        """Measure the critical sharpness of the last step; without a step the result is empty.
 
         Raises `ProbeUnavailable` if no training step could be recorded and there is no `loss_fn`.
         """

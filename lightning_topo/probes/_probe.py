@@ -84,7 +84,7 @@ class Clouds(Mapping[str, Tensor]):
         return len(self._groups or self._gathered)
 
     def shape(self, name: str) -> tuple[int, int]:
-        """Return the shape (number of neurons over all blocks, d) of a group's cloud, without gathering it."""
+        """Return the shape (number of neurons in all blocks, d) of a group's cloud, without gathering it."""
         if name in self._gathered:
             rows, d = self._gathered[name].shape
             return rows, d
@@ -246,7 +246,7 @@ class Probe(Protocol):
         """Measure a capture; return a `ProbeResult`, a `Pending`, or a mapping of names to numbers for the network.
 
         An exception becomes a `probe_failed` event, and training goes on. The return type is `Any`, because
-        LightningCLI accepts a class as a probe only if its annotations are exactly those of this protocol.
+        LightningCLI accepts a class as a probe only if it has exactly the annotations of this protocol.
         """
         ...
 

@@ -51,8 +51,8 @@ class Sharpness:
 
     - `sharpness_ratio`, the sharpness divided by that threshold, with `ratio_residual`, its error bound; 1 at the edge
       of stability;
-    - `eta_lambda`, the largest curvature times the learning rate, with both scaled as the optimizer scales the
-      gradient; the sufficient condition of arXiv:2510.02670 needs it below 1;
+    - `eta_lambda`, the learning rate times the largest curvature, scaled as the optimizer scales the gradient; the
+      sufficient condition of arXiv:2510.02670 needs it below 1;
     - `directional_ratio`, Delta^T H Delta / (-2 g^T Delta), with Delta the step just taken, H the Hessian at its end,
       and g the gradient at its beginning; 1 at the edge.
 
@@ -66,7 +66,7 @@ class Sharpness:
 
     Args:
         every_n_steps: The period; "auto" begins with every 25th step.
-        loss_fn: `loss_fn(module, batch)` replaces the recorded loss; the batch is that of the last recorded step.
+        loss_fn: `loss_fn(module, batch)`, on the batch of the last recorded step, replaces the recorded loss.
         tolerance: The relative residual at which an eigenvalue has converged.
         max_products: The most Hessian products of one start.
         n_largest: How many eigenvalues to measure; the others are `sharpness_2`, ...

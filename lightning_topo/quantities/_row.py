@@ -33,18 +33,9 @@ class Keep(Enum):
 class Quantity:
     """Describes one measured quantity, and how its values are compared, kept and published.
 
-    The function `quantity` returns it by name.
-
-    Attributes:
-        name: The name of the values in the record; `betti_k` stands for `betti_0`, `betti_1`, ...
-        probe: The name of the probe that measures it.
-        scope: Whether it is measured for each group of neurons, for the whole network, or for both.
-        direction: Which end of its range is bad.
-        title: A short title, for figures and tables.
-        sentence: What it is, in one sentence.
-        unit: The unit; empty for a plain number.
-        keep: Which value is published if several were measured since the last log.
-        published: Whether it goes to trackers and metrics; if not, it goes to the record alone.
+    `name` is its name in the record (`betti_k` stands for `betti_0`, `betti_1`, ...), `probe` the name of its probe.
+    `title` and `sentence` describe it; `unit` is empty for a plain number. If it is not `published`, it goes to the
+    record alone, not to trackers and metrics. The classes `Scope`, `Direction` and `Keep` explain the other fields.
     """
 
     name: str

@@ -91,8 +91,8 @@ class RecordOutput:
     def reference(self, step: int, clouds: "Iterable[tuple[str, Tensor]]") -> bool:
         """Write the clouds from which `total_contraction` and `total_expansion` are measured.
 
-        `clouds` yields pairs (name of a group, its cloud after `step` optimizer steps). Returns whether they could be
-        written.
+        `clouds` yields pairs (name of a group, its cloud after `step` optimizer steps). Returns whether the file could
+        be written.
         """
         return self._write(self.writer.reference, step, clouds)
 

@@ -81,7 +81,7 @@ class Digest:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord(RecordViews):
-    """A record read back from its folder; the methods for data frames and figures are those of `RecordViews`.
+    """A record read back from its folder; methods such as `measurements_frame` and `plot_phases` show its contents.
 
     - `measurements` and `events` hold the lines that count, in order. If a resumed run measured a step again, the later
       measurement replaces the earlier one.
