@@ -53,11 +53,10 @@ def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, 
     the output alone is compared, and `reason` says so. All groups are permuted at once, and halves of them if that
     fails. The model is not changed.
 
-    Args:
-        model: The model to which the groups belong.
-        groups: The groups to verify; a group that is already "incoming_only" is returned as it is.
-        run: Runs the model and returns its outputs or its loss, such as `lambda model: model(inputs)`.
-        seed: Draws the permutations and the perturbation of the parameters.
+    - `model`: The model to which the groups belong.
+    - `groups`: The groups to verify; a group that is already "incoming_only" is returned as it is.
+    - `run`: Runs the model and returns its outputs or its loss, such as `lambda model: model(inputs)`.
+    - `seed`: Draws the permutations and the perturbation of the parameters.
     """
     if all(group.status == "incoming_only" for group in groups):
         return list(groups)

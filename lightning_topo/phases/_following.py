@@ -51,9 +51,8 @@ class PhaseFollower:
     The time is linear in the number of measurements. At most about 100,000 changes of phase are kept, of all groups
     together: if there are more, `collapsed` reduces them to columns of several steps, each in its worst phase.
 
-    Args:
-        observe: The function `lightning_topo.phases.observe`, which updates a detector's state with one measurement.
-        rules: The thresholds of phases and events.
+    - `observe`: The function `lightning_topo.phases.observe`, which updates a detector's state with one measurement.
+    - `rules`: The thresholds of phases and events.
     """
 
     def __init__(self, observe: Observe, rules: PhaseRules = PhaseRules()) -> None:
