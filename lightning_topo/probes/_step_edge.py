@@ -78,11 +78,11 @@ class StepEdge:
         return Period.parse(self.every_n_steps, default=25)
 
     def save_carry(self, carry: Any) -> dict[str, Any]:
-        """The last batches and where the search begins, in plain numbers, for a checkpoint."""
+        """Return the last batches, and where the search begins, in plain numbers for a checkpoint."""
         return {"window": carry.window.save(), "count": carry.window.count, "start": carry.start}
 
     def load_carry(self, saved: Mapping[str, Any]) -> "_State":
-        """What `save_carry` has written; raises `KeyError`, `TypeError` or `ValueError` if that is damaged."""
+        """Return the carry that `save_carry` has saved; raise `KeyError`, `TypeError` or `ValueError` if damaged."""
         start = float(saved["start"])
         if not 0.0 < start < math.inf:
             raise ValueError(f"expected a positive start, got {start}")

@@ -239,7 +239,7 @@ _TABLE = (
         _N,
         _HIGH,
         "Critical sharpness",
-        "1 / s, s the smallest multiple of the step taken that no longer lowers the loss: the edge is at 1.",
+        "1 / s, s the multiple of the step taken at which the loss is back where it was: the edge is at 1.",
     ),
     Quantity(
         "directional_ratio",

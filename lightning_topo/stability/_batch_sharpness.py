@@ -18,9 +18,9 @@ class BatchSharpness:
 
     Attributes:
         value: g^T H g / g^T g, with g the gradient and H the Hessian of the batch's loss; 0 if g is 0.
-        noise: The share of this curvature that other batches do not have, from 0 to 1.
-        small: Ratio to the value at which training settles if batches share no curvature, as small batches do.
-        large: Ratio to the value at which training settles if batches share all curvature, as large batches do.
+        noise: The share of the curvature `value` that other batches do not have, from 0 to 1.
+        small: The curvature, divided by that at which training settles if batches have no curvature in common.
+        large: The curvature, divided by that at which training settles if batches have all curvature in common.
     """
 
     value: float
@@ -160,10 +160,10 @@ def curvature_elsewhere(
 ) -> float:
     """Compute the share of one batch's curvature that another batch has too: v^T H' v / v^T H v.
 
-    v = T g is the direction of the first batch's own step, g its gradient, H its Hessian, and H' that of the other
-    batch. T is diagonal, with `total` of `ParameterThreshold`, or the identity without thresholds. The `noise` of
-    `BatchSharpness` is 1 minus the mean of this share over other batches. The result is 1 if v^T H v is not positive.
-    It takes one product of each Hessian.
+    v = T g is the direction of the first batch's own step, g its gradient, H its Hessian, and H' the Hessian of the
+    other batch's loss. T is diagonal, with `total` of `ParameterThreshold`. Without thresholds it is the identity. The
+    `noise` of `BatchSharpness` is 1 minus the mean of this share over other batches. The result is 1 if v^T H v is not
+    positive. It takes one product of each Hessian.
 
     Args:
         curvature: The Hessian of the first batch's loss.

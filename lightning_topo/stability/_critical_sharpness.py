@@ -19,8 +19,8 @@ class CriticalSharpness:
         n_forwards: Number of evaluations of the loss, those on halves of the data included.
         converged: Whether the bracket is as narrow as the tolerance.
         bracket: The interval that holds s, with 0 or inf for an open side.
-        noise: Half the difference between the values on two halves of the data; None if it was not measured, inf if
-            there is no value on a half.
+        noise: Half the difference between `value` on one half of the data and on the other; None if it was not
+            measured, inf if there is no value on a half.
     """
 
     value: float
@@ -43,15 +43,15 @@ def critical_sharpness(
     On a quadratic loss it equals `directional_ratio`, Delta^T H Delta / (-2 g^T Delta) with g the gradient before the
     step Delta and H the Hessian. It needs no gradient: it is right for any loss and any optimizer.
 
-    The search tries `start`, then ever shorter or longer multiples, until s lies in between. Then it narrows this
-    bracket until its upper end is at most 1 + tolerance times its lower end; the value then has a relative error of at
-    most tolerance / 2. From a nearby start that takes about five evaluations besides `loss_at(0)`. A loss that is not
-    finite counts as higher than any other. If the loss returns to its starting value at several multiples, s is one of
-    them.
+    The search tries `start`, then ever shorter or longer multiples, until one multiple lowers the loss and a longer one
+    does not. s lies between the two. Then the search narrows this bracket until its upper end is at most 1 + tolerance
+    times its lower end; the value then has a relative error of at most tolerance / 2. From a nearby start that takes
+    about five evaluations besides `loss_at(0)`. A loss that is not finite counts as higher than any other. If the loss
+    returns to its starting value at several multiples, s is one of them.
 
     Args:
         loss_at: Returns the loss at theta + s Delta for a multiple s, theta being the parameters before the step.
-        start: The multiple to try first; `1 / value` of an earlier result makes a warm start.
+        start: The multiple to try first; `1 / value` of an earlier result is a good start.
         tolerance: The relative width of the bracket at which the search stops.
         max_forwards: The most evaluations of `loss_at`.
         halves: Two functions like `loss_at`, each on one half of the data, to measure `noise` by three more evaluations

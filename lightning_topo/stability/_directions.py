@@ -16,8 +16,9 @@ def directional_ratio(curvature: Curvature, step: Float[Tensor, " p"]) -> float 
         Delta^T H Delta / (-2 g^T Delta),
 
     with Delta the step, H the Hessian, and g the gradient where the step began. On a quadratic loss, at 1 the loss is
-    as high after the step as before; at 1/2 the step ends in the minimum along its direction. It holds for any
-    optimizer, and takes one product. Returns None if the step did not go downhill (-g^T Delta <= 0), or did not move.
+    as high after the step as before; at 1/2 the step ends in the minimum along its direction. The formula holds for
+    any optimizer, and takes one product. Returns None if the step did not go downhill (-g^T Delta <= 0), or did not
+    move.
 
     Args:
         curvature: The Hessian at the *end* of the step. Its gradient minus H Delta serves as g, which is exact on a
@@ -55,8 +56,8 @@ def swap_curvature(
     """Compute the curvature along the direction in which two neurons change places, by one product.
 
     Under gradient descent, as two neurons come near each other, `ratio` tends to |Delta_i - Delta_j| / |x_i - x_j|.
-    x_i is neuron i before the step, Delta_i its displacement. The reason: exchanging the two moves the parameters from
-    theta to theta' = theta - u, and the gradients there differ by H u to first order.
+    x_i is neuron i before the step, Delta_i its displacement. This is so because exchanging the two neurons moves the
+    parameters from theta to theta' = theta - u, and the gradients at both differ by H u to first order.
 
     Args:
         curvature: The Hessian.

@@ -144,7 +144,8 @@ def split_finite_difference_hessian(
 ) -> FiniteDifferenceHessian:
     """Build the Hessian of a weighted sum of losses from central differences of its gradient, one loss at a time.
 
-    It is that of `finite_difference_hessian` for the sum of weight * loss() over `parts`, in the memory of one part.
+    Returns the same operator as `finite_difference_hessian` for the sum of weight * loss() over `parts`, but holds the
+    graph of one part at a time.
 
     Args:
         parts: Pairs (weight, loss), the loss a function without arguments.

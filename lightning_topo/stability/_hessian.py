@@ -37,12 +37,12 @@ class Curvature(ABC):
         """Return H v, a flat vector."""
 
     def along(self, vectors: Sequence[Float[Tensor, " p"]]) -> list[float]:
-        """v^T H v of each vector: the curvature along it, times its squared length."""
+        """Return v^T H v of each vector v."""
         return [self.layout.dot(vector, self @ vector) for vector in vectors]
 
     @property
     def layout(self) -> Layout:
-        """How flat vectors lie on the processes."""
+        """How flat vectors lie on the processes: whole on each, or in shards."""
         return Layout.of(self.params)
 
     @property
@@ -110,7 +110,8 @@ def hessian(loss_fn: Callable[[], Tensor], params: Iterable[Tensor]) -> Hessian:
         ValueError: No parameter requires a gradient, or the loss is no scalar or has no gradient.
         FloatingPointError: The loss is not finite.
         NotTwiceDifferentiable: An autograd function in the loss is marked `once_differentiable`; its products would be
-            wrong without an error. Other operators without a second derivative raise this at the first product.
+            wrong without an error. Other operators without a second derivative raise it at the first
+            product.
 
     >>> theta = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> H = hessian(lambda: theta[0] ** 2 + 3 * theta[1] ** 2, [theta])
@@ -244,7 +245,7 @@ class SplitHessian(Curvature):
         return product
 
     def along(self, vectors: Sequence[Float[Tensor, " p"]]) -> list[float]:
-        """v^T H v of each vector, for all of them from one graph of each part."""
+        """Return v^T H v of each vector v; the graph of each part is built once for all vectors."""
         found = [0.0] * len(vectors)
         for weight, gradient in self._gradients():
             for i, vector in enumerate(vectors):

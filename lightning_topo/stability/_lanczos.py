@@ -86,15 +86,15 @@ def extreme_eigenvalues(
     """Estimate the extreme eigenvalues of a symmetric operator by Lanczos' method, and an eigenvector of the largest.
 
     The method stops by the residuals of the largest eigenvalues. It orthogonalises each vector against its whole basis.
-    The basis takes 128 MiB, or a few vectors if they are longer.
-    A full basis is replaced by its largest Ritz vectors (a thick restart),
-    which costs some more products. Long vectors of a GPU are kept in the host's memory, with no more than one at a
-    time on the GPU.
+    The basis takes at most 128 MiB, or a few vectors if single vectors are longer. A full basis is replaced by its
+    largest Ritz vectors (a thick restart), which costs some more products. Long vectors of a GPU are kept in the host's
+    memory, with no more than one at a time on the GPU.
 
     Args:
         operator: Returns the product of the operator with a vector.
         start: The first vector, not 0 and of any length.
         settings: When to stop.
+        layout: How the vectors lie on the processes, as of `Curvature.layout`; by default whole on each.
 
     Raises:
         FloatingPointError: A product is not finite.

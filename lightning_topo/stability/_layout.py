@@ -163,9 +163,10 @@ def local(tensor: Tensor, like: Tensor | None = None) -> Tensor:
     """This process's shard of a tensor, placed as `like`; a tensor that is whole is itself."""
     if not is_sharded(tensor):
         return dense(tensor)
+    placed = tensor
     if is_sharded(like) and tuple(tensor.placements) != tuple(like.placements):
-        tensor = tensor.redistribute(placements=like.placements)
-    return tensor.to_local()
+        placed = tensor.redistribute(placements=like.placements)
+    return placed.to_local()
 
 
 class Sharded(Protocol):
@@ -173,10 +174,13 @@ class Sharded(Protocol):
 
     device_mesh: Any
     placements: Any
+    shape: torch.Size
+
+    def stride(self) -> tuple[int, ...]: ...
 
     def to_local(self) -> Tensor: ...
 
-    def redistribute(self, *, placements: Any) -> Any: ...
+    def redistribute(self, *, placements: Any) -> "Sharded": ...
 
 
 def is_sharded(tensor: Any) -> TypeGuard[Sharded]:

@@ -51,13 +51,13 @@ def parameter_thresholds(
     | SGD, Nesterov | 2 (1+mu) / (1+2mu) | 1+mu | 1 |
     | ASGD | 2 - lr lambd | 1 | 1, with its decayed rate for lr |
     | Adam, AMSGrad | 2 (1+b1) / (1-b1) | 1-b1 | (1-b1^t) (sqrt(v_hat) + eps) |
-    | RAdam | as Adam | 1-b1 | (1-b1^t) (sqrt(v) + eps) / (rect_t sqrt(1-b2^t)); 1-b1^t while it has too few gradients |
-    | Adamax | as Adam | 1-b1 | (1-b1^t) u |
+    | RAdam | 2 (1+b1) / (1-b1) | 1-b1 | (1-b1^t) (sqrt(v) + eps) / (rect_t sqrt(1-b2^t)); 1-b1^t at first |
+    | Adamax | 2 (1+b1) / (1-b1) | 1-b1 | (1-b1^t) u |
     | NAdam | 2 / (A + B (1-b1) / (1+b1)) | A + B (1-b1) | sqrt(v_hat) + eps |
     | RMSprop, momentum mu | 2 (1+mu) | 1 | sqrt(v) + eps; centered: v less the squared mean gradient |
     | Adagrad | 2 | 1 | sqrt(sum) + eps, with lr / (1 + t lr_decay) for lr |
     | Adadelta | 2 | 1 | sqrt(v + eps) / sqrt(q + eps) |
-    | Adafactor | 2 | 1 | sqrt(v), with its relative rate, over its clipping, for lr |
+    | Adafactor | 2 | 1 | sqrt(v), with its relative rate, divided by its clipping, for lr |
     | schedule-free | (4-2a) / ((1-b)(2-a) + b a) | 1-b + b a | sqrt(v_hat) + eps; SGD: 1 |
 
     b1 and b2 are the betas, t is the number of steps, v the second moment of the gradients and v_hat = v / (1-b2^t);
@@ -76,11 +76,12 @@ def parameter_thresholds(
         params: The parameters.
         gradient: The flat gradient of `params` at their present values. With it, the second moments are those of the
             next step, as an adaptive optimizer updates them before it divides by them. Without it, they are those after
-            the last step. This matters for entries with hardly a gradient so far, whose D would be about eps.
+            the last step. It matters for entries with almost no gradient so far, whose D would otherwise
+            be about eps.
         gradient_scales: For each optimizer the factor s, if it is given s g in place of the gradient g of this loss:
-            |g| after clipping over |g| before, times the ratio of the losses if these are summed over another number of
-            samples. S and M are multiplied by s, moments take in s g, coupled weight decay is unchanged. None:
-            s = 1.
+            |g| after clipping divided by |g| before; and, if the training sums its loss over more samples, times that
+            loss divided by this one. S and M are multiplied by s, moments take in s g, coupled weight decay is
+            unchanged. None: s = 1.
 
     Raises:
         ValueError: `gradient_scales` does not hold one finite, non-negative number per optimizer.

@@ -68,9 +68,9 @@ class Recognised:
 def recognised(optimizer: torch.optim.Optimizer) -> Recognised:
     """Find the update rule of an optimizer, inside its wrappers.
 
-    A class has the rule of the torch optimizer whose `step` it inherits, or else of the one whose options and state
-    have the same layout. There is no rule, but a reason, for an optimizer that maximizes, or has unknown options or
-    state. The same holds if its step is not proportional to the gradient, as of LBFGS or Muon.
+    A class has the rule of the torch optimizer whose `step` it inherits, or else the rule of the torch optimizer
+    whose options and state have the same layout. There is no rule, but a reason, for an optimizer that maximizes, or
+    has unknown options or state. There is none either if the step is not proportional to the gradient (LBFGS, Muon).
 
     >>> class Own(torch.optim.Adam):
     ...     pass

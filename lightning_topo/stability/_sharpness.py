@@ -63,7 +63,7 @@ def sharpness(
 ) -> SharpnessEstimate:
     """Estimate the largest eigenvalue of the Hessian of a loss with respect to `params`, by Lanczos' method.
 
-    It touches no `.grad`, and draws no random numbers from torch's global generators beyond those of `loss_fn`. If an
+    It touches no `.grad`. Of torch's global generators, `loss_fn` alone draws random numbers. If an
     operator cannot be differentiated twice, products are finite differences, which move the parameters and restore
     them; the result's `obstacle` names the operator.
 
@@ -73,7 +73,7 @@ def sharpness(
         start: The `vector` of an earlier estimate, for a warm start; if it does not converge, a cold start follows. A
             cold start begins with the gradient plus a random direction. A warm start can stay with an eigenvector whose
             eigenvalue is no longer the largest. A fifth of a cold start is mixed in, which prevents this in most cases.
-            Make a cold start now and then.
+            Make a cold start every few estimates.
         tolerance: The residual at which an eigenvalue has converged, relative to the largest; between 0 and 1.
         max_products: The most Hessian-vector products of one start.
         n_largest: How many of the largest eigenvalues to find.
@@ -87,6 +87,7 @@ def sharpness(
     Source: Cohen et al., arXiv:2103.00065 (sharpness); Gur-Ari, Roberts and Dyer, arXiv:1812.04754 (the gradient lies
     mostly among the top eigenvectors); see `extreme_eigenvalues` and `hessian`.
 
+    >>> import torch
     >>> theta = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> estimate = sharpness(lambda: theta[0] ** 2 + 3 * theta[1] ** 2, [theta])
     >>> round(estimate.value, 4), estimate.converged
@@ -107,7 +108,7 @@ def sharpness(
 class ScaledSharpness:
     """The sharpness of a Hessian H scaled by an optimizer's step: the result of `scaled_sharpness`.
 
-    S, M and the weight decay wd are those of `ParameterThreshold`; S and M are diagonal.
+    S, M and wd are the diagonal matrices of the fields `stability`, `step` and `weight_decay` of `ParameterThreshold`.
 
     Attributes:
         ratio: lambda_max(S^1/2 (H + wd) S^1/2): 1 at the edge of stability.
@@ -135,7 +136,8 @@ def curvature_sharpness(
 
     Args:
         curvature: The Hessian, such as `hessian(...)`.
-        start: The `vector` of an earlier estimate, for a warm start as in `sharpness`; None makes a cold start.
+        start: The `vector` of an earlier estimate, from which Lanczos' method starts; if it does not converge, or if
+            this is None, it starts from the gradient plus a random direction.
         settings: When to stop.
 
     Raises:
@@ -172,7 +174,7 @@ def scaled_sharpness(
     - `thresholds` holds the optimizer's threshold for each of `curvature.params`, in their order.
     - `raw` is the result of `curvature_sharpness` for the Hessian `curvature`.
     - `start` is the `vector` of an earlier result, for a warm start; None starts from the scaled vector of `raw`.
-    - `settings` says when to stop; `n_largest` counts as 1.
+    - `settings` says when to stop; its `n_largest` is ignored, as one eigenvalue is found.
 
     Raises:
         FloatingPointError: A product is not finite.
