@@ -8,6 +8,7 @@ them, where what fills up once has filled up; with its 95 % interval.
 """
 
 import argparse
+import ctypes
 import gc
 import logging
 import math
@@ -51,6 +52,7 @@ class Gauge(L.Callback):
     every: int
     steps: list[int] = field(default_factory=list)
     memory_kb: list[float] = field(default_factory=list)
+    allocated_kb: list[float] = field(default_factory=list)
     handles: list[int] = field(default_factory=list)
     aloud: bool = False
 
@@ -59,6 +61,7 @@ class Gauge(L.Callback):
             gc.collect()
             self.steps.append(trainer.global_step)
             self.memory_kb.append(resident_kb())
+            self.allocated_kb.append(allocated_kb())
             self.handles.append(open_handles())
             if self.aloud:
                 row = f"{self.steps[-1]:>9,}{self.memory_kb[-1]:>12,.0f} KB{self.handles[-1]:>6} handles"
@@ -68,6 +71,30 @@ class Gauge(L.Callback):
 def resident_kb() -> float:
     """Memory of this process that is in use, in KB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1024
+
+
+class _Mallinfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _names)
+
+
+def allocated_kb() -> float:
+    """Memory that is handed out by glibc's malloc and not given back, and Python's own small objects, in KB.
+
+    Unlike what is resident, it does not depend on which pages are kept for later. NaN where glibc does not tell.
+    """
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo is None:
+        return math.nan
+    mallinfo.restype = _Mallinfo
+    found = mallinfo()
+    return (found.uordblks + found.hblkhd + _BLOCK_BYTES * sys.getallocatedblocks()) / 1024
+
+
+_BLOCK_BYTES = 64
+"""About the mean size of Python's small objects."""
 
 
 def open_handles() -> int:
