@@ -45,10 +45,10 @@ class LRSweep:
 
     @property
     def suggestion_by_ratio(self) -> float | None:
-        """The largest learning rate before the critical ratio r first reaches 1; None if there is no such rate.
+        """The last learning rate of the sweep before the critical ratio r first reaches 1.
 
-        At each learning rate the larger of `critical_ratios` and `first_step_ratios` counts. NaN is skipped.
-        None means that r stayed below 1 in the whole sweep, or was at least 1 at the smallest learning rate already.
+        None if r never reached 1 (sweep further up), or reached it at the smallest rate already (start lower). At each
+        learning rate the larger of `critical_ratios` and `first_step_ratios` counts. NaN is skipped.
         """
         return _last_below(self.lrs, self._worse_ratios)
 
@@ -93,9 +93,10 @@ class LRSweep:
         return f"{len(self.lrs)} learning rates from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g}: {'; '.join(parts)}.{end}"
 
     def plot(self) -> "Figure":
-        """Plot the loss, both critical ratios, `eta_lambda` and the sharpness ratio against the learning rate.
+        """Plot `losses`, `critical_ratios`, `first_step_ratios`, `eta_lambdas` and `sharpness_ratios` over `lrs`.
 
-        Returns a matplotlib figure in which the known suggestions are marked. Raises `ImportError` without matplotlib.
+        Returns a matplotlib figure that marks each suggestion that is not None. Raises `ImportError` without
+        matplotlib.
         """
         from lightning_topo._figures.lr_sweep import Curve, Mark, lr_figure
 

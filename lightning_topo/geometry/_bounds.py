@@ -149,7 +149,7 @@ def upper_norms(squares: Float[Tensor, "..."], d: int, work: torch.dtype) -> Flo
     Args:
         squares: For each neuron, the sum of the squares of the d entries of Δ_i.
         d: Number of entries of Δ_i.
-        work: The dtype in which the differences, squares and sums were computed, in any order.
+        work: The dtype in which the differences, squares and sums were computed. Any order of summation is covered.
 
     >>> upper_norms(torch.tensor([25.0]), d=2, work=torch.float32).round(decimals=3)
     tensor([5.], dtype=torch.float64)

@@ -128,13 +128,14 @@ class Distortions:
 def distortions(
     before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"], reference: Float[Tensor, "b n d"] | None
 ) -> Distortions:
-    """Measure the distortion of b clouds in one step and, with the same matrix products, since an earlier reference.
+    """Measure how one step distorts each of b clouds, and how they are distorted since an earlier reference.
 
+    Returns `step` and `total`, each with one `StepDistortion` per cloud; `total` is empty without a reference.
     Clouds of at most 128 neurons are measured together. A larger cloud takes the work of two n by n by d matrix
     products, and the memory of four copies of the cloud.
 
     Args:
-        before: The neurons before the step, one row each.
+        before: The neurons before the step, of shape (b, n, d): one row per neuron.
         after: The same neurons after the step.
         reference: The same neurons at an earlier time, such as the start of training; None measures the step alone.
 

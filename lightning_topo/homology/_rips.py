@@ -121,15 +121,17 @@ def rips_task(
     *,
     leave_h0: bool = False,
 ) -> RipsTask:
-    """Compute the distances and dimension 0 of a persistence diagram on the cloud's device, and leave the rest to do.
+    """Begin a persistence diagram: compute distances and dimension 0 on the cloud's device.
+
+    Returns a task for dimensions 1 and up, to be computed here or in another process: see `RipsTask`.
 
     Args:
         points: The cloud, one row per point.
         max_dim: The highest homology dimension.
         max_landmarks: In dimensions 1 and up, represent a larger cloud by this many landmarks; None uses all points.
         engine: The library for dimensions 1 and up, one of `available_engines()`; None takes the first.
-        leave_h0: Leave dimension 0 to the process that computes the rest. It has no effect unless the cloud is on the
-            CPU, `max_dim` >= 1, and all points are used rather than landmarks.
+        leave_h0: Leave dimension 0 to the task as well. It has no effect unless the cloud is on the CPU,
+            `max_dim` >= 1, and all points are used rather than landmarks.
 
     Raises:
         TypeError, ValueError, ModuleNotFoundError: For the reasons listed in `persistence`.

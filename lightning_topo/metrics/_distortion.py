@@ -96,7 +96,10 @@ class LipschitzDistortion(TopologyMetric):
         self.expansion = self.expansion.clamp(min=step.expansion)
 
     def compute(self) -> Tensor:
-        """Return log(b / a) of the largest and smallest distance ratio since the last reset, as a scalar."""
+        """Return log(b / a), a scalar: b is the largest, a the smallest ratio of a distance after to before a step.
+
+        All pairs of neurons and all steps since the last reset count.
+        """
         if self.contraction > self.expansion:  # nothing was measured
             return torch.zeros_like(self.expansion)
         return (self.expansion / self.contraction).log()

@@ -197,7 +197,9 @@ class DiagramDistance(TopologyMetric):
         self.largest = torch.maximum(self.largest, distances.to(self.largest))
 
     def compute(self) -> Tensor:
-        """Return the largest distance per homology dimension, of shape (max_dim + 1,).
+        """Return, for each homology dimension, the largest distance of two diagrams in any update since the last reset.
+
+        The shape is (max_dim + 1,), and `distance` says which distance.
 
         torchmetrics squeezes it to a scalar if max_dim = 0.
         """

@@ -30,18 +30,19 @@ def declare_neurons(
 
     Args:
         model: The model with the parameters.
-        name: The name of the group. Each `*` is replaced by the text for which the pattern's `*` stands.
+        name: The name of the group. If names in `axes` contain a `*`, put one here, too: it becomes the same text.
         axes: The axis of the neurons in each parameter or buffer, by its name. Start with the weight that feeds them.
             A `*` in a name stands for any text, and parameters with the same text make up one group:
             `"blocks.*.fc.weight"` declares a group per block. Names without a `*` belong to every group.
         kind: The kind of the neurons, see `NeuronGroup`.
         sizes: The size of each name in the axis expressions explained below, such as `{"h": 8}`.
 
-    If neurons share an axis with other things, give `(axis, expression)`. The expression lists the factors of the axis,
-    outermost first, as names or numbers: neurons in square brackets, and blocks, within which neurons are exchanged, in
-    round ones. `(0, "3 [h] d")` are the heads of a fused query-key-value projection, `(1, "(h) [d]")` the value
-    dimensions inside each head. One name per expression may be missing in `sizes`. `(axis, expression, (start, stop))`
-    uses only the entries from `start` to `stop - 1` of the axis.
+    If neurons share an axis with other things, give `(axis, expression)` in place of the axis. The expression lists the
+    factors of the axis, outermost first, as names or numbers: `[h]` counts neurons, `(h)` counts blocks (neurons are
+    exchanged only within a block), and a bare factor counts entries that belong to each neuron. `(0, "3 [h] d")` are
+    the heads of a fused query-key-value projection, `(1, "(h) [d]")` the value dimensions inside each head. One name
+    per expression may be missing in `sizes`. `(axis, expression, (start, stop))` uses only the entries from `start` to
+    `stop - 1` of the axis.
 
     Raises:
         ValueError: A pattern matches nothing, or a size, an axis, a part or an expression does not fit a parameter.

@@ -47,7 +47,10 @@ class ParamSlice:
     role: Role = "incoming"
 
     def names(self, n: int) -> list[str]:
-        """Return the names of the parameters in the slice: one name, or n names if `param` contains a `*`."""
+        """Return the names of the parameters in the slice, in a group of n neurons.
+
+        That is one name; or, if `param` contains a `*`, one for each neuron i, with i in place of the `*`.
+        """
         return [self.param.replace("*", str(i)) for i in range(n)] if "*" in self.param else [self.param]
 
     def view(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:

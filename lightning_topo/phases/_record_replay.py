@@ -63,7 +63,7 @@ class RecordReplayer:
         return self._detected.n_dropped
 
     def take(self, measurement: Measurement) -> None:
-        """Process the next measurement of the record."""
+        """Pass on the next measurement, in the order of the record, to what detects phases and events."""
         if not self.is_covered:
             measurement = _without_later_edges(measurement)
             if measurement.probe != "training":

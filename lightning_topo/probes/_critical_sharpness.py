@@ -71,9 +71,10 @@ class StepSharpness:
         return Period.parse(self.every_n_steps, default=25)
 
     def measure(self, capture: Capture) -> ProbeResult:
-        """Measure the critical sharpness of the last step; without a step the result is empty.
+        """Measure 1 / s of the last step, s the multiple of it at which the loss is back where it was before the step.
 
-        Raises `ProbeUnavailable` if no training step could be recorded and there is no `loss_fn`.
+        The result is empty if no optimizer has stepped since the last measurement, or the step moved nothing. Raises
+        `ProbeUnavailable` without a `loss_fn` if the operations of a training step cannot be recorded and replayed.
         """
         start = 1.0 if capture.previous is None else float(capture.previous.carry)
         segment = step_segment(capture)

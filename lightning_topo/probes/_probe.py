@@ -218,13 +218,14 @@ class Capture:
 
 @runtime_checkable
 class Probe(Protocol):
-    """The interface of a probe: a `name`, and a method `measure(capture)` that returns numbers.
+    """The interface of a probe: a `name`, and a method `measure` that takes a `Capture` and returns numbers.
 
     These attributes are optional:
 
     - `period`, a `Period`: how often to measure. Without it the monitor chooses the times.
     - `by_group = True`: measures each group by itself, so that several processes can share the groups.
-    - `measures_steps = True`: needs `capture.before` also if parameters are sharded.
+    - `measures_steps = True`: compares before and after a step. `capture.before` is then kept for it also if parameters
+      are sharded, where that takes a gathering of all parameters.
     - `needs_parameters_before = True`: reads `capture.parameters_before`.
     - `needs_gradient_scales = True`: reads `capture.gradient_scales`.
     - `needs_reference = False`: never reads `capture.reference`, so that the record need not keep it.

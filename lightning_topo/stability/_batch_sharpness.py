@@ -30,7 +30,10 @@ class BatchSharpness:
 
     @property
     def ratio(self) -> float | None:
-        """noise * small + (1 - noise) * large: 1 at the edge of stability; None if no thresholds were given."""
+        """The edge ratio of minibatch training, 1 at the edge of stability: `noise` `small` + (1 - `noise`) `large`.
+
+        None if no thresholds were given.
+        """
         if self.small is None or self.large is None:
             return None
         return self.noise * self.small + (1.0 - self.noise) * self.large
@@ -158,11 +161,11 @@ def batch_directions(curvature: Curvature, thresholds: Sequence[ParameterThresho
 def curvature_elsewhere(
     curvature: Curvature, other: Curvature, thresholds: Sequence[ParameterThreshold] | None = None
 ) -> float:
-    """Compute the share of one batch's curvature that another batch has too: v^T H' v / v^T H v.
+    """Compare the curvature of two batches along the step of the first: v^T H' v / v^T H v, 1 if they curve alike.
 
     v = T g is the direction of the first batch's own step, g its gradient, H its Hessian, and H' the Hessian of the
     other batch's loss. T is diagonal, with `total` of `ParameterThreshold`. Without thresholds it is the identity. The
-    `noise` of `BatchSharpness` is 1 minus the mean of this share over other batches. The result is 1 if v^T H v is not
+    `noise` of `BatchSharpness` is 1 minus the mean of this ratio over other batches. The result is 1 if v^T H v is not
     positive. It takes one product of each Hessian.
 
     Args:

@@ -22,16 +22,17 @@ _CHUNK = 2**18
 class LanczosSettings:
     """When Lanczos' method stops, and the seed of its random start.
 
-    It stops once each of the `n_largest` largest Ritz values has a residual of at most `tolerance` times the largest
-    one. A Ritz value is the method's estimate of an eigenvalue; some eigenvalue lies within its residual.
+    It stops once the residuals of the `n_largest` largest Ritz values are at most `tolerance` times the largest Ritz
+    value. A Ritz value is the method's estimate of an eigenvalue; some eigenvalue lies within its residual.
 
     Attributes:
         tolerance: Largest residual relative to the largest Ritz value, between 0 and 1.
         min_products: Fewest products with the operator. A start near an eigenvector converges to it at once, even if
             its eigenvalue is not the largest; more products find the larger one.
-        max_products: Most products of one start.
+        max_products: Stop after this many products of one start, converged or not.
         n_largest: How many of the largest eigenvalues to find.
-        seed: Seeds the random part of a start; `extreme_eigenvalues` is given its start and does not use it.
+        seed: Seeds the random direction that is mixed into a start. `extreme_eigenvalues` does not use it, as it is
+            given its start.
 
     Raises:
         ValueError: `tolerance` is not between 0 and 1, or a count is below 1.
@@ -59,11 +60,11 @@ class Extremes:
 
     Attributes:
         largest: Lower bound of the largest eigenvalue: the largest Ritz value.
-        smallest: Upper bound of the smallest eigenvalue, without a residual.
+        smallest: Upper bound of the smallest eigenvalue; how close it is, is not estimated.
         residual: Some eigenvalue lies within this distance of `largest`; not necessarily the largest one.
         vector: The unit Ritz vector of `largest`, an estimate of its eigenvector.
         n_products: Number of products with the operator.
-        converged: Whether the residuals met the tolerance, or the space had no further direction.
+        converged: Whether the residuals met the tolerance, or the Krylov space was exhausted.
         top: The `n_largest` largest Ritz values, or fewer if there are no more, in descending order.
     """
 

@@ -24,8 +24,9 @@ class ParameterThreshold:
     """The factors by which an optimizer's step scales the curvature of the loss along one parameter.
 
     The step is Delta = -lr / D * (w g + history), entry by entry: g is the newest gradient, w its weight and D the
-    optimizer's preconditioner. c is the edge coefficient, 2 for plain gradient descent. `parameter_thresholds` lists
-    c, w and D of each optimizer. A field is one number, or a tensor shaped as the parameter.
+    optimizer's preconditioner. The edge coefficient c says how much curvature the optimizer bears: with a constant D it
+    is stable while lr lambda / D < c, and c = 2 for plain gradient descent. `parameter_thresholds` lists c, w and D of
+    each optimizer. A field is one number, or a tensor shaped as the parameter.
 
     Attributes:
         stability: S = lr / (c D). With H the Hessian and wd the weight decay below, training is stable while

@@ -112,13 +112,14 @@ class ScaledSharpness:
 
     Attributes:
         ratio: lambda_max(S^1/2 (H + wd) S^1/2): 1 at the edge of stability.
-        eta_lambda: The largest absolute eigenvalue of M^1/2 (H + wd) M^1/2, as estimated. It is a point estimate of
-            eta K in arXiv:2510.02670, no certificate: momentum and preconditioner count as constants.
+        eta_lambda: The largest absolute eigenvalue of M^1/2 (H + wd) M^1/2, as estimated. It estimates at one point eta
+            K of arXiv:2510.02670, K being the Lipschitz constant of the update. It certifies nothing: momentum and
+            preconditioner count as constants.
         residual: Some eigenvalue lies within this distance of `ratio`.
         converged: Whether `ratio` has converged.
         n_hvp: Number of Hessian-vector products beyond those of the unscaled sharpness.
-        vector: The unit Ritz vector of `ratio`, flat; None if it was not computed, as when one number scales all
-            parameters and the vector of the unscaled sharpness serves.
+        vector: The unit Ritz vector of `ratio`, flat. None if one number scales all parameters: it is that of the
+            unscaled sharpness then; and if no parameter moves.
     """
 
     ratio: float

@@ -30,8 +30,9 @@ class RecordOutput:
 
     Args:
         writer: The open record.
-        notice: Is called with a `gap` event when writing begins to fail, when lines are lost or refused, and when other
-            files in the folder leave too little room for measurements.
+        notice: Is called with a `gap` event when writing begins to fail, when lines are lost, when a line is refused
+            because the folder would exceed `max_bytes`, and when other files take up so much of `max_bytes` that
+            measurements no longer fit.
     """
 
     name = "The topology record"
