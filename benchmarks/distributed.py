@@ -140,7 +140,11 @@ def worker(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     strategy, [n_groups] = options.worker, options.groups
     measure(strategy, 16, 2, 1)  # what libraries take when first called is not of the capture
-    row = measure(strategy, options.width, n_groups, options.repeats)
+    report(measure(strategy, options.width, n_groups, options.repeats))
+
+
+def report(row: dict[str, float]) -> None:
+    """Print the largest value of any process, on the first one, and part."""
     rows: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(rows, row)
     if dist.get_rank() == 0:

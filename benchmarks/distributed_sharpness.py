@@ -10,7 +10,6 @@ measurement of either kind. The values must not depend on the number of processe
 
 import argparse
 import gc
-import json
 import time
 from contextlib import nullcontext
 from typing import Any
@@ -20,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.distributed import forget_peak, launched, resident, stack
+from benchmarks.distributed import forget_peak, launched, report, resident, stack
 from lightning_topo.probes import Capture, StepSharpness
 from lightning_topo.probes._probe import LossFn
 from lightning_topo.stability import by_backward, curvature_sharpness, finite_difference_hessian
@@ -91,13 +90,7 @@ def worker(options: argparse.Namespace) -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     measure(16, 2)  # what libraries take when first called is not of the measurement
-    row = measure(options.width, options.layers)
-    rows: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(rows, row)
-    if dist.get_rank() == 0:
-        print(json.dumps({k: max(r[k] for r in rows) for k in row}), flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
+    report(measure(options.width, options.layers))
 
 
 def main() -> None:
