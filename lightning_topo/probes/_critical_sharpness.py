@@ -169,7 +169,7 @@ def step_segment(capture: Capture) -> StepSegment | None:
     before = capture.parameters_before
     if before is None or before.keys() != now.keys():
         return None
-    if not Layout.of(now.values()).any(any(not torch.equal(local(before[k]), local(p)) for k, p in now.items())):
+    if not Layout.of(now.values()).anywhere(any(not torch.equal(local(before[k]), local(p)) for k, p in now.items())):
         return None
     ends = [p.detach().clone() for p in now.values()]
     return StepSegment(capture.module, list(now.values()), [before[name] for name in now], ends)

@@ -103,11 +103,12 @@ def curvature_batch_sharpness(
 class BatchDirections:
     """The vectors along which the curvature of one batch is wanted: its gradient g, T g and S g.
 
-    `vectors` holds none that is a multiple of another: g, T g and S g are these multiples of the vectors at these
-    places. Without thresholds there is g alone.
+    `vectors` holds none that is a multiple of another, and `lengths` the g^T v of each: g, T g and S g are these
+    multiples of the vectors at these places. Without thresholds there is g alone.
     """
 
     vectors: tuple[Tensor, ...]
+    lengths: tuple[float, ...]
     multiples: tuple[tuple[int, float], ...]
 
     @property
@@ -117,16 +118,12 @@ class BatchDirections:
 
     @property
     def _of_step(self) -> int:
-        return self.multiples[min(1, len(self.multiples) - 1)][0]
+        return self.multiples[:2][-1][0]
 
     def sharpness(self, along: Sequence[float], *, noise: float) -> BatchSharpness:
         """The batch sharpness, given v^T H v of each of the vectors."""
-        g = self.vectors[0]
-        found = []
-        for place, multiple in self.multiples:
-            length = float(g @ self.vectors[place])
-            found.append(multiple * along[place] / length if length > 0.0 else 0.0)
-        value, *scaled = found
+        per_length = [a / length if length > 0.0 else 0.0 for a, length in zip(along, self.lengths, strict=True)]
+        value, *scaled = (multiple * per_length[place] for place, multiple in self.multiples)
         return BatchSharpness(value, noise, 0.5 * scaled[0], scaled[1]) if scaled else BatchSharpness(value, noise)
 
     def along_step(self, along: Sequence[float]) -> float:
@@ -136,26 +133,23 @@ class BatchDirections:
 
 def batch_directions(curvature: Curvature, thresholds: Sequence[ParameterThreshold] | None = None) -> BatchDirections:
     """The directions that `curvature_batch_sharpness` looks along."""
-    gradient = curvature.gradient
+    gradient, layout = curvature.gradient, curvature.layout
     vectors, multiples = [gradient], [(0, 1.0)]
-    if thresholds is None:
-        return BatchDirections(tuple(vectors), tuple(multiples))
-    totals, stabilities = [each.total for each in thresholds], [each.stability for each in thresholds]
-    layout = curvature.layout
+    totals, stabilities = [each.total for each in thresholds or ()], [each.stability for each in thresholds or ()]
     least, largest = range_of_ratios(totals, stabilities, layout)
-    for sizes in (totals, stabilities):
+    for sizes in () if thresholds is None else (totals, stabilities):
         if sizes is stabilities and largest > 0.0 and is_one(least, largest):
             place, multiple = multiples[-1]
             multiples.append((place, multiple / largest))
             continue
         scale = layout.spread(sizes)
-        low, high = (float(extreme) for extreme in scale.aminmax())
+        low, high = layout.extremes(*(float(extreme) for extreme in scale.aminmax()))
         if low == high > 0.0:
             multiples.append((0, high))
         else:
             vectors.append(scale.mul_(gradient))
             multiples.append((len(vectors) - 1, 1.0))
-    return BatchDirections(tuple(vectors), tuple(multiples))
+    return BatchDirections(tuple(vectors), tuple(layout.dot(gradient, v) for v in vectors), tuple(multiples))
 
 
 def curvature_elsewhere(

@@ -168,7 +168,7 @@ def checked_loss(loss_fn: Callable[[], Tensor], layout: Layout | None = None) ->
     if loss.numel() != 1:
         raise ValueError(f"expected a scalar loss, got shape {tuple(loss.shape)}")
     is_lost = not torch.isfinite(loss).all()
-    if is_lost if layout is None else layout.any(is_lost):
+    if is_lost if layout is None else layout.anywhere(is_lost):
         found = f"{loss.item()}" if is_lost else "NaN or infinity on another process"
         raise FloatingPointError(f"expected a finite loss, got {found}")
     if not loss.requires_grad:

@@ -113,8 +113,8 @@ def extreme_eigenvalues(
         start, operator = start.cpu(), lambda vector: given(vector.to(device)).cpu()
         found = extreme_eigenvalues(operator, start, settings, layout=layout)
         return replace(found, vector=found.vector.to(device))
-    n_entries = start.numel() if layout is WHOLE else layout.n_entries
-    longest = start.numel() if layout is WHOLE else layout.longest()  # a restart has to come at once on all processes
+    n_entries = layout.n_entries(start)
+    longest = layout.longest(start)  # a restart has to come at once on all processes
     max_products = min(settings.max_products, n_entries)
     wanted = min(settings.n_largest, n_entries)
     most_rows = max(_MOST_BYTES // (longest * start.element_size()), _FEWEST_ROWS, wanted + 4)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How flat vectors of the entries of `params` lie on the processes; everything but `local` parts is a collective.
+    """How flat vectors of the entries of `params` lie on the processes.
 
-    `shares` holds for each parameter 1 / sqrt(r) where r processes hold each of its entries; None where every process
+    In shards all methods that return a number, `total` and `mean` are collectives: every process calls them. `shares`
+    holds for each parameter 1 / sqrt(r) where r processes hold each of its entries; None where every process
     has all parameters whole, and there is nothing to share.
     """
 
@@ -107,7 +108,7 @@ class Layout:
         """The length of a flat vector."""
         return float(vector.norm()) if self.shares is None else math.sqrt(self.dot(vector, vector))
 
-    def any(self, flag: bool) -> bool:
+    def anywhere(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
         return flag if self.shares is None else self._most(float(flag)) > 0.0
 
@@ -115,19 +116,18 @@ class Layout:
         """The least and the largest over all processes."""
         return (least, largest) if self.shares is None else (-self._most(-least), self._most(largest))
 
-    @property
-    def n_entries(self) -> int:
-        """The number of entries of a vector, over all processes."""
-        return sum(p.numel() for p in self.params)
+    def n_entries(self, vector: Float[Tensor, " p"]) -> int:
+        """The number of entries of a flat vector, over all processes."""
+        return vector.numel() if self.shares is None else sum(p.numel() for p in self.params)
 
     @property
     def n_local(self) -> int:
         """The number of entries of this process's part."""
         return sum(local(p).numel() for p in self.params)
 
-    def longest(self) -> int:
-        """The number of entries of the longest part."""
-        return self.n_local if self.shares is None else int(self._most(float(self.n_local)))
+    def longest(self, vector: Float[Tensor, " p"]) -> int:
+        """The number of entries of the longest part that a process has of a flat vector."""
+        return vector.numel() if self.shares is None else int(self._most(float(vector.numel())))
 
     def _most(self, value: float) -> float:
         return float(self._reduced(torch.tensor(value, dtype=torch.float64), "MAX"))

@@ -191,7 +191,7 @@ def scaled_sharpness(
         )
     settings = replace(settings, n_largest=1)
     layout = curvature.layout
-    if not layout.any(any(_moves(each) for each in thresholds)):
+    if not layout.anywhere(any(_moves(each) for each in thresholds)):
         return ScaledSharpness(0.0, 0.0, 0.0, converged=True)
     steps, stabilities = [each.step for each in thresholds], [each.stability for each in thresholds]
     least, most = range_of_ratios(steps, stabilities, layout)
@@ -224,11 +224,11 @@ def scaled_sharpness(
 
 
 def _scaled_start(root: Tensor, vector: Tensor, known: Tensor | None, layout: Layout) -> Tensor:
-    if known is not None and layout.any(known.shape == root.shape and bool(known.any())):
+    if known is not None and layout.anywhere(known.shape == root.shape and bool(known.any())):
         return known
     scaled = root * vector.to(root)
     # The top direction may lie in parameters that do not move.
-    return scaled if layout.any(bool(scaled.any())) else root
+    return scaled if layout.anywhere(bool(scaled.any())) else root
 
 
 def _moves(threshold: ParameterThreshold) -> bool:

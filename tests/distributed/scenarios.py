@@ -224,7 +224,7 @@ class Laid:
         generator = torch.Generator().manual_seed(7)
         drawn = flatten(torch.randn(p.shape, generator=generator) for p in params)
         return {
-            "n_entries": float(layout.n_entries - len(whole)),
+            "n_entries": float(layout.n_entries(vector) - len(whole)),
             "n_local": float(layout.total(torch.tensor(float(layout.n_local))) - sum(_held(p) for p in params)),
             "norm": layout.norm(vector) - float(whole.norm()),
             "dot": layout.dot(vector, noise) - float(whole @ drawn),
@@ -233,7 +233,7 @@ class Laid:
             "spread": layout.dot(vector, squares * vector) - float(whole @ (whole.square() * whole)),
             "one": layout.norm(layout.spread([1.0] * len(params)) * vector) - float(whole.norm()),
             "extremes": sum(layout.extremes(float(distributed.get_rank()), float(distributed.get_rank()))) - size() + 1,
-            "any": float(layout.any(distributed.get_rank() == 1) and not layout.any(False)) - 1.0,
+            "any": float(layout.anywhere(distributed.get_rank() == 1) and not layout.anywhere(False)) - 1.0,
             "mean": float(layout.mean(torch.tensor(float(distributed.get_rank())))) - (size() - 1) / 2,
         }
 

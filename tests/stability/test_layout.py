@@ -17,7 +17,8 @@ def test_flat_vectors_and_shaped_pieces_are_each_others_inverse():
     total = vector.clone()
     layout.add(total, [pieces[0], None, pieces[2], pieces[3]], weight=2.0)
     assert total.tolist() == [3.0 * k for k in range(6)] + [6.0, 21.0, 24.0]
-    assert (layout.n_entries, layout.n_local, layout.longest()) == (9, 9, 9)
+    assert (layout.n_entries(vector), layout.n_local, layout.longest(vector)) == (9, 9, 9)
+    assert (WHOLE.n_entries(vector), WHOLE.longest(vector)) == (9, 9)
 
 
 def test_one_value_per_parameter_or_per_entry_is_spread():
@@ -30,7 +31,7 @@ def test_whole_vectors_need_no_other_process():
     """No process group has been started here: a collective would raise."""
     layout, vector = Layout.of([torch.zeros(3)]), torch.tensor([3.0, 0.0, 4.0])
     assert (layout.norm(vector), layout.dot(vector, vector), WHOLE.norm(vector)) == (5.0, 25.0, 5.0)
-    assert (layout.any(True), layout.any(False), layout.extremes(1.0, 2.0)) == (True, False, (1.0, 2.0))
+    assert (layout.anywhere(True), layout.anywhere(False), layout.extremes(1.0, 2.0)) == (True, False, (1.0, 2.0))
     assert layout.total(vector) is vector
     assert torch.equal(layout.noise(vector, 1), layout.noise(vector, 1))
     assert not torch.equal(layout.noise(vector, 1), layout.noise(vector, 2))
