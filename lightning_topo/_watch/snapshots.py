@@ -76,7 +76,11 @@ class Snapshots:
         """Where parameters are sharded, keep the clouds or shards before a step that one of these probes measures."""
         if self.sharding == "whole":
             return
-        wanted = any(getattr(probe, "needs_parameters_before", False) for probe in probes)
+        # In shards no loss is recorded: a probe that was given none of its own has no use for them.
+        wanted = any(
+            getattr(probe, "needs_parameters_before", False) and getattr(probe, "loss_fn", probe) is not None
+            for probe in probes
+        )
         if not wanted or self.sharding in ("fsdp1", "zero3"):  # their flat shards mean nothing by themselves
             self._shards_before = None
         elif self._shards_before is None or self._shards_before[0] != step - 1:

@@ -6,7 +6,7 @@ import torch
 from lightning_topo import Distortion
 from lightning_topo._watch.reference_clouds import ReferenceClouds
 from lightning_topo._watch.snapshots import Snapshots, kept_shards
-from lightning_topo.probes import Capture
+from lightning_topo.probes import Capture, StepSharpness
 from tests.watch.driving import GROUPS, steps_of, training_of, two_layers
 
 
@@ -123,3 +123,23 @@ def test_members_are_all_parameters_with_a_part_and_whole_parameters_need_no_cop
     shot.snapshots.before_step(1, [Distortion()])
     shot.snapshots.after_step(1, shot.snapshots.now())
     assert shot.snapshots.before(2) is None
+
+
+@pytest.mark.parametrize("sharding", ["fsdp2", "tensor_parallel", "fsdp1", "zero3"])
+def test_shards_before_a_step_are_copied_for_probes_that_can_use_them(shot, sharding):
+    """Without a loss of its own a probe cannot measure the step, and flat shards mean nothing by themselves."""
+    shot.snapshots.sharding = sharding
+    weights = {name: p.detach().clone() for name, p in shot.model.named_parameters()}
+    shot.snapshots.before_step(1, [StepSharpness()])
+    assert shot.snapshots._parameters_before(1) is None
+    shot.snapshots.before_step(1, [StepSharpness(loss_fn=lambda module, batch: None)])
+    shot.update(0)
+    kept = shot.snapshots._parameters_before(1)
+    if sharding in ("fsdp1", "zero3"):
+        assert kept is None
+    else:
+        assert kept.keys() == weights.keys()
+        assert all(torch.equal(kept[name], weights[name]) for name in weights)
+    assert shot.snapshots._parameters_before(2) is None
+    shot.snapshots.before_step(2, [])
+    assert shot.snapshots._parameters_before(1) is None
