@@ -1,9 +1,10 @@
 """The dispatch mode under which a step is recorded, and work that no mode is to see."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
 
@@ -15,6 +16,7 @@ class Observer(TorchDispatchMode):
     def __init__(self, observe: Callable[..., Any]) -> None:
         super().__init__()
         self.observe = observe
+        self._depth = 0
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -25,14 +27,63 @@ class Observer(TorchDispatchMode):
         return self.observe(func, args, kwargs or {})
 
     def leave(self) -> None:
-        """Leave the mode, also from below modes that the step has left open, which stay."""
+        """Leave the mode, also from below modes that the step has left open, which stay as if it had not been there."""
         stack = _get_current_dispatch_mode_stack()
         if self not in stack:
             return
-        above: list[Any] = [_pop_mode() for _ in stack[stack.index(self) + 1 :]]
-        self.__exit__(None, None, None)
-        for other in reversed(above):
-            _push_mode(other)
+        self._depth = stack.index(self)
+        if self._depth == len(stack) - 1:
+            self.__exit__(None, None, None)
+        else:
+            _restack([mode for mode in stack if mode is not self])
+
+    def come_back(self) -> None:
+        """Enter the mode again, below the modes that were entered after it and are still open."""
+        stack = _get_current_dispatch_mode_stack()
+        if self in stack:
+            return
+        if len(stack) <= self._depth:
+            self.__enter__()
+        else:
+            _restack([*stack[: self._depth], self, *stack[self._depth :]])
+
+
+_FLAGS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("_is_in_torch_dispatch_mode", "old_dispatch_mode_flags", lambda mode: True),
+    (
+        "_is_in_non_infra_torch_dispatch_mode",
+        "old_non_infra_dispatch_mode_flags",
+        lambda mode: not mode.is_infra_mode(),
+    ),
+    (
+        "_is_in_any_mode_without_ignore_compile_internals",
+        "old_without_ignore_compile_internals_dispatch_mode_flags",
+        lambda mode: not mode.ignore_compile_internals(),
+    ),
+)
+"""What torch notes while modes are entered, where each mode keeps the note to which its exit returns, and for which
+modes it holds. By these `torch.compile` decides whether to compile."""
+
+
+def _restack(modes: Sequence[Any]) -> None:
+    """Let exactly these modes be entered, the lowest first, with all notes as if entered in this order."""
+    before: list[Any] = [_pop_mode() for _ in _get_current_dispatch_mode_stack()][::-1]
+    for mode in modes:
+        _push_mode(mode)
+    for flag, kept, counts in _FLAGS:
+        if not hasattr(_python_dispatch, flag):
+            continue  # a torch that does not have it yet
+        outside = getattr(before[0], kept)[-before.count(before[0])]
+        for mode in {id(mode): mode for mode in (*before, *modes)}.values():
+            history = getattr(mode, kept)
+            for _ in range(before.count(mode)):
+                history.pop()
+        for mode in modes:
+            getattr(mode, kept).append(outside)
+            outside = outside or counts(mode)
+        setattr(_python_dispatch, flag, outside)
+        if kept.startswith("old_without_ignore"):
+            getattr(_python_dispatch, "set_is_in_mode_without_ignore_compile_internals")(outside)  # noqa: B009 - private
 
 
 @contextmanager

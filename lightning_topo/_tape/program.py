@@ -1,6 +1,6 @@
 """A recorded step as a straight-line program: calls on slots, where a slot stands for a tensor."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -43,15 +43,14 @@ class Call:
     grad: bool = True
     draw: str | None = None
     inputs: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    name: str = field(init=False, repr=False, compare=False)
+    """The operator's name, as `aten::mm`."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", tuple(slots_in((self.args, self.kwargs))))
-
-    @property
-    def name(self) -> str:
-        """The operator's name, as `aten::mm`."""
         schema = getattr(self.operator, "_schema", None)
-        return schema.name if schema is not None else getattr(self.operator, "__name__", str(self.operator))
+        name = schema.name if schema is not None else getattr(self.operator, "__name__", str(self.operator))
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "inputs", tuple(slots_in((self.args, self.kwargs))))
 
     def argument(self, name: str) -> Any:
         """The argument of that name in the operator's schema, or its default; None where there is none."""
@@ -64,21 +63,30 @@ class Call:
         return self.kwargs.get(name)
 
 
-def leaves(value: Any) -> Iterator[Any]:
-    """What nested arguments consist of, in order; several times as fast as a general pytree's."""
+def leaves(value: Any) -> list[Any]:
+    """What nested arguments consist of, in order; many times as fast as a general pytree's."""
+    found: list[Any] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[Any]) -> None:
     if isinstance(value, (list, tuple)):
         for part in value:
-            yield from leaves(part)
+            if isinstance(part, (list, tuple, dict)):
+                _collect(part, found)
+            else:
+                found.append(part)
     elif isinstance(value, dict):
-        for part in value.values():
-            yield from leaves(part)
+        if value:
+            _collect(list(value.values()), found)
     else:
-        yield value
+        found.append(value)
 
 
-def slots_in(value: Any) -> Iterator[int]:
+def slots_in(value: Any) -> list[int]:
     """The slots in nested arguments, in order."""
-    return (leaf.index for leaf in leaves(value) if isinstance(leaf, Slot))
+    return [leaf.index for leaf in leaves(value) if isinstance(leaf, Slot)]
 
 
 @dataclass(frozen=True, slots=True)

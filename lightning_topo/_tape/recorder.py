@@ -40,10 +40,9 @@ class StepRecorder:
 
     `begin` before the step, `loss` where a backward pass is about to begin (in `on_before_backward`), `resume` where
     it is over and the step goes on (manual optimization), `pause` and `resume` around an update, `end` after the step,
-    whatever has happened in it. One
-    dispatch mode is active from `begin` to `end`; it lets everything pass unseen from each `loss` on. A step of more
-    than `max_calls` operators is given up. Nothing here raises because of what the step does: a tape that cannot be
-    used says why in its `obstacle`.
+    whatever has happened in it. One dispatch mode is active from `begin` to `end`; from each `loss` on it lets
+    everything pass unseen, and `leave` takes it away until `resume`. A step of more than `max_calls` operators is given
+    up. Nothing here raises because of what the step does: a tape that cannot be used says why in its `obstacle`.
 
     >>> model, x = nn.Linear(2, 1), torch.ones(3, 2)
     >>> recorder = StepRecorder()
@@ -150,6 +149,7 @@ class StepRecorder:
             return
         self._named = named_tensors(self._source)
         self._refresh()
+        self._mode.come_back()
         self._listening = True
 
     def _refresh(self, written: Sequence[Tensor] | None = None) -> None:
@@ -161,7 +161,7 @@ class StepRecorder:
                     self._memory.refresh(name, tensor)
 
     def leave(self) -> None:
-        """Leave the mode: recording stops; `end` returns the tapes."""
+        """Leave the mode until `resume`: what passes runs as fast as without it. `end` returns the tapes."""
         self._listening = False
         if self._mode is not None:
             self._mode.leave()

@@ -96,8 +96,12 @@ class Recording:
         left = self._steps_until(step)
         return left is not None and left <= RECORD_EVERY * n_wanted
 
-    def loss(self, loss: Tensor, scale: float) -> None:
-        """A loss is about to be differentiated: it ends a tape."""
+    def loss(self, loss: Tensor, scale: float, *, in_engine: bool = False) -> None:
+        """A loss is about to be differentiated: it ends a tape.
+
+        `in_engine` where autograd itself will say that the gradient is there: a mode that is entered by then is gone
+        when the backward pass returns, so it is not left before.
+        """
         if not self._recorder.is_active or not self._is_open:  # a closure may be evaluated again
             return
         self._is_open = False
@@ -107,6 +111,8 @@ class Recording:
         self._without_gradient = frozenset(name for name, p in parameters if p.grad is None or not p.grad.any())
         self._judged.append(None)
         self._recorder.loss(loss, scale=scale)
+        if not in_engine:
+            self._recorder.leave()
 
     def differentiated(self, *, goes_on: bool, is_stepping: bool = False, in_engine: bool = False) -> None:
         """The gradient is there; where the step goes on, so does the recording.

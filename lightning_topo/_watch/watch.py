@@ -182,10 +182,13 @@ class Watch:
                 snapshots.before_step(step, due)
         self.budget.begin_step()
 
-    def before_backward(self, loss: Tensor, *, scale: float = 1.0) -> None:
-        """A loss is about to be differentiated; `scale` is the factor by which it exceeds the module's own."""
+    def before_backward(self, loss: Tensor, *, scale: float = 1.0, in_engine: bool = False) -> None:
+        """A loss is about to be differentiated; `scale` is the factor by which it exceeds the module's own.
+
+        `in_engine` as for the `after_backward` that follows.
+        """
         with self.budget.spending():
-            self._recording.loss(loss, scale)
+            self._recording.loss(loss, scale, in_engine=in_engine)
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)  # lazy parameters have their shapes now
             self.steps.gradients.loss(loss, scale)

@@ -111,7 +111,7 @@ class TopologyWatch(Watched):
                 record holds `loss / scale`.
         """
         session = self._started()
-        session.loss(loss, scale)
+        session.loss(loss, scale, in_engine=True)
         when_backward_ends(loss, lambda: session.after_backward(goes_on=True, in_engine=True))
         return loss
 

@@ -75,14 +75,14 @@ class LoopSession:
             if self.watch is not None:
                 self.watch.before_batch(batch)
 
-    def loss(self, loss: Tensor, scale: float) -> None:
+    def loss(self, loss: Tensor, scale: float, *, in_engine: bool = False) -> None:
         """A loss is about to be differentiated."""
         with self._fenced("could not look at a loss"):
             if self.watch is not None:
                 if self.watch.steps.is_stepping:  # a closure, which may compute its loss several times
                     self._losses.clear()
                 self._losses.append(loss.detach() / scale)
-                self.watch.before_backward(loss, scale=scale)
+                self.watch.before_backward(loss, scale=scale, in_engine=in_engine)
 
     def after_backward(self, *, goes_on: bool, in_engine: bool = False) -> None:
         """The gradient is there; `goes_on` where the iteration may go on, `in_engine` where autograd itself calls."""

@@ -1,14 +1,13 @@
 """Run a model once and learn which axes of its parameters are coupled."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_topo.neurons._coupling import (
     Atom,
@@ -26,6 +25,7 @@ from lightning_topo.neurons._group import Role, Step
 from lightning_topo.neurons._operator_call import OperatorCall, operator_call
 from lightning_topo.neurons._registry import rule_for
 from lightning_topo.neurons._stacks import tie_lost_indices, tie_mixed_indices
+from lightning_topo.neurons._tensor_map import TensorMap
 
 CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor"})
 UNKNOWN_OPERATOR = "unknown operator"
@@ -37,6 +37,8 @@ KEEPS_MARKS = frozenset(
      "transpose", "unbind", "unsqueeze", "view", "_unsafe_view", "split", "split_with_sizes", "cat"}
 )  # fmt: skip
 READS_POSITIONS = frozenset({"gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce"})
+
+Marks = tuple[tuple[Axis, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +80,15 @@ class CouplingTrace(TorchDispatchMode):
         self.failed: dict[str, str] = {}  # operators whose rule raised an error -> the first one
         self.n_operators = 0
         self.implied: dict[Atom, Atom] = {}  # sorted tokens -> their experts
-        self._axes = WeakTensorKeyDictionary()
-        self._weights = WeakTensorKeyDictionary()  # tensors that depend on no data -> the parameters they come from
-        self._nodes = WeakTensorKeyDictionary()
-        self._bases = WeakTensorKeyDictionary()
-        self.values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensors without memory -> their constants
-        self.literals: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # tensors written out, as in x[:, [-1]]
-        self._positions = WeakTensorKeyDictionary()  # integer tensors -> the axes that their values index, and why
-        self._singled = WeakTensorKeyDictionary()  # tensors -> the axes of which they hold one position, and why
+        self._axes = TensorMap[list[Axis]]()
+        self._weights = TensorMap[frozenset[str]]()  # tensors that depend on no data -> the parameters they come from
+        self._nodes = TensorMap[int]()
+        self._bases = TensorMap[Tensor]()
+        self._views = TensorMap[list[Tensor]]()
+        self.values = TensorMap[Tensor]()  # tensors without memory -> their constants
+        self.literals = TensorMap[Tensor]()  # tensors written out, as in x[:, [-1]]
+        self._positions = TensorMap[Marks]()  # integer tensors -> the axes that their values index, and why
+        self._singled = TensorMap[Marks]()  # tensors -> the axes of which they hold one position, and why
         self._parents: list[tuple[int, ...]] = []
         self._depths: list[int] = []  # contractions on the longest path to each node
 
@@ -114,12 +117,12 @@ class CouplingTrace(TorchDispatchMode):
                 unify_axes(known, axis)
         self.assign(tensor, axes)
         self.pieces.setdefault(name, [Piece((), axes)])
-        self._weights.pop(tensor, None)
+        self._weights.pop(tensor)
 
     def adopt(self, tensor: Tensor, other: Tensor) -> None:
         """Take all that is known of `other` for another tensor of its shape."""
         self.assign(tensor, self._axes[other] if other in self._axes else self.axes(other))
-        for known in (self._weights, self._nodes, self._bases):
+        for known in cast("tuple[TensorMap[Any], ...]", (self._weights, self._nodes, self._bases)):
             if other in known:
                 known[tensor] = known[other]
 
@@ -179,7 +182,7 @@ class CouplingTrace(TorchDispatchMode):
             for axis, reason in self._marks(marks, tensor):
                 freeze(axis, reason)
 
-    def _marks(self, marks: Any, tensor: Tensor) -> tuple[tuple[Axis, str], ...]:
+    def _marks(self, marks: TensorMap[Marks], tensor: Tensor) -> Marks:
         return marks.get(tensor) or ()
 
     def reduce(self, tensor: Tensor, axis: Axis) -> None:
@@ -333,25 +336,39 @@ class CouplingTrace(TorchDispatchMode):
             if not any(origin is None for origin in origins):
                 self._weights[out] = frozenset[str]().union(*names)
             else:
-                self._weights.pop(out, None)
+                self._weights.pop(out)
                 self._nodes[out] = len(self._parents)
                 self._parents.append(parents)
                 self._depths.append(depth)
             if aliases:
-                self._bases[out] = self._bases.get(call.inputs[0], call.inputs[0])
+                base = self._bases[out] = self._bases.get(call.inputs[0], call.inputs[0])
+                if base not in self._views:
+                    self._views[base] = []
+                self._views[base].append(out)
         if call.name.endswith("_") and call.inputs[0] in self._bases:
             self._write_through(self._bases[call.inputs[0]], call)
 
     def _write_through(self, base: Tensor, call: OperatorCall) -> None:
-        """Writing into a view of a constant tensor makes it data."""
-        axes = self._axes.get(base)
-        if axes and any(is_constant(atom) for axis in axes for atom in flat(axis)):
+        """Let what is written into a view be seen in its base, and in the base's other views."""
+        is_data = any(self.is_activation(tensor) for tensor in call.inputs)
+        for seen in (base, *self._views.get(base, ())):
+            if seen is not call.inputs[0]:
+                self._overwritten(seen, base, call)
+                if is_data:
+                    self._weights.pop(seen)
+        if is_data:
+            self._views[base] = []  # nothing constant is left in them: a thousand writes must not look at all of them
+
+    def _overwritten(self, seen: Tensor, base: Tensor, call: OperatorCall) -> None:
+        """Constants of which a part is written become data; where all is written anew, they are what was written."""
+        axes = self._axes.get(seen)
+        if _geometry(seen) == _geometry(base) == _geometry(call.out):
+            self._axes[seen] = self._axes[call.out]
+        elif axes and any(is_constant(atom) for axis in axes for atom in flat(axis)):
             for tensor in call.inputs:
                 for axis in self._axes.get(tensor) or []:
                     freeze(axis, "written through a view")
-            self.assign_data(base)
-        if any(self.is_activation(tensor) for tensor in call.inputs):
-            self._weights.pop(base, None)
+            self.assign_data(seen)
 
     def _is_skip(self, left: Tensor, right: Tensor) -> bool:
         """Whether one of two added activations was computed from the other by way of a weight."""
@@ -374,6 +391,10 @@ class CouplingTrace(TorchDispatchMode):
 CONTRACTIONS = frozenset(
     {"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mv", "_grouped_mm", "convolution", "embedding", "_trilinear"}
 )
+
+
+def _geometry(tensor: Tensor) -> tuple[Sequence[int], Sequence[int]]:
+    return tensor.shape, tensor.stride()
 
 
 def _is_constant_axis(axis: Axis) -> bool:

@@ -51,6 +51,8 @@ FREE = {
     "numbers of its own along one axis": (lambda x: x + torch.arange(4.0), [(3, 4)], [3]),
     "numbers of its own at every entry": (lambda x: x + torch.arange(12.0).view(3, 4), [(3, 4)], []),
     "zeros that were written to": (lambda x: x + written(torch.zeros(3, 4)), [(3, 4)], []),
+    "zeros of which another view was written to": (lambda x: x + seen_before(torch.zeros(3, 4)), [(3, 4)], []),
+    "zeros overwritten through a view of all": (lambda x: overwritten(torch.zeros(3, 4), x), [(3, 4)], [3, 4]),
     "in place": (lambda x, y: x.clone().mul_(y).add_(1.0), [(3, 4), (4,)], [3, 4]),
     "three of different shapes": (lambda x, y, z: torch.addcmul(x, y, z), [(3, 4), (4,), (3, 1)], [3, 4]),
 }
@@ -58,6 +60,17 @@ FREE = {
 
 def written(zeros: torch.Tensor) -> torch.Tensor:
     zeros[0, 1] = 1.0
+    return zeros
+
+
+def seen_before(zeros: torch.Tensor) -> torch.Tensor:
+    view = zeros.view(3, 4)
+    zeros[0, 1] = 1.0
+    return view
+
+
+def overwritten(zeros: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    zeros.view(3, 4).copy_(x)
     return zeros
 
 
