@@ -10,9 +10,9 @@ optimizers). Truth is the loss alone: a run diverges if its last 20 losses all e
 not finite; onset is the first step from which on no median of 5 is below three times the first. A run with a raised
 rate that does not diverge is counted apart. Seeds: 0, 1, 2 healthy; 100 and up diverging.
 
-**Further runs.** Of those 20 only 6 diverged by that truth: cross-entropy comes back down to that of a useless network.
-So twenty more, whose loss can grow without bound (the autoencoder), at factors of 1000 to 30000; fixed after the first
-and before any of them was looked at, seeds from 200.
+**Further runs.** Of those 20 only a few diverged by that truth: cross-entropy comes back down to that of a useless
+network. So twenty more, whose loss can grow without bound (the autoencoder), at factors of 1000 to 30000. They were
+fixed after the first and before any of them was looked at. Seeds from 200.
 """
 
 import argparse

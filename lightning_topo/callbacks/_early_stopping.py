@@ -11,9 +11,8 @@ from lightning_topo._keywords import explains_keywords
 from lightning_topo.callbacks._lightning_internals import epochs_finished, is_trial_run, misconfigured
 from lightning_topo.callbacks._monitor import monitors
 from lightning_topo.outputs._feed import Findings
-from lightning_topo.outputs._gates import ELSEWHERE, StopRules, StopState, advance, reason_to_stop, unseen_events
+from lightning_topo.outputs._gates import ELSEWHERE, StopRules, StopState, advance, reason_to_stop, why_never
 from lightning_topo.phases import EventName
-from lightning_topo.probes import Persistence
 
 _STATE_VERSION = 1
 
@@ -99,18 +98,8 @@ class TopologyEarlyStopping(Callback):
                 "Trainer(callbacks=[TopologyMonitor(), TopologyEarlyStopping(...)]).",
             )
         probes = [probe for monitor in watching for probe in monitor.settings.probes]
-        if self.rules.patience is not None and not any(isinstance(probe, Persistence) for probe in probes):
-            raise misconfigured(
-                trainer,
-                "TopologyEarlyStopping(patience=...) counts captures of persistence diagrams, and there are none: add "
-                "Persistence() to the probes of TopologyMonitor.",
-            )
-        for event, could in unseen_events(self.rules.events, {probe.name for probe in probes}).items():
-            raise misconfigured(
-                trainer,
-                f"TopologyEarlyStopping(stop_on={str(event)!r}) can never stop: no probe of TopologyMonitor sees that "
-                f"event. Add the probe {' or '.join(map(repr, could))}.",
-            )
+        if reason := why_never(self.rules, {probe.name for probe in probes}):
+            raise misconfigured(trainer, f"TopologyEarlyStopping: {reason}")
 
     def on_topology_findings(self, trainer: Trainer, pl_module: LightningModule, findings: Findings) -> None:
         """Count the events and captures that a monitor has just found, and stop the training if a rule is met.

@@ -6,7 +6,8 @@ from typing import Any
 
 from lightning_topo._watch import Watch
 from lightning_topo.outputs._feed import Findings
-from lightning_topo.outputs._gates import ELSEWHERE, StopRules, StopState, advance, reason_to_stop
+from lightning_topo.outputs._gates import ELSEWHERE, StopRules, StopState, advance, reason_to_stop, why_never
+from lightning_topo.probes import Probe
 
 
 @dataclass(slots=True)
@@ -18,11 +19,17 @@ class LoopGate:
     counted: StopState = field(default_factory=StopState, init=False)
 
     @classmethod
-    def of(cls, stop_on: str | Iterable[str] | StopRules | None) -> "LoopGate | None":
-        """A gate on events by their names, or by rules; None where there is nothing to stop on."""
+    def of(cls, stop_on: str | Iterable[str] | StopRules | None, probes: Iterable[Probe]) -> "LoopGate | None":
+        """A gate on events by their names, or by rules; None where there is nothing to stop on.
+
+        Raises ValueError where none of the probes can see what a rule waits for.
+        """
         if stop_on is None:
             return None
-        return cls(stop_on if isinstance(stop_on, StopRules) else StopRules.of(stop_on))
+        rules = stop_on if isinstance(stop_on, StopRules) else StopRules.of(stop_on)
+        if reason := why_never(rules, {probe.name for probe in probes}):
+            raise ValueError(reason)
+        return cls(rules)
 
     def take(self, findings: Findings | None, watch: Watch) -> None:
         """Count the findings, and decide; a collective where something was measured."""

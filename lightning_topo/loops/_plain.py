@@ -50,7 +50,8 @@ class TopologyWatch(Watched):
 
     Raises:
         TypeError: A probe without a name or a `measure`, or an argument of another type than expected.
-        ValueError: A parameter is out of its range; `max_ratio` with LBFGS or sharded parameters.
+        ValueError: A parameter is out of its range; `max_ratio` with LBFGS or sharded parameters; `stop_on` waits for
+            what none of the probes can see.
         RuntimeError: In a step with `max_ratio`: no neurons were found, or an update does not go through torch's
             `Optimizer.step`.
     """
@@ -71,7 +72,7 @@ class TopologyWatch(Watched):
     ) -> None:
         self.settings: WatchSettings = watch_settings(probes, dirpath, **options)
         self.guard: LoopGuard | None = None if max_ratio is None else LoopGuard(max_ratio)
-        self.gate: LoopGate | None = LoopGate.of(stop_on)
+        self.gate: LoopGate | None = LoopGate.of(stop_on, self.settings.probes)
         self._loggers = tuple(loggers)
         self._training = LoopTraining.of(model, optimizers, log_every_n_steps, planned_steps)
         self._saved: Any = None

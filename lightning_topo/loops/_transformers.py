@@ -53,7 +53,8 @@ class TopologyTrainerCallback(Watched, TrainerCallback):
     Raises:
         ImportError: On import of this class, without transformers and accelerate.
         TypeError: A probe without a name or a `measure`, or an argument of another type than expected.
-        ValueError: A parameter is out of its range; in `train`, `max_ratio` with LBFGS or sharded parameters.
+        ValueError: A parameter is out of its range; `stop_on` waits for what none of the probes can see; in `train`,
+            `max_ratio` with LBFGS or sharded parameters.
         RuntimeError: In a step with `max_ratio`: no neurons were found, or an update does not go through torch's
             `Optimizer.step`.
     """
@@ -72,7 +73,7 @@ class TopologyTrainerCallback(Watched, TrainerCallback):
         folder = Path(trainer.args.output_dir) / "topology" if dirpath is None else dirpath
         self.settings: WatchSettings = watch_settings(probes, folder, **options)
         self.guard: LoopGuard | None = None if max_ratio is None else LoopGuard(max_ratio)
-        self.gate: LoopGate | None = LoopGate.of(stop_on)
+        self.gate: LoopGate | None = LoopGate.of(stop_on, self.settings.probes)
         self._trainer = trainer
         self._max_ratio, self._stop_on = max_ratio, stop_on
         self._loggers = (TrainerLog(trainer),) if loggers is None else tuple(loggers)
@@ -88,7 +89,7 @@ class TopologyTrainerCallback(Watched, TrainerCallback):
         training.step, training.epoch = state.global_step, int(state.epoch or 0)
         saved = state.stateful_callbacks.get(_STATE) if state.global_step else None
         self.guard = None if self._max_ratio is None else LoopGuard(self._max_ratio)
-        self.gate = LoopGate.of(self._stop_on)
+        self.gate = LoopGate.of(self._stop_on, self.settings.probes)
         self._session = LoopSession(
             type(self).__name__, training, self.settings, self._loggers, self.guard, self.gate, saved
         )

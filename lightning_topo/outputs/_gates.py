@@ -50,6 +50,22 @@ def unseen_events(events: Iterable[EventName], probes: Set[str]) -> dict[EventNa
     return {event: SEEN_BY[event] for event in events if event in SEEN_BY and probes.isdisjoint(SEEN_BY[event])}
 
 
+def why_never(rules: "StopRules", probes: Set[str]) -> str:
+    """Return why one of the rules can never stop a training with these probes; empty if each can.
+
+    >>> why_never(StopRules.of("betti_changed"), {"distortion"})
+    "stop_on='betti_changed' can never stop: no probe sees that event. Add the probe 'persistence'."
+    """
+    if rules.patience is not None and "persistence" not in probes:
+        return (
+            "patience=... counts captures of persistence diagrams, and there are none: add Persistence() to the probes."
+        )
+    for event, could in unseen_events(rules.events, probes).items():
+        chosen = " or ".join(map(repr, could))
+        return f"stop_on={str(event)!r} can never stop: no probe sees that event. Add the probe {chosen}."
+    return ""
+
+
 @explains_keywords
 @dataclass(frozen=True, slots=True)
 class StopRules:

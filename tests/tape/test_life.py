@@ -1,23 +1,13 @@
 """The mode's life: entered once, left whatever happens, and blind where it should be."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils import _python_dispatch
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lightning_topo._tape import CannotReplay, StepRecorder, replay, tape_loss
 from tests.tape.recording import recorded
 from tests.tape.steps import batch, mlp
-
-
-class Passing(TorchDispatchMode):
-    """A mode of the user's, which lets everything pass."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
 
 
 def test_no_loss_leaves_no_tape() -> None:
@@ -38,84 +28,6 @@ def test_an_error_in_the_step_passes_and_the_mode_is_left() -> None:
     [tape] = recorder.end()
     assert tape.obstacle == ""
     assert _get_current_dispatch_mode_stack() == []
-
-
-def test_a_mode_that_the_step_leaves_open_stays_open() -> None:
-    theirs, recorder = Passing(), StepRecorder()
-    recorder.begin(mlp(5, 8, 3))
-    theirs.__enter__()
-    recorder.end()
-    assert _get_current_dispatch_mode_stack() == [theirs]
-    theirs.__exit__(None, None, None)
-
-
-def flags() -> list[bool | None]:
-    """What torch notes of the modes that are entered; by this it decides whether to compile."""
-    names = (
-        "_is_in_torch_dispatch_mode",
-        "_is_in_non_infra_torch_dispatch_mode",
-        "_is_in_any_mode_without_ignore_compile_internals",
-    )
-    return [getattr(_python_dispatch, name, None) for name in names]
-
-
-def notes(steps: Callable[[Callable[[], None]], None]) -> list[list[bool | None]]:
-    """The flags wherever `steps` asks for them, and in the end."""
-    seen: list[list[bool | None]] = []
-    steps(lambda: seen.append(flags()))
-    return [*seen, flags()]
-
-
-def test_modes_left_open_and_closed_later_leave_torch_as_it_was() -> None:
-    # a mode below ours, one that the step opens before its loss and closes after the batch, and one between
-    def run(recorder: StepRecorder | None, look: Callable[[], None]) -> None:
-        net, below, above, twice = mlp(5, 8, 3), Passing(), Passing(), Passing()
-        below.__enter__()
-        if recorder is not None:
-            recorder.begin(net)
-        above.__enter__()
-        twice.__enter__()
-        twice.__enter__()
-        loss = net(torch.ones(2, 5)).sum()
-        if recorder is not None:
-            recorder.loss(loss)
-            recorder.leave()
-        look()
-        loss.backward()
-        twice.__exit__(None, None, None)
-        if recorder is not None:
-            recorder.resume()
-            recorder.end()
-        look()
-        for mode in (twice, above, below):
-            mode.__exit__(None, None, None)
-            look()
-
-    with_ours = notes(lambda look: run(StepRecorder(), look))
-    assert with_ours == notes(lambda look: run(None, look))
-    assert with_ours[-1] == flags()
-    assert not any(with_ours[-1])
-
-
-def test_a_backward_pass_runs_outside_the_mode_and_the_next_loss_is_recorded_below_the_users() -> None:
-    net, recorder, theirs = mlp(5, 8, 3), StepRecorder(), Passing()
-    inside: list[int] = []
-    net[0].weight.register_hook(lambda grad: inside.append(len(_get_current_dispatch_mode_stack())))
-    recorder.begin(net)
-    with theirs:
-        for _ in range(2):
-            loss = net(torch.ones(2, 5)).square().sum()
-            recorder.loss(loss)
-            recorder.leave()
-            loss.backward()
-            recorder.resume()
-            stack = _get_current_dispatch_mode_stack()
-            assert stack[1:] == [theirs]
-    one, two = recorder.end()
-    assert [call.name for call in one.calls] == [call.name for call in two.calls] != []
-    assert inside == [1, 1]
-    assert _get_current_dispatch_mode_stack() == []
-    assert not any(flags())
 
 
 def test_the_loss_may_be_told_from_inside_of_the_users_contexts() -> None:
