@@ -188,11 +188,6 @@ def test_parameters_are_checked(tmp_path):
     for wrong, match in (
         ({"max_ratio": 1.5}, "max_ratio between 0 and 1"),
         ({"stop_on": "topology_brakedown"}, "got 'topology_brakedown'"),
-        (
-            {"stop_on": "betti_changed", "probes": [Distortion()]},
-            "no probe sees that event. Add the probe 'persistence'",
-        ),
-        ({"stop_on": StopRules.of(None, patience=3), "probes": [Distortion()]}, r"add Persistence\(\) to the probes"),
         ({"log_every_n_steps": -1}, "log_every_n_steps >= 0"),
         ({"planned_steps": 0}, "planned_steps >= 1"),
         ({"max_overhead": 2.0}, "max_overhead between 0 and 1"),
