@@ -28,6 +28,8 @@ HALF = 0.5
 """At most so much where training became unstable, and the loss has fallen all the same."""
 _JUMP = 3.0
 """A learning rate that rises so many times over from one step to the next is named."""
+_IDLE = 1e-3
+"""Below this r no step moves a neuron by a thousandth of the way to the next: the rate may be far too low."""
 _CALM = 0.7
 """A warm-up is enough where r stays below this at the full learning rate."""
 
@@ -150,7 +152,7 @@ def _after_failure(evidence: Evidence, step: int) -> Advice:
     base = HALF if evidence.loss.has_fallen and last is not None and math.isfinite(last) else FAILED
     factors, reasons = [base], []
     if first is not None and last is not None and math.isfinite(last) and last >= first:
-        reasons.append(f"The loss has not fallen: {first:.3g} at first, {last:.3g} at the end.")
+        reasons.append(f"The loss has not fallen: {first:.3g} at first, {last:.3g} in the last steps.")
     if before and max(before.values()) >= 1.0:
         at = max(before, key=lambda s: before[s])
         factors.append(MARGIN / before[at])
@@ -170,7 +172,7 @@ def _after_failure(evidence: Evidence, step: int) -> Advice:
     if (jump := _jump(evidence.limits, step)) is not None:
         reasons.insert(0, jump)
     if min(factors) == base:
-        reasons.append(f"Nothing that was measured before asks for less than {base:.0%} of it: a guess, no more.")
+        reasons.append(f"No measurement sets a lower limit: {base:.0%} of the rate is a guess.")
     rate = floor2(words.present * min(factors))
     reasons.append("Begin anew, or go back to a checkpoint from before.")
     return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
@@ -183,11 +185,11 @@ def _after_loss(outcome: Outcome, evidence: Evidence, lowest: Level) -> Advice:
     was_lower = then is not None and then < HALF * words.present
     rate = floor2(then if then is not None and was_lower else HALF * words.present)
     reasons = [
-        f"The loss had fallen to {lowest.loss:.3g} by step {lowest.step:,}, and is {evidence.loss.last:.3g} now, "
-        f"{evidence.loss.first:.3g} at first: what was learned is lost.",
+        f"The loss had fallen from {evidence.loss.first:.3g} to {lowest.loss:.3g} by step {lowest.step:,}, and is "
+        f"{evidence.loss.last:.3g} in the last steps: what was learned is lost.",
         f"At step {lowest.step:,} the learning rate was {then:.3g}."
         if was_lower
-        else f"Nothing that was measured asks for less than {HALF:.0%} of it: a guess, no more.",
+        else f"No measurement sets a lower limit: {HALF:.0%} of the rate is a guess.",
     ]
     if outcome.coverage is not None and outcome.coverage.open:
         reasons.append(f"r of {outcome.coverage.open:,} steps is not known: neurons may have met in them.")
@@ -299,17 +301,25 @@ def _at_edge(outcome: Outcome, evidence: Evidence, step: int) -> Advice:
     if largest > 0.0:
         at = max(evidence.edges, key=lambda s: evidence.edges[s])
         highest = words.rate(floor2(words.present / max(largest, 1.0)))
-        reasons.append(f"The edge ratio was at most {largest:.3g}, at step {at:,}: at most {highest} stays below 1.")
+        reasons.append(
+            f"The edge ratio was at most {largest:.3g}, at step {at:,}: a learning rate of at most {highest} would "
+            "have kept it below 1."
+        )
     if outcome.peak_ratio is not None:
         peak = outcome.peak_ratio.value
         reasons.append(f"No measured step was critical: r was {f'below {above(peak)}' if peak else '0'}.")
     entered, end = evidence.loss.level(step), evidence.loss.level(outcome.last_step or step)
-    if entered is not None and end is not None and end > entered and largest > 1.0:
+    began = evidence.loss.first
+    if not evidence.loss.has_fallen and end is not None and began is not None:
+        entered = min(began, entered or began)  # a peak where the edge was met is no level from which to fall
+    if entered is not None and end is not None and (end > entered or not evidence.loss.has_fallen):
+        if largest <= 1.0:
+            return _stalled(evidence, tuple(reasons))
         rate = floor2(words.present * MARGIN / largest)
-        reasons.insert(0, f"The loss has not fallen at the edge: {entered:.3g} where it was reached, {end:.3g} now.")
+        reasons.insert(0, f"The loss has not fallen at the edge: {entered:.3g} before, {end:.3g} in the last steps.")
         return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
     if entered is not None and end is not None:
-        reasons.insert(0, f"The loss went on falling there: {entered:.3g} where it was reached, {end:.3g} now.")
+        reasons.insert(0, f"The loss went on falling there, from {entered:.3g} to {end:.3g} in the last steps.")
     return Advice(f"Keep the learning rate{words.now}: it is as large as this network bears.", tuple(reasons))
 
 
@@ -326,22 +336,59 @@ def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
         own = evidence.limits.at(peak.step) or 1.0
         reasons.append(
             f"The largest measured r was {peak.value:.2g}, at step {peak.step:,}: that step would have been critical "
-            f"at {'a learning rate of ' if words.is_known else ''}{words.rate(floor2(own / peak.value))}."
+            f"at {'a learning rate of ' if words.is_known else ''}{words.rate(floor2(own / peak.value))}"
+            f"{f'; it was {words.rate(own)}' if words.is_known else ''}."
         )
+    if not evidence.loss.has_fallen:
+        return _stalled(evidence, tuple(reasons))
     if evidence.edges and (largest := max(evidence.edges.values())) > 0.0:
         reasons.append(
             f"The edge ratio was at most {largest:.2g}: the edge of stability is near "
             f"{words.rate(floor2(words.present / largest))}."
         )
-    reasons = [*(_unlearned(evidence) or _learned(evidence)), *reasons]
-    return Advice(f"As far as stability goes, keep the learning rate{words.now}: no limit was met.", tuple(reasons))
+    reasons = [*_learned(evidence), *reasons]
+    if not evidence.edges:
+        decision = f"As far as r goes, keep the learning rate{words.now}: the edge of stability was not measured."
+    elif not evidence.ratios:
+        decision = f"As far as the edge of stability goes, keep the learning rate{words.now}: r was not measured."
+    else:
+        decision = f"As far as stability goes, keep the learning rate{words.now}: no limit was met."
+    return Advice(decision, tuple(reasons))
+
+
+def _stalled(evidence: Evidence, measured: tuple[str, ...]) -> Advice:
+    """Where the loss has not fallen, and nothing that was measured says why."""
+    words = _Words(evidence.limits)
+    first, last = evidence.loss.first, evidence.loss.last
+    reasons = [f"It was {first:.3g} at first and {last:.3g} in the last steps; no limit that was measured explains it."]
+    if not evidence.edges:
+        reasons.append(
+            "The edge of stability was not measured: Sharpness(every_n_steps=1) shows it in the first steps."
+        )
+    largest = max((r for r in evidence.ratios.values() if r < math.inf), default=None)
+    if largest is not None and largest < _IDLE:
+        above_it = f" above {words.present:.3g}" if words.is_known else ""
+        decision = f"Raise the learning rate{above_it}, or sweep it: the loss has not fallen."
+        reasons.append(f"r was at most {largest:.2g}: the steps move the neurons very little.")
+        rate = None
+    else:
+        rate = floor2(words.present * FAILED)
+        decision = f"{words.lower(rate).removesuffix('.')}, or sweep it: the loss has not fallen."
+        reasons.append(
+            f"{FAILED:.0%} of the rate is a guess. A warm-up may do where only the first steps are too large."
+        )
+    reasons.append("TopologyLRFinder(sharpness=None) sweeps it. If this loss is not meant to fall, ignore this.")
+    return Advice(decision, (*reasons, *measured), rate if words.is_known else None)
 
 
 def _learned(evidence: Evidence) -> list[str]:
     first, last = evidence.loss.first, evidence.loss.last
     if first is None or last is None:
         return []
-    return [f"Whether it learns well at that rate is for the loss to say: {first:.3g} at first, {last:.3g} now."]
+    return [
+        f"Whether it learns well at that rate is for the loss to say: {first:.3g} at first, {last:.3g} in the last "
+        "steps."
+    ]
 
 
 def _unlearned(evidence: Evidence) -> list[str]:
@@ -349,4 +396,4 @@ def _unlearned(evidence: Evidence) -> list[str]:
     first, last = evidence.loss.first, evidence.loss.last
     if evidence.loss.has_fallen or first is None or last is None:
         return []
-    return [f"The loss has not fallen, {first:.3g} at first and {last:.3g} now: no limit explains it."]
+    return [f"The loss has not fallen: {first:.3g} at first, {last:.3g} in the last steps. No limit explains it."]

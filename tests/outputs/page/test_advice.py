@@ -85,10 +85,34 @@ def test_what_broke_and_learned_nothing_is_not_asked_to_warm_up() -> None:
     assert advice_on(rate(1, 0.5), *ratios, *fallen).warmup_steps is not None
 
 
-def test_a_loss_that_never_fell_is_named_though_no_limit_was_met() -> None:
-    said = advice_on(rate(1, 0.1), *(ratio(k, 0.1) for k in range(1, 60)), *(loss(k, 2.3) for k in range(1, 60)))
-    assert said.decision == "As far as stability goes, keep the learning rate 0.1: no limit was met."
-    assert "The loss has not fallen" in said.reasons[0]
+def test_a_loss_that_never_fell_asks_for_another_rate_though_no_limit_was_met() -> None:
+    stalled = [rate(1, 0.1), *(loss(k, 2.3) for k in range(1, 60))]
+    said = advice_on(*stalled, *(ratio(k, 0.1) for k in range(1, 60)))
+    assert said.decision == "Lower the learning rate from 0.1 to 0.02, or sweep it: the loss has not fallen."
+    assert said.reasons[0].startswith("It was 2.3 at first and 2.3 in the last steps")
+    assert any("The edge of stability was not measured" in reason for reason in said.reasons)
+    assert said.learning_rate == 0.02
+    measured = advice_on(*stalled, ratio(3, 0.1), edge(20, 0.05))
+    assert not any("edge of stability" in reason for reason in measured.reasons)  # from a collapsed net, it is none
+    tiny = advice_on(*stalled, *(ratio(k, 1e-5) for k in range(1, 60)))
+    assert tiny.decision == "Raise the learning rate above 0.1, or sweep it: the loss has not fallen."
+    assert tiny.learning_rate is None
+
+
+def test_what_was_not_measured_is_no_limit_that_was_not_met() -> None:
+    fallen = [rate(1, 0.1), *(loss(k, 2.3 / k) for k in range(1, 60))]
+    assert advice_on(*fallen, ratio(3, 0.1)).decision.endswith("the edge of stability was not measured.")
+    assert advice_on(*fallen, edge(3, 0.1)).decision.endswith("r was not measured.")
+    assert advice_on(*fallen, ratio(3, 0.1), edge(3, 0.1)).decision.endswith("no limit was met.")
+
+
+def test_a_peak_where_the_edge_was_met_is_no_level_from_which_the_loss_fell() -> None:
+    """A transformer without a warm-up: 2.29 at first, a peak, and 2.34 to the end."""
+    losses = [loss(1, 2.29), *(loss(k, 2.9) for k in range(2, 30)), *(loss(k, 2.34) for k in range(30, 200))]
+    edges = [edge(k, 3.5) for k in range(2, 40)]
+    said = advice_on(rate(1, 0.01), ratio(1, 0.2), *losses, *edges)
+    assert said.decision == "Lower the learning rate from 0.01 to 0.0022."
+    assert "The loss has not fallen at the edge: 2.29 before" in said.reasons[0]
 
 
 def test_a_loss_that_fell_and_came_back_asks_for_the_rate_at_which_it_was_lowest() -> None:
@@ -98,12 +122,12 @@ def test_a_loss_that_fell_and_came_back_asks_for_the_rate_at_which_it_was_lowest
     said = advice_on(*rates, *losses, ratio(1, 0.2), opened)
     assert said.decision == "Lower the learning rate from 2 to 0.9."
     assert said.reasons[0] == (
-        "The loss had fallen to 0.745 by step 90, and is 2.35 now, 2.28 at first: what was learned is lost."
+        "The loss had fallen from 2.28 to 0.745 by step 90, and is 2.35 in the last steps: what was learned is lost."
     )
     assert any("is not known: neurons may have met" in reason for reason in said.reasons)
     assert advice_on(rate(1, 2.0), *losses, ratio(1, 0.2)).learning_rate == 1.0
     still = [loss(k, 2.3 - 0.02 * min(k, 80) if k <= 90 else 2.0) for k in range(1, 201)]
-    assert advice_on(*rates, *still, ratio(1, 0.2)).decision.endswith("no limit was met.")
+    assert advice_on(*rates, *still, ratio(1, 0.2)).decision.startswith("As far as r goes, keep")
 
 
 def test_equal_neurons_that_part_are_no_matter_of_the_rate() -> None:
