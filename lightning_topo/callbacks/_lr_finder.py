@@ -2,7 +2,9 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal, get_args
 
@@ -245,6 +247,35 @@ def _obstacle(trainer: Trainer, module: LightningModule) -> str | None:
     return None
 
 
+_SAID_EVERY_S = 10.0
+
+
+class _Course:
+    """Tells how far a sweep is, every ten seconds: a short one runs silently."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._begun = self._said = time.monotonic()
+        self._in_curvature = 0.0
+
+    @contextmanager
+    def curvature(self) -> Iterator[None]:
+        """Around a measurement of curvature, which may be left out."""
+        began = time.monotonic()
+        yield
+        self._in_curvature += time.monotonic() - began
+
+    def passed(self, k: int) -> None:
+        """So many learning rates have been tried."""
+        now = time.monotonic()
+        if now - self._said < _SAID_EVERY_S:
+            return
+        self._said, taken = now, now - self._begun
+        hint = "; most of it is curvature, which sharpness=None leaves out" if 2 * self._in_curvature > taken else ""
+        left = taken / k * (self._n - k)
+        rank_zero_info(f"TopologyLRFinder: {k} of {self._n} learning rates, about {left:.0f} s left{hint}.")
+
+
 class _Sweep:
     """One sweep, from the state in which it finds the training."""
 
@@ -264,11 +295,14 @@ class _Sweep:
     def run(self) -> LRSweep:
         rows, smoothed, least, diverged = [], 0.0, math.inf, False
         threshold = self._finder.early_stop_threshold or math.inf
+        rates = self._finder.learning_rates()
+        course = _Course(len(rates))
         with on_trial(self._trainer, self._module, self._finder.seed):
-            for k, lr in enumerate(self._finder.learning_rates()):
+            for k, lr in enumerate(rates):
                 set_learning_rate(self._trainer.optimizers[0], lr)
                 # Of several processes the first measures: all have the same weights, and its samples are those of all.
-                curvature = self._look.ranks.first("curvature", lambda k=k: self._measure_curvature(k))
+                with course.curvature():
+                    curvature = self._look.ranks.first("curvature", lambda k=k: self._measure_curvature(k))
                 batches = list(islice(self._batches, self._trainer.accumulate_grad_batches))
                 self._first = self._first or batches
                 loss, ratio = self._step(lr, batches)
@@ -278,6 +312,7 @@ class _Sweep:
                 if diverged := not math.isfinite(loss) or average > threshold * abs(least):
                     break
                 least = min(least, average)
+                course.passed(k + 1)
         lrs, losses, ratios, eta_lambdas, sharpness_ratios = zip(*rows, strict=True)
         first = tuple(self._first_step(lr) for lr in lrs)
         return LRSweep(lrs, losses, ratios, first, eta_lambdas, sharpness_ratios, diverged)

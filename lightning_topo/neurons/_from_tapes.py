@@ -92,7 +92,8 @@ def groups_from_tapes(
     found = [group for group in assembled if frozenset(without_carried(group).slices) not in known]
     chosen = wanted(found, kinds, include, exclude)
     left = {
-        name: f"its group {group.name} ({group.kind}) is not watched unless asked for"
+        name: f"its group {group.name} ({group.kind}) is watched only where it is asked for: "
+        f"groups=find_neuron_groups(module, inputs, kinds=['{group.kind}', ...])"
         for group in found
         if group not in chosen
         for name in group.parameter_names

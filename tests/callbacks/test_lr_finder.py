@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from lightning_topo import Distortion, Sharpness, TopologyLRFinder, TopologyMonitor, read_record
 from lightning_topo._figures.style import pixels
+from lightning_topo.callbacks import _lr_finder
 from lightning_topo.demo import FullBatch
 from tests.callbacks.test_events_in_training import Quadratic
 from tests.callbacks.test_step_guard import TwoOptimizers, ratios
@@ -161,6 +162,21 @@ def test_a_diverging_loss_ends_the_sweep(tmp_path):
     assert len(finder.sweep.lrs) < 40
     assert len({len(getattr(finder.sweep, name)) for name in ("lrs", "losses", "critical_ratios", "eta_lambdas")}) == 1
     assert "diverged" in str(finder.sweep)
+
+
+@pytest.mark.parametrize("sharpness", ["auto", None])
+def test_a_long_sweep_tells_how_far_it_is_and_what_takes_most_of_it(tmp_path, monkeypatch, sharpness):
+    said = []
+    monkeypatch.setattr(_lr_finder, "rank_zero_info", said.append)
+    fit(Rates(), [TopologyLRFinder(1e-3, 1.0, 8, sharpness=sharpness)], root=tmp_path)
+    assert not any("of 8 learning rates" in line for line in said)  # a short one does not
+    monkeypatch.setattr(_lr_finder, "_SAID_EVERY_S", 0.0)
+    monkeypatch.setattr(_lr_finder._Sweep, "_step", lambda self, lr, batches: (1.0, 0.1))
+    fit(Rates(), [TopologyLRFinder(1e-3, 1.0, 8, sharpness=sharpness)], root=tmp_path)
+    lines = [line for line in said if "of 8 learning rates" in line]
+    assert [line.split()[1] for line in lines] == [str(k) for k in range(1, 9)]
+    assert lines[-1].startswith("TopologyLRFinder: 8 of 8 learning rates, about 0 s left")
+    assert all(("sharpness=None" in line) == (sharpness is not None) for line in lines)
 
 
 # --- it leaves no trace -----------------------------------------------------------------------------------------------

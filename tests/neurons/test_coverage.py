@@ -61,7 +61,10 @@ def test_a_single_number_and_an_axis_that_nothing_feeds() -> None:
 def test_a_group_that_was_found_and_not_wanted_is_the_reason() -> None:
     net = mlp(5, 8, 3)
     found = reasons(net, lambda: net(batch(0, 6, 5)).square().mean(), exclude=["0"])
-    assert found["0.weight"] == "its group 0 (unit) is not watched unless asked for"
+    assert found["0.weight"] == (
+        "its group 0 (unit) is watched only where it is asked for: "
+        "groups=find_neuron_groups(module, inputs, kinds=['unit', ...])"
+    )
 
 
 def test_without_a_trace_nothing_could_be_followed() -> None:
