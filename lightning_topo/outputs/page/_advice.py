@@ -28,8 +28,8 @@ HALF = 0.5
 """At most so much where training became unstable, and the loss has fallen all the same."""
 _JUMP = 3.0
 """A learning rate that rises so many times over from one step to the next is named."""
-_IDLE = 1e-3
-"""Below this r no step moves a neuron by a thousandth of the way to the next: the rate may be far too low."""
+_LARGE = 0.1
+"""A step of this r moves some neuron by a tenth of the way to the next: the rate is not too low."""
 _CALM = 0.7
 """A warm-up is enough where r stays below this at the full learning rate."""
 
@@ -339,14 +339,14 @@ def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
             f"at {'a learning rate of ' if words.is_known else ''}{words.rate(floor2(own / peak.value))}"
             f"{f'; it was {words.rate(own)}' if words.is_known else ''}."
         )
-    if not evidence.loss.has_fallen:
+    if evidence.loss.has_stalled:
         return _stalled(evidence, tuple(reasons))
     if evidence.edges and (largest := max(evidence.edges.values())) > 0.0:
         reasons.append(
             f"The edge ratio was at most {largest:.2g}: the edge of stability is near "
             f"{words.rate(floor2(words.present / largest))}."
         )
-    reasons = [*_learned(evidence), *reasons]
+    reasons = [*(_unlearned(evidence) or _learned(evidence)), *reasons]
     if not evidence.edges:
         decision = f"As far as r goes, keep the learning rate{words.now}: the edge of stability was not measured."
     elif not evidence.ratios:
@@ -358,26 +358,22 @@ def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
 
 def _stalled(evidence: Evidence, measured: tuple[str, ...]) -> Advice:
     """Where the loss has not fallen, and nothing that was measured says why."""
-    words = _Words(evidence.limits)
-    first, last = evidence.loss.first, evidence.loss.last
-    reasons = [f"It was {first:.3g} at first and {last:.3g} in the last steps; no limit that was measured explains it."]
+    words, loss = _Words(evidence.limits), evidence.loss
+    reasons = [
+        f"It was {loss.first:.3g} at first and {loss.last:.3g} in the last steps. No limit that was measured explains "
+        "it."
+    ]
     if not evidence.edges:
         reasons.append(
-            "The edge of stability was not measured: Sharpness(every_n_steps=1) shows it in the first steps."
+            "The edge of stability was not measured; Sharpness(every_n_steps=1) shows it in the first steps."
         )
-    largest = max((r for r in evidence.ratios.values() if r < math.inf), default=None)
-    if largest is not None and largest < _IDLE:
-        above_it = f" above {words.present:.3g}" if words.is_known else ""
-        decision = f"Raise the learning rate{above_it}, or sweep it: the loss has not fallen."
-        reasons.append(f"r was at most {largest:.2g}: the steps move the neurons very little.")
-        rate = None
-    else:
+    decision, rate = "Sweep the learning rate, by TopologyLRFinder(sharpness=None): the loss has not fallen.", None
+    if loss.has_risen or any(_LARGE <= r < math.inf for r in evidence.ratios.values()):
         rate = floor2(words.present * FAILED)
-        decision = f"{words.lower(rate).removesuffix('.')}, or sweep it: the loss has not fallen."
-        reasons.append(
-            f"{FAILED:.0%} of the rate is a guess. A warm-up may do where only the first steps are too large."
-        )
-    reasons.append("TopologyLRFinder(sharpness=None) sweeps it. If this loss is not meant to fall, ignore this.")
+        decision = f"{words.lower(rate).removesuffix('.')}: the loss has not fallen."
+        reasons.append(f"{FAILED:.0%} of the rate is a guess; TopologyLRFinder(sharpness=None) sweeps it.")
+        reasons.append("A warm-up may do where only the first steps are too large.")
+    reasons.append("If this loss is not meant to fall, as with adversaries, ignore this.")
     return Advice(decision, (*reasons, *measured), rate if words.is_known else None)
 
 

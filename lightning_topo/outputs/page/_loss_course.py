@@ -11,6 +11,10 @@ _BLOWN_UP = 1.5
 """From where the loss is so many times its first value on, what is measured is a consequence, not a cause."""
 _FEW = 40
 """Of fewer steps nobody can say whether the loss has fallen."""
+_ENOUGH = 100
+"""After so many steps a loss that has not fallen is a finding."""
+_ROSE = 1.05
+"""A loss whose level was so many times its first value has risen."""
 _NOISE = 0.01
 """A loss that has changed by less than this share has not fallen."""
 _FELL = 0.3
@@ -61,13 +65,30 @@ class LossCourse:
         return first is None or last is None or len(self.losses) < _FEW or last < first - _NOISE * abs(first)
 
     @property
+    def has_stalled(self) -> bool:
+        """Whether the loss is no lower after steps enough to expect it."""
+        return not self.has_fallen and len(self.losses) >= _ENOUGH
+
+    @property
+    def has_risen(self) -> bool:
+        """Whether the loss stood above its first value for a while."""
+        first, means = self.first, self._levels
+        return first is not None and bool(means) and not max(means) <= first + (_ROSE - 1.0) * abs(first)
+
+    @property
+    def _levels(self) -> list[float]:
+        """The means of each so many losses in a row."""
+        steps = sorted(self.losses)
+        sums = list(accumulate((self.losses[step] for step in steps), initial=0.0))
+        return [(sums[k + _WINDOW] - sums[k]) / _WINDOW for k in range(len(steps) - _WINDOW + 1)]
+
+    @property
     def lost(self) -> Level | None:
         """Where the loss was lowest, if it had fallen beyond doubt and is no better now than at first; else None."""
         first, steps = self.first, sorted(self.losses)
         if first is None or self.has_fallen:
             return None
-        sums = list(accumulate((self.losses[step] for step in steps), initial=0.0))
-        means = [(sums[k + _WINDOW] - sums[k]) / _WINDOW for k in range(len(steps) - _WINDOW + 1)]
+        means = self._levels
         lowest = min(range(len(means)), key=means.__getitem__)
         if not means[lowest] < first - _FELL * abs(first):
             return None

@@ -86,17 +86,30 @@ def test_what_broke_and_learned_nothing_is_not_asked_to_warm_up() -> None:
 
 
 def test_a_loss_that_never_fell_asks_for_another_rate_though_no_limit_was_met() -> None:
-    stalled = [rate(1, 0.1), *(loss(k, 2.3) for k in range(1, 60))]
+    stalled = [rate(1, 0.1), *(loss(k, 2.3) for k in range(1, 160))]
     said = advice_on(*stalled, *(ratio(k, 0.1) for k in range(1, 60)))
-    assert said.decision == "Lower the learning rate from 0.1 to 0.02, or sweep it: the loss has not fallen."
+    assert said.decision == "Lower the learning rate from 0.1 to 0.02: the loss has not fallen."
     assert said.reasons[0].startswith("It was 2.3 at first and 2.3 in the last steps")
     assert any("The edge of stability was not measured" in reason for reason in said.reasons)
     assert said.learning_rate == 0.02
     measured = advice_on(*stalled, ratio(3, 0.1), edge(20, 0.05))
     assert not any("edge of stability" in reason for reason in measured.reasons)  # from a collapsed net, it is none
-    tiny = advice_on(*stalled, *(ratio(k, 1e-5) for k in range(1, 60)))
-    assert tiny.decision == "Raise the learning rate above 0.1, or sweep it: the loss has not fallen."
-    assert tiny.learning_rate is None
+    risen = [rate(1, 0.1), loss(1, 2.0), *(loss(k, 2.3) for k in range(2, 160))]
+    assert advice_on(*risen, ratio(3, 0.01)).learning_rate == 0.02
+
+
+def test_a_rate_that_may_be_too_low_is_not_lowered() -> None:
+    stalled = [rate(1, 0.1), *(loss(k, 2.3) for k in range(1, 160)), *(ratio(k, 1e-3) for k in range(1, 60))]
+    said = advice_on(*stalled)
+    assert said.decision.startswith("Sweep the learning rate")
+    assert said.learning_rate is None
+
+
+def test_of_a_few_steps_the_loss_is_named_and_nothing_asked() -> None:
+    few = [rate(1, 0.1), *(loss(k, 2.3) for k in range(1, 60)), *(ratio(k, 0.2) for k in range(1, 60))]
+    said = advice_on(*few)
+    assert said.decision.startswith("As far as r goes, keep the learning rate 0.1")
+    assert "The loss has not fallen" in said.reasons[0]
 
 
 def test_what_was_not_measured_is_no_limit_that_was_not_met() -> None:

@@ -20,3 +20,14 @@ from lightning_topo.outputs.page._loss_course import LossCourse
 )
 def test_it_blows_up_at_half_as_much_again_as_at_first_or_where_it_is_no_number(losses, until):
     assert LossCourse(dict(enumerate(losses, 1))).sound_until == until
+
+
+def test_a_loss_has_stalled_after_enough_steps_and_has_risen_where_its_level_did() -> None:
+    flat = dict.fromkeys(range(1, 151), 2.3)
+    assert LossCourse(flat).has_stalled
+    assert not LossCourse(flat).has_risen
+    assert not LossCourse(dict.fromkeys(range(1, 99), 2.3)).has_stalled
+    assert not LossCourse({step: 2.3 / step for step in range(1, 151)}).has_stalled
+    assert not LossCourse(flat | {40: 4.0}).has_risen  # one peak of a small batch
+    assert LossCourse(flat | dict.fromkeys(range(40, 60), 2.9)).has_risen
+    assert LossCourse(flat | {150: math.nan}).has_risen
