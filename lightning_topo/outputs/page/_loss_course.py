@@ -77,10 +77,12 @@ class LossCourse:
 
     @property
     def _levels(self) -> list[float]:
-        """The means of each so many losses in a row."""
-        steps = sorted(self.losses)
-        sums = list(accumulate((self.losses[step] for step in steps), initial=0.0))
-        return [(sums[k + _WINDOW] - sums[k]) / _WINDOW for k in range(len(steps) - _WINDOW + 1)]
+        """The means of the finite ones of each so many losses in a row; not a number where none is finite."""
+        losses = [self.losses[step] for step in sorted(self.losses)]
+        sums = list(accumulate((loss if math.isfinite(loss) else 0.0 for loss in losses), initial=0.0))
+        counts = list(accumulate((math.isfinite(loss) for loss in losses), initial=0))
+        spans = [(k, k + _WINDOW) for k in range(len(losses) - _WINDOW + 1)]
+        return [(sums[j] - sums[i]) / (counts[j] - counts[i]) if counts[j] > counts[i] else math.nan for i, j in spans]
 
     @property
     def lost(self) -> Level | None:

@@ -30,4 +30,9 @@ def test_a_loss_has_stalled_after_enough_steps_and_has_risen_where_its_level_did
     assert not LossCourse({step: 2.3 / step for step in range(1, 151)}).has_stalled
     assert not LossCourse(flat | {40: 4.0}).has_risen  # one peak of a small batch
     assert LossCourse(flat | dict.fromkeys(range(40, 60), 2.9)).has_risen
-    assert LossCourse(flat | {150: math.nan}).has_risen
+    assert not LossCourse(flat | {40: math.inf, 50: math.nan}).has_risen  # steps that a gradient scaler skips
+
+
+def test_a_loss_that_was_no_number_once_hides_nothing_that_was_lost() -> None:
+    course = {step: 2.3 if step < 20 or step > 120 else 0.5 for step in range(1, 201)}
+    assert LossCourse(course | {10: math.nan}).lost == LossCourse(course).lost
