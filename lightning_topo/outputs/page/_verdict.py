@@ -122,7 +122,7 @@ def _broken_besides(outcome: Outcome, diverged: int) -> str:
         return _peak(outcome)
     order = "before that, " if outcome.breakdowns[0].step < diverged else ""
     values = [event.value for event in outcome.broken_first if event.value is not None]
-    largest = f" (r up to {max(values):.3g})" if values else ""
+    largest = f" (r up to {max(values):.3g} there)" if values else ""
     return f"; {order}neurons may have merged or torn {_at(outcome.broken_since)} in {broken_first(outcome)}{largest}"
 
 

@@ -195,13 +195,20 @@ function lossFigure(run, view) {
   const logs = view.logLoss ?? (least > 0 && most > 30 * least);
   const y = logs && least > 0 ? logAxis("Loss (log scale)", least / 1.2, most * 1.2)
     : axis("Loss", { range: [Math.min(0, least) - pad, most + pad], nticks: 5 });
-  const data = [line("loss", loss.steps, values, css("--ink")), ...loggedLoss(run).map((name, i) => loggedLine(run, name, i))];
+  const data = [line("loss", loss.steps, values, css("--ink")), ...loggedLoss(run).map((name) => loggedLine(run, name, view))];
   const note = logs && !(least > 0) ? "The loss is not positive everywhere: its axis stays linear." : undefined;
   return { data, layout: layout(view, 210, y, { ...UNIFIED, shapes: [...openSpans(run), ...eventLines(run)] }), note };
 }
 
-function loggedLine(run, name, i) {
-  const colour = css(["--second", "--first", "--third"][i % 3]);
+// Each logged series has a colour of its own, in both charts and in the legend, whichever runs have it.
+const loggedNames = (runs) => {
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.logged)))];
+  return [...names.filter(isLoss), ...names.filter((name) => !isLoss(name))];
+};
+const loggedColour = (name, runs) => css(["--second", "--first", "--third"][loggedNames(runs).indexOf(name) % 3]);
+
+function loggedLine(run, name, view) {
+  const colour = loggedColour(name, view.runs);
   const { steps, columns } = run.logged[name];
   return line(name, steps, finite(columns[name]), colour, { mode: "lines+markers", line: { color: colour, width: 2, dash: "dot" } });
 }
@@ -212,7 +219,7 @@ function loggedFigure(run, view) {
   const [least, most] = extremes([...seenIn(view.runs, (r) => names.flatMap((name) => r.logged[name]?.columns[name] ?? []))]);
   const pad = 0.06 * (most - least || 1);
   return {
-    data: names.map((name, i) => loggedLine(run, name, i)),
+    data: names.map((name) => loggedLine(run, name, view)),
     layout: layout(view, 190, axis("Validation", { range: [least - pad, most + pad], nticks: 5 }), { ...UNIFIED, shapes: eventLines(run) }),
   };
 }

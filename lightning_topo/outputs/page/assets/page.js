@@ -304,11 +304,9 @@ function legends() {
   legendOf("rates").replaceChildren(
     ...rates.map(([, name, colour, dash]) => swatch(name, css(colour), dash === "solid" ? "line" : "dash")),
     ...(known.has(OPEN) ? [swatch("open steps: nothing is claimed", css("--missing"))] : []));
-  const logged = [...new Set(page.runs.flatMap((run) => Object.keys(run.logged)))];
   legendOf("curves").replaceChildren(
     ...(has("loss") ? [swatch("loss", css("--ink"), "line")] : []),
-    ...[logged.filter(isLoss), logged.filter((name) => !isLoss(name))].flatMap((names) =>
-      names.map((name, i) => swatch(ellipsis(name, 40), css(["--second", "--first", "--third"][i % 3]), "dash"))),
+    ...loggedNames(page.runs).map((name) => swatch(ellipsis(name, 40), loggedColour(name, page.runs), "dash")),
     ...(has("sharpness_ratio") ? [swatch("sharpness ratio", css("--second"), "line")] : []),
     ...(has("eta_lambda") ? [swatch("ηλ", css("--first"), "dash")] : []),
     ...(has("sharpness_ratio") || has("eta_lambda") ? [swatch("the limit, 1", css("--muted"), "line")] : []),
