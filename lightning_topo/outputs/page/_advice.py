@@ -367,10 +367,12 @@ def _stalled(evidence: Evidence, measured: tuple[str, ...]) -> Advice:
         reasons.append(
             "The edge of stability was not measured; Sharpness(every_n_steps=1) shows it in the first steps."
         )
-    decision, rate = "Sweep the learning rate, by TopologyLRFinder(sharpness=None): the loss has not fallen.", None
-    if loss.has_risen or any(_LARGE <= r < math.inf for r in evidence.ratios.values()):
+    fallen = "the loss has hardly fallen" if loss.has_fallen else "the loss has not fallen"
+    decision, rate = f"Sweep the learning rate, by TopologyLRFinder(sharpness=None): {fallen}.", None
+    is_large = any(_LARGE <= r < math.inf for r in evidence.ratios.values())
+    if loss.has_risen or (is_large and not loss.has_fallen):
         rate = floor2(words.present * FAILED)
-        decision = f"{words.lower(rate).removesuffix('.')}: the loss has not fallen."
+        decision = f"{words.lower(rate).removesuffix('.')}: {fallen}."
         reasons.append(f"{FAILED:.0%} of the rate is a guess; TopologyLRFinder(sharpness=None) sweeps it.")
         reasons.append("A warm-up may do where only the first steps are too large.")
     reasons.append("If this loss is not meant to fall, as with adversaries, ignore this.")

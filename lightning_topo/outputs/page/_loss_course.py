@@ -12,7 +12,9 @@ _BLOWN_UP = 1.5
 _FEW = 40
 """Of fewer steps nobody can say whether the loss has fallen."""
 _ENOUGH = 100
-"""After so many steps a loss that has not fallen is a finding."""
+"""After so many steps a loss that has hardly fallen is a finding."""
+_HARDLY = 0.05
+"""A loss that is lower by less than this share has hardly fallen."""
 _ROSE = 1.05
 """A loss whose level was so many times its first value has risen."""
 _NOISE = 0.01
@@ -66,8 +68,11 @@ class LossCourse:
 
     @property
     def has_stalled(self) -> bool:
-        """Whether the loss is no lower after steps enough to expect it."""
-        return not self.has_fallen and len(self.losses) >= _ENOUGH
+        """Whether the loss is hardly lower after steps enough to expect it."""
+        first, last = self.first, self.last
+        if first is None or last is None or len(self.losses) < _ENOUGH:
+            return False
+        return not last < first - _HARDLY * abs(first)
 
     @property
     def has_risen(self) -> bool:

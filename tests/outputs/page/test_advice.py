@@ -105,6 +105,14 @@ def test_a_rate_that_may_be_too_low_is_not_lowered() -> None:
     assert said.learning_rate is None
 
 
+def test_a_loss_that_has_hardly_fallen_asks_to_lower_the_rate_only_where_it_rose_in_between() -> None:
+    """A transformer without a warm-up: chance after 188 steps is a little lower than the first batch's loss."""
+    little = [rate(1, 0.01), ratio(1, 0.25), loss(1, 2.37), *(loss(k, 2.33) for k in range(2, 189))]
+    assert advice_on(*little).decision.endswith("sharpness=None): the loss has hardly fallen.")
+    spike = [*little, *(loss(k, 2.9) for k in range(2, 30))]
+    assert advice_on(*spike).decision == "Lower the learning rate from 0.01 to 0.002: the loss has hardly fallen."
+
+
 def test_of_a_few_steps_the_loss_is_named_and_nothing_asked() -> None:
     few = [rate(1, 0.1), *(loss(k, 2.3) for k in range(1, 60)), *(ratio(k, 0.2) for k in range(1, 60))]
     said = advice_on(*few)

@@ -25,6 +25,8 @@ def test_it_blows_up_at_half_as_much_again_as_at_first_or_where_it_is_no_number(
 def test_a_loss_has_stalled_after_enough_steps_and_has_risen_where_its_level_did() -> None:
     flat = dict.fromkeys(range(1, 151), 2.3)
     assert LossCourse(flat).has_stalled
+    assert LossCourse(flat | dict.fromkeys(range(2, 151), 2.25)).has_stalled  # 2 %
+    assert not LossCourse(flat | dict.fromkeys(range(2, 151), 2.1)).has_stalled
     assert not LossCourse(flat).has_risen
     assert not LossCourse(dict.fromkeys(range(1, 99), 2.3)).has_stalled
     assert not LossCourse({step: 2.3 / step for step in range(1, 151)}).has_stalled
