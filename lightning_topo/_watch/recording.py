@@ -161,8 +161,8 @@ class Recording:
             self._judged = []
         if self._is_kept and self._training_loss is not None:
             self._training_loss.keep(self._tapes, self._batch)
-            if self.obstacle:
-                self._training_loss.refuse(self.obstacle)
+            if self.obstacle or self._is_sharded:
+                self._training_loss.refuse(self.obstacle or "parameters lie in shards")
         self._batch, self._is_kept = None, False
         return self._tapes
 

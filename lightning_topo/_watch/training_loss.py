@@ -13,9 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_topo._protection import same_random_state, unchanged
 from lightning_topo._tape import Tape, TapeLoss
 from lightning_topo._tape.names import all_names
-from lightning_topo._watch.sharded_loss import ShardedTapeLoss
 from lightning_topo._watch.training import Training
-from lightning_topo.neurons._capture import sharding
 from lightning_topo.neurons._sample_cuts import SampleCuts
 from lightning_topo.probes import BatchLoss, ProbeUnavailable
 from lightning_topo.probes._probe import LossFn
@@ -38,14 +36,13 @@ class TrainingLoss:
         self._tapes: list[Tape] = []
         self._batch: Any = None
         self._cuts = SampleCuts()
-        self._is_sharded: bool = sharding(training.root) != "whole"
         self.obstacle: str = "no step was recorded yet"
 
     @property
     def n_wanted(self) -> int:
         """How many more tapes like those at hand it takes to have enough samples; 0 where none can be had."""
         n_samples = sum(tape.n_samples for tape in self._tapes)
-        if self.obstacle or n_samples == 0 or self._is_sharded:  # there a step is recorded where it is measured
+        if self.obstacle or n_samples == 0:
             return 0
         return math.ceil(max(ENOUGH_SAMPLES - n_samples, 0) * len(self._tapes) / n_samples)
 
@@ -61,9 +58,6 @@ class TrainingLoss:
             return
         self.obstacle = ""
         self._tapes += [_light(tape, self._training) for tape in usable]
-        if self._is_sharded:
-            self._tapes = self._tapes[-1:]
-            return
         n_losses = len(usable)
         while len(self._tapes) > n_losses and (
             len(self._tapes) > _MOST_TAPES
@@ -78,15 +72,11 @@ class TrainingLoss:
 
     @contextmanager
     def __call__(self, loss_fn: LossFn | None) -> Iterator[Callable[[], Tensor]]:
-        """Yields the loss as a zero-argument callable; of parameters in shards, without a gradient.
+        """Yields the loss as a zero-argument callable.
 
-        Raises `ProbeUnavailable` where the recorded steps cannot be replayed, and no `loss_fn` is given. A collective
-        where parameters lie in shards.
+        Raises `ProbeUnavailable` where the recorded steps cannot be replayed, and no `loss_fn` is given.
         """
         if loss_fn is None:
-            if self._is_sharded:
-                yield self._of_shards()
-                return
             if self.obstacle:
                 raise ProbeUnavailable(f"the training step cannot be replayed: {self.obstacle}.", _REMEDY)
             with torch.enable_grad():
@@ -101,17 +91,6 @@ class TrainingLoss:
             torch.enable_grad(),
         ):
             yield BatchLoss(partial(loss_fn, self._training.module), self._batch)
-
-    def _of_shards(self) -> ShardedTapeLoss:
-        """The loss of the newest recorded step, which all processes can replay together."""
-        loss = None if self.obstacle else ShardedTapeLoss(self._training.module, self._tapes[-1])
-        theirs = self._training.ranks.all("the loss of shards", (self.obstacle, "" if loss is None else loss.order))
-        obstacle = next((obstacle for obstacle, _ in theirs if obstacle), "")
-        if not obstacle and len({order for _, order in theirs}) > 1:
-            obstacle = "the processes' steps read different parameters, or in another order"
-        if obstacle or loss is None:
-            raise ProbeUnavailable(f"the training step cannot be replayed: {obstacle}.", _REMEDY)
-        return loss
 
 
 def _light(tape: Tape, training: Training) -> Tape:

@@ -176,10 +176,10 @@ class Watch:
             )
             if not self._measuring.has_begun and self._shards is None:
                 self._shards = kept_shards(self._training)  # before anything is recorded
-            if (snapshots := self._measuring.snapshots) is not None:
-                snapshots.before_step(step, due)
             self._recording.begin(batch, step, wanted=is_wanted, copies=self._lent_copies)
             self.steps.gradients.wanted = any(map(needs_gradient_scales, due)) and self._finding.sharding == "whole"
+            if (snapshots := self._measuring.snapshots) is not None:
+                snapshots.before_step(step, due)
         self.budget.begin_step()
 
     def before_backward(self, loss: Tensor, *, scale: float = 1.0, in_engine: bool = False) -> None:

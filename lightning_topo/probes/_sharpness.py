@@ -217,11 +217,6 @@ class Sharpness:
                 "Train with FSDP2 (ModelParallelStrategy), tensor parallel or DDP, or leave Sharpness() out of the "
                 "probes: everything else is measured.",
             )
-        if sharding != "whole" and self.loss_fn is None:
-            raise ProbeUnavailable(
-                "Hessian products of parameters in shards need a loss that can be run again.",
-                "Give the probe one: Sharpness(loss_fn=lambda module, batch: ...). `critical_sharpness` needs none.",
-            )
         if sharding != "whole" and (self.swap_pairs or self.batch_sharpness is not None):
             raise ProbeUnavailable(
                 "swap_pairs and batch_sharpness need whole parameters on every process.",

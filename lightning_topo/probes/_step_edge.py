@@ -45,8 +45,8 @@ class StepEdge:
       step; 1 at the edge. `critical_converged` and `n_forwards` are explained in `StepSharpness`;
     - `critical_noise`: half the difference between `critical_sharpness` on this batch and on another one.
 
-    If parameters are sharded: `critical_sharpness` alone, of the step just taken, under FSDP2 or, with a `loss_fn`,
-    tensor parallel. Nothing is measured if no training step can be recorded; `Sharpness` reports why.
+    If parameters are sharded (FSDP2, tensor parallel) and a `loss_fn` is given: `critical_sharpness` alone, of the step
+    just taken. Nothing is measured if no training step can be recorded; `Sharpness` reports why.
 
     Args:
         every_n_steps: The period; "auto" begins with every 25th step.
@@ -131,21 +131,18 @@ class StepEdge:
         return ProbeResult({GLOBAL: values} if values else {}, carry=state, wants_own_step=True)
 
     def _in_shards(self, capture: Capture, state: "_State") -> ProbeResult:
-        """The critical sharpness of the step just taken, by forward passes of the recorded loss or the user's own."""
-        own = self.loss_fn is None
-        if capture.sharding not in (("fsdp2",) if own else ("fsdp2", "tensor_parallel")):
+        """The critical sharpness of the step just taken, by forward passes of the user's own loss."""
+        if self.loss_fn is None or capture.sharding not in ("fsdp2", "tensor_parallel"):
             return ProbeResult(carry=state)
-        if own and not state.is_recorded:
-            return ProbeResult(carry=replace(state, is_recorded=True), wants_own_step=True)
         segment = step_segment(capture)
         if segment is None:
-            return ProbeResult(carry=state, wants_own_step=own)
-        try:
-            with capture.training_loss(self.loss_fn) as loss_fn:
+            return ProbeResult(carry=state)
+        with capture.training_loss(self.loss_fn) as loss_fn:
+            try:
                 values, start = critical_values(segment, loss_fn, state.start, None)
-        except (FloatingPointError, ProbeUnavailable):
-            return ProbeResult(carry=state, wants_own_step=own)
-        return ProbeResult({GLOBAL: values}, carry=replace(state, start=start), wants_own_step=own)
+            except FloatingPointError:
+                return ProbeResult(carry=state)
+        return ProbeResult({GLOBAL: values}, carry=replace(state, start=start))
 
     def _of_step(
         self, capture: Capture, loss_fn: Callable[[], Tensor], state: "_State"
