@@ -32,7 +32,7 @@ class Observer(TorchDispatchMode):
         if self not in stack:
             return
         self._depth = stack.index(self)
-        if self._depth == len(stack) - 1:
+        if stack[-1] is self and self.old_dispatch_mode_flags and not any(map(_is_infrastructure, stack)):
             self.__exit__(None, None, None)
         else:
             _restack([mode for mode in stack if mode is not self])
@@ -42,7 +42,7 @@ class Observer(TorchDispatchMode):
         stack = _get_current_dispatch_mode_stack()
         if self in stack:
             return
-        if len(stack) <= self._depth:
+        if len(stack) <= self._depth and not any(map(_is_infrastructure, stack)):
             self.__enter__()
         else:
             _restack([*stack[: self._depth], self, *stack[self._depth :]])
@@ -65,6 +65,11 @@ _FLAGS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 modes it holds. By these `torch.compile` decides whether to compile."""
 
 
+def _is_infrastructure(mode: Any) -> bool:
+    """Whether a mode is of torch's own (as a FakeTensorMode): it lies below all others, whenever it was entered."""
+    return bool(getattr(mode, "is_infra_mode", bool)())
+
+
 def _restack(modes: Sequence[Any]) -> None:
     """Let exactly these modes be entered, the lowest first, with all notes as if entered in this order."""
     before: list[Any] = [_pop_mode() for _ in _get_current_dispatch_mode_stack()][::-1]
@@ -73,17 +78,22 @@ def _restack(modes: Sequence[Any]) -> None:
     for flag, kept, counts in _FLAGS:
         if not hasattr(_python_dispatch, flag):
             continue  # a torch that does not have it yet
-        outside = getattr(before[0], kept)[-before.count(before[0])]
-        for mode in {id(mode): mode for mode in (*before, *modes)}.values():
-            history = getattr(mode, kept)
-            for _ in range(before.count(mode)):
-                history.pop()
-        for mode in modes:
-            getattr(mode, kept).append(outside)
-            outside = outside or counts(mode)
+        # Each mode has noted what held when it was entered, and the first of them what holds outside all. One that was
+        # pushed by hand has noted nothing, and counts for nothing.
+        notes: dict[int, Any] = {id(mode): getattr(mode, kept, ()) for mode in (*before, *modes)}
+        outside = all(notes[id(mode)][-1] for mode in before if notes[id(mode)])
+        counted = {id(mode) for mode in modes if notes[id(mode)] or mode not in before}
+        for mode in {id(mode): mode for mode in before}.values():
+            for _ in range(min(before.count(mode), len(notes[id(mode)]))):
+                notes[id(mode)].pop()
+        for mode in sorted(modes, key=_is_infrastructure):
+            if id(mode) in counted:
+                notes[id(mode)].append(outside)
+                outside = outside or counts(mode)
         setattr(_python_dispatch, flag, outside)
         if kept.startswith("old_without_ignore"):
-            getattr(_python_dispatch, "set_is_in_mode_without_ignore_compile_internals")(outside)  # noqa: B009 - private
+            name = "set_is_in_mode_without_ignore_compile_internals"
+            getattr(_python_dispatch, name, lambda value: None)(outside)
 
 
 @contextmanager

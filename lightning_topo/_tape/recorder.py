@@ -170,8 +170,10 @@ class StepRecorder:
         """Leave the mode, and return the tapes: one per loss, in order. Does nothing where none was entered."""
         if self._mode is None:
             return ()
-        self.leave()
-        self._mode = None
+        try:
+            self.leave()
+        finally:
+            self._mode = None
         tapes, self._tapes = tuple(self._tapes), []
         self._calls = []
         self._memory, self._trail = MemoryMap(), GradientTrail()

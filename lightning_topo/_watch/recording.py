@@ -131,7 +131,7 @@ class Recording:
         if not goes_on and not in_engine:
             self._recorder.leave()
         elif goes_on and not is_stepping:
-            self._resume()
+            self._resume(in_engine=in_engine)
 
     def update_begins(self, *, runs_closure: bool) -> None:
         """An optimizer begins its update, which is no part of any loss; a closure's loss is recorded."""
@@ -144,9 +144,10 @@ class Recording:
         if self._recorder.is_active and self._goes_on:
             self._resume()
 
-    def _resume(self) -> None:
+    def _resume(self, *, in_engine: bool = False) -> None:
         if len(self._judged) >= MOST_LOSSES or self._recorder.copied_bytes >= self._most_bytes:
-            self._recorder.leave()
+            # Autograd's engine puts the modes back that it found: one that is left inside is there again afterwards.
+            self._recorder.pause() if in_engine else self._recorder.leave()
             return
         self._recorder.resume()
         self._is_open = True

@@ -327,7 +327,10 @@ class Steps:
             for other in tuple(_WATCHING):
                 other._values_after.rewritten(update.after.values())
         self.pending.append(update)
-        self._on_end()
+        try:
+            self._on_end()
+        except Exception as error:
+            self.failures.append(error)
 
     def _made(self, optimizer: Optimizer) -> Update:
         """The update that an optimizer has just made."""

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_topo._protection import same_random_state, unchanged
 from lightning_topo._tape import Tape, TapeLoss
-from lightning_topo._tape.names import all_names
+from lightning_topo._tape.names import all_names, clean_name
 from lightning_topo._watch.training import Training
 from lightning_topo.neurons._sample_cuts import SampleCuts
 from lightning_topo.probes import BatchLoss, ProbeUnavailable
@@ -95,7 +95,7 @@ class TrainingLoss:
 
 def _light(tape: Tape, training: Training) -> Tape:
     """The tape without the values that parameters had: they are taken where they stand."""
-    present = {name for name, _ in all_names(training.module.named_parameters)}
+    present = {clean_name(name) for name, _ in all_names(training.module.named_parameters)}
     return tape.replaced(
         values={slot: value for slot, value in tape.values.items() if not present.intersection(tape.names[slot])}
     )

@@ -272,7 +272,8 @@ class _Course:
             return
         self._said, taken = now, now - self._begun
         hint = "; most of it is curvature, which sharpness=None leaves out" if 2 * self._in_curvature > taken else ""
-        left = taken / k * (self._n - k)
+        steps = taken - self._in_curvature  # in the end one more step is taken with each learning rate
+        left = taken / k * (self._n - k) + steps / k * self._n
         rank_zero_info(f"TopologyLRFinder: {k} of {self._n} learning rates, about {left:.0f} s left{hint}.")
 
 

@@ -40,6 +40,8 @@ SEEN_BY: Mapping[EventName, tuple[str, ...]] = {
 }
 """For each event the probes whose measurements can cause it, by name; other events need no probe."""
 
+_OWN_PROBES = frozenset(name for names in SEEN_BY.values() for name in names)
+
 
 def unseen_events(events: Iterable[EventName], probes: Set[str]) -> dict[EventName, tuple[str, ...]]:
     """Return the events that none of these probes can cause, each with the names of the probes that can.
@@ -51,7 +53,9 @@ def unseen_events(events: Iterable[EventName], probes: Set[str]) -> dict[EventNa
 
 
 def why_never(rules: "StopRules", probes: Set[str]) -> str:
-    """Return why one of the rules can never stop a training with these probes; empty if each can.
+    """Return why one of the rules can never stop a training with these probes; empty if each can, or may.
+
+    A probe of the user's own may measure anything.
 
     >>> why_never(StopRules.of("betti_changed"), {"distortion"})
     "stop_on='betti_changed' can never stop: no probe sees that event. Add the probe 'persistence'."
@@ -60,6 +64,8 @@ def why_never(rules: "StopRules", probes: Set[str]) -> str:
         return (
             "patience=... counts captures of persistence diagrams, and there are none: add Persistence() to the probes."
         )
+    if not probes <= _OWN_PROBES:
+        return ""
     for event, could in unseen_events(rules.events, probes).items():
         chosen = " or ".join(map(repr, could))
         return f"stop_on={str(event)!r} can never stop: no probe sees that event. Add the probe {chosen}."

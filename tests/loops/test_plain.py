@@ -1,17 +1,21 @@
 """The door for loops written by hand: harmless, exact, and closed whatever happens."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
+from torch.utils import _python_dispatch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lightning_topo import Distortion, Persistence
+from lightning_topo._watch.recording import MOST_LOSSES
 from lightning_topo.outputs._gates import StopRules
 from tests.callbacks.training import happened
 from tests.loops.by_hand import by_step, train, watching
-from tests.loops.loops import GROUPS, Net, batches, sgd
+from tests.loops.loops import GROUPS, Net, batches, layers, sgd
 
 # --- it leaves the training alone -------------------------------------------------------------------------------------
 
@@ -44,6 +48,33 @@ def test_the_weights_are_bitwise_those_of_a_training_without_it(tmp_path, accumu
     assert all(torch.equal(p, watched[0][name]) for name, p in plain[0].items())
     assert all(torch.equal(v, watched[1][k][name]) for k, state in plain[1].items() for name, v in state.items())
     assert torch.equal(plain[2], watched[2])
+
+
+@pytest.mark.parametrize("updates", [True, False])
+def test_a_step_of_more_losses_than_are_recorded_goes_on_as_without(tmp_path, updates):
+    """As PPO has it, with an update for each; or with one update for all."""
+
+    def run(watch):
+        net, x = layers(), torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+        optimizer = sgd(net, 0.05)
+        watch = watching(net, optimizer, tmp_path) if watch else None
+        for _ in range(3):
+            with watch.step() if watch else nullcontext():
+                for k in range(MOST_LOSSES + 4):
+                    loss = (net(x) - 0.1 * k).square().mean()
+                    (watch.loss(loss) if watch else loss).backward()
+                    if updates or k == MOST_LOSSES + 3:
+                        optimizer.step()
+                        optimizer.zero_grad()
+            assert _get_current_dispatch_mode_stack() == []
+            assert not _python_dispatch._is_in_torch_dispatch_mode
+        if watch:
+            watch.close()
+            assert len(watch.groups) == 2
+        return net.state_dict()
+
+    with_ours = run(watch=True)
+    assert all(torch.equal(with_ours[name], tensor) for name, tensor in run(watch=False).items())
 
 
 def test_no_hook_is_left_behind(tmp_path):

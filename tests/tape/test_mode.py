@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
@@ -32,6 +33,21 @@ def notes(steps: Callable[[Callable[[], None]], None]) -> list[list[bool | None]
     seen: list[list[bool | None]] = []
     steps(lambda: seen.append(flags()))
     return [*seen, flags()]
+
+
+def test_modes_of_torchs_own_and_modes_without_a_history_are_passed_by() -> None:
+    fake, bare, recorder = FakeTensorMode(), Passing(), StepRecorder()
+    recorder.begin(mlp(5, 8, 3))
+    fake.__enter__()  # below ours, although it was entered later
+    recorder.end()
+    fake.__exit__(None, None, None)
+    assert not any(flags())
+    recorder.begin(mlp(5, 8, 3))
+    _python_dispatch._push_mode(bare)  # nothing was noted at its entering
+    recorder.end()
+    assert _get_current_dispatch_mode_stack() == [bare]
+    _python_dispatch._pop_mode()
+    assert not any(flags())
 
 
 def test_a_mode_that_the_step_leaves_open_stays_open() -> None:

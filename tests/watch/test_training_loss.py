@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from lightning_topo._tape import StepRecorder, Tape, accepted
 from lightning_topo._watch.training_loss import ENOUGH_SAMPLES, TrainingLoss
@@ -102,6 +103,15 @@ def test_tapes_hold_no_parameters_of_their_own():
     loss.keep(of_batch(model, 0, 4), None)
     with loss(None) as evaluate:
         assert [tape.values for tape in evaluate.tapes] == [{}]
+
+
+def test_tapes_hold_no_parameters_below_a_checkpoint_wrapper_either():
+    model = nn.Sequential(checkpoint_wrapper(nn.Linear(3, 8)), nn.Tanh(), nn.Linear(8, 2))
+    loss = TrainingLoss(training_of(model), 0)
+    x, y = samples(0, 16)
+    loss.keep(recorded(model, lambda: F.cross_entropy(model(x.requires_grad_()), y)), None)
+    assert loss.obstacle == ""
+    assert not any(tape.values for tape in loss._tapes)
 
 
 def test_where_no_step_can_be_replayed_it_says_why_and_what_to_do():

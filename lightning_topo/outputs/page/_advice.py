@@ -28,6 +28,8 @@ HALF = 0.5
 """At most so much where training became unstable, and the loss has fallen all the same."""
 _JUMP = 3.0
 """A learning rate that rises so many times over from one step to the next is named."""
+_LITTLE = 0.01
+"""A loss that is higher by less than this share is about the same."""
 _LARGE = 0.1
 """A step of this r moves some neuron by a tenth of the way to the next: the rate is not too low."""
 _CALM = 0.7
@@ -312,9 +314,10 @@ def _at_edge(outcome: Outcome, evidence: Evidence, step: int) -> Advice:
     began = evidence.loss.first
     if not evidence.loss.has_fallen and end is not None and began is not None:
         entered = min(began, entered or began)  # a peak where the edge was met is no level from which to fall
-    if entered is not None and end is not None and (end > entered or not evidence.loss.has_fallen):
-        if largest <= 1.0:
-            return _stalled(evidence, tuple(reasons))
+    is_lost = entered is not None and end is not None and end > entered + _LITTLE * abs(entered)
+    if largest <= 1.0 and evidence.loss.has_stalled:
+        return _stalled(outcome, evidence, tuple(reasons))
+    if largest > 1.0 and (is_lost or not evidence.loss.has_fallen) and entered is not None and end is not None:
         rate = floor2(words.present * MARGIN / largest)
         reasons.insert(0, f"The loss has not fallen at the edge: {entered:.3g} before, {end:.3g} in the last steps.")
         return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
@@ -340,14 +343,14 @@ def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
             f"{f'; it was {words.rate(own)}' if words.is_known else ''}."
         )
     if evidence.loss.has_stalled:
-        return _stalled(evidence, tuple(reasons))
+        return _stalled(outcome, evidence, tuple(reasons))
     if evidence.edges and (largest := max(evidence.edges.values())) > 0.0:
         reasons.append(
             f"The edge ratio was at most {largest:.2g}: the edge of stability is near "
             f"{words.rate(floor2(words.present / largest))}."
         )
     reasons = [*(_unlearned(evidence) or _learned(evidence)), *reasons]
-    if not evidence.edges:
+    if not _measured_edge(outcome):
         decision = f"As far as r goes, keep the learning rate{words.now}: the edge of stability was not measured."
     elif not evidence.ratios:
         decision = f"As far as the edge of stability goes, keep the learning rate{words.now}: r was not measured."
@@ -356,14 +359,19 @@ def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
     return Advice(decision, tuple(reasons))
 
 
-def _stalled(evidence: Evidence, measured: tuple[str, ...]) -> Advice:
+def _measured_edge(outcome: Outcome) -> bool:
+    """Whether the edge of stability was measured in any way."""
+    return bool(set(outcome.measured) - {"eta_lambda"})
+
+
+def _stalled(outcome: Outcome, evidence: Evidence, measured: tuple[str, ...]) -> Advice:
     """Where the loss has not fallen, and nothing that was measured says why."""
     words, loss = _Words(evidence.limits), evidence.loss
     reasons = [
         f"It was {loss.first:.3g} at first and {loss.last:.3g} in the last steps. No limit that was measured explains "
         "it."
     ]
-    if not evidence.edges:
+    if not _measured_edge(outcome):
         reasons.append(
             "The edge of stability was not measured; Sharpness(every_n_steps=1) shows it in the first steps."
         )

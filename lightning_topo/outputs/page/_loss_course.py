@@ -76,9 +76,12 @@ class LossCourse:
 
     @property
     def has_risen(self) -> bool:
-        """Whether the loss stood above its first value for a while."""
-        first, means = self.first, self._levels
-        return first is not None and bool(means) and not max(means) <= first + (_ROSE - 1.0) * abs(first)
+        """Whether the loss stood above its first value for a while: a peak, or for good and far above."""
+        first, last, levels = self.first, self.last, [level for level in self._levels if math.isfinite(level)]
+        if first is None or last is None or not levels:
+            return False
+        rose, is_peak = (max(levels) > base + (_ROSE - 1.0) * abs(base) for base in (first, last))
+        return (rose and is_peak) or last > _BLOWN_UP * abs(first)
 
     @property
     def _levels(self) -> list[float]:

@@ -94,7 +94,7 @@ def test_a_loss_that_never_fell_asks_for_another_rate_though_no_limit_was_met() 
     assert said.learning_rate == 0.02
     measured = advice_on(*stalled, ratio(3, 0.1), edge(20, 0.05))
     assert not any("edge of stability" in reason for reason in measured.reasons)  # from a collapsed net, it is none
-    risen = [rate(1, 0.1), loss(1, 2.0), *(loss(k, 2.3) for k in range(2, 160))]
+    risen = [rate(1, 0.1), loss(1, 2.0), *(loss(k, 3.3) for k in range(2, 160))]
     assert advice_on(*risen, ratio(3, 0.01)).learning_rate == 0.02
 
 
@@ -111,6 +111,25 @@ def test_a_loss_that_has_hardly_fallen_asks_to_lower_the_rate_only_where_it_rose
     assert advice_on(*little).decision.endswith("sharpness=None): the loss has hardly fallen.")
     spike = [*little, *(loss(k, 2.9) for k in range(2, 30))]
     assert advice_on(*spike).decision == "Lower the learning rate from 0.01 to 0.002: the loss has hardly fallen."
+
+
+def test_at_the_edge_a_loss_that_fell_and_stands_is_kept() -> None:
+    losses = [*(loss(k, 2.3 - 0.02 * k) for k in range(1, 90)), *(loss(k, 0.5) for k in range(90, 150))]
+    edges = [edge(k, 0.97) for k in range(100, 190, 10)]
+    said = advice_on(rate(1, 0.1), *losses, *(loss(k, 0.503) for k in range(150, 200)), *edges)
+    assert said.decision.startswith("Keep the learning rate 0.1")
+
+
+def test_an_edge_that_was_seen_by_forward_passes_was_measured() -> None:
+    flat = [rate(1, 0.1), ratio(3, 0.2), *(loss(k, 2.3) for k in range(1, 160))]
+    seen = Measurement(9, 0, "step_edge", "", {"critical_sharpness": 0.4})
+    assert not any("not measured" in reason for reason in advice_on(*flat, seen).reasons)
+    assert any("not measured" in reason for reason in advice_on(*flat).reasons)
+
+
+def test_a_first_batch_that_was_easy_is_no_rise() -> None:
+    stands = [rate(1, 0.1), ratio(3, 1e-3), loss(1, 1.0), *(loss(k, 1.06) for k in range(2, 160))]
+    assert advice_on(*stands).decision.startswith("Sweep the learning rate")
 
 
 def test_of_a_few_steps_the_loss_is_named_and_nothing_asked() -> None:

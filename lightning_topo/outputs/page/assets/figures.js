@@ -200,7 +200,7 @@ function lossFigure(run, view) {
   return { data, layout: layout(view, 210, y, { ...UNIFIED, shapes: [...openSpans(run), ...eventLines(run)] }), note };
 }
 
-// Each logged series has a colour of its own, in both charts and in the legend, whichever runs have it.
+// Up to three logged series have colours of their own, in both charts and in the legend; more differ in their dashes.
 const loggedNames = (runs) => {
   const names = [...new Set(runs.flatMap((run) => Object.keys(run.logged)))];
   return [...names.filter(isLoss), ...names.filter((name) => !isLoss(name))];
@@ -210,7 +210,8 @@ const loggedColour = (name, runs) => css(["--second", "--first", "--third"][logg
 function loggedLine(run, name, view) {
   const colour = loggedColour(name, view.runs);
   const { steps, columns } = run.logged[name];
-  return line(name, steps, finite(columns[name]), colour, { mode: "lines+markers", line: { color: colour, width: 2, dash: "dot" } });
+  const dash = ["dot", "dash", "dashdot"][Math.floor(loggedNames(view.runs).indexOf(name) / 3) % 3];
+  return line(name, steps, finite(columns[name]), colour, { mode: "lines+markers", line: { color: colour, width: 2, dash } });
 }
 
 function loggedFigure(run, view) {
