@@ -381,8 +381,10 @@ def _stalled(outcome: Outcome, evidence: Evidence, measured: tuple[str, ...]) ->
     if loss.has_risen or (is_large and not loss.has_fallen):
         rate = floor2(words.present * FAILED)
         decision = f"{words.lower(rate).removesuffix('.')}: {fallen}."
-        reasons.append(f"{FAILED:.0%} of the rate is a guess; TopologyLRFinder(sharpness=None) sweeps it.")
-        reasons.append("A warm-up may do where only the first steps are too large.")
+        reasons.append(
+            f"{FAILED:.0%} of the rate is a guess. A warm-up may do where only the first steps are too large."
+        )
+    reasons.append("TopologyLRFinder(sharpness=None) finds an upper limit: begin at a tenth of suggestion_by_ratio.")
     reasons.append("If this loss is not meant to fall, as with adversaries, ignore this.")
     return Advice(decision, (*reasons, *measured), rate if words.is_known else None)
 
