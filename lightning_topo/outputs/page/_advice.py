@@ -322,13 +322,14 @@ def _at_edge(outcome: Outcome, evidence: Evidence, step: int) -> Advice:
         reasons.insert(0, f"The loss has not fallen at the edge: {entered:.3g} before, {end:.3g} in the last steps.")
         return Advice(words.lower(rate), tuple(reasons), rate if words.is_known else None)
     if entered is not None and end is not None:
-        reasons.insert(0, f"The loss went on falling there, from {entered:.3g} to {end:.3g} in the last steps.")
+        went = "went on falling" if end < entered else "stayed about the same"
+        reasons.insert(0, f"The loss {went} there, from {entered:.3g} to {end:.3g} in the last steps.")
     return Advice(f"Keep the learning rate{words.now}: it is as large as this network bears.", tuple(reasons))
 
 
 def _keep(outcome: Outcome, evidence: Evidence) -> Advice:
     words = _Words(evidence.limits)
-    if not evidence.ratios and not evidence.edges:
+    if not evidence.ratios and not _measured_edge(outcome):
         return Advice(
             "Measure what the learning rate does: probes=[Distortion(), Sharpness()].",
             ("Neither the critical ratio r nor an edge ratio was measured, so nothing is known of its limits.",),

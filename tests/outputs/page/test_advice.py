@@ -118,6 +118,7 @@ def test_at_the_edge_a_loss_that_fell_and_stands_is_kept() -> None:
     edges = [edge(k, 0.97) for k in range(100, 190, 10)]
     said = advice_on(rate(1, 0.1), *losses, *(loss(k, 0.503) for k in range(150, 200)), *edges)
     assert said.decision.startswith("Keep the learning rate 0.1")
+    assert said.reasons[0].startswith("The loss stayed about the same there")
 
 
 def test_an_edge_that_was_seen_by_forward_passes_was_measured() -> None:
@@ -125,6 +126,7 @@ def test_an_edge_that_was_seen_by_forward_passes_was_measured() -> None:
     seen = Measurement(9, 0, "step_edge", "", {"critical_sharpness": 0.4})
     assert not any("not measured" in reason for reason in advice_on(*flat, seen).reasons)
     assert any("not measured" in reason for reason in advice_on(*flat).reasons)
+    assert advice_on(rate(1, 0.1), seen).decision.endswith("r was not measured.")
 
 
 def test_a_first_batch_that_was_easy_is_no_rise() -> None:
