@@ -282,7 +282,7 @@ def _measure(outcome: Outcome, evidence: Evidence) -> Advice:
     reasons = [
         f"{coverage.open:,} of {coverage.total:,} steps are open: neither r nor a bound of it below 1 is known there, "
         "so nothing is claimed of them.",
-        *_unlearned(evidence),
+        *(_unlearned(evidence) or _learned(evidence)),
     ]
     if outcome.peak_ratio is not None and outcome.peak_ratio.value > 0.0:
         highest = words.rate(floor2(words.present / outcome.peak_ratio.value))
@@ -396,7 +396,7 @@ def _learned(evidence: Evidence) -> list[str]:
         return []
     return [
         f"Whether it learns well at that rate is for the loss to say: {first:.3g} at first, {last:.3g} in the last "
-        "steps."
+        "steps. If that is too little, begin at a tenth of what TopologyLRFinder(sharpness=None) finds."
     ]
 
 
