@@ -1,8 +1,12 @@
 """Detect that memory ran out, and choose where to keep tensors that are rarely used."""
 
+import math
 import re
 
 import torch
+
+SHARE_OF_PEAK = 0.1
+SHARE_OF_FREE = 0.25
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -15,12 +19,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or refused is not None
 
 
-def resting_device(device: torch.device) -> torch.device:
+def resting_device(device: torch.device, n_bytes: float = math.inf) -> torch.device:
     """Where to keep tensors of a device that are rarely used: the host's memory, which is larger.
 
-    Apple's GPUs share that memory.
+    Apple's GPUs share that memory. On CUDA, `n_bytes` of tensors stay where they are if they take at most a tenth of
+    the most that has been allocated so far, and a quarter of what is free: to fetch them would wait for the bus.
 
     >>> resting_device(torch.device("cuda:1")), resting_device(torch.device("mps"))
     (device(type='cpu'), device(type='mps'))
     """
-    return device if device.type in ("cpu", "mps", "meta") else torch.device("cpu")
+    if device.type in ("cpu", "mps", "meta"):
+        return device
+    if device.type == "cuda" and n_bytes < math.inf:
+        free = torch.cuda.mem_get_info(device)[0]
+        if n_bytes <= min(SHARE_OF_PEAK * torch.cuda.max_memory_allocated(device), SHARE_OF_FREE * free):
+            return device
+    return torch.device("cpu")

@@ -115,7 +115,7 @@ class UpdateRatios:
         bounds = self._bounds
         if bounds is None or bounds.groups != groups or bounds.names != trained.keys():
             # On the device: what follows looks at the snapshot's parameters at every update.
-            bounds = self._bounds = Bounds(groups, before, resting=lambda device: device)
+            bounds = self._bounds = Bounds(groups, before, resting=lambda device, n_bytes: device)
         bounds.forget_path()  # others may have moved parameters since
         found = bounds.of_step(before, trained)
         steps = {group.name: found[group.name].step for group in touched}

@@ -57,6 +57,7 @@ def begin_reference(
     empty = ReferenceClouds(next((p.device for p in training.module.parameters()), "cpu"))
     reference = taken_or_kept(store, at, groups, own, training.ranks, empty, resumes=saved is not None)
     snapshots.reference = reference.clouds
+    snapshots.began_at = step if at < step and not reference.is_kept else None
     if saved is None:
         return None
     since = "" if reference.is_kept else " The clouds of the beginning are lost: totals count from here."

@@ -33,6 +33,7 @@ class Snapshots:
         self.own: tuple[NeuronGroup, ...] = tuple(group for k, group in enumerate(groups) if training.ranks.owns(k))
         self.sharding: Sharding = sharding(training.root)
         self.reference: ReferenceClouds | None = None  # where no probe looks back
+        self.began_at: int | None = None
         self.worker: Worker | None = None
         self._training, self._steps, self._training_loss = training, steps, training_loss
         self._sharded_before: tuple[int, Clouds] | None = None
@@ -135,14 +136,16 @@ class Snapshots:
         wants_parameters = getattr(probe, "needs_parameters_before", False)
         optimizers = self._steps.with_waiting(self._training.optimizers)
         scales = self._steps.gradients.of(optimizers) if needs_gradient_scales(probe) else None
+        before = self.before(step)
+        begins = self.reference is not None and step == self.began_at
         return Capture(
             step=step,
             epoch=self._training.epoch,
             module=self._training.module,
             groups=mine if is_divided(probe) else self._present(now),
             neurons=now,
-            before=self.before(step),
-            reference={} if self.reference is None else self.reference,
+            before=before,
+            reference=before if begins and before is not None else self.reference or {},
             optimizers=optimizers,
             training_loss=self._training_loss,
             previous=previous,

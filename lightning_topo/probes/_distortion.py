@@ -181,7 +181,10 @@ def _way(group: NeuronGroup, capture: Capture) -> _Way:
         )
     after = capture.neurons[group.name]
     before = after if capture.before is None or group.n < 2 else capture.before[group.name]
-    reference = capture.reference.get(group.name) if group.n > 1 else None
+    if capture.reference is capture.before:  # training begins with this step
+        reference = before if group.n > 1 else None
+    else:
+        reference = capture.reference.get(group.name) if group.n > 1 else None
     reference = None if reference is None else _stacked(reference.to(after), group)
     return _Way(group, _stacked(before, group), _stacked(after, group), reference)
 

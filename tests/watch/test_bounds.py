@@ -8,6 +8,7 @@ import torch
 from lightning_topo._watch.bounds import Bounds
 from lightning_topo.geometry import distortions, step_distortion
 from lightning_topo.neurons import NeuronGroup, ParamSlice
+from lightning_topo.neurons._displacements import DisplacementMeter
 
 GROUPS = [
     NeuronGroup("units", "unit", 12, (), (ParamSlice("up"), ParamSlice("down", dims=(1,)))),
@@ -69,12 +70,12 @@ def test_the_snapshot_s_parameters_are_looked_at_only_where_the_path_does_not_do
     asked, read = [], []
     quiet, wild = states(6, 1e-4), states(2, 0.3)
 
-    def resting(device):
-        asked.append(device)
+    def resting(device, n_bytes):
+        asked.append((device, n_bytes))
         return torch.device("cpu")
 
     bounds = Bounds(GROUPS[:1], quiet[0], resting=resting)
-    assert asked == [torch.device("cpu")] * 2
+    assert asked == [(torch.device("cpu"), 4 * sum(tensor.numel() for tensor in quiet[0].values()))]
     given = type(bounds._origin).__getitem__
     monkeypatch.setattr(type(bounds._origin), "__getitem__", lambda self, name: read.append(name) or given(self, name))
     for before, after in itertools.pairwise(quiet):
@@ -88,6 +89,26 @@ def test_the_snapshot_s_parameters_are_looked_at_only_where_the_path_does_not_do
     read.clear()
     bounds.of_step(quiet[-1], wild[1])
     assert read
+
+
+def test_where_the_path_is_too_long_the_snapshot_s_parameters_are_read_once(monkeypatch):
+    """To and fro: the path is long, and the neurons are where they were; before the step they were a step away."""
+    here, there = states(2, 3e-3)
+    bounds = Bounds(GROUPS[:1], here)
+    looks = [0]
+    given = DisplacementMeter.lengths
+
+    def counted(meter, before, after):
+        looks[-1] += before is bounds._origin
+        return given(meter, before, after)
+
+    monkeypatch.setattr(DisplacementMeter, "lengths", counted)
+    for k in range(400):
+        found = bounds.of_step(*((here, there) if k % 2 == 0 else (there, here)))["units"]
+        assert found.step < 0.9
+        looks.append(0)
+    assert max(looks) == 1
+    assert sum(looks) < 100
 
 
 def test_right_after_a_snapshot_nothing_has_moved():
@@ -129,3 +150,17 @@ def test_a_move_between_two_steps_that_nothing_counted_leaves_no_gap_in_the_path
     assert truth > 1
     bounds.doubt(bounds.still(launched))
     assert not bounds.of_step(moved, after)["units"].step < truth
+
+
+def test_a_device_that_adds_up_in_another_order_has_moved_nothing(monkeypatch):
+    """As a GPU does at every call; if that were taken for a move, the snapshot would be read at every step."""
+    before, after = states(2, 1e-2)
+    bounds = Bounds(GROUPS, before)
+    launched = bounds.launch(before, after)
+    given = DisplacementMeter.lengths
+    other_order = 1 + torch.finfo(torch.float64).eps * torch.randint(-64, 65, launched.moved.shape).double()
+    monkeypatch.setattr(DisplacementMeter, "lengths", lambda *states: given(*states) * other_order)
+    assert not torch.equal(bounds._meter.lengths(before, after), launched.moved)
+    assert bool(bounds.still(launched))
+    after["up"][0] += 1e-5
+    assert not bool(bounds.still(launched))

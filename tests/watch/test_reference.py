@@ -4,6 +4,7 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_topo import Distortion, Fate, Persistence, Sharpness, TopologyMonitor, read_record
+from lightning_topo.probes import Period
 from tests.callbacks.training import Classifier, fit
 
 CLOUDS = "reference/clouds.npz"
@@ -47,3 +48,19 @@ def test_a_resume_speaks_of_lost_clouds_only_where_they_are_missed(tmp_path):
         resumed = [event for event in read_record(monitor.dirpath).events if event.name == "gap"][-1]
         assert resumed.message.startswith("Resumed from a checkpoint at step 2")
         assert ("lost" in resumed.message) == is_missed
+
+
+def test_in_the_first_step_the_beginning_is_at_hand(tmp_path):
+    """It need not be read back from the record, to which it has just been written."""
+    at_hand = []
+
+    class Noting(Looking):
+        measures_steps, period = True, Period(1)
+
+        def measure(self, capture):
+            at_hand.append(capture.reference is capture.before)
+            return super().measure(capture)
+
+    train(tmp_path, [Noting()], max_steps=3)
+    assert at_hand[:1] == [True]
+    assert not any(at_hand[1:])

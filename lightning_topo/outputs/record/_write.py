@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo.measurement import Measurement, StepState
-from lightning_topo.outputs.record._archive import read_arrays, write_arrays
+from lightning_topo.outputs.record._archive import read_stored_array, write_arrays
 from lightning_topo.outputs.record._branch import REWIND, Branch, claim, has_later_lines, set_aside
 from lightning_topo.outputs.record._jsonl import JsonLines, Line, read_objects
 from lightning_topo.outputs.record._layout import (
@@ -71,6 +72,8 @@ class RecordWriter:
     _other_bytes: int = field(init=False, default=0, repr=False)
     _n_until_look: int = field(init=False, default=0, repr=False)
     crowded_by: int = field(init=False, default=0)
+    _writing: Thread | None = field(init=False, default=None, repr=False)
+    _unchanged: tuple[int, int] | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -205,13 +208,36 @@ class RecordWriter:
         """Write the clouds from which `total_contraction` and `total_expansion` are measured.
 
         `clouds` yields pairs (name of a group, its cloud after `step` optimizer steps). Each cloud is written before
-        the next is asked for, so that one at a time is in memory. Sets `self.reference_step` to `step`. Raises
-        `OSError` if the file cannot be written.
+        the next is asked for, so that one at a time is in memory. Clouds of another device are copied to the host's
+        memory, and a thread writes them, so that the device need not wait. Sets `self.reference_step` to `step`. Raises
+        `OSError` if the file cannot be written; of a thread's, `self.read_reference` then gives nothing.
         """
-        self.reference_step = step
+        self.reference_step, self._unchanged = step, None
         # NumPy has no bfloat16; float32 holds half-precision values exactly.
-        arrays = ((f"cloud/{name}", _widened(cloud).cpu().numpy()) for name, cloud in clouds)
-        write_arrays(self.dirpath / REFERENCE, chain(arrays, [("step", np.array(step))]), compressed=False)
+        named = ((f"cloud/{name}", _widened(cloud)) for name, cloud in clouds)
+        first = next(named, None)
+        tensors = named if first is None else chain([first], named)
+        arrays = chain(((name, cloud.cpu().numpy()) for name, cloud in tensors), [("step", np.array(step))])
+        if first is None or not is_away(first[1]):
+            self._write_reference(arrays)
+            return
+        self._writing = Thread(target=self._write_aside, args=(list(arrays),), name="lightning-topo reference")
+        self._writing.start()
+
+    def _write_reference(self, arrays: "Iterable[tuple[str, np.ndarray]]") -> None:
+        path = self.dirpath / REFERENCE
+        write_arrays(path, arrays, compressed=False)
+        self._unchanged = _state(path)
+
+    def _write_aside(self, arrays: "Iterable[tuple[str, np.ndarray]]") -> None:
+        with suppress(OSError):  # whoever reads finds that it is not there
+            self._write_reference(arrays)
+
+    def _wait(self) -> None:
+        """Wait until the thread has written the reference."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
 
     def parameters(self, groups: "Sequence[NeuronGroup]", coverage: Sequence[ParameterCoverage]) -> None:
         """Write for every parameter the names of its groups, or the reason why it is in none.
@@ -227,10 +253,12 @@ class RecordWriter:
         """
         import torch
 
-        name = f"cloud/{group}"
+        self._wait()
+        path = self.dirpath / REFERENCE
         try:
-            stored = read_arrays(self.dirpath / REFERENCE, only=(name, "step"))
-            cloud, step = torch.from_numpy(stored[name]), int(stored["step"])
+            is_own = _state(path) == self._unchanged
+            cloud = torch.from_numpy(read_stored_array(path, f"cloud/{group}", check=not is_own))
+            step = self.reference_step if is_own else int(read_stored_array(path, "step"))
         except (OSError, ValueError, KeyError, TypeError):
             return None
         self.reference_step = step
@@ -278,6 +306,7 @@ class RecordWriter:
 
         Raises `OSError` if lines cannot be written; the files are closed all the same.
         """
+        self._wait()
         try:
             self._measurements.close()
         finally:
@@ -300,3 +329,14 @@ def _to_json(value: Any) -> Any:
 
 def _widened(cloud: "Tensor") -> "Tensor":
     return cloud.float() if cloud.is_floating_point() and cloud.element_size() < 4 else cloud
+
+
+def is_away(cloud: "Tensor") -> bool:
+    """Whether a cloud lies in another memory than the host's."""
+    return cloud.device.type != "cpu"
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What tells that a file is the one that was written."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size

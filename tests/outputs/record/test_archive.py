@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from lightning_topo.outputs.record._archive import own_folder, read_arrays, write_arrays
+from lightning_topo.outputs.record._archive import own_folder, read_arrays, read_stored_array, write_arrays
 
 
 def everything(folder):
@@ -86,6 +86,41 @@ def test_arrays_come_back_as_they_were(tmp_path, compressed):
     assert list(read_arrays(path, only=("one", "absent"))) == ["one"]
     with np.load(path, allow_pickle=False) as numpys:
         np.testing.assert_array_equal(numpys["a/b"], ARRAYS["a/b"])
+
+
+def test_one_array_is_read_from_where_it_lies(tmp_path):
+    path = tmp_path / "arrays.npz"
+    write_arrays(path, {**ARRAYS, "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3))}.items(), compressed=False)
+    for name, array in read_arrays(path).items():
+        for check in (True, False):
+            found = read_stored_array(path, name, check=check)
+            assert (found.dtype, found.shape) == (array.dtype, array.shape)
+            np.testing.assert_array_equal(found, array)
+    with pytest.raises(KeyError, match="absent"):
+        read_stored_array(path, "absent")
+
+
+def test_one_array_that_was_tampered_with_is_an_error(tmp_path):
+    path = tmp_path / "arrays.npz"
+    write_arrays(path, [("a", np.arange(1000.0))], compressed=False)
+    whole = path.read_bytes()
+    at = whole.index(np.float64(500.0).tobytes())
+    path.write_bytes(whole[:at] + np.float64(-1.0).tobytes() + whole[at + 8 :])
+    with pytest.raises(ValueError, match="not those that were written"):
+        read_stored_array(path, "a")
+    assert read_stored_array(path, "a", check=False)[500] == -1.0
+    path.write_bytes(whole[:60])
+    with pytest.raises(ValueError, match="array a"):
+        read_stored_array(path, "a")
+    path.write_bytes(whole.replace(b"(1000,)", b"(9000,)"))
+    with pytest.raises(ValueError, match="promises"):
+        read_stored_array(path, "a", check=False)
+    write_arrays(path, [("a", np.arange(1000.0))])
+    with pytest.raises(ValueError, match="compressed"):
+        read_stored_array(path, "a")
+    zipped(path, {"a.npy": b"no array"})
+    with pytest.raises(ValueError, match="array a"):
+        read_stored_array(path, "a")
 
 
 def test_a_write_that_fails_leaves_the_file_before_it_and_nothing_else(tmp_path):

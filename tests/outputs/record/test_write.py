@@ -7,12 +7,13 @@ import os
 import resource
 import signal
 import textwrap
+import threading
 
 import pytest
 import torch
 
 from lightning_topo.measurement import Measurement
-from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordWriter, read_record
+from lightning_topo.outputs.record import EVENTS, MEASUREMENTS, RecordWriter, _write, read_record
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 from tests import warm
 
@@ -136,3 +137,45 @@ def test_the_reference_comes_back_exactly(tmp_path, dtype):
     assert resumed.reference_step == 7
     assert resumed.read_reference("net.4") is None
     assert '"reference_step": 7' in (tmp_path / MEASUREMENTS).read_text()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_device_s_clouds_are_written_aside(tmp_path, monkeypatch, fails):
+    """Training goes on while they are written, with the values that they had."""
+    cloud = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    may_write = threading.Event()
+    given = _write.write_arrays
+
+    def slowly(path, arrays, **options):
+        assert may_write.wait(60)
+        if fails:
+            raise OSError(errno.ENOSPC, "no room")
+        given(path, arrays, **options)
+
+    monkeypatch.setattr(_write, "write_arrays", slowly)
+    monkeypatch.setattr(_write, "is_away", lambda cloud: True)
+    writer = RecordWriter.open(tmp_path)
+    before = cloud.clone()
+    writer.reference(7, [("net.0", cloud.clone())])
+    assert not (tmp_path / "reference" / "clouds.npz").exists()
+    threading.Timer(0.1, may_write.set).start()
+    found = writer.read_reference("net.0")
+    assert found is None if fails else torch.equal(found, before)
+    writer.close()
+    assert (tmp_path / "reference" / "clouds.npz").exists() != fails
+    assert not [thread for thread in threading.enumerate() if "reference" in thread.name]
+
+
+def test_what_was_written_here_is_believed_and_what_another_has_written_is_checked(tmp_path):
+    cloud = torch.arange(3000.0).reshape(1000, 3)
+    writer = RecordWriter.open(tmp_path)
+    writer.reference(7, [("net.0", cloud)])
+    path = tmp_path / "reference" / "clouds.npz"
+    data = path.read_bytes()
+    at = data.index(cloud[500].numpy().tobytes())
+    path.write_bytes(data[:at] + b"\x01" + data[at + 1 :])
+    os.utime(path, ns=(0, 0))
+    assert writer.read_reference("net.0") is None
+    path.write_bytes(data)
+    assert torch.equal(writer.read_reference("net.0"), cloud)
+    writer.close()
