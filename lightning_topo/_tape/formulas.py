@@ -139,7 +139,8 @@ def _cudnn_rnn(call: Call, args: Mapping[str, Any]) -> tuple[Any, ...]:
         outs = []
         for direction in range(directions):
             index = layer * directions + direction
-            weights = args["weight"][index * per_layer : (index + 1) * per_layer]
+            flat = args["weight"][index * per_layer : (index + 1) * per_layer]
+            weights = _in_shape(flat, x.shape[-1], args["hidden_size"])
             cell = args["cx"][index] if kind == "lstm" else None
             out, hidden, cell = recurrent_layer(x, weights, args["hx"][index], cell, kind, reverse=direction == 1)
             outs.append(out)
@@ -148,6 +149,13 @@ def _cudnn_rnn(call: Call, args: Mapping[str, Any]) -> tuple[Any, ...]:
         x = torch.cat(outs, -1) if len(outs) > 1 else outs[0]
     out = x.transpose(0, 1) if args["batch_first"] else x
     return out, torch.stack(hiddens), torch.stack(cells) if cells else None, None, None
+
+
+def _in_shape(weights: Sequence[Tensor], n_inputs: int, n_hidden: int) -> list[Tensor]:
+    """The matrices and biases of one direction of one layer: where autocast has cast them, they are one column each."""
+    shapes = ((-1, n_inputs), (-1, n_hidden), (-1,), (-1,))
+    found = zip(weights, shapes, strict=False)
+    return [w if w.shape[1:] == shape[1:] and w.dim() == len(shape) else w.reshape(shape) for w, shape in found]
 
 
 def _grouped_mm(call: Call, args: Mapping[str, Any]) -> Tensor:

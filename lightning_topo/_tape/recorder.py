@@ -267,6 +267,9 @@ class StepRecorder:
         collective: Collective | None,
     ) -> None:
         schema_name = operator._schema.name
+        if schema_name == "aten::set_" and not isinstance(args[1] if len(args) > 1 else None, Tensor):
+            self._memory.forget(result)  # a replay would write to this very storage: it is known by its memory
+            return
         flows = grad and schema_name not in ("aten::detach", "aten::detach_") and any(t.requires_grad for t, _ in found)
         if torch.Tag.inplace_view in operator.tags and (plain := functional_view(operator)) is not None:
             operator, written = plain, []

@@ -134,7 +134,7 @@ class _Follower:
             source, shape = args[0], args[1]
             if tuple(source.shape) == tuple(shape):
                 trace.adopt(out, source)
-            else:
+            elif call.operator is region or not trace.show(out, source, args[3], args[3] + _extent(*args[1:3])):
                 for axis in trace.axes(source):
                     trace.freeze(axis, "memory seen under another shape")
                 trace.assign_data(out)
@@ -170,3 +170,8 @@ def _is_pruning_mask(name: str, tape: Tape) -> bool:
     """Whether a buffer is a mask of torch's pruning: it goes with its neurons, as a moment does."""
     original = f"{name.removesuffix('_mask')}_orig"
     return name.endswith("_mask") and any(original in names for names in tape.names.values())
+
+
+def _extent(shape: Sequence[int], stride: Sequence[int]) -> int:
+    """How many places in memory a tensor spans."""
+    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if 0 not in shape else 0

@@ -24,6 +24,7 @@ from lightning_topo.neurons._elementwise import is_elementwise
 from lightning_topo.neurons._group import Role, Step
 from lightning_topo.neurons._operator_call import OperatorCall, operator_call
 from lightning_topo.neurons._registry import rule_for
+from lightning_topo.neurons._shared_memory import SharedMemory
 from lightning_topo.neurons._stacks import tie_lost_indices, tie_mixed_indices
 from lightning_topo.neurons._tensor_map import TensorMap
 
@@ -83,8 +84,7 @@ class CouplingTrace(TorchDispatchMode):
         self._axes = TensorMap[list[Axis]]()
         self._weights = TensorMap[frozenset[str]]()  # tensors that depend on no data -> the parameters they come from
         self._nodes = TensorMap[int]()
-        self._bases = TensorMap[Tensor]()
-        self._views = TensorMap[list[Tensor]]()
+        self._memory = SharedMemory()
         self.values = TensorMap[Tensor]()  # tensors without memory -> their constants
         self.literals = TensorMap[Tensor]()  # tensors written out, as in x[:, [-1]]
         self._positions = TensorMap[Marks]()  # integer tensors -> the axes that their values index, and why
@@ -121,13 +121,28 @@ class CouplingTrace(TorchDispatchMode):
 
     def adopt(self, tensor: Tensor, other: Tensor) -> None:
         """Take all that is known of `other` for another tensor of its shape."""
+        self._memory.settle(other)
         self.assign(tensor, self._axes[other] if other in self._axes else self.axes(other))
-        for known in cast("tuple[TensorMap[Any], ...]", (self._weights, self._nodes, self._bases)):
+        for known in cast("tuple[TensorMap[Any], ...]", (self._weights, self._nodes)):
             if other in known:
                 known[tensor] = known[other]
+        self._memory.adopt(tensor, other)
+
+    def show(self, tensor: Tensor, base: Tensor, start: int, stop: int) -> bool:
+        """Take a tensor for a view of a part of another's memory; False unless that part holds constants."""
+        if self._memory.base(base) is not None or base not in self._axes:
+            return False
+        is_constant = all(map(_is_constant_axis, self._axes[base]))
+        if not is_constant and not self._memory.is_untouched(base, (start, stop)):
+            return False
+        self.assign_constant(tensor)
+        self._weights[tensor] = frozenset()
+        self._memory.add(tensor, base, (start, stop))
+        return True
 
     def axes(self, tensor: Tensor) -> list[Axis]:
         """The tensor's axes, for one use. A tensor of unknown origin is data: its axes are frozen."""
+        self._memory.settle(tensor)
         if tensor not in self._axes:
             self._axes[tensor] = [new_axis(size, frozen=True) for size in tensor.shape]
         return [renewed(axis) for axis in self._axes[tensor]]
@@ -341,33 +356,29 @@ class CouplingTrace(TorchDispatchMode):
                 self._parents.append(parents)
                 self._depths.append(depth)
             if aliases:
-                base = self._bases[out] = self._bases.get(call.inputs[0], call.inputs[0])
-                if base not in self._views:
-                    self._views[base] = []
-                self._views[base].append(out)
-        if call.name.endswith("_") and call.inputs[0] in self._bases:
-            self._write_through(self._bases[call.inputs[0]], call)
+                self._memory.add(out, call.inputs[0])
+        if call.name.endswith("_") and (base := self._memory.base(call.inputs[0])) is not None:
+            self._write_through(base, call)
 
     def _write_through(self, base: Tensor, call: OperatorCall) -> None:
         """Let what is written into a view be seen in its base, and in the base's other views."""
+        target = call.inputs[0]
         is_data = any(self.is_activation(tensor) for tensor in call.inputs)
-        for seen in (base, *self._views.get(base, ())):
-            if seen is not call.inputs[0]:
-                self._overwritten(seen, base, call)
-                if is_data:
-                    self._weights.pop(seen)
+        for seen in self._memory.seen_with(target):
+            self._overwritten(seen, base, call)
+            if is_data:
+                self._weights.pop(seen)
         if is_data:
-            self._views[base] = []  # nothing constant is left in them: a thousand writes must not look at all of them
+            self._memory.forget_views(target)
 
     def _overwritten(self, seen: Tensor, base: Tensor, call: OperatorCall) -> None:
         """Constants of which a part is written become data; where all is written anew, they are what was written."""
         axes = self._axes.get(seen)
         if _geometry(seen) == _geometry(base) == _geometry(call.out):
             self._axes[seen] = self._axes[call.out]
-        elif axes and any(is_constant(atom) for axis in axes for atom in flat(axis)):
-            for tensor in call.inputs:
-                for axis in self._axes.get(tensor) or []:
-                    freeze(axis, "written through a view")
+        elif axes and (self._memory.owes(seen) or any(is_constant(atom) for axis in axes for atom in flat(axis))):
+            written = [axis for tensor in call.inputs for axis in self._axes.get(tensor) or []]
+            self._memory.write_part(seen, call.inputs[0], written)
             self.assign_data(seen)
 
     def _is_skip(self, left: Tensor, right: Tensor) -> bool:

@@ -140,3 +140,51 @@ def test_a_teacher_that_was_copied_through_data_is_tied_to_its_student() -> None
 
     coupling = couple(tapes_of(net, loss))
     assert atoms(coupling, "teacher.weight")[0] == atoms(coupling, "student.weight")[0]
+
+
+class Flat(nn.Module):
+    """Two layers whose weights are cast into one piece of memory, a column each, as cuDNN's are under autocast."""
+
+    def __init__(self, reads: str = "parts", order: tuple[int, ...] = (0, 1)) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = (nn.Parameter(torch.randn(shape) / 3) for shape in ((8, 5), (3, 8)))
+        self.reads, self.order = reads, order
+        self.memory = torch.zeros(64)  # of the user's: nobody but the step may write there
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory, parts = torch.zeros(64), {}
+        if self.reads == "one's own":
+            memory = self.memory
+        for k in self.order:
+            given, start = (self.up, self.down)[k], (0, 40)[k]
+            part = torch.empty(0).set_(memory.untyped_storage(), start, (given.numel(), 1), (1, 1))
+            parts[k] = part.copy_(given.view_as(part))
+        out = torch.tanh(x @ parts[0].reshape(8, 5).T) @ parts[1].reshape(3, 8).T
+        if self.reads == "the whole":
+            out = out + (memory * torch.arange(64.0)).sum()
+        if self.reads == "across":
+            across = torch.empty(0).set_(memory.untyped_storage(), 36, (8,), (1,))
+            out = out + (across * torch.arange(8.0)).sum()
+        return out
+
+
+@pytest.mark.parametrize(("reads", "are_free"), [("parts", True), ("the whole", False), ("across", False)])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_weights_in_one_piece_of_memory_are_free_until_the_whole_is_read(reads, are_free, order) -> None:
+    net, x, y = Flat(reads, order), batch(0, 6, 5), labels(0, 6)
+    tapes = tapes_of(net, lambda: F.cross_entropy(net(x), y))
+    groups = groups_from_tapes(tapes).groups
+    assert [group.status for group in groups] == ["verified"] * are_free
+    if not are_free:
+        rows, _ = atoms(couple(tapes), "up")
+        assert [(atom.frozen, atom.reason) for atom in rows] == [(True, "written through a view")]
+
+
+def test_a_replay_writes_to_no_memory_of_the_user_s() -> None:
+    net, x, y = Flat("one's own"), batch(0, 6, 5), labels(0, 6)
+    tapes = tapes_of(net, lambda: F.cross_entropy(net(x), y))
+    net.memory.fill_(7.0)
+    found = groups_from_tapes(tapes)
+    assert bool((net.memory == 7.0).all())
+    assert found.groups or found.uncovered
