@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -35,3 +36,15 @@ def resting_device(device: torch.device, n_bytes: float = math.inf) -> torch.dev
         if n_bytes <= min(SHARE_OF_PEAK * torch.cuda.max_memory_allocated(device), SHARE_OF_FREE * free):
             return device
     return torch.device("cpu")
+
+
+def aside(device: torch.device) -> AbstractContextManager[object]:
+    """Prepare a context for another thread, whose work on the device begins after this thread's work so far.
+
+    On CUDA it then runs beside this thread's, in a stream of its own.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)

@@ -17,8 +17,11 @@ from lightning_topo.geometry._pair_search import search_extreme_pairs
 from lightning_topo.geometry._precision import full_precision
 from lightning_topo.geometry._tile_bounds import Extreme, Extremes, Pair
 
-_TOGETHER = 1 << 19
-"""Small clouds are searched together up to this many entries; the search makes about ten copies in float64."""
+_TOGETHER = {"cpu": 1 << 19, "other": 1 << 22}
+"""Small clouds are searched together up to this many entries; the search makes about ten copies in float64.
+
+More on a GPU, where each call takes the time of many entries.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +233,7 @@ def _of_blocks_twice(
 ) -> tuple[list[StepDistortion], list[StepDistortion], Float[Tensor, "b n"], Float[Tensor, "b 1"]]:
     """The distortions of small clouds since before the step, and since the reference if there is one."""
     b, n, d = after.shape
-    if reference is not None and not torch.equal(reference, before) and 2 * b * n * max(n, d) <= _TOGETHER:
+    if reference is not None and not torch.equal(reference, before) and 2 * b * n * max(n, d) <= _together(after):
         both, nearest, clear = _of_blocks(torch.cat([before, reference]), torch.cat([after, after]))
         return both[:b], both[b:], nearest[:b], clear[:b]
     step, nearest, clear = _of_blocks(before, after)
@@ -240,10 +243,14 @@ def _of_blocks_twice(
     return step, total, nearest, clear
 
 
+def _together(clouds: Tensor) -> int:
+    return _TOGETHER["cpu" if clouds.device.type == "cpu" else "other"]
+
+
 def _chunks(clouds: Float[Tensor, "b n d"]) -> Iterator[slice]:
     """Blocks to search together: as many as a limited memory holds."""
     b, n, d = clouds.shape
-    size = max(1, _TOGETHER // (n * max(n, d)))
+    size = max(1, _together(clouds) // (n * max(n, d)))
     for start in range(0, b, size):
         yield slice(start, start + size)
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -208,30 +208,35 @@ class RecordWriter:
         """Write the clouds from which `total_contraction` and `total_expansion` are measured.
 
         `clouds` yields pairs (name of a group, its cloud after `step` optimizer steps). Each cloud is written before
-        the next is asked for, so that one at a time is in memory. Clouds of another device are copied to the host's
-        memory, and a thread writes them, so that the device need not wait. Sets `self.reference_step` to `step`. Raises
-        `OSError` if the file cannot be written; of a thread's, `self.read_reference` then gives nothing.
+        the next is asked for, so that one at a time is in memory. Clouds of another device are copied to the host and
+        written by a thread, so that training need not wait. Sets `self.reference_step` to `step`. Raises `OSError` if
+        the file cannot be written; of a thread's, `self.read_reference` then gives nothing.
         """
         self.reference_step, self._unchanged = step, None
         # NumPy has no bfloat16; float32 holds half-precision values exactly.
         named = ((f"cloud/{name}", _widened(cloud)) for name, cloud in clouds)
         first = next(named, None)
         tensors = named if first is None else chain([first], named)
-        arrays = chain(((name, cloud.cpu().numpy()) for name, cloud in tensors), [("step", np.array(step))])
         if first is None or not is_away(first[1]):
-            self._write_reference(arrays)
+            self._write_reference(tensors)
             return
-        self._writing = Thread(target=self._write_aside, args=(list(arrays),), name="lightning-topo reference")
+        from lightning_topo._memory import aside
+
+        work = _held(tensors), aside(first[1].device)
+        self._writing = Thread(target=self._write_aside, args=work, name="lightning-topo reference")
         self._writing.start()
 
-    def _write_reference(self, arrays: "Iterable[tuple[str, np.ndarray]]") -> None:
+    def _write_reference(self, clouds: "Iterable[tuple[str, Tensor]]") -> None:
         path = self.dirpath / REFERENCE
-        write_arrays(path, arrays, compressed=False)
+        arrays = ((name, cloud.cpu().numpy()) for name, cloud in clouds)
+        write_arrays(path, chain(arrays, [("step", np.array(self.reference_step))]), compressed=False)
         self._unchanged = _state(path)
 
-    def _write_aside(self, arrays: "Iterable[tuple[str, np.ndarray]]") -> None:
-        with suppress(OSError):  # whoever reads finds that it is not there
-            self._write_reference(arrays)
+    def _write_aside(
+        self, clouds: "Sequence[tuple[str, Tensor]]", beside_training: AbstractContextManager[object]
+    ) -> None:
+        with beside_training, suppress(OSError):  # whoever reads finds that it is not there
+            self._write_reference(clouds)
 
     def _wait(self) -> None:
         """Wait until the thread has written the reference."""
@@ -334,6 +339,17 @@ def _widened(cloud: "Tensor") -> "Tensor":
 def is_away(cloud: "Tensor") -> bool:
     """Whether a cloud lies in another memory than the host's."""
     return cloud.device.type != "cpu"
+
+
+def _held(clouds: "Iterable[tuple[str, Tensor]]") -> "list[tuple[str, Tensor]]":
+    """All clouds at once: on their device as far as there is room, on the host the others."""
+    from lightning_topo._memory import resting_device
+
+    found, n_bytes = [], 0
+    for name, cloud in clouds:
+        n_bytes += cloud.nbytes
+        found.append((name, cloud.to(resting_device(cloud.device, n_bytes))))
+    return found
 
 
 def _state(path: Path) -> tuple[int, int]:
