@@ -3,14 +3,15 @@
     python -m benchmarks.packages [--steps 100] [--repeats 3] [--only GPT2] [--out build/packages.jsonl] [--table]
     python -m benchmarks.packages --models rare [...]     # of less usual makes, for which more packages are needed
     python -m benchmarks.packages --device cuda --models large [...]     # models of their usual sizes
+    python -m benchmarks.packages --device cuda --models large --kernels usual [...]     # as they train: no bits
     python -m benchmarks.packages --callback guard [...]
 
 Each training runs in processes of its own, without and with `TopologyMonitor()`, from `fit` to its return. Bits are
 those of the module's and optimizers' state, of all gradients and of the random states of torch, NumPy and Python; they
-must be equal in all runs, unless the runs without us differ among themselves, as some kernels of a GPU have it. Time is
-of the CPU, that of processes that we start included; memory is the peak of the process, on a GPU of what torch has
-allocated there. Both are the least of the repeats: what other work on the machine adds differs from run to run.
-Trainings in the file are not run again.
+must be equal in all runs, unless the runs without us differ among themselves, as the usual kernels of a GPU have it.
+Time is of the CPU, that of processes that we start included; memory is the peak of the process, on a GPU of what torch
+has allocated there. Both are the least of the repeats: what other work on the machine adds differs from run to run.
+Trainings in the file are not run again; it also holds what the monitor said of measurements that failed.
 """
 
 import argparse
@@ -57,6 +58,7 @@ class Setting:
     device: str = "cpu"
     callback: str = "monitor"
     models: str = "usual"
+    kernels: str = "deterministic"
 
     @property
     def trainings(self) -> dict[str, Training]:
@@ -80,6 +82,7 @@ class Run:
     verified: int = 0
     coverage: float | None = None
     events: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class Row:
     verified: int
     coverage: float | None
     events: dict[str, int]
+    failures: tuple[str, ...] = ()
 
 
 class _Course(L.Callback):
@@ -123,7 +127,7 @@ def run(name: str, setting: Setting, watched: bool) -> Run:
     """Train once, here."""
     warnings.filterwarnings("ignore")
     on_gpu = setting.device == "cuda"
-    if on_gpu:
+    if on_gpu and setting.kernels == "deterministic":
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
         torch.use_deterministic_algorithms(True, warn_only=True)
     L.seed_everything(0, verbose=False)
@@ -157,6 +161,7 @@ def run(name: str, setting: Setting, watched: bool) -> Run:
             "verified": sum(group.status == "verified" for group in monitor.groups),
             "coverage": _number(trainer.callback_metrics.get("topology/coverage")),
             "events": tuple(event.name for event in monitor.events),
+            "failures": tuple(event.message for event in monitor.events if event.name == "probe_failed"),
         }
     return Run(
         _bits(trainer, module),
@@ -201,6 +206,7 @@ def compare(name: str, setting: Setting, repeats: int) -> Row:
         watched.verified,
         watched.coverage,
         {event: watched.events.count(event) for event in dict.fromkeys(watched.events)},
+        watched.failures,
     )
 
 
@@ -319,8 +325,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--models", default="usual", choices=list(SETS))
     parser.add_argument("--callback", default="monitor", choices=["monitor", "guard"])
+    parser.add_argument("--kernels", default="deterministic", choices=["deterministic", "usual"], help="of a GPU")
     arguments = parser.parse_args()
-    setting = Setting(arguments.steps, arguments.device, arguments.callback, arguments.models)
+    setting = Setting(arguments.steps, arguments.device, arguments.callback, arguments.models, arguments.kernels)
     rows = _kept(arguments.out)
     for name, training in setting.trainings.items():
         missing = [package for package in training.requires if importlib.util.find_spec(package) is None]

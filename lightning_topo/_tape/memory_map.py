@@ -188,7 +188,8 @@ class MemoryMap:
             raise RuntimeError("memory that is shared in a way that cannot be followed")
         new = self.new(tensor, connected=wanted)
         operator = region if wanted else alias
-        args = (Slot(root), tuple(tensor.shape), tuple(tensor.stride()), offset)
+        is_same = not wanted and self._keys[root] == self._key(tensor)
+        args = (Slot(root), tuple(tensor.shape), () if is_same else tuple(tensor.stride()), offset)
         return new, [Call(operator, args, {}, (new,), (), wanted)]
 
     def _constant(self, tensor: Tensor) -> int:

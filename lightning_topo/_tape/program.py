@@ -272,9 +272,12 @@ def argument(call_args: Sequence[Any], call_kwargs: Mapping[str, Any], position:
 
 
 def alias(tensor: Tensor, shape: Sequence[int], stride: Sequence[int], offset: int) -> Tensor:
-    """The same memory under another tensor that no gradient flows through, as `tensor.data` is."""
+    """The same memory under another tensor that no gradient flows through, as `tensor.data` is.
+
+    Without a `stride` it shows all of the tensor in the same way, however a replay lays that out.
+    """
     bare = tensor.data
-    if tuple(bare.shape) == tuple(shape) and bare.stride() == tuple(stride) and offset == 0:
+    if not stride:
         return bare
     # Again by `data`: it is no view, into which nothing with a gradient could be written.
     return bare.as_strided(shape, stride, bare.storage_offset() + offset).data

@@ -131,10 +131,10 @@ class _Follower:
             return
         [out] = [tensor for tensor in result if tensor is not None]
         if call.operator in (alias, region):
-            source, shape = args[0], args[1]
-            if tuple(source.shape) == tuple(shape):
+            source, shape, stride = args[:3]
+            if tuple(source.shape) == tuple(shape) and tuple(stride) in ((), source.stride()):
                 trace.adopt(out, source)
-            elif call.operator is region or not trace.show(out, source, args[3], args[3] + _extent(*args[1:3])):
+            elif call.operator is region or not trace.show(out, source, args[3], args[3] + _extent(shape, stride)):
                 for axis in trace.axes(source):
                     trace.freeze(axis, "memory seen under another shape")
                 trace.assign_data(out)

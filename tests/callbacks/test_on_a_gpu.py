@@ -245,6 +245,7 @@ def test_a_compiled_module_is_left_as_it_is(tmp_path, mode):
     monitor = TopologyMonitor(report=False, verbose=False, on_error="raise")
     options = {"accelerator": "gpu", "max_steps": 12, "max_epochs": -1}
     _, plain = left_behind(Compiled, [], lambda: pictures(5), tmp_path, **options)
+    torch._dynamo.reset()  # Lightning has moved the first one's weights to the host, where its graphs look for them
     _, watched = left_behind(Compiled, [monitor], lambda: pictures(5), tmp_path, **options)
     assert differences(plain | {"attributes": 0}, watched | {"attributes": 0}) == []
     assert monitor.groups

@@ -188,3 +188,20 @@ def test_a_replay_writes_to_no_memory_of_the_user_s() -> None:
     found = groups_from_tapes(tapes)
     assert bool((net.memory == 7.0).all())
     assert found.groups or found.uncovered
+
+
+@pytest.mark.parametrize("kind", ["as it is", "turned"])
+def test_a_tensor_without_its_gradient_has_the_axes_of_the_tensor(kind) -> None:
+    """`x.data`: no operator has made it. Turned, it has the same shape and other axes."""
+    net, x, y = mlp(5, 8, 8, 3), batch(0, 8, 5), labels(0, 8)
+
+    def loss() -> Tensor:
+        first = net[1](net[0](x))
+        bare = first.data
+        if kind == "turned":
+            bare = torch.empty(0).set_(bare.untyped_storage(), 0, (8, 8), (1, 8))
+        return F.cross_entropy(net[4](net[3](net[2](first * bare))), y)
+
+    groups = groups_from_tapes(tapes_of(net, loss)).groups
+    expected = {"0": "verified", "2": "verified"} if kind == "as it is" else {"2": "verified"}
+    assert {group.name: group.status for group in groups if group.status == "verified"} == expected
