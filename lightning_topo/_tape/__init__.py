@@ -1,6 +1,6 @@
 """A training step, watched once: recorded as it runs, replayed afterwards, with none of the user's code."""
 
-from lightning_topo._tape.acceptance import accepted, replayed_gradient
+from lightning_topo._tape.acceptance import accepted, replayed_gradient, runs_compiled_code
 from lightning_topo._tape.compiled import compiled_reason
 from lightning_topo._tape.curvature import TapeLoss, tape_loss
 from lightning_topo._tape.mode import outside_modes
@@ -21,5 +21,6 @@ __all__ = [
     "outside_modes",
     "replay",
     "replayed_gradient",
+    "runs_compiled_code",
     "tape_loss",
 ]

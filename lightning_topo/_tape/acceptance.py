@@ -28,7 +28,7 @@ def accepted(
     if tape.obstacle or any(output.is_meta for output in tape.recorded):
         return tape
     judged = _judged(tape, gradients, average)
-    if (judged.obstacle or judged.gradient_obstacle) and any(map(_is_compiled, tape.functions.values())):
+    if (judged.obstacle or judged.gradient_obstacle) and runs_compiled_code(tape):
         return tape.replaced(obstacle="the step runs code that torch.compile has compiled")
     return judged
 
@@ -70,9 +70,9 @@ def _judged(
     )
 
 
-def _is_compiled(function: str) -> bool:
-    """Whether an autograd function of this name is one that torch makes of a compiled graph."""
-    return function.startswith("CompiledFunction")
+def runs_compiled_code(tape: Tape) -> bool:
+    """Whether the step has called an autograd function of the kind that torch makes of a compiled graph."""
+    return any(function.startswith("CompiledFunction") for function in tape.functions.values())
 
 
 def replayed_gradient(tape: Tape) -> dict[str, Tensor]:

@@ -58,6 +58,11 @@ class Measuring:
         self.snapshots, self._lost = snapshots, lost
         self._certifying = Certifying(snapshots, steps, self._probing, self.coverage, limited=self._limited)
 
+    def leave_open(self, step: int) -> None:
+        """Say that a step before these neurons were found is not covered."""
+        assert self._certifying is not None
+        self._certifying.unseen(step)
+
     def due(self, unit: Unit, count: int) -> list[Probe]:
         """The probes to run at this step, or at the end of this epoch."""
         return self._probing.due(self._schedule, unit, count)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_topo._tape import runs_compiled_code
 from lightning_topo._watch.budget import Budget
 from lightning_topo._watch.checkpoint import SavedWatch, saved_watch
 from lightning_topo._watch.coverage import Shares
@@ -96,6 +97,7 @@ class Watch:
         self._membership: Membership | None = None
         self._finds_again = False
         self._first_batch = True
+        self._waited_at: int | None = None
         self._epoch_measured = -1
         self._last_step = step
         self._closed = False
@@ -222,6 +224,9 @@ class Watch:
                 self._first_batch = False
                 self._last_step = step
                 self._exchange.losses.note(step, loss)
+            if stepped and self._waits(step):
+                stepped = False
+            if stepped:
                 self._exchange.rates.note(step, next((u.learning_rate for u in self.steps.pending), None))
                 if not self._measuring.has_begun:
                     self._start(step)
@@ -294,6 +299,8 @@ class Watch:
                 late = self._probing.give_up("training broke off before it was ready")
             else:
                 self.steps.take_deferred()
+                if not self._measuring.has_begun and self._waited_at is not None:
+                    self._start(self._waited_at)
                 late = self._probing.collect()
             self._exchange.outcomes += late
             if self._measuring.has_begun:
@@ -324,10 +331,24 @@ class Watch:
             self.groups = self._finding.groups(self._recording.so_far(), self._recording.obstacle)
         return self.groups
 
+    def _waits(self, step: int) -> bool:
+        """Leave the first step alone if it cannot be replayed: it may do what no later step does. A collective."""
+        if self._measuring.has_begun or self.groups or self._recording.obstacle or self._waited_at is not None:
+            return False
+        tapes = self._recording.so_far()
+        is_refused = bool(tapes) and all(tape.obstacle and not runs_compiled_code(tape) for tape in tapes)
+        if not self._ranks.first("whether to wait", lambda: is_refused):
+            return False
+        self._waited_at, self._shards = step, None  # the tapes say why, should no other step come
+        self.steps.advance()
+        return True
+
     def _start(self, step: int) -> None:
         """The first step is done: find the neurons, and start the outputs."""
         training, settings, saved = self._training, self._settings, self._saved
         snapshots = self._settle_in()
+        if self._waited_at is not None:
+            self._measuring.leave_open(self._waited_at)
         snapshots.begun_at(step, self._shards)
         self._shards = None
         readings = Readings([group.name for group in self.groups], settings.log_groups)

@@ -171,3 +171,54 @@ def test_a_gate_and_a_guard_have_their_say_in_the_record(watched):
     assert "proposed_critical_ratio" not in watched.kept.of("distortion")[-2][2]
     watched.watch.stopped({"stopped": 1.0})
     assert watched.kept.of("gate") == [(2, "", {"stopped": 1.0})]
+
+
+class Calibrating(torch.nn.Module):
+    """Does in its first steps, by NumPy and so unseen, what it never does again."""
+
+    def __init__(self, n_strange):
+        super().__init__()
+        self.net, self.n_strange = two_layers(), n_strange
+
+    def forward(self, x):
+        self.n_strange -= 1
+        x = self.net[0](x)
+        if self.n_strange >= 0:
+            x.detach().numpy()[:] *= 2.0
+        return self.net[1:](x)
+
+
+def calibrated(n_strange, n_batches):
+    watched = Watched()
+    watched.model = Calibrating(n_strange)
+    watched.optimizer = torch.optim.SGD(watched.model.parameters(), lr=0.1)
+    watched.training = training_of(watched.model, watched.optimizer)
+    options = WatchSettings(probes=(Distortion(1),), max_overhead=None, on_error="raise")
+    watched.watch = Watch(watched.training, options, Outputs((watched.kept,)), None)
+    watched.batches(n_batches)
+    watched.watch.close()
+    return watched
+
+
+def states_of(watched):
+    return {(step, group): values["state"] for step, group, values in watched.kept.of("coverage")}
+
+
+def test_a_first_step_that_cannot_be_followed_is_open_and_the_next_one_shows_the_neurons():
+    watched = calibrated(1, 5)
+    assert {group.name: group.status for group in watched.watch.groups} == {"net.0": "verified", "net.2": "verified"}
+    assert not [event for event in happened(watched.watch.events) if event.name == "probe_failed"]
+    states = states_of(watched)
+    assert states[1, "net.0"] == states[1, "net.2"] == 0.0
+    assert states[5, "net.0"] == states[5, "net.2"] == 3.0
+    assert [step for step, group, _ in watched.kept.of("distortion") if group == "net.0"] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("n_batches", [1, 4])
+def test_where_no_step_can_be_followed_that_is_said_also_where_the_first_was_the_last(n_batches):
+    watched = calibrated(9, n_batches)
+    assert {group.status for group in watched.watch.groups} == {"incoming_only"}
+    messages = [event.message for event in happened(watched.watch.events) if event.name == "probe_failed"]
+    assert len(messages) == 2
+    assert "the replay's loss differs" in messages[0]
+    assert states_of(watched)[1, "net.0"] == 0.0
