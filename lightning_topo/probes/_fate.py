@@ -42,7 +42,7 @@ class Fate:
         max_neurons: In a larger block only this many neurons are counted: a random sample, the same every time. None
             counts all.
 
-    Raises `ValueError` if a number is out of its range.
+    Raises `ValueError` if a number is out of its range, or both periods are given.
 
     >>> Fate().period, Fate(every_n_steps=20).period.unit
     (Period(every=1, unit='epoch', adaptive=True), 'step')
@@ -58,6 +58,11 @@ class Fate:
     by_group: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        if self.every_n_steps is not None and self.every_n_epochs != "auto":
+            raise ValueError(
+                f"expected every_n_epochs or every_n_steps, got both ({self.every_n_epochs!r} and "
+                f"{self.every_n_steps!r}): leave one out"
+            )
         _ = self.period
         if not 0.0 < self.independence < 2.0:
             raise ValueError(f"expected 0 < independence < 2, got {self.independence}")

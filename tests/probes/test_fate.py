@@ -120,6 +120,7 @@ def test_a_large_group_is_sampled_and_says_so():
         ({"alignment": 1.0}, "-1 < alignment < 1"),
         ({"max_neurons": 0}, "max_neurons >= 1"),
         ({"every_n_steps": 0}, "every_n_steps of at least 1"),
+        ({"every_n_steps": 3, "every_n_epochs": 2}, "got both"),
     ],
 )
 def test_settings_are_checked(settings, message):
