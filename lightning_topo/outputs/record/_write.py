@@ -212,6 +212,7 @@ class RecordWriter:
         written by a thread, so that training need not wait. Sets `self.reference_step` to `step`. Raises `OSError` if
         the file cannot be written; of a thread's, `self.read_reference` then gives nothing.
         """
+        self._wait()
         self.reference_step, self._unchanged = step, None
         # NumPy has no bfloat16; float32 holds half-precision values exactly.
         named = ((f"cloud/{name}", _widened(cloud)) for name, cloud in clouds)
