@@ -236,7 +236,8 @@ class RecordWriter:
     def _write_aside(
         self, clouds: "Sequence[tuple[str, Tensor]]", beside_training: AbstractContextManager[object]
     ) -> None:
-        with beside_training, suppress(OSError):  # whoever reads finds that it is not there
+        # Whoever reads finds that it is not there.
+        with suppress(OSError, RuntimeError), beside_training:
             self._write_reference(clouds)
 
     def _wait(self) -> None:
