@@ -333,13 +333,15 @@ class Watch:
 
     def _waits(self, step: int) -> bool:
         """Leave the first step alone if it cannot be replayed: it may do what no later step does. A collective."""
-        if self._measuring.has_begun or self.groups or self._recording.obstacle or self._waited_at is not None:
+        has_looked = self._measuring.has_begun or self.groups or self._waited_at is not None
+        # In shards the neurons before a step are gathered before it begins: what was the first must stay it.
+        if has_looked or self._recording.obstacle or self._finding.sharding != "whole":
             return False
         tapes = self._recording.so_far()
         is_refused = bool(tapes) and all(tape.obstacle and not runs_compiled_code(tape) for tape in tapes)
         if not self._ranks.first("whether to wait", lambda: is_refused):
             return False
-        self._waited_at, self._shards = step, None  # the tapes say why, should no other step come
+        self._waited_at = step  # the tapes say why, should no other step come
         self.steps.advance()
         return True
 
