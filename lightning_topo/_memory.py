@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-SHARE_OF_PEAK = 0.1
-SHARE_OF_FREE = 0.25
+_SHARE_OF_PEAK = 0.1
+_SHARE_OF_FREE = 0.25
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -33,7 +33,7 @@ def resting_device(device: torch.device, n_bytes: float = math.inf) -> torch.dev
         return device
     if device.type == "cuda" and n_bytes < math.inf:
         free = torch.cuda.mem_get_info(device)[0]
-        if n_bytes <= min(SHARE_OF_PEAK * torch.cuda.max_memory_allocated(device), SHARE_OF_FREE * free):
+        if n_bytes <= min(_SHARE_OF_PEAK * torch.cuda.max_memory_allocated(device), _SHARE_OF_FREE * free):
             return device
     return torch.device("cpu")
 

@@ -189,7 +189,7 @@ class MemoryMap:
         new = self.new(tensor, connected=wanted)
         operator = region if wanted else alias
         is_same = not wanted and self._keys[root] == self._key(tensor)
-        args = (Slot(root), tuple(tensor.shape), () if is_same else tuple(tensor.stride()), offset)
+        args = (Slot(root), tuple(tensor.shape), None if is_same else tuple(tensor.stride()), offset)
         return new, [Call(operator, args, {}, (new,), (), wanted)]
 
     def _constant(self, tensor: Tensor) -> int:

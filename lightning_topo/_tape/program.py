@@ -271,13 +271,13 @@ def argument(call_args: Sequence[Any], call_kwargs: Mapping[str, Any], position:
     return call_args[position] if position < len(call_args) else call_kwargs.get(name)
 
 
-def alias(tensor: Tensor, shape: Sequence[int], stride: Sequence[int], offset: int) -> Tensor:
+def alias(tensor: Tensor, shape: Sequence[int], stride: Sequence[int] | None, offset: int) -> Tensor:
     """The same memory under another tensor that no gradient flows through, as `tensor.data` is.
 
     Without a `stride` it shows all of the tensor in the same way, however a replay lays that out.
     """
     bare = tensor.data
-    if not stride:
+    if stride is None:
         return bare
     # Again by `data`: it is no view, into which nothing with a gradient could be written.
     return bare.as_strided(shape, stride, bare.storage_offset() + offset).data

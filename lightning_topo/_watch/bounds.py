@@ -82,7 +82,7 @@ class Launched:
 
 
 class _Resting(Mapping[str, Tensor]):
-    """Copies of rarely used parameters, kept on another device and brought back when needed."""
+    """Copies of rarely used parameters, kept where `resting` says and brought back when needed."""
 
     def __init__(self, parameters: Mapping[str, Tensor], names: Sequence[str], resting: Resting) -> None:
         self._devices = {name: parameters[name].device for name in names}

@@ -17,7 +17,7 @@ from lightning_topo.geometry._pair_search import search_extreme_pairs
 from lightning_topo.geometry._precision import full_precision
 from lightning_topo.geometry._tile_bounds import Extreme, Extremes, Pair
 
-_TOGETHER = {"cpu": 1 << 19, "other": 1 << 22}
+_TOGETHER, _TOGETHER_ON_A_GPU = 1 << 19, 1 << 22
 """Small clouds are searched together up to this many entries; the search makes about ten copies in float64.
 
 More on a GPU, where each call takes the time of many entries.
@@ -244,7 +244,7 @@ def _of_blocks_twice(
 
 
 def _together(clouds: Tensor) -> int:
-    return _TOGETHER["cpu" if clouds.device.type == "cpu" else "other"]
+    return _TOGETHER if clouds.device.type == "cpu" else _TOGETHER_ON_A_GPU
 
 
 def _chunks(clouds: Float[Tensor, "b n d"]) -> Iterator[slice]:

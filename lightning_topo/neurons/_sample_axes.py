@@ -169,7 +169,7 @@ def _resized(call: Call, tape: Tape, shapes: Mapping[int, tuple[int, ...]]) -> C
         if slot is None or slot not in shapes or shapes[slot] == tape.layouts[slot].shape:
             continue
         old, new = tape.layouts[slot].shape, shapes[slot]
-        if call.operator in (alias, region) and call.args[2]:
+        if call.operator in (alias, region) and call.args[2] is not None:
             raise CannotCut("memory seen under another shape")
         if call.name == "aten::repeat":
             source = call.args[0].index

@@ -132,7 +132,7 @@ class _Follower:
         [out] = [tensor for tensor in result if tensor is not None]
         if call.operator in (alias, region):
             source, shape, stride = args[:3]
-            if tuple(source.shape) == tuple(shape) and tuple(stride) in ((), source.stride()):
+            if tuple(source.shape) == tuple(shape) and (stride is None or tuple(stride) == source.stride()):
                 trace.adopt(out, source)
             elif call.operator is region or not trace.show(out, source, args[3], args[3] + _extent(shape, stride)):
                 for axis in trace.axes(source):

@@ -182,10 +182,8 @@ def _way(group: NeuronGroup, capture: Capture) -> _Way:
         )
     after = capture.neurons[group.name]
     before = after if capture.before is None or group.n < 2 else capture.before[group.name]
-    if capture.reference is capture.before:  # training begins with this step
-        reference = before if group.n > 1 else None
-    else:
-        reference = capture.reference.get(group.name) if group.n > 1 else None
+    begins = capture.reference is capture.before  # training does, with this step
+    reference = None if group.n < 2 else before if begins else capture.reference.get(group.name)
     reference = None if reference is None else _stacked(reference.to(after), group)
     return _Way(group, _stacked(before, group), _stacked(after, group), reference)
 

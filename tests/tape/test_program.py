@@ -76,8 +76,9 @@ def test_an_alias_is_the_memory_without_its_gradient_and_a_region_has_it() -> No
     assert source.grad.tolist() == [0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
     square = base[:4].view(2, 2)
     assert alias(square, (2, 2), (1, 2), 0).tolist() == [[0.0, 2.0], [1.0, 3.0]]
+    assert alias(base, (), (), 3).item() == 3.0
     # However a replay has laid it out: `stride` is that of the step.
-    assert alias(square.T, (2, 2), (), 0).tolist() == [[0.0, 2.0], [1.0, 3.0]]
+    assert alias(square.T, (2, 2), None, 0).tolist() == [[0.0, 2.0], [1.0, 3.0]]
     alias(base, (6,), (1,), 0).zero_()
     assert not base.any()
     parameter = nn.Parameter(torch.zeros(3))

@@ -108,7 +108,7 @@ def read_stored_array(path: Path, name: str, *, check: bool = True) -> np.ndarra
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             return _stored(file, archive.getinfo(f"{name}.npy"), check=check)
-    except (zipfile.BadZipFile, EOFError, MemoryError, ValueError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, MemoryError, ValueError) as error:
         raise ValueError(f"expected the array {name} in {path}: {error}") from error
 
 

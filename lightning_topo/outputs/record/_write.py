@@ -223,8 +223,8 @@ class RecordWriter:
             return
         from lightning_topo._memory import aside
 
-        work = _held(tensors), aside(first[1].device)
-        self._writing = Thread(target=self._write_aside, args=work, name="lightning-topo reference")
+        held, beside_training = _held(tensors), aside(first[1].device)
+        self._writing = Thread(target=self._write_aside, args=(held, beside_training), name="lightning-topo reference")
         self._writing.start()
 
     def _write_reference(self, clouds: "Iterable[tuple[str, Tensor]]") -> None:
