@@ -21,6 +21,17 @@ def lost_result(probe: str, reason: str, step: int, epoch: int) -> TopologyEvent
     )
 
 
+def left_open(step: int, reason: str, epoch: int) -> TopologyEvent:
+    """The neurons were not known yet in the first step."""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        message=f"Step {step:,} is open, since no neurons could be found on it: {reason}.",
+        remedy="Nothing to do: the next step is looked at instead.",
+    )
+
+
 def members_changed(names: Sequence[str], groups: Sequence[str], step: int, epoch: int) -> TopologyEvent:
     """Parameters have joined or left the training: the clouds of these groups have other coordinates from here on."""
     whose = f" The totals of {_named(groups, 'groups')} count from here." if groups else ""

@@ -16,7 +16,7 @@ from lightning_topo._watch.finding import Finding
 from lightning_topo._watch.findings_exchange import EXCHANGE_STEPS, Exchange
 from lightning_topo._watch.measuring import Measuring
 from lightning_topo._watch.membership import Membership
-from lightning_topo._watch.messages import members_changed, unwatched
+from lightning_topo._watch.messages import left_open, members_changed, unwatched
 from lightning_topo._watch.movements import Movements
 from lightning_topo._watch.output import Run, RunOutputs
 from lightning_topo._watch.probing import Probing, needs_gradient_scales
@@ -97,7 +97,7 @@ class Watch:
         self._membership: Membership | None = None
         self._finds_again = False
         self._first_batch = True
-        self._waited_at: int | None = None
+        self._waited: tuple[int, str] | None = None  # the first step, and why the next one was waited for
         self._epoch_measured = -1
         self._last_step = step
         self._closed = False
@@ -299,8 +299,8 @@ class Watch:
                 late = self._probing.give_up("training broke off before it was ready")
             else:
                 self.steps.take_deferred()
-                if not self._measuring.has_begun and self._waited_at is not None:
-                    self._start(self._waited_at)
+                if not self._measuring.has_begun and self._waited is not None:
+                    self._start(self._waited[0])
                 late = self._probing.collect()
             self._exchange.outcomes += late
             if self._measuring.has_begun:
@@ -333,24 +333,26 @@ class Watch:
 
     def _waits(self, step: int) -> bool:
         """Leave the first step alone if it cannot be replayed: it may do what no later step does. A collective."""
-        has_looked = self._measuring.has_begun or self.groups or self._waited_at is not None
+        has_looked = self._measuring.has_begun or self.groups or self._waited is not None
         # In shards the neurons before a step are gathered before it begins: what was the first must stay it.
         if has_looked or self._recording.obstacle or self._finding.sharding != "whole":
             return False
         tapes = self._recording.so_far()
-        is_refused = bool(tapes) and all(tape.obstacle and not runs_compiled_code(tape) for tape in tapes)
-        if not self._ranks.first("whether to wait", lambda: is_refused):
+        is_refused = all(tape.obstacle and not runs_compiled_code(tape) for tape in tapes)
+        reason = self._ranks.first("whether to wait", lambda: tapes[0].obstacle if tapes and is_refused else "")
+        if not reason:
             return False
-        self._waited_at = step  # the tapes say why, should no other step come
-        self.steps.advance()
+        self._waited = step, reason
+        self.steps.advance()  # the tapes stay: they say why, should no other step come
         return True
 
     def _start(self, step: int) -> None:
         """The first step is done: find the neurons, and start the outputs."""
         training, settings, saved = self._training, self._settings, self._saved
         snapshots = self._settle_in()
-        if self._waited_at is not None:
-            self._measuring.leave_open(self._waited_at)
+        if self._waited is not None:
+            self._measuring.leave_open(self._waited[0])
+            self._exchange.events.append(left_open(*self._waited, training.epoch))
         snapshots.begun_at(step, self._shards)
         self._shards = None
         readings = Readings([group.name for group in self.groups], settings.log_groups)

@@ -208,6 +208,9 @@ def test_a_first_step_that_cannot_be_followed_is_open_and_the_next_one_shows_the
     watched = calibrated(1, 5)
     assert {group.name: group.status for group in watched.watch.groups} == {"net.0": "verified", "net.2": "verified"}
     assert not [event for event in happened(watched.watch.events) if event.name == "probe_failed"]
+    [note] = [event for event in happened(watched.watch.events) if event.name == "gap"]
+    assert (note.step, note.severity) == (1, "info")
+    assert "the replay's loss differs" in note.message
     states = states_of(watched)
     assert states[1, "net.0"] == states[1, "net.2"] == 0.0
     assert states[5, "net.0"] == states[5, "net.2"] == 3.0
