@@ -3,15 +3,16 @@
     python -m benchmarks.distributed_sharpness [--width 1024] [--layers 8] [--processes 1 2 4]
 
 For 1, 2 and 4 processes (gloo, two cores): `Sharpness` with a loss of one's own, by 12 products from differences of
-gradients, in vectors of which each process holds its part; and the critical sharpness of the last step, by forward
-passes. "MB" is by how much the memory of the process that takes most rose at its peak: in a training step, in one
-measurement of either kind. The values must not depend on the number of processes.
+gradients, in vectors of which each process holds its part; and the critical sharpness of the last step by forward
+passes, without a loss of one's own: of the step as it was recorded. "MB" is by how much the memory of the process that
+takes most rose at its peak: in a training step, in one measurement of either kind, and in the recorded step. The values
+must not depend on the number of processes.
 """
 
 import argparse
 import gc
 import time
-from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.distributed import forget_peak, launched, report, resident, stack
+from lightning_topo._watch.recording import Recording
+from lightning_topo._watch.training_loss import TrainingLoss
+from lightning_topo.loops._training import LoopTraining
 from lightning_topo.probes import Capture, StepSharpness
-from lightning_topo.probes._probe import LossFn
 from lightning_topo.stability import by_backward, curvature_sharpness, finite_difference_hessian
 from lightning_topo.stability._lanczos import LanczosSettings
 
@@ -53,7 +56,6 @@ def measure(width: int, layers: int) -> dict[str, float]:
     row: dict[str, float] = {}
     for _ in range(3):
         step()
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
     row["step"], row["step_ms"], _ = taken(step)
     optimizer.zero_grad()
     params = tuple(model.parameters())
@@ -62,16 +64,31 @@ def measure(width: int, layers: int) -> dict[str, float]:
         hessian = finite_difference_hessian(loss_fn, params, differentiate=by_backward, obstacle="shards")
         return curvature_sharpness(hessian, settings=SETTINGS).value
 
-    def critical() -> float:
-        def training_loss(_: LossFn | None) -> Any:
-            return nullcontext(loss_fn)
+    row["curvature"], row["curvature_ms"], row["sharpness"] = taken(curvature)
+    training = LoopTraining.of(model, optimizer)
+    training_loss = TrainingLoss(training, 0)
+    recording = Recording(training, training_loss)
 
+    def recorded_step() -> None:
+        optimizer.zero_grad()
+        recording.begin(None, 1, wanted=True)
+        loss = loss_fn()
+        recording.loss(loss, 1.0)
+        loss.backward()
+        recording.differentiated(goes_on=False)
+        optimizer.step()
+        recording.end()
+
+    def critical() -> float:
         capture = Capture(
             1, 0, model, (), {}, None, {}, (optimizer,), training_loss, parameters_before=before, sharding="fsdp2"
         )
-        return StepSharpness().measure(capture).values[""]["critical_sharpness"]
+        asked = StepSharpness().measure(capture)
+        return StepSharpness().measure(replace(capture, previous=asked)).values[""]["critical_sharpness"]
 
-    row["curvature"], row["curvature_ms"], row["sharpness"] = taken(curvature)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    row["recorded"], row["recorded_ms"], _ = taken(recorded_step)
+    optimizer.zero_grad()
     row["critical"], row["critical_ms"], row["critical_sharpness"] = taken(critical)
     row["parameters"] = sum(p.numel() for p in params) * 4 / 2**20
     return row
@@ -102,13 +119,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         return worker(options)
-    columns = ("processes", "parameters MB", "step MB", "sharpness MB", "critical MB", "step ms", "sharpness ms")
-    print(f"| {' | '.join((*columns, 'critical ms', 'sharpness', 'critical sharpness'))} |\n|{'---|' * 10}")
+    kinds = ("step", "recorded step", "sharpness", "critical")
+    columns = (*(f"{kind} MB" for kind in kinds), *(f"{kind} ms" for kind in kinds), "sharpness", "critical sharpness")
+    print(f"| processes | parameters MB | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}")
+    measured = ("step", "recorded", "curvature", "critical")
     for n in options.processes:
         arguments = ["--worker", f"--width={options.width}", f"--layers={options.layers}"]
         row = launched(n, arguments, module="benchmarks.distributed_sharpness")
-        memory = " | ".join(f"{row[name]:.1f}" for name in ("parameters", "step", "curvature", "critical"))
-        times = " | ".join(f"{row[name]:.0f}" for name in ("step_ms", "curvature_ms", "critical_ms"))
+        memory = " | ".join(f"{row[name]:.1f}" for name in ("parameters", *measured))
+        times = " | ".join(f"{row[f'{name}_ms']:.0f}" for name in measured)
         print(f"| {n} | {memory} | {times} | {row['sharpness']:.3f} | {row['critical_sharpness']:.3f} |", flush=True)
     return None
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_topo._tape.collectives import RECORDED
+from lightning_topo._tape.collectives import receives
 from lightning_topo._tape.program import Tape
 from lightning_topo._tape.replay import HALF, CannotReplay, replay
 
@@ -43,12 +43,9 @@ def _judged(
     except torch.OutOfMemoryError:
         return tape.replaced(obstacle="memory runs out when the step is replayed")
     tolerance = _tolerance(tape)
-    for output, recorded in zip(outputs, tape.recorded, strict=True):
-        error = _relative_error(output, recorded)
-        if not error <= tolerance and not tape.gradient_obstacle:
-            return tape.replaced(obstacle=f"the replay's loss differs from the step's (by {error:.1e} of it)")
-    sends = any(call.operator in RECORDED for call in tape.calls)
-    if tape.gradient_obstacle or (sends and average is None):
+    if not tape.gradient_obstacle and (difference := unlike_recorded(tape, outputs)):
+        return tape.replaced(obstacle=difference)
+    if tape.gradient_obstacle or (receives(tape) and average is None):
         return tape
     if gradients is None:
         if tape.functions:
@@ -68,6 +65,15 @@ def _judged(
         gradient_obstacle=f"the replay's gradient differs from the step's in {len(unlike)} parameters "
         f"(in {worst} by {errors[worst]:.1e} of the largest entry){cause}",
     )
+
+
+def unlike_recorded(tape: Tape, outputs: Sequence[Tensor]) -> str:
+    """How the outputs of a replay at the recorded values differ from the step's by more than rounding; else empty."""
+    for output, recorded in zip(outputs, tape.recorded, strict=True):
+        error = _relative_error(output, recorded)
+        if not error <= _tolerance(tape):
+            return f"the replay's loss differs from the step's (by {error:.1e} of it)"
+    return ""
 
 
 def runs_compiled_code(tape: Tape) -> bool:

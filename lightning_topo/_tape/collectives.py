@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_topo._tape.program import HIDDEN_WRITES, Call, Slot, argument, leaves
+from lightning_topo._tape.program import HIDDEN_WRITES, Call, Slot, Tape, argument, leaves
 
 
 def plus_remainder(part: Tensor, *, remainder: Tensor) -> Tensor:
@@ -51,6 +51,11 @@ def gathered_part_(out: Tensor, part: Tensor, *, received: Tensor, mine: bool) -
 
 RECORDED = frozenset({plus_remainder, plus_remainder_, gathered, gathered_, received_, gathered_part_})
 """The operators that stand for collectives."""
+
+
+def receives(tape: Tape) -> bool:
+    """Whether some of what a tape computes with came from other processes."""
+    return any(call.operator in RECORDED for call in tape.calls)
 
 
 @dataclass(slots=True)

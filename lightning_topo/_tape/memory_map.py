@@ -1,5 +1,6 @@
 """Which slot a tensor is: by its storage and geometry, since objects come and go while memory is shared."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from lightning_topo._tape.program import Call, Layout, Slot, alias, region, set_data
 
 Key = tuple[Any, ...]
+_FRESH = itertools.count(1)  # no address is as small
 
 
 @dataclass(slots=True)
@@ -20,7 +22,7 @@ class _Named:
 
     slot: int
     tensor: Tensor
-    value: Tensor
+    value: Tensor | None
     version: int
     names: list[str] = field(default_factory=list)
     is_buffer: bool = False
@@ -52,6 +54,8 @@ class MemoryMap:
         self._held: dict[int, list[int]] = {}
         self._named: dict[int, _Named] = {}
         self._current: dict[int, _Named] = {}  # by the id of the tensor, which `_Named` keeps alive
+        self._renewed: dict[int, int] = {}  # by storage what identifies it since it was filled anew
+        self._gathered: set[int] = set()  # such memory that nothing was written to since
 
     # Names
 
@@ -63,12 +67,22 @@ class MemoryMap:
         if name not in known.names:
             known.names.append(name)
 
-    def _enter(self, tensor: Tensor, is_buffer: bool) -> _Named:
+    def name_gathered(self, name: str, tensor: Tensor, *, keep_value: bool) -> None:
+        """Name a parameter whose memory was just filled with its shards: how they came there is no part of it."""
+        known = self._current.get(id(tensor))
+        if known is None or self.storage_of(tensor) not in self._gathered:
+            self._renewed[tensor.untyped_storage()._cdata] = fresh = next(_FRESH)
+            self._gathered.add(fresh)
+            known = self._enter(tensor, is_buffer=False, keep_value=keep_value)
+        if name not in known.names:
+            known.names.append(name)
+
+    def _enter(self, tensor: Tensor, is_buffer: bool, *, keep_value: bool = True) -> _Named:
         slot = self.new(tensor, connected=tensor.requires_grad)
         copy = self._copies.pop(id(tensor), None)
-        if copy is None or not _equal(copy, tensor.detach()):
+        if keep_value and (copy is None or not _equal(copy, tensor.detach())):
             copy = tensor.detach().clone()
-        self.copied_bytes += copy.nbytes if copy.layout is torch.strided else 0
+        self.copied_bytes += copy.nbytes if copy is not None and copy.layout is torch.strided else 0
         named = _Named(slot, tensor, copy, tensor._version, is_buffer=is_buffer)
         self._named[slot] = self._current[id(tensor)] = named
         return named
@@ -79,19 +93,23 @@ class MemoryMap:
         if known is None:
             self.name(name, tensor)
             return
-        same = known.value.shape == tensor.shape and self._keys[known.slot] == self._key(tensor)
-        if same and known.version == tensor._version and _equal(known.value, tensor.detach()):
+        same = self._keys[known.slot] == self._key(tensor) and known.version == tensor._version
+        if same and known.value is not None and _equal(known.value, tensor.detach()):
             return
         names, is_buffer = known.names, known.is_buffer
         self._enter(tensor, is_buffer).names = list(names)
+
+    def is_named(self, tensor: Tensor) -> bool:
+        """Whether this very tensor is a parameter or buffer with a name."""
+        return id(tensor) in self._current
 
     def names(self) -> dict[int, tuple[str, ...]]:
         """The names of each named slot."""
         return {slot: tuple(named.names) for slot, named in self._named.items()}
 
     def values(self) -> dict[int, Tensor]:
-        """The values of named slots where they began."""
-        return {slot: named.value for slot, named in self._named.items()}
+        """The values of named slots where they began, as far as they were kept."""
+        return {slot: named.value for slot, named in self._named.items() if named.value is not None}
 
     def trainable(self) -> dict[str, bool]:
         """Whether each parameter is trained; buffers are left out."""
@@ -204,7 +222,9 @@ class MemoryMap:
 
     def about_to_write(self, tensor: Tensor) -> None:
         """Copy the constants that lie in the memory of a tensor that an operator is going to write."""
-        for slot in self._held.pop(self.storage_of(tensor), ()):
+        storage = self.storage_of(tensor)
+        self._gathered.discard(storage)
+        for slot in self._held.pop(storage, ()):
             self._constants[slot] = self._constants[slot].clone()
 
     def storage_of(self, tensor: Tensor) -> int:
@@ -234,6 +254,8 @@ class MemoryMap:
             self._alive[id(tensor)] = tensor  # known by the object alone
             return (-id(tensor), 0, tuple(tensor.shape), (), tensor.dtype, False)
         storage = tensor.untyped_storage()._cdata
+        if self._renewed:
+            storage = self._renewed.get(storage, storage)
         return (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, True)
 
 

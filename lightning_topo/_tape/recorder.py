@@ -72,10 +72,17 @@ class StepRecorder:
         """The size of all copies of parameters and buffers: one of each, and another whenever it was moved."""
         return self._memory.copied_bytes
 
-    def begin(self, tensors: nn.Module | Mapping[str, Tensor], copies: Mapping[int, Tensor] | None = None) -> None:
+    def begin(
+        self,
+        tensors: nn.Module | Mapping[str, Tensor],
+        copies: Mapping[int, Tensor] | None = None,
+        *,
+        named_only: bool = False,
+    ) -> None:
         """Enter the mode. `tensors` are the module, or parameters and buffers by name.
 
-        `copies` of some of them, by their ids, are taken for the tapes' own: they must not change.
+        `copies` of some of them, by their ids, are taken for the tapes' own: they must not change. With `named_only`
+        a step that reads a parameter before it has a name is given up: it would be taken for a constant.
 
         Raises RuntimeError where the recorder has begun already.
         """
@@ -83,7 +90,7 @@ class StepRecorder:
             raise RuntimeError("expected a recorder that is not recording, got one that is: call end() first")
         self.obstacle = ""
         self._tapes = []
-        self._source = tensors
+        self._source, self._named_only = tensors, named_only
         self._calls: list[Call] = []
         self._memory = MemoryMap(copies)
         self._trail = GradientTrail()
@@ -102,12 +109,18 @@ class StepRecorder:
         self._mode.__enter__()
         self._listening = True
 
-    def name(self, name: str, tensor: Tensor) -> None:
-        """Say that this tensor, wherever the step uses it, is the parameter or buffer of that name."""
+    def name(self, name: str, tensor: Tensor, *, gathered: bool = False, keep_value: bool = True) -> None:
+        """Say that this tensor, wherever the step uses it, is the parameter or buffer of that name.
+
+        `gathered` says that its memory was just filled from shards. Unless its value is kept, a replay has to be given
+        one.
+        """
         was, self._listening = self._listening, False
         try:
             if _is_foreign(tensor):
                 self._give_up(f"parameters of type {type(tensor).__name__}")
+            elif gathered:
+                self._memory.name_gathered(name, tensor, keep_value=keep_value)
             else:
                 self._memory.name(name, tensor, is_buffer=name in self._buffers)
         finally:
@@ -315,6 +328,8 @@ class StepRecorder:
     def _slot(self, tensor: Tensor) -> int:
         if _is_foreign(tensor):
             raise TypeError(f"a tensor of type {type(tensor).__name__}")
+        if self._named_only and isinstance(tensor, nn.Parameter) and not self._memory.is_named(tensor):
+            raise TypeError("a parameter whose module does not run")
         if self._pending:
             for pending in self._pending.pop(self._memory.storage_of(tensor), ()):
                 name, value = pending.finished()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_topo._tape import StepRecorder, Tape, accepted, compiled_reason, outside_modes
-from lightning_topo._tape.names import clean_name, named_tensors
+from lightning_topo._tape.names import all_names, clean_name, named_tensors
 from lightning_topo._tape.recorder import is_plain
 from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
@@ -60,15 +60,25 @@ class Recording:
         self._tapes: list[Tape] = []
         self._handles: list[RemovableHandle] = []
         self._most_bytes = SMALL
+        self._keeps_values, self._whole = True, frozenset[str]()
         kind = sharding(training.root)
         self._is_sharded = kind != "whole"
         compiled = None if runs_eagerly else compiled_reason(training.module)
         self.obstacle: str = _SHARDS.get(kind) or compiled or ""
 
-    def begin(self, batch: Any, step: int, *, wanted: bool, copies: Callable[[], Mapping[int, Tensor]] = dict) -> None:
+    def begin(
+        self,
+        batch: Any,
+        step: int,
+        *,
+        wanted: bool,
+        for_neurons: bool = False,
+        copies: Callable[[], Mapping[int, Tensor]] = dict,
+    ) -> None:
         """Record the step that begins if its tapes are `wanted`, or if more samples of the loss are, soon.
 
-        `copies` gives those of parameters that others hold already, by their ids.
+        `for_neurons` says that neurons are to be found on them. `copies` gives those of parameters that others hold
+        already, by their ids.
         """
         if not wanted and not self._wants_samples(step):
             return
@@ -81,8 +91,11 @@ class Recording:
         one = sum(tensor.nbytes for tensor in plain if tensor.layout is torch.strided)
         self._most_bytes = max(SMALL, MOST_COPIES * one)
         if self._is_sharded:
-            # What lies in shards is whole while a module runs: it gets its name there.
-            self._recorder.begin({name: tensor for name, tensor in named_tensors(module).items() if is_plain(tensor)})
+            # What lies in shards is whole while a module runs: it gets its name there. Only who finds neurons keeps it.
+            self._keeps_values = for_neurons and self._training.ranks.rank == 0
+            whole = {name: tensor for name, tensor in named_tensors(module).items() if is_plain(tensor)}
+            self._whole = frozenset(whole)
+            self._recorder.begin(whole, named_only=True)
             self._handles = [
                 child.register_forward_pre_hook(partial(self._name, path)) for path, child in module.named_modules()
             ]
@@ -158,12 +171,12 @@ class Recording:
             self._handles.pop().remove()
         if self._recorder.is_active:
             tapes = self._recorder.end()
-            self._tapes = [known or _accepted(tape) for tape, known in zip(tapes, self._judged, strict=True)]
+            self._tapes = [known or self._accepted(tape) for tape, known in zip(tapes, self._judged, strict=True)]
             self._judged = []
         if self._is_kept and self._training_loss is not None:
             self._training_loss.keep(self._tapes, self._batch)
-            if self.obstacle or self._is_sharded:
-                self._training_loss.refuse(self.obstacle or "parameters lie in shards")
+            if self.obstacle:
+                self._training_loss.refuse(self.obstacle)
         self._batch, self._is_kept = None, False
         return self._tapes
 
@@ -171,17 +184,20 @@ class Recording:
         """The tapes of the step up to now, while it still runs."""
         if not self._recorder.is_active:
             return self._tapes
-        return [known or _accepted(tape) for tape, known in zip(self._recorder.so_far(), self._judged, strict=True)]
+        judged = zip(self._recorder.so_far(), self._judged, strict=True)
+        return [known or self._accepted(tape) for tape, known in judged]
 
     def forget(self) -> None:
         """Let the tapes go: they hold copies of all parameters."""
         self._tapes = []
 
     def _name(self, path: str, module: nn.Module, args: Any) -> None:
-        """Name the parameters of a module that is about to run."""
-        for name, parameter in module.named_parameters(recurse=False):
-            if is_plain(parameter):
-                self._recorder.name(clean_name(f"{path}.{name}" if path else name), parameter)
+        """Name the parameters of a module that is about to run, and those below it that are whole by now."""
+        for name, parameter in all_names(module.named_parameters):
+            name = clean_name(f"{path}.{name}" if path else name)
+            # Those that are whole throughout had their names when the recording began.
+            if is_plain(parameter) and name not in self._whole:
+                self._recorder.name(name, parameter, gathered=True, keep_value=self._keeps_values)
 
     def _judge(self) -> None:
         """Accept or refuse the tape of the last loss by its gradient.
@@ -192,8 +208,13 @@ class Recording:
             return
         gradients = self._gradients() if self._noted is None else self._noted
         self._noted = None
-        alone = self._training.ranks.size == 1  # processes average their gradients
-        self._judged[-1] = _accepted(self._recorder.so_far()[-1], gradients if alone else None)
+        # Processes average their gradients, and of shards this one has its own part.
+        alone = self._training.ranks.size == 1 and not self._is_sharded
+        self._judged[-1] = self._accepted(self._recorder.so_far()[-1], gradients if alone else None)
+
+    def _accepted(self, tape: Tape, gradients: Mapping[str, Tensor] | None = None) -> Tape:
+        # In shards the loss is compared when it is first evaluated: until then nobody has the values.
+        return _accepted(tape, gradients) if self._keeps_values else tape
 
     def _gradients(self) -> dict[str, Tensor]:
         """The gradient that the last loss has made, of parameters that had none before."""

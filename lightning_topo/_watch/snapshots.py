@@ -77,9 +77,10 @@ class Snapshots:
         """Where parameters are sharded, keep the clouds or shards before a step that one of these probes measures."""
         if self.sharding == "whole":
             return
-        # In shards no loss is recorded: a probe that was given none of its own has no use for them.
+        # Where no loss can be recorded, a probe that was given none of its own has no use for them.
         wanted = any(
-            getattr(probe, "needs_parameters_before", False) and getattr(probe, "loss_fn", probe) is not None
+            getattr(probe, "needs_parameters_before", False)
+            and (self.sharding == "fsdp2" or getattr(probe, "loss_fn", probe) is not None)
             for probe in probes
         )
         if not wanted or self.sharding in ("fsdp1", "zero3"):  # their flat shards mean nothing by themselves

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_topo._protection import same_random_state, unchanged
-from lightning_topo._tape import Tape, TapeLoss
+from lightning_topo._tape import CannotReplay, Tape, TapeLoss
 from lightning_topo._tape.names import all_names, clean_name
+from lightning_topo._watch.sharded_loss import ShardedTapeLoss, replay_obstacle, unavailable
 from lightning_topo._watch.training import Training
+from lightning_topo.neurons._capture import sharding
 from lightning_topo.neurons._sample_cuts import SampleCuts
 from lightning_topo.probes import BatchLoss, ProbeUnavailable
 from lightning_topo.probes._probe import LossFn
@@ -36,19 +38,26 @@ class TrainingLoss:
         self._tapes: list[Tape] = []
         self._batch: Any = None
         self._cuts = SampleCuts()
+        self._is_sharded: bool = sharding(training.root) != "whole"
+        self._step = training.step
         self.obstacle: str = "no step was recorded yet"
 
     @property
     def n_wanted(self) -> int:
         """How many more tapes like those at hand it takes to have enough samples; 0 where none can be had."""
         n_samples = sum(tape.n_samples for tape in self._tapes)
-        if self.obstacle or n_samples == 0:
+        if self.obstacle or n_samples == 0 or self._is_sharded:  # there a probe records the step that it measures
             return 0
         return math.ceil(max(ENOUGH_SAMPLES - n_samples, 0) * len(self._tapes) / n_samples)
 
     def keep(self, tapes: Sequence[Tape], batch: Any) -> None:
         """Keep the tapes of one more step, and let go what is no longer needed."""
         self._batch = batch
+        if self._is_sharded:
+            self.obstacle = replay_obstacle(tapes)
+            self._tapes = [] if self.obstacle else [_light(tape, self._training) for tape in tapes]
+            self._step = self._training.step + 1
+            return
         usable = [tape for tape in tapes if not tape.obstacle and not tape.gradient_obstacle]
         if not usable:
             refused = next(
@@ -72,10 +81,14 @@ class TrainingLoss:
 
     @contextmanager
     def __call__(self, loss_fn: LossFn | None) -> Iterator[Callable[[], Tensor]]:
-        """Yields the loss as a zero-argument callable.
+        """Yields the loss as a zero-argument callable; of parameters in shards a `ShardedTapeLoss`, without a gradient.
 
-        Raises `ProbeUnavailable` where the recorded steps cannot be replayed, and no `loss_fn` is given.
+        Raises `ProbeUnavailable` where the recorded steps cannot be replayed, and no `loss_fn` is given. A collective
+        where parameters lie in shards.
         """
+        if loss_fn is None and self._is_sharded:
+            yield self._of_shards()
+            return
         if loss_fn is None:
             if self.obstacle:
                 raise ProbeUnavailable(f"the training step cannot be replayed: {self.obstacle}.", _REMEDY)
@@ -91,6 +104,22 @@ class TrainingLoss:
             torch.enable_grad(),
         ):
             yield BatchLoss(partial(loss_fn, self._training.module), self._batch)
+
+    def _of_shards(self) -> ShardedTapeLoss:
+        """The loss of the last recorded step, if all processes can replay it together."""
+        loss, obstacle, order = None, self.obstacle, ""
+        if not obstacle:
+            loss = ShardedTapeLoss(self._training.module, self._tapes, self._training.ranks)
+            order = loss.order
+        theirs = self._training.ranks.all("the order of shards", (obstacle, order))
+        obstacle = next((obstacle for obstacle, _ in theirs if obstacle), "")
+        if not obstacle and len({order for _, order in theirs}) > 1:
+            obstacle = "the processes' steps read different parameters, or in another order"
+        if obstacle or loss is None:
+            raise unavailable(obstacle)
+        if self._step != self._training.step + 1:
+            raise CannotReplay("the step that is measured was not recorded")
+        return loss
 
 
 def _light(tape: Tape, training: Training) -> Tape:

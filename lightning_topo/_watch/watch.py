@@ -173,15 +173,15 @@ class Watch:
                 self.steps.keep(self._training.optimizers)
             step = self._training.step + 1
             due = self._measuring.due("step", step)
-            is_wanted = (
-                not self._measuring.has_begun or self._finds_again or any(map(self._probing.wants_own_step, due))
-            )
+            finds = not self._measuring.has_begun or self._finds_again
+            is_wanted = finds or any(map(self._probing.wants_own_step, due))
+            # Shards are copied before anything is recorded.
             if not self._measuring.has_begun and self._shards is None:
-                self._shards = kept_shards(self._training)  # before anything is recorded
-            self._recording.begin(batch, step, wanted=is_wanted, copies=self._lent_copies)
-            self.steps.gradients.wanted = any(map(needs_gradient_scales, due)) and self._finding.sharding == "whole"
+                self._shards = kept_shards(self._training)
             if (snapshots := self._measuring.snapshots) is not None:
                 snapshots.before_step(step, due)
+            self._recording.begin(batch, step, wanted=is_wanted, for_neurons=finds, copies=self._lent_copies)
+            self.steps.gradients.wanted = any(map(needs_gradient_scales, due)) and self._finding.sharding == "whole"
         self.budget.begin_step()
 
     def before_backward(self, loss: Tensor, *, scale: float = 1.0, in_engine: bool = False) -> None:

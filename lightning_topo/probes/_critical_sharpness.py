@@ -32,8 +32,9 @@ class StepSharpness:
     - `n_forwards`: the number of forward passes: about six for the search, and those for `critical_noise`;
     - `critical_noise`, with a `loss_fn`: see `noise`.
 
-    Nothing is measured before the first step, after a step that moved nothing, or if the loss before the step is not
-    finite. The parameters are moved along the step and restored bit for bit.
+    Nothing is measured before the first step, after a step that moved nothing or so little that the loss shows no
+    change, or if the loss before the step is not finite. The parameters are moved along the step and restored bit for
+    bit.
 
     Args:
         every_n_steps: The period; "auto" begins with every 25th step.
@@ -77,9 +78,13 @@ class StepSharpness:
         `ProbeUnavailable` without a `loss_fn` if the operations of a training step cannot be recorded and replayed.
         """
         start = 1.0 if capture.previous is None else float(capture.previous.carry)
+        # In shards a recorded loss is that of the step measured, and of no other.
+        own = self.loss_fn is None and capture.sharding != "whole"
+        if own and capture.previous is None:
+            return ProbeResult(carry=start, wants_own_step=True)
         segment = step_segment(capture)
         if segment is None:
-            return ProbeResult(carry=start)
+            return ProbeResult(carry=start, wants_own_step=own)
         with capture.training_loss(self.loss_fn) as loss_fn:
             parts = _halves(loss_fn) if self.noise and capture.sharding == "whole" else None
             halves = None if parts is None else (partial(segment.loss, parts[0]), partial(segment.loss, parts[1]))
@@ -88,8 +93,8 @@ class StepSharpness:
                     segment, loss_fn, start, halves, tolerance=self.tolerance, max_forwards=self.max_forwards
                 )
             except FloatingPointError:
-                return ProbeResult(carry=start)
-        return ProbeResult({GLOBAL: values}, carry=start)
+                return ProbeResult(carry=start, wants_own_step=own)
+        return ProbeResult({GLOBAL: values} if values else {}, carry=start, wants_own_step=own)
 
 
 Evaluation = Callable[[float], Tensor]
@@ -107,7 +112,8 @@ def critical_values(
 ) -> tuple[dict[str, float], float]:
     """The critical sharpness of a step as a probe reports it, and where the next search should start.
 
-    Raises `FloatingPointError` where the loss before the step is not finite.
+    Nothing is reported of a step so short that the loss shows no change but rounding. Raises `FloatingPointError` where
+    the loss before the step is not finite.
     """
     try:
         found = critical_sharpness(
@@ -115,6 +121,8 @@ def critical_values(
         )
     finally:
         segment.restore()
+    if math.isnan(found.value):
+        return {}, start
     values = {
         "critical_sharpness": found.value,
         "critical_converged": float(found.converged),
@@ -157,9 +165,9 @@ class StepSegment:
 
 
 def _start(found: CriticalSharpness) -> float:
-    """Where the next search begins: at the multiple found, or as far as this one came."""
+    """Where the next search begins: at the multiple found, or as far as this one came to longer ones."""
     low, high = found.bracket
-    reached = 1.0 / found.value if 0.0 < found.value < math.inf else low if high == math.inf else high
+    reached = 1.0 / found.value if 0.0 < found.value < math.inf else low if high == math.inf else 1.0
     return min(max(reached, 1e-6), 1e6)
 
 

@@ -128,8 +128,8 @@ class Sharpness:
     def measure(self, capture: Capture) -> ProbeResult:
         """Measure the Hessian at the present parameters, and the optimizer's threshold for the next step.
 
-        Raises `ProbeUnavailable` if no training step could be recorded and there is no `loss_fn`, under FSDP1 and
-        ZeRO-3, and for `swap_pairs` or `batch_sharpness` with any sharded parameters.
+        Raises `ProbeUnavailable` without a `loss_fn` if no training step could be recorded or parameters are sharded,
+        under FSDP1 and ZeRO-3 always, and for `swap_pairs` or `batch_sharpness` with any sharded parameters.
         """
         self._refuse_shards(capture.sharding)
         carry = None if capture.previous is None else capture.previous.carry
@@ -216,6 +216,11 @@ class Sharpness:
                 f"Hessian products cannot be computed from the flat shards of {name}.",
                 "Train with FSDP2 (ModelParallelStrategy), tensor parallel or DDP, or leave Sharpness() out of the "
                 "probes: everything else is measured.",
+            )
+        if sharding == "fsdp2" and self.loss_fn is None:
+            raise ProbeUnavailable(
+                "Hessian products of parameters in shards need a loss that can be run again.",
+                "Give the probe one: Sharpness(loss_fn=lambda module, batch: ...). `critical_sharpness` needs none.",
             )
         if sharding != "whole" and (self.swap_pairs or self.batch_sharpness is not None):
             raise ProbeUnavailable(

@@ -45,8 +45,8 @@ class StepEdge:
       step; 1 at the edge. `critical_converged` and `n_forwards` are explained in `StepSharpness`;
     - `critical_noise`: half the difference between `critical_sharpness` on this batch and on another one.
 
-    If parameters are sharded (FSDP2, tensor parallel) and a `loss_fn` is given: `critical_sharpness` alone, of the step
-    just taken. Nothing is measured if no training step can be recorded; `Sharpness` reports why.
+    If parameters are sharded: `critical_sharpness` alone, of the step just taken, under FSDP2 or, with a `loss_fn`,
+    tensor parallel. Nothing is measured if no training step can be recorded; `Sharpness` reports why.
 
     Args:
         every_n_steps: The period; "auto" begins with every 25th step.
@@ -89,7 +89,10 @@ class StepEdge:
         return _State(window=BatchWindow.load(saved["window"], int(saved["count"])), start=start)
 
     def measure(self, capture: Capture) -> ProbeResult:
-        """Measure recorded batches or, if the optimizer's stability threshold is not known, the last step."""
+        """Measure recorded batches or, if the optimizer's stability threshold is not known, the last step.
+
+        Raises `ProbeUnavailable` under FSDP2 without a `loss_fn` if the training step cannot be recorded or replayed.
+        """
         state = _State() if capture.previous is None else capture.previous.carry
         if capture.sharding != "whole":
             return self._in_shards(capture, state)
@@ -131,18 +134,20 @@ class StepEdge:
         return ProbeResult({GLOBAL: values} if values else {}, carry=state, wants_own_step=True)
 
     def _in_shards(self, capture: Capture, state: "_State") -> ProbeResult:
-        """The critical sharpness of the step just taken, by forward passes of the user's own loss."""
-        if self.loss_fn is None or capture.sharding not in ("fsdp2", "tensor_parallel"):
+        """The critical sharpness of the step just taken, by forward passes."""
+        own = self.loss_fn is None
+        if capture.sharding not in (("fsdp2",) if own else ("fsdp2", "tensor_parallel")):
             return ProbeResult(carry=state)
-        segment = step_segment(capture)
+        was_recorded, state = state.is_recorded, replace(state, is_recorded=True)
+        segment = step_segment(capture) if was_recorded or not own else None
         if segment is None:
-            return ProbeResult(carry=state)
+            return ProbeResult(carry=state, wants_own_step=own)
         with capture.training_loss(self.loss_fn) as loss_fn:
             try:
                 values, start = critical_values(segment, loss_fn, state.start, None)
             except FloatingPointError:
-                return ProbeResult(carry=state)
-        return ProbeResult({GLOBAL: values}, carry=replace(state, start=start))
+                return ProbeResult(carry=state, wants_own_step=own)
+        return ProbeResult({GLOBAL: values} if values else {}, carry=replace(state, start=start), wants_own_step=own)
 
     def _of_step(
         self, capture: Capture, loss_fn: Callable[[], Tensor], state: "_State"

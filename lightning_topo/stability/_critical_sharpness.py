@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -15,7 +16,8 @@ class CriticalSharpness:
 
     Attributes:
         value: 1 / s. 1 is the edge of stability; below 1 a somewhat longer step would still lower the loss. It is 0 if
-            the loss is lower at every multiple tried, and inf if it is at none.
+            the loss is lower at every multiple tried, inf if it is at none, and nan if it is the same at all of them
+            but for rounding.
         n_forwards: Number of evaluations of the loss, those on halves of the data included.
         converged: Whether the bracket is as narrow as the tolerance.
         bracket: The interval that holds s, with 0 or inf for an open side.
@@ -46,8 +48,9 @@ def critical_sharpness(
     The search tries `start`, then ever shorter or longer multiples, until one multiple lowers the loss and a longer one
     does not. s lies between the two. Then the search narrows this bracket until its upper end is at most 1 + tolerance
     times its lower end; the value then has a relative error of at most tolerance / 2. From a nearby start that takes
-    about five evaluations besides `loss_at(0)`. A loss that is not finite counts as higher than any other. If the loss
-    returns to its starting value at several multiples, s is one of them.
+    about five evaluations besides `loss_at(0)`. A loss that is not finite counts as higher than any other. One that
+    differs from `loss_at(0)` by rounding alone tells nothing: unless half the multiple lowers the loss visibly, the
+    search goes on to longer ones. If the loss returns to its starting value at several multiples, s is one of them.
 
     Args:
         loss_at: Returns the loss at theta + s Delta for a multiple s, theta being the parameters before the step.
@@ -75,21 +78,28 @@ def critical_sharpness(
     before = counted(0.0)
     if not math.isfinite(before):
         raise FloatingPointError(f"expected a finite loss before the step, got {before}")
-    low, high = 0.0, math.inf
+    low, high, unseen = 0.0, math.inf, 0.0
     at, width = start, 1.0 + tolerance
-    while counted.n < max_forwards and not high <= (1.0 + tolerance) * low:
-        if counted(at) < before:
+    while counted.n < max_forwards and not high <= (1.0 + tolerance) * max(low, unseen):
+        change, visible = counted(at) - before, _ROUNDING * counted.precision * abs(before)
+        if low == 0.0 and abs(change) <= visible:
+            # At s itself the loss is back, and lowest at half of s; a multiple too short to see is so at its half too.
+            if counted.n < max_forwards and counted(0.5 * at) - before < -visible:
+                low, high = 0.5 * at, at
+            else:
+                unseen, width = at, _WIDEST
+        elif change < 0.0:
             low = at
         else:
             high = at
-        if high == math.inf or low == 0.0:
+        if high == math.inf or low == unseen == 0.0:
             # Both sides of a good start are looked at closely first, then ever further away.
-            at = low * width if high == math.inf else high / width
-            width = width**2 if width < 16.0 else width
+            at = at * width if high == math.inf else high / width
+            width = width**2 if width < _WIDEST else width
             if not _SMALLEST < at < _LARGEST:
                 break
         else:
-            at = math.sqrt(low * high)
+            at = math.sqrt(max(low, unseen) * high)
     spread = None if halves is None else _spread(halves, _value(low, high), counted)
     return CriticalSharpness(
         _value(low, high), counted.n, low > 0.0 and high <= (1.0 + tolerance) * low, (low, high), spread
@@ -97,12 +107,15 @@ def critical_sharpness(
 
 
 _SMALLEST, _LARGEST = 1e-9, 1e9
+_WIDEST = 16.0
+_ROUNDING = 8.0
+"""So many units in the last place two evaluations of a loss may differ by rounding."""
 
 
 def _value(low: float, high: float) -> float:
-    if high == math.inf:
-        return 0.0
-    return math.inf if low == 0.0 else 1.0 / math.sqrt(low * high)
+    if low == 0.0:
+        return math.nan if high == math.inf else math.inf
+    return 0.0 if high == math.inf else 1.0 / math.sqrt(low * high)
 
 
 def _spread(
@@ -127,11 +140,15 @@ class _Counted:
 
     loss_at: Callable[[float], Tensor | float]
     n: int = 0
+    precision: float = torch.finfo(torch.float64).eps
 
     def __call__(self, multiple: float) -> float:
         return self.of(self.loss_at, multiple)
 
     def of(self, loss_at: Callable[[float], Tensor | float], multiple: float) -> float:
         self.n += 1
-        loss = float(loss_at(multiple))
+        found = loss_at(multiple)
+        if isinstance(found, Tensor) and found.is_floating_point():
+            self.precision = torch.finfo(found.dtype).eps
+        loss = float(found)
         return loss if math.isfinite(loss) else math.inf

@@ -23,10 +23,11 @@ from lightning_topo import (
     TopologyStepGuard,
     declare_neurons,
 )
+from lightning_topo._watch import sharded_loss
 from lightning_topo._watch.certifying import Certifying
 from lightning_topo.neurons._fallback import incoming_groups
 from lightning_topo.outputs.record import RecordOutput
-from lightning_topo.probes import Period, ProbeResult, StepSharpness
+from lightning_topo.probes import Period, ProbeResult, StepEdge, StepSharpness
 from lightning_topo.stability._layout import Layout, flatten, is_sharded
 from tests.distributed.models import Net, dataset, loader, parts, trainer
 
@@ -186,6 +187,33 @@ def curved(folder, rank, mode):
     """Sharpness with a loss of one's own, and that of the step by forward passes alone."""
     probes = [Sharpness(every_n_steps=4, loss_fn=whole_loss), StepSharpness(every_n_steps=4, loss_fn=whole_loss)]
     return fit(folder, rank, mode, probes=probes)
+
+
+def batch_loss(module, batch):
+    return nn.functional.cross_entropy(module.net(batch[0]), batch[1])
+
+
+def replayed(folder, rank, mode):
+    """The critical sharpness of the recorded step, and of the same batch by a loss of one's own."""
+    return fit(folder, rank, mode, probes=[StepEdge(2), StepSharpness(2, loss_fn=batch_loss, noise=False)])
+
+
+def halted(folder, rank, mode):
+    """By default, but on process 1 a replay breaks off when it has read one parameter of several."""
+    whole = sharded_loss.replay
+    calls = []
+
+    def breaks_off(tape, named, **options):
+        calls.append(tape)
+        if rank == 1 and len(calls) == 3:
+            raise RuntimeError(f"torn after {named['net.0.weight'].shape}")
+        return whole(tape, named, **options)
+
+    sharded_loss.replay = breaks_off
+    try:
+        return fit(folder, rank, mode, probes=[StepEdge(2)])
+    finally:
+        sharded_loss.replay = whole
 
 
 def torn_loss(module, batch):

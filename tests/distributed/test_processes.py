@@ -36,6 +36,8 @@ NAMES = [
     "curved-tp",
     "curved-fsdp1",
     "torn-fsdp2",
+    "replayed-fsdp2",
+    "halted-fsdp2",
     *(f"laid-{mode}" for mode in ("fsdp2", "tp", "2d")),
     "apart",
     "outside-1",
@@ -192,6 +194,26 @@ def test_in_shards_the_critical_sharpness_comes_by_default(out, pair):
         assert {at: values["loss"] for at, values in two.items() if at[1] == "training"} == plain
 
 
+def test_in_shards_the_recorded_step_needs_no_loss_of_its_own(out, pair):
+    """The same by both ways, and the training is as it was."""
+    found = table(out / "replayed-fsdp2")
+    steps = [at[0] for at in found if at[1] == "step_edge" and "critical_sharpness" in found[at]]
+    assert steps == [4, 6, 8]  # in the second step it is asked for, and then recorded
+    for step in steps:
+        by_hand = found[step, "critical_sharpness", ""]["critical_sharpness"]
+        assert found[step, "step_edge", ""]["critical_sharpness"] == pytest.approx(by_hand, rel=0.11)
+    plain = {at: values["loss"] for at, values in table(out / "plain-fsdp2").items() if at[1] == "training"}
+    assert {at: values["loss"] for at, values in found.items() if at[1] == "training"} == plain
+
+
+def test_a_replay_that_breaks_off_on_one_process_is_a_failure_on_all(out, pair):
+    """And no number is made of it; the next measurement goes well."""
+    found = table(out / "halted-fsdp2")
+    assert [at[0] for at in found if at[1] == "step_edge" and "critical_sharpness" in found[at]] == [6, 8]
+    for process in pair["halted-fsdp2"]:
+        assert any("torn after torch.Size([8, 4])" in event["message"] for event in process["events"])
+
+
 def test_a_loss_that_is_lost_on_one_process_is_a_failure_on_all(out, pair):
     """And the next measurement goes well."""
     assert {at[0] for at in table(out / "torn-fsdp2") if at[1] == "sharpness"} == {8}
@@ -303,9 +325,10 @@ def test_sharpness_says_what_to_do_where_it_cannot_be_measured(pair, mode):
 
 
 @pytest.mark.parametrize("mode", ["fsdp2", "tp", "2d"])
-def test_sharpness_asks_for_a_loss_of_its_own_where_no_step_can_be_replayed(pair, mode):
+def test_sharpness_asks_for_a_loss_of_its_own_where_parameters_lie_in_shards(pair, mode):
     [event] = [e for e in pair[f"plain-{mode}"][0]["events"] if e["message"].startswith("sharpness")]
-    assert event["message"].startswith("sharpness is switched off: the training step cannot be replayed: ")
+    reason = "the training step cannot be replayed: " if mode == "tp" else "Hessian products of parameters in shards"
+    assert event["message"].startswith(f"sharpness is switched off: {reason}")
     assert "loss_fn=" in event["remedy"]
 
 

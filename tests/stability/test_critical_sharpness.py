@@ -70,8 +70,29 @@ def test_a_step_that_always_or_never_lowers_the_loss():
     never = critical_sharpness(lambda s: s)
     assert (always.value, always.converged) == (0.0, False)
     assert (never.value, never.converged) == (math.inf, False)
-    flat = critical_sharpness(lambda s: 1.0)
-    assert flat.value == math.inf, "no lower than before"
+
+
+def test_a_loss_that_stands_but_for_rounding_tells_nothing():
+    noise = torch.rand(200, generator=torch.Generator().manual_seed(0)) * 2e-6
+    for losses in (iter([1.0] * 50), iter(5.0 + noise)):
+        flat = critical_sharpness(lambda s, losses=losses: next(losses))
+        assert (math.isnan(flat.value), flat.converged) == (True, False)
+
+
+@given(st.floats(0.01, 5.0), st.floats(1e-8, 1e3))
+def test_rounding_is_not_taken_for_a_root(value, start):
+    """In single precision, where the shortest multiples change nothing but the last digits."""
+
+    def loss_at(s):
+        return torch.tensor(3.0 + 1e-2 * s * (s - 1.0 / value), dtype=torch.float32)
+
+    found = critical_sharpness(loss_at, start=start / value, max_forwards=60)
+    assert found.value == pytest.approx(value, rel=0.06)
+
+
+def test_a_step_that_only_raises_the_loss_is_no_root_in_the_rounding():
+    found = critical_sharpness(lambda s: torch.tensor(3.0 + 1e-3 * s), start=1e-6, max_forwards=60)
+    assert (found.value, found.converged) == (math.inf, False)
 
 
 def test_what_is_not_finite_is_higher():

@@ -116,3 +116,23 @@ def test_buffers_are_not_among_what_is_trained(parameter) -> None:
     memory.name("frozen", nn.Parameter(torch.ones(1), requires_grad=False))
     memory.name("mean", torch.zeros(3), is_buffer=True)
     assert memory.trainable() == {"weight": True, "frozen": False}
+
+
+def test_what_was_gathered_into_memory_is_another_slot_than_what_lay_there_before(parameter) -> None:
+    """With the parameter's gradient, without the calls that filled it, and again when it is filled again."""
+    memory = MemoryMap()
+    filled, _ = memory.find(parameter.detach())
+    memory.about_to_write(parameter)
+    memory.name_gathered("weight", parameter, keep_value=False)
+    first, calls = memory.find(parameter)
+    assert first != filled
+    assert memory.storages[first] != memory.storages[filled]
+    assert (calls, memory.names(), memory.values()) == ([], {first: ("weight",)}, {})
+    memory.name_gathered("tied", parameter, keep_value=False)
+    assert memory.names() == {first: ("weight", "tied")}
+    memory.about_to_write(parameter)
+    memory.name_gathered("weight", parameter, keep_value=True)
+    second, _ = memory.find(parameter)
+    assert memory.names()[second] == ("weight",)
+    assert memory.storages[second] != memory.storages[first]
+    assert torch.equal(memory.values()[second], parameter)

@@ -1,0 +1,213 @@
+"""The loss of a recorded step in FSDP2's shards, here those of one process; with two `tests/distributed` runs it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from lightning_topo._tape import CannotReplay
+from lightning_topo._watch import sharded_loss
+from lightning_topo._watch.recording import Recording
+from lightning_topo._watch.training_loss import TrainingLoss
+from lightning_topo.probes import ProbeUnavailable
+from tests.watch.driving import training_of
+
+
+@pytest.fixture(autouse=True)
+def group(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Attends(nn.Module):
+    """`out_proj` of the attention is read without being called, one unit runs twice, two layers share a weight."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(11, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.block = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        h = self.embed(x)
+        h = h + self.attention(h, h, h)[0]
+        h = self.block(self.block(h))
+        return F.cross_entropy(self.head(self.norm(h.flatten(0, 1))), x.flatten())
+
+
+def tokens(seed=0):
+    return torch.randint(11, (3, 5), generator=torch.Generator().manual_seed(seed))
+
+
+def in_shards(net, **options):
+    for unit in (net.attention, net.block):
+        fully_shard(unit, **options)
+    return fully_shard(net, **options)
+
+
+def recorded(net, x, losses=1, call=None):
+    """The training's loss after a step that was recorded to be measured, and what the step found."""
+    training = training_of(net)
+    loss = TrainingLoss(training, 0)
+    recording = Recording(training, loss)
+    recording.begin(x, 1, wanted=True)
+    values = []
+    for _ in range(losses):
+        values.append((call or net)(x))
+        recording.loss(values[-1], 1.0)
+        values[-1].backward()
+        recording.differentiated(goes_on=True)
+    recording.end()
+    return loss, torch.stack(values).mean().item()
+
+
+def move(net, factor):
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(factor)
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+def test_it_is_the_loss_at_the_present_parameters(losses):
+    net, alike = in_shards(Attends()), Attends()
+    loss, value = recorded(net, tokens(), losses)
+    with loss(None) as evaluate:
+        assert evaluate().item() == pytest.approx(value, rel=1e-6)
+        move(net, 1.3)
+        move(alike, 1.3)
+        found = evaluate()
+    assert found.item() == pytest.approx(alike(tokens()).item(), rel=1e-6)
+    assert not found.requires_grad
+
+
+def test_shards_and_gradients_are_as_they_were_and_nothing_stays_gathered():
+    net = in_shards(Attends())
+    loss, _ = recorded(net, tokens())
+    before = {name: (id(p), p.to_local().clone(), p.grad.to_local().clone()) for name, p in net.named_parameters()}
+    buffers = {name: b.clone() for name, b in net.named_buffers()}
+    with loss(None) as evaluate:
+        evaluate()
+    for name, p in net.named_parameters():
+        known, values, gradient = before[name]
+        assert id(p) == known
+        assert torch.equal(p.to_local(), values)
+        assert torch.equal(p.grad.to_local(), gradient)
+    assert all(torch.equal(b, buffers[name]) for name, b in net.named_buffers())
+
+
+def test_no_copy_of_a_parameter_is_kept():
+    net = in_shards(Attends())
+    loss, _ = recorded(net, tokens())
+    [tape] = loss._tapes
+    assert {tape.names[slot] for slot in tape.values} <= {(name,) for name, _ in net.named_buffers()}
+    sizes = {p.shape for p in net.parameters() if p.dim() > 1}
+    assert not sizes & {constant.shape for constant in tape.constants.values()}
+
+
+def test_one_process_alone_accepts_the_step_that_shows_its_neurons():
+    """Its gradients are shards too, and not compared; rank 0 keeps the values that the proof needs."""
+    net = in_shards(Attends())
+    recording = Recording(training_of(net), None)
+    recording.begin(tokens(), 1, wanted=True, for_neurons=True)
+    loss = net(tokens())
+    recording.loss(loss, 1.0)
+    loss.backward()
+    recording.differentiated(goes_on=False)
+    [tape] = recording.end()
+    assert tape.obstacle == ""
+    assert {name for slot in tape.values for name in tape.names[slot]} >= {name for name, _ in net.named_parameters()}
+
+
+def test_it_runs_in_the_precision_of_the_units():
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    net = Attends()
+    net.norm = nn.LayerNorm(8)  # torch has no BatchNorm of these types on CPUs
+    in_shards(net, mp_policy=policy)
+    loss, value = recorded(net, tokens())
+    with loss(None) as evaluate:
+        assert evaluate().item() == value
+
+
+def test_it_is_refused_at_other_parameters_than_those_of_the_step():
+    net = in_shards(Attends())
+    loss, _ = recorded(net, tokens())
+    move(net, 1.3)
+    with loss(None) as evaluate, pytest.raises(ProbeUnavailable, match="loss differs from the step's"):
+        evaluate()
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_replay_that_breaks_off_gathers_what_the_others_gather(monkeypatch, at):
+    """And is a refusal before the tape was accepted, else the failure of one measurement."""
+    net = in_shards(Attends())
+    loss, _ = recorded(net, tokens())
+    gathered = []
+    visit = sharded_loss._Gathering._visit
+
+    def noted(self, **options):
+        gathered.append(self.plan[self.n_visited].path)
+        visit(self, **options)
+
+    monkeypatch.setattr(sharded_loss._Gathering, "_visit", noted)
+    with loss(None) as evaluate:
+        for _ in range(at):
+            evaluate()
+        whole = list(gathered) or ["", "attention", "block", "block"]
+        gathered.clear()
+
+        def breaks_off(tape, named, **options):
+            raise torch.OutOfMemoryError(f"after {named['embed.weight'].shape}")
+
+        monkeypatch.setattr(sharded_loss, "replay", breaks_off)
+        with pytest.raises(CannotReplay if at else ProbeUnavailable, match=r"after torch\.Size"):
+            evaluate()
+    assert gathered == whole
+
+
+def test_where_there_is_no_room_nothing_is_gathered(monkeypatch):
+    net = in_shards(Attends())
+    loss, _ = recorded(net, tokens())
+
+    def full(*size, **options):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(sharded_loss.torch, "empty", full)
+    monkeypatch.setattr(sharded_loss, "replay", lambda *args, **options: pytest.fail("replayed"))
+    with loss(None) as evaluate, pytest.raises(ProbeUnavailable, match="memory runs out"):
+        evaluate()
+
+
+def test_a_parameter_whose_memory_nobody_has_named_is_no_constant():
+    """Neither hook of the unit nor of a layer runs in such a method: the loss is refused, and said to be."""
+    net = in_shards(Attends())
+    net.score = lambda x: F.linear(net.embed.weight[x], net.head.weight).square().mean()
+    register_fsdp_forward_method(net, "score")
+    loss, _ = recorded(net, tokens(), call=net.score)
+    with pytest.raises(ProbeUnavailable, match="a parameter whose module does not run"), loss(None):
+        pass
+
+
+def test_another_step_than_the_recorded_one_is_not_measured():
+    net = in_shards(Attends())
+    loss, _ = recorded(net, tokens())
+    loss._training.step += 1
+    with pytest.raises(CannotReplay, match="the step that is measured was not recorded"), loss(None):
+        pass
+
+
+def test_steps_that_gather_other_units_have_another_order():
+    net = in_shards(Attends())
+
+    def order(**options):
+        with recorded(net, tokens(), **options)[0](None) as evaluate:
+            return evaluate.order
+
+    once = lambda x: net.block(torch.ones(2, 8)).square().mean()  # noqa: E731
+    assert order() == order() != order(call=once)
