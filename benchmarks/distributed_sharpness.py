@@ -86,6 +86,7 @@ def measure(width: int, layers: int) -> dict[str, float]:
         asked = StepSharpness().measure(capture)
         return StepSharpness().measure(replace(capture, previous=asked)).values[""]["critical_sharpness"]
 
+    step()  # gradients lie in memory before a recorded step as before a plain one
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     row["recorded"], row["recorded_ms"], _ = taken(recorded_step)
     optimizer.zero_grad()

@@ -55,7 +55,6 @@ class MemoryMap:
         self._named: dict[int, _Named] = {}
         self._current: dict[int, _Named] = {}  # by the id of the tensor, which `_Named` keeps alive
         self._renewed: dict[int, int] = {}  # by storage what identifies it since it was filled anew
-        self._gathered: set[int] = set()  # such memory that nothing was written to since
 
     # Names
 
@@ -70,9 +69,8 @@ class MemoryMap:
     def name_gathered(self, name: str, tensor: Tensor, *, keep_value: bool) -> None:
         """Name a parameter whose memory was just filled with its shards: how they came there is no part of it."""
         known = self._current.get(id(tensor))
-        if known is None or self.storage_of(tensor) not in self._gathered:
-            self._renewed[tensor.untyped_storage()._cdata] = fresh = next(_FRESH)
-            self._gathered.add(fresh)
+        if known is None or (known.value is not None and not _equal(known.value, tensor.detach())):
+            self._renewed[tensor.untyped_storage()._cdata] = next(_FRESH)
             known = self._enter(tensor, is_buffer=False, keep_value=keep_value)
         if name not in known.names:
             known.names.append(name)
@@ -222,9 +220,7 @@ class MemoryMap:
 
     def about_to_write(self, tensor: Tensor) -> None:
         """Copy the constants that lie in the memory of a tensor that an operator is going to write."""
-        storage = self.storage_of(tensor)
-        self._gathered.discard(storage)
-        for slot in self._held.pop(storage, ()):
+        for slot in self._held.pop(self.storage_of(tensor), ()):
             self._constants[slot] = self._constants[slot].clone()
 
     def storage_of(self, tensor: Tensor) -> int:

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class StepRecorder:
         self.obstacle = ""
         self._tapes: list[Tape] = []
         self._mode: Observer | None = None
-        self._listening = False
+        self._listening = self._gathers = False
 
     @property
     def is_active(self) -> bool:
@@ -77,20 +77,20 @@ class StepRecorder:
         tensors: nn.Module | Mapping[str, Tensor],
         copies: Mapping[int, Tensor] | None = None,
         *,
-        named_only: bool = False,
+        name_gathered: Callable[[], None] | None = None,
     ) -> None:
         """Enter the mode. `tensors` are the module, or parameters and buffers by name.
 
-        `copies` of some of them, by their ids, are taken for the tapes' own: they must not change. With `named_only`
-        a step that reads a parameter before it has a name is given up: it would be taken for a constant.
+        `copies` of some of them, by their ids, are taken for the tapes' own: they must not change. `name_gathered` is
+        called where the step reads a parameter without a name, and gives it one; else the step is given up.
 
         Raises RuntimeError where the recorder has begun already.
         """
         if self._mode is not None:
             raise RuntimeError("expected a recorder that is not recording, got one that is: call end() first")
         self.obstacle = ""
-        self._tapes = []
-        self._source, self._named_only = tensors, named_only
+        self._tapes, self._gathers = [], False
+        self._source, self._name_gathered = tensors, name_gathered
         self._calls: list[Call] = []
         self._memory = MemoryMap(copies)
         self._trail = GradientTrail()
@@ -125,6 +125,14 @@ class StepRecorder:
                 self._memory.name(name, tensor, is_buffer=name in self._buffers)
         finally:
             self._listening = was
+
+    def gather_begins(self) -> None:
+        """Say that parameters are gathered from shards until `gather_ends`: their memory is filled, and then named."""
+        self._gathers = True
+
+    def gather_ends(self) -> None:
+        """Say that everything is part of the step again."""
+        self._gathers = False
 
     def loss(self, loss: Tensor, *, scale: float = 1.0, n_samples: int | None = None) -> None:
         """End the tape of one loss, whose backward pass begins now: what follows is not recorded until `resume`.
@@ -200,6 +208,10 @@ class StepRecorder:
         if not self._listening:
             return operator(*args, **kwargs)
         self._listening = False
+        if self._gathers and not self._is_of_activations(operator, args, kwargs):
+            result = operator(*args, **kwargs)
+            self._listening = True
+            return result
         if self._is_of_gradients(operator, args, kwargs):
             result = operator(*args, **kwargs)
             written = written_by(operator, args, kwargs)
@@ -226,6 +238,11 @@ class StepRecorder:
                 self._give_up(f"{operator} could not be recorded ({type(error).__name__}: {error})")
         self._listening = not self.obstacle
         return result
+
+    def _is_of_activations(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call beside a gather, as a cast of a unit's input, only reads what the step has computed."""
+        read = (leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor) and not _is_foreign(leaf))
+        return not write_positions(operator) and any(self._memory.known_slot(leaf) is not None for leaf in read)
 
     def _is_of_gradients(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call works on gradients, as an optimizer written by hand does, or a perturbation of weights.
@@ -328,8 +345,10 @@ class StepRecorder:
     def _slot(self, tensor: Tensor) -> int:
         if _is_foreign(tensor):
             raise TypeError(f"a tensor of type {type(tensor).__name__}")
-        if self._named_only and isinstance(tensor, nn.Parameter) and not self._memory.is_named(tensor):
-            raise TypeError("a parameter whose module does not run")
+        if self._name_gathered is not None and isinstance(tensor, nn.Parameter) and not self._memory.is_named(tensor):
+            self._name_gathered()
+            if not self._memory.is_named(tensor):
+                raise TypeError("a parameter that is none of the module's")
         if self._pending:
             for pending in self._pending.pop(self._memory.storage_of(tensor), ()):
                 name, value = pending.finished()

@@ -13,7 +13,7 @@ from lightning_topo._tape.names import all_names, clean_name, named_tensors
 from lightning_topo._tape.recorder import is_plain
 from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
-from lightning_topo.neurons._capture import sharding
+from lightning_topo.neurons._capture import is_unit, sharding
 
 RECORD_EVERY = 4
 """Record every this many steps before a probe evaluates the loss, until there are enough samples."""
@@ -91,14 +91,15 @@ class Recording:
         one = sum(tensor.nbytes for tensor in plain if tensor.layout is torch.strided)
         self._most_bytes = max(SMALL, MOST_COPIES * one)
         if self._is_sharded:
-            # What lies in shards is whole while a module runs: it gets its name there. Only who finds neurons keeps it.
+            # What lies in shards gets its name where it is gathered. Only who finds neurons keeps its value.
             self._keeps_values = for_neurons and self._training.ranks.rank == 0
             whole = {name: tensor for name, tensor in named_tensors(module).items() if is_plain(tensor)}
             self._whole = frozenset(whole)
-            self._recorder.begin(whole, named_only=True)
-            self._handles = [
-                child.register_forward_pre_hook(partial(self._name, path)) for path, child in module.named_modules()
-            ]
+            self._recorder.begin(whole, name_gathered=self._name_gathered)
+            for path, unit in module.named_modules():
+                if is_unit(unit):  # around its own hook, which gathers
+                    self._handles.append(unit.register_forward_pre_hook(self._gather_begins, prepend=True))
+                    self._handles.append(unit.register_forward_pre_hook(partial(self._gather_ends, path)))
         else:
             self._recorder.begin(module, copies())
 
@@ -191,11 +192,17 @@ class Recording:
         """Let the tapes go: they hold copies of all parameters."""
         self._tapes = []
 
-    def _name(self, path: str, module: nn.Module, args: Any) -> None:
-        """Name the parameters of a module that is about to run, and those below it that are whole by now."""
-        for name, parameter in all_names(module.named_parameters):
+    def _gather_begins(self, unit: nn.Module, args: Any) -> None:
+        self._recorder.gather_begins()
+
+    def _gather_ends(self, path: str, unit: nn.Module, args: Any) -> None:
+        self._recorder.gather_ends()
+        self._name_gathered(unit, path)
+
+    def _name_gathered(self, module: nn.Module | None = None, path: str = "") -> None:
+        """Name the parameters that are whole by now and do not lie so."""
+        for name, parameter in all_names((module or self._training.module).named_parameters):
             name = clean_name(f"{path}.{name}" if path else name)
-            # Those that are whole throughout had their names when the recording began.
             if is_plain(parameter) and name not in self._whole:
                 self._recorder.name(name, parameter, gathered=True, keep_value=self._keeps_values)
 

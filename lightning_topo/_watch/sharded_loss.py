@@ -1,7 +1,6 @@
 """The loss of a recorded step where FSDP2 keeps parameters in shards: by forward passes, a unit gathered at a time."""
 
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +12,9 @@ from torch import Tensor, nn
 from lightning_topo._tape import CannotReplay, Tape, receives, replay, unlike_recorded
 from lightning_topo._tape.names import all_names, clean_name
 from lightning_topo._watch.ranks import Ranks
+from lightning_topo.neurons._capture import is_unit
 from lightning_topo.probes import ProbeUnavailable
 from lightning_topo.stability._layout import is_sharded
-
-log: logging.Logger = logging.getLogger(__name__)
 
 REMEDY = "Give the probe a loss of its own: StepEdge(loss_fn=lambda module, batch: ...)."
 _ROOM = 3
@@ -174,8 +172,8 @@ def _plain(tensor: Tensor, name: str) -> Tensor:
     return tensor.detach()
 
 
-def _plan(tape: Tape, units: Mapping[str, Any], present: Mapping[str, Tensor]) -> list[_Visit]:
-    """The units that a replay needs, in the order in which the tape reads from them; one that ran twice comes twice."""
+def _plan(tape: Tape, units: Mapping[str, nn.Module], present: Mapping[str, Tensor]) -> list[_Visit]:
+    """The units that a replay needs, in the order in which the tape reads from them; again where it reads anew."""
     owners = {name: _owner(name, units) for name, p in present.items() if is_sharded(p)}
     visits: list[_Visit] = []
     latest: dict[str, _Visit] = {}
@@ -194,7 +192,7 @@ def _plan(tape: Tape, units: Mapping[str, Any], present: Mapping[str, Tensor]) -
     return visits
 
 
-def _owner(name: str, units: Mapping[str, Any]) -> str:
+def _owner(name: str, units: Mapping[str, nn.Module]) -> str:
     """The innermost unit around a parameter: it gathers it."""
     around = [path for path in units if not path or name.startswith(f"{path}.")]
     if not around:
@@ -202,11 +200,9 @@ def _owner(name: str, units: Mapping[str, Any]) -> str:
     return max(around, key=len)
 
 
-def _units(module: nn.Module) -> dict[str, Any]:
+def _units(module: nn.Module) -> dict[str, nn.Module]:
     """FSDP2's units by clean path."""
-    from torch.distributed.fsdp import FSDPModule
-
-    return {clean_name(f"{path}.")[:-1]: unit for path, unit in module.named_modules() if isinstance(unit, FSDPModule)}
+    return {clean_name(f"{path}.")[:-1]: unit for path, unit in module.named_modules() if is_unit(unit)}
 
 
 def _parameters(module: nn.Module, path: str = "") -> dict[str, Tensor]:

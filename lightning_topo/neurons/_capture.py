@@ -74,15 +74,20 @@ def shard_copies(root: nn.Module) -> dict[str, Tensor] | None:
     return {clean_name(name): parameter.detach().clone() for name, parameter in root.named_parameters()}
 
 
-def reshard(root: nn.Module) -> None:
-    """Let FSDP2 gather parameters anew in the next forward pass: after one without a backward pass it keeps them."""
-    if sharding(root) != "fsdp2":
-        return
+def is_unit(module: nn.Module) -> bool:
+    """Whether FSDP2 gathers this module's parameters by themselves."""
+    if not torch.distributed.is_available():
+        return False
     from torch.distributed.fsdp import FSDPModule
 
+    return isinstance(module, FSDPModule)
+
+
+def reshard(root: nn.Module) -> None:
+    """Let FSDP2 gather parameters anew in the next forward pass: after one without a backward pass it keeps them."""
     for module in root.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+        if is_unit(module):
+            cast(Any, module).reshard()
 
 
 def whole_copy(root: nn.Module, *, mine: bool, values: bool = True) -> nn.Module | None:

@@ -119,20 +119,28 @@ def test_buffers_are_not_among_what_is_trained(parameter) -> None:
 
 
 def test_what_was_gathered_into_memory_is_another_slot_than_what_lay_there_before(parameter) -> None:
-    """With the parameter's gradient, without the calls that filled it, and again when it is filled again."""
+    """Without the calls that filled it, and again when it was filled with other values."""
     memory = MemoryMap()
     filled, _ = memory.find(parameter.detach())
     memory.about_to_write(parameter)
-    memory.name_gathered("weight", parameter, keep_value=False)
+    memory.name_gathered("weight", parameter, keep_value=True)
     first, calls = memory.find(parameter)
     assert first != filled
     assert memory.storages[first] != memory.storages[filled]
-    assert (calls, memory.names(), memory.values()) == ([], {first: ("weight",)}, {})
-    memory.name_gathered("tied", parameter, keep_value=False)
+    assert (calls, memory.names()) == ([], {first: ("weight",)})
+    memory.name_gathered("tied", parameter, keep_value=True)
     assert memory.names() == {first: ("weight", "tied")}
-    memory.about_to_write(parameter)
+    parameter.data.add_(1.0)
     memory.name_gathered("weight", parameter, keep_value=True)
     second, _ = memory.find(parameter)
     assert memory.names()[second] == ("weight",)
     assert memory.storages[second] != memory.storages[first]
     assert torch.equal(memory.values()[second], parameter)
+
+
+def test_of_a_parameter_that_is_gathered_no_value_need_be_kept(parameter) -> None:
+    memory = MemoryMap()
+    memory.name_gathered("weight", parameter, keep_value=False)
+    memory.name_gathered("tied", parameter, keep_value=False)
+    assert list(memory.names().values()) == [("weight", "tied")]
+    assert (memory.values(), memory.copied_bytes) == ({}, 0)

@@ -1,5 +1,7 @@
 """The loss of a recorded step in FSDP2's shards, here those of one process; with two `tests/distributed` runs it."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -159,7 +161,7 @@ def test_a_replay_that_breaks_off_gathers_what_the_others_gather(monkeypatch, at
     with loss(None) as evaluate:
         for _ in range(at):
             evaluate()
-        whole = list(gathered) or ["", "attention", "block", "block"]
+        whole = list(gathered) or ["", "attention", "block"]
         gathered.clear()
 
         def breaks_off(tape, named, **options):
@@ -184,13 +186,28 @@ def test_where_there_is_no_room_nothing_is_gathered(monkeypatch):
         evaluate()
 
 
-def test_a_parameter_whose_memory_nobody_has_named_is_no_constant():
-    """Neither hook of the unit nor of a layer runs in such a method: the loss is refused, and said to be."""
-    net = in_shards(Attends())
-    net.score = lambda x: F.linear(net.embed.weight[x], net.head.weight).square().mean()
+def score(net, x):
+    """Reads parameters in a method of the unit, where no hook of a module runs."""
+    return F.linear(net.embed.weight[x], net.head.weight).square().mean()
+
+
+def test_a_parameter_that_is_read_without_its_module_is_no_constant():
+    net, alike = in_shards(Attends()), Attends()
+    net.score = partial(score, net)
     register_fsdp_forward_method(net, "score")
-    loss, _ = recorded(net, tokens(), call=net.score)
-    with pytest.raises(ProbeUnavailable, match="a parameter whose module does not run"), loss(None):
+    loss, value = recorded(net, tokens(), call=net.score)
+    with loss(None) as evaluate:
+        assert evaluate().item() == pytest.approx(value, rel=1e-6)
+        move(net, 1.3)
+        move(alike, 1.3)
+        assert evaluate().item() == pytest.approx(score(alike, tokens()).item(), rel=1e-6)
+
+
+def test_a_parameter_that_is_none_of_the_modules_is_no_constant():
+    """Nobody could give its value later: the loss is refused."""
+    net, other = in_shards(Attends()), nn.Parameter(torch.ones(()))
+    loss, _ = recorded(net, tokens(), call=lambda x: net(x) * other)
+    with pytest.raises(ProbeUnavailable, match="a parameter that is none of the module's"), loss(None):
         pass
 
 
