@@ -19,6 +19,10 @@ from lightning_topo.outputs.trackers._tracker import RunFacts
 from lightning_topo.phases import Phase, TopologyEvent
 
 
+FIRST_SECONDS = 0.1
+"""What the first figures are taken to cost: a training of a few seconds has them at its end alone."""
+
+
 class TrackerOutput:
     """One of Lightning's loggers; each kind of thing that it does not take is named once.
 
@@ -30,7 +34,7 @@ class TrackerOutput:
         self.name: str = type(logger).__name__
         self._tracker = tracker_of(logger)
         self._branch, self._share = branch, share
-        self._clock, self._next_costly = Clock(), 0.0
+        self._clock, self._next_costly = Clock(), 0.0 if share is None else FIRST_SECONDS / share
         self._run: RunFacts | None = None
         self._readings = Readings(())
         self._drawings: Drawings | None = None
