@@ -77,7 +77,7 @@ from lightning_topo.stability import (
     parameter_thresholds,
     scaled_sharpness,
 )
-from lightning_topo.stability._parameter_thresholds import spread
+from lightning_topo.stability._layout import Layout
 
 DATA = Path(__file__).parents[1] / "docs" / "data" / "minibatch_edge.jsonl"
 STEPS, EVERY, DISTURBED_EVERY, HARDLY = 1200, 20, 200, 1e-7
@@ -256,7 +256,8 @@ def decay(training: Training, seed: int) -> float:
     gradient = flatten(torch.autograd.grad(displaced.loss(rows), displaced.params))
     direction = gradient
     if setting.optimizer == "Adam":
-        direction = gradient * spread([t.total for t in displaced.thresholds(gradient)], displaced.params)
+        totals = [threshold.total for threshold in displaced.thresholds(gradient)]
+        direction = gradient * Layout.of(displaced.params).spread(totals)
     direction = direction * (1e-5 * flatten(p.detach() for p in displaced.params).norm() / direction.norm())
     with torch.no_grad():
         for p, part in zip(displaced.params, direction.split([p.numel() for p in displaced.params]), strict=True):

@@ -1,6 +1,9 @@
 """What holds for the repository as a whole: style, types, layers, and what the README says."""
 
+import ast
+import importlib
 import importlib.metadata
+import importlib.util
 import re
 import subprocess
 import sys
@@ -26,6 +29,24 @@ def run(*command, cwd=ROOT, timeout=300):
 
 def tool(name):
     return str(Path(sys.executable).with_name(name))
+
+
+SCRIPTS = sorted(
+    str(path.relative_to(ROOT)) for place in ("benchmarks", "examples") for path in ROOT.glob(f"{place}/**/*.py")
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_a_script_takes_from_the_package_is_there(script):
+    """Benchmarks run for hours, and seldom: they are not to fail in their first line when they do."""
+    tree = ast.parse((ROOT / script).read_text())
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("lightning_topo"):
+            continue
+        module = importlib.import_module(node.module)
+        for name in (alias.name for alias in node.names):
+            is_there = hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}") is not None
+            assert is_there, f"{script}:{node.lineno}: {node.module} has no {name}"
 
 
 @pytest.mark.parametrize(

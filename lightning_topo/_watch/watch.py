@@ -8,15 +8,13 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_topo._tape import runs_compiled_code
 from lightning_topo._watch.budget import Budget
 from lightning_topo._watch.checkpoint import SavedWatch, saved_watch
 from lightning_topo._watch.coverage import Shares
 from lightning_topo._watch.finding import Finding
 from lightning_topo._watch.findings_exchange import EXCHANGE_STEPS, Exchange
 from lightning_topo._watch.measuring import Measuring
-from lightning_topo._watch.membership import Membership
-from lightning_topo._watch.messages import left_open, members_changed, unwatched
+from lightning_topo._watch.messages import unwatched
 from lightning_topo._watch.movements import Movements
 from lightning_topo._watch.output import Run, RunOutputs
 from lightning_topo._watch.probing import Probing, needs_gradient_scales
@@ -26,10 +24,10 @@ from lightning_topo._watch.recording import Recording
 from lightning_topo._watch.reference import begin_reference, keep_parameters
 from lightning_topo._watch.reporting import Reporting
 from lightning_topo._watch.settings import WatchSettings
-from lightning_topo._watch.snapshots import Snapshots, kept_shards
 from lightning_topo._watch.steps import Steps
 from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
+from lightning_topo._watch.watched_neurons import WatchedNeurons
 from lightning_topo.homology import Worker
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.neurons import NeuronGroup
@@ -56,7 +54,6 @@ class Watch:
         self._training, self._settings, self._outputs = training, settings, outputs
         self._ranks = training.ranks
         self.budget: Budget = Budget()
-        self.groups: tuple[NeuronGroup, ...] = ()
         step, epoch = training.step, training.epoch
         state, damage = self._ranks.first("reading the state", lambda: saved_watch(saved, step, epoch))
         self._saved: SavedWatch | None = state
@@ -64,7 +61,7 @@ class Watch:
         self._reporting = Reporting(outputs, detector, settings.rules)
         self._schedule = settings.schedule(training.planned_steps)
         self._worker = Worker()
-        self._finding = Finding(training, settings.declared, settings.seed)
+        finding = Finding(training, settings.declared, settings.seed)
         self._training_loss = TrainingLoss(training, settings.seed)
         without_loss = Distortion | Fate | Persistence
         of_loss = [probe for probe in settings.measured if not isinstance(probe, without_loss)]
@@ -91,13 +88,19 @@ class Watch:
             on_deferred=lambda stands: self._measuring.finish(stands=stands),
             on_begin=lambda runs_closure: self._recording.update_begins(runs_closure=runs_closure),
             on_end=self._recording.update_ends,
-            keep_copies=self._finding.sharding == "whole",
+            keep_copies=finding.sharding == "whole",
         )
-        self._shards: Mapping[str, Tensor] | None = None
-        self._membership: Membership | None = None
-        self._finds_again = False
+        self._neurons = WatchedNeurons(
+            training,
+            finding,
+            self._recording,
+            self._training_loss,
+            self.steps,
+            self._probing,
+            self._measuring,
+            self._exchange,
+        )
         self._first_batch = True
-        self._waited: tuple[int, str] | None = None  # the first step, and why the next one was waited for
         self._epoch_measured = -1
         self._last_step = step
         self._closed = False
@@ -105,6 +108,11 @@ class Watch:
             self._reporting.event(damage)
 
     # --- what others may ask ----------------------------------------------------------------------------------------
+
+    @property
+    def groups(self) -> tuple[NeuronGroup, ...]:
+        """The groups of neurons, once they are found."""
+        return self._neurons.groups
 
     @property
     def events(self) -> Sequence[TopologyEvent]:
@@ -173,15 +181,15 @@ class Watch:
                 self.steps.keep(self._training.optimizers)
             step = self._training.step + 1
             due = self._measuring.due("step", step)
-            finds = not self._measuring.has_begun or self._finds_again
+            finds = self._neurons.wants_step
             is_wanted = finds or any(map(self._probing.wants_own_step, due))
-            # Shards are copied before anything is recorded.
-            if not self._measuring.has_begun and self._shards is None:
-                self._shards = kept_shards(self._training)
+            self._neurons.before_step()
             if (snapshots := self._measuring.snapshots) is not None:
-                snapshots.before_step(step, due)
+                snapshots.before_step(step, due)  # shards are copied before anything is recorded
             self._recording.begin(batch, step, wanted=is_wanted, for_neurons=finds, copies=self._lent_copies)
-            self.steps.gradients.wanted = any(map(needs_gradient_scales, due)) and self._finding.sharding == "whole"
+            self.steps.gradients.wanted = self._neurons.finding.sharding == "whole" and any(
+                map(needs_gradient_scales, due)
+            )
         self.budget.begin_step()
 
     def before_backward(self, loss: Tensor, *, scale: float = 1.0, in_engine: bool = False) -> None:
@@ -224,16 +232,17 @@ class Watch:
                 self._first_batch = False
                 self._last_step = step
                 self._exchange.losses.note(step, loss)
-            if stepped and self._waits(step):
+            if stepped and self._neurons.wait(step):
                 stepped = False
             if stepped:
                 self._exchange.rates.note(step, next((u.learning_rate for u in self.steps.pending), None))
                 if not self._measuring.has_begun:
                     self._start(step)
-                elif self._finds_again:
-                    self._find_again()
+                elif self._neurons.is_again_wanted:
+                    self._neurons.begin_again()
+                    self._tell_neurons(step)
                 else:
-                    self._follow_members(step)
+                    self._neurons.follow_members(step)
                 due = self._measuring.due("step", step)
                 period = self._training.log_every_n_steps
                 log = period > 0 and step % period == 0
@@ -299,8 +308,8 @@ class Watch:
                 late = self._probing.give_up("training broke off before it was ready")
             else:
                 self.steps.take_deferred()
-                if not self._measuring.has_begun and self._waited is not None:
-                    self._start(self._waited[0])
+                if (first := self._neurons.first_step) is not None:
+                    self._start(first)
                 late = self._probing.collect()
             self._exchange.outcomes += late
             if self._measuring.has_begun:
@@ -327,34 +336,12 @@ class Watch:
 
     def find_neurons(self) -> Sequence[NeuronGroup]:
         """Find the neurons on the part of the present batch recorded so far; a collective."""
-        if not self.groups:
-            self.groups = self._finding.groups(self._recording.so_far(), self._recording.obstacle)
-        return self.groups
-
-    def _waits(self, step: int) -> bool:
-        """Leave the first step alone if it cannot be replayed: it may do what no later step does. A collective."""
-        has_looked = self._measuring.has_begun or self.groups or self._waited is not None
-        # In shards the neurons before a step are gathered before it begins: what was the first must stay it.
-        if has_looked or self._recording.obstacle or self._finding.sharding != "whole":
-            return False
-        tapes = self._recording.so_far()
-        is_refused = all(tape.obstacle and not runs_compiled_code(tape) for tape in tapes)
-        reason = self._ranks.first("whether to wait", lambda: tapes[0].obstacle if tapes and is_refused else "")
-        if not reason:
-            return False
-        self._waited = step, reason
-        self.steps.advance()  # the tapes stay: they say why, should no other step come
-        return True
+        return self._neurons.find()
 
     def _start(self, step: int) -> None:
         """The first step is done: find the neurons, and start the outputs."""
         training, settings, saved = self._training, self._settings, self._saved
-        snapshots = self._settle_in()
-        if self._waited is not None:
-            self._measuring.leave_open(self._waited[0])
-            self._exchange.events.append(left_open(*self._waited, training.epoch))
-        snapshots.begun_at(step, self._shards)
-        self._shards = None
+        snapshots = self._neurons.begin(step)
         readings = Readings([group.name for group in self.groups], settings.log_groups)
         run = Run(self.groups, readings, settings.described(), training.step, training.epoch, training.facts())
         self._reporting.start(run)
@@ -369,47 +356,15 @@ class Watch:
         resumption = begin_reference(snapshots, store, self.groups, training, saved, step, probes)
         if resumption is not None:
             self._reporting.event(resumption)
-        self._report_problems(step)
-        if (event := unwatched(self._finding.uncovered, self._finding.n_entries, step, training.epoch)) is not None:
+        self._tell_neurons(step)
+        finding = self._neurons.finding
+        if (event := unwatched(finding.uncovered, finding.n_entries, step, training.epoch)) is not None:
             self._reporting.event(event)
         snapshots.worker = self._worker
-        keep_parameters(self._outputs.store, self.groups, self._finding.coverage)
 
-    def _report_problems(self, step: int) -> None:
-        for k, problem in enumerate(self._finding.problems):  # numbered: several may belong to no group
-            self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
-
-    def _settle_in(self, known: Sequence[NeuronGroup] = ()) -> Snapshots:
-        """Find the neurons on the recorded step, and look at them from now on instead of those `known` before."""
-        self.find_neurons()
-        self._probing.order.update({group.name: k for k, group in enumerate(self.groups)})
-        snapshots = Snapshots(self._training, self.steps, self.groups, self._training_loss)
-        names = {group.name for group in self.groups}
-        self._measuring.look_at(snapshots, self.steps, [group.name for group in known if group.name not in names])
-        self._exchange.certifies = bool(self.groups) and self._measuring.certifies
-        self._membership = Membership(self._training.module, self.steps)
-        return snapshots
-
-    def _follow_members(self, step: int) -> None:
-        """Take in which parameters joined or left the training in this step."""
-        assert self._measuring.snapshots is not None
-        assert self._membership is not None
-        change = self._membership.change(step)
-        if change is not None:
-            self._finds_again = change.are_new  # on the next step as it runs
-            groups = self._measuring.snapshots.refer_from(step, change.names)
-            event = members_changed(sorted(change.names), groups, step, self._training.epoch)
-            self._exchange.events.append(event)
-
-    def _find_again(self) -> None:
-        """Find the neurons of a module that has other parameters now than in the first step."""
-        self._finds_again = False
-        assert self._measuring.snapshots is not None
-        reference, known = self._measuring.snapshots.reference, self.groups
-        self.groups = ()
-        self._settle_in(known).take_over(reference)
-        self._report_problems(self._last_step)
-        keep_parameters(self._outputs.store, self.groups, self._finding.coverage)
+    def _tell_neurons(self, step: int) -> None:
+        self._neurons.report_problems(step)
+        keep_parameters(self._outputs.store, self.groups, self._neurons.finding.coverage)
 
     # --- reporting ---------------------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ def test_what_begins_equal_over_frozen_weights_breaks_nothing(tmp_path, kind):
     assert "topology_breakdown" not in {event.name for event in monitor.events}
     # The directions between A and B are trained as a whole, and measured.
     assert [group.n for group in monitor.groups] == ([3] if kind == "low rank" else [])
-    reasons = {one.param: one.reason for one in monitor.watch._finding.coverage if not one.groups}
+    reasons = {one.param: one.reason for one in monitor.watch._neurons.finding.coverage if not one.groups}
     assert kind == "low rank" or reasons["layer.scale"] == REASON
 
 

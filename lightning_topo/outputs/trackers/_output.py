@@ -18,7 +18,6 @@ from lightning_topo.outputs.trackers._drawing import Drawings
 from lightning_topo.outputs.trackers._tracker import RunFacts
 from lightning_topo.phases import Phase, TopologyEvent
 
-
 FIRST_SECONDS = 0.1
 """What the first figures are taken to cost: a training of a few seconds has them at its end alone."""
 

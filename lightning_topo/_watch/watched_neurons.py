@@ -1,0 +1,126 @@
+"""The neurons that a training is watched by: found on its first step, and again where it has new parameters."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from lightning_topo._tape import runs_compiled_code
+from lightning_topo._watch.finding import Finding
+from lightning_topo._watch.findings_exchange import Exchange
+from lightning_topo._watch.measuring import Measuring
+from lightning_topo._watch.membership import Membership
+from lightning_topo._watch.messages import left_open, members_changed
+from lightning_topo._watch.probing import Probing
+from lightning_topo._watch.recording import Recording
+from lightning_topo._watch.snapshots import Snapshots, kept_shards
+from lightning_topo._watch.steps import Steps
+from lightning_topo._watch.training import Training
+from lightning_topo._watch.training_loss import TrainingLoss
+from lightning_topo.neurons import NeuronGroup
+
+
+class WatchedNeurons:
+    """Finds groups of neurons on recorded steps, and has them measured. `groups` are empty before the first look."""
+
+    def __init__(
+        self,
+        training: Training,
+        finding: Finding,
+        recording: Recording,
+        training_loss: TrainingLoss,
+        steps: Steps,
+        probing: Probing,
+        measuring: Measuring,
+        exchange: Exchange,
+    ) -> None:
+        self.groups: tuple[NeuronGroup, ...] = ()
+        self.finding: Finding = finding
+        self.is_again_wanted: bool = False
+        self._training, self._recording, self._training_loss = training, recording, training_loss
+        self._steps, self._probing, self._measuring, self._exchange = steps, probing, measuring, exchange
+        self._membership: Membership | None = None
+        self._shards: Mapping[str, Tensor] | None = None
+        self._waited: tuple[int, str] | None = None  # the first step, and why the next one was waited for
+
+    @property
+    def wants_step(self) -> bool:
+        """Whether neurons are to be found on the step that begins."""
+        return not self._measuring.has_begun or self.is_again_wanted
+
+    @property
+    def first_step(self) -> int | None:
+        """The first step, if it was left alone and no other has come since."""
+        return None if self._waited is None or self._measuring.has_begun else self._waited[0]
+
+    def before_step(self) -> None:
+        """Copy the shards from which the neurons before the first step can be had; before anything is recorded."""
+        if not self._measuring.has_begun and self._shards is None:
+            self._shards = kept_shards(self._training)
+
+    def find(self) -> Sequence[NeuronGroup]:
+        """Find the neurons on the part of the present batch recorded so far; a collective."""
+        if not self.groups:
+            self.groups = self.finding.groups(self._recording.so_far(), self._recording.obstacle)
+        return self.groups
+
+    def wait(self, step: int) -> bool:
+        """Leave the first step alone if it cannot be replayed: it may do what no later step does. A collective."""
+        has_looked = self._measuring.has_begun or self.groups or self._waited is not None
+        # In shards the neurons before a step are gathered before it begins: what was the first must stay it.
+        if has_looked or self._recording.obstacle or self.finding.sharding != "whole":
+            return False
+        tapes = self._recording.so_far()
+        is_refused = all(tape.obstacle and not runs_compiled_code(tape) for tape in tapes)
+        reason = self._training.ranks.first(
+            "whether to wait", lambda: tapes[0].obstacle if tapes and is_refused else ""
+        )
+        if not reason:
+            return False
+        self._waited = step, reason
+        self._steps.advance()  # the tapes stay: they say why, should no other step come
+        return True
+
+    def begin(self, step: int) -> Snapshots:
+        """Look at the neurons of the recorded step from now on."""
+        snapshots = self._look(())
+        if self._waited is not None:
+            self._measuring.leave_open(self._waited[0])
+            self._exchange.events.append(left_open(*self._waited, self._training.epoch))
+        snapshots.begun_at(step, self._shards)
+        self._shards = None
+        return snapshots
+
+    def begin_again(self) -> None:
+        """Look at those of a module that has other parameters now than in the first step."""
+        self.is_again_wanted = False
+        assert self._measuring.snapshots is not None
+        reference, known = self._measuring.snapshots.reference, self.groups
+        self.groups = ()
+        self._look(known).take_over(reference)
+
+    def follow_members(self, step: int) -> None:
+        """Take in which parameters joined or left the training in this step."""
+        assert self._measuring.snapshots is not None
+        assert self._membership is not None
+        change = self._membership.change(step)
+        if change is not None:
+            self.is_again_wanted = change.are_new  # on the next step as it runs
+            groups = self._measuring.snapshots.refer_from(step, change.names)
+            event = members_changed(sorted(change.names), groups, step, self._training.epoch)
+            self._exchange.events.append(event)
+
+    def report_problems(self, step: int) -> None:
+        """Report which groups are without proof."""
+        for k, problem in enumerate(self.finding.problems):  # numbered: several may belong to no group
+            self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
+
+    def _look(self, known: Sequence[NeuronGroup]) -> Snapshots:
+        """Find the neurons on the recorded step, and measure them instead of those `known` before."""
+        self.find()
+        self._probing.order.update({group.name: k for k, group in enumerate(self.groups)})
+        snapshots = Snapshots(self._training, self._steps, self.groups, self._training_loss)
+        names = {group.name for group in self.groups}
+        self._measuring.look_at(snapshots, self._steps, [group.name for group in known if group.name not in names])
+        self._exchange.certifies = bool(self.groups) and self._measuring.certifies
+        self._membership = Membership(self._training.module, self._steps)
+        return snapshots
