@@ -66,10 +66,17 @@ class MemoryMap:
         if name not in known.names:
             known.names.append(name)
 
-    def name_gathered(self, name: str, tensor: Tensor, *, keep_value: bool) -> None:
-        """Name a parameter whose memory was just filled with its shards: how they came there is no part of it."""
+    def name_gathered(self, name: str, tensor: Tensor, *, keep_value: bool, anew: bool = False) -> None:
+        """Name a parameter whose memory was just filled with its shards: how they came there is no part of it.
+
+        If it was filled `anew`, it gets another slot: unless its value is kept, and the same.
+        """
         known = self._current.get(id(tensor))
-        if known is None or (known.value is not None and not _equal(known.value, tensor.detach())):
+        if known is not None and name in known.names:
+            anew = anew if known.value is None else not _equal(known.value, tensor.detach())
+        else:
+            anew = known is None
+        if known is None or anew:
             self._renewed[tensor.untyped_storage()._cdata] = next(_FRESH)
             known = self._enter(tensor, is_buffer=False, keep_value=keep_value)
         if name not in known.names:

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class StepRecorder:
         self.obstacle = ""
         self._tapes: list[Tape] = []
         self._mode: Observer | None = None
-        self._listening = self._gathers = False
+        self._listening = self._gathers = self._is_filled = False
 
     @property
     def is_active(self) -> bool:
@@ -78,11 +78,13 @@ class StepRecorder:
         copies: Mapping[int, Tensor] | None = None,
         *,
         name_gathered: Callable[[], None] | None = None,
+        shards: Iterable[Tensor] = (),
     ) -> None:
         """Enter the mode. `tensors` are the module, or parameters and buffers by name.
 
         `copies` of some of them, by their ids, are taken for the tapes' own: they must not change. `name_gathered` is
-        called where the step reads a parameter without a name, and gives it one; else the step is given up.
+        called where the step reads a parameter without a name, and gives it one; else the step is given up. So is a
+        step that reads `shards` of parameters themselves.
 
         Raises RuntimeError where the recorder has begun already.
         """
@@ -91,6 +93,7 @@ class StepRecorder:
         self.obstacle = ""
         self._tapes, self._gathers = [], False
         self._source, self._name_gathered = tensors, name_gathered
+        self._shards = frozenset(shard.untyped_storage()._cdata for shard in shards)
         self._calls: list[Call] = []
         self._memory = MemoryMap(copies)
         self._trail = GradientTrail()
@@ -120,7 +123,7 @@ class StepRecorder:
             if _is_foreign(tensor):
                 self._give_up(f"parameters of type {type(tensor).__name__}")
             elif gathered:
-                self._memory.name_gathered(name, tensor, keep_value=keep_value)
+                self._memory.name_gathered(name, tensor, keep_value=keep_value, anew=self._is_filled)
             else:
                 self._memory.name(name, tensor, is_buffer=name in self._buffers)
         finally:
@@ -128,7 +131,7 @@ class StepRecorder:
 
     def gather_begins(self) -> None:
         """Say that parameters are gathered from shards until `gather_ends`: their memory is filled, and then named."""
-        self._gathers = True
+        self._gathers, self._is_filled = True, False
 
     def gather_ends(self) -> None:
         """Say that everything is part of the step again."""
@@ -209,6 +212,7 @@ class StepRecorder:
             return operator(*args, **kwargs)
         self._listening = False
         if self._gathers and not self._is_of_activations(operator, args, kwargs):
+            self._is_filled = self._is_filled or bool(write_positions(operator))
             result = operator(*args, **kwargs)
             self._listening = True
             return result
@@ -389,6 +393,10 @@ class StepRecorder:
         calls = pruned(calls, slots, memory.storages) if slots else tuple(calls)
         used = {slot for call in calls for slot in (*call.inputs, *call.outputs) if slot is not None} | set(slots)
         constants = {slot: value for slot, value in memory.constants().items() if slot in used and slot not in names}
+        if any(map(_is_freed, constants.values())):
+            return _empty("something that it reads was freed while it ran", scale)
+        if any(value.untyped_storage()._cdata in self._shards for value in constants.values() if is_strided(value)):
+            return _empty("it reads shards of parameters themselves", scale)
         draws = {call.draw: self._draws[call.draw] for call in calls if call.draw is not None}
         tape = Tape(
             calls=tuple(calls),
@@ -443,6 +451,19 @@ def _is_foreign(tensor: Tensor) -> bool:
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor can be recorded: it has no dispatch of its own, and has a shape."""
     return not _is_foreign(tensor) and not is_lazy(tensor)
+
+
+def is_strided(tensor: Tensor) -> bool:
+    """Whether a tensor lies in one storage."""
+    return tensor.layout is torch.strided
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    """Whether the memory of a tensor is not there any more, as FSDP frees that of whole parameters."""
+    if not is_strided(tensor) or not tensor.numel():
+        return False
+    last = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.untyped_storage().nbytes() < (last + 1) * tensor.element_size()
 
 
 def _leading_size(constants: Any) -> int:

@@ -13,7 +13,7 @@ from lightning_topo._tape.names import all_names, clean_name, named_tensors
 from lightning_topo._tape.recorder import is_plain
 from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
-from lightning_topo.neurons._capture import is_unit, sharding
+from lightning_topo.neurons._capture import around_gathering, is_unit, local_shards, sharding
 
 RECORD_EVERY = 4
 """Record every this many steps before a probe evaluates the loss, until there are enough samples."""
@@ -93,13 +93,16 @@ class Recording:
         if self._is_sharded:
             # What lies in shards gets its name where it is gathered. Only who finds neurons keeps its value.
             self._keeps_values = for_neurons and self._training.ranks.rank == 0
-            whole = {name: tensor for name, tensor in named_tensors(module).items() if is_plain(tensor)}
+            units = {path: unit for path, unit in module.named_modules() if is_unit(unit)}
+            inside = tuple(clean_name(f"{path}.") if path else "" for path in units)
+            plain = {name: tensor for name, tensor in named_tensors(module).items() if is_plain(tensor)}
+            buffers = named_tensors(dict(all_names(module.named_buffers)))
+            whole = {name: t for name, t in plain.items() if clean_name(name) in buffers or not name.startswith(inside)}
             self._whole = frozenset(whole)
-            self._recorder.begin(whole, name_gathered=self._name_gathered)
-            for path, unit in module.named_modules():
-                if is_unit(unit):  # around its own hook, which gathers
-                    self._handles.append(unit.register_forward_pre_hook(self._gather_begins, prepend=True))
-                    self._handles.append(unit.register_forward_pre_hook(partial(self._gather_ends, path)))
+            self._recorder.begin(whole, name_gathered=self._name_gathered, shards=local_shards(module))
+            self._name_gathered()  # units that are gathered by now, and what they leave whole
+            for path, unit in units.items():
+                self._handles += around_gathering(unit, self._gather_begins, partial(self._gather_ends, path))
         else:
             self._recorder.begin(module, copies())
 

@@ -13,10 +13,9 @@ from lightning_topo._tape import CannotReplay, Tape, receives, replay, unlike_re
 from lightning_topo._tape.names import all_names, clean_name
 from lightning_topo._watch.ranks import Ranks
 from lightning_topo.neurons._capture import is_unit
-from lightning_topo.probes import ProbeUnavailable
+from lightning_topo.stability._critical_sharpness import rounding_within
 from lightning_topo.stability._layout import is_sharded
 
-REMEDY = "Give the probe a loss of its own: StepEdge(loss_fn=lambda module, batch: ...)."
 _ROOM = 3
 """How often a unit lies in memory while it is copied: as received, as parameters, and in the copy."""
 
@@ -29,14 +28,14 @@ class ShardedTapeLoss:
     step reads them; nothing is gathered when a call returns. Every call is a collective. The first must be at the
     parameters of the step: the tapes are accepted by it.
 
-    Raises on all processes if a replay fails on one: `ProbeUnavailable` in the first call, later `CannotReplay`.
+    Raises `CannotReplay` on all processes if a replay fails on one.
     """
 
     module: nn.Module
     tapes: Sequence[Tape]
     ranks: Ranks
     _plans: "list[list[_Visit]]" = field(init=False)
-    _is_accepted: bool = field(default=False, init=False)
+    is_accepted: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         units, present = _units(self.module), _parameters(self.module)
@@ -46,6 +45,11 @@ class ShardedTapeLoss:
     def order(self) -> str:
         """A digest of the units that are gathered, in order: processes may call the loss only if theirs agree."""
         return hashlib.sha256(repr([[visit.path for visit in plan] for plan in self._plans]).encode()).hexdigest()
+
+    @property
+    def rounding(self) -> float:
+        """The share of the loss by which evaluations differ by rounding alone, the most of its steps' types."""
+        return max(rounding_within(tape.layouts[slot].dtype, tape.recorded[0].dtype) for tape, slot in self._computed())
 
     def __call__(self) -> Float[Tensor, ""]:
         """This process's mean loss over the samples of its tapes."""
@@ -61,7 +65,7 @@ class ShardedTapeLoss:
             finally:
                 gathering.finish()
         self._agree(obstacle)
-        self._is_accepted = True
+        self.is_accepted = True
         samples = sum(tape.n_samples for tape in self.tapes)
         shares = [tape.n_samples / samples for tape in self.tapes]
         return torch.stack([loss * share for loss, share in zip(losses, shares, strict=True)]).sum()
@@ -69,16 +73,19 @@ class ShardedTapeLoss:
     def _loss(self, tape: Tape, gathering: "_Gathering") -> Tensor:
         with torch.no_grad():
             [loss] = replay(tape, gathering, formulas=False)
-        if not self._is_accepted and (difference := unlike_recorded(tape, [loss])):
+        if not self.is_accepted and (difference := unlike_recorded(tape, [loss])):
             raise CannotReplay(difference)
         return loss.reshape(()).float() / tape.scale
 
+    def _computed(self) -> Iterator[tuple[Tape, int]]:
+        """The slots of floating point that the tapes compute."""
+        for tape in self.tapes:
+            slots = (slot for call in tape.calls for slot in call.outputs if slot is not None)
+            yield from ((tape, slot) for slot in slots if tape.layouts[slot].dtype.is_floating_point)
+
     def _agree(self, obstacle: str) -> None:
         """Raise on all processes what hinders one."""
-        found = next(filter(None, self.ranks.all("the loss of shards", obstacle)), "")
-        if found and not self._is_accepted:
-            raise unavailable(found)
-        if found:
+        if found := next(filter(None, self.ranks.all("the loss of shards", obstacle)), ""):
             raise CannotReplay(found)
 
     def _has_room(self) -> bool:
@@ -100,11 +107,6 @@ def replay_obstacle(tapes: Sequence[Tape]) -> str:
     if not refused and any(map(receives, tapes)):
         return "the loss depends on what other processes sent"
     return refused
-
-
-def unavailable(obstacle: str) -> ProbeUnavailable:
-    """What a probe reports where the recorded step is no loss for it."""
-    return ProbeUnavailable(f"the training step cannot be replayed: {obstacle}.", REMEDY)
 
 
 @dataclass(slots=True)
@@ -196,7 +198,7 @@ def _owner(name: str, units: Mapping[str, nn.Module]) -> str:
     """The innermost unit around a parameter: it gathers it."""
     around = [path for path in units if not path or name.startswith(f"{path}.")]
     if not around:
-        raise unavailable(f"{name} lies in shards that FSDP2 does not gather")
+        raise CannotReplay(f"{name} lies in shards that FSDP2 does not gather")
     return max(around, key=len)
 
 

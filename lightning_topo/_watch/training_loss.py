@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_topo._protection import same_random_state, unchanged
 from lightning_topo._tape import CannotReplay, Tape, TapeLoss
 from lightning_topo._tape.names import all_names, clean_name
-from lightning_topo._watch.sharded_loss import ShardedTapeLoss, replay_obstacle, unavailable
+from lightning_topo._watch.sharded_loss import ShardedTapeLoss, replay_obstacle
 from lightning_topo._watch.training import Training
 from lightning_topo.neurons._capture import sharding
 from lightning_topo.neurons._sample_cuts import SampleCuts
@@ -23,7 +23,9 @@ from lightning_topo.probes._probe import LossFn
 ENOUGH_SAMPLES = 256
 """32 samples bias the sharpness upwards by 25-43 %, 256 by 0-4 %."""
 _MOST_TAPES = 64
+_MOST_REFUSALS = 3
 _REMEDY = "Give the probe a loss of its own: Sharpness(loss_fn=lambda module, batch: ...)."
+_REMEDY_IN_SHARDS = "Give the probe a loss of its own: StepEdge(loss_fn=lambda module, batch: ...)."
 
 
 class TrainingLoss:
@@ -39,7 +41,7 @@ class TrainingLoss:
         self._batch: Any = None
         self._cuts = SampleCuts()
         self._is_sharded: bool = sharding(training.root) != "whole"
-        self._step = training.step
+        self._step, self._n_refused, self._is_final = training.step, 0, False
         self.obstacle: str = "no step was recorded yet"
 
     @property
@@ -77,17 +79,18 @@ class TrainingLoss:
 
     def refuse(self, obstacle: str) -> None:
         """Note the reason why nothing can be recorded."""
-        self.obstacle = obstacle
+        self.obstacle, self._is_final = obstacle, True
 
     @contextmanager
     def __call__(self, loss_fn: LossFn | None) -> Iterator[Callable[[], Tensor]]:
         """Yields the loss as a zero-argument callable; of parameters in shards a `ShardedTapeLoss`, without a gradient.
 
         Raises `ProbeUnavailable` where the recorded steps cannot be replayed, and no `loss_fn` is given. A collective
-        where parameters lie in shards.
+        where parameters lie in shards: one refused step is a `CannotReplay` there, the third on end is no longer.
         """
         if loss_fn is None and self._is_sharded:
-            yield self._of_shards()
+            with self._counting_refusals():
+                yield self._of_shards()
             return
         if loss_fn is None:
             if self.obstacle:
@@ -109,17 +112,32 @@ class TrainingLoss:
         """The loss of the last recorded step, if all processes can replay it together."""
         loss, obstacle, order = None, self.obstacle, ""
         if not obstacle:
-            loss = ShardedTapeLoss(self._training.module, self._tapes, self._training.ranks)
-            order = loss.order
+            try:
+                loss = ShardedTapeLoss(self._training.module, self._tapes, self._training.ranks)
+                order = loss.order
+            except CannotReplay as error:
+                obstacle = str(error)
         theirs = self._training.ranks.all("the order of shards", (obstacle, order))
         obstacle = next((obstacle for obstacle, _ in theirs if obstacle), "")
         if not obstacle and len({order for _, order in theirs}) > 1:
             obstacle = "the processes' steps read different parameters, or in another order"
+        if not obstacle and self._step != self._training.step + 1:
+            obstacle = "the step that is measured was not recorded"
         if obstacle or loss is None:
-            raise unavailable(obstacle)
-        if self._step != self._training.step + 1:
-            raise CannotReplay("the step that is measured was not recorded")
+            raise CannotReplay(obstacle)
         return loss
+
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
+        """Say that there is no loss for good where nothing can be recorded, or several steps were refused on end."""
+        try:
+            yield
+        except CannotReplay as error:
+            self._n_refused += 1
+            if self._is_final or self._n_refused >= _MOST_REFUSALS:
+                raise ProbeUnavailable(f"the training step cannot be replayed: {error}.", _REMEDY_IN_SHARDS) from error
+            raise
+        self._n_refused = 0
 
 
 def _light(tape: Tape, training: Training) -> Tape:

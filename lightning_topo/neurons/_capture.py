@@ -4,12 +4,13 @@ Everything that takes a module here is a *collective*: every process calls it, w
 and one that fails by itself goes on taking part.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_topo._tape.names import clean_name
 from lightning_topo.neurons._group import NeuronGroup, ParamSlice
@@ -81,6 +82,29 @@ def is_unit(module: nn.Module) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(module, FSDPModule)
+
+
+def local_shards(root: nn.Module) -> list[Tensor]:
+    """This process's parts of the parameters that lie in DTensors."""
+    return [cast(Any, p)._local_tensor for p in root.parameters() if hasattr(p, "_local_tensor")]
+
+
+def around_gathering(
+    unit: nn.Module, begins: Callable[[nn.Module, Any], None], ends: Callable[[nn.Module, Any], None]
+) -> list[RemovableHandle]:
+    """Call `begins` just before and `ends` just after FSDP2 gathers a unit for its forward pass.
+
+    The user's own hooks see whole parameters: they run after `ends`, in the order they had.
+    """
+    hooks = cast(Any, unit._forward_pre_hooks)  # an OrderedDict
+    handles = [unit.register_forward_pre_hook(begins, prepend=True), unit.register_forward_pre_hook(ends)]
+    gathering = [key for key, hook in hooks.items() if _is_of_sharding(hook)]
+    own = [handle.id for handle in handles]
+    order = list(hooks)
+    for key in order[order.index(gathering[-1]) + 1 if gathering else len(order) :]:
+        if key not in own:
+            hooks.move_to_end(key)
+    return handles
 
 
 def reshard(root: nn.Module) -> None:

@@ -9,12 +9,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_topo._tape import TapeLoss
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons._capture import reshard
 from lightning_topo.probes._batch_loss import BatchLoss
 from lightning_topo.probes._period import Period
 from lightning_topo.probes._probe import Capture, LossFn, ProbeResult
 from lightning_topo.stability import CriticalSharpness, critical_sharpness
+from lightning_topo.stability._critical_sharpness import rounding_within
 from lightning_topo.stability._hessian import seeded
 from lightning_topo.stability._layout import Layout, local
 
@@ -27,8 +29,8 @@ class StepSharpness:
 
     - `critical_sharpness`: 1 / s, with s the multiple of the step at which the loss is back at its value before the
       step. 1 is the edge of stability; below 1 a longer step would still lower the loss. It is 0 if the loss is lower
-      at every multiple tried, and infinite if it is at none;
-    - `critical_converged`: 1 if the search met `tolerance` within `max_forwards`, else 0;
+      at every multiple tried. If it is at none, the value is a lower bound: 1 / the shortest that raises the loss;
+    - `critical_converged`: 1 if the search met `tolerance` within `max_forwards`, and the value is no bound, else 0;
     - `n_forwards`: the number of forward passes: about six for the search, and those for `critical_noise`;
     - `critical_noise`, with a `loss_fn`: see `noise`.
 
@@ -117,7 +119,12 @@ def critical_values(
     """
     try:
         found = critical_sharpness(
-            partial(segment.loss, loss_fn), start=start, tolerance=tolerance, max_forwards=max_forwards, halves=halves
+            partial(segment.loss, loss_fn),
+            start=start,
+            tolerance=tolerance,
+            max_forwards=max_forwards,
+            rounding=_rounding(segment.params, loss_fn),
+            halves=halves,
         )
     finally:
         segment.restore()
@@ -164,10 +171,21 @@ class StepSegment:
         reshard(self.module)
 
 
+def _rounding(params: Sequence[Tensor], loss_fn: Callable[[], Tensor]) -> float | None:
+    """How far a loss computed in half precision is rounded, whatever its own type; None where none is known to be."""
+    if isinstance(loss_fn, TapeLoss):  # in single precision
+        return None
+    if (known := getattr(loss_fn, "rounding", None)) is not None:
+        return known
+    device = params[0].device.type
+    cast = [torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else []
+    return rounding_within(*cast, *(p.dtype for p in params), torch.float32)
+
+
 def _start(found: CriticalSharpness) -> float:
     """Where the next search begins: at the multiple found, or as far as this one came to longer ones."""
     low, high = found.bracket
-    reached = 1.0 / found.value if 0.0 < found.value < math.inf else low if high == math.inf else 1.0
+    reached = 1.0 if low == 0.0 else low if high == math.inf else 1.0 / found.value
     return min(max(reached, 1e-6), 1e6)
 
 

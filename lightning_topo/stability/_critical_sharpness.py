@@ -16,10 +16,11 @@ class CriticalSharpness:
 
     Attributes:
         value: 1 / s. 1 is the edge of stability; below 1 a somewhat longer step would still lower the loss. It is 0 if
-            the loss is lower at every multiple tried, inf if it is at none, and nan if it is the same at all of them
-            but for rounding.
+            the loss is lower at every multiple tried, and nan if it is the same at all of them but for rounding. If no
+            multiple tried lowers the loss visibly, it is a lower bound: 1 / the shortest that raises it.
         n_forwards: Number of evaluations of the loss, those on halves of the data included.
-        converged: Whether the bracket is as narrow as the tolerance.
+        converged: Whether the loss is lower at one end of the bracket, no lower at the other, and the bracket is as
+            narrow as the tolerance.
         bracket: The interval that holds s, with 0 or inf for an open side.
         noise: Half the difference between `value` on one half of the data and on the other; None if it was not
             measured, inf if there is no value on a half.
@@ -38,6 +39,7 @@ def critical_sharpness(
     start: float = 1.0,
     tolerance: float = 0.1,
     max_forwards: int = 12,
+    rounding: float | None = None,
     halves: tuple[Callable[[float], Tensor | float], Callable[[float], Tensor | float]] | None = None,
 ) -> CriticalSharpness:
     """Compute 1 / s, with s the multiple of a step at which the loss is back at its value before the step.
@@ -57,6 +59,8 @@ def critical_sharpness(
         start: The multiple to try first; `1 / value` of an earlier result is a good start.
         tolerance: The relative width of the bracket at which the search stops.
         max_forwards: The most evaluations of `loss_at`.
+        rounding: The share of the loss by which evaluations may differ by rounding alone; None takes it from the type
+            of the loss, which may be wider than that in which it was computed.
         halves: Two functions like `loss_at`, each on one half of the data, to measure `noise` by three more evaluations
             of each.
 
@@ -78,10 +82,14 @@ def critical_sharpness(
     before = counted(0.0)
     if not math.isfinite(before):
         raise FloatingPointError(f"expected a finite loss before the step, got {before}")
+    share = counted.rounding if rounding is None else rounding
+    # Of a loss near 0 what it is a sum of is rounded: of cross-entropy, logits.
+    visible = share * (abs(before) + 0.125)
     low, high, unseen = 0.0, math.inf, 0.0
-    at, width = start, 1.0 + tolerance
+    at, width, has_risen = start, 1.0 + tolerance, False
     while counted.n < max_forwards and not high <= (1.0 + tolerance) * max(low, unseen):
-        change, visible = counted(at) - before, _ROUNDING * counted.precision * abs(before)
+        change = counted(at) - before
+        has_risen = has_risen or change > visible
         if low == 0.0 and abs(change) <= visible:
             # At s itself the loss is back, and lowest at half of s; a multiple too short to see is so at its half too.
             if counted.n < max_forwards and counted(0.5 * at) - before < -visible:
@@ -100,22 +108,21 @@ def critical_sharpness(
                 break
         else:
             at = math.sqrt(max(low, unseen) * high)
+    is_narrow = low > 0.0 and high <= (1.0 + tolerance) * low
+    if is_narrow and not has_risen and counted.n < max_forwards:
+        has_risen = counted(2.0 * high) - before > visible  # it may only come near its value before the step
     spread = None if halves is None else _spread(halves, _value(low, high), counted)
-    return CriticalSharpness(
-        _value(low, high), counted.n, low > 0.0 and high <= (1.0 + tolerance) * low, (low, high), spread
-    )
+    return CriticalSharpness(_value(low, high), counted.n, is_narrow and has_risen, (low, high), spread)
 
 
 _SMALLEST, _LARGEST = 1e-9, 1e9
 _WIDEST = 16.0
-_ROUNDING = 8.0
-"""So many units in the last place two evaluations of a loss may differ by rounding."""
 
 
 def _value(low: float, high: float) -> float:
-    if low == 0.0:
-        return math.nan if high == math.inf else math.inf
-    return 0.0 if high == math.inf else 1.0 / math.sqrt(low * high)
+    if high == math.inf:
+        return math.nan if low == 0.0 else 0.0
+    return 1.0 / (high if low == 0.0 else math.sqrt(low * high))
 
 
 def _spread(
@@ -136,11 +143,11 @@ def _spread(
 
 @dataclass(slots=True)
 class _Counted:
-    """A loss that counts how often it was evaluated; what is not finite is infinite."""
+    """A loss that counts how often it was evaluated; what is not finite is infinite. `rounding` is its type's."""
 
     loss_at: Callable[[float], Tensor | float]
     n: int = 0
-    precision: float = torch.finfo(torch.float64).eps
+    rounding: float = 8.0 * torch.finfo(torch.float64).eps
 
     def __call__(self, multiple: float) -> float:
         return self.of(self.loss_at, multiple)
@@ -149,6 +156,20 @@ class _Counted:
         self.n += 1
         found = loss_at(multiple)
         if isinstance(found, Tensor) and found.is_floating_point():
-            self.precision = torch.finfo(found.dtype).eps
+            self.rounding = rounding_of(found.dtype)
         loss = float(found)
         return loss if math.isfinite(loss) else math.inf
+
+
+def rounding_of(dtype: torch.dtype) -> float:
+    """The share of a loss by which evaluations in this type differ by rounding: eight units, two of half precision.
+
+    >>> rounding_of(torch.bfloat16)
+    0.015625
+    """
+    return torch.finfo(dtype).eps * (2.0 if dtype in (torch.float16, torch.bfloat16) else 8.0)
+
+
+def rounding_within(*dtypes: torch.dtype) -> float:
+    """The same for a loss of the last of these types, computed in all of them: errors of many entries partly cancel."""
+    return max(rounding_of(dtypes[-1]), *(torch.finfo(dtype).eps / 8.0 for dtype in dtypes))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_topo.stability import critical_sharpness, directional_ratio, hessian
+from lightning_topo.stability._critical_sharpness import rounding_within
 
 
 @given(st.floats(0.02, 50.0), st.floats(0.2, 5.0))
@@ -69,7 +70,8 @@ def test_a_step_that_always_or_never_lowers_the_loss():
     always = critical_sharpness(lambda s: -s)
     never = critical_sharpness(lambda s: s)
     assert (always.value, always.converged) == (0.0, False)
-    assert (never.value, never.converged) == (math.inf, False)
+    assert (never.value, never.converged) == (1.0 / never.bracket[1], False)
+    assert never.value > 1e6
 
 
 def test_a_loss_that_stands_but_for_rounding_tells_nothing():
@@ -92,7 +94,35 @@ def test_rounding_is_not_taken_for_a_root(value, start):
 
 def test_a_step_that_only_raises_the_loss_is_no_root_in_the_rounding():
     found = critical_sharpness(lambda s: torch.tensor(3.0 + 1e-3 * s), start=1e-6, max_forwards=60)
-    assert (found.value, found.converged) == (math.inf, False)
+    assert found.value >= 1.0, "at the edge: the step itself raises the loss"
+    assert (found.bracket[0], found.converged) == (0.0, False)
+
+
+def test_a_fall_that_rounding_hides_leaves_a_lower_bound():
+    """Of a twentieth, in losses of half precision: the root is seen to lie no further than where the loss has risen."""
+    found = critical_sharpness(lambda s: torch.tensor(2.0 * (1.0 - 0.01 * s * (2.0 - s)), dtype=torch.bfloat16))
+    assert found.bracket[0] == 0.0
+    assert not found.converged
+    assert found.value <= 0.5
+    seen = critical_sharpness(lambda s: torch.tensor(2.0 * (1.0 - 0.05 * s * (2.0 - s)), dtype=torch.bfloat16))
+    assert seen.value == pytest.approx(0.5, rel=0.25)
+
+
+def test_half_precision_inside_of_a_loss_is_told_to_the_search():
+    noise = iter(3.0 + 2e-3 * torch.rand(50, generator=torch.Generator().manual_seed(0)))
+    found = critical_sharpness(lambda s: next(noise), rounding=rounding_within(torch.bfloat16, torch.float32))
+    assert math.isnan(found.value)
+
+
+def test_a_loss_that_only_comes_near_its_start_again_has_no_root():
+    for loss_at in (lambda s: 1.0 - s * math.exp(-s), lambda s: 1.0 - s / (1.0 + s**4)):
+        found = critical_sharpness(lambda s, f=loss_at: torch.tensor(f(s)), max_forwards=40)
+        assert not found.converged
+
+
+def test_of_a_loss_near_zero_its_summands_rounding_counts():
+    noise = iter(1e-9 * torch.rand(50, generator=torch.Generator().manual_seed(0)))
+    assert math.isnan(critical_sharpness(lambda s: next(noise)).value)
 
 
 def test_what_is_not_finite_is_higher():

@@ -143,4 +143,7 @@ def test_of_a_parameter_that_is_gathered_no_value_need_be_kept(parameter) -> Non
     memory.name_gathered("weight", parameter, keep_value=False)
     memory.name_gathered("tied", parameter, keep_value=False)
     assert list(memory.names().values()) == [("weight", "tied")]
+    memory.name_gathered("weight", parameter, keep_value=False, anew=True)
+    memory.name_gathered("tied", parameter, keep_value=False, anew=True)
+    assert list(memory.names().values()) == [("weight", "tied")] * 2
     assert (memory.values(), memory.copied_bytes) == ({}, 0)
