@@ -4,14 +4,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from lightning_topo import Distortion
 from lightning_topo._watch.output import Run
+from lightning_topo._watch.settings import WatchSettings
 from lightning_topo._watch.steps import Steps
+from lightning_topo._watch.watch import Watch
 from lightning_topo.homology import PersistenceDiagram
 from lightning_topo.loops._training import LoopTraining
 from lightning_topo.measurement import Measurement
 from lightning_topo.neurons import NeuronGroup, ParamSlice
+from lightning_topo.outputs._outputs import Outputs
 from lightning_topo.phases import TopologyEvent
 
 
@@ -70,3 +75,41 @@ class Kept:
     def of(self, probe: str) -> list[tuple[int, str, dict[str, float]]]:
         """The values of one probe: step, group, values."""
         return [(m.step, m.group, dict(m.values)) for m in self.measured if m.probe == probe]
+
+
+class Watched:
+    """A training by hand; `kept` is all that its engine has sent."""
+
+    def __init__(self, probes=(Distortion(1),), saved=None, step=0, **settings):
+        self.model = two_layers()
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.training = training_of(self.model, self.optimizer)
+        self.training.step = step
+        self.kept = Kept()
+        options = {"max_overhead": None, "on_error": "raise"} | settings
+        settings = WatchSettings(probes=tuple(probes), **options)
+        self.watch = Watch(self.training, settings, Outputs((self.kept,)), saved)
+        self.x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+
+    def batch(self, *, updates=True, breaks=False):
+        self.watch.before_batch()
+        loss = F.cross_entropy(self.model(self.x), torch.tensor([0, 1] * 3))
+        self.watch.before_backward(loss)
+        loss.backward()
+        self.watch.after_backward()
+        if breaks:
+            self.watch.break_off()
+            return
+        if updates:
+            self.watch.before_update(self.optimizer)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.watch.after_batch(loss.detach())
+        self.training.step = max(self.training.step, self.watch.last_step)
+
+    def batches(self, n):
+        for _ in range(n):
+            self.batch()
+
+    def steps(self, probe):
+        return sorted({step for step, _, _ in self.kept.of(probe)})

@@ -1,0 +1,113 @@
+"""When neurons are looked for: in the first step that can be followed, and again where parameters are new."""
+
+import pytest
+import torch
+
+from lightning_topo import Distortion
+from lightning_topo._watch.settings import WatchSettings
+from lightning_topo._watch.watch import Watch
+from lightning_topo.outputs._outputs import Outputs
+from tests.callbacks.training import happened
+from tests.watch.driving import Watched, training_of, two_layers
+
+
+@pytest.fixture
+def watched():
+    made = Watched()
+    yield made
+    made.watch.close(in_haste=True)
+
+
+def test_neurons_are_found_in_the_first_step_that_updates_and_measured_from_it_on(watched):
+    watched.batch(updates=False)
+    assert (watched.watch.groups, watched.kept.order) == ((), [])
+    for _ in range(3):
+        watched.batch()
+    assert [(group.name, group.n, group.status) for group in watched.watch.groups] == [
+        ("0", 5, "verified"),
+        ("2", 4, "verified"),
+    ]
+    assert watched.kept.order[0] == "start"
+    assert watched.steps("distortion") == watched.steps("training") == [1, 2, 3]
+    assert watched.watch.last_step == 3
+    assert {"topology/critical_ratio", "topology/coverage", "topology/phase"} <= watched.training.values.keys()
+
+
+def test_neurons_can_be_asked_for_before_the_first_update(watched):
+    watched.watch.before_batch()
+    loss = watched.model(watched.x).square().mean()
+    watched.watch.before_backward(loss)
+    found = watched.watch.find_neurons()
+    assert [group.name for group in found] == ["0", "2"]
+    assert watched.watch.find_neurons() is found
+
+
+class Calibrating(torch.nn.Module):
+    """Does in its first steps, by NumPy and so unseen, what it never does again."""
+
+    def __init__(self, n_strange):
+        super().__init__()
+        self.net, self.n_strange = two_layers(), n_strange
+
+    def forward(self, x):
+        self.n_strange -= 1
+        x = self.net[0](x)
+        if self.n_strange >= 0:
+            x.detach().numpy()[:] *= 2.0
+        return self.net[1:](x)
+
+
+def calibrated(n_strange, n_batches):
+    watched = Watched()
+    watched.model = Calibrating(n_strange)
+    watched.optimizer = torch.optim.SGD(watched.model.parameters(), lr=0.1)
+    watched.training = training_of(watched.model, watched.optimizer)
+    options = WatchSettings(probes=(Distortion(1),), max_overhead=None, on_error="raise")
+    watched.watch = Watch(watched.training, options, Outputs((watched.kept,)), None)
+    watched.batches(n_batches)
+    watched.watch.close()
+    return watched
+
+
+def states_of(watched):
+    return {(step, group): values["state"] for step, group, values in watched.kept.of("coverage")}
+
+
+def test_a_first_step_that_cannot_be_followed_is_open_and_the_next_one_shows_the_neurons():
+    watched = calibrated(1, 5)
+    assert {group.name: group.status for group in watched.watch.groups} == {"net.0": "verified", "net.2": "verified"}
+    assert not [event for event in happened(watched.watch.events) if event.name == "probe_failed"]
+    [note] = [event for event in happened(watched.watch.events) if event.name == "gap"]
+    assert (note.step, note.severity) == (1, "info")
+    assert "the replay's loss differs" in note.message
+    states = states_of(watched)
+    assert states[1, "net.0"] == states[1, "net.2"] == 0.0
+    assert states[5, "net.0"] == states[5, "net.2"] == 3.0
+    assert [step for step, group, _ in watched.kept.of("distortion") if group == "net.0"] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("n_batches", [1, 4])
+def test_where_no_step_can_be_followed_that_is_said_also_where_the_first_was_the_last(n_batches):
+    watched = calibrated(9, n_batches)
+    assert {group.status for group in watched.watch.groups} == {"incoming_only"}
+    messages = [event.message for event in happened(watched.watch.events) if event.name == "probe_failed"]
+    assert len(messages) == 2
+    assert "the replay's loss differs" in messages[0]
+    assert states_of(watched)[1, "net.0"] == 0.0
+
+
+def test_a_layer_that_is_added_is_looked_for_in_the_next_step():
+    """The groups that are still there keep their beginning."""
+    watched = Watched()
+    watched.batches(2)
+    began = {name: watched.watch._measuring.snapshots.reference[name].clone() for name in ("0", "2")}
+    watched.model.append(torch.nn.Tanh())
+    watched.model.append(torch.nn.Linear(2, 2))
+    watched.optimizer.add_param_group({"params": list(watched.model[-1].parameters())})
+    watched.batches(3)
+    assert [group.name for group in watched.watch.groups] == ["0", "2", "4"]
+    assert all(torch.equal(watched.watch._measuring.snapshots.reference[name], began[name]) for name in began)
+    assert [step for step, group, _ in watched.kept.of("distortion") if group == "4"][:1] == [4]
+    [event] = [e for e in watched.watch.events if "joined or left the optimizers" in e.message]
+    assert event.step == 3
+    watched.watch.close()
