@@ -91,20 +91,24 @@ class Recording:
         one = sum(tensor.nbytes for tensor in plain if tensor.layout is torch.strided)
         self._most_bytes = max(SMALL, MOST_COPIES * one)
         if self._is_sharded:
-            # What lies in shards gets its name where it is gathered. Only who finds neurons keeps its value.
-            self._keeps_values = for_neurons and self._training.ranks.rank == 0
-            units = {path: unit for path, unit in module.named_modules() if is_unit(unit)}
-            inside = tuple(clean_name(f"{path}.") if path else "" for path in units)
-            plain = {name: tensor for name, tensor in named_tensors(module).items() if is_plain(tensor)}
-            buffers = named_tensors(dict(all_names(module.named_buffers)))
-            whole = {name: t for name, t in plain.items() if clean_name(name) in buffers or not name.startswith(inside)}
-            self._whole = frozenset(whole)
-            self._recorder.begin(whole, name_gathered=self._name_gathered, shards=local_shards(module))
-            self._name_gathered()  # units that are gathered by now, and what they leave whole
-            for path, unit in units.items():
-                self._handles += around_gathering(unit, self._gather_begins, partial(self._gather_ends, path))
+            # Only who finds neurons keeps the whole parameters.
+            self._begin_in_shards(keeps_values=for_neurons and self._training.ranks.rank == 0)
         else:
             self._recorder.begin(module, copies())
+
+    def _begin_in_shards(self, *, keeps_values: bool) -> None:
+        """Record a step whose parameters get their names where they are gathered."""
+        module, self._keeps_values = self._training.module, keeps_values
+        units = {path: unit for path, unit in module.named_modules() if is_unit(unit)}
+        inside = tuple(clean_name(f"{path}.") if path else "" for path in units)
+        buffers = named_tensors(dict(all_names(module.named_buffers)))
+        found = {name: tensor for name, tensor in named_tensors(module).items() if is_plain(tensor)}
+        whole = {name: tensor for name, tensor in found.items() if name in buffers or not name.startswith(inside)}
+        self._whole = frozenset(whole)
+        self._recorder.begin(whole, name_gathered=self._name_gathered, shards=local_shards(module))
+        self._name_gathered()  # units that are gathered by now, and what they leave whole
+        for path, unit in units.items():
+            self._handles += around_gathering(unit, self._gather_begins, partial(self._gather_ends, path))
 
     def _wants_samples(self, step: int) -> bool:
         n_wanted = 0 if self._training_loss is None or step % RECORD_EVERY else self._training_loss.n_wanted

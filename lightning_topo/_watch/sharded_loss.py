@@ -48,8 +48,8 @@ class ShardedTapeLoss:
 
     @property
     def rounding(self) -> float:
-        """The share of the loss by which evaluations differ by rounding alone, the most of its steps' types."""
-        return max(rounding_within(tape.layouts[slot].dtype, tape.recorded[0].dtype) for tape, slot in self._computed())
+        """The share of the loss by which evaluations may differ by rounding alone, in the types of the steps."""
+        return max(rounding_within(*_types(tape), tape.recorded[0].dtype) for tape in self.tapes)
 
     def __call__(self) -> Float[Tensor, ""]:
         """This process's mean loss over the samples of its tapes."""
@@ -76,12 +76,6 @@ class ShardedTapeLoss:
         if not self.is_accepted and (difference := unlike_recorded(tape, [loss])):
             raise CannotReplay(difference)
         return loss.reshape(()).float() / tape.scale
-
-    def _computed(self) -> Iterator[tuple[Tape, int]]:
-        """The slots of floating point that the tapes compute."""
-        for tape in self.tapes:
-            slots = (slot for call in tape.calls for slot in call.outputs if slot is not None)
-            yield from ((tape, slot) for slot in slots if tape.layouts[slot].dtype.is_floating_point)
 
     def _agree(self, obstacle: str) -> None:
         """Raise on all processes what hinders one."""
@@ -166,6 +160,12 @@ class _Gathering(Mapping[str, Tensor]):
                 self.copies |= {name: _plain(whole[name], name).clone() for name in visit.names}
         finally:
             visit.unit.reshard()
+
+
+def _types(tape: Tape) -> set[torch.dtype]:
+    """The types of floating point that a tape computes in."""
+    found = {tape.layouts[slot].dtype for call in tape.calls for slot in call.outputs if slot is not None}
+    return {dtype for dtype in found if dtype.is_floating_point}
 
 
 def _plain(tensor: Tensor, name: str) -> Tensor:

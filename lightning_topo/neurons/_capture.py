@@ -84,9 +84,10 @@ def is_unit(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
+@torch.no_grad()
 def local_shards(root: nn.Module) -> list[Tensor]:
-    """This process's parts of the parameters that lie in DTensors."""
-    return [cast(Any, p)._local_tensor for p in root.parameters() if hasattr(p, "_local_tensor")]
+    """This process's parts of the parameters that lie in DTensors, in the parameters' own memory."""
+    return [cast(Any, p).to_local() for p in root.parameters() if _is_dtensor(p)]
 
 
 def around_gathering(
