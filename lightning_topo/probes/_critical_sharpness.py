@@ -40,7 +40,7 @@ class StepSharpness:
 
     Args:
         every_n_steps: The period; "auto" begins with every 25th step.
-        loss_fn: `loss_fn(module, batch)` on the batch of the last recorded step; None takes the loss of recorded steps.
+        loss_fn: `loss_fn(module, batch)` on the batch of the step; None takes the loss of recorded steps.
         tolerance: The relative width of the bracket around s at which the search stops.
         max_forwards: The most forward passes of the search, at least 3.
         noise: Whether to add `critical_noise`, half the difference between the critical sharpness on the two halves of
@@ -80,8 +80,8 @@ class StepSharpness:
         `ProbeUnavailable` without a `loss_fn` if the operations of a training step cannot be recorded and replayed.
         """
         start = 1.0 if capture.previous is None else float(capture.previous.carry)
-        # In shards a recorded loss is that of the step measured, and of no other.
-        own = self.loss_fn is None and capture.sharding != "whole"
+        # A single batch must be that of the step: on another one the step looks as it does to test data.
+        own = self.loss_fn is not None or capture.sharding != "whole"
         if own and capture.previous is None:
             return ProbeResult(carry=start, wants_own_step=True)
         segment = step_segment(capture)

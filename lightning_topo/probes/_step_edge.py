@@ -127,7 +127,7 @@ class StepEdge:
         if awaits_first_step(capture.optimizers):
             return ProbeResult(carry=state)
         values: Mapping[str, float] = {}
-        if state.is_recorded or not isinstance(loss_fn, TapeLoss):
+        if state.is_recorded:
             approach, values, start = self._of_step(capture, loss_fn, state)
             state = replace(state, approach=approach, start=start)
         state = replace(state, is_recorded=True)
@@ -135,19 +135,18 @@ class StepEdge:
 
     def _in_shards(self, capture: Capture, state: "_State") -> ProbeResult:
         """The critical sharpness of the step just taken, by forward passes."""
-        own = self.loss_fn is None
-        if capture.sharding not in (("fsdp2",) if own else ("fsdp2", "tensor_parallel")):
+        if capture.sharding not in (("fsdp2",) if self.loss_fn is None else ("fsdp2", "tensor_parallel")):
             return ProbeResult(carry=state)
         was_recorded, state = state.is_recorded, replace(state, is_recorded=True)
-        segment = step_segment(capture) if was_recorded or not own else None
+        segment = step_segment(capture) if was_recorded else None
         if segment is None:
-            return ProbeResult(carry=state, wants_own_step=own)
+            return ProbeResult(carry=state, wants_own_step=True)
         with capture.training_loss(self.loss_fn) as loss_fn:
             try:
                 values, start = critical_values(segment, loss_fn, state.start, None)
             except FloatingPointError:
-                return ProbeResult(carry=state, wants_own_step=own)
-        return ProbeResult({GLOBAL: values} if values else {}, carry=replace(state, start=start), wants_own_step=own)
+                return ProbeResult(carry=state, wants_own_step=True)
+        return ProbeResult({GLOBAL: values} if values else {}, carry=replace(state, start=start), wants_own_step=True)
 
     def _of_step(
         self, capture: Capture, loss_fn: Callable[[], Tensor], state: "_State"

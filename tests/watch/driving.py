@@ -80,9 +80,9 @@ class Kept:
 class Watched:
     """A training by hand; `kept` is all that its engine has sent."""
 
-    def __init__(self, probes=(Distortion(1),), saved=None, step=0, **settings):
+    def __init__(self, probes=(Distortion(1),), saved=None, step=0, optimizer=torch.optim.SGD, **settings):
         self.model = two_layers()
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.optimizer = optimizer(self.model.parameters(), lr=0.1)
         self.training = training_of(self.model, self.optimizer)
         self.training.step = step
         self.kept = Kept()
@@ -91,8 +91,8 @@ class Watched:
         self.watch = Watch(self.training, settings, Outputs((self.kept,)), saved)
         self.x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
 
-    def batch(self, *, updates=True, breaks=False):
-        self.watch.before_batch()
+    def batch(self, batch=None, *, updates=True, breaks=False):
+        self.watch.before_batch(batch)
         loss = F.cross_entropy(self.model(self.x), torch.tensor([0, 1] * 3))
         self.watch.before_backward(loss)
         loss.backward()

@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from lightning_topo.probes import StepEdge, StepSharpness
 from tests.callbacks.training import happened, hooks_of_all_optimizers
 from tests.watch.driving import GROUPS, Watched
 
@@ -104,3 +106,37 @@ def test_a_gate_and_a_guard_have_their_say_in_the_record(watched):
     assert "proposed_critical_ratio" not in watched.kept.of("distortion")[-2][2]
     watched.watch.stopped({"stopped": 1.0})
     assert watched.kept.of("gate") == [(2, "", {"stopped": 1.0})]
+
+
+class BySigns(torch.optim.Optimizer):
+    """No threshold of stability is known for it."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.sub_(p.grad.sign(), alpha=0.01 * self.defaults["lr"])
+
+
+@pytest.mark.parametrize("probe", [StepSharpness, StepEdge])
+def test_a_step_is_measured_on_its_own_batch(probe):
+    """On another one its loss would be that of test data, which a step need not lower."""
+    seen = []
+
+    def loss_fn(module, batch):
+        x, y = batch  # or a part of it
+        seen.append(x.untyped_storage().data_ptr())
+        return F.cross_entropy(module(x), y)
+
+    watched = Watched([probe(2, loss_fn=loss_fn)], optimizer=BySigns)
+    batches = [(torch.randn(6, 3), torch.tensor([0, 1] * 3)) for _ in range(8)]
+    used = []
+    for batch in batches:
+        watched.batch(batch)
+        used.append(set(seen))
+        seen.clear()
+    assert [k + 1 for k, ids in enumerate(used) if ids] == [4, 6, 8]
+    assert all(used[step - 1] == {batches[step - 1][0].untyped_storage().data_ptr()} for step in (4, 6, 8))
+    watched.watch.close()
