@@ -12,13 +12,6 @@ from tests.callbacks.training import happened, hooks_of_all_optimizers
 from tests.watch.driving import GROUPS, Watched
 
 
-@pytest.fixture
-def watched():
-    made = Watched()
-    yield made
-    made.watch.close(in_haste=True)
-
-
 def test_a_batch_that_broke_off_is_no_step_and_leaves_no_mode(watched):
     watched.batch(breaks=True)
     assert _get_current_dispatch_mode_stack() == []

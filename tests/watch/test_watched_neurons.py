@@ -11,13 +11,6 @@ from tests.callbacks.training import happened
 from tests.watch.driving import Watched, training_of, two_layers
 
 
-@pytest.fixture
-def watched():
-    made = Watched()
-    yield made
-    made.watch.close(in_haste=True)
-
-
 def test_neurons_are_found_in_the_first_step_that_updates_and_measured_from_it_on(watched):
     watched.batch(updates=False)
     assert (watched.watch.groups, watched.kept.order) == ((), [])
