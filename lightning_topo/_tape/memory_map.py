@@ -72,11 +72,9 @@ class MemoryMap:
         If it was filled `anew`, it gets another slot: unless its value is kept, and the same.
         """
         known = self._current.get(id(tensor))
-        if known is not None and name in known.names:
-            anew = anew if known.value is None else not _equal(known.value, tensor.detach())
-        else:
-            anew = known is None
-        if known is None or anew:
+        if known is not None and known.value is not None:
+            anew = not _equal(known.value, tensor.detach())
+        if known is None or (anew and name in known.names):  # else another name of what has just got one
             self._renewed[tensor.untyped_storage()._cdata] = next(_FRESH)
             known = self._enter(tensor, is_buffer=False, keep_value=keep_value)
         if name not in known.names:

@@ -395,7 +395,7 @@ class StepRecorder:
         constants = {slot: value for slot, value in memory.constants().items() if slot in used and slot not in names}
         if any(map(_is_freed, constants.values())):
             return _empty("something that it reads was freed while it ran", scale)
-        if any(value.untyped_storage()._cdata in self._shards for value in constants.values() if is_strided(value)):
+        if any(value.untyped_storage()._cdata in self._shards for value in constants.values() if _is_strided(value)):
             return _empty("it reads shards of parameters themselves", scale)
         draws = {call.draw: self._draws[call.draw] for call in calls if call.draw is not None}
         tape = Tape(
@@ -453,14 +453,14 @@ def is_plain(tensor: Tensor) -> bool:
     return not _is_foreign(tensor) and not is_lazy(tensor)
 
 
-def is_strided(tensor: Tensor) -> bool:
+def _is_strided(tensor: Tensor) -> bool:
     """Whether a tensor lies in one storage."""
     return tensor.layout is torch.strided
 
 
 def _is_freed(tensor: Tensor) -> bool:
     """Whether the memory of a tensor is not there any more, as FSDP frees that of whole parameters."""
-    if not is_strided(tensor) or not tensor.numel():
+    if not _is_strided(tensor) or not tensor.numel():
         return False
     last = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.untyped_storage().nbytes() < (last + 1) * tensor.element_size()

@@ -13,7 +13,7 @@ from lightning_topo._tape import CannotReplay, Tape, receives, replay, unlike_re
 from lightning_topo._tape.names import all_names, clean_name
 from lightning_topo._watch.ranks import Ranks
 from lightning_topo.neurons._capture import is_unit
-from lightning_topo.stability._critical_sharpness import rounding_within
+from lightning_topo.stability._critical_sharpness import rounding_of, rounding_within
 from lightning_topo.stability._layout import is_sharded
 
 _ROOM = 3
@@ -49,7 +49,8 @@ class ShardedTapeLoss:
     @property
     def rounding(self) -> float:
         """The share of the loss by which evaluations may differ by rounding alone, in the types of the steps."""
-        return max(rounding_within(*_types(tape), tape.recorded[0].dtype) for tape in self.tapes)
+        own = (rounding_of(tape.recorded[0].dtype) for tape in self.tapes)
+        return max(*own, *(rounding_within(*_types(tape)) for tape in self.tapes))
 
     def __call__(self) -> Float[Tensor, ""]:
         """This process's mean loss over the samples of its tapes."""

@@ -171,15 +171,15 @@ class StepSegment:
         reshard(self.module)
 
 
-def _rounding(params: Sequence[Tensor], loss_fn: Callable[[], Tensor]) -> float | None:
-    """How far a loss computed in half precision is rounded, whatever its own type; None where none is known to be."""
+def _rounding(params: Sequence[Tensor], loss_fn: Callable[[], Tensor]) -> float:
+    """How far a loss is rounded by the types in which it is computed, as far as they are known."""
     if isinstance(loss_fn, TapeLoss):  # in single precision
-        return None
+        return 0.0
     if (known := getattr(loss_fn, "rounding", None)) is not None:
         return known
     device = params[0].device.type
     cast = [torch.get_autocast_dtype(device)] if torch.is_autocast_enabled(device) else []
-    return rounding_within(*cast, *(p.dtype for p in params), torch.float32)
+    return rounding_within(*cast, *(p.dtype for p in params))
 
 
 def _start(found: CriticalSharpness) -> float:

@@ -46,7 +46,8 @@ class StepEdge:
     - `critical_noise`: half the difference between `critical_sharpness` on this batch and on another one.
 
     If parameters are sharded: `critical_sharpness` alone, of the step just taken, under FSDP2 or, with a `loss_fn`,
-    tensor parallel. Nothing is measured if no training step can be recorded; `Sharpness` reports why.
+    tensor parallel. Nothing is measured if no training step can be recorded; `Sharpness` or, under FSDP2, this probe
+    reports why.
 
     Args:
         every_n_steps: The period; "auto" begins with every 25th step.

@@ -39,7 +39,7 @@ def critical_sharpness(
     start: float = 1.0,
     tolerance: float = 0.1,
     max_forwards: int = 12,
-    rounding: float | None = None,
+    rounding: float = 0.0,
     halves: tuple[Callable[[float], Tensor | float], Callable[[float], Tensor | float]] | None = None,
 ) -> CriticalSharpness:
     """Compute 1 / s, with s the multiple of a step at which the loss is back at its value before the step.
@@ -59,8 +59,8 @@ def critical_sharpness(
         start: The multiple to try first; `1 / value` of an earlier result is a good start.
         tolerance: The relative width of the bracket at which the search stops.
         max_forwards: The most evaluations of `loss_at`.
-        rounding: The share of the loss by which evaluations may differ by rounding alone; None takes it from the type
-            of the loss, which may be wider than that in which it was computed.
+        rounding: The share of the loss by which evaluations may differ by rounding alone, where that is more than the
+            type of the loss shows: it may have been computed in a narrower one.
         halves: Two functions like `loss_at`, each on one half of the data, to measure `noise` by three more evaluations
             of each.
 
@@ -82,9 +82,8 @@ def critical_sharpness(
     before = counted(0.0)
     if not math.isfinite(before):
         raise FloatingPointError(f"expected a finite loss before the step, got {before}")
-    share = counted.rounding if rounding is None else rounding
     # Of a loss near 0 what it is a sum of is rounded: of cross-entropy, logits.
-    visible = share * (abs(before) + 0.125)
+    visible = max(counted.rounding, rounding) * (abs(before) + 0.125)
     low, high, unseen = 0.0, math.inf, 0.0
     at, width, has_risen = start, 1.0 + tolerance, False
     while counted.n < max_forwards and not high <= (1.0 + tolerance) * max(low, unseen):
@@ -171,5 +170,5 @@ def rounding_of(dtype: torch.dtype) -> float:
 
 
 def rounding_within(*dtypes: torch.dtype) -> float:
-    """The same for a loss of the last of these types, computed in all of them: errors of many entries partly cancel."""
-    return max(rounding_of(dtypes[-1]), *(torch.finfo(dtype).eps / 8.0 for dtype in dtypes))
+    """The same for a loss that is computed in these types: the errors of many entries partly cancel."""
+    return max((torch.finfo(dtype).eps / 8.0 for dtype in dtypes), default=0.0)
