@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from lightning_topo._tape.program import Call, Layout, Slot, alias, region, set_data
+from lightning_topo._tape.program import Call, Layout, Slot, alias, bits, region, set_data
 
 Key = tuple[Any, ...]
 _FRESH = itertools.count(1)  # no address is as small
@@ -206,7 +206,12 @@ class MemoryMap:
         layout = self.layouts[root]
         offset = tensor.storage_offset() - layout.offset
         if offset < 0 or tensor.dtype != layout.dtype:
-            raise RuntimeError("memory that is shared in a way that cannot be followed")
+            if wanted:
+                raise RuntimeError("memory that is shared in a way that cannot be followed")
+            at = tensor.storage_offset() * tensor.element_size() - layout.offset * layout.dtype.itemsize
+            new = self.new(tensor, connected=False)
+            seen = (Slot(root), tensor.dtype, tuple(tensor.shape), tensor.stride(), at)
+            return new, [Call(bits, seen, {}, (new,), (), False)]
         new = self.new(tensor, connected=wanted)
         operator = region if wanted else alias
         is_same = not wanted and self._keys[root] == self._key(tensor)

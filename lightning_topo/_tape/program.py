@@ -288,6 +288,22 @@ def region(tensor: Tensor, shape: Sequence[int], stride: Sequence[int], offset: 
     return tensor.as_strided(shape, stride, tensor.storage_offset() + offset)
 
 
+def bits(tensor: Tensor, dtype: torch.dtype, shape: Sequence[int], stride: Sequence[int], at: int) -> Tensor:
+    """The same memory as numbers of another type, `at` bytes behind the tensor's first or, if negative, before it.
+
+    So a copy of a storage, as `copy.deepcopy` makes one, writes bytes where a tensor of floats is read.
+
+    Raises ValueError where that is no whole number of them from the beginning of the memory.
+
+    >>> bits(torch.tensor([1.0, 2.0]), torch.int32, (1,), (1,), 4)
+    tensor([1073741824], dtype=torch.int32)
+    """
+    first, odd = divmod(int(tensor.storage_offset()) * tensor.element_size() + at, dtype.itemsize)
+    if first < 0 or odd:
+        raise ValueError(f"expected whole numbers of type {dtype} from the memory's first byte on, got {at} bytes on")
+    return torch.empty(0, dtype=dtype, device=tensor.device).set_(tensor.untyped_storage(), first, shape, stride)
+
+
 def set_data(tensor: Tensor, new: Tensor) -> None:
     """`tensor.data = new`."""
     tensor.data = new.detach()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_topo._tape.collectives import RECORDED
 from lightning_topo._tape.formulas import FORMULAS, named_arguments, plain
-from lightning_topo._tape.program import HIDDEN_WRITES, Call, Slot, Tape, set_data, without_out
+from lightning_topo._tape.program import HIDDEN_WRITES, Call, Slot, Tape, bits, set_data, without_out
 
 HALF = (torch.float16, torch.bfloat16)
 # Their sparse gradients have no second derivative; the dense ones are the same numbers.
@@ -100,6 +100,8 @@ class _Machine:
             return call.operator(*args, **kwargs)
         if call.draw is not None:
             return self._drawn(call, args, self._draw(call.draw))
+        if call.operator is bits and self._changes_type(call):
+            raise CannotReplay("the bits of memory are read as another type, in another precision")
         if call.name in FORMULAS and self._needs_formula(call):
             return plain(call, args, kwargs)
         if call.name == "aten::view":
@@ -117,6 +119,11 @@ class _Machine:
 
     def _needs_formula(self, call: Call) -> bool:
         return self.formulas or self.precision is torch.float64
+
+    def _changes_type(self, call: Call) -> bool:
+        """Whether the memory that a call looks at, or the type it looks for, is not as recorded."""
+        recorded = (self.tape.layouts[call.inputs[0]].dtype, call.args[1])
+        return any(self._raised_dtype(dtype) is not dtype for dtype in recorded)
 
     def _drawn(self, call: Call, args: list[Any], drawn: Tensor) -> Any:
         """Return what a random call returned, with the numbers it drew when recorded."""

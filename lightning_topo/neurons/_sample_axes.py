@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_topo._tape import Call, Tape
-from lightning_topo._tape.program import alias, region
+from lightning_topo._tape.program import alias, bits, region
 from lightning_topo.neurons._coupling import Atom, Axis, axis_size, flat, is_constant, summands
 from lightning_topo.neurons._trace import CouplingTrace
 
@@ -169,7 +169,7 @@ def _resized(call: Call, tape: Tape, shapes: Mapping[int, tuple[int, ...]]) -> C
         if slot is None or slot not in shapes or shapes[slot] == tape.layouts[slot].shape:
             continue
         old, new = tape.layouts[slot].shape, shapes[slot]
-        if call.operator in (alias, region) and call.args[2] is not None:
+        if call.operator is bits or (call.operator in (alias, region) and call.args[2] is not None):
             raise CannotCut("memory seen under another shape")
         if call.name == "aten::repeat":
             source = call.args[0].index

@@ -11,7 +11,7 @@ from torch._decomp import decomposition_table
 import lightning_topo.neurons._rules  # noqa: F401 - registers the rules
 from lightning_topo._tape.collectives import RECORDED, gathered, plus_remainder, plus_remainder_
 from lightning_topo._tape.formulas import RECURRENT, plain
-from lightning_topo._tape.program import Call, Slot, Tape, alias, region, set_data
+from lightning_topo._tape.program import Call, Slot, Tape, alias, bits, region, set_data
 from lightning_topo.neurons._coupling import new_axis
 from lightning_topo.neurons._registry import rule_for
 from lightning_topo.neurons._trace import CouplingTrace
@@ -74,7 +74,7 @@ class _Follower:
         args = [self._decoded(arg) for arg in call.args]
         kwargs = {key: self._decoded(value) for key, value in call.kwargs.items()}
         result = [None if slot is None else self._tensor(slot) for slot in call.outputs]
-        if call.operator in (alias, region, set_data) or call.operator in RECORDED:
+        if call.operator in (alias, bits, region, set_data) or call.operator in RECORDED:
             self._recorded(call, args, result)
         elif not self._followed_through(call, args, kwargs, result):
             self.trace.observe(call.operator, args, kwargs, result)
@@ -138,6 +138,10 @@ class _Follower:
                 for axis in trace.axes(source):
                     trace.freeze(axis, "memory seen under another shape")
                 trace.assign_data(out)
+        elif call.operator is bits:
+            for axis in trace.axes(args[0]):
+                trace.freeze(axis, "memory seen as another type")
+            trace.assign_data(out)
         elif call.operator in (plus_remainder, plus_remainder_):
             trace.assign(out, trace.axes(args[0]))
         elif call.operator is gathered or len(args) == 2:

@@ -91,6 +91,15 @@ class Plain(Noted):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
+class Logging(Plain):
+    """Lightning moves what it logs to the device in the first step."""
+
+    def step(self, batch):
+        loss = super().step(batch)
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+
 def tokens():
     return DataLoader(
         TensorDataset(torch.randint(20, (64, 16), generator=torch.Generator().manual_seed(3))), batch_size=8
@@ -130,6 +139,7 @@ KINDS = {
     "LSTM cell": (lambda: Sequences(lambda: nn.LSTMCell(2, 16)), lambda: pictures(12, 2), {}),
     "GRU cell": (lambda: Sequences(lambda: nn.GRUCell(2, 16)), lambda: pictures(12, 2), {}),
     "two layers": (Plain, lambda: pictures(5), {}),
+    "logging": (Logging, lambda: pictures(5), {}),
 }
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
+from torchmetrics import MeanMetric
 
 
 class Watcher(Protocol):
@@ -407,6 +408,38 @@ def logging_readouts() -> Training:
         value = F.cross_entropy(net[2:](hidden), labels(i, 16))
         logged.append(value.item())
         return value
+
+    return of_loss(net, loss)
+
+
+@training
+def copied_memory() -> Training:
+    """A metric made in the step reads what `deepcopy` has written as bytes; so does the loss, of a weight's copy."""
+    net = mlp(5, 12, 3)
+    logged: list[Tensor] = []
+
+    def loss(i: int) -> Tensor:
+        metric = MeanMetric()
+        metric.reset()
+        value = F.cross_entropy(net(batch(i, 16, 5)), labels(i, 16))
+        metric.update(value)
+        logged.append(metric.compute())
+        anchor = copy.deepcopy(net[0].weight.detach())
+        return value + 0.1 * (net[0].weight - 0.9 * anchor).square().sum()
+
+    return of_loss(net, loss)
+
+
+@training
+def rounded_by_its_bits() -> Training:
+    """Activations lose their lower bits through a tensor of integers on their memory."""
+    net = mlp(5, 12, 3)
+
+    def loss(i: int) -> Tensor:
+        out = net(batch(i, 16, 5))
+        rounded = out.detach().clone()
+        torch.empty(0, dtype=torch.int32).set_(rounded.untyped_storage()).bitwise_and_(-(1 << 16))
+        return F.cross_entropy(out + (rounded - out.detach()), labels(i, 16))
 
     return of_loss(net, loss)
 

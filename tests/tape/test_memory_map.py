@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_topo._tape.memory_map import MemoryMap
-from lightning_topo._tape.program import Slot, alias, region, set_data
+from lightning_topo._tape.program import Slot, alias, bits, region, set_data
 
 
 @pytest.fixture
@@ -39,11 +39,20 @@ def test_a_view_that_no_call_has_made_is_a_region_of_known_memory(parameter) -> 
     assert torch.equal(call.operator(connected, *call.args[1:]), connected[:, :2])
 
 
-def test_memory_seen_as_another_type_cannot_be_followed() -> None:
-    memory, made = MemoryMap(), torch.ones(4)
-    memory.new(made, connected=False)
+def test_memory_seen_as_another_type_or_from_before_is_followed_where_no_gradient_flows() -> None:
+    memory, made = MemoryMap(), torch.arange(4.0)
+    memory.new(made[1:], connected=False)
+    for other in (made.view(torch.int32)[2:], made[:2], made.view(torch.uint8)[5:7]):
+        slot, [call] = memory.find(other)
+        assert (call.operator, call.outputs, call.grad) == (bits, (slot,), False)
+        assert torch.equal(call.operator(made[1:], *call.args[1:]), other)
+        assert memory.find(other) == (slot, [])
+    leaf = nn.Parameter(torch.arange(4.0))
+    memory.new(leaf[1:] * 2, connected=True)
+    kept = (leaf * 2)[:]
+    memory.new(kept[1:], connected=True)
     with pytest.raises(RuntimeError, match="shared in a way that cannot be followed"):
-        memory.find(made.view(torch.int32))
+        memory.find(kept[:2])
 
 
 def test_what_nobody_made_is_a_constant_and_is_copied_when_it_is_about_to_be_written() -> None:
