@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lightning_topo._tape.attention_dropout import kept_weights
 from lightning_topo._tape.program import Call
 
 
@@ -19,8 +20,13 @@ def attention(
     *,
     causal: bool = False,
     scale: float | None = None,
+    kept: Bool[Tensor, "... t s"] | None = None,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "... t e"]:
-    """softmax(scale q k^T + bias) v, where fewer key heads serve several query heads each."""
+    """softmax(scale q k^T + bias) v, where fewer key heads serve several query heads each.
+
+    Of the softmax those weights that are not `kept` are dropped, and the others divided by 1 - `dropout`.
+    """
     if key.shape[-3] != query.shape[-3]:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
@@ -31,13 +37,24 @@ def attention(
     if bias is not None:
         scores = scores.masked_fill(~bias, -math.inf) if bias.dtype == torch.bool else scores + bias
     weights = scores.softmax(-1)
-    return (weights.nan_to_num(0.0) if bias is not None else weights) @ value
+    weights = weights.nan_to_num(0.0) if bias is not None else weights
+    if kept is not None:
+        weights = weights * kept * (1 / (1 - dropout) if dropout < 1 else 0.0)
+    return weights @ value
 
 
 def _attention(call: Call, args: Mapping[str, Any]) -> tuple[Any, ...]:
     bias = args.get("attn_mask") if args.get("attn_bias") is None else args.get("attn_bias")
+    rows = args.get("philox_rows")
     out = attention(
-        args["query"], args["key"], args["value"], bias, causal=bool(args.get("is_causal")), scale=args.get("scale")
+        args["query"],
+        args["key"],
+        args["value"],
+        bias,
+        causal=bool(args.get("is_causal")),
+        scale=args.get("scale"),
+        kept=None if rows is None else kept_weights(call.name, args, rows),
+        dropout=float(args["dropout_p"]),
     )
     return (out, *[None] * (len(call.outputs) - 1))
 
@@ -232,6 +249,10 @@ def named_arguments(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any
     return named
 
 
-def plain(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The result of a fused kernel by its formula; outputs that only its backward pass reads are None."""
-    return FORMULAS[call.name](call, named_arguments(call.operator, args, kwargs))
+def plain(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any], philox_rows: Tensor | None = None) -> Any:
+    """The result of a fused kernel by its formula; outputs that only its backward pass reads are None.
+
+    Attention drops what the kernel has dropped where its `philox_rows` are given, and else nothing.
+    """
+    named = named_arguments(call.operator, args, kwargs)
+    return FORMULAS[call.name](call, named | {"philox_rows": philox_rows} if philox_rows is not None else named)

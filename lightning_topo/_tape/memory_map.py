@@ -1,6 +1,7 @@
 """Which slot a tensor is: by its storage and geometry, since objects come and go while memory is shared."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -218,6 +219,22 @@ class MemoryMap:
         args = (Slot(root), tuple(tensor.shape), None if is_same else tuple(tensor.stride()), offset)
         return new, [Call(operator, args, {}, (new,), (), wanted)]
 
+    def copied_storage(self, to: Tensor, source: Tensor) -> Call | None:
+        """A copy of all bytes of a storage as one of the numbers that lie there; None where it is no such copy.
+
+        So `copy.deepcopy` copies a tensor that is no parameter, and with it every buffer of a module.
+        """
+        if not (_is_all_bytes(to) and _is_all_bytes(source)) or to.numel() != source.numel():
+            return None
+        root = self._roots[self.storage_of(source)]
+        layout = self.layouts[root]
+        if layout.dtype is torch.uint8 or math.prod(layout.shape) * layout.dtype.itemsize != to.numel():
+            return None
+        storage = to.untyped_storage()
+        copy = torch.empty(0, dtype=layout.dtype, device=to.device).set_(storage, 0, layout.shape, layout.stride)
+        slot = self._roots[self.storage_of(to)] = self.new(copy, connected=False)
+        return Call(torch.ops.aten.clone.default, (Slot(root),), {}, (slot,), (), False)
+
     def _constant(self, tensor: Tensor) -> int:
         slot = self.new(tensor, connected=False)
         self._constants[slot] = tensor.detach()
@@ -263,6 +280,11 @@ class MemoryMap:
         if self._renewed:
             storage = self._renewed.get(storage, storage)
         return (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, True)
+
+
+def _is_all_bytes(tensor: Tensor) -> bool:
+    """Whether a tensor shows a whole storage as bytes."""
+    return tensor.dtype is torch.uint8 and tensor.dim() == 1 and tensor.numel() == tensor.untyped_storage().nbytes() > 0
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:

@@ -333,6 +333,11 @@ class StepRecorder:
                 self._calls.append(call)
                 self._pending.setdefault(self._memory.storage_of(storage), []).append(pending)
             return
+        if schema_name == "aten::copy_":
+            (to, _), (source, _), *_ = found
+            if (copy := self._memory.copied_storage(to, source)) is not None:
+                self._calls.append(copy)
+                return
         draw = self._draw(operator, args, result, known, outputs)
         self._calls += single_calls(Call(operator, encoded, encoded_kwargs, tuple(outputs), slots, grad, draw))
 

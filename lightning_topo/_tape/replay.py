@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_topo._tape.attention_dropout import generator_at, is_whole
 from lightning_topo._tape.collectives import RECORDED
 from lightning_topo._tape.formulas import FORMULAS, named_arguments, plain
 from lightning_topo._tape.program import HIDDEN_WRITES, Call, Slot, Tape, bits, set_data, without_out
@@ -98,6 +99,8 @@ class _Machine:
             if call.draw is not None:
                 kwargs["remainder" if "remainder" in call.name else "received"] = self._draw(call.draw)
             return call.operator(*args, **kwargs)
+        if call.draw is not None and call.name in FORMULAS:
+            return self._attended(call, args, kwargs, self._draw(call.draw))
         if call.draw is not None:
             return self._drawn(call, args, self._draw(call.draw))
         if call.operator is bits and self._changes_type(call):
@@ -119,6 +122,14 @@ class _Machine:
 
     def _needs_formula(self, call: Call) -> bool:
         return self.formulas or self.precision is torch.float64
+
+    def _attended(self, call: Call, args: list[Any], kwargs: dict[str, Any], rows: Tensor) -> Any:
+        """Fused attention with the dropout that it had; the kernel itself draws the same only for all samples."""
+        device = args[0].device
+        if self._needs_formula(call) or device.type != "cuda" or not is_whole(rows):
+            return plain(call, args, kwargs, rows)
+        with generator_at(rows, device):
+            return call.operator(*args, **kwargs)
 
     def _changes_type(self, call: Call) -> bool:
         """Whether the memory that a call looks at, or the type it looks for, is not as recorded."""

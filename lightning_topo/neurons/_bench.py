@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_topo._memory import is_out_of_memory
 from lightning_topo._tape import Tape
+from lightning_topo._tape.attention_dropout import without_attention_dropout
 from lightning_topo._tape.choices import with_choices_as_constants
 from lightning_topo._tape.replay import replay
 from lightning_topo.neurons._group import NeuronGroup, ParamSlice, block_derangement
@@ -72,7 +73,8 @@ class Bench:
     """Tapes at perturbed copies of their parameters, where permutations of groups are tried."""
 
     def __init__(self, tapes: Sequence[Tape], groups: Sequence[NeuronGroup], seed: int, attempt: Attempt) -> None:
-        self.tapes = tapes if attempt.choices else [with_choices_as_constants(tape) for tape in tapes]
+        tapes = tapes if attempt.choices else [with_choices_as_constants(tape) for tape in tapes]
+        self.tapes = tapes = [without_attention_dropout(tape) for tape in tapes]
         self.seed: int = seed
         self.attempt: Attempt = attempt
         self.precision: torch.dtype | None = torch.float64 if attempt.float64 else None

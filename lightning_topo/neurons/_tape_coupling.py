@@ -10,7 +10,7 @@ from torch._decomp import decomposition_table
 
 import lightning_topo.neurons._rules  # noqa: F401 - registers the rules
 from lightning_topo._tape.collectives import RECORDED, gathered, plus_remainder, plus_remainder_
-from lightning_topo._tape.formulas import RECURRENT, plain
+from lightning_topo._tape.formulas import FORMULAS, RECURRENT, plain
 from lightning_topo._tape.program import Call, Slot, Tape, alias, bits, region, set_data
 from lightning_topo.neurons._coupling import new_axis
 from lightning_topo.neurons._registry import rule_for
@@ -83,6 +83,11 @@ class _Follower:
 
     def _carried(self, call: Call) -> Tensor | None:
         """The tensor that shows the axes of what was drawn or received."""
+        if call.name in FORMULAS and call.outputs[0] is not None:  # a row for each sample
+            rows = torch.empty(self.tape.draws[call.draw or ""].shape, device="meta")
+            samples = self.trace.axes(self._tensor(call.outputs[0]))[0]
+            self.trace.assign(rows, [samples, new_axis(rows.shape[1], frozen=True)])
+            return rows
         if call.name in ("aten::native_dropout", "aten::_fused_dropout"):
             slot = call.outputs[1]
         elif call.name.startswith("aten::rrelu_with_noise"):

@@ -19,10 +19,11 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 class Attention(Noted):
-    """A block of a transformer over tokens, by the fused kernel; with dropout."""
+    """A block of a transformer over tokens, by the fused kernel; with dropout, inside of the kernel too where asked."""
 
-    def __init__(self, **options):
+    def __init__(self, dropped=0.0, **options):
         super().__init__()
+        self.dropped = dropped
         self.options = {"lr": 1e-2} | options
         self.embedding, self.qkv, self.out = nn.Embedding(20, 32), nn.Linear(32, 96), nn.Linear(32, 32)
         self.norm, self.drop = nn.LayerNorm(32), nn.Dropout(0.1)
@@ -31,7 +32,9 @@ class Attention(Noted):
     def step(self, batch):
         x = self.embedding(batch[0])
         q, k, v = self.qkv(self.norm(x)).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        x = x + self.out(
+            F.scaled_dot_product_attention(q, k, v, None, self.dropped, is_causal=True).transpose(1, 2).flatten(2)
+        )
         x = x + self.drop(self.mlp(x))
         return F.cross_entropy(self.head(x).flatten(0, 1), batch[0].flatten())
 
@@ -123,6 +126,9 @@ KINDS = {
     "capturable": (lambda: Attention(capturable=True), tokens, {}),
     "clipped": (Attention, tokens, {"gradient_clip_val": 0.1, "precision": "bf16-mixed"}),
     "accumulated": (Attention, tokens, {"accumulate_grad_batches": 2}),
+    "attention dropout": (lambda: Attention(dropped=0.1), tokens, {}),
+    "attention dropout, bfloat16": (lambda: Attention(dropped=0.1), tokens, {"precision": "bf16-mixed"}),
+    "attention dropout, float16": (lambda: Attention(dropped=0.1), tokens, {"precision": "16-mixed"}),
     "convolutions": (Images, lambda: pictures(3, 16, 16), {}),
     "convolutions, float16": (Images, lambda: pictures(3, 16, 16), {"precision": "16-mixed"}),
     "GRU": (lambda: Sequences(lambda: nn.GRU(2, 16, 2, batch_first=True)), lambda: pictures(12, 2), {}),

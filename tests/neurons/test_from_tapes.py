@@ -33,6 +33,8 @@ EXPECTED = {
     "queue_of_ones_own": {"0": 12},
     "written_data": {"0": 12},
     "logging_readouts": {"0": 12, "2": 8},
+    "copied_memory": {"0": 12},
+    "rounded_by_its_bits": {"0": 12},
     "complex_and_sparse": {"net.0": 12},
     "functional_derivative": {"0": 12},
     "shared_weights": {"0": 12},

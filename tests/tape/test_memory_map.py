@@ -55,6 +55,20 @@ def test_memory_seen_as_another_type_or_from_before_is_followed_where_no_gradien
         memory.find(kept[:2])
 
 
+def test_a_copy_of_all_bytes_is_one_of_the_numbers_there() -> None:
+    memory, made, copy = MemoryMap(), torch.arange(6.0).view(2, 3).T, torch.empty(6)
+    slot = memory.new(made, connected=False)
+    source, to = (torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage()) for x in (made, copy))
+    for part in (source[4:], source[:-1]):
+        memory.find(part)
+        assert memory.copied_storage(to, part) is None
+    memory.find(to)
+    call = memory.copied_storage(to, source)
+    assert call is not None
+    assert (call.operator, call.args) == (torch.ops.aten.clone.default, (Slot(slot),))
+    assert memory.find(copy.view(2, 3).T) == (call.outputs[0], [])
+
+
 def test_what_nobody_made_is_a_constant_and_is_copied_when_it_is_about_to_be_written() -> None:
     memory, data = MemoryMap(), torch.ones(4)
     slot, calls = memory.find(data)
