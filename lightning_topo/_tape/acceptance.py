@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_topo._tape.collectives import receives
+from lightning_topo._tape.draws import generators_kept
 from lightning_topo._tape.program import Tape
 from lightning_topo._tape.replay import HALF, CannotReplay, replay
 
@@ -37,7 +38,8 @@ def _judged(
     tape: Tape, gradients: Gradients | None, average: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None
 ) -> Tape:
     try:
-        outputs, replayed = _evaluated(tape, differentiate=gradients is not None)
+        with generators_kept(tape):  # also from the backward pass
+            outputs, replayed = _evaluated(tape, differentiate=gradients is not None)
     except CannotReplay as error:
         return tape.replaced(obstacle=str(error))
     except torch.OutOfMemoryError:

@@ -1,6 +1,7 @@
 """The random numbers of a call: which of its tensors holds them, and which kernels do not expose them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from lightning_topo._tape.attention_dropout import philox_rows
 from lightning_topo._tape.formulas import named_arguments
-from lightning_topo._tape.program import Call
+from lightning_topo._tape.program import Call, Tape
 
 
 def drawn_by(operator: Any, args: Sequence[Any], results: Sequence[Tensor | None]) -> Tensor | None:
@@ -41,3 +42,35 @@ def hidden_draws(calls: Sequence[Call]) -> str:
         if dropout:
             return f"{call.name} does not expose its dropout mask"
     return ""
+
+
+@contextmanager
+def generators_kept(tape: Tape) -> Iterator[None]:
+    """The generators that calls of a tape may draw from when they run again, afterwards as now whatever happens.
+
+    A kernel that does not expose what it drew draws anew; so may operators of other packages.
+    """
+    devices = {layout.device for layout in tape.layouts} if any(map(_may_draw, tape.calls)) else set()
+    keepers = [_generator_of(device) for device in {*devices, torch.device("cpu")} if devices and device.type != "meta"]
+    states = [get() for get, _ in keepers]
+    try:
+        yield
+    finally:
+        for (_, put), state in zip(keepers, states, strict=True):
+            put(state)
+
+
+def _may_draw(call: Call) -> bool:
+    if call.draw is not None:
+        return "_scaled_dot_product" in call.name
+    operator = call.operator
+    is_theirs = hasattr(operator, "_schema") and not call.name.startswith(("aten::", "prims::"))
+    return is_theirs or torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())
+
+
+def _generator_of(device: torch.device) -> tuple[Any, Any]:
+    """How to read and how to set the state of a device's own generator."""
+    module: Any = torch if device.type == "cpu" else torch.get_device_module(device)
+    if device.type in ("cpu", "mps"):
+        return module.get_rng_state, module.set_rng_state
+    return lambda: module.get_rng_state(device), lambda state: module.set_rng_state(state, device)

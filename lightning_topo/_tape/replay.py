@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_topo._tape.attention_dropout import generator_at, is_whole
 from lightning_topo._tape.collectives import RECORDED
+from lightning_topo._tape.draws import generators_kept
 from lightning_topo._tape.formulas import FORMULAS, named_arguments, plain
 from lightning_topo._tape.program import HIDDEN_WRITES, Call, Slot, Tape, bits, set_data, without_out
 
@@ -34,15 +35,16 @@ def replay(
 
     What `named` lacks is as recorded. `precision` (float32 or float64) is the least precision of everything floating,
     also where the step casts to less; None leaves dtypes alone. `formulas` replaces fused kernels by their plain
-    formulas, which can be differentiated twice. Gradients flow to `named` where they flowed in the step. No generator
-    is drawn from, nothing in `named` is written, and no collective is issued.
+    formulas, which can be differentiated twice. Gradients flow to `named` where they flowed in the step. Generators
+    stand afterwards where they stood, nothing in `named` is written, and no collective is issued.
 
     Raises `CannotReplay` where the tape has an obstacle or an operator fails, as with shapes that depend on values.
     """
     if tape.obstacle:
         raise CannotReplay(tape.obstacle)
     machine = _Machine(tape, named, precision, formulas)
-    with _as_recorded(tape), torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
+    grad = torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad()
+    with _as_recorded(tape), generators_kept(tape), grad:
         return machine.run()
 
 

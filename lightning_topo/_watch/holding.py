@@ -92,6 +92,10 @@ class UpdateRatios:
         self._bounds: Bounds | None = None
         self._wait = self._waited = 0
 
+    def release(self) -> None:
+        """Let all copies go."""
+        self._bounds = None
+
     def of(self, update: Update, trained: Mapping[str, Tensor]) -> dict[str, float]:
         """The ratios of an update as it stands now; the same on every process, which all ask for it."""
         bounds = worst_of_all(self._bounded(update, trained), self._ranks)

@@ -40,13 +40,14 @@ class Measuring:
         self._training, self._probing, self._schedule = training, probing, schedule
         self._exchange, self._budget, self._limited = exchange, budget, limited
         self._certifying: Certifying | None = None
+        self._has_begun = False
         self._has_missed_update = False
         self._lost: Sequence[str] = ()
 
     @property
     def has_begun(self) -> bool:
         """Whether there are neurons to measure."""
-        return self.snapshots is not None
+        return self._has_begun
 
     @property
     def certifies(self) -> bool:
@@ -55,8 +56,12 @@ class Measuring:
 
     def look_at(self, snapshots: Snapshots, steps: Steps, lost: Sequence[str] = ()) -> None:
         """Measure these neurons from now on; the steps of the groups `lost` are open."""
-        self.snapshots, self._lost = snapshots, lost
+        self.snapshots, self._lost, self._has_begun = snapshots, lost, True
         self._certifying = Certifying(snapshots, steps, self._probing, self.coverage, limited=self._limited)
+
+    def release(self) -> None:
+        """Let all copies go: nothing is measured any more."""
+        self.snapshots = self._certifying = None
 
     def leave_open(self, step: int) -> None:
         """Say that a step before these neurons were found is not covered."""

@@ -107,6 +107,12 @@ class Probing:
                 with suppress(AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError, OverflowError):
                     self._previous[probe.name] = ProbeResult(carry=load(saved[probe.name]))
 
+    def release(self) -> None:
+        """Let go of what measurements carry over, but for what `saved` returns."""
+        saved = self.saved()
+        self._previous.clear()
+        self.load(saved)
+
     def is_wanted_again(self, probe: Probe) -> bool:
         """Whether the probe asked for another measurement after the next step."""
         return self._again.get(probe.name, False)

@@ -127,6 +127,7 @@ class Steps:
             handle.remove()
         self.pending, self._running = [], []
         self._kept.clear()
+        self._present = None
         self._values_after.forget()
         self.guards.clear()
         _WATCHING.discard(self)

@@ -77,6 +77,11 @@ class TrainingLoss:
             del self._tapes[:n_losses]  # a whole step: each of its losses counts as much as the others
         self._cuts.forget_all_but(self._tapes)
 
+    def release(self) -> None:
+        """Let the tapes go, and the batch."""
+        self.refuse("the training is over")
+        self._tapes, self._batch, self._cuts = [], None, SampleCuts()
+
     def refuse(self, obstacle: str) -> None:
         """Note the reason why nothing can be recorded."""
         self.obstacle, self._is_final = obstacle, True

@@ -329,7 +329,8 @@ class Watch:
     def release(self) -> None:
         """Leave the training alone: remove all hooks, let copies go, end the worker."""
         self._recording.end()
-        self.steps.release()
+        for holder in (self.steps, self._measuring, self._probing, self._neurons, self._training_loss):
+            holder.release()
         self._worker.close()
 
     # --- the start --------------------------------------------------------------------------------------------------

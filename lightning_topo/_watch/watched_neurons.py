@@ -57,6 +57,10 @@ class WatchedNeurons:
         if not self._measuring.has_begun and self._shards is None:
             self._shards = kept_shards(self._training)
 
+    def release(self) -> None:
+        """Let copies of shards go."""
+        self._shards = None
+
     def find(self) -> Sequence[NeuronGroup]:
         """Find the neurons on the part of the present batch recorded so far; a collective."""
         if not self.groups:

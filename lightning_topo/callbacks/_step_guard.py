@@ -199,6 +199,8 @@ class TopologyStepGuard(Callback):
 
     def _release(self) -> None:
         watch, self._watch = self._watch, None
+        if self._update_ratios is not None:
+            self._update_ratios.release()
         if watch is not None and self._owns_watch:
             watch.release()
         elif watch is not None and self._updated in watch.steps.guards:

@@ -1,5 +1,6 @@
 """The clouds of the beginning rest in the record's file, and come back from there as they were."""
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
@@ -74,21 +75,30 @@ def test_what_is_lost_is_told_once_and_tried_again(monkeypatch):
     assert clouds.get("a") is None
 
 
+class Ends(L.Callback):
+    """Takes the clouds of the beginning from the monitor before it lets them go."""
+
+    def on_train_end(self, trainer, module):
+        (monitor,) = (callback for callback in trainer.callbacks if isinstance(callback, TopologyMonitor))
+        self.reference = monitor.watch._measuring.snapshots.reference
+
+
 def trained(root, callbacks=()):
-    """The lines of `Distortion` by step, but for their keys of time; the monitor."""
+    """The lines of `Distortion` by step; the monitor; the clouds of the beginning, as they rest when it ends."""
     torch.manual_seed(0)
+    ends = Ends()
     monitor = TopologyMonitor([Distortion(every_n_steps=1)], report=False, verbose=False, on_error="raise")
-    fit(Classifier(), [monitor, *callbacks], root=root, max_steps=4)
+    fit(Classifier(), [ends, monitor, *callbacks], root=root, max_steps=4)
     lines = [m for m in read_record(monitor.dirpath).measurements if m.probe == "distortion"]
-    return {(m.step, m.group): dict(m.values) for m in lines}, monitor
+    return {(m.step, m.group): dict(m.values) for m in lines}, monitor, ends.reference
 
 
 def test_totals_are_the_same_wherever_the_beginning_rests(tmp_path, monkeypatch):
-    held, monitor = trained(tmp_path / "held")
-    assert not monitor.watch._measuring.snapshots.reference._left
+    held, _, reference = trained(tmp_path / "held")
+    assert not reference._left
     monkeypatch.setattr(at_rest, "MOST_HELD", 0)
-    read, monitor = trained(tmp_path / "read")
-    assert not monitor.watch._measuring.snapshots.reference._held
+    read, _, reference = trained(tmp_path / "read")
+    assert not reference._held
     assert all("total_expansion" in values for values in held.values())
     assert read == held
 
@@ -97,8 +107,7 @@ def test_totals_are_the_same_wherever_the_beginning_rests(tmp_path, monkeypatch)
 def test_without_a_file_they_are_held(tmp_path, monkeypatch):
     monkeypatch.setattr(at_rest, "MOST_HELD", 0)
     monkeypatch.setattr("lightning_topo.outputs.record._output.RecordWriter.reference", full)
-    found, monitor = trained(tmp_path)
-    reference = monitor.watch._measuring.snapshots.reference
+    found, _, reference = trained(tmp_path)
     assert not reference._left
     assert reference._held
     assert all("total_expansion" in values for values in found.values())
@@ -113,7 +122,7 @@ def full(*args):
 def test_a_file_that_is_lost_takes_the_totals_along_and_nothing_else(tmp_path, monkeypatch, damage):
     # The first cloud is held: the tests' check of types looks at one of each mapping.
     monkeypatch.setattr(at_rest, "MOST_HELD", 4 * 8 * (4 + 1 + 6))
-    whole, _ = trained(tmp_path / "whole")
+    whole, *_ = trained(tmp_path / "whole")
 
     def harm(trainer, module, *_):
         if trainer.global_step != 2:
@@ -128,7 +137,7 @@ def test_a_file_that_is_lost_takes_the_totals_along_and_nothing_else(tmp_path, m
             middle = len(content) // 2  # in the second cloud
             path.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])
 
-    found, monitor = trained(tmp_path / "harmed", [LambdaCallback(on_train_batch_end=harm)])
+    found, monitor, _ = trained(tmp_path / "harmed", [LambdaCallback(on_train_batch_end=harm)])
     assert found.keys() == whole.keys()
     for (step, group), values in found.items():
         expected = whole[step, group]
