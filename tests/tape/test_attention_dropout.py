@@ -3,9 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
-from lightning_topo._tape import StepRecorder, TapeLoss, accepted, replay
+from lightning_topo._tape import TapeLoss
 from lightning_topo._tape.attention_dropout import (
     generator_at,
     kept_weights,
@@ -16,67 +15,17 @@ from lightning_topo._tape.formulas import attention, named_arguments
 from lightning_topo._tape.names import named_tensors
 from lightning_topo.neurons._sample_cuts import SampleCuts
 from tests.callbacks.untouched import NEEDS_A_GPU
+from tests.tape.fused_attention import DROPOUT, HEADS, LENGTH, Block, N, kernels
 from tests.tape.recording import recorded
 from tests.tape.steps import labels
 
-DROPOUT = 0.4
-N, LENGTH, HEADS = 6, 5, 2
-NAMES = ("_scaled_dot_product_efficient_attention", "_scaled_dot_product_efficient_attention_backward")
-
-
-def fill(numbers: Tensor, _: float, seed: int, offset: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + offset)
-    return numbers.copy_(torch.rand(numbers.shape, generator=generator))
-
-
-def parts(q, k, dropout, causal, seed, offset) -> tuple[Tensor, Tensor]:
-    """The softmax, and by what it is multiplied."""
-    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-    if causal:
-        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), float("-inf"))
-    kept = fill(torch.empty(scores.shape), dropout, int(seed), int(offset)) > dropout
-    return scores.softmax(-1), kept / (1 - dropout)
-
-
-def forward(q, k, v, bias, _, dropout=0.0, causal=False, *, scale=None):
-    seed, offset = torch.randint(10**6, (2,)).unbind()
-    weights, factors = parts(q, k, dropout, causal, seed, offset)
-    return weights * factors @ v, q.new_zeros(q.shape[:3]), seed, offset
-
-
-def backward(grad, q, k, v, bias, out, lse, seed, offset, dropout, mask, causal=False, *, scale=None):
-    weights, factors = parts(q, k, dropout, causal, seed, offset)
-    slopes = grad @ v.transpose(-2, -1) * factors
-    slopes = weights * (slopes - (slopes * weights).sum(-1, keepdim=True)) / q.shape[-1] ** 0.5
-    return slopes @ k, slopes.transpose(-2, -1) @ q, (weights * factors).transpose(-2, -1) @ grad, None
-
 
 @pytest.fixture
-def kernels():
-    library = torch.library.Library("aten", "IMPL")
-    for name, function in zip((*NAMES, "_fill_mem_eff_dropout_mask_"), (forward, backward, fill), strict=True):
-        library.impl(name, function, "CPU")
-    yield
-    library._destroy()
-
-
-class Block(nn.Module):
-    def __init__(self, kernel: str = NAMES[0]) -> None:
-        super().__init__()
-        self.kernel = getattr(torch.ops.aten, kernel)
-        self.tokens, self.qkv, self.head = nn.Embedding(7, 8), nn.Linear(8, 24), nn.Linear(8, 7)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.tokens(tokens)).view(*tokens.shape, 3, HEADS, 4).permute(2, 0, 3, 1, 4)
-        out, *_ = self.kernel(q, k, v, None, True, DROPOUT, True)
-        return self.head(out.transpose(1, 2).flatten(2))
-
-
-@pytest.fixture
-def step(kernels):
+def step():
     torch.manual_seed(0)
-    net, tokens = Block(), labels(0, N * LENGTH, 7).view(N, LENGTH)
-    return net, recorded(net, lambda: F.cross_entropy(net(tokens).flatten(0, 1), tokens.flatten()))
+    with kernels():
+        net, tokens = Block(), labels(0, N * LENGTH, 7).view(N, LENGTH)
+        yield net, recorded(net, lambda: F.cross_entropy(net(tokens).flatten(0, 1), tokens.flatten()))
 
 
 def test_the_replay_drops_what_the_kernel_dropped(step) -> None:
@@ -115,65 +64,6 @@ def test_a_kernel_that_does_not_tell_and_one_that_drops_nothing_have_no_rows() -
     rows = philox_rows("aten::_scaled_dot_product_flash_attention", 0.1, flash)
     assert rows is not None
     assert rows[0].tolist() == [3, 8, 0, N]
-
-
-def untold(q, k, v, bias, _, dropout=0.0, causal=False, debug=False, *, scale=None):
-    """As the kernel above, but it does not tell its numbers."""
-    out, lse, seed, offset = forward(q, k, v, bias, True, dropout, causal)
-    return out, lse, None, None, LENGTH, LENGTH, seed, offset, None
-
-
-def untold_backward(grad, q, k, v, out, lse, seed, offset, bias, *_, scale=None):
-    torch.rand(3)
-    dropout, causal = _[-2:]
-    return backward(grad, q, k, v, bias, out, lse, seed, offset, dropout, None, causal)[:3]
-
-
-@pytest.fixture
-def untelling(kernels):
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("_scaled_dot_product_cudnn_attention", untold, "CPU")
-    library.impl("_scaled_dot_product_cudnn_attention_backward", untold_backward, "CPU")
-    yield
-    library._destroy()
-
-
-def test_a_kernel_that_does_not_tell_draws_nothing_of_the_training_s_when_it_runs_again(untelling) -> None:
-    torch.manual_seed(0)
-    net, tokens = Block("_scaled_dot_product_cudnn_attention"), labels(0, N * LENGTH, 7).view(N, LENGTH)
-    recorder = StepRecorder()
-    recorder.begin(net)
-    loss = F.cross_entropy(net(tokens).flatten(0, 1), tokens.flatten())
-    recorder.loss(loss)
-    loss.backward()
-    [tape] = recorder.end()
-    was = torch.get_rng_state()
-    judged = accepted(tape, {name: p.grad for name, p in net.named_parameters()})
-    assert (judged.obstacle, judged.gradient_obstacle) == (
-        "",
-        "aten::_scaled_dot_product_cudnn_attention does not expose its dropout mask",
-    )
-    replay(tape, {}, formulas=False)
-    assert torch.equal(torch.get_rng_state(), was)
-
-
-@torch.library.custom_op("lightning_topo_tests::noisy", mutates_args=())
-def noisy(x: Tensor) -> Tensor:
-    return x + torch.rand(x.shape)
-
-
-noisy.register_autograd(lambda context, grad: grad)
-
-
-def test_nor_does_an_operator_of_somebody_else_s(kernels) -> None:
-    net = nn.Linear(3, 2)
-    recorder = StepRecorder()
-    recorder.begin(net)
-    recorder.loss(noisy(net(torch.ones(4, 3))).mean())
-    [tape] = recorder.end()
-    was = torch.get_rng_state()
-    assert "differs" in accepted(tape).obstacle
-    assert torch.equal(torch.get_rng_state(), was)
 
 
 @NEEDS_A_GPU

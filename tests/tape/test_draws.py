@@ -1,0 +1,54 @@
+"""What operators drew from generators, and that these stand where they stood when an operator runs again."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_topo._tape import StepRecorder, accepted, replay
+from tests.tape.fused_attention import LENGTH, UNTOLD, Block, N, kernels
+from tests.tape.steps import labels
+
+
+@pytest.fixture
+def kernel():
+    with kernels():
+        yield
+
+
+def test_a_kernel_that_does_not_tell_draws_nothing_of_the_training_s_when_it_runs_again(kernel) -> None:
+    torch.manual_seed(0)
+    net, tokens = Block(UNTOLD[0]), labels(0, N * LENGTH, 7).view(N, LENGTH)
+    recorder = StepRecorder()
+    recorder.begin(net)
+    loss = F.cross_entropy(net(tokens).flatten(0, 1), tokens.flatten())
+    recorder.loss(loss)
+    loss.backward()
+    [tape] = recorder.end()
+    was = torch.get_rng_state()
+    judged = accepted(tape, {name: p.grad for name, p in net.named_parameters()})
+    assert (judged.obstacle, judged.gradient_obstacle) == (
+        "",
+        "aten::_scaled_dot_product_cudnn_attention does not expose its dropout mask",
+    )
+    replay(tape, {}, formulas=False)
+    assert torch.equal(torch.get_rng_state(), was)
+
+
+@torch.library.custom_op("lightning_topo_tests::noisy", mutates_args=())
+def noisy(x: Tensor) -> Tensor:
+    return x + torch.rand(x.shape)
+
+
+noisy.register_autograd(lambda context, grad: grad)
+
+
+def test_nor_does_an_operator_of_somebody_else_s() -> None:
+    net = nn.Linear(3, 2)
+    recorder = StepRecorder()
+    recorder.begin(net)
+    recorder.loss(noisy(net(torch.ones(4, 3))).mean())
+    [tape] = recorder.end()
+    was = torch.get_rng_state()
+    assert "differs" in accepted(tape).obstacle
+    assert torch.equal(torch.get_rng_state(), was)
