@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_topo._tape.closing import Recorded, closed_tape, empty_tape
 from lightning_topo._tape.collectives import Collective, Pending, collective_of
-from lightning_topo._tape.draws import drawn_by, hidden_draws
+from lightning_topo._tape.draws import drawn_by
 from lightning_topo._tape.foreach import single_calls
 from lightning_topo._tape.gradient_trail import GradientTrail
-from lightning_topo._tape.host_reads import READS, SHAPED_BY_VALUES, leaned_on
+from lightning_topo._tape.host_reads import READS, SHAPED_BY_VALUES
 from lightning_topo._tape.memory_map import MemoryMap
 from lightning_topo._tape.mode import Observer
 from lightning_topo._tape.names import all_names, named_tensors
@@ -27,7 +28,6 @@ from lightning_topo._tape.program import (
     write_positions,
     written_by,
 )
-from lightning_topo._tape.pruning import pruned, with_parameters_born_in_the_step, with_transparent_functions
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class StepRecorder:
             with torch.no_grad():
                 self._tapes.append(self._tape(outputs, scale, n_samples))
         except Exception as error:
-            self._tapes.append(_empty(f"the tape could not be closed ({type(error).__name__}: {error})"))
+            self._tapes.append(empty_tape(f"the tape could not be closed ({type(error).__name__}: {error})"))
         finally:
             self._listening = was and not self.obstacle
 
@@ -389,43 +389,12 @@ class StepRecorder:
 
     def _tape(self, outputs: Sequence[Tensor], scale: float, n_samples: int | None) -> Tape:
         if self.obstacle:
-            return _empty(self.obstacle, scale)
-        memory = self._memory
+            return empty_tape(self.obstacle, scale)
         slots = [self._slot(output) for output in outputs]
-        calls, born = with_parameters_born_in_the_step(self._calls, memory, named_tensors(self._source))
-        calls = with_transparent_functions(calls, memory.functions, memory.connected, memory.storages)
-        names, values = memory.names() | born.names, memory.values() | born.values
-        calls = pruned(calls, slots, memory.storages) if slots else tuple(calls)
-        used = {slot for call in calls for slot in (*call.inputs, *call.outputs) if slot is not None} | set(slots)
-        constants = {slot: value for slot, value in memory.constants().items() if slot in used and slot not in names}
-        if any(map(_is_freed, constants.values())):
-            return _empty("something that it reads was freed while it ran", scale)
-        if any(value.untyped_storage()._cdata in self._shards for value in constants.values() if _is_strided(value)):
-            return _empty("it reads shards of parameters themselves", scale)
-        draws = {call.draw: self._draws[call.draw] for call in calls if call.draw is not None}
-        tape = Tape(
-            calls=tuple(calls),
-            outputs=tuple(slots),
-            names=names,
-            values=values,
-            constants=constants,
-            draws=draws,
-            layouts=tuple(memory.layouts),
-            storages=tuple(memory.storages),
-            trainable=memory.trainable() | born.trainable,
-            buffers=self._buffers,
-            recorded=tuple(output.detach().clone() for output in outputs),
-            scale=scale,
-            n_samples=n_samples or _leading_size(constants.values()),
-            functions={slot: name for slot, name in memory.functions.items() if slot in used},
-            host_reads=leaned_on(self._host_reads, self._calls, calls, names, memory.storages),
-            gradient_obstacle=hidden_draws(calls),
+        recorded = Recorded(
+            self._calls, self._memory, self._draws, self._host_reads, named_tensors(self._source), self._buffers
         )
-        return tape.owning_its_constants()
-
-
-def _empty(obstacle: str, scale: float = 1.0) -> Tape:
-    return Tape((), (), {}, {}, {}, {}, (), (), {}, scale=scale, obstacle=obstacle)
+        return closed_tape(recorded, slots, outputs, self._shards, scale=scale, n_samples=n_samples)
 
 
 def _buffers_of(module: nn.Module) -> Any:
@@ -456,20 +425,3 @@ def _is_foreign(tensor: Tensor) -> bool:
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor can be recorded: it has no dispatch of its own, and has a shape."""
     return not _is_foreign(tensor) and not is_lazy(tensor)
-
-
-def _is_strided(tensor: Tensor) -> bool:
-    """Whether a tensor lies in one storage."""
-    return tensor.layout is torch.strided
-
-
-def _is_freed(tensor: Tensor) -> bool:
-    """Whether the memory of a tensor is not there any more, as FSDP frees that of whole parameters."""
-    if not _is_strided(tensor) or not tensor.numel():
-        return False
-    last = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.untyped_storage().nbytes() < (last + 1) * tensor.element_size()
-
-
-def _leading_size(constants: Any) -> int:
-    return next((len(tensor) for tensor in constants if tensor.dim() > 0), 1)
