@@ -1,5 +1,6 @@
 """The random numbers of a call: which of its tensors holds them, and which kernels do not expose them."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,9 @@ from torch import Tensor
 from lightning_topo._tape.attention_dropout import philox_rows
 from lightning_topo._tape.formulas import named_arguments
 from lightning_topo._tape.program import Call, Tape
+
+SERIAL = itertools.count()
+"""Draws have names of their own in all tapes."""
 
 
 def drawn_by(operator: Any, args: Sequence[Any], results: Sequence[Tensor | None]) -> Tensor | None:
@@ -32,6 +36,27 @@ def drawn_by(operator: Any, args: Sequence[Any], results: Sequence[Tensor | None
         return args[1]
     tensors = [tensor for tensor in results if tensor is not None]
     return tensors[1] if name in ("aten::native_dropout", "aten::_fused_dropout") else tensors[0]
+
+
+class Draws:
+    """What the calls of a step drew from generators, by names of their own in all tapes. `storage` is an identity."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+        self._lying_in: dict[int, list[str]] = {}
+
+    def keep(self, drawn: Tensor, storage: int | None) -> str:
+        """Keep what was drawn, and return its name; a copy where it lies in memory that the step had (None)."""
+        name, value = f"@{next(SERIAL)}", drawn.detach()
+        self.values[name] = value.clone() if storage is None else value
+        if storage is not None:
+            self._lying_in.setdefault(storage, []).append(name)
+        return name
+
+    def about_to_write(self, storage: int) -> None:
+        """Copy what lies in a storage that is going to be written."""
+        for name in self._lying_in.pop(storage, ()):
+            self.values[name] = self.values[name].clone()
 
 
 def hidden_draws(calls: Sequence[Call]) -> str:

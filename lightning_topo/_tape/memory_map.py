@@ -220,15 +220,17 @@ class MemoryMap:
         return new, [Call(operator, args, {}, (new,), (), wanted)]
 
     def copied_storage(self, to: Tensor, source: Tensor) -> Call | None:
-        """A copy of all bytes of a storage as one of the numbers that lie there; None where it is no such copy.
+        """A copy of all bytes into new memory as one of the numbers that lie there; None where it is no such copy.
 
         So `copy.deepcopy` copies a tensor that is no parameter, and with it every buffer of a module.
         """
         if not (_is_all_bytes(to) and _is_all_bytes(source)) or to.numel() != source.numel():
             return None
-        root = self._roots[self.storage_of(source)]
+        root, target = self._roots[self.storage_of(source)], self._roots[self.storage_of(to)]
         layout = self.layouts[root]
         if layout.dtype is torch.uint8 or math.prod(layout.shape) * layout.dtype.itemsize != to.numel():
+            return None
+        if target not in self._constants or self.layouts[target].dtype is not torch.uint8:
             return None
         storage = to.untyped_storage()
         copy = torch.empty(0, dtype=layout.dtype, device=to.device).set_(storage, 0, layout.shape, layout.stride)

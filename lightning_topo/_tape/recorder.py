@@ -1,6 +1,5 @@
 """Watch one real training step and write down what it computes."""
 
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_topo._tape.closing import Recorded, closed_tape, empty_tape
 from lightning_topo._tape.collectives import Collective, Pending, collective_of
-from lightning_topo._tape.draws import drawn_by
+from lightning_topo._tape.draws import SERIAL, Draws, drawn_by
 from lightning_topo._tape.foreach import single_calls
 from lightning_topo._tape.gradient_trail import GradientTrail
 from lightning_topo._tape.host_reads import READS, SHAPED_BY_VALUES
@@ -32,7 +31,6 @@ from lightning_topo._tape.program import (
 log: logging.Logger = logging.getLogger(__name__)
 
 MAX_CALLS = 20_000
-_SERIAL = itertools.count()  # draws have names of their own in all tapes
 
 
 class StepRecorder:
@@ -97,8 +95,7 @@ class StepRecorder:
         self._calls: list[Call] = []
         self._memory = MemoryMap(copies)
         self._trail = GradientTrail()
-        self._draws: dict[str, Tensor] = {}
-        self._drawn_in: dict[int, list[str]] = {}
+        self._draws = Draws()
         self._host_reads: list[HostRead] = []
         self._pending: dict[int, list[Pending]] = {}
         self._buffers = (
@@ -201,7 +198,7 @@ class StepRecorder:
         tapes, self._tapes = tuple(self._tapes), []
         self._calls = []
         self._memory, self._trail = MemoryMap(), GradientTrail()
-        self._draws, self._pending, self._named = {}, {}, {}
+        self._draws, self._pending, self._named = Draws(), {}, {}
         return tapes
 
     # What the mode calls
@@ -282,8 +279,7 @@ class StepRecorder:
         written = written_by(operator, args, kwargs)
         for tensor in written:
             self._memory.about_to_write(tensor)
-            for draw in self._drawn_in.pop(self._memory.storage_of(tensor), ()):
-                self._draws[draw] = self._draws[draw].clone()
+            self._draws.about_to_write(self._memory.storage_of(tensor))
         collective = collective_of(operator, args, kwargs)
         return encoded, encoded_kwargs, found, written, grad, collective
 
@@ -329,7 +325,7 @@ class StepRecorder:
             if flows and _is_differentiable(tensor):
                 self._memory.connect(slot)
         if collective is not None:
-            for call, pending, storage in collective.recorded(known, outputs, result, next(_SERIAL)):
+            for call, pending, storage in collective.recorded(known, outputs, result, next(SERIAL)):
                 self._calls.append(call)
                 self._pending.setdefault(self._memory.storage_of(storage), []).append(pending)
             return
@@ -338,7 +334,9 @@ class StepRecorder:
             if (copy := self._memory.copied_storage(to, source)) is not None:
                 self._calls.append(copy)
                 return
-        draw = self._draw(operator, args, result, known, outputs)
+        drawn = drawn_by(operator, args, _tensors_and_none(result))
+        storage = None if drawn is None or id(drawn) in known else self._memory.storage_of(drawn)
+        draw = None if drawn is None else self._draws.keep(drawn, storage)
         self._calls += single_calls(Call(operator, encoded, encoded_kwargs, tuple(outputs), slots, grad, draw))
 
     def _encoded(self, value: Any, found: list[tuple[Tensor, int]]) -> Any:
@@ -361,25 +359,10 @@ class StepRecorder:
         if self._pending:
             for pending in self._pending.pop(self._memory.storage_of(tensor), ()):
                 name, value = pending.finished()
-                self._draws[name] = value
+                self._draws.values[name] = value
         slot, aliases = self._memory.find(tensor)
         self._calls += aliases
         return slot
-
-    def _draw(
-        self, operator: Any, args: tuple[Any, ...], result: Any, known: Mapping[int, int], outputs: Sequence[int | None]
-    ) -> str | None:
-        """Keep what a call drew from a generator."""
-        drawn = drawn_by(operator, args, _tensors_and_none(result))
-        if drawn is None:
-            return None
-        key = f"@{next(_SERIAL)}"
-        value = drawn.detach()
-        in_place = id(drawn) in known
-        self._draws[key] = value.clone() if in_place else value
-        if not in_place:
-            self._drawn_in.setdefault(self._memory.storage_of(drawn), []).append(key)
-        return key
 
     def _give_up(self, reason: str) -> None:
         log.info("the step is not recorded: %s", reason)
@@ -392,7 +375,7 @@ class StepRecorder:
             return empty_tape(self.obstacle, scale)
         slots = [self._slot(output) for output in outputs]
         recorded = Recorded(
-            self._calls, self._memory, self._draws, self._host_reads, named_tensors(self._source), self._buffers
+            self._calls, self._memory, self._draws.values, self._host_reads, named_tensors(self._source), self._buffers
         )
         return closed_tape(recorded, slots, outputs, self._shards, scale=scale, n_samples=n_samples)
 

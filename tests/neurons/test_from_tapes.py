@@ -34,6 +34,7 @@ EXPECTED = {
     "written_data": {"0": 12},
     "logging_readouts": {"0": 12, "2": 8},
     "copied_memory": {"0": 12},
+    "buffer_written_as_bytes": {},  # whose bytes are whose is not followed
     "rounded_by_its_bits": {"0": 12},
     "complex_and_sparse": {"net.0": 12},
     "functional_derivative": {"0": 12},

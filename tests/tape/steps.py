@@ -431,6 +431,20 @@ def copied_memory() -> Training:
 
 
 @training
+def buffer_written_as_bytes() -> Training:
+    """What is copied into a buffer's storage is read through the buffer."""
+    net = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 3))
+    net.register_buffer("centre", torch.zeros(12))
+
+    def loss(i: int) -> Tensor:
+        hidden = net[1](net[0](batch(i, 16, 5)))
+        net.centre.untyped_storage().copy_(hidden.detach().mean(0).clone().untyped_storage())
+        return F.cross_entropy(net[2](hidden - net.centre), labels(i, 16))
+
+    return of_loss(net, loss)
+
+
+@training
 def rounded_by_its_bits() -> Training:
     """Activations lose their lower bits through a tensor of integers on their memory."""
     net = mlp(5, 12, 3)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_topo._tape import StepRecorder, accepted, replay
+from lightning_topo._tape.draws import Draws
 from tests.tape.fused_attention import LENGTH, UNTOLD, Block, N, kernels
 from tests.tape.steps import labels
 
@@ -52,3 +53,16 @@ def test_nor_does_an_operator_of_somebody_else_s() -> None:
     was = torch.get_rng_state()
     assert "differs" in accepted(tape).obstacle
     assert torch.equal(torch.get_rng_state(), was)
+
+
+def test_what_was_drawn_stays_when_its_memory_is_written() -> None:
+    draws, own, theirs = Draws(), torch.ones(3), torch.ones(3)
+    kept, copied = draws.keep(own, 7), draws.keep(theirs, None)
+    theirs.zero_()
+    assert draws.values[kept].data_ptr() == own.data_ptr()
+    draws.about_to_write(8)
+    assert draws.values[kept].data_ptr() == own.data_ptr()
+    draws.about_to_write(7)
+    own.zero_()
+    assert [draws.values[name].tolist() for name in (kept, copied)] == [[1.0] * 3] * 2
+    assert kept != copied

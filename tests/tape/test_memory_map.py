@@ -67,6 +67,7 @@ def test_a_copy_of_all_bytes_is_one_of_the_numbers_there() -> None:
     assert call is not None
     assert (call.operator, call.args) == (torch.ops.aten.clone.default, (Slot(slot),))
     assert memory.find(copy.view(2, 3).T) == (call.outputs[0], [])
+    assert memory.copied_storage(to, source) is None  # somebody knows this memory now
 
 
 def test_what_nobody_made_is_a_constant_and_is_copied_when_it_is_about_to_be_written() -> None:
