@@ -3,11 +3,13 @@
 import os
 import statistics
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor, TopologyStepGuard
@@ -21,9 +23,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 class Attention(Noted):
     """A block of a transformer over tokens, by the fused kernel; with dropout, inside of the kernel too where asked."""
 
-    def __init__(self, dropped=0.0, **options):
+    def __init__(self, dropped=0.0, backend=None, **options):
         super().__init__()
-        self.dropped = dropped
+        self.dropped, self.backend = dropped, backend
         self.options = {"lr": 1e-2} | options
         self.embedding, self.qkv, self.out = nn.Embedding(20, 32), nn.Linear(32, 96), nn.Linear(32, 32)
         self.norm, self.drop = nn.LayerNorm(32), nn.Dropout(0.1)
@@ -32,9 +34,9 @@ class Attention(Noted):
     def step(self, batch):
         x = self.embedding(batch[0])
         q, k, v = self.qkv(self.norm(x)).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
-        x = x + self.out(
-            F.scaled_dot_product_attention(q, k, v, None, self.dropped, is_causal=True).transpose(1, 2).flatten(2)
-        )
+        with nullcontext() if self.backend is None else sdpa_kernel(self.backend):
+            out = F.scaled_dot_product_attention(q, k, v, None, self.dropped, is_causal=True)
+        x = x + self.out(out.transpose(1, 2).flatten(2))
         x = x + self.drop(self.mlp(x))
         return F.cross_entropy(self.head(x).flatten(0, 1), batch[0].flatten())
 
@@ -127,8 +129,16 @@ KINDS = {
     "clipped": (Attention, tokens, {"gradient_clip_val": 0.1, "precision": "bf16-mixed"}),
     "accumulated": (Attention, tokens, {"accumulate_grad_batches": 2}),
     "attention dropout": (lambda: Attention(dropped=0.1), tokens, {}),
-    "attention dropout, bfloat16": (lambda: Attention(dropped=0.1), tokens, {"precision": "bf16-mixed"}),
-    "attention dropout, float16": (lambda: Attention(dropped=0.1), tokens, {"precision": "16-mixed"}),
+    "attention dropout, bfloat16": (
+        lambda: Attention(0.1, SDPBackend.FLASH_ATTENTION),
+        tokens,
+        {"precision": "bf16-mixed"},
+    ),
+    "attention dropout, float16": (
+        lambda: Attention(0.1, SDPBackend.FLASH_ATTENTION),
+        tokens,
+        {"precision": "16-mixed"},
+    ),
     "convolutions": (Images, lambda: pictures(3, 16, 16), {}),
     "convolutions, float16": (Images, lambda: pictures(3, 16, 16), {"precision": "16-mixed"}),
     "GRU": (lambda: Sequences(lambda: nn.GRU(2, 16, 2, batch_first=True)), lambda: pictures(12, 2), {}),
@@ -165,6 +175,23 @@ def test_bits_are_those_without_us_and_neurons_are_proved(tmp_path, make, data, 
     assert trainer.callback_metrics["topology/sharpness"] > 0
     names = {event.name.value for event in happened(monitor.events)}
     assert not names & {"probe_failed", "instability", "topology_breakdown", "unseen_step"}, monitor.events
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_attention_that_does_not_tell_what_it_drops_drops_what_it_would_have(tmp_path, precision):
+    monitor = TopologyMonitor([Distortion(2), Sharpness(2)], report=False, verbose=False, max_overhead=None)
+    options = {"accelerator": "gpu", "max_steps": 8, "max_epochs": -1, "precision": precision}
+
+    def make():
+        return Attention(0.1, SDPBackend.CUDNN_ATTENTION)
+
+    _, plain = left_behind(make, [], tokens, tmp_path, **options)
+    _, again = left_behind(make, [], tokens, tmp_path, **options)
+    assert differences(plain, again) == []
+    _, watched = left_behind(make, [monitor], tokens, tmp_path, **options)
+    assert differences(plain, watched) == []
+    assert {group.status for group in monitor.groups} == {"verified"}
+    assert any("does not expose its dropout mask" in event.message for event in monitor.events)
 
 
 def test_a_leap_is_found_at_its_step_and_the_guard_holds_it(tmp_path):
