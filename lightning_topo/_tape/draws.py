@@ -65,8 +65,15 @@ def hidden_draws(calls: Sequence[Call]) -> str:
         dropout = call.argument("dropout_p") if "_scaled_dot_product" in call.name and call.draw is None else None
         dropout = call.argument("dropout") if call.name == "aten::_cudnn_rnn" else dropout
         if dropout:
-            return f"{call.name} does not expose its dropout mask"
+            return f"{_kernel(call)} does not tell what its dropout has dropped"
     return ""
+
+
+def _kernel(call: Call) -> str:
+    """The name of a kernel that hides its dropout, with what helps."""
+    if call.name == "aten::_scaled_dot_product_cudnn_attention":
+        return "cuDNN's attention (torch.backends.cuda.enable_cudnn_sdp(False) lets torch take another one)"
+    return call.name
 
 
 @contextmanager

@@ -191,7 +191,7 @@ def test_attention_that_does_not_tell_what_it_drops_drops_what_it_would_have(tmp
     _, watched = left_behind(make, [monitor], tokens, tmp_path, **options)
     assert differences(plain, watched) == []
     assert {group.status for group in monitor.groups} == {"verified"}
-    assert any("does not expose its dropout mask" in event.message for event in monitor.events)
+    assert any("enable_cudnn_sdp(False)" in event.message for event in monitor.events)
 
 
 def test_a_leap_is_found_at_its_step_and_the_guard_holds_it(tmp_path):

@@ -30,7 +30,8 @@ def test_a_kernel_that_does_not_tell_draws_nothing_of_the_training_s_when_it_run
     judged = accepted(tape, {name: p.grad for name, p in net.named_parameters()})
     assert (judged.obstacle, judged.gradient_obstacle) == (
         "",
-        "aten::_scaled_dot_product_cudnn_attention does not expose its dropout mask",
+        "cuDNN's attention (torch.backends.cuda.enable_cudnn_sdp(False) lets torch take another one) "
+        "does not tell what its dropout has dropped",
     )
     replay(tape, {}, formulas=False)
     assert torch.equal(torch.get_rng_state(), was)
