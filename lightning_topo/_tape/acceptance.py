@@ -39,7 +39,8 @@ def _judged(
 ) -> Tape:
     try:
         with generators_kept(tape):  # also from the backward pass
-            outputs, replayed = _evaluated(tape, differentiate=gradients is not None)
+            differentiate = gradients is not None and not tape.gradient_obstacle
+            outputs, replayed = _evaluated(tape, differentiate=differentiate)
     except CannotReplay as error:
         return tape.replaced(obstacle=str(error))
     except torch.OutOfMemoryError:

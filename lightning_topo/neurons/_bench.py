@@ -1,5 +1,6 @@
 """Tapes at perturbed parameters, where neurons are permuted: one set of tensors is held, and no gradient whole."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -320,7 +321,8 @@ def perturbed(
 ) -> Shaped[Tensor, "*shape"]:
     """A copy moved off its initialisation by noise of `spread` times its own spread (at least 0.15).
 
-    Values that are not finite are replaced first: the structure is tested, not the state of training.
+    Values that are not finite are replaced first: the structure is tested, not the state of training. Where nothing is
+    moved, infinite ones stay: a mask, or a range in which nothing was observed yet.
     """
     if tensor.layout is not torch.strided:
         return tensor.detach()
@@ -329,7 +331,9 @@ def perturbed(
         return torch.view_as_complex(real)
     if not tensor.is_floating_point():
         return tensor.detach().clone()
-    copy = tensor.detach().to(torch.float64 if float64 else tensor.dtype, copy=True).nan_to_num_(0.0, 0.0, 0.0)
+    infinite = 0.0 if spread > 0 else math.inf
+    copy = tensor.detach().to(torch.float64 if float64 else tensor.dtype, copy=True)
+    copy.nan_to_num_(0.0, infinite, -infinite)
     if spread > 0 and copy.numel():
         own = max(float(copy.double().std(correction=0)), 0.15)
         copy += spread * own * torch.randn(copy.shape, generator=generator, device=copy.device).to(copy)

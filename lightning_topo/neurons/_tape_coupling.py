@@ -16,8 +16,11 @@ from lightning_topo.neurons._coupling import new_axis
 from lightning_topo.neurons._registry import rule_for
 from lightning_topo.neurons._trace import CouplingTrace
 
-# Buffers that training updates as it does parameters: batch norm and, of old and new kind, spectral norm.
-STATE_BUFFERS = ("running_mean", "running_var", "._u", "._v", "weight_u", "weight_v")
+# Buffers that training updates as it does parameters: batch norm, spectral norm of old and new kind, observed ranges.
+STATE_BUFFERS = (
+    *("running_mean", "running_var", "._u", "._v", "weight_u", "weight_v"),
+    *("fake_quant.scale", "fake_quant.zero_point", ".min_val", ".max_val"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from lightning_topo.neurons._rules import (
     joins,
     matrices,
     normalizations,
+    quantizers,
     reductions,
     views,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "joins",
     "matrices",
     "normalizations",
+    "quantizers",
     "reductions",
     "views",
 ]
