@@ -73,10 +73,18 @@ def same_random_state(seed: int) -> Iterator[None]:
     >>> torch.equal(before, torch.random.get_rng_state())
     True
     """
+    with kept_random_state():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Restore all global random states afterwards, also if the body raises: of Python, NumPy, and torch's devices."""
     plain, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that user code draws from
     tensors = torch.random.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    torch.manual_seed(seed)
+    metal = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         yield
     finally:
@@ -85,6 +93,8 @@ def same_random_state(seed: int) -> Iterator[None]:
         torch.random.set_rng_state(tensors)
         if devices:
             torch.cuda.set_rng_state_all(devices)
+        if metal is not None:
+            torch.mps.set_rng_state(metal)
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 """The random numbers of a call: which of its tensors holds them, and which kernels do not expose them."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_topo._tape.attention_dropout import philox_rows
+from lightning_topo._protection import kept_random_state
+from lightning_topo._tape.attention_dropout import EFFICIENT, FLASH, philox_rows
 from lightning_topo._tape.formulas import named_arguments
 from lightning_topo._tape.program import Call, Tape
 
@@ -28,9 +29,9 @@ def drawn_by(operator: Any, args: Sequence[Any], results: Sequence[Tensor | None
     True
     """
     name = operator._schema.name
-    if "scaled_dot_product" in name:
+    if name in (EFFICIENT, FLASH):
         return philox_rows(name, float(named_arguments(operator, args, {})["dropout_p"]), results)
-    if torch.Tag.nondeterministic_seeded not in operator.tags or "_rnn" in name:
+    if torch.Tag.nondeterministic_seeded not in operator.tags or "_rnn" in name or "scaled_dot_product" in name:
         return None
     if name.startswith("aten::rrelu_with_noise"):
         return args[1]
@@ -76,20 +77,13 @@ def _kernel(call: Call) -> str:
     return call.name
 
 
-@contextmanager
-def generators_kept(tape: Tape) -> Iterator[None]:
-    """The generators that calls of a tape may draw from when they run again, afterwards as now whatever happens.
+def generators_kept(*tapes: Tape) -> AbstractContextManager[None]:
+    """All global generators, afterwards as now, if calls of these tapes may draw when they run again or backwards.
 
-    A kernel that does not expose what it drew draws anew; so may operators of other packages.
+    A kernel that does not tell what it drew draws anew; so may operators of other packages. A generator that such an
+    operator holds by itself cannot be found.
     """
-    devices = {layout.device for layout in tape.layouts} if any(map(_may_draw, tape.calls)) else set()
-    keepers = [_generator_of(device) for device in {*devices, torch.device("cpu")} if devices and device.type != "meta"]
-    states = [get() for get, _ in keepers]
-    try:
-        yield
-    finally:
-        for (_, put), state in zip(keepers, states, strict=True):
-            put(state)
+    return kept_random_state() if any(_may_draw(call) for tape in tapes for call in tape.calls) else nullcontext()
 
 
 def _may_draw(call: Call) -> bool:
@@ -98,11 +92,3 @@ def _may_draw(call: Call) -> bool:
     operator = call.operator
     is_theirs = hasattr(operator, "_schema") and not call.name.startswith(("aten::", "prims::"))
     return is_theirs or torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())
-
-
-def _generator_of(device: torch.device) -> tuple[Any, Any]:
-    """How to read and how to set the state of a device's own generator."""
-    module: Any = torch if device.type == "cpu" else torch.get_device_module(device)
-    if device.type in ("cpu", "mps"):
-        return module.get_rng_state, module.set_rng_state
-    return lambda: module.get_rng_state(device), lambda state: module.set_rng_state(state, device)

@@ -56,6 +56,7 @@ class MemoryMap:
         self._named: dict[int, _Named] = {}
         self._current: dict[int, _Named] = {}  # by the id of the tensor, which `_Named` keeps alive
         self._renewed: dict[int, int] = {}  # by storage what identifies it since it was filled anew
+        self._lying_in: dict[int, list[int]] = {}  # the slots of each storage
 
     # Names
 
@@ -133,17 +134,23 @@ class MemoryMap:
     def new(self, tensor: Tensor, *, connected: bool) -> int:
         """A new slot, for the output of a call."""
         key = self._key(tensor)
-        slot = len(self.layouts)
-        self._by_id[id(tensor)] = slot
-        self._by_key.setdefault(key, []).append(slot)
-        self._keys.append(key)
-        self.storages.append(key[0])
-        self.connected.append(connected)
-        self.layouts.append(Layout(key[2], key[3], key[1], tensor.dtype, tensor.device))
+        layout = Layout(key[2], key[3], key[1], tensor.dtype, tensor.device)
+        slot = self._by_id[id(tensor)] = self._at(key, layout, connected=connected)
         if key[0] not in self._weak:
             self._roots[key[0]] = slot
             if key[5]:
                 self._weak[key[0]] = StorageWeakRef(tensor.untyped_storage())
+        return slot
+
+    def _at(self, key: Key, layout: Layout, *, connected: bool) -> int:
+        """A new slot in this place."""
+        slot = len(self.layouts)
+        self._by_key.setdefault(key, []).append(slot)
+        self._lying_in.setdefault(key[0], []).append(slot)
+        self._keys.append(key)
+        self.storages.append(key[0])
+        self.connected.append(connected)
+        self.layouts.append(layout)
         return slot
 
     def known_slot(self, tensor: Tensor) -> int | None:
@@ -179,9 +186,16 @@ class MemoryMap:
     def _rebound(self, tensor: Tensor, named: _Named, key: Key) -> tuple[int, list[Call]]:
         """A parameter whose `data` was replaced: the same variable, with other memory."""
         source, calls = self._by_memory(tensor.detach(), key)
+        old, layout = self._keys[named.slot], self.layouts[named.slot]
+        left = self._at(old, layout, connected=False)  # the memory that it had, which others may still have
+        calls.append(Call(alias, (Slot(named.slot), layout.shape, None, 0), {}, (left,), (), False))
+        self._by_key[old].remove(named.slot)
+        if self._roots.get(old[0]) == named.slot:
+            self._roots[old[0]] = left
         self._keys[named.slot] = key
         self.storages[named.slot] = key[0]
         self._by_key.setdefault(key, []).append(named.slot)
+        self._lying_in.setdefault(key[0], []).append(named.slot)
         self._by_id[id(tensor)] = named.slot
         return named.slot, [*calls, Call(set_data, (Slot(named.slot), Slot(source)), {}, (), (named.slot,), False)]
 
@@ -226,15 +240,16 @@ class MemoryMap:
         """
         if not (_is_all_bytes(to) and _is_all_bytes(source)) or to.numel() != source.numel():
             return None
-        root, target = self._roots[self.storage_of(source)], self._roots[self.storage_of(to)]
+        root, others = self._roots[self.storage_of(source)], self._lying_in[self.storage_of(to)]
         layout = self.layouts[root]
         if layout.dtype is torch.uint8 or math.prod(layout.shape) * layout.dtype.itemsize != to.numel():
             return None
-        if target not in self._constants or self.layouts[target].dtype is not torch.uint8:
+        if len(others) > 1 or others[0] not in self._constants:  # somebody knows this memory
             return None
         storage = to.untyped_storage()
         copy = torch.empty(0, dtype=layout.dtype, device=to.device).set_(storage, 0, layout.shape, layout.stride)
-        slot = self._roots[self.storage_of(to)] = self.new(copy, connected=False)
+        self._renewed[storage._cdata] = next(_FRESH)  # who looks at it from now on sees what was written
+        slot = self.new(copy, connected=False)
         return Call(torch.ops.aten.clone.default, (Slot(root),), {}, (slot,), (), False)
 
     def _constant(self, tensor: Tensor) -> int:
@@ -248,9 +263,21 @@ class MemoryMap:
         return storage in self._weak and storage not in self._held
 
     def about_to_write(self, tensor: Tensor) -> None:
-        """Copy the constants that lie in the memory of a tensor that an operator is going to write."""
-        for slot in self._held.pop(self.storage_of(tensor), ()):
+        """Copy the constants that lie in the memory of a tensor that an operator is going to write.
+
+        Of several one is that memory from now on, the written one or the first: the others are found no more.
+        """
+        storage = self.storage_of(tensor)
+        held = self._held.pop(storage, [])
+        for slot in held:
             self._constants[slot] = self._constants[slot].clone()
+        if len(held) > 1:
+            written = self.known_slot(tensor)
+            self._roots[storage] = written if written in held else self._roots[storage]
+            for slot in held:
+                if slot != self._roots[storage]:
+                    self._by_key[self._keys[slot]].remove(slot)
+                    self._keys[slot] = ()
 
     def storage_of(self, tensor: Tensor) -> int:
         """What identifies the memory of a tensor."""

@@ -293,15 +293,25 @@ def bits(tensor: Tensor, dtype: torch.dtype, shape: Sequence[int], stride: Seque
 
     So a copy of a storage, as `copy.deepcopy` makes one, writes bytes where a tensor of floats is read.
 
-    Raises ValueError where that is no whole number of them from the beginning of the memory.
+    Raises ValueError where that is no whole number of them from the beginning of the memory, or more than it holds.
 
     >>> bits(torch.tensor([1.0, 2.0]), torch.int32, (1,), (1,), 4)
     tensor([1073741824], dtype=torch.int32)
     """
     first, odd = divmod(int(tensor.storage_offset()) * tensor.element_size() + at, dtype.itemsize)
-    if first < 0 or odd:
-        raise ValueError(f"expected whole numbers of type {dtype} from the memory's first byte on, got {at} bytes on")
-    return torch.empty(0, dtype=dtype, device=tensor.device).set_(tensor.untyped_storage(), first, shape, stride)
+    storage = tensor.untyped_storage()
+    if first < 0 or odd or (first + extent(shape, stride)) * dtype.itemsize > storage.nbytes():
+        raise ValueError(f"expected numbers of type {dtype} in a memory of {storage.nbytes()} bytes, got {at} bytes on")
+    return torch.empty(0, dtype=dtype, device=tensor.device).set_(storage, first, shape, stride)
+
+
+def extent(shape: Sequence[int], stride: Sequence[int]) -> int:
+    """How many entries lie between the first and the last of a tensor, these included.
+
+    >>> extent((2, 3), (10, 1)), extent((2, 0), (3, 1))
+    (13, 0)
+    """
+    return 0 if 0 in shape else 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
 
 
 def set_data(tensor: Tensor, new: Tensor) -> None:

@@ -12,7 +12,18 @@ from lightning_topo._tape.attention_dropout import generator_at, is_whole
 from lightning_topo._tape.collectives import RECORDED
 from lightning_topo._tape.draws import generators_kept
 from lightning_topo._tape.formulas import FORMULAS, named_arguments, plain
-from lightning_topo._tape.program import HIDDEN_WRITES, Call, Slot, Tape, bits, set_data, without_out
+from lightning_topo._tape.program import (
+    HIDDEN_WRITES,
+    Call,
+    Slot,
+    Tape,
+    alias,
+    bits,
+    extent,
+    region,
+    set_data,
+    without_out,
+)
 
 HALF = (torch.float16, torch.bfloat16)
 # Their sparse gradients have no second derivative; the dense ones are the same numbers.
@@ -35,8 +46,8 @@ def replay(
 
     What `named` lacks is as recorded. `precision` (float32 or float64) is the least precision of everything floating,
     also where the step casts to less; None leaves dtypes alone. `formulas` replaces fused kernels by their plain
-    formulas, which can be differentiated twice. Gradients flow to `named` where they flowed in the step. Generators
-    stand afterwards where they stood, nothing in `named` is written, and no collective is issued.
+    formulas, which can be differentiated twice. Gradients flow to `named` where they flowed in the step. Global
+    generators stand afterwards where they stood, nothing in `named` is written, and no collective is issued.
 
     Raises `CannotReplay` where the tape has an obstacle or an operator fails, as with shapes that depend on values.
     """
@@ -89,6 +100,8 @@ class _Machine:
     def _step(self, call: Call) -> None:
         args = [self._decoded(arg) for arg in call.args]
         kwargs = {key: self._decoded(value) for key, value in call.kwargs.items()}
+        if call.operator in (alias, bits, region) and call.args[2] is not None:
+            args[0] = self._laid_out(call.inputs[0], args[0])
         result = self._result(call, args, kwargs)
         if call.operator is set_data:
             return
@@ -105,8 +118,8 @@ class _Machine:
             return self._attended(call, args, kwargs, self._draw(call.draw))
         if call.draw is not None:
             return self._drawn(call, args, self._draw(call.draw))
-        if call.operator is bits and self._changes_type(call):
-            raise CannotReplay("the bits of memory are read as another type, in another precision")
+        if call.operator is bits:
+            self._check_bits(call)
         if call.name in FORMULAS and self._needs_formula(call):
             return plain(call, args, kwargs)
         if call.name == "aten::view":
@@ -133,10 +146,25 @@ class _Machine:
         with generator_at(rows, device):
             return call.operator(*args, **kwargs)
 
-    def _changes_type(self, call: Call) -> bool:
-        """Whether the memory that a call looks at, or the type it looks for, is not as recorded."""
-        recorded = (self.tape.layouts[call.inputs[0]].dtype, call.args[1])
-        return any(self._raised_dtype(dtype) is not dtype for dtype in recorded)
+    def _check_bits(self, call: Call) -> None:
+        """Refuse to look at memory as another type if its own is not the recorded one, or beside what is known."""
+        layout = self.tape.layouts[call.inputs[0]]
+        dtype, shape, stride, at = call.args[1:]
+        if any(self._raised_dtype(one) is not one for one in (layout.dtype, dtype)):
+            raise CannotReplay("the bits of memory are read as another type, in another precision")
+        known = extent(layout.shape, layout.stride) * layout.dtype.itemsize
+        if at < 0 or at + extent(shape, stride) * dtype.itemsize > known:
+            raise CannotReplay("memory is read beside what is known of it")
+
+    def _laid_out(self, slot: int, value: Tensor) -> Tensor:
+        """The value in the order of memory that it had when recorded: a plain formula may have left it in another."""
+        layout = self.tape.layouts[slot]
+        strides = zip(value.shape, value.stride(), layout.stride, strict=False)
+        if value.shape != layout.shape or all(now == then or n < 2 for n, now, then in strides):
+            return value
+        if self.tape.storages[slot] in self.written:
+            raise CannotReplay("memory that is written lies in another order")
+        return torch.empty_strided(layout.shape, layout.stride, dtype=value.dtype, device=value.device).copy_(value)
 
     def _drawn(self, call: Call, args: list[Any], drawn: Tensor) -> Any:
         """Return what a random call returned, with the numbers it drew when recorded."""

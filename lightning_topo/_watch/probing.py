@@ -108,10 +108,13 @@ class Probing:
                     self._previous[probe.name] = ProbeResult(carry=load(saved[probe.name]))
 
     def release(self) -> None:
-        """Let go of what measurements carry over, but for what `saved` returns."""
-        saved = self.saved()
+        """Let go of what measurements carry over, but for what `saved` returns: where that fails, of all."""
+        saved: dict[str, Any] = {}
+        with suppress(Exception):
+            saved = self.saved()
         self._previous.clear()
-        self.load(saved)
+        with suppress(Exception):
+            self.load(saved)
 
     def is_wanted_again(self, probe: Probe) -> bool:
         """Whether the probe asked for another measurement after the next step."""

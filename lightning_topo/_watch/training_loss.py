@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_topo._protection import same_random_state, unchanged
 from lightning_topo._tape import CannotReplay, Tape, TapeLoss
+from lightning_topo._tape.draws import generators_kept
 from lightning_topo._tape.names import all_names, clean_name
 from lightning_topo._watch.sharded_loss import ShardedTapeLoss, replay_obstacle
 from lightning_topo._watch.training import Training
@@ -100,7 +101,7 @@ class TrainingLoss:
         if loss_fn is None:
             if self.obstacle:
                 raise ProbeUnavailable(f"the training step cannot be replayed: {self.obstacle}.", _REMEDY)
-            with torch.enable_grad():
+            with generators_kept(*self._tapes), torch.enable_grad():
                 yield TapeLoss(self._training.module, tuple(self._tapes), cut=self._cuts)
             return
         with (

@@ -1,6 +1,7 @@
 """One training watched from its first step to its last, whichever loop runs it."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -316,8 +317,10 @@ class Watch:
                 self._share(self._last_step, last=True, alone=in_haste)
                 self._publish(self._last_step, log=False)
         finally:
-            self.release()
-            self._outputs.end(in_haste=in_haste)
+            try:
+                self.release()
+            finally:
+                self._outputs.end(in_haste=in_haste)
         self._raise_first_error()
         return True
 
@@ -328,10 +331,11 @@ class Watch:
 
     def release(self) -> None:
         """Leave the training alone: remove all hooks, let copies go, end the worker."""
-        self._recording.end()
-        for holder in (self.steps, self._measuring, self._probing, self._neurons, self._training_loss):
-            holder.release()
-        self._worker.close()
+        with ExitStack() as each:  # one that fails leaves no other undone
+            each.callback(self._worker.close)
+            for holder in (self._probing, self._training_loss, self._neurons, self._measuring, self.steps):
+                each.callback(holder.release)
+            each.callback(self._recording.end)
 
     # --- the start --------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from lightning_topo._tape import Tape
+from lightning_topo._tape.draws import generators_kept
 from lightning_topo.neurons._assembly import assemble, is_carried
 from lightning_topo.neurons._bench import Attempt, Bench
 from lightning_topo.neurons._fewer_samples import with_fewer_samples
@@ -110,7 +111,8 @@ def verify_on_tapes(
     for chosen, attempt in ways() if usable else ():
         try:
             chosen_groups = [groups[i] for i in undecided]
-            verdicts = Bench(chosen, chosen_groups, seed, attempt).judge(chosen_groups)
+            with generators_kept(*chosen):
+                verdicts = Bench(chosen, chosen_groups, seed, attempt).judge(chosen_groups)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             log.debug("no verification by %s (%s)", attempt, reason)
