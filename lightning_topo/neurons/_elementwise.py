@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from lightning_topo._protection import kept_random_state
+
 _SIZES = (4, 3, 5, 2, 3, 2, 2, 2)
 _KNOWN: dict[tuple[Any, ...], bool] = {}
 
@@ -34,7 +36,7 @@ def is_elementwise(func: Any, arguments: Mapping[str, Any], outputs: list[Tensor
     key = (func, shape.numel() == 1, pattern, settings)
     if key not in _KNOWN:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), kept_random_state():
                 _KNOWN[key] = _Trial(func, arguments, shape).passes()
         except Exception:  # an operator that does not take such inputs has not shown anything
             _KNOWN[key] = False

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from lightning_topo import Distortion, Persistence, Sharpness, TopologyMonitor
 from tests.callbacks.training import Classifier, fit, happened
 from tests.callbacks.untouched import NEEDS_A_GPU, Noted, differences, left_behind
-from tests.tape.fused_attention import TELLING, UNTOLD, Block, kernels
 from tests.tape.steps import CountedCalls, mlp
 
 
@@ -438,29 +437,3 @@ def test_a_mode_of_the_user_sees_none_of_our_work(tmp_path, inside):
     assert products([monitor], "with") == products([], "without") > 0
     assert [group.status for group in monitor.groups] == ["verified", "verified"]
     assert not any(event.name == "probe_failed" for event in monitor.events)
-
-
-class FusedAttention(Noted):
-    """Attention by a kernel with dropout inside, which tells the numbers that it drew from, or does not."""
-
-    def __init__(self, kernel):
-        super().__init__()
-        self.net, self.kernel = Block(kernel), kernel
-
-    def step(self, batch):
-        return F.cross_entropy(self.net(batch[0]).flatten(0, 1), batch[0].flatten())
-
-
-@pytest.mark.parametrize("kernel", [TELLING[0], UNTOLD[0]])
-def test_dropout_inside_of_attention_falls_as_it_would_have(tmp_path, kernel):
-    def data():
-        return DataLoader(TensorDataset(torch.randint(7, (32, 5), generator=torch.Generator().manual_seed(3))), 8)
-
-    probes = [Distortion(every_n_steps=1), Sharpness(every_n_steps=2)]
-    monitor = TopologyMonitor(probes, report=False, verbose=False, max_overhead=None)
-    with kernels():
-        _, plain = left_behind(lambda: FusedAttention(kernel), [], data, tmp_path)
-        trainer, watched = left_behind(lambda: FusedAttention(kernel), [monitor], data, tmp_path)
-    assert differences(plain, watched) == []
-    assert {group.status for group in monitor.groups} == {"verified"}
-    assert ("topology/sharpness" in trainer.callback_metrics) == (kernel == TELLING[0])

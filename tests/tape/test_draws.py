@@ -67,3 +67,21 @@ def test_what_was_drawn_stays_when_its_memory_is_written() -> None:
     own.zero_()
     assert [draws.values[name].tolist() for name in (kept, copied)] == [[1.0] * 3] * 2
     assert kept != copied
+
+
+@torch.library.custom_op("lightning_topo_tests::scaled_dot_product_of_ones_own", mutates_args=())
+def of_ones_own(x: Tensor, factor: float) -> Tensor:
+    return x * factor
+
+
+of_ones_own.register_autograd(lambda context, grad: (grad * 2.0, None))
+
+
+def test_an_operator_is_not_attention_by_its_name() -> None:
+    net, recorder = nn.Linear(3, 2), StepRecorder()
+    recorder.begin(net)
+    loss = of_ones_own(net(torch.ones(4, 3)), 2.0).mean()
+    recorder.loss(loss)
+    loss.backward()
+    [tape] = recorder.end()
+    assert accepted(tape, {name: p.grad for name, p in net.named_parameters()}).obstacle == ""
