@@ -50,10 +50,10 @@ def monitored(probes=None, **options):
 
 def fit(folder, rank, mode, *, probes=None, module=None, data=None, callbacks=(), ckpt_path=None, **options):
     """One training with a monitor."""
-    from tests.distributed.worker import seen
+    from tests.distributed.worker import End, seen
 
     monitor = monitored(probes, **options.pop("monitor", {}))
-    one = trainer(mode, folder, [monitor, *callbacks], size(), **options)
+    one = trainer(mode, folder, [End(monitor), monitor, *callbacks], size(), **options)
     n, part = parts(mode, rank, size())
     one.fit(module or Net(mode), loader(parts=n, part=part) if data is None else data, ckpt_path=ckpt_path)
     return seen(one, monitor)
