@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -23,10 +23,15 @@ def test_a_parabola_has_its_second_root(value, off):
 
 
 @given(st.floats(0.02, 50.0), st.floats(0.93, 1.08))
+@example(1.0, 1.0)
 def test_from_a_start_nearby_six_forwards_do(value, off):
-    found = critical_sharpness(lambda s: s * (s - 1.0 / value), start=off / value)
+    def loss_at(s):
+        return s * (s - 1.0 / value)
+
+    found = critical_sharpness(loss_at, start=off / value)
     assert found.converged
-    assert found.n_forwards <= 6
+    # Where the search starts at the very end, nothing is seen there: it looks at half of it, too.
+    assert found.n_forwards <= (7 if loss_at(off / value) == 0.0 else 6)
 
 
 @pytest.mark.parametrize("third", [-0.3, 0.3])
