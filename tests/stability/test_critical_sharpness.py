@@ -13,13 +13,16 @@ from lightning_topo.stability._critical_sharpness import rounding_within
 
 
 @given(st.floats(0.02, 50.0), st.floats(0.2, 5.0))
+@example(3.47265625, 1.1)
 def test_a_parabola_has_its_second_root(value, off):
     """L(s) = s (s - r): no lower than before it from r on."""
     found = critical_sharpness(lambda s: s * (s - 1.0 / value), start=off / value)
     assert found.value == pytest.approx(value, rel=0.06)
     assert found.converged
     low, high = found.bracket
-    assert low < 1.0 / value <= high <= 1.1 * low
+    up_to_rounding = 1.0 + 1e-9  # a change of the loss by rounding alone tells nothing
+    assert low < 1.0 / value <= high * up_to_rounding
+    assert high <= 1.1 * low * up_to_rounding
 
 
 @given(st.floats(0.02, 50.0), st.floats(0.93, 1.08))
