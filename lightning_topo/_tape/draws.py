@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -87,8 +88,11 @@ def generators_kept(*tapes: Tape) -> AbstractContextManager[None]:
 
 
 def _may_draw(call: Call) -> bool:
-    if call.draw is not None:
-        return "_scaled_dot_product" in call.name
-    operator = call.operator
-    is_theirs = hasattr(operator, "_schema") and not call.name.startswith(("aten::", "prims::"))
+    return _operator_may_draw(call.operator) if call.draw is None else "_scaled_dot_product" in call.name
+
+
+@cache  # a proof asks for every call in each of its replays
+def _operator_may_draw(operator: Any) -> bool:
+    schema = getattr(operator, "_schema", None)
+    is_theirs = schema is not None and not schema.name.startswith(("aten::", "prims::"))
     return is_theirs or torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ())
