@@ -89,7 +89,7 @@ def kept_random_state() -> Iterator[None]:
         yield
     finally:
         random.setstate(plain)
-        np.random.set_state(arrays)  # noqa: NPY002
+        np.random.set_state(arrays)  # noqa: NPY002 - restores what was read above
         torch.random.set_rng_state(tensors)
         if devices:
             torch.cuda.set_rng_state_all(devices)

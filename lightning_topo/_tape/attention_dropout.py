@@ -44,8 +44,8 @@ def philox_rows(name: str, dropout: float, results: Sequence[Tensor | None]) -> 
 def kept_weights(name: str, args: Mapping[str, Any], rows: Int64[Tensor, "b 4"]) -> Bool[Tensor, "b h t s"]:
     """Which of the attention's weights were not dropped, for the samples of these rows.
 
-    `args` are the call's arguments by name, of which shapes and devices count, and of flash attention the type that
-    the rows' device computes in: half of what is given in full precision.
+    `args` are the call's arguments by name; of the tensors only shapes and the device count. Flash attention is asked
+    again on zeros in half precision, since it takes no other: the mask is the same.
     """
     seed, offset, _, n = rows[0].tolist()
     query, key, dropout = args["query"], args["key"], float(args["dropout_p"])

@@ -1,8 +1,7 @@
 """The tape of a loss, out of all that a step has computed up to there."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,5 +91,5 @@ def _is_freed(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() < (last + 1) * tensor.element_size()
 
 
-def _leading_size(constants: Any) -> int:
+def _leading_size(constants: Iterable[Tensor]) -> int:
     return next((len(tensor) for tensor in constants if tensor.dim() > 0), 1)

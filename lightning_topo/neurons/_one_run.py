@@ -1,16 +1,14 @@
 """Run a user's function on a model once, as they have asked, and leave the model as it was."""
 
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_topo._protection import unchanged
+from lightning_topo._protection import kept_random_state, unchanged
 from lightning_topo._tape import StepRecorder, Tape, accepted
 from lightning_topo._tape.acceptance import combined
 from lightning_topo._tape.names import clean_name
@@ -55,12 +53,10 @@ def named_state(model: nn.Module) -> tuple[Mapping[str, Tensor], Mapping[str, Te
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; modes, attributes and random state are afterwards as before."""
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    generators = (random.getstate(), np.random.get_state())  # noqa: NPY002 - the state that user code draws from
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     fused = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(unchanged(model))
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(kept_random_state())
         if hasattr(torch.compiler, "set_stance"):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         torch.backends.mha.set_fastpath_enabled(False)
@@ -72,8 +68,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for parameter, requires_grad, grad in parameters:  # a training step may toggle its optimizers
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = grad
-            random.setstate(generators[0])
-            np.random.set_state(generators[1])  # noqa: NPY002 - restores what was read above
 
 
 def significant(output: Any) -> list[Tensor]:
