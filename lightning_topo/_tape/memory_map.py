@@ -56,6 +56,7 @@ class MemoryMap:
         self._named: dict[int, _Named] = {}
         self._current: dict[int, _Named] = {}  # by the id of the tensor, which `_Named` keeps alive
         self._renewed: dict[int, int] = {}  # by storage what identifies it since it was filled anew
+        self._filled_by: dict[int, int] = {}  # by storage the gathering that has filled it
         self._lying_in: dict[int, list[int]] = {}  # the slots of each storage
 
     # Names
@@ -68,16 +69,21 @@ class MemoryMap:
         if name not in known.names:
             known.names.append(name)
 
-    def name_gathered(self, name: str, tensor: Tensor, *, keep_value: bool, anew: bool = False) -> None:
+    def name_gathered(
+        self, name: str, tensor: Tensor, *, keep_value: bool, gathering: int = 0, anew: bool = False
+    ) -> None:
         """Name a parameter whose memory was just filled with its shards: how they came there is no part of it.
 
-        If it was filled `anew`, it gets another slot: unless its value is kept, and the same.
+        If it was filled `anew`, it gets another slot: unless its value is kept, and the same. What one `gathering` has
+        filled is one memory, in which several parameters may lie.
         """
         known = self._current.get(id(tensor))
         if known is not None and known.value is not None:
             anew = not _equal(known.value, tensor.detach())
         if known is None or (anew and name in known.names):  # else another name of what has just got one
-            self._renewed[tensor.untyped_storage()._cdata] = next(_FRESH)
+            storage = tensor.untyped_storage()._cdata
+            if self._filled_by.get(storage) != gathering:
+                self._filled_by[storage], self._renewed[storage] = gathering, next(_FRESH)
             known = self._enter(tensor, is_buffer=False, keep_value=keep_value)
         if name not in known.names:
             known.names.append(name)

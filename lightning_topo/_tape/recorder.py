@@ -59,6 +59,7 @@ class StepRecorder:
         self._tapes: list[Tape] = []
         self._mode: Observer | None = None
         self._listening = self._gathers = self._is_filled = False
+        self._n_gatherings = 0
 
     @property
     def is_active(self) -> bool:
@@ -120,7 +121,8 @@ class StepRecorder:
             if _is_foreign(tensor):
                 self._give_up(f"parameters of type {type(tensor).__name__}")
             elif gathered:
-                self._memory.name_gathered(name, tensor, keep_value=keep_value, anew=self._is_filled)
+                which = self._n_gatherings
+                self._memory.name_gathered(name, tensor, keep_value=keep_value, gathering=which, anew=self._is_filled)
             else:
                 self._memory.name(name, tensor, is_buffer=name in self._buffers)
         finally:
@@ -129,6 +131,7 @@ class StepRecorder:
     def gather_begins(self) -> None:
         """Say that parameters are gathered from shards until `gather_ends`: their memory is filled, and then named."""
         self._gathers, self._is_filled = True, False
+        self._n_gatherings += 1
 
     def gather_ends(self) -> None:
         """Say that everything is part of the step again."""

@@ -94,7 +94,11 @@ class Finding:
             include = () if self._is_complete else ("*",)
             try:
                 found = groups_from_tapes(
-                    tapes, module=self._training.module, declared=self._declared, include=include, seed=self._seed
+                    tapes,
+                    module=structure or self._training.module,
+                    declared=self._declared,
+                    include=include,
+                    seed=self._seed,
                 )
             except Exception as error:  # whatever fails in here, the training does not
                 reason = f"the recorded step could not be followed ({type(error).__name__}: {error})"

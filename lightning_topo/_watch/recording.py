@@ -5,15 +5,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_topo._tape import StepRecorder, Tape, accepted, compiled_reason, outside_modes
-from lightning_topo._tape.names import all_names, clean_name, named_tensors
+from lightning_topo._tape.names import all_names, named_tensors
 from lightning_topo._tape.recorder import is_plain
 from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
-from lightning_topo.neurons._capture import around_gathering, is_unit, local_shards, sharding
+from lightning_topo.neurons._capture import local_shards, sharding
+from lightning_topo.neurons._units import Unit, units
 
 RECORD_EVERY = 4
 """Record every this many steps before a probe evaluates the loss, until there are enough samples."""
@@ -28,7 +29,6 @@ SMALL = 2**25
 
 _SHARDS = {
     "tensor_parallel": "activations of tensor parallel are spread over processes",
-    "fsdp1": "FSDP1 keeps parameters in flat shards",
     "zero3": "DeepSpeed ZeRO-3 keeps parameters in flat shards",
 }
 """Where recording has nothing to name parameters by."""
@@ -60,7 +60,8 @@ class Recording:
         self._tapes: list[Tape] = []
         self._handles: list[RemovableHandle] = []
         self._most_bytes = SMALL
-        self._keeps_values, self._whole = True, frozenset[str]()
+        self._keeps_values = True
+        self._units: list[Unit] = []
         kind = sharding(training.root)
         self._is_sharded = kind != "whole"
         compiled = None if runs_eagerly else compiled_reason(training.module)
@@ -99,16 +100,24 @@ class Recording:
     def _begin_in_shards(self, *, keeps_values: bool) -> None:
         """Record a step whose parameters get their names where they are gathered."""
         module, self._keeps_values = self._training.module, keeps_values
-        units = {path: unit for path, unit in module.named_modules() if is_unit(unit)}
-        inside = tuple(clean_name(f"{path}.") if path else "" for path in units)
+        self._units = units(self._training.root)
         buffers = named_tensors(dict(all_names(module.named_buffers)))
-        found = {name: tensor for name, tensor in named_tensors(module).items() if is_plain(tensor)}
-        whole = {name: tensor for name, tensor in found.items() if name in buffers or not name.startswith(inside)}
-        self._whole = frozenset(whole)
-        self._recorder.begin(whole, name_gathered=self._name_gathered, shards=local_shards(module))
+        self._recorder.begin(
+            {
+                name: one
+                for name, one in named_tensors(module).items()
+                if name in buffers or self._is_left_whole(name, one)
+            },
+            name_gathered=self._name_gathered,
+            shards=local_shards(self._training.root),
+        )
         self._name_gathered()  # units that are gathered by now, and what they leave whole
-        for path, unit in units.items():
-            self._handles += around_gathering(unit, self._gather_begins, partial(self._gather_ends, path))
+        for unit in self._units:
+            self._handles += unit.around_gathering(self._recorder.gather_begins, partial(self._gather_ends, unit))
+
+    def _is_left_whole(self, name: str, parameter: Tensor) -> bool:
+        is_flat = hasattr(parameter, "_is_flat_param")
+        return is_plain(parameter) and not is_flat and not any(unit.holds(name) for unit in self._units)
 
     def _wants_samples(self, step: int) -> bool:
         n_wanted = 0 if self._training_loss is None or step % RECORD_EVERY else self._training_loss.n_wanted
@@ -199,18 +208,19 @@ class Recording:
         """Let the tapes go: they hold copies of all parameters."""
         self._tapes = []
 
-    def _gather_begins(self, unit: nn.Module, args: Any) -> None:
-        self._recorder.gather_begins()
-
-    def _gather_ends(self, path: str, unit: nn.Module, args: Any) -> None:
+    def _gather_ends(self, unit: Unit, are_whole: bool) -> None:
         self._recorder.gather_ends()
-        self._name_gathered(unit, path)
+        if are_whole:
+            self._name(unit)
 
-    def _name_gathered(self, module: nn.Module | None = None, path: str = "") -> None:
-        """Name the parameters that are whole by now and do not lie so."""
-        for name, parameter in all_names((module or self._training.module).named_parameters):
-            name = clean_name(f"{path}.{name}" if path else name)
-            if is_plain(parameter) and name not in self._whole:
+    def _name_gathered(self) -> None:
+        """Name what is whole by now of the units: one may be read before it is called, as part of one that was."""
+        for unit in self._units:
+            self._name(unit)
+
+    def _name(self, unit: Unit) -> None:
+        for name, parameter in unit.whole():
+            if is_plain(parameter):
                 self._recorder.name(name, parameter, gathered=True, keep_value=self._keeps_values)
 
     def _judge(self) -> None:

@@ -1,9 +1,8 @@
-"""The loss of a recorded step where FSDP2 keeps parameters in shards: by forward passes, a unit gathered at a time."""
+"""The loss of a recorded step where FSDP keeps parameters in shards: by forward passes, a unit gathered at a time."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,9 +11,8 @@ from torch import Tensor, nn
 from lightning_topo._tape import CannotReplay, Tape, receives, replay, unlike_recorded
 from lightning_topo._tape.names import all_names, clean_name
 from lightning_topo._watch.ranks import Ranks
-from lightning_topo.neurons._capture import is_unit
+from lightning_topo.neurons._units import Unit, units
 from lightning_topo.stability._critical_sharpness import rounding_of, rounding_within
-from lightning_topo.stability._layout import is_sharded
 
 _ROOM = 3
 """How often a unit lies in memory while it is copied: as received, as parameters, and in the copy."""
@@ -24,27 +22,29 @@ _ROOM = 3
 class ShardedTapeLoss:
     """This process's recorded losses of one step, at the present parameters of all: a zero-argument callable.
 
-    The step's own kernels run, without a gradient. FSDP2 itself gathers, one unit at a time, in the order in which the
+    The step's own kernels run, without a gradient. FSDP itself gathers, one unit at a time, in the order in which the
     step reads them; nothing is gathered when a call returns. Every call is a collective. The first must be at the
     parameters of the step: the tapes are accepted by it.
+
+    `root` is the module or, under FSDP1, its outermost wrapper.
 
     Raises `CannotReplay` on all processes if a replay fails on one.
     """
 
-    module: nn.Module
+    root: nn.Module
     tapes: Sequence[Tape]
     ranks: Ranks
     _plans: "list[list[_Visit]]" = field(init=False)
     is_accepted: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        units, present = _units(self.module), _parameters(self.module)
-        self._plans = [_plan(tape, units, present) for tape in self.tapes]
+        every = units(self.root)
+        self._plans = [_plan(tape, every) for tape in self.tapes]
 
     @property
     def order(self) -> str:
         """A digest of the units that are gathered, in order: processes may call the loss only if theirs agree."""
-        return hashlib.sha256(repr([[visit.path for visit in plan] for plan in self._plans]).encode()).hexdigest()
+        return hashlib.sha256(repr([[visit.unit.path for visit in plan] for plan in self._plans]).encode()).hexdigest()
 
     @property
     def rounding(self) -> float:
@@ -58,7 +58,7 @@ class ShardedTapeLoss:
         losses: list[Tensor] = []
         obstacle = ""
         for tape, plan in zip(self.tapes, self._plans, strict=True):
-            gathering = _Gathering(_parameters(self.module), plan)
+            gathering = _Gathering(_left_whole(self.root), plan)
             try:
                 losses.append(self._loss(tape, gathering))
             except Exception as error:
@@ -88,7 +88,9 @@ class ShardedTapeLoss:
         visits = [visit for plan in self._plans for visit in plan]
         device = self.tapes[0].recorded[0].device
         try:
-            torch.empty(_ROOM * max((visit.n_bytes for visit in visits), default=0), dtype=torch.uint8, device=device)
+            torch.empty(
+                _ROOM * max((visit.unit.n_bytes for visit in visits), default=0), dtype=torch.uint8, device=device
+            )
         except RuntimeError:  # also `OutOfMemoryError`
             return False
         return True
@@ -106,12 +108,10 @@ def replay_obstacle(tapes: Sequence[Tape]) -> str:
 
 @dataclass(slots=True)
 class _Visit:
-    """A unit that is gathered, and the parameters that are copied from it."""
+    """A unit that is gathered, and the parameters that are copied from it, in the types in which the step read them."""
 
-    path: str
-    unit: Any
-    names: list[str]
-    n_bytes: int
+    unit: Unit
+    dtypes: dict[str, torch.dtype]
 
 
 @dataclass(slots=True)
@@ -122,14 +122,16 @@ class _Gathering(Mapping[str, Tensor]):
     anyway: to look at the rest is a collective.
     """
 
-    present: Mapping[str, Tensor]
+    whole: Mapping[str, Tensor]
     plan: Sequence[_Visit]
     n_visited: int = field(default=0, init=False)
     copies: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __getitem__(self, name: str) -> Tensor:
-        if not is_sharded(self.present[name]):
-            return self.present[name]
+        if name in self.whole:
+            return self.whole[name]
+        if name not in self:
+            raise KeyError(name)
         while name not in self.copies:
             if self.n_visited == len(self.plan):
                 raise LookupError(f"{name} is read out of turn")
@@ -137,13 +139,13 @@ class _Gathering(Mapping[str, Tensor]):
         return self.copies.pop(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.present
+        return name in self.whole or any(name in visit.dtypes for visit in self.plan)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, p in self.present.items() if not is_sharded(p))
+        return iter(self.whole)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self.whole)
 
     def finish(self) -> None:
         """Take part in what the other processes still gather."""
@@ -154,13 +156,9 @@ class _Gathering(Mapping[str, Tensor]):
     def _visit(self, *, copying: bool) -> None:
         visit = self.plan[self.n_visited]
         self.n_visited += 1
-        visit.unit.unshard()
-        try:
+        with visit.unit.gathered() as whole:
             if copying:
-                whole = _parameters(visit.unit, visit.path)
-                self.copies |= {name: _plain(whole[name], name).clone() for name in visit.names}
-        finally:
-            visit.unit.reshard()
+                self.copies |= {name: whole[name].to(dtype, copy=True) for name, dtype in visit.dtypes.items()}
 
 
 def _types(tape: Tape) -> set[torch.dtype]:
@@ -169,15 +167,9 @@ def _types(tape: Tape) -> set[torch.dtype]:
     return {dtype for dtype in found if dtype.is_floating_point}
 
 
-def _plain(tensor: Tensor, name: str) -> Tensor:
-    if is_sharded(tensor):
-        raise LookupError(f"{name} is not gathered with its unit")
-    return tensor.detach()
-
-
-def _plan(tape: Tape, units: Mapping[str, nn.Module], present: Mapping[str, Tensor]) -> list[_Visit]:
+def _plan(tape: Tape, every: Sequence[Unit]) -> list[_Visit]:
     """The units that a replay needs, in the order in which the tape reads from them; again where it reads anew."""
-    owners = {name: _owner(name, units) for name, p in present.items() if is_sharded(p)}
+    owners = {name: unit for unit in every for name in unit.names}
     visits: list[_Visit] = []
     latest: dict[str, _Visit] = {}
     slots = dict.fromkeys(slot for call in tape.calls for slot in call.inputs) | dict.fromkeys(tape.outputs)
@@ -185,30 +177,16 @@ def _plan(tape: Tape, units: Mapping[str, nn.Module], present: Mapping[str, Tens
         name = next((name for name in tape.names.get(slot, ()) if name in owners), None)
         if name is None:
             continue
-        path = owners[name]
-        if path not in latest or name in latest[path].names:
-            held = [present[other] for other, owner in owners.items() if owner == path]
-            n_bytes = sum(p.numel() * p.element_size() for p in held)
-            latest[path] = _Visit(path, units[path], [], n_bytes)
-            visits.append(latest[path])
-        latest[path].names.append(name)
+        unit = owners[name]
+        if unit.path not in latest or name in latest[unit.path].dtypes:
+            latest[unit.path] = _Visit(unit, {})
+            visits.append(latest[unit.path])
+        latest[unit.path].dtypes[name] = tape.layouts[slot].dtype
     return visits
 
 
-def _owner(name: str, units: Mapping[str, nn.Module]) -> str:
-    """The innermost unit around a parameter: it gathers it."""
-    around = [path for path in units if not path or name.startswith(f"{path}.")]
-    if not around:
-        raise CannotReplay(f"{name} lies in shards that FSDP2 does not gather")
-    return max(around, key=len)
-
-
-def _units(module: nn.Module) -> dict[str, nn.Module]:
-    """FSDP2's units by clean path."""
-    return {clean_name(f"{path}.")[:-1]: unit for path, unit in module.named_modules() if is_unit(unit)}
-
-
-def _parameters(module: nn.Module, path: str = "") -> dict[str, Tensor]:
-    """The parameters of a module that lies at this path, by clean name."""
-    prefix = f"{path}." if path else ""
-    return {prefix + clean_name(name): p for name, p in all_names(module.named_parameters)}
+def _left_whole(root: nn.Module) -> dict[str, Tensor]:
+    """The parameters that lie in no unit, by clean name."""
+    owned = {name for unit in units(root) for name in unit.names}
+    named = ((clean_name(name), p) for name, p in all_names(root.named_parameters))
+    return {name: p for name, p in named if name not in owned and not hasattr(p, "_is_flat_param")}

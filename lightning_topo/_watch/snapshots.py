@@ -11,7 +11,7 @@ from lightning_topo._watch.steps import Steps
 from lightning_topo._watch.training import Training
 from lightning_topo.homology import Worker
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.neurons._capture import Sharding, gather_clouds, shard_copies, sharding
+from lightning_topo.neurons._capture import RECORDED, Sharding, gather_clouds, shard_copies, sharding
 from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult
 from lightning_topo.probes._probe import LossFn
 
@@ -80,10 +80,10 @@ class Snapshots:
         # Where no loss can be recorded, a probe that was given none of its own has no use for them.
         wanted = any(
             getattr(probe, "needs_parameters_before", False)
-            and (self.sharding == "fsdp2" or getattr(probe, "loss_fn", probe) is not None)
+            and (self.sharding in RECORDED or getattr(probe, "loss_fn", probe) is not None)
             for probe in probes
         )
-        if not wanted or self.sharding in ("fsdp1", "zero3"):  # their flat shards mean nothing by themselves
+        if not wanted or self.sharding == "zero3":  # its partitions mean nothing by themselves
             self._shards_before = None
         elif self._shards_before is None or self._shards_before[0] != step - 1:
             trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}

@@ -18,6 +18,7 @@ from lightning_topo._watch.sharded_loss import ShardedTapeLoss, replay_obstacle
 from lightning_topo._watch.training import Training
 from lightning_topo.neurons._capture import sharding
 from lightning_topo.neurons._sample_cuts import SampleCuts
+from lightning_topo.neurons._units import units
 from lightning_topo.probes import BatchLoss, ProbeUnavailable
 from lightning_topo.probes._probe import LossFn
 
@@ -119,7 +120,7 @@ class TrainingLoss:
         loss, obstacle, order = None, self.obstacle, ""
         if not obstacle:
             try:
-                loss = ShardedTapeLoss(self._training.module, self._tapes, self._training.ranks)
+                loss = ShardedTapeLoss(self._training.root, self._tapes, self._training.ranks)
                 order = loss.order
             except CannotReplay as error:
                 obstacle = str(error)
@@ -149,6 +150,7 @@ class TrainingLoss:
 def _light(tape: Tape, training: Training) -> Tape:
     """The tape without the values that parameters had: they are taken where they stand."""
     present = {clean_name(name) for name, _ in all_names(training.module.named_parameters)}
+    present.update(name for unit in units(training.root) for name in unit.names)
     return tape.replaced(
         values={slot: value for slot, value in tape.values.items() if not present.intersection(tape.names[slot])}
     )

@@ -4,19 +4,23 @@ Everything that takes a module here is a *collective*: every process calls it, w
 and one that fails by itself goes on taking part.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lightning_topo._tape.names import clean_name
 from lightning_topo.neurons._group import NeuronGroup, ParamSlice
+from lightning_topo.neurons._units import is_fsdp2_unit, is_hook_of_sharding, units
+from lightning_topo.stability._layout import is_sharded
 
 Sharding = Literal["whole", "tensor_parallel", "fsdp2", "fsdp1", "zero3"]
 """How parameters lie on the processes; FSDP2 with tensor parallel inside counts as "fsdp2"."""
+
+RECORDED = frozenset[Sharding]({"whole", "fsdp2", "fsdp1"})
+"""Where steps can be recorded."""
 
 
 def sharding(root: nn.Module) -> Sharding:
@@ -48,11 +52,11 @@ def whole_parameters(
     """Each parameter by its clean name, whole and detached, one after the other.
 
     Only one (under FSDP1, one unit's) is whole at a time: a tensor is valid until the next is asked for. `names` are
-    those wanted; `instead` holds tensors to make whole in place of parameters, by clean name (not under FSDP1 and
-    ZeRO-3). Under FSDP1 `root` must be the outermost wrapper.
+    those wanted; `instead` holds tensors to make whole in place of parameters, by clean name (not under ZeRO-3). Under
+    FSDP1 `root` must be the outermost wrapper, and `instead` is made use of: afterwards it is as it was.
     """
     if sharding(root) == "fsdp1":
-        yield from _of_fsdp_units(root, names)
+        yield from _of_fsdp_units(root, names, instead)
         return
     for raw, parameter in root.named_parameters():
         name = clean_name(raw)
@@ -65,53 +69,26 @@ def whole_parameters(
 def shard_copies(root: nn.Module) -> dict[str, Tensor] | None:
     """Copies of this process's shards, by clean name, from which the whole parameters can be had when these move on.
 
-    None under FSDP1 and ZeRO-3, whose flat shards mean nothing by themselves. No collective.
+    None under ZeRO-3, whose partitions mean nothing by themselves. No collective.
 
     >>> list(shard_copies(nn.Linear(2, 2)))
     ['weight', 'bias']
     """
-    if sharding(root) in ("fsdp1", "zero3"):
+    if sharding(root) == "zero3":
         return None
     return {clean_name(name): parameter.detach().clone() for name, parameter in root.named_parameters()}
 
 
-def is_unit(module: nn.Module) -> bool:
-    """Whether FSDP2 gathers this module's parameters by themselves."""
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(module, FSDPModule)
-
-
 @torch.no_grad()
 def local_shards(root: nn.Module) -> list[Tensor]:
-    """This process's parts of the parameters that lie in DTensors, in the parameters' own memory."""
-    return [cast(Any, p).to_local() for p in root.parameters() if _is_dtensor(p)]
-
-
-def around_gathering(
-    unit: nn.Module, begins: Callable[[nn.Module, Any], None], ends: Callable[[nn.Module, Any], None]
-) -> list[RemovableHandle]:
-    """Call `begins` just before and `ends` just after FSDP2 gathers a unit for its forward pass.
-
-    The user's own hooks see whole parameters: they run after `ends`, in the order they had.
-    """
-    hooks = cast(Any, unit._forward_pre_hooks)  # an OrderedDict
-    handles = [unit.register_forward_pre_hook(begins, prepend=True), unit.register_forward_pre_hook(ends)]
-    gathering = [key for key, hook in hooks.items() if _is_of_sharding(hook)]
-    own = [handle.id for handle in handles]
-    order = list(hooks)
-    for key in order[order.index(gathering[-1]) + 1 if gathering else len(order) :]:
-        if key not in own:
-            hooks.move_to_end(key)
-    return handles
+    """This process's parts of the parameters, in the parameters' own memory."""
+    return [shard for unit in units(root) for shard in unit.shards]
 
 
 def reshard(root: nn.Module) -> None:
     """Let FSDP2 gather parameters anew in the next forward pass: after one without a backward pass it keeps them."""
     for module in root.modules():
-        if is_unit(module):
+        if is_fsdp2_unit(module):
             cast(Any, module).reshard()
 
 
@@ -198,30 +175,45 @@ class _Building:
         return alone.gather(tensors)
 
 
-def _of_fsdp_units(root: nn.Module, names: Collection[str] | None) -> Iterator[tuple[str, Tensor]]:
+def _of_fsdp_units(
+    root: nn.Module, names: Collection[str] | None, instead: Mapping[str, Tensor] | None
+) -> Iterator[tuple[str, Tensor]]:
     """Unit by unit: what a unit holds is made whole together, since it is one flat tensor."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
+    known: set[str] = set()
+    with _exchanged(root, instead or {}):
+        for unit in units(root):
+            with unit.gathered() as whole:
+                known.update(whole)
+                yield from ((name, p) for name, p in whole.items() if names is None or name in names)
+        for raw, parameter in root.named_parameters():  # those that FSDP was told to ignore
+            name = clean_name(raw)
+            if name not in known and not hasattr(parameter, "_is_flat_param") and (names is None or name in names):
+                yield name, parameter.detach()
 
-    # Names without wrappers: inside `summon_full_params`, FSDP leaves its own out too.
-    units = {
-        clean_name(f"{path}."): unit
-        for path, unit in root.named_modules()
-        if isinstance(unit, FullyShardedDataParallel)
-    }
-    for prefix, unit in units.items():
-        start = "" if prefix == "." else prefix
-        inner = tuple(other for other in units if other not in (prefix, ".") and other.startswith(start))
-        with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
-            for raw, parameter in unit.named_parameters():
-                name = start + clean_name(raw)
-                if not name.startswith(inner) and (names is None or name in names):
-                    yield name, parameter.detach()
+
+@contextmanager
+def _exchanged(root: nn.Module, instead: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let shards have other values, and those other tensors theirs, while the context lasts."""
+    pairs = [(p, instead[name]) for raw, p in root.named_parameters() if (name := clean_name(raw)) in instead]
+    _exchange(pairs)
+    try:
+        yield
+    finally:
+        _exchange(pairs)
+
+
+@torch.no_grad()
+def _exchange(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for one, other in pairs:
+        kept = one.clone()
+        one.copy_(other)
+        other.copy_(kept)
 
 
 @contextmanager
 def _gathered(parameter: Tensor) -> Iterator[Tensor]:
     """One parameter, whole."""
-    if _is_dtensor(parameter):
+    if is_sharded(parameter):
         yield cast(Any, parameter).full_tensor().detach()
     elif hasattr(parameter, "ds_id"):
         import deepspeed
@@ -262,7 +254,7 @@ def unsharded(root: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         copy = copies[id(module)] = object.__new__(plain)
         copy.__dict__ = dict(module.__dict__)
         for hooks in _HOOKS:
-            kept = {key: hook for key, hook in module.__dict__[hooks].items() if not _is_of_sharding(hook)}
+            kept = {key: hook for key, hook in module.__dict__[hooks].items() if not is_hook_of_sharding(hook)}
             copy.__dict__[hooks] = type(module.__dict__[hooks])(kept)
         copy.__dict__["_parameters"] = {
             name: p if p is None else parameters.get(id(p), p) for name, p in module._parameters.items()
@@ -281,15 +273,5 @@ def unsharded(root: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def _is_of_sharding(hook: Any) -> bool:
-    function = getattr(hook, "func", hook)
-    origin = getattr(function, "__module__", None) or ""
-    return origin.startswith(("torch.distributed", "deepspeed"))
-
-
-def _is_dtensor(tensor: Tensor) -> bool:
-    return hasattr(tensor, "full_tensor")
-
-
 def _local(buffer: Tensor) -> Tensor:
-    return cast(Any, buffer).full_tensor() if _is_dtensor(buffer) else buffer
+    return cast(Any, buffer).full_tensor() if is_sharded(buffer) else buffer

@@ -123,7 +123,7 @@ def critical_values(
             start=start,
             tolerance=tolerance,
             max_forwards=max_forwards,
-            rounding=_rounding(segment.params, loss_fn),
+            rounding=_rounding(segment.layout.params, loss_fn),
             halves=halves,
         )
     finally:
@@ -145,23 +145,23 @@ class StepSegment:
     """The line from the parameters before a step through those after it; of shards, every process moves its own."""
 
     module: nn.Module
-    params: Sequence[Tensor]
+    layout: Layout
     begins: Sequence[Tensor]
     ends: Sequence[Tensor]
 
     def loss(self, loss_fn: Callable[[], Tensor], multiple: float) -> Tensor:
         """The loss at this multiple of the step, every time with the same random numbers."""
         with torch.no_grad():
-            for p, begin, end in zip(self.params, self.begins, self.ends, strict=True):
+            for p, begin, end in zip(self.layout.params, self.begins, self.ends, strict=True):
                 p.copy_(begin + multiple * (end - begin))
             self._forget_copies()
-            with seeded(torch.initial_seed(), self.params):
-                return Layout.of(self.params).mean(loss_fn().detach())
+            with seeded(torch.initial_seed(), self.layout.params):
+                return self.layout.mean(loss_fn().detach())
 
     def restore(self) -> None:
         """Put the parameters back to their values after the step."""
         with torch.no_grad():
-            for p, end in zip(self.params, self.ends, strict=True):
+            for p, end in zip(self.layout.params, self.ends, strict=True):
                 p.copy_(end)
         self._forget_copies()
 
@@ -195,10 +195,11 @@ def step_segment(capture: Capture) -> StepSegment | None:
     before = capture.parameters_before
     if before is None or before.keys() != now.keys():
         return None
-    if not Layout.of(now.values()).anywhere(any(not torch.equal(local(before[k]), local(p)) for k, p in now.items())):
+    layout = Layout.of(now.values(), flat_copies=1 if capture.sharding == "fsdp1" else None)
+    if not layout.anywhere(any(not torch.equal(local(before[k]), local(p)) for k, p in now.items())):
         return None
     ends = [p.detach().clone() for p in now.values()]
-    return StepSegment(capture.module, list(now.values()), [before[name] for name in now], ends)
+    return StepSegment(capture.module, layout, [before[name] for name in now], ends)
 
 
 def _halves(loss_fn: Callable[[], Tensor]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]] | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_topo._keywords import explains_keywords
 from lightning_topo._tape import TapeLoss
 from lightning_topo.measurement import GLOBAL
+from lightning_topo.neurons._capture import RECORDED
 from lightning_topo.probes._approach import Approach, adapted
 from lightning_topo.probes._batch_window import BatchWindow, see_batches
 from lightning_topo.probes._critical_sharpness import critical_values, step_segment
@@ -136,7 +137,7 @@ class StepEdge:
 
     def _in_shards(self, capture: Capture, state: "_State") -> ProbeResult:
         """The critical sharpness of the step just taken, by forward passes."""
-        if capture.sharding not in (("fsdp2",) if self.loss_fn is None else ("fsdp2", "tensor_parallel")):
+        if capture.sharding not in (RECORDED if self.loss_fn is None else ("fsdp2", "tensor_parallel")):
             return ProbeResult(carry=state)
         was_recorded, state = state.is_recorded, replace(state, is_recorded=True)
         segment = step_segment(capture) if was_recorded else None

@@ -28,13 +28,17 @@ class Layout:
     shares: tuple[float, ...] | None = None
 
     @staticmethod
-    def of(params: Iterable[Tensor]) -> "Layout":
+    def of(params: Iterable[Tensor], *, flat_copies: int | None = None) -> "Layout":
         """The layout of these parameters.
+
+        Flat shards, as FSDP1 has them, do not show what they are: `flat_copies` says on how many processes each lies.
 
         >>> Layout.of([torch.ones(2, 3)]).shares is None
         True
         """
         params = tuple(params)
+        if flat_copies is not None:
+            return Layout(params, (1 / math.sqrt(flat_copies),) * len(params))
         if not any(is_sharded(p) for p in params):
             return Layout(params)
         world = torch.distributed.get_world_size()

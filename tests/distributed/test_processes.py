@@ -36,6 +36,7 @@ NAMES = [
     "curved-tp",
     "curved-fsdp1",
     "torn-fsdp2",
+    "replayed-fsdp1",
     "replayed-fsdp2",
     "halted-fsdp2",
     *(f"laid-{mode}" for mode in ("fsdp2", "tp", "2d")),
@@ -127,7 +128,7 @@ def of_clouds(folder, *, since=1):
     }
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("mode", ["ddp", "fsdp1", "fsdp2"])
 def test_two_processes_find_and_measure_what_one_does(out, single, pair, mode):
     assert_alike(of_clouds(out / f"plain-{mode}"), of_clouds(out / "single"), mode)
     both = pair[f"plain-{mode}"]
@@ -135,14 +136,14 @@ def test_two_processes_find_and_measure_what_one_does(out, single, pair, mode):
     assert [e for e in both[0]["events"] if e["name"] != "probe_failed"] == single["events"]
 
 
-@pytest.mark.parametrize("mode", ["fsdp1", "tp", "2d", ZERO3])
+@pytest.mark.parametrize("mode", ["tp", "2d", ZERO3])
 def test_where_no_step_can_be_recorded_the_groups_come_from_the_structure(out, pair, mode):
     first = pair[f"plain-{mode}"][0]
     assert first["status"] == ["incoming_only"] * 4
     messages = [event["message"] for event in first["events"] if event["name"] == "probe_failed"]
     assert any(message.startswith("A loss was not followed: ") for message in messages)
     assert "taken from the structure, without what reads them" in " ".join(messages)
-    since = 2 if mode in ("fsdp1", "zero3") else 1  # flat shards before the first step belong to no neurons yet
+    since = 2 if mode == "zero3" else 1  # flat shards before the first step belong to no neurons yet
     assert_alike(of_clouds(out / f"plain-{mode}", since=since), of_clouds(out / "incoming", since=since), mode)
     lines = (out / f"plain-{mode}" / "topology" / "measurements.jsonl").read_text().splitlines()[1:]
     assert {json.loads(line)["reference_step"] for line in lines} == {since - 1}
@@ -150,8 +151,7 @@ def test_where_no_step_can_be_recorded_the_groups_come_from_the_structure(out, p
 
 @pytest.mark.parametrize("mode", ["fsdp1", "tp", "2d"])
 def test_groups_named_by_hand_are_measured_in_shards_as_in_one_process(out, pair, mode):
-    since = 2 if mode == "fsdp1" else 1
-    assert_alike(of_clouds(out / f"incoming-{mode}", since=since), of_clouds(out / "incoming", since=since), mode)
+    assert_alike(of_clouds(out / f"incoming-{mode}"), of_clouds(out / "incoming"), mode)
     assert pair[f"incoming-{mode}"][0]["groups"] == ["net.0", "net.2", "net.4", "net.6"]
 
 
@@ -190,8 +190,7 @@ def test_in_shards_the_critical_sharpness_comes_by_default(out, pair):
             by_default = two[at[0], "step_edge", ""]
             assert by_default["critical_sharpness"] == pytest.approx(values["critical_sharpness"], rel=0.11)
             assert "batch_sharpness_ratio" not in by_default
-        plain = {at: values["loss"] for at, values in table(out / f"plain-{mode}").items() if at[1] == "training"}
-        assert {at: values["loss"] for at, values in two.items() if at[1] == "training"} == plain
+        assert losses(out / f"curved-{mode}") == losses(out / f"plain-{mode}")
 
 
 def test_in_shards_the_recorded_step_needs_no_loss_of_its_own(out, pair):
@@ -202,8 +201,20 @@ def test_in_shards_the_recorded_step_needs_no_loss_of_its_own(out, pair):
     for step in steps:
         by_hand = found[step, "critical_sharpness", ""]["critical_sharpness"]
         assert found[step, "step_edge", ""]["critical_sharpness"] == pytest.approx(by_hand, rel=0.11)
-    plain = {at: values["loss"] for at, values in table(out / "plain-fsdp2").items() if at[1] == "training"}
-    assert {at: values["loss"] for at, values in found.items() if at[1] == "training"} == plain
+    assert losses(out / "replayed-fsdp2") == losses(out / "plain-fsdp2")
+
+
+def test_flat_shards_show_the_critical_sharpness_of_the_recorded_step_too(out, pair):
+    found, other = table(out / "replayed-fsdp1"), table(out / "replayed-fsdp2")
+    steps = [at for at in found if at[1] == "step_edge" and "critical_sharpness" in found[at]]
+    assert [step for step, _, _ in steps] == [4, 6, 8]
+    for at in steps:
+        assert found[at]["critical_sharpness"] == pytest.approx(other[at]["critical_sharpness"], rel=1e-3)
+    assert losses(out / "replayed-fsdp1") == losses(out / "plain-fsdp1")
+
+
+def losses(folder):
+    return {at: values["loss"] for at, values in table(folder).items() if at[1] == "training"}
 
 
 def test_a_replay_that_breaks_off_on_one_process_is_a_failure_on_all(out, pair):
@@ -296,7 +307,7 @@ def test_the_record_of_rank_0_has_every_diagram_and_every_reference(out, pair, m
 
     stored = RecordWriter.open(out / f"plain-{mode}" / "topology", resume=(None, ours.run_id))
     whole = dict(Net().named_parameters())
-    taken = mode not in ("ddp", "fsdp2")  # from the structure, without what reads them
+    taken = mode not in ("ddp", "fsdp1", "fsdp2")  # from the structure, without what reads them
     for name, (incoming, outgoing) in {"net.2": (2, 4), "net.6": (6, 8)}.items():  # another process's
         cloud = stored.read_reference(name)
         expected = [
@@ -304,7 +315,7 @@ def test_the_record_of_rank_0_has_every_diagram_and_every_reference(out, pair, m
             whole[f"net.{incoming}.bias"][:, None],
             *([] if taken else [whole[f"net.{outgoing}.weight"].T]),
         ]
-        if mode in ("fsdp1", "zero3"):  # as they lay behind the first step
+        if mode == "zero3":  # as they lay behind the first step
             assert cloud.numel() == sum(part.numel() for part in expected)
             continue
         assert sorted(cloud.flatten().tolist()) == sorted(v for t in expected for v in t.flatten().tolist())

@@ -1,4 +1,4 @@
-"""The loss of a recorded step in FSDP2's shards, here those of one process; with two `tests/distributed` runs it."""
+"""The loss of a recorded step in FSDP's shards, here those of one process; with two `tests/distributed` runs it."""
 
 from functools import partial
 
@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import distributed as dist
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from lightning_topo._tape import CannotReplay
 from lightning_topo._watch import sharded_loss
@@ -76,9 +82,22 @@ def move(net, factor):
             p.mul_(factor)
 
 
+def in_flat_shards(net, **options):
+    policy = ModuleWrapPolicy({nn.MultiheadAttention, nn.Sequential})
+    return FullyShardedDataParallel(net, auto_wrap_policy=policy, device_id=torch.device("cpu"), **options)
+
+
+KINDS = {
+    "fsdp2": in_shards,
+    "fsdp1": partial(in_flat_shards, use_orig_params=True),
+    "flat": partial(in_flat_shards, use_orig_params=False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("losses", [1, 2])
-def test_it_is_the_loss_at_the_present_parameters(losses):
-    net, alike = in_shards(Attends()), Attends()
+def test_it_is_the_loss_at_the_present_parameters(losses, kind):
+    net, alike = KINDS[kind](Attends()), Attends()
     loss, value = recorded(net, tokens(), losses)
     with loss(None) as evaluate:
         assert evaluate().item() == pytest.approx(value, rel=1e-6)
@@ -137,6 +156,33 @@ def test_it_runs_in_the_precision_of_the_units():
         assert evaluate().item() == value
 
 
+def test_what_was_drawn_falls_as_it_did():
+    net = in_shards(Attends())
+    loss, value = recorded(net, tokens(), call=lambda x: F.dropout(net(x) * torch.ones(4)).mean())
+    with loss(None) as evaluate:
+        assert evaluate().item() == evaluate().item() == pytest.approx(value, rel=1e-6)
+
+
+def test_a_module_that_calls_itself_gathers_nothing_by_that():
+    """As a LightningModule does in its training step: what follows is part of the step."""
+
+    class Itself(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Attends()
+
+        def forward(self, x, deeper=True):
+            return self(x, deeper=False).square() * self.net.norm.weight.sum() if deeper else self.net(x)
+
+    net, alike = in_flat_shards(Itself(), use_orig_params=True), Itself()
+    loss, value = recorded(net, tokens())
+    with loss(None) as evaluate:
+        assert evaluate().item() == pytest.approx(value, rel=1e-6)
+        move(net, 1.3)
+        move(alike, 1.3)
+        assert evaluate().item() == pytest.approx(alike(tokens()).item(), rel=1e-6)
+
+
 def test_it_is_refused_at_other_parameters_than_those_of_the_step():
     net = in_shards(Attends())
     loss, _ = recorded(net, tokens())
@@ -153,7 +199,7 @@ def test_a_replay_that_breaks_off_gathers_what_the_others_gather(monkeypatch, at
     visit = sharded_loss._Gathering._visit
 
     def noted(self, **options):
-        gathered.append(self.plan[self.n_visited].path)
+        gathered.append(self.plan[self.n_visited].unit.path)
         visit(self, **options)
 
     monkeypatch.setattr(sharded_loss._Gathering, "_visit", noted)
@@ -264,8 +310,8 @@ def test_what_a_hook_of_the_users_computes_is_part_of_the_step(norm):
         move(net, 1.3)
         move(alike, 1.3)
         assert evaluate().item() == pytest.approx(alike(tokens()).item(), rel=1e-4)
-    hooks = [getattr(hook, "__qualname__", "") for hook in net.block._forward_pre_hooks.values()]
-    assert not [name for name in hooks if name.startswith("Recording")]
+    hooks = [getattr(hook, "__module__", "") for hook in net.block._forward_pre_hooks.values()]
+    assert not [name for name in hooks if name.startswith("lightning_topo")]
 
 
 def test_shards_that_a_step_reads_are_no_constants():

@@ -1,0 +1,243 @@
+"""Units of sharded parameters: what FSDP gathers together, just before a part of the forward pass.
+
+To gather a unit is a *collective*: every process does it, in the same order.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_topo._tape.names import all_names, clean_name
+from lightning_topo.stability._layout import is_sharded
+
+
+@dataclass(frozen=True, eq=False)
+class Unit(ABC):
+    """Parameters that are gathered together.
+
+    `path` is the clean name of their module, empty for the whole. Parameters have their clean names.
+    """
+
+    path: str
+    module: nn.Module
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The parameters in shards that are gathered with this unit and no other, under each of their names."""
+
+    @abstractmethod
+    def holds(self, name: str) -> bool:
+        """Whether a parameter may lie in this unit, or one within it, whether it is gathered now or not."""
+
+    @property
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """The size of the whole parameters."""
+
+    @property
+    @abstractmethod
+    def shards(self) -> Iterable[Tensor]:
+        """This process's parts, in the parameters' own memory."""
+
+    @abstractmethod
+    def whole(self) -> Iterable[tuple[str, Tensor]]:
+        """The parameters that are whole now, as the module's code finds them."""
+
+    @abstractmethod
+    def gathered(self) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Whole parameters while the context lasts: a collective."""
+
+    @abstractmethod
+    def around_gathering(self, begins: Callable[[], None], ends: Callable[[bool], None]) -> list[RemovableHandle]:
+        """Call `begins` before the forward pass gathers or frees them, `ends` after it with whether they are whole.
+
+        The user's own hooks see whole parameters, and run outside of that, in the order they had.
+        """
+
+    def _named(self, name: str) -> str:
+        return clean_name(f"{self.path}.{name}" if self.path else name)
+
+
+class FSDP2Unit(Unit):
+    """A module that `fully_shard` was called on."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._in_shards())
+
+    def holds(self, name: str) -> bool:
+        return not self.path or name.startswith(f"{self.path}.")
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self._in_shards().values())
+
+    @property
+    def shards(self) -> Iterable[Tensor]:
+        return [cast(Any, p).to_local() for p in self._in_shards().values()]
+
+    def whole(self) -> Iterable[tuple[str, Tensor]]:
+        return [(name, p) for name, p in self._present() if not is_sharded(p)]
+
+    @contextmanager
+    def gathered(self) -> Iterator[Mapping[str, Tensor]]:
+        names, module = self.names, cast(Any, self.module)
+        module.unshard()
+        try:
+            whole = dict(self.whole())
+            if missing := set(names) - set(whole):
+                raise LookupError(f"{min(missing)} is not gathered with its unit")
+            yield {name: whole[name].detach() for name in names}
+        finally:
+            module.reshard()
+
+    def _present(self) -> list[tuple[str, Tensor]]:
+        return [(self._named(name), p) for name, p in all_names(self.module.named_parameters)]
+
+    def _in_shards(self) -> dict[str, Tensor]:
+        paths = (path for path, module in self.module.named_modules() if path and is_fsdp2_unit(module))
+        inner = tuple(f"{self._named(path)}." for path in paths)
+        return {name: p for name, p in self._present() if is_sharded(p) and not name.startswith(inner)}
+
+    def around_gathering(self, begins: Callable[[], None], ends: Callable[[bool], None]) -> list[RemovableHandle]:
+        hooks = cast(Any, self.module._forward_pre_hooks)  # an OrderedDict
+        handles = [
+            self.module.register_forward_pre_hook(lambda module, args: begins(), prepend=True),
+            self.module.register_forward_pre_hook(lambda module, args: ends(True)),
+        ]
+        gathering = [key for key, hook in hooks.items() if is_hook_of_sharding(hook)]
+        own = [handle.id for handle in handles]
+        order = list(hooks)
+        for key in order[order.index(gathering[-1]) + 1 if gathering else len(order) :]:
+            if key not in own:
+                hooks.move_to_end(key)
+        return handles
+
+
+class FSDP1Unit(Unit):
+    """A module within `FullyShardedDataParallel`, whose parameters are one flat one."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self._present())
+
+    def holds(self, name: str) -> bool:
+        return name in self.names
+
+    @property
+    def n_bytes(self) -> int:
+        flat = self._flat
+        return 0 if flat is None else flat._unpadded_unsharded_size.numel() * flat.element_size()
+
+    @property
+    def shards(self) -> Iterable[Tensor]:
+        flat = self._flat
+        return [getattr(flat, "_local_shard", flat)] if self._is_divided else []
+
+    def whole(self) -> Iterable[tuple[str, Tensor]]:
+        return [] if self._is_divided and self._handle.is_sharded(self._flat) else self._present()
+
+    @contextmanager
+    def gathered(self) -> Iterator[Mapping[str, Tensor]]:
+        """In full precision, whatever the forward pass computes in."""
+        from torch.distributed.fsdp import FullyShardedDataParallel
+
+        with FullyShardedDataParallel.summon_full_params(self.module, recurse=False, writeback=False):
+            yield {name: p.detach() for name, p in self._present()}
+
+    def around_gathering(self, begins: Callable[[], None], ends: Callable[[bool], None]) -> list[RemovableHandle]:
+        calls = _Calls(begins, ends)
+        inside = cast(Any, self.module).module
+        return [
+            self.module.register_forward_pre_hook(calls.gather),
+            inside.register_forward_pre_hook(calls.enter, prepend=True),
+            inside.register_forward_hook(calls.leave, always_call=True),
+            self.module.register_forward_hook(calls.freed, prepend=True, always_call=True),
+        ]
+
+    def _present(self) -> list[tuple[str, Tensor]]:
+        flat = self._flat
+        if flat is None:
+            return []
+        shared = [(".".join(filter(None, (i.module_name, i.param_name))), i) for i in flat._shared_param_infos]
+        every = [*zip(flat._fqns, flat._param_infos, strict=True), *shared]
+        return [(self._named(name), getattr(info.module, info.param_name)) for name, info in every]
+
+    @property
+    def _handle(self) -> Any:
+        return cast(Any, self.module)._handle
+
+    @property
+    def _flat(self) -> Any:
+        return None if self._handle is None else self._handle.flat_param
+
+    @property
+    def _is_divided(self) -> bool:
+        return self._handle is not None and self._handle.uses_sharded_strategy
+
+
+class _Calls:
+    """The hooks of one FSDP1 unit: a module that calls itself, as a LightningModule does, gathers nothing by that."""
+
+    def __init__(self, begins: Callable[[], None], ends: Callable[[bool], None]) -> None:
+        self._begins, self._ends, self._depth = begins, ends, 0
+
+    def gather(self, module: nn.Module, args: Any) -> None:
+        self._depth = 0
+        self._begins()
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self._depth += 1
+        if self._depth == 1:
+            self._ends(True)
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._begins()
+
+    def freed(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._ends(False)
+
+
+def units(root: nn.Module) -> list[Unit]:
+    """The units of a module, the outermost first.
+
+    >>> units(nn.Linear(2, 2))
+    []
+    """
+    if not torch.distributed.is_available():
+        return []
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    found: list[Unit] = []
+    for raw, module in root.named_modules():
+        path = clean_name(f"{raw}.")[:-1]
+        if isinstance(module, FullyShardedDataParallel):
+            found.append(FSDP1Unit(path, module))
+        elif is_fsdp2_unit(module):
+            found.append(FSDP2Unit(path, module))
+    return found
+
+
+def is_fsdp2_unit(module: nn.Module) -> bool:
+    """Whether FSDP2 gathers this module's parameters by themselves."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
+
+def is_hook_of_sharding(hook: Any) -> bool:
+    """Whether a hook was registered by torch's or DeepSpeed's sharding."""
+    function = getattr(hook, "func", hook)
+    origin = getattr(function, "__module__", None) or ""
+    return origin.startswith(("torch.distributed", "deepspeed"))
