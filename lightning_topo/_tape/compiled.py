@@ -45,7 +45,9 @@ def _is_compiled(value: Any) -> bool:
     if isinstance(value, nn.Module):
         return "_orig_mod" in value.__dict__.get("_modules", {})
     function = getattr(value, "__func__", value)
-    return isinstance(function, types.FunctionType) and "_torchdynamo_orig_callable" in function.__dict__
+    if not isinstance(function, types.FunctionType) or "_torchdynamo_orig_callable" not in function.__dict__:
+        return False
+    return not function.__dict__.get("_torchdynamo_disable", False)  # of `torch.compiler.disable`: never compiled
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:

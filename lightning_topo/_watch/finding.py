@@ -13,7 +13,7 @@ from lightning_topo._tape.names import clean_name
 from lightning_topo._watch.training import Training
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons import FoundNeurons, NeuronGroup, Rows, groups_from_tapes
-from lightning_topo.neurons._capture import Sharding, sharding, whole_copy
+from lightning_topo.neurons._capture import FLAT, Sharding, sharding, whole_copy
 from lightning_topo.neurons._coverage import whole_coverage
 from lightning_topo.neurons._fallback import incoming_groups
 from lightning_topo.neurons._partly_trained import told_apart_by_frozen, with_reason
@@ -72,7 +72,7 @@ class Finding:
 
     def _structure(self) -> nn.Module | None:
         """A module whose parameters have their whole shapes, on the first rank; a collective where they are flat."""
-        if self.sharding not in ("fsdp1", "zero3"):
+        if self.sharding not in FLAT:
             return self._training.module
         return whole_copy(self._training.root, mine=self._training.ranks.rank == 0, values=False)
 

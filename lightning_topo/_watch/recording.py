@@ -29,7 +29,6 @@ SMALL = 2**25
 
 _SHARDS = {
     "tensor_parallel": "activations of tensor parallel are spread over processes",
-    "zero3": "DeepSpeed ZeRO-3 keeps parameters in flat shards",
 }
 """Where recording has nothing to name parameters by."""
 

@@ -12,6 +12,7 @@ from lightning_topo._watch.training import Training
 from lightning_topo.homology import Worker
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._capture import RECORDED, Sharding, gather_clouds, shard_copies, sharding
+from lightning_topo.neurons._units import own_part
 from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult
 from lightning_topo.probes._probe import LossFn
 
@@ -83,11 +84,11 @@ class Snapshots:
             and (self.sharding in RECORDED or getattr(probe, "loss_fn", probe) is not None)
             for probe in probes
         )
-        if not wanted or self.sharding == "zero3":  # its partitions mean nothing by themselves
+        if not wanted:
             self._shards_before = None
         elif self._shards_before is None or self._shards_before[0] != step - 1:
             trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-            self._shards_before = (step - 1, {name: p.detach().clone() for name, p in trained.items()})
+            self._shards_before = (step - 1, {name: own_part(p).detach().clone() for name, p in trained.items()})
         if not any(measures_steps(probe) for probe in probes):
             return
         if self._sharded_before is None or self._sharded_before[0] != step - 1:

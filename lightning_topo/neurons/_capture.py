@@ -4,6 +4,7 @@ Everything that takes a module here is a *collective*: every process calls it, w
 and one that fails by itself goes on taking part.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -13,14 +14,17 @@ from torch import Tensor, nn
 
 from lightning_topo._tape.names import clean_name
 from lightning_topo.neurons._group import NeuronGroup, ParamSlice
-from lightning_topo.neurons._units import is_fsdp2_unit, is_hook_of_sharding, units
+from lightning_topo.neurons._units import gathered_partitions, is_fsdp2_unit, is_hook_of_sharding, own_part, units
 from lightning_topo.stability._layout import is_sharded
 
 Sharding = Literal["whole", "tensor_parallel", "fsdp2", "fsdp1", "zero3"]
 """How parameters lie on the processes; FSDP2 with tensor parallel inside counts as "fsdp2"."""
 
-RECORDED = frozenset[Sharding]({"whole", "fsdp2", "fsdp1"})
+RECORDED = frozenset[Sharding]({"whole", "fsdp2", "fsdp1", "zero3"})
 """Where steps can be recorded."""
+
+FLAT = frozenset[Sharding]({"fsdp1", "zero3"})
+"""Where a process's shards have no shape of the parameters."""
 
 
 def sharding(root: nn.Module) -> Sharding:
@@ -52,8 +56,8 @@ def whole_parameters(
     """Each parameter by its clean name, whole and detached, one after the other.
 
     Only one (under FSDP1, one unit's) is whole at a time: a tensor is valid until the next is asked for. `names` are
-    those wanted; `instead` holds tensors to make whole in place of parameters, by clean name (not under ZeRO-3). Under
-    FSDP1 `root` must be the outermost wrapper, and `instead` is made use of: afterwards it is as it was.
+    those wanted; `instead` holds tensors to make whole in place of parameters, by clean name, as `shard_copies` gives
+    them. Under FSDP1 `root` must be the outermost wrapper, and `instead` is made use of: afterwards it is as it was.
     """
     if sharding(root) == "fsdp1":
         yield from _of_fsdp_units(root, names, instead)
@@ -62,21 +66,23 @@ def whole_parameters(
         name = clean_name(raw)
         if names is not None and name not in names:
             continue
-        with _gathered((instead or {}).get(name, parameter)) as whole:
+        other = (instead or {}).get(name)
+        with _gathered(parameter) if other is None else _made_whole(other, parameter) as whole:
             yield name, whole
 
 
 def shard_copies(root: nn.Module) -> dict[str, Tensor] | None:
     """Copies of this process's shards, by clean name, from which the whole parameters can be had when these move on.
 
-    None under ZeRO-3, whose partitions mean nothing by themselves. No collective.
+    None where ZeRO-3 has left some of them in files. No collective.
 
     >>> list(shard_copies(nn.Linear(2, 2)))
     ['weight', 'bias']
     """
-    if sharding(root) == "zero3":
+    parts = {clean_name(name): (p, own_part(p)) for name, p in root.named_parameters()}
+    if any(part is not p and part.numel() < cast(Any, part).ds_numel for p, part in parts.values()):
         return None
-    return {clean_name(name): parameter.detach().clone() for name, parameter in root.named_parameters()}
+    return {name: part.detach().clone() for name, (_, part) in parts.items()}
 
 
 @torch.no_grad()
@@ -216,12 +222,24 @@ def _gathered(parameter: Tensor) -> Iterator[Tensor]:
     if is_sharded(parameter):
         yield cast(Any, parameter).full_tensor().detach()
     elif hasattr(parameter, "ds_id"):
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter]):
+        with gathered_partitions([parameter]):
             yield parameter.detach()
     else:
         yield parameter.detach()
+
+
+@contextmanager
+def _made_whole(shard: Tensor, parameter: Tensor) -> Iterator[Tensor]:
+    """A copy of a parameter's shard, whole."""
+    shape = getattr(parameter, "ds_shape", shard.shape)
+    if shape == shard.shape:
+        with _gathered(shard) as whole:
+            yield whole
+        return
+    group, shard = cast(Any, parameter).ds_process_group, shard.to(parameter.device)  # offloaded ones lie on the host
+    parts = shard.new_empty(torch.distributed.get_world_size(group) * shard.numel())
+    torch.distributed.all_gather_into_tensor(parts, shard, group=group)
+    yield parts[: math.prod(shape)].view(shape)
 
 
 def unsharded(root: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

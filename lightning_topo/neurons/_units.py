@@ -1,11 +1,11 @@
-"""Units of sharded parameters: what FSDP gathers together, just before a part of the forward pass.
+"""Units of sharded parameters: what FSDP or ZeRO-3 gathers together, just before a part of the forward pass.
 
 To gather a unit is a *collective*: every process does it, in the same order.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -101,24 +101,13 @@ class FSDP2Unit(Unit):
     def _present(self) -> list[tuple[str, Tensor]]:
         return [(self._named(name), p) for name, p in all_names(self.module.named_parameters)]
 
-    def _in_shards(self) -> dict[str, Tensor]:
+    def _in_shards(self) -> dict[str, Any]:
         paths = (path for path, module in self.module.named_modules() if path and is_fsdp2_unit(module))
         inner = tuple(f"{self._named(path)}." for path in paths)
         return {name: p for name, p in self._present() if is_sharded(p) and not name.startswith(inner)}
 
     def around_gathering(self, begins: Callable[[], None], ends: Callable[[bool], None]) -> list[RemovableHandle]:
-        hooks = cast(Any, self.module._forward_pre_hooks)  # an OrderedDict
-        handles = [
-            self.module.register_forward_pre_hook(lambda module, args: begins(), prepend=True),
-            self.module.register_forward_pre_hook(lambda module, args: ends(True)),
-        ]
-        gathering = [key for key, hook in hooks.items() if is_hook_of_sharding(hook)]
-        own = [handle.id for handle in handles]
-        order = list(hooks)
-        for key in order[order.index(gathering[-1]) + 1 if gathering else len(order) :]:
-            if key not in own:
-                hooks.move_to_end(key)
-        return handles
+        return _around_hooks(self.module, begins, ends)
 
 
 class FSDP1Unit(Unit):
@@ -183,6 +172,48 @@ class FSDP1Unit(Unit):
         return self._handle is not None and self._handle.uses_sharded_strategy
 
 
+@dataclass(frozen=True, eq=False)
+class Zero3Unit(Unit):
+    """A module with parameters that DeepSpeed has partitioned: its own, not those of modules within.
+
+    What it shares with another module each of them gathers, under all `aliases` of it, by the parameter's id.
+    """
+
+    aliases: Mapping[int, Sequence[str]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._partitioned())
+
+    def holds(self, name: str) -> bool:
+        return name in self.names
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(p.ds_numel * p.element_size() for p in self._own())
+
+    @property
+    def shards(self) -> Iterable[Tensor]:
+        return [p.ds_tensor for p in self._own()]
+
+    def whole(self) -> Iterable[tuple[str, Tensor]]:
+        return [(name, p) for name, p in self._partitioned().items() if own_part(p) is p]
+
+    @contextmanager
+    def gathered(self) -> Iterator[Mapping[str, Tensor]]:
+        with gathered_partitions(self._own()):
+            yield {name: p.detach() for name, p in self._partitioned().items()}
+
+    def around_gathering(self, begins: Callable[[], None], ends: Callable[[bool], None]) -> list[RemovableHandle]:
+        return _around_hooks(self.module, begins, ends)
+
+    def _own(self) -> list[Any]:
+        return [p for p in self.module.parameters(recurse=False) if hasattr(p, "ds_id")]
+
+    def _partitioned(self) -> dict[str, Any]:
+        return {name: p for p in self._own() for name in self.aliases[id(p)]}
+
+
 class _Calls:
     """The hooks of one FSDP1 unit: a module that calls itself, as a LightningModule does, gathers nothing by that."""
 
@@ -218,13 +249,41 @@ def units(root: nn.Module) -> list[Unit]:
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     found: list[Unit] = []
+    aliases: dict[int, list[str]] = {}
+    for name, p in all_names(root.named_parameters):
+        aliases.setdefault(id(p), []).append(clean_name(name))
     for raw, module in root.named_modules():
         path = clean_name(f"{raw}.")[:-1]
         if isinstance(module, FullyShardedDataParallel):
             found.append(FSDP1Unit(path, module))
         elif is_fsdp2_unit(module):
             found.append(FSDP2Unit(path, module))
+        elif any(hasattr(p, "ds_id") for p in module.parameters(recurse=False)):
+            found.append(Zero3Unit(path, module, aliases))
     return found
+
+
+@contextmanager
+def gathered_partitions(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Let parameters of ZeRO-3 be whole while the context lasts; those that are so anyway stay it: a collective."""
+    import deepspeed
+
+    apart = [p for p in parameters if own_part(p) is not p]
+    with deepspeed.zero.GatheredParameters(apart) if apart else nullcontext():
+        yield
+
+
+def own_part(parameter: Tensor) -> Tensor:
+    """The tensor whose entries are this process's part of a parameter; the parameter itself where it shows them.
+
+    Under ZeRO-3 small parameters stay whole on every process, and those count.
+
+    >>> p = nn.Parameter(torch.ones(2))
+    >>> own_part(p) is p
+    True
+    """
+    status = getattr(parameter, "ds_status", None)
+    return parameter if status is None or status.name == "AVAILABLE" else cast(Any, parameter).ds_tensor
 
 
 def is_fsdp2_unit(module: nn.Module) -> bool:
@@ -234,6 +293,22 @@ def is_fsdp2_unit(module: nn.Module) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(module, FSDPModule)
+
+
+def _around_hooks(module: nn.Module, begins: Callable[[], None], ends: Callable[[bool], None]) -> list[RemovableHandle]:
+    """Call `begins` and `ends` around those of a module's hooks that gather before its forward pass."""
+    hooks = cast(Any, module._forward_pre_hooks)  # an OrderedDict
+    handles = [
+        module.register_forward_pre_hook(lambda module, args: begins(), prepend=True),
+        module.register_forward_pre_hook(lambda module, args: ends(True)),
+    ]
+    gathering = [key for key, hook in hooks.items() if is_hook_of_sharding(hook)]
+    own = [handle.id for handle in handles]
+    order = list(hooks)
+    for key in order[order.index(gathering[-1]) + 1 if gathering else len(order) :]:
+        if key not in own:
+            hooks.move_to_end(key)
+    return handles
 
 
 def is_hook_of_sharding(hook: Any) -> bool:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lightning_topo._tape import TapeLoss
 from lightning_topo.measurement import GLOBAL
-from lightning_topo.neurons._capture import reshard
+from lightning_topo.neurons._capture import FLAT, reshard
+from lightning_topo.neurons._units import own_part
 from lightning_topo.probes._batch_loss import BatchLoss
 from lightning_topo.probes._period import Period
 from lightning_topo.probes._probe import Capture, LossFn, ProbeResult
@@ -191,12 +192,16 @@ def _start(found: CriticalSharpness) -> float:
 
 def step_segment(capture: Capture) -> StepSegment | None:
     """The step that led here; None where there was none, or none that moved a parameter that is still there."""
-    now = {name: p for name, p in capture.module.named_parameters() if p.requires_grad}
+    trained = ((name, p) for name, p in capture.module.named_parameters() if p.requires_grad)
+    now = {name: own_part(p) for name, p in trained}
     before = capture.parameters_before
     if before is None or before.keys() != now.keys():
         return None
-    layout = Layout.of(now.values(), flat_copies=1 if capture.sharding == "fsdp1" else None)
-    if not layout.anywhere(any(not torch.equal(local(before[k]), local(p)) for k, p in now.items())):
+    layout = Layout.of(now.values(), flat_copies=1 if capture.sharding in FLAT else None)
+    pairs = [(local(before[name]), local(p)) for name, p in now.items()]
+    if layout.anywhere(any(old.shape != new.shape for old, new in pairs)):  # ZeRO-3 has begun to keep some whole
+        return None
+    if not layout.anywhere(any(not torch.equal(old, new) for old, new in pairs)):
         return None
     ends = [p.detach().clone() for p in now.values()]
     return StepSegment(capture.module, layout, [before[name] for name in now], ends)

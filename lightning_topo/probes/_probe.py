@@ -186,7 +186,7 @@ class Capture:
       the loss of recorded steps, and raises `ProbeUnavailable` if no step could be recorded.
     - `previous` is this probe's last result; None at first.
     - `parameters_before` maps names to the trainable parameters before this step, in shards where these are. None
-      unless the probe sets `needs_parameters_before = True`, if there was no step, and under FSDP1 and ZeRO-3.
+      unless the probe sets `needs_parameters_before = True`, and if there was no step.
     - `sharding` says how the parameters lie on the processes: "whole" if each process has all of them.
     - `worker` computes homology in a subprocess; None if there is none.
     - `is_first_step` is whether the optimizers had kept no state before this step.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_topo._keywords import explains_keywords
 from lightning_topo.measurement import GLOBAL
-from lightning_topo.neurons._capture import Sharding
+from lightning_topo.neurons._capture import FLAT, Sharding
 from lightning_topo.probes._approach import Approach, adapted, parts_of
 from lightning_topo.probes._directional import directional_values
 from lightning_topo.probes._period import Period
@@ -210,12 +210,12 @@ class Sharpness:
 
     def _refuse_shards(self, sharding: Sharding) -> None:
         """Raise `ProbeUnavailable` if parameters are sharded in a way that makes this impossible."""
-        if sharding in ("fsdp1", "zero3"):
+        if sharding in FLAT:
             name = "FSDP1 (FSDPStrategy)" if sharding == "fsdp1" else "DeepSpeed ZeRO-3"
             raise ProbeUnavailable(
                 f"Hessian products cannot be computed from the flat shards of {name}.",
-                "Train with FSDP2 (ModelParallelStrategy), tensor parallel or DDP, or leave Sharpness() out of the "
-                "probes: everything else is measured.",
+                "Nothing has to be done: `critical_sharpness` shows the edge of stability. For Hessian products train "
+                "with FSDP2 (ModelParallelStrategy), tensor parallel or DDP.",
             )
         if sharding == "fsdp2" and self.loss_fn is None:
             raise ProbeUnavailable(

@@ -133,13 +133,19 @@ class Layout:
         """The number of entries of the longest part that a process has of a flat vector."""
         return vector.numel() if self.shares is None else int(self._most(float(vector.numel())))
 
+    def _device(self) -> torch.device:
+        """Where processes can reduce: NCCL on the device alone, where offloaded shards are not."""
+        device = local(self.params[0]).device
+        on_host = device.type == "cpu" and torch.distributed.get_backend() == "nccl"
+        return torch.device("cuda", torch.cuda.current_device()) if on_host else device
+
     def _most(self, value: float) -> float:
         return float(self._reduced(torch.tensor(value, dtype=torch.float64), "MAX"))
 
     def _reduced(self, value: Tensor, operation: str) -> Tensor:
         if self.shares is None:
             return value
-        there = value.to(local(self.params[0]).device)  # NCCL reduces on the device alone
+        there = value.to(self._device())
         there = there.clone() if there is value else there
         torch.distributed.all_reduce(there, op=getattr(torch.distributed.ReduceOp, operation))
         return there.to(value.device)

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import distributed, nn
 from torch.distributed import distributed_c10d
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -62,6 +63,28 @@ def fit(folder, rank, mode, *, probes=None, module=None, data=None, callbacks=()
 def plain(folder, rank, mode):
     """The default probes under one strategy."""
     return fit(folder, rank, mode)
+
+
+class Tied(Net):
+    """The head shares the embedding's weight: the layer before it has the embedding's columns for neurons."""
+
+    def __init__(self, mode="single"):
+        super().__init__(mode)
+        self.net = nn.Sequential(nn.Embedding(5, 6), nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 6), nn.Linear(6, 5))
+        self.net[4].weight = self.net[0].weight
+
+    def configure_model(self):
+        if self.mode == "fsdp2" and not self.is_sharded:
+            self.is_sharded = True
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[1]), batch[1])
+
+
+def tied(folder, rank, mode):
+    """Gathered by several modules, or all together, it is one parameter."""
+    return fit(folder, rank, mode, module=Tied(mode), probes=[Distortion(every_n_steps=1), StepEdge(2)])
 
 
 class Fragile:

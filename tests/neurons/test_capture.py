@@ -1,5 +1,7 @@
 """Whole neurons from parameters that come one at a time, and modules as they were before sharding."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,14 @@ from torch.distributed.fsdp import FSDPModule
 
 from lightning_topo import NeuronGroup, find_neuron_groups
 from lightning_topo.neurons import ParamSlice
-from lightning_topo.neurons._capture import gather_clouds, sharding, unsharded, whole_copy, whole_parameters
+from lightning_topo.neurons._capture import (
+    gather_clouds,
+    shard_copies,
+    sharding,
+    unsharded,
+    whole_copy,
+    whole_parameters,
+)
 
 
 def model():
@@ -81,3 +90,16 @@ def test_a_copy_is_the_module_without_what_sharding_has_put_over_it():
     assert not net[1].running_mean.any()
     assert net[0].weight.any()
     assert not torch.equal(copy(inputs), expected)
+
+
+@pytest.mark.parametrize(("held", "is_had"), [(3, True), (1, False)])
+def test_of_partitions_that_lie_in_files_there_are_no_copies(held, is_had):
+    """As DeepSpeed marks them: the tensor is then a place holder."""
+    net = nn.Linear(2, 3, bias=False)
+    net.weight.ds_status = SimpleNamespace(name="NOT_AVAILABLE")
+    net.weight.ds_tensor = torch.zeros(held)
+    net.weight.ds_tensor.ds_numel = 3
+    copies = shard_copies(net)
+    assert (copies is not None) == is_had
+    if copies is not None:
+        assert copies["weight"].tolist() == [0.0, 0.0, 0.0]

@@ -1,5 +1,7 @@
 """Where something is compiled no mode may be entered; what is compiled is found."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,9 +80,23 @@ class Plain(nn.Module):
         return torch.nn.functional.gelu(self.net(x))
 
 
-def test_what_is_not_compiled_is_not() -> None:
-    assert compiled_reason(Plain()) is None
-    assert compiled_reason(mlp(3, 4, 2)) is None
+class KeptFromCompiling(Plain):
+    """As DeepSpeed's hooks and parts of transformers are."""
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def hooked() -> nn.Module:
+    layer = mlp(3, 4, 2)
+    layer.register_forward_pre_hook(torch.compiler.disable(lambda module, args: None))
+    return layer
+
+
+@pytest.mark.parametrize("build", [Plain, partial(mlp, 3, 4, 2), KeptFromCompiling, hooked])
+def test_what_is_not_compiled_is_not(build) -> None:
+    assert compiled_reason(build()) is None
 
 
 def test_a_module_that_is_compiled_later_compiles_as_often() -> None:

@@ -127,20 +127,17 @@ def test_members_are_all_parameters_with_a_part_and_whole_parameters_need_no_cop
 
 @pytest.mark.parametrize("sharding", ["fsdp2", "tensor_parallel", "fsdp1", "zero3"])
 def test_shards_before_a_step_are_copied_for_probes_that_can_use_them(shot, sharding):
-    """Steps are recorded under FSDP2; elsewhere a probe needs a loss of its own. Flat shards mean nothing alone."""
+    """Under tensor parallel, where no step is recorded, a probe needs a loss of its own."""
     shot.snapshots.sharding = sharding
     weights = {name: p.detach().clone() for name, p in shot.model.named_parameters()}
     shot.snapshots.before_step(1, [StepSharpness()])
-    assert (shot.snapshots._parameters_before(1) is not None) == (sharding == "fsdp2")
+    assert (shot.snapshots._parameters_before(1) is not None) == (sharding != "tensor_parallel")
     shot.snapshots.before_step(1, [])
     shot.snapshots.before_step(1, [StepSharpness(loss_fn=lambda module, batch: None)])
     shot.update(0)
     kept = shot.snapshots._parameters_before(1)
-    if sharding in ("fsdp1", "zero3"):
-        assert kept is None
-    else:
-        assert kept.keys() == weights.keys()
-        assert all(torch.equal(kept[name], weights[name]) for name in weights)
+    assert kept.keys() == weights.keys()
+    assert all(torch.equal(kept[name], weights[name]) for name in weights)
     assert shot.snapshots._parameters_before(2) is None
     shot.snapshots.before_step(2, [])
     assert shot.snapshots._parameters_before(1) is None
