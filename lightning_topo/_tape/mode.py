@@ -9,13 +9,17 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 
 
 class Observer(TorchDispatchMode):
-    """Hands every operator to `observe`, which runs it."""
+    """Hands every operator to `observe`, which runs it.
+
+    Operators on tensors of the classes in `opened` are left to these, and what they compute with is seen.
+    """
 
     supports_higher_order_operators = True  # the step must not fail at one because of us
 
-    def __init__(self, observe: Callable[..., Any]) -> None:
+    def __init__(self, observe: Callable[..., Any], opened: tuple[type, ...] = ()) -> None:
         super().__init__()
         self.observe = observe
+        self._opened = opened
         self._depth = 0
 
     @classmethod
@@ -24,6 +28,8 @@ class Observer(TorchDispatchMode):
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._opened and any(issubclass(cls, self._opened) for cls in types):
+            return NotImplemented
         return self.observe(func, args, kwargs or {})
 
     def leave(self) -> None:

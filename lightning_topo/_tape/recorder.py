@@ -17,6 +17,7 @@ from lightning_topo._tape.host_reads import READS, SHAPED_BY_VALUES
 from lightning_topo._tape.memory_map import MemoryMap
 from lightning_topo._tape.mode import Observer
 from lightning_topo._tape.names import all_names, named_tensors
+from lightning_topo._tape.opened import is_functional_collective, on_this_process, opened_classes
 from lightning_topo._tape.program import (
     Call,
     HostRead,
@@ -59,6 +60,7 @@ class StepRecorder:
         self._tapes: list[Tape] = []
         self._mode: Observer | None = None
         self._listening = self._gathers = self._is_filled = False
+        self._opens = False
         self._n_gatherings = 0
 
     @property
@@ -78,12 +80,14 @@ class StepRecorder:
         *,
         name_gathered: Callable[[], None] | None = None,
         shards: Iterable[Tensor] = (),
+        opens: bool = False,
     ) -> None:
         """Enter the mode. `tensors` are the module, or parameters and buffers by name.
 
         `copies` of some of them, by their ids, are taken for the tapes' own: they must not change. `name_gathered` is
         called where the step reads a parameter without a name, and gives it one; else the step is given up. So is a
-        step that reads `shards` of parameters themselves.
+        step that reads `shards` of parameters themselves. If it `opens` DTensors, what is computed with their local
+        parts is recorded, and a replay issues the collectives between them again.
 
         Raises RuntimeError where the recorder has begun already.
         """
@@ -106,7 +110,8 @@ class StepRecorder:
         with torch.no_grad():
             for name, tensor in self._named.items():
                 self.name(name, tensor)
-        self._mode = Observer(self.observe)
+        self._opens = opens
+        self._mode = Observer(self.observe, opened_classes() if opens else ())
         self._mode.__enter__()
         self._listening = True
 
@@ -210,6 +215,8 @@ class StepRecorder:
         """Run one operator as it would have been, and write it down."""
         if not self._listening:
             return operator(*args, **kwargs)
+        if self._opens and any(isinstance(leaf, Tensor) and _is_foreign(leaf) for leaf in leaves((args, kwargs))):
+            return operator(*args, **kwargs)  # on tensors without values, by which DTensors find out shapes
         self._listening = False
         if self._gathers and not self._is_of_activations(operator, args, kwargs):
             self._is_filled = self._is_filled or bool(write_positions(operator))
@@ -283,7 +290,8 @@ class StepRecorder:
         for tensor in written:
             self._memory.about_to_write(tensor)
             self._draws.about_to_write(self._memory.storage_of(tensor))
-        collective = collective_of(operator, args, kwargs)
+        is_issued_again = self._opens and is_functional_collective(operator._schema.name)
+        collective = None if is_issued_again else collective_of(operator, args, kwargs)
         return encoded, encoded_kwargs, found, written, grad, collective
 
     def _after(
@@ -300,6 +308,8 @@ class StepRecorder:
         collective: Collective | None,
     ) -> None:
         schema_name = operator._schema.name
+        if self._opens and any(out is not None and _is_foreign(out) for out in _tensors_and_none(result)):
+            return
         if schema_name == "aten::set_" and not isinstance(args[1] if len(args) > 1 else None, Tensor):
             self._memory.forget(result)  # a replay would write to this very storage: it is known by its memory
             return
@@ -376,6 +386,7 @@ class StepRecorder:
     def _tape(self, outputs: Sequence[Tensor], scale: float, n_samples: int | None) -> Tape:
         if self.obstacle:
             return empty_tape(self.obstacle, scale)
+        outputs = [on_this_process(output) for output in outputs] if self._opens else outputs
         slots = [self._slot(output) for output in outputs]
         recorded = Recorded(
             self._calls, self._memory, self._draws.values, self._host_reads, named_tensors(self._source), self._buffers

@@ -80,7 +80,7 @@ class Finding:
         with without_collection():
             found = self._groups(tapes, obstacle, structure)
         parameters = {clean_name(name): p for name, p in (structure or self._training.module).named_parameters()}
-        values = {name: value for tape in tapes for name, value in tape.named_values.items()}
+        values = {name: value for tape in (() if obstacle else tapes) for name, value in tape.named_values.items()}
         left_out = [group for group in found.groups if told_apart_by_frozen(group, values)]
         groups = tuple(group for group in found.groups if group not in left_out)
         found = replace(found, groups=groups, coverage=with_reason(found.coverage, left_out))

@@ -15,6 +15,7 @@ from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
 from lightning_topo.neurons._capture import local_shards, sharding
 from lightning_topo.neurons._units import Unit, units
+from lightning_topo.stability._layout import local
 
 RECORD_EVERY = 4
 """Record every this many steps before a probe evaluates the loss, until there are enough samples."""
@@ -27,16 +28,15 @@ MOST_COPIES = 4
 SMALL = 2**25
 """Bytes of copies that nobody notices."""
 
-_SHARDS = {
-    "tensor_parallel": "activations of tensor parallel are spread over processes",
-}
-"""Where recording has nothing to name parameters by."""
+_PARTS = "activations of tensor parallel are spread over processes"
+"""Why a step that was recorded in parts shows no neurons."""
 
 
 class Recording:
     """Records steps as they run, one tape for each loss; a module with compiled parts is never recorded.
 
-    `obstacle` says why nothing can be recorded; empty where it can. `training_loss` is given what it wants of the
+    `obstacle` says why nothing can be recorded; empty where it can, and `obstacle_to_neurons` why what is recorded
+    shows none. `training_loss` is given what it wants of the
     recorded steps; None where no probe evaluates losses. `steps_until` returns in how many steps one does; None if
     that is not known. `runs_eagerly` says that compiled parts will not run compiled.
     """
@@ -64,7 +64,9 @@ class Recording:
         kind = sharding(training.root)
         self._is_sharded = kind != "whole"
         compiled = None if runs_eagerly else compiled_reason(training.module)
-        self.obstacle: str = _SHARDS.get(kind) or compiled or ""
+        self.obstacle: str = compiled or ""
+        self.obstacle_to_neurons: str = self.obstacle or (_PARTS if kind == "tensor_parallel" else "")
+        self._opens = kind == "tensor_parallel"
 
     def begin(
         self,
@@ -92,24 +94,27 @@ class Recording:
         self._most_bytes = max(SMALL, MOST_COPIES * one)
         if self._is_sharded:
             # Only who finds neurons keeps the whole parameters.
-            self._begin_in_shards(keeps_values=for_neurons and self._training.ranks.rank == 0)
+            self._begin_in_shards(keeps_values=for_neurons and not self._opens and self._training.ranks.rank == 0)
         else:
             self._recorder.begin(module, copies())
 
+    @torch.no_grad()
     def _begin_in_shards(self, *, keeps_values: bool) -> None:
         """Record a step whose parameters get their names where they are gathered."""
         module, self._keeps_values = self._training.module, keeps_values
         self._units = units(self._training.root)
         buffers = named_tensors(dict(all_names(module.named_buffers)))
+        every = named_tensors(module)
         self._recorder.begin(
-            {
-                name: one
-                for name, one in named_tensors(module).items()
-                if name in buffers or self._is_left_whole(name, one)
-            },
+            {name: local(one) for name, one in every.items() if name in buffers or self._is_left_whole(name, one)},
             name_gathered=self._name_gathered,
             shards=local_shards(self._training.root),
+            opens=self._opens,
         )
+        if self._opens:
+            for name, one in every.items():
+                if name not in buffers and not is_plain(one):
+                    self._recorder.name(name, local(one), gathered=True, keep_value=False)
         self._name_gathered()  # units that are gathered by now, and what they leave whole
         for unit in self._units:
             self._handles += unit.around_gathering(self._recorder.gather_begins, partial(self._gather_ends, unit))

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from lightning_topo._tape import CannotReplay, Tape, receives, replay, unlike_recorded
 from lightning_topo._tape.names import all_names, clean_name
+from lightning_topo._tape.opened import is_functional_collective
 from lightning_topo._watch.ranks import Ranks
 from lightning_topo.neurons._units import Unit, units
 from lightning_topo.stability._critical_sharpness import rounding_of, rounding_within
+from lightning_topo.stability._layout import local
 
 _ROOM = 3
 """How often a unit lies in memory while it is copied: as received, as parameters, and in the copy."""
@@ -43,8 +45,10 @@ class ShardedTapeLoss:
 
     @property
     def order(self) -> str:
-        """A digest of the units that are gathered, in order: processes may call the loss only if theirs agree."""
-        return hashlib.sha256(repr([[visit.unit.path for visit in plan] for plan in self._plans]).encode()).hexdigest()
+        """A digest of all that is collective, in order: processes may call the loss only if theirs agree."""
+        gathered = [[visit.unit.path for visit in plan] for plan in self._plans]
+        sent = [[call.name for call in tape.calls if is_functional_collective(call.name)] for tape in self.tapes]
+        return hashlib.sha256(repr((gathered, sent)).encode()).hexdigest()
 
     @property
     def rounding(self) -> float:
@@ -185,8 +189,9 @@ def _plan(tape: Tape, every: Sequence[Unit]) -> list[_Visit]:
     return visits
 
 
+@torch.no_grad()
 def _left_whole(root: nn.Module) -> dict[str, Tensor]:
-    """The parameters that lie in no unit, by clean name."""
+    """The parameters that lie in no unit, by clean name: whole ones, or the parts that tensor parallel works on."""
     owned = {name for unit in units(root) for name in unit.names}
     named = ((clean_name(name), p) for name, p in all_names(root.named_parameters))
-    return {name: p for name, p in named if name not in owned and not hasattr(p, "_is_flat_param")}
+    return {name: local(p).detach() for name, p in named if name not in owned and not hasattr(p, "_is_flat_param")}

@@ -11,7 +11,7 @@ from lightning_topo._watch.steps import Steps
 from lightning_topo._watch.training import Training
 from lightning_topo.homology import Worker
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.neurons._capture import RECORDED, Sharding, gather_clouds, shard_copies, sharding
+from lightning_topo.neurons._capture import Sharding, gather_clouds, shard_copies, sharding
 from lightning_topo.neurons._units import own_part
 from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult
 from lightning_topo.probes._probe import LossFn
@@ -78,13 +78,7 @@ class Snapshots:
         """Where parameters are sharded, keep the clouds or shards before a step that one of these probes measures."""
         if self.sharding == "whole":
             return
-        # Where no loss can be recorded, a probe that was given none of its own has no use for them.
-        wanted = any(
-            getattr(probe, "needs_parameters_before", False)
-            and (self.sharding in RECORDED or getattr(probe, "loss_fn", probe) is not None)
-            for probe in probes
-        )
-        if not wanted:
+        if not any(getattr(probe, "needs_parameters_before", False) for probe in probes):
             self._shards_before = None
         elif self._shards_before is None or self._shards_before[0] != step - 1:
             trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}

@@ -64,7 +64,7 @@ class WatchedNeurons:
     def find(self) -> Sequence[NeuronGroup]:
         """Find the neurons on the part of the present batch recorded so far; a collective."""
         if not self.groups:
-            self.groups = self.finding.groups(self._recording.so_far(), self._recording.obstacle)
+            self.groups = self.finding.groups(self._recording.so_far(), self._recording.obstacle_to_neurons)
         return self.groups
 
     def wait(self, step: int) -> bool:

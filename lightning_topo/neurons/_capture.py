@@ -20,9 +20,6 @@ from lightning_topo.stability._layout import is_sharded
 Sharding = Literal["whole", "tensor_parallel", "fsdp2", "fsdp1", "zero3"]
 """How parameters lie on the processes; FSDP2 with tensor parallel inside counts as "fsdp2"."""
 
-RECORDED = frozenset[Sharding]({"whole", "fsdp2", "fsdp1", "zero3"})
-"""Where steps can be recorded."""
-
 FLAT = frozenset[Sharding]({"fsdp1", "zero3"})
 """Where a process's shards have no shape of the parameters."""
 

@@ -217,7 +217,7 @@ class Sharpness:
                 "Nothing has to be done: `critical_sharpness` shows the edge of stability. For Hessian products train "
                 "with FSDP2 (ModelParallelStrategy), tensor parallel or DDP.",
             )
-        if sharding == "fsdp2" and self.loss_fn is None:
+        if sharding != "whole" and self.loss_fn is None:
             raise ProbeUnavailable(
                 "Hessian products of parameters in shards need a loss that can be run again.",
                 "Give the probe one: Sharpness(loss_fn=lambda module, batch: ...). `critical_sharpness` needs none.",

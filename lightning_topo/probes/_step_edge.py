@@ -11,7 +11,6 @@ from torch import Tensor
 from lightning_topo._keywords import explains_keywords
 from lightning_topo._tape import TapeLoss
 from lightning_topo.measurement import GLOBAL
-from lightning_topo.neurons._capture import RECORDED
 from lightning_topo.probes._approach import Approach, adapted
 from lightning_topo.probes._batch_window import BatchWindow, see_batches
 from lightning_topo.probes._critical_sharpness import critical_values, step_segment
@@ -46,9 +45,8 @@ class StepEdge:
       step; 1 at the edge. `critical_converged` and `n_forwards` are explained in `StepSharpness`;
     - `critical_noise`: half the difference between `critical_sharpness` on this batch and on another one.
 
-    If parameters are sharded: `critical_sharpness` alone, of the step just taken, under FSDP and ZeRO-3, or, with a
-    `loss_fn`, tensor parallel. Nothing is measured if no training step can be recorded; `Sharpness` or, if parameters
-    are sharded, this probe reports why.
+    If parameters are sharded: `critical_sharpness` alone, of the step just taken. Nothing is measured if no training
+    step can be recorded; `Sharpness` or, if parameters are sharded, this probe reports why.
 
     Args:
         every_n_steps: The period; "auto" begins with every 25th step.
@@ -93,8 +91,8 @@ class StepEdge:
     def measure(self, capture: Capture) -> ProbeResult:
         """Measure recorded batches or, if the optimizer's stability threshold is not known, the last step.
 
-        Raises `ProbeUnavailable` under FSDP and ZeRO-3 without a `loss_fn` if the training step cannot be recorded or
-        replayed.
+        Raises `ProbeUnavailable` if parameters are sharded, no `loss_fn` is given and the training step cannot be
+        recorded or replayed.
         """
         state = _State() if capture.previous is None else capture.previous.carry
         if capture.sharding != "whole":
@@ -138,8 +136,6 @@ class StepEdge:
 
     def _in_shards(self, capture: Capture, state: "_State") -> ProbeResult:
         """The critical sharpness of the step just taken, by forward passes."""
-        if capture.sharding not in (RECORDED if self.loss_fn is None else (*RECORDED, "tensor_parallel")):
-            return ProbeResult(carry=state)
         was_recorded, state = state.is_recorded, replace(state, is_recorded=True)
         segment = step_segment(capture) if was_recorded else None
         if segment is None:

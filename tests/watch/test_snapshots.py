@@ -126,12 +126,11 @@ def test_members_are_all_parameters_with_a_part_and_whole_parameters_need_no_cop
 
 
 @pytest.mark.parametrize("sharding", ["fsdp2", "tensor_parallel", "fsdp1", "zero3"])
-def test_shards_before_a_step_are_copied_for_probes_that_can_use_them(shot, sharding):
-    """Under tensor parallel, where no step is recorded, a probe needs a loss of its own."""
+def test_shards_before_a_step_are_copied_for_probes_that_need_them(shot, sharding):
     shot.snapshots.sharding = sharding
     weights = {name: p.detach().clone() for name, p in shot.model.named_parameters()}
     shot.snapshots.before_step(1, [StepSharpness()])
-    assert (shot.snapshots._parameters_before(1) is not None) == (sharding != "tensor_parallel")
+    assert shot.snapshots._parameters_before(1) is not None
     shot.snapshots.before_step(1, [])
     shot.snapshots.before_step(1, [StepSharpness(loss_fn=lambda module, batch: None)])
     shot.update(0)
