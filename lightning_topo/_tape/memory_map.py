@@ -78,12 +78,13 @@ class MemoryMap:
         filled is one memory, in which several parameters may lie.
         """
         known = self._current.get(id(tensor))
+        if known is not None and self._keys[known.slot] != self._key(tensor):
+            known = None  # it lies elsewhere now
         if known is not None and known.value is not None:
             anew = not _equal(known.value, tensor.detach())
-        has_moved = known is not None and self._keys[known.slot] != self._key(tensor)
-        if known is None or has_moved or (anew and name in known.names):  # else another name of what has just got one
+        if known is None or (anew and name in known.names):  # else another name of what has just got one
             storage = tensor.untyped_storage()._cdata
-            if self._filled_by.get(storage) != gathering:
+            if known is not None or self._filled_by.get(storage) != gathering:
                 self._filled_by[storage], self._renewed[storage] = gathering, next(_FRESH)
             known = self._enter(tensor, is_buffer=False, keep_value=keep_value)
         if name not in known.names:

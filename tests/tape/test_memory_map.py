@@ -171,3 +171,25 @@ def test_of_a_parameter_that_is_gathered_no_value_need_be_kept(parameter) -> Non
     memory.name_gathered("tied", parameter, keep_value=False, anew=True)
     assert list(memory.names().values()) == [("weight", "tied")] * 2
     assert (memory.values(), memory.copied_bytes) == ({}, 0)
+
+
+def test_what_one_gathering_has_filled_is_one_memory() -> None:
+    """As views of a flat parameter, and what ZeRO-3 gathers together: the second takes nothing from the first."""
+    memory, flat = MemoryMap(), torch.arange(6.0)
+    one, other = flat[:4].view(2, 2), flat[4:]
+    for gathering in (1, 2):
+        memory.name_gathered("one", one, keep_value=False, gathering=gathering, anew=True)
+        memory.name_gathered("other", other, keep_value=False, gathering=gathering, anew=True)
+        slots = [memory.find(one), memory.find(other)]
+        assert [calls for _, calls in slots] == [[], []]
+        one, other = flat[:4].view(2, 2), flat[4:]
+
+
+def test_a_parameter_that_is_gathered_elsewhere_is_no_other_one(parameter) -> None:
+    memory = MemoryMap()
+    memory.name_gathered("weight", parameter, keep_value=True, gathering=1)
+    parameter.data = parameter.data.clone()
+    memory.name_gathered("weight", parameter, keep_value=True, gathering=2)
+    slot, calls = memory.find(parameter)
+    assert calls == []
+    assert memory.names()[slot] == ("weight",)
