@@ -1,16 +1,18 @@
-"""What one measurement of sharpness takes of each process where parameters lie in shards (FSDP2).
+"""What one measurement of sharpness takes of each process where parameters lie in shards.
 
-    python -m benchmarks.distributed_sharpness [--width 1024] [--layers 8] [--processes 1 2 4]
+    python -m benchmarks.distributed_sharpness [--width 1024] [--layers 8] [--processes 1 2 4] [--kinds fsdp2 fsdp1 tp]
 
 For 1, 2 and 4 processes (gloo, two cores): `Sharpness` with a loss of one's own, by 12 products from differences of
 gradients, in vectors of which each process holds its part; and the critical sharpness of the last step by forward
 passes, without a loss of one's own: of the step as it was recorded. "MB" is by how much the memory of the process that
 takes most rose at its peak: in a training step, in one measurement of either kind, and in the recorded step. The values
-must not depend on the number of processes.
+must not depend on the number of processes, nor on how parameters lie. Under FSDP1 there are no products.
 """
 
 import argparse
 import gc
+import itertools
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -25,22 +27,43 @@ from lightning_topo._watch.recording import Recording
 from lightning_topo._watch.training_loss import TrainingLoss
 from lightning_topo.loops._training import LoopTraining
 from lightning_topo.probes import Capture, StepSharpness
-from lightning_topo.stability import by_backward, curvature_sharpness, finite_difference_hessian
+from lightning_topo.stability import by_autograd, by_backward, curvature_sharpness, finite_difference_hessian
 from lightning_topo.stability._lanczos import LanczosSettings
 
 BATCH = 64
 SETTINGS = LanczosSettings(max_products=12)
 
 
-def measure(width: int, layers: int) -> dict[str, float]:
-    """One row, as this process sees it."""
-    from torch.distributed.fsdp import fully_shard
+SHARDING: dict[str, Any] = {"fsdp2": "fsdp2", "fsdp1": "fsdp1", "tp": "tensor_parallel"}
 
-    model = stack(width, layers)
-    for layer in model:
-        if isinstance(layer, nn.Linear):
-            fully_shard(layer)
+
+def in_shards(model: nn.Sequential, kind: str) -> nn.Module:
+    """The model as one kind of training has it."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+    from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+
+    linear = [name for name, layer in model.named_children() if isinstance(layer, nn.Linear)]
+    if kind == "fsdp1":
+        policy, cpu = ModuleWrapPolicy({nn.Linear}), torch.device("cpu")
+        return FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=cpu, use_orig_params=True)
+    if kind == "tp":
+        plan: dict[str, ParallelStyle] = {
+            name: RowwiseParallel() if k % 2 else ColwiseParallel() for k, name in enumerate(linear)
+        }
+        if len(linear) % 2:
+            del plan[linear[-1]]  # it would leave a part of the output on each process
+        return parallelize_module(model, init_device_mesh("cpu", (dist.get_world_size(),)), plan)
+    for name in linear:
+        fully_shard(model.get_submodule(name))
     fully_shard(model)
+    return model
+
+
+def measure(width: int, layers: int, kind: str) -> dict[str, float]:
+    """One row, as this process sees it."""
+    model = in_shards(stack(width, layers), kind)
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(BATCH, width, generator=generator), torch.randint(10, (BATCH,), generator=generator)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -61,10 +84,12 @@ def measure(width: int, layers: int) -> dict[str, float]:
     params = tuple(model.parameters())
 
     def curvature() -> float:
-        hessian = finite_difference_hessian(loss_fn, params, differentiate=by_backward, obstacle="shards")
+        by = by_autograd if kind == "tp" else by_backward
+        hessian = finite_difference_hessian(loss_fn, params, differentiate=by, obstacle="shards")
         return curvature_sharpness(hessian, settings=SETTINGS).value
 
-    row["curvature"], row["curvature_ms"], row["sharpness"] = taken(curvature)
+    nothing = (math.nan,) * 3
+    row["curvature"], row["curvature_ms"], row["sharpness"] = nothing if kind == "fsdp1" else taken(curvature)
     training = LoopTraining.of(model, optimizer)
     training_loss = TrainingLoss(training, 0)
     recording = Recording(training, training_loss)
@@ -80,18 +105,17 @@ def measure(width: int, layers: int) -> dict[str, float]:
         recording.end()
 
     def critical() -> float:
-        capture = Capture(
-            1, 0, model, (), {}, None, {}, (optimizer,), training_loss, parameters_before=before, sharding="fsdp2"
-        )
+        lies = {"parameters_before": before, "sharding": SHARDING[kind]}
+        capture = Capture(1, 0, training.module, (), {}, None, {}, (optimizer,), training_loss, **lies)
         asked = StepSharpness().measure(capture)
         return StepSharpness().measure(replace(capture, previous=asked)).values[""]["critical_sharpness"]
 
     step()  # gradients lie in memory before a recorded step as before a plain one
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = {name: p.detach().clone() for name, p in training.module.named_parameters()}
     row["recorded"], row["recorded_ms"], _ = taken(recorded_step)
     optimizer.zero_grad()
     row["critical"], row["critical_ms"], row["critical_sharpness"] = taken(critical)
-    row["parameters"] = sum(p.numel() for p in params) * 4 / 2**20
+    row["parameters"] = sum(p.numel() for p in stack(width, layers).parameters()) * 4 / 2**20
     return row
 
 
@@ -107,8 +131,8 @@ def taken(work: Any) -> tuple[float, float, Any]:
 def worker(options: argparse.Namespace) -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    measure(16, 2)  # what libraries take when first called is not of the measurement
-    report(measure(options.width, options.layers))
+    measure(16, 2, options.kind)  # what libraries take when first called is not of the measurement
+    report(measure(options.width, options.layers, options.kind))
 
 
 def main() -> None:
@@ -116,20 +140,25 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--kinds", nargs="+", choices=SHARDING, default=list(SHARDING))
+    parser.add_argument("--kind", help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         return worker(options)
     kinds = ("step", "recorded step", "sharpness", "critical")
     columns = (*(f"{kind} MB" for kind in kinds), *(f"{kind} ms" for kind in kinds), "sharpness", "critical sharpness")
-    print(f"| processes | parameters MB | {' | '.join(columns)} |\n|{'---|' * (2 + len(columns))}")
+    print(f"| kind | processes | parameters MB | {' | '.join(columns)} |\n|{'---|' * (3 + len(columns))}")
     measured = ("step", "recorded", "curvature", "critical")
-    for n in options.processes:
-        arguments = ["--worker", f"--width={options.width}", f"--layers={options.layers}"]
+    for kind, n in itertools.product(options.kinds, options.processes):
+        arguments = ["--worker", f"--width={options.width}", f"--layers={options.layers}", f"--kind={kind}"]
         row = launched(n, arguments, module="benchmarks.distributed_sharpness")
         memory = " | ".join(f"{row[name]:.1f}" for name in ("parameters", *measured))
         times = " | ".join(f"{row[f'{name}_ms']:.0f}" for name in measured)
-        print(f"| {n} | {memory} | {times} | {row['sharpness']:.3f} | {row['critical_sharpness']:.3f} |", flush=True)
+        print(
+            f"| {kind} | {n} | {memory} | {times} | {row['sharpness']:.3f} | {row['critical_sharpness']:.3f} |",
+            flush=True,
+        )
     return None
 
 
