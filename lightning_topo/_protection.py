@@ -2,10 +2,12 @@
 
 import gc
 import random
-from collections import deque
-from collections.abc import Callable, Iterator
+import warnings
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from io import IOBase
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -118,19 +120,32 @@ class _Memory:
     def __init__(self, *, of_data: bool = False) -> None:
         self._of_data = of_data
         self._seen: set[int] = set()
-        self._restorers: list[Callable[[], None]] = []
+        self._restorers: list[tuple[Any, Callable[[], None]]] = []
+        self._lost: list[str] = []
         self._alive: list[Any] = []  # an address is nobody else's as long as its owner lives
 
     def restore(self) -> None:
-        for restore in self._restorers:
-            restore()
+        """Give everything back, whatever fails at it, and say of what it could not be done."""
+        lost = list(self._lost)
+        for owner, restore in self._restorers:
+            try:
+                restore()
+            except Exception as error:
+                lost.append(f"{type(owner).__qualname__} ({type(error).__name__}: {error})")
+        if lost:
+            warnings.warn(f"lightning_topo could not put back as it was: {', '.join(lost)}.", stacklevel=2)
 
     def object(self, owner: Any) -> None:
         """Remember the attributes of an object, and what they hold."""
         if self._knows(owner):
             return
+        self._attributes(owner)
+
+    def _attributes(self, owner: Any) -> None:
+        if not hasattr(owner, "__dict__"):
+            return
         attributes = dict(owner.__dict__)
-        self._restorers.append(partial(_refill, owner.__dict__, attributes))
+        self._restorers.append((owner, partial(_refill, owner.__dict__, attributes)))
         for value in attributes.values():
             self._value(value)
 
@@ -150,24 +165,29 @@ class _Memory:
             return
         elif isinstance(value, Tensor):
             if not isinstance(value, nn.Parameter) and not self._knows(value):
-                self._restorers.append(_tensor(value))
+                self._restorers.append((value, _tensor(value)))
         elif isinstance(value, np.ndarray):
             if not self._knows(value) and value.flags.writeable:
-                self._restorers.append(partial(_copy_array, value, value.copy()))
+                self._restorers.append((value, partial(_copy_array, value, value.copy())))
         elif isinstance(value, list | dict | set | deque):
             if not self._knows(value):
-                self._restorers.append(partial(_refill, value, value.copy()))
-                for part in list(value.values() if isinstance(value, dict) else value):
+                items = _copy(value)
+                self._restorers.append((value, partial(_refill, value, items)))
+                for part in list(items.values() if isinstance(items, dict) else items):
                     self._value(part)
+                self._attributes(value)
         elif isinstance(value, tuple):
             for part in value:
                 self._value(part)
+        elif isinstance(value, Iterator) and not isinstance(value, IOBase) and not _is_of_a_framework(value):
+            if not self._knows(value):
+                self._lost.append(f"what {type(value).__qualname__} has handed out")
         elif hasattr(value, "__dict__") and not (_is_of_a_framework(value) and not self._draws(value)):
             self.object(value)
 
     def _generator(self, value: Any, restore: Callable[..., Any]) -> None:
         if not self._knows(value):
-            self._restorers.append(restore)
+            self._restorers.append((value, restore))
 
     def _draws(self, value: Any) -> bool:
         """Whether it is a data set or a sampler of a framework's; a loader's iterator has workers that are at work."""
@@ -211,9 +231,41 @@ def _copy_array(array: np.ndarray, copy: np.ndarray) -> None:
     array[...] = copy
 
 
+def _copy(container: Any) -> Any:
+    """What a container holds; one of the user's may copy itself in its own way, or not at all."""
+    plain: Any = next(base for base in (list, dict, set, deque) if isinstance(container, base))
+    return plain(container)
+
+
 def _refill(container: Any, items: Any) -> None:
-    container.clear()
-    if isinstance(container, list | deque):
-        container.extend(items)
-    else:
-        container.update(items)
+    """Let a container hold these items again, in this order; past what a class of the user's does beside it."""
+    plain: Any = next(base for base in (OrderedDict, list, dict, set, deque) if isinstance(container, base))
+    plain.clear(container)
+    (plain.extend if isinstance(container, list | deque) else plain.update)(container, items)
+
+
+@contextmanager
+def gradient_hooks_set_aside(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Run the body without the hooks that parameters have for their gradients: a measurement's are none of theirs.
+
+    Afterwards each parameter has the hooks that it had: a handle that is kept removes its hook, as before.
+
+    >>> p, seen = nn.Parameter(torch.ones(1)), []
+    >>> handle = p.register_hook(seen.append)
+    >>> with gradient_hooks_set_aside([p]):
+    ...     _ = torch.autograd.grad((p * p).sum(), p)
+    >>> len(seen), len(p._backward_hooks)
+    (0, 1)
+    """
+    found = [hooks for p in parameters for name in _HOOKS if (hooks := getattr(p, name, None))]
+    kept = [(hooks, dict(hooks)) for hooks in found]  # autograd looks into these very dictionaries
+    try:
+        for hooks in found:
+            hooks.clear()
+        yield
+    finally:
+        for hooks, items in kept:
+            hooks.update(items)
+
+
+_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")

@@ -5,11 +5,12 @@ from collections import deque
 from contextlib import suppress
 
 import numpy as np
+import pytest
 import torch
 import torchmetrics
 from torch import nn
 
-from lightning_topo._protection import same_random_state, unchanged
+from lightning_topo._protection import gradient_hooks_set_aside, same_random_state, unchanged
 
 
 class Busy(nn.Module):
@@ -138,3 +139,64 @@ def test_global_random_states_are_those_of_before_also_where_the_body_raises():
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert (np.random.get_state()[1] == before[2]).all()  # noqa: NPY002
+
+
+class Refusing(dict):
+    """A container of the user's that may be filled in its own way alone."""
+
+    def update(self, *args, **kwargs):
+        raise TypeError("not by update")
+
+    clear = copy = update
+
+
+def test_a_container_that_refuses_to_be_refilled_is_put_back_and_all_behind_it():
+    class Keeper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kept, self.chance = Refusing(n=0), random.Random(0)
+            self.kept.owner = "me"
+
+    module = Keeper()
+    chance = module.chance.getstate()
+    with suppress(RuntimeError), unchanged(module):
+        module.kept["n"], module.kept.owner = 1, "you"
+        module.chance.random()
+        raise RuntimeError("broken")
+    assert module.kept == {"n": 0}
+    assert module.kept.owner == "me"
+    assert module.chance.getstate() == chance
+
+
+def test_what_cannot_be_put_back_is_said_and_all_behind_it_is():
+    class Stuck(random.Random):
+        def setstate(self, state):
+            raise TypeError("no way back")
+
+    class Keeper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stuck, self.handed, self.n = Stuck(0), iter([1, 2, 3]), [0]
+
+    module = Keeper()
+    words = r"what list_iterator has handed out, .*Stuck \(TypeError: no way back\)"
+    with pytest.warns(UserWarning, match=words), unchanged(module):
+        module.n.append(1)
+    assert module.n == [0]
+
+
+def test_hooks_of_parameters_rest_and_are_there_again():
+    seen, net = [], nn.Linear(2, 1)
+    handle = net.weight.register_hook(lambda g: seen.append("one"))
+    net.weight.register_post_accumulate_grad_hook(lambda p: seen.append("after"))
+    torch.autograd.graph.register_multi_grad_hook(list(net.parameters()), lambda grads: seen.append("all"))
+    with suppress(RuntimeError), gradient_hooks_set_aside(net.parameters()):
+        torch.autograd.grad(net(torch.ones(1, 2)).square().sum(), list(net.parameters()))
+        net(torch.ones(1, 2)).sum().backward()
+        raise RuntimeError("broken")
+    assert seen == []
+    net(torch.ones(1, 2)).sum().backward()
+    assert sorted(seen) == ["after", "all", "one"]
+    handle.remove()
+    net(torch.ones(1, 2)).sum().backward()
+    assert sorted(seen[3:]) == ["after", "all"]

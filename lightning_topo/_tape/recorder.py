@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,12 @@ from lightning_topo._tape.closing import Recorded, closed_tape, empty_tape
 from lightning_topo._tape.collectives import Collective, Pending, collective_of
 from lightning_topo._tape.draws import SERIAL, Draws, drawn_by
 from lightning_topo._tape.foreach import single_calls
+from lightning_topo._tape.foreign import is_foreign, is_functional_collective, on_this_process, opened_classes
 from lightning_topo._tape.gradient_trail import GradientTrail
 from lightning_topo._tape.host_reads import READS, SHAPED_BY_VALUES
 from lightning_topo._tape.memory_map import MemoryMap
 from lightning_topo._tape.mode import Observer
 from lightning_topo._tape.names import all_names, named_tensors
-from lightning_topo._tape.opened import is_functional_collective, on_this_process, opened_classes
 from lightning_topo._tape.program import (
     Call,
     HostRead,
@@ -123,7 +124,7 @@ class StepRecorder:
         """
         was, self._listening = self._listening, False
         try:
-            if _is_foreign(tensor):
+            if is_foreign(tensor):
                 self._give_up(f"parameters of type {type(tensor).__name__}")
             elif gathered:
                 which = self._n_gatherings
@@ -186,7 +187,7 @@ class StepRecorder:
         storages = None if written is None else {self._memory.storage_of(tensor) for tensor in written}
         with torch.no_grad():
             for name, tensor in self._named.items():
-                if not _is_foreign(tensor) and (storages is None or self._memory.storage_of(tensor) in storages):
+                if not is_foreign(tensor) and (storages is None or self._memory.storage_of(tensor) in storages):
                     self._memory.refresh(name, tensor)
 
     def leave(self) -> None:
@@ -215,44 +216,46 @@ class StepRecorder:
         """Run one operator as it would have been, and write it down."""
         if not self._listening:
             return operator(*args, **kwargs)
-        if self._opens and any(isinstance(leaf, Tensor) and _is_foreign(leaf) for leaf in leaves((args, kwargs))):
-            return operator(*args, **kwargs)  # on tensors without values, by which DTensors find out shapes
         self._listening = False
-        if self._gathers and not self._is_of_activations(operator, args, kwargs):
-            self._is_filled = self._is_filled or bool(write_positions(operator))
-            result = operator(*args, **kwargs)
-            self._listening = True
-            return result
-        if self._is_of_gradients(operator, args, kwargs):
-            result = operator(*args, **kwargs)
-            written = written_by(operator, args, kwargs)
-            self._refresh(written)
-            known = {id(tensor) for tensor in self._named.values()}
-            made = [out for out in (*_tensors_and_none(result), *written) if out is not None and id(out) not in known]
-            self._trail.follow(made)
-            self._listening = True
-            return result
         try:
-            prepared = self._before(operator, args, kwargs)
+            note = self._role(operator, args, kwargs)
         except Exception as error:
-            prepared = None
+            note = _nothing
             self._give_up(f"{operator} could not be recorded ({type(error).__name__}: {error})")
         try:
             result = operator(*args, **kwargs)
         except BaseException:
             self._listening = not self.obstacle
             raise
-        if prepared is not None:
-            try:
-                self._after(operator, args, kwargs, result, *prepared)
-            except Exception as error:
-                self._give_up(f"{operator} could not be recorded ({type(error).__name__}: {error})")
+        try:
+            note(result)
+        except Exception as error:
+            self._give_up(f"{operator} could not be recorded ({type(error).__name__}: {error})")
         self._listening = not self.obstacle
         return result
 
+    def _role(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[Any], None]:
+        """What to do with the result of a call that is about to run."""
+        if self._opens and any(isinstance(leaf, Tensor) and is_foreign(leaf) for leaf in leaves((args, kwargs))):
+            return _nothing  # on tensors without values, by which DTensors find out shapes
+        if self._gathers and not self._is_of_activations(operator, args, kwargs):
+            self._is_filled = self._is_filled or bool(write_positions(operator))
+            return _nothing
+        if self._is_of_gradients(operator, args, kwargs):
+            return partial(self._follow_gradients, written_by(operator, args, kwargs))
+        prepared = self._before(operator, args, kwargs)
+        return _nothing if prepared is None else lambda result: self._after(operator, args, kwargs, result, *prepared)
+
+    def _follow_gradients(self, written: Sequence[Tensor], result: Any) -> None:
+        """Take parameters as such a call has left them; what it has made are gradients, too."""
+        self._refresh(written)
+        known = {id(tensor) for tensor in self._named.values()}
+        made = (out for out in (*_tensors_and_none(result), *written) if out is not None and id(out) not in known)
+        self._trail.follow(list(made))
+
     def _is_of_activations(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call beside a gather, as a cast of a unit's input, only reads what the step has computed."""
-        read = (leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor) and not _is_foreign(leaf))
+        read = (leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor) and not is_foreign(leaf))
         return not write_positions(operator) and any(self._memory.known_slot(leaf) is not None for leaf in read)
 
     def _is_of_gradients(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -308,7 +311,7 @@ class StepRecorder:
         collective: Collective | None,
     ) -> None:
         schema_name = operator._schema.name
-        if self._opens and any(out is not None and _is_foreign(out) for out in _tensors_and_none(result)):
+        if self._opens and any(out is not None and is_foreign(out) for out in _tensors_and_none(result)):
             return
         if schema_name == "aten::set_" and not isinstance(args[1] if len(args) > 1 else None, Tensor):
             self._memory.forget(result)  # a replay would write to this very storage: it is known by its memory
@@ -363,7 +366,7 @@ class StepRecorder:
         return value
 
     def _slot(self, tensor: Tensor) -> int:
-        if _is_foreign(tensor):
+        if is_foreign(tensor):
             raise TypeError(f"a tensor of type {type(tensor).__name__}")
         if self._name_gathered is not None and isinstance(tensor, nn.Parameter) and not self._memory.is_named(tensor):
             self._name_gathered()
@@ -394,6 +397,10 @@ class StepRecorder:
         return closed_tape(recorded, slots, outputs, self._shards, scale=scale, n_samples=n_samples)
 
 
+def _nothing(result: Any) -> None:
+    """Note nothing of a call."""
+
+
 def _buffers_of(module: nn.Module) -> Any:
     return all_names(module.named_buffers)
 
@@ -412,13 +419,3 @@ def _is_differentiable(tensor: Tensor) -> bool:
 
 
 _PLAIN = torch._C._disabled_torch_dispatch_impl
-
-
-def _is_foreign(tensor: Tensor) -> bool:
-    """Whether the tensor has a dispatch of its own (a DTensor, a FakeTensor, a quantized one)."""
-    return getattr(type(tensor), "__torch_dispatch__", _PLAIN) is not _PLAIN
-
-
-def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor can be recorded: it has no dispatch of its own, and has a shape."""
-    return not _is_foreign(tensor) and not is_lazy(tensor)

@@ -1,5 +1,6 @@
 """How the training changes a gradient before the optimizer uses it: clipping, and sums over several losses."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -25,6 +26,7 @@ class GradientScales:
         self.wanted: bool = False
         self._factors: Tensor | float = 0.0
         self._has_stepped = False
+        self._failure: Exception | None = None
         self._raw: dict[int, Tensor] = {}
         self._measured: dict[int, Tensor] = {}
 
@@ -33,7 +35,7 @@ class GradientScales:
         if self._has_stepped:
             self._factors, self._has_stepped, self._raw = 0.0, False, {}
         if self.wanted and loss.requires_grad and loss.numel() == 1:
-            loss.register_hook(partial(self._arrive, factor))
+            loss.register_hook(partial(self._hear, factor))
 
     def differentiated(self, optimizers: Sequence[Optimizer]) -> None:
         """A gradient is there, as the backward pass has left it."""
@@ -54,6 +56,18 @@ class GradientScales:
         """The last measured scale of each optimizer; 1 where there is none, or no gradient to measure it by."""
         found = [float(self._measured.get(id(optimizer), 1.0)) for optimizer in optimizers]
         return tuple(scale if 0.0 < scale < float("inf") else 1.0 for scale in found)
+
+    def raise_failure(self) -> None:
+        """Raise what has failed in a backward pass, which it must not end."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _hear(self, factor: float, multiple: Tensor) -> None:
+        try:
+            self._arrive(factor, multiple)
+        except Exception as error:
+            self._factors, self._failure = math.nan, error
 
     def _arrive(self, factor: float, multiple: Tensor) -> None:
         self._factors = self._factors + factor * multiple.detach().reshape(()).float()

@@ -90,14 +90,22 @@ class UpdateRatios:
         self.n_exact = 0
         self._groups, self._max_ratio, self._ranks = tuple(groups), max_ratio, ranks
         self._bounds: Bounds | None = None
+        self._known: dict[str, Tensor] = {}
         self._wait = self._waited = 0
+
+    def look_at(self, groups: Sequence[NeuronGroup]) -> None:
+        """Measure these groups from now on."""
+        if tuple(groups) != self._groups:
+            self._groups, self._bounds = tuple(groups), None
 
     def release(self) -> None:
         """Let all copies go."""
-        self._bounds = None
+        self._bounds, self._known = None, {}
 
     def of(self, update: Update, trained: Mapping[str, Tensor]) -> dict[str, float]:
         """The ratios of an update as it stands now; the same on every process, which all ask for it."""
+        # What is frozen for the moment, as a GAN's other network, trains at the next update again.
+        trained = self._known = self._known | dict(trained) | {name: p.detach() for name, p in update.after.items()}
         bounds = worst_of_all(self._bounded(update, trained), self._ranks)
         if all(bound <= self._max_ratio for bound in bounds.values()):
             self._wait = self._waited = 0

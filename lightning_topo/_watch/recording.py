@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_topo._tape import StepRecorder, Tape, accepted, compiled_reason, outside_modes
+from lightning_topo._tape.foreign import is_plain
 from lightning_topo._tape.names import all_names, named_tensors
-from lightning_topo._tape.recorder import is_plain
 from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
 from lightning_topo.neurons._capture import local_shards, sharding

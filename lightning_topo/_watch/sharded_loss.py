@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_topo._tape import CannotReplay, Tape, receives, replay, unlike_recorded
+from lightning_topo._tape.foreign import is_functional_collective
 from lightning_topo._tape.names import all_names, clean_name
-from lightning_topo._tape.opened import is_functional_collective
 from lightning_topo._watch.ranks import Ranks
 from lightning_topo.neurons._units import Unit, units
 from lightning_topo.stability._critical_sharpness import rounding_of, rounding_within

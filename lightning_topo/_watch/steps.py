@@ -210,10 +210,11 @@ class Steps:
 
     def _live(self) -> dict[str, Tensor]:
         if self._present is None:
+            updated = {id(p) for p in _unique(self.pending)}  # and maybe frozen since, as a GAN's networks take turns
             self._present = {
                 name: kept.parameter.detach()
                 for key, kept in self._kept.items()
-                if kept.parameter.requires_grad
+                if kept.parameter.requires_grad or key in updated
                 for name in self._names.get(key, ())
             }
         return self._present
@@ -320,16 +321,19 @@ class Steps:
         except Exception as error:
             self.failures.append(error)
             return
+        self._present = None  # networks that take turns may have been frozen and thawed since
         for guard in self.guards:  # what a guard raises is meant to end the training
             guard(update)
-        if self._keeps_copies:
-            self._values_after.updated(update.after.values())
-        if self.guards:  # what they have written is the update, for every watch that has seen it before
-            for other in tuple(_WATCHING):
-                other._values_after.rewritten(update.after.values())
         self.pending.append(update)
+        self._present = None
         try:
+            if self._keeps_copies:
+                self._values_after.updated(update.after.values())
+            if self.guards:  # what they have written is the update, for every watch that has seen it before
+                for other in tuple(_WATCHING):
+                    other._values_after.rewritten(update.after.values())
             self._on_end()
+            self.gradients.raise_failure()
         except Exception as error:
             self.failures.append(error)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_topo._protection import same_random_state, unchanged
+from lightning_topo._protection import gradient_hooks_set_aside, same_random_state, unchanged
 from lightning_topo._tape import CannotReplay, Tape, TapeLoss
 from lightning_topo._tape.draws import generators_kept
 from lightning_topo._tape.names import all_names, clean_name
@@ -99,14 +99,16 @@ class TrainingLoss:
             with self._counting_refusals():
                 yield self._of_shards()
             return
+        parameters = list(self._training.module.parameters())
         if loss_fn is None:
             if self.obstacle:
                 raise ProbeUnavailable(f"the training step cannot be replayed: {self.obstacle}.", _REMEDY)
-            with generators_kept(*self._tapes), torch.enable_grad():
+            with generators_kept(*self._tapes), gradient_hooks_set_aside(parameters), torch.enable_grad():
                 yield TapeLoss(self._training.module, tuple(self._tapes), cut=self._cuts)
             return
         with (
             same_random_state(self._seed),
+            gradient_hooks_set_aside(parameters),
             unchanged(self._training.module),
             torch.compiler.set_stance("force_eager"),
             sdpa_kernel(SDPBackend.MATH),

@@ -36,6 +36,7 @@ class WatchedNeurons:
         self.groups: tuple[NeuronGroup, ...] = ()
         self.finding: Finding = finding
         self.is_again_wanted: bool = False
+        self._n_followed = 0  # losses on which groups were found
         self._training, self._recording, self._training_loss = training, recording, training_loss
         self._steps, self._probing, self._measuring, self._exchange = steps, probing, measuring, exchange
         self._membership: Membership | None = None
@@ -64,7 +65,9 @@ class WatchedNeurons:
     def find(self) -> Sequence[NeuronGroup]:
         """Find the neurons on the part of the present batch recorded so far; a collective."""
         if not self.groups:
-            self.groups = self.finding.groups(self._recording.so_far(), self._recording.obstacle_to_neurons)
+            tapes = self._recording.so_far()
+            self._n_followed = len(tapes)
+            self.groups = self.finding.groups(tapes, self._recording.obstacle_to_neurons)
         return self.groups
 
     def wait(self, step: int) -> bool:
@@ -86,6 +89,10 @@ class WatchedNeurons:
 
     def begin(self, step: int) -> Snapshots:
         """Look at the neurons of the recorded step from now on."""
+        if self.groups and self._training.ranks.first(
+            "whether losses have followed", lambda: len(self._recording.so_far()) > self._n_followed
+        ):
+            self.groups = ()  # a guard has asked for them at an earlier update: they must hold for all losses
         snapshots = self._look(())
         if self._waited is not None:
             self._measuring.leave_open(self._waited[0])

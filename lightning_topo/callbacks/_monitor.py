@@ -257,7 +257,9 @@ class TopologyMonitor(WatchedTraining, Callback):
 
     def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give fresh findings to every callback that wants them."""
-        findings = None if self._outputs is None else self._outputs.take()
+        findings = None
+        with self._guarded("could not hand on what it has found"):
+            findings = None if self._outputs is None else self._outputs.take()
         if findings is None:
             return
         for callback in _callbacks(trainer):

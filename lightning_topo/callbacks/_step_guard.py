@@ -242,8 +242,13 @@ class TopologyStepGuard(Callback):
     def _updated(self, update: Update) -> None:
         """Hold back the update that an optimizer has just made, if it is too large."""
         assert self._trainer is not None
+        assert self._watch is not None
         if not self.groups:
             self.groups = self._found()
+        elif self._watch.groups and self._watch.groups != self.groups:  # on all losses of the first step
+            self.groups = self._watch.groups
+            if self._update_ratios is not None:
+                self._update_ratios.look_at(self.groups)
         self._counts["n_updates"] += 1
         if self.mode == "lower_lr":
             self.latest = self._let_pass(update)

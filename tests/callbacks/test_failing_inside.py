@@ -53,6 +53,8 @@ SEAMS = [
     "_tape.recorder:StepRecorder._before",
     "_tape.recorder:StepRecorder._after",
     "_tape.draws:Draws.keep",
+    "_tape.gradient_trail:GradientTrail.leads_to",
+    "_tape.recorder:write_positions",
     "_tape.recorder:StepRecorder._tape",
     "_tape.recorder:StepRecorder.loss",
     "_tape.memory_map:MemoryMap.find",
@@ -78,6 +80,8 @@ SEAMS = [
     "_watch.steps:Steps._owned",
     "_watch.steps:Steps._renew",
     "_watch.steps:_Kept.has_moved",
+    "_watch.values_after:ValuesAfter.updated",
+    "_watch.gradient_scales:GradientScales._arrive",
     "_watch.certifying:Certifying.settle",
     "_watch.bounds:Bounds.launch",
     "_watch.bounds:Bounds.read",
@@ -105,6 +109,7 @@ SEAMS = [
     "outputs._terminal:TerminalOutput.event",
     "outputs.page._output:write_report",
     "callbacks._monitor:open_outputs",
+    "outputs._outputs:Outputs.take",
 ]
 
 

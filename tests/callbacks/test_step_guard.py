@@ -457,3 +457,46 @@ def test_its_counts_survive_a_resume(tmp_path):
     fit(Classifier(lr=30.0), [second], root=tmp_path, max_epochs=2, ckpt_path=tmp_path / "last.ckpt")
     assert second.n_updates == 16
     assert second.n_held >= first.n_held
+
+
+class TakingTurns(L.LightningModule):
+    """A GAN whose networks are frozen in turn, as `toggle_optimizer` does it."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator = nn.Sequential(nn.Linear(2, 7), nn.Tanh(), nn.Linear(7, 4))
+        self.critic = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
+        self.order = order
+
+    def training_step(self, batch, batch_idx):
+        optimizers = dict(zip(("generator", "critic"), self.optimizers(), strict=True))
+        for name in self.order:
+            self.toggle_optimizer(optimizers[name])
+            fake = self.generator(torch.randn(len(batch[0]), 2))
+            loss = nn.functional.softplus(-self.critic(fake)).mean()
+            if name == "critic":
+                loss = -loss + nn.functional.softplus(-self.critic(batch[0])).mean()
+            self.manual_backward(loss)
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+            self.untoggle_optimizer(optimizers[name])
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(net.parameters(), lr=0.5) for net in (self.generator, self.critic)]
+
+
+@pytest.mark.parametrize("beside_a_monitor", [True, False])
+@pytest.mark.parametrize("order", [("generator", "critic"), ("critic", "generator")])
+def test_networks_that_are_frozen_in_turn_are_both_held(tmp_path, order, beside_a_monitor):
+    """By their neurons in all losses: the generator's outputs are none, since the critic sees real data too."""
+    guard, weights = TopologyStepGuard(0.05), Weights()
+    monitor = [TopologyMonitor([Distortion(every_n_steps=1)], report=False, verbose=False)] if beside_a_monitor else []
+    fit(TakingTurns(order), [*monitor, guard, weights], root=tmp_path)
+    assert sorted(group.name for group in guard.groups) == ["critic.0", "generator.0"]
+    assert all(group.status == "verified" for group in guard.groups)
+    assert guard.state_dict()["n_held"] > 4
+    steps = list(zip(weights.seen, weights.seen[1:], strict=False))
+    for group in guard.groups:
+        later = [ratio(*step, group) for step in steps[1:]]  # in the first not all losses were known
+        assert 0.0 < max(later) <= 0.05 + 1e-4

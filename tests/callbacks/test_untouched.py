@@ -329,6 +329,25 @@ class Tied(Noted):
         return (self.last(self.again(batch[0]).tanh() + self.first(batch[0]).tanh()) - batch[0]).square().mean()
 
 
+class Hooked(Noted):
+    """Hooks on its parameters average gradients over the steps, as Grokfast does, and count."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.means, self.calls = mlp(5, 8, 3), {}, []
+        for name, parameter in self.net.named_parameters():
+            parameter.register_hook(lambda g, name=name: self.averaged(name, g))
+        torch.autograd.graph.register_multi_grad_hook(list(self.net.parameters()), lambda g: self.calls.append("all"))
+
+    def averaged(self, name, gradient):
+        self.calls.append(name)
+        self.means[name] = 0.9 * self.means.get(name, torch.zeros_like(gradient)) + 0.1 * gradient.detach()
+        return gradient + 2.0 * self.means[name]
+
+    def step(self, batch):
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+
 class Talkative(Noted):
     """Logs what a look at weights and activations may be."""
 
@@ -385,6 +404,7 @@ KINDS = {
     "recurrent": (Recurrent, lambda: loader(12, 2), {"net"}),
     "drawn data": (Dropout, lambda: DataLoader(Drawn(), batch_size=8), {"net.0"}),
     "tied": (Tied, lambda: loader(5), {"first"}),
+    "hooks": (Hooked, lambda: loader(5), {"net.0"}),
     "logging": (Talkative, lambda: loader(5), {"net.0", "net.2"}),
 }
 

@@ -1,10 +1,28 @@
-"""DTensors opened: a step of tensor parallel as what each process computes with its parts, and the collectives between.
+"""Tensors with a dispatch of their own, which torch lays over those that hold the values.
 
-torch lays classes of tensors over those that hold the values. A dispatch mode that leaves operators on them to the
-classes themselves sees what these do.
+They cannot be recorded. A dispatch mode that leaves operators on DTensors to these sees what each process computes with
+its parts, and the collectives between: so a step of tensor parallel is recorded.
 """
 
+import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+_PLAIN = torch._C._disabled_torch_dispatch_impl
+
+
+def is_foreign(tensor: Tensor) -> bool:
+    """Whether the tensor has a dispatch of its own (a DTensor, a FakeTensor, a quantized one).
+
+    >>> is_foreign(torch.ones(1))
+    False
+    """
+    return getattr(type(tensor), "__torch_dispatch__", _PLAIN) is not _PLAIN
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor can be recorded: it has no dispatch of its own, and has a shape."""
+    return not is_foreign(tensor) and not is_lazy(tensor)
 
 
 def opened_classes() -> tuple[type, ...]:

@@ -9,7 +9,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_topo._tape import StepRecorder, replay
-from lightning_topo._tape.opened import on_this_process
+from lightning_topo._tape.foreign import on_this_process
 
 
 @pytest.fixture
