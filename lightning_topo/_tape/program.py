@@ -113,7 +113,8 @@ class Tape:
     (or of what a function returned), `scale` the factor by which the recorded loss exceeds the module's own.
     `host_reads` are those on which the program leans. `obstacle` says why the tape cannot be replayed, and
     `gradient_obstacle` why its loss or gradient, in the parameters `unlike`, is not the step's although it runs; both
-    are empty where all is well.
+    are empty where all is well. `owners` are the parameters that the updates behind this loss have moved, None where
+    that is not known.
     """
 
     calls: tuple[Call, ...]
@@ -134,6 +135,7 @@ class Tape:
     obstacle: str = ""
     gradient_obstacle: str = ""
     unlike: frozenset[str] = frozenset()
+    owners: frozenset[str] | None = None
 
     @property
     def program(self) -> tuple[Any, ...]:

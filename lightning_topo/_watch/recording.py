@@ -1,6 +1,6 @@
 """Recording steps of the training as they run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from lightning_topo._tape import StepRecorder, Tape, accepted, compiled_reason, outside_modes
 from lightning_topo._tape.foreign import is_plain
 from lightning_topo._tape.names import all_names, named_tensors
+from lightning_topo._watch.owners import Owners
 from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
 from lightning_topo.neurons._capture import local_shards, sharding
@@ -54,6 +55,8 @@ class Recording:
         self._is_kept = self._is_open = self._goes_on = False
         self._recorder = StepRecorder()
         self._judged: list[Tape | None] = []
+        self._owners = Owners()
+        self._updating: Sequence[str] = ()
         self._noted: dict[str, Tensor] | None = None
         self._without_gradient: frozenset[str] = frozenset()
         self._tapes: list[Tape] = []
@@ -84,7 +87,7 @@ class Recording:
         """
         if not wanted and not self._wants_samples(step):
             return
-        self._tapes, self._judged, self._noted = [], [], None
+        self._tapes, self._judged, self._noted, self._owners = [], [], None, Owners()
         self._batch, self._is_kept, self._is_open, self._goes_on = batch, True, True, False
         if self.obstacle:
             return
@@ -144,6 +147,7 @@ class Recording:
         parameters = self._training.module.named_parameters()
         self._without_gradient = frozenset(name for name, p in parameters if p.grad is None or not p.grad.any())
         self._judged.append(None)
+        self._owners.loss()
         self._recorder.loss(loss, scale=scale)
         if not in_engine:
             self._recorder.leave()
@@ -167,14 +171,19 @@ class Recording:
         elif goes_on and not is_stepping:
             self._resume(in_engine=in_engine)
 
-    def update_begins(self, *, runs_closure: bool) -> None:
-        """An optimizer begins its update, which is no part of any loss; a closure's loss is recorded."""
+    def update_begins(self, names: Sequence[str] = (), *, runs_closure: bool) -> None:
+        """An optimizer begins its update of these, which is no part of any loss; a closure's loss is recorded.
+
+        Without names where a closure is over, and the update itself begins.
+        """
+        self._updating = names or self._updating
         if self._recorder.is_active and not runs_closure:
             self._recorder.pause()
             self._judge()
 
     def update_ends(self) -> None:
         """An optimizer has moved parameters; where the step goes on, so does the recording."""
+        self._owners.moved(self._updating)
         if self._recorder.is_active and self._goes_on:
             self._resume()
 
@@ -194,6 +203,7 @@ class Recording:
             tapes = self._recorder.end()
             self._tapes = [known or self._accepted(tape) for tape, known in zip(tapes, self._judged, strict=True)]
             self._judged = []
+            self._tapes = self._owners.noted(self._tapes)
         if self._is_kept and self._training_loss is not None:
             self._training_loss.keep(self._tapes, self._batch)
             if self.obstacle:

@@ -71,8 +71,8 @@ class Steps:
     the parameters are still as the deferred updates left them. `on_outside` is called with the names of parameters that
     something else has moved between two updates, `on_overwritten` where it did so before the batch of the update was
     over, with whether what the update made of them is lost. `on_begin` is called before an update, with whether it runs
-    a closure; `on_end` after it and the guards. `gradients` measures what the training does to a gradient before an
-    optimizer takes it. Errors here are kept in `failures`: they must not end an optimizer's step.
+    a closure and the names of its parameters, `on_end` after it and the guards. `gradients` measures what the training
+    does to a gradient before an optimizer takes it. Errors here are kept in `failures`: they must not end a step.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Steps:
         on_outside: Callable[[Optimizer, Sequence[str]], None],
         on_overwritten: Callable[[Optimizer, Sequence[str], bool], None] = lambda optimizer, names, is_lost: None,
         on_deferred: Callable[[bool], None] = lambda stands: None,
-        on_begin: Callable[[bool], None] = lambda runs_closure: None,
+        on_begin: Callable[[bool, Sequence[str]], None] = lambda runs_closure, names: None,
         on_end: Callable[[], None] = lambda: None,
         keep_copies: bool = True,
     ) -> None:
@@ -294,7 +294,7 @@ class Steps:
         self._checks_later = any(callable(value) for value in (*args[1:], *options.values()))
         if not self._checks_later:
             self._check(optimizer, owned)
-        self._on_begin(self._checks_later)
+        self._on_begin(self._checks_later, [name for p in owned for name in self._names.get(id(p), ())])
 
     def _check(self, optimizer: Optimizer, owned: Sequence[Tensor]) -> None:
         if not self._keeps_copies:

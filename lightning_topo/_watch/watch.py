@@ -87,7 +87,7 @@ class Watch:
             on_outside=self._movements.outside,
             on_overwritten=self._movements.overwritten,
             on_deferred=lambda stands: self._measuring.finish(stands=stands),
-            on_begin=lambda runs_closure: self._recording.update_begins(runs_closure=runs_closure),
+            on_begin=lambda runs_closure, names: self._recording.update_begins(names, runs_closure=runs_closure),
             on_end=self._recording.update_ends,
             keep_copies=finding.sharding == "whole",
         )
@@ -217,7 +217,7 @@ class Watch:
         with self.budget.spending():
             self.steps.check(optimizer)
             if self.steps.is_stepping:  # its closure, if it has one, has run
-                self._recording.update_begins(runs_closure=False)
+                self._recording.update_begins((), runs_closure=False)
 
     def after_batch(self, loss: Tensor | float | None) -> None:
         """A batch is over; `loss` is the mean loss of this process's batch, undivided and unscaled."""

@@ -1,0 +1,91 @@
+"""The losses of a step that several optimizers share: each with the parameters that its update moves."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_topo._tape.closing import empty_tape
+from lightning_topo._watch.owners import Owners
+from lightning_topo._watch.recording import Recording
+from lightning_topo._watch.steps import Steps
+from lightning_topo._watch.training_loss import TrainingLoss
+from lightning_topo.stability import hessian
+from tests.watch.driving import training_of
+
+
+def owned(*happened):
+    owners, tapes = Owners(), []
+    for what in happened:
+        if what == "loss":
+            owners.loss()
+            tapes.append(empty_tape(""))
+        else:
+            owners.moved([what])
+    return [None if tape.owners is None else "".join(sorted(tape.owners)) for tape in owners.noted(tapes)]
+
+
+def test_a_loss_belongs_to_the_updates_before_the_next_one():
+    assert owned("loss", "a", "loss", "b") == ["a", "b"]
+    assert owned("loss", "loss", "a", "loss", "b") == ["a", "a", "b"]  # two losses of one update
+    assert owned("loss", "a", "b", "loss", "c") == ["ab", "c"]  # one loss of two
+    assert owned("loss", "loss", "a", "b") == [None, None]  # all of all
+    assert owned("loss", "a", "loss", "a") == [None, None]  # the same again, as several updates from one batch
+    assert owned("loss", "a", "loss") == ["a", None]  # not known of the last
+    assert owned("a", "loss", "b") == [None]
+
+
+class Two(nn.Module):
+    """Losses with curvature 10 and 1, the second in parameters of the first as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+
+    def losses(self, x):
+        yield 5.0 * (self.one * x[:, :3]).square().sum(1).mean() + 0.1 * self.other.square().sum()
+        yield 0.5 * (self.other * x[:, :2]).square().sum(1).mean() - 30.0 * self.one.square().sum()
+
+
+@pytest.fixture
+def watched():
+    """A step of two optimizers, one behind each loss, recorded."""
+    net = Two()
+    optimizers = [torch.optim.SGD([p], lr=1e-3) for p in (net.one, net.other)]
+    loss = TrainingLoss(training_of(net), 0)
+    recording = Recording(training_of(net), loss)
+    steps = Steps(
+        net,
+        on_settle=lambda names: None,
+        on_outside=lambda optimizer, names: None,
+        on_begin=lambda runs_closure, names: recording.update_begins(names, runs_closure=runs_closure),
+        on_end=recording.update_ends,
+    )
+    x = torch.ones(4, 3)
+    recording.begin(x, 0, wanted=True)
+    for optimizer, value in zip(optimizers, net.losses(x), strict=True):
+        optimizer.zero_grad()
+        recording.loss(value, 1.0)
+        value.backward()
+        recording.differentiated(goes_on=True)
+        optimizer.step()
+    recording.end()
+    steps.release()
+    return net, loss
+
+
+def test_the_curvature_has_a_block_for_each_loss_and_is_not_their_mean(watched):
+    net, loss = watched
+    params = list(net.parameters())
+    with loss(None) as loss_fn:
+        assert [sorted(tape.owners) for tape in loss_fn.tapes] == [["one"], ["other"]]
+        curvature = hessian(loss_fn, params)
+        whole = torch.stack([curvature @ unit for unit in torch.eye(5)])
+    torch.testing.assert_close(whole, torch.diag(torch.tensor([10.0, 10.0, 10.0, 1.0, 1.0])))
+
+
+def test_parts_of_the_loss_sum_up_to_it(watched):
+    _, loss = watched
+    with loss(None) as loss_fn:
+        parts = loss_fn.parts()
+        torch.testing.assert_close(sum(weight * part() for weight, part in parts), loss_fn())
+        assert [weight for weight, _ in parts] == [1.0, 1.0]
