@@ -31,7 +31,7 @@ from lightning_topo.neurons._tensor_map import TensorMap
 CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor"})
 UNKNOWN_OPERATOR = "unknown operator"
 FAILED_RULE = "the rule failed of"
-NOISE_FACTORIES = frozenset({"randn", "rand"})
+NOISE_FACTORIES = frozenset({"randn", "rand", "randint"})
 # Operators that only move values, and those whose rules take an index for the positions that it holds.
 KEEPS_MARKS = frozenset(
     {"alias", "clone", "contiguous", "detach", "expand", "lift_fresh", "permute", "select", "slice", "squeeze",
