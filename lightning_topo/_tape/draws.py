@@ -75,7 +75,7 @@ class GammaAsDrawn(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         shape, drawn = ctx.saved_tensors
-        return grad * torch._standard_gamma_grad(shape, drawn), None
+        return grad * torch.ops.aten._standard_gamma_grad(shape, drawn), None
 
 
 class DirichletAsDrawn(torch.autograd.Function):
@@ -90,7 +90,7 @@ class DirichletAsDrawn(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         concentration, drawn = ctx.saved_tensors
         total = concentration.sum(-1, keepdim=True).expand_as(concentration)
-        slope = torch._dirichlet_grad(drawn, concentration, total)
+        slope = torch.ops.aten._dirichlet_grad(drawn, concentration, total)
         return slope * (grad - (drawn * grad).sum(-1, keepdim=True)), None
 
 
