@@ -24,8 +24,9 @@ from torch.utils._pytree import tree_map
 
 from benchmarks.zoo import is_installed
 from benchmarks.zoo_models import ZOO, Built
+from lightning_topo._tape.names import named_tensors
 from lightning_topo.neurons import NeuronGroup, find_neuron_groups
-from lightning_topo.neurons._group import KINDS, ParamSlice, clean_name
+from lightning_topo.neurons._group import KINDS, ParamSlice
 from lightning_topo.neurons._one_run import significant
 
 MODELS = (
@@ -141,7 +142,7 @@ def _trained(model: nn.Module, inputs: Any, rule: Rule) -> tuple[list[Tensor], d
         assert isinstance(loss, Tensor)
         loss.backward()
         optimizer.step()
-    return first, {clean_name(name): tensor.detach() for name, tensor in model.state_dict().items()}
+    return first, {name: tensor.detach() for name, tensor in named_tensors(model).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ class Moved:
     ) -> float:
         """Between training the permuted model, and permuting the trained one."""
         moved = copy.deepcopy(self.model)
-        state = {clean_name(name): tensor for name, tensor in moved.state_dict().items()}
+        state = {name: tensor.detach() for name, tensor in named_tensors(moved).items()}
         _permute(state, pieces, self.group, self.order)
         outputs, after = _trained(moved, self.inputs, rule)
         first: dict[tuple[int, torch.Size], Tensor] = {}  # tied tensors are one

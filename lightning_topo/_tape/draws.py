@@ -35,7 +35,7 @@ def drawn_by(operator: Any, args: Sequence[Any], results: Sequence[Tensor | None
     if torch.Tag.nondeterministic_seeded not in operator.tags or "_rnn" in name or "scaled_dot_product" in name:
         return None
     if name.startswith("aten::rrelu_with_noise"):
-        return args[1]
+        return args[1] if named_arguments(operator, args, {})["training"] else None
     tensors = [tensor for tensor in results if tensor is not None]
     return tensors[1] if name in ("aten::native_dropout", "aten::_fused_dropout") else tensors[0]
 
@@ -59,6 +59,39 @@ class Draws:
         """Copy what lies in a storage that is going to be written."""
         for name in self._lying_in.pop(storage, ()):
             self.values[name] = self.values[name].clone()
+
+
+class GammaAsDrawn(torch.autograd.Function):
+    """What was drawn from a gamma distribution, with the gradient in its shape that torch gives it.
+
+    The gradient has no derivative of its own: asking for it raises torch's error.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, shape: Tensor, drawn: Tensor) -> Tensor:
+        ctx.save_for_backward(shape, drawn)
+        return drawn.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        shape, drawn = ctx.saved_tensors
+        return grad * torch.ops.aten._standard_gamma_grad(shape, drawn), None
+
+
+class DirichletAsDrawn(torch.autograd.Function):
+    """What was drawn from a Dirichlet distribution, with the gradient that `torch.distributions` gives it."""
+
+    @staticmethod
+    def forward(ctx: Any, concentration: Tensor, drawn: Tensor) -> Tensor:
+        ctx.save_for_backward(concentration, drawn)
+        return drawn.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        concentration, drawn = ctx.saved_tensors
+        total = concentration.sum(-1, keepdim=True).expand_as(concentration)
+        slope = torch.ops.aten._dirichlet_grad(drawn, concentration, total)
+        return slope * (grad - (drawn * grad).sum(-1, keepdim=True)), None
 
 
 def hidden_draws(calls: Sequence[Call]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_topo._tape.attention_dropout import generator_at, is_whole
 from lightning_topo._tape.collectives import RECORDED
-from lightning_topo._tape.draws import generators_kept
+from lightning_topo._tape.draws import DirichletAsDrawn, GammaAsDrawn, generators_kept
 from lightning_topo._tape.formulas import FORMULAS, named_arguments, plain
 from lightning_topo._tape.program import (
     HIDDEN_WRITES,
@@ -176,7 +176,11 @@ class _Machine:
         if call.name == "aten::_fused_dropout":
             return args[0] * drawn / float(args[1]), drawn
         if call.name.startswith("aten::rrelu_with_noise"):
-            return args[0] * drawn
+            return args[0].mul_(drawn) if call.name.endswith("_") else args[0] * drawn
+        if call.name == "aten::_standard_gamma":
+            return GammaAsDrawn.apply(args[0], drawn)
+        if call.name == "aten::_sample_dirichlet":
+            return DirichletAsDrawn.apply(args[0], drawn)
         if call.writes:
             return args[0].copy_(drawn)
         return drawn.clone()

@@ -44,6 +44,7 @@ class Attempt:
 
 FLOAT64 = Tolerance(ratio=1e-6, floor=1e-8)
 NATIVE = Tolerance(ratio=2e-3, floor=1e-3)
+DOES_NOT_RUN = "the step does not run with its neurons permuted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,7 @@ class Bench:
                 return group.with_status("verified", self._caveat())
             return group.with_status("inert", f"the output hardly depends on it (control {control:.1e})")
         if trial.failure:
-            return group.incoming_only(f"the step does not run with its neurons permuted ({trial.failure})")
+            return group.incoming_only(f"{DOES_NOT_RUN} ({trial.failure})")
         if trial.residual > self.tolerance.ratio * max(control, self.tolerance.floor):
             return group.incoming_only(
                 f"not complete: permuting its neurons changes the output by {trial.residual:.1e} of its size "

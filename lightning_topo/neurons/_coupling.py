@@ -284,6 +284,9 @@ def _unify_atoms(a: Atom, b: Atom) -> None:
             a, b = b, a
         if a.frozen:
             freeze([b], a.reason)
+        if b.summands is not None and not is_constant(a):
+            for leaf in leaves([b]):  # zeros joined between other parts move with what they are added to
+                leaf.touched = True
         a.link = b
         a.touched = b.touched = True
 

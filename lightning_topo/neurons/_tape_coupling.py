@@ -39,16 +39,39 @@ def couple(tapes: Sequence[Tape]) -> Coupling:
     """
     trace = CouplingTrace()
     standins: dict[str, Tensor] = {}
-    followers = [_Follower(trace, tape, standins) for tape in tapes]
+    still = _StillBuffers(tapes)
+    followers = [_Follower(trace, tape, standins, still) for tape in tapes]
     for follower in followers:
         follower.run()
     return Coupling(trace, tuple(follower.tensors for follower in followers))
 
 
+class _StillBuffers:
+    """Buffers that no step writes, as a bias of keys that is always zero.
+
+    Nothing distinguishes their entries along an axis where these are equal: like a parameter's, they may move with
+    the neurons, and stay right if a user fills them later.
+    """
+
+    def __init__(self, tapes: Sequence[Tape]) -> None:
+        self._values: dict[str, list[Tensor | None]] = {}
+        for tape in tapes:
+            written = tape.written
+            for slot, names in tape.names.items():
+                if names[0] in tape.buffers:
+                    value = None if tape.storages[slot] in written else tape.values.get(slot)
+                    self._values.setdefault(names[0], []).append(value)
+
+    def fixed_axes(self, name: str, n_axes: int) -> list[int]:
+        """The axes along which the entries of a buffer differ, in any step; all where one writes it."""
+        values = self._values[name]
+        return [dim for dim in range(n_axes) if not all(v is not None and _is_equal_along(v, dim) for v in values)]
+
+
 class _Follower:
     """One tape, with a tensor without memory in place of each slot's."""
 
-    def __init__(self, trace: CouplingTrace, tape: Tape, named: dict[str, Tensor]) -> None:
+    def __init__(self, trace: CouplingTrace, tape: Tape, named: dict[str, Tensor], still: "_StillBuffers") -> None:
         self.trace = trace
         self.tape = tape
         self.tensors: dict[int, Tensor] = {}
@@ -56,7 +79,8 @@ class _Follower:
             name = names[0]
             if name not in named:
                 named[name] = self._new(slot)
-                frozen = name in tape.buffers and not (name.endswith(STATE_BUFFERS) or _is_pruning_mask(name, tape))
+                is_data = name in tape.buffers and not (name.endswith(STATE_BUFFERS) or _is_pruning_mask(name, tape))
+                frozen = still.fixed_axes(name, named[name].dim()) if is_data else ()
                 trace.register(name, named[name], frozen=frozen)
             self.tensors[slot] = named[name]
         for slot, constant in tape.constants.items():
@@ -176,6 +200,14 @@ class _Follower:
         if len(layout.stride) != len(layout.shape):
             return torch.empty(layout.shape, dtype=layout.dtype, device="meta")
         return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device="meta")
+
+
+def _is_equal_along(tensor: Tensor, dim: int) -> bool:
+    """Whether all entries along an axis are the same; two of them show that most are not."""
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.shape[dim] < 2:
+        return False
+    first = tensor.narrow(dim, 0, 1)
+    return torch.equal(first, tensor.narrow(dim, 1, 1)) and bool((tensor == first).all())
 
 
 def _is_pruning_mask(name: str, tape: Tape) -> bool:

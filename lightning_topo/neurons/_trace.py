@@ -1,7 +1,7 @@
 """Run a model once and learn which axes of its parameters are coupled."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -31,7 +31,7 @@ from lightning_topo.neurons._tensor_map import TensorMap
 CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor"})
 UNKNOWN_OPERATOR = "unknown operator"
 FAILED_RULE = "the rule failed of"
-NOISE_FACTORIES = frozenset({"randn", "rand"})
+NOISE_FACTORIES = frozenset({"randn", "rand", "randint"})
 # Operators that only move values, and those whose rules take an index for the positions that it holds.
 KEEPS_MARKS = frozenset(
     {"alias", "clone", "contiguous", "detach", "expand", "lift_fresh", "permute", "select", "slice", "squeeze",
@@ -94,9 +94,9 @@ class CouplingTrace(TorchDispatchMode):
 
     # What rules call
 
-    def register(self, name: str, tensor: Tensor, *, frozen: bool = False) -> None:
-        """Give a parameter or buffer its own atoms."""
-        axes = [[Atom(size, frozen=frozen)] for size in tensor.shape]
+    def register(self, name: str, tensor: Tensor, *, frozen: Collection[int] = ()) -> None:
+        """Give a parameter or buffer its own atoms, frozen along some of its axes."""
+        axes = [[Atom(size, frozen=dim in frozen)] for dim, size in enumerate(tensor.shape)]
         self.pieces[name] = [Piece((), axes)]
         self.names[id(tensor)] = name
         self._axes[tensor] = axes

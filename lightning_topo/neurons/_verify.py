@@ -9,7 +9,7 @@ from torch import nn
 from lightning_topo._tape import Tape
 from lightning_topo._tape.draws import generators_kept
 from lightning_topo.neurons._assembly import assemble, is_carried
-from lightning_topo.neurons._bench import Attempt, Bench
+from lightning_topo.neurons._bench import DOES_NOT_RUN, Attempt, Bench
 from lightning_topo.neurons._fewer_samples import with_fewer_samples
 from lightning_topo.neurons._group import NeuronGroup
 from lightning_topo.neurons._one_run import Run, record_run
@@ -92,7 +92,8 @@ def verify_on_tapes(
     - `groups`: The groups to verify.
     - `seed`: Draws the permutations and the perturbation of the parameters.
     - `cheap`: Versions of the same tapes on fewer samples, tried in turn until one can be replayed. A group that is
-      inert on fewer samples, such as an expert to which no sample is sent, is verified again on all samples.
+      inert on fewer samples, such as an expert to which no sample is sent, or that does not run permuted there, is
+      verified again on all samples.
     """
     usable = [tape for tape in tapes if not tape.obstacle and tape.outputs]
     judged: dict[int, NeuronGroup] = {}
@@ -118,13 +119,18 @@ def verify_on_tapes(
             log.debug("no verification by %s (%s)", attempt, reason)
             continue
         judged.update(zip(undecided, verdicts, strict=True))
-        undecided = [i for i in undecided if chosen is not usable and judged[i].status == "inert"]
+        undecided = [i for i in undecided if chosen is not usable and _is_open(judged[i])]
         if not undecided:
             break
     reason = f"the model did not run on perturbed parameters ({reason})"
     for i, group in enumerate(groups):
         judged.setdefault(i, group if group.status == "incoming_only" else group.with_status("unverified", reason))
     return [without_carried(_noted(judged[i], tapes)) for i in range(len(groups))]
+
+
+def _is_open(group: NeuronGroup) -> bool:
+    """Whether a verdict on fewer samples says nothing about all: draws may be laid out by the number of samples."""
+    return group.status == "inert" or group.reason.startswith(DOES_NOT_RUN)
 
 
 def with_carried(group: NeuronGroup, found: Sequence[NeuronGroup]) -> NeuronGroup:

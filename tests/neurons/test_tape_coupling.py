@@ -100,7 +100,7 @@ def test_running_statistics_go_with_their_channel_and_other_buffers_are_data(sta
         def __init__(self) -> None:
             super().__init__()
             self.first, self.norm, self.last = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
-            self.register_buffer("gain", torch.ones(8))
+            self.register_buffer("gain", torch.arange(8.0))
 
         def forward(self, x: Tensor) -> Tensor:
             hidden = self.first(x)

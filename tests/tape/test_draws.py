@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Beta, Dirichlet, Gamma
 
 from lightning_topo._tape import StepRecorder, accepted, replay
-from lightning_topo._tape.draws import Draws
+from lightning_topo._tape.draws import DirichletAsDrawn, Draws, GammaAsDrawn
 from tests.tape.fused_attention import LENGTH, UNTOLD, Block, N, kernels
 from tests.tape.steps import labels
 
@@ -85,3 +86,34 @@ def test_an_operator_is_not_attention_by_its_name() -> None:
     loss.backward()
     [tape] = recorder.end()
     assert accepted(tape, {name: p.grad for name, p in net.named_parameters()}).obstacle == ""
+
+
+REPARAMETRISED = {
+    "gamma": lambda h: Gamma(h.exp(), 1.0).rsample(),
+    "beta": lambda h: Beta(h.exp(), h.exp()).rsample(),
+    "Dirichlet": lambda h: Dirichlet(h.exp()).rsample(),
+    "random slope": lambda h: F.rrelu(h, training=True),
+    "random slope in place": lambda h: F.rrelu(h.clone(), training=True, inplace=True),
+    "mean slope": lambda h: F.rrelu(h, training=False),
+}
+
+
+@pytest.mark.parametrize("between", REPARAMETRISED.values(), ids=REPARAMETRISED)
+def test_a_replay_has_what_was_drawn_and_its_gradient(between) -> None:
+    torch.manual_seed(0)
+    net, recorder = nn.Linear(3, 4), StepRecorder()
+    recorder.begin(net)
+    loss = (between(net(torch.randn(6, 3))) * torch.arange(4)).square().mean()
+    recorder.loss(loss)
+    loss.backward()
+    [tape] = recorder.end()
+    judged = accepted(tape, {name: p.grad for name, p in net.named_parameters()})
+    assert (judged.obstacle, judged.gradient_obstacle) == ("", "")
+
+
+@pytest.mark.parametrize("drawn", [GammaAsDrawn, DirichletAsDrawn])
+def test_where_torch_knows_no_second_derivative_there_is_none(drawn) -> None:
+    shape = torch.tensor([0.5, 2.0], requires_grad=True)
+    [slope] = torch.autograd.grad(drawn.apply(shape, torch.tensor([0.3, 0.7]))[0], shape, create_graph=True)
+    with pytest.raises((RuntimeError, NotImplementedError), match="not implemented"):
+        slope.sum().backward()

@@ -171,7 +171,7 @@ def masked_select(trace: CouplingTrace, call: OperatorCall) -> None:
 
 
 @aten_rule(
-    "nonzero", "nonzero_numpy", "_local_scalar_dense", "item", "bincount", "one_hot", "multinomial",
+    "nonzero", "nonzero_numpy", "_local_scalar_dense", "item", "bincount", "one_hot",
     "unique2", "_unique2", "searchsorted", "bucketize",
 )  # fmt: skip
 def read_out(trace: CouplingTrace, call: OperatorCall) -> None:

@@ -58,7 +58,7 @@ def matrix_transpose(trace: CouplingTrace, call: OperatorCall) -> None:
 
 @aten_rule(
     "clone", "contiguous", "detach", "alias", "_to_copy", "to", "dropout",
-    "fill", "zero", "bernoulli", "normal", "uniform", "nan_to_num", "logical_not",
+    "fill", "zero", "nan_to_num", "logical_not",
 )  # fmt: skip
 def same(trace: CouplingTrace, call: OperatorCall) -> None:
     """The output has the axes of the (first) input."""
@@ -74,7 +74,7 @@ def literal(trace: CouplingTrace, call: OperatorCall) -> None:
 
 
 @aten_rule(
-    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like",
+    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
     "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided",
 )  # fmt: skip
 def constant_like(trace: CouplingTrace, call: OperatorCall) -> None:
