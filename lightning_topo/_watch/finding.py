@@ -61,7 +61,11 @@ class Finding:
     @property
     def uncovered(self) -> list[ParameterCoverage]:
         """The trained parameters in no group, largest first."""
-        trained = {clean_name(name) for name, p in self._training.module.named_parameters() if p.requires_grad}
+        parameters = [(clean_name(name), p) for name, p in self._training.module.named_parameters() if p.requires_grad]
+        owned = {id(p) for optimizer in self._training.optimizers for g in optimizer.param_groups for p in g["params"]}
+        # Not a target network's; but DeepSpeed's optimizers own flat parts of the module's parameters.
+        known = [name for name, p in parameters if id(p) in owned]
+        trained = set(known or (name for name, _ in parameters))
         left = [one for one in self.coverage if not one.groups and one.param in trained]
         return sorted(left, key=lambda one: -one.numel)
 

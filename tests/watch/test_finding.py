@@ -47,6 +47,21 @@ def test_what_is_uncovered_is_named_largest_first_and_frozen_parameters_are_not(
     assert (first, sorted(others)) == ("idle.weight", ["idle.bias", "net.4.bias"])
 
 
+def test_what_no_optimizer_owns_is_not_uncovered_as_a_target_network_that_follows():
+    model = nn.ModuleDict({"net": two_layers(), "target": two_layers()})
+    x = torch.randn(6, 3)
+
+    def loss():
+        with torch.no_grad():
+            wanted = model["target"](x)
+        return (model["net"](x) - wanted).square().mean()
+
+    for owned, left in ((model["net"], ["net.4.bias"]), (model, ["net.4.bias", "target.4.bias"])):
+        finding = Finding(training_of(model, torch.optim.SGD(owned.parameters(), lr=0.1)), None, 0)
+        finding.groups(recorded(model, loss), "")
+        assert sorted(one.param for one in finding.uncovered) == left
+
+
 def test_where_no_step_was_recorded_the_structure_gives_incoming_weights_with_the_reason_and_a_remedy():
     model = two_layers()
     finding = Finding(training_of(model), None, 0)
