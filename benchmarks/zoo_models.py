@@ -374,6 +374,24 @@ def barlow_twins() -> Built:
     return model, (torch.randn(8, 6), torch.randn(8, 6))
 
 
+@entry("temporal-fusion-transformer", "pytorch_forecasting")
+def temporal_fusion_transformer() -> Built:
+    from pytorch_forecasting import QuantileLoss, TemporalFusionTransformer
+
+    sizes = {"hidden_size": 8, "attention_head_size": 2, "hidden_continuous_size": 4, "output_size": 3}
+    inputs = {"x_reals": ["time", "value"], "static_categoricals": [], "x_categoricals": [], "embedding_sizes": {}}
+    read = {"time_varying_reals_encoder": ["time", "value"], "time_varying_reals_decoder": ["time"]}
+    loss = QuantileLoss([0.1, 0.5, 0.9])
+    model = TemporalFusionTransformer(
+        **sizes, **inputs, **read, loss=loss, max_encoder_length=6, output_transformer=lambda out: out["prediction"]
+    )
+    series = {"encoder_cont": torch.randn(4, 6, 2), "decoder_cont": torch.randn(4, 3, 2)}
+    none = {"encoder_cat": torch.zeros(4, 6, 0).long(), "decoder_cat": torch.zeros(4, 3, 0).long()}
+    lengths = {"encoder_lengths": torch.full((4,), 6), "decoder_lengths": torch.full((4,), 3)}
+    batch = {**series, **none, **lengths, "target_scale": torch.ones(4, 2)}
+    return Made(lambda m: m.net(batch)["prediction"], net=model), ()
+
+
 TORCHVISION = (
     "resnet18", "resnext50_32x4d", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x0_5", "densenet121",
     "squeezenet1_1", "regnet_y_400mf", "googlenet",
