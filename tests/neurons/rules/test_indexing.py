@@ -51,7 +51,7 @@ def test_neurons_stay_exchangeable(between) -> None:
 
 
 def test_packed_sequences_keep_what_comes_with_each_time() -> None:
-    """The units of an embedding are read by a recurrent layer that leaves padding out."""
+    """The units of an embedding are read by a recurrent layer that leaves padding out, and so are that layer's own."""
     lengths = torch.tensor([7, 4])
 
     def forward(m, x):
@@ -59,7 +59,10 @@ def test_packed_sequences_keep_what_comes_with_each_time() -> None:
         return m.out(pad_packed_sequence(m.rnn(packed)[0], batch_first=True)[0].mean(1))
 
     net = Made(forward, embed=nn.Linear(5, 6), rnn=nn.GRU(6, 4, batch_first=True), out=nn.Linear(4, 2))
-    assert [(group.name, group.n, group.status) for group in find_neuron_groups(net, X)] == [("embed", 6, "verified")]
+    assert [(group.name, group.n, group.status) for group in find_neuron_groups(net, X)] == [
+        ("embed", 6, "verified"),
+        ("rnn", 4, "verified"),
+    ]
 
 
 def test_one_position_written_out_in_the_code_is_a_slice() -> None:
