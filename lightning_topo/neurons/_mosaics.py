@@ -7,7 +7,7 @@ everywhere; so what P does to the boxes, it does to the whole, and nothing else 
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -55,38 +55,47 @@ class Shown:
 
 @dataclass(slots=True)
 class _Mosaic:
-    """The boxes of one tensor in the order in which they were written, and views of it that are no boxes."""
+    """The boxes of one tensor, with the number of times that it has been written, and views of it that are no boxes.
 
-    written: dict[Box, Written] = field(default_factory=dict)
+    Boxes are kept by one of their axes that is at a single index, and that index: a loop over a thousand positions does
+    not look at all the others each time.
+    """
+
+    shape: tuple[int, ...]
+    written: dict[int | None, dict[int, dict[Box, Written]]] = field(default_factory=dict)
     count: int = 0
     elsewhere: list[Tensor] = field(default_factory=list)
 
     def add(self, place: Place, tensor: Tensor, axes: Sequence[Axis], origin: Origin) -> None:
-        if all(contains(place.box, box) for box in self.written):
+        if place.box == tuple((0, size) for size in self.shape):
             self.written.clear()
-        self.written.pop(place.box, None)
         by_dim = {dim: axis for dim, axis in zip(place.dims, axes, strict=True) if dim is not None}
-        self.written[place.box] = Written(self.count, place.box, tensor, by_dim, origin)
+        single = [dim for dim, (start, stop) in enumerate(place.box) if stop - start == 1 < self.shape[dim]]
+        key = (single[0], place.box[single[0]][0]) if single else (None, 0)
+        boxes = self.written.setdefault(key[0], {}).setdefault(key[1], {})
+        boxes[place.box] = Written(self.count, place.box, tensor, by_dim, origin)
         self.count += 1
 
-    def is_news(self, box: Box, since: int) -> bool:
-        """Whether a box was written after the first `since` times."""
-        for part in reversed(self.written.values()):
-            if part.number < since:
-                return False
-            if overlap(part.box, box):
-                return True
-        return False
-
     def within(self, box: Box) -> list[Written]:
-        """What can be seen in a box."""
+        """What can be seen in a box, the latest first."""
         found: list[Written] = []
-        for part in reversed(self.written.values()):
+        for part in sorted(self._near(box), key=lambda part: -part.number):
             if overlap(part.box, box):
                 found.append(part)
                 if contains(part.box, box):
                     break
         return found
+
+    def _near(self, box: Box) -> Iterator[Written]:
+        for dim, by_index in self.written.items():
+            indices = by_index if dim is None else [i for i in range(*box[dim]) if i in by_index]
+            for index in indices:
+                yield from by_index[index].values()
+
+    @property
+    def parts(self) -> list[Written]:
+        """All that has been written, but for what was overwritten as it had been written."""
+        return [part for by_index in self.written.values() for boxes in by_index.values() for part in boxes.values()]
 
 
 class Mosaics:
@@ -103,6 +112,11 @@ class Mosaics:
     def home(self, tensor: Tensor) -> tuple[Tensor, Place]:
         """The tensor that this one is a view of, and its place there; by itself where that is not known."""
         return self._places.get(tensor) or (tensor, whole(tensor))
+
+    def _of(self, tensor: Tensor) -> _Mosaic | None:
+        """The mosaic of which a tensor is a box, or all."""
+        known = self._places.get(tensor)
+        return self._mosaics.get(tensor if known is None else known[0])
 
     def is_placed(self, tensor: Tensor) -> bool:
         """Whether the tensor is known to show a box of another one."""
@@ -132,12 +146,12 @@ class Mosaics:
         """Whether a call returns boxes of a mosaic, whose axes are found once they are read."""
         if not call.inputs:
             return False
-        base, place = self.home(call.inputs[0])
-        return base in self._mosaics and places(call, place) is not None
+        tensor = call.inputs[0]
+        return self._of(tensor) is not None and places(call, self.home(tensor)[1]) is not None
 
     def begin(self, base: Tensor, axes: list[Axis], origin: Origin, views: Iterable[Tensor]) -> None:
         """Take a tensor for a mosaic, of one part so far."""
-        mosaic = self._mosaics[base] = _Mosaic()
+        mosaic = self._mosaics[base] = _Mosaic(tuple(base.shape))
         mosaic.add(whole(base), base, axes, origin)
         mosaic.elsewhere += [view for view in views if view not in self._places]
 
@@ -153,15 +167,15 @@ class Mosaics:
 
     def shown(self, tensor: Tensor) -> Shown | None:
         """What a tensor shows by now; None where nothing new has been written there."""
-        base, place = self.home(tensor)
-        mosaic = self._mosaics.get(base)
+        mosaic = self._of(tensor)
         since = self._read.get(tensor, 1)  # what was there at first, the tensor's axes tell
         if mosaic is None or since == mosaic.count:
             return None
+        _, place = self.home(tensor)
         self._read[tensor] = mosaic.count
-        if not mosaic.is_news(place.box, since):
-            return None
         parts = mosaic.within(place.box)
+        if all(part.number < since for part in parts):
+            return None
         joined = [_joined(parts, dim, *ends) for dim, ends in enumerate(place.box)]
         origins = [part.origin for part in parts]
         known = [origin for origin in origins if origin is not None]
@@ -172,7 +186,7 @@ class Mosaics:
     def spoil(self, base: Tensor) -> tuple[list[Axis], list[Tensor]]:
         """All axes that were written into a mosaic, and its views that are no boxes; all of it is data from now on."""
         mosaic = self._mosaics[base]
-        axes = [axis for part in mosaic.written.values() for axis in part.axes.values()]
+        axes = [axis for part in mosaic.parts for axis in part.axes.values()]
         mosaic.add(whole(base), base, [new_axis(size, frozen=True) for size in base.shape], None)
         return axes, mosaic.elsewhere
 
