@@ -11,6 +11,7 @@ from lightning_topo.neurons._tensor_map import TensorMap
 Part = tuple[float, float]
 """First and last place in memory, the last one excluded."""
 
+WRITTEN = "written through a view"
 _ALL: Part = (-math.inf, math.inf)
 
 
@@ -89,7 +90,7 @@ class SharedMemory:
     def settle(self, tensor: Tensor) -> None:
         """The whole is read: what has been written into parts of it is no longer exchangeable."""
         for axis in self._owed.pop(tensor) or ():
-            freeze(axis, "written through a view")
+            freeze(axis, WRITTEN)
 
     def is_untouched(self, base: Tensor, part: Part) -> bool:
         """Whether parts of memory that held constants have been written, and this is none of them."""

@@ -1,7 +1,7 @@
 """Run a model once and learn which axes of its parameters are coupled."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_topo._tape.program import leaves, write_positions
 from lightning_topo.neurons._ancestry import Ancestry
 from lightning_topo.neurons._coupling import (
     Atom,
@@ -24,17 +23,14 @@ from lightning_topo.neurons._coupling import (
 from lightning_topo.neurons._coupling import unify as unify_axes
 from lightning_topo.neurons._elementwise import is_elementwise
 from lightning_topo.neurons._group import Role, Step
-from lightning_topo.neurons._mosaics import Mosaics
 from lightning_topo.neurons._operator_call import OperatorCall, operator_call
-from lightning_topo.neurons._places import TURNS_IN_PLACE
 from lightning_topo.neurons._registry import rule_for
-from lightning_topo.neurons._shared_memory import SharedMemory
 from lightning_topo.neurons._stacks import tie_lost_indices, tie_mixed_indices
 from lightning_topo.neurons._tensor_map import TensorMap
+from lightning_topo.neurons._writes import Writes, written_in_place
 
 CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor"})
 UNKNOWN_OPERATOR = "unknown operator"
-WRITTEN = "written through a view"
 FAILED_RULE = "the rule failed of"
 NOISE_FACTORIES = frozenset({"randn", "rand"})
 # Operators that only move values, and those whose rules take an index for the positions that it holds.
@@ -89,8 +85,7 @@ class CouplingTrace(TorchDispatchMode):
         self._axes = TensorMap[list[Axis]]()
         self._weights = TensorMap[frozenset[str]]()  # tensors that depend on no data -> the parameters they come from
         self._ancestry = Ancestry()
-        self._memory = SharedMemory()
-        self._mosaics = Mosaics()
+        self._writes = Writes(self._axes, self._weights, self._ancestry)
         self.values = TensorMap[Tensor]()  # tensors without memory -> their constants
         self.literals = TensorMap[Tensor]()  # tensors written out, as in x[:, [-1]]
         self._positions = TensorMap[Marks]()  # integer tensors -> the axes that their values index, and why
@@ -122,33 +117,29 @@ class CouplingTrace(TorchDispatchMode):
         self.assign(tensor, axes)
         self.pieces.setdefault(name, [Piece((), axes)])
         self._weights.pop(tensor)
-        if self._mosaics.home(tensor)[0] in self._mosaics:
-            self._mosaics.write(tensor, axes, None)
+        self._writes.drawn(tensor)
 
     def adopt(self, tensor: Tensor, other: Tensor) -> None:
         """Take all that is known of `other` for another tensor of its shape."""
-        self._settle(other)
+        self._writes.settle(other)
         self.assign(tensor, self._axes[other] if other in self._axes else self.axes(other))
         if (names := self._weights.get(other)) is not None:
             self._weights[tensor] = names
         self._ancestry.adopt(tensor, other)
-        self._memory.adopt(tensor, other)
+        self._writes.memory.adopt(tensor, other)
 
     def show(self, tensor: Tensor, base: Tensor, start: int, stop: int) -> bool:
         """Take a tensor for a view of a part of another's memory; False unless that part holds constants."""
-        if self._memory.base(base) is not None or base not in self._axes or base in self._mosaics:
-            return False
-        is_constant = all(map(_is_constant_axis, self._axes[base]))
-        if not is_constant and not self._memory.is_untouched(base, (start, stop)):
+        if not self._writes.is_constant(base, (start, stop)):
             return False
         self.assign_constant(tensor)
         self._weights[tensor] = frozenset()
-        self._memory.add(tensor, base, (start, stop))
+        self._writes.memory.add(tensor, base, (start, stop))
         return True
 
     def axes(self, tensor: Tensor) -> list[Axis]:
         """The tensor's axes, for one use. A tensor of unknown origin is data: its axes are frozen."""
-        self._settle(tensor)
+        self._writes.settle(tensor)
         if tensor not in self._axes:
             self._axes[tensor] = [new_axis(size, frozen=True) for size in tensor.shape]
         return [renewed(axis) for axis in self._axes[tensor]]
@@ -199,7 +190,7 @@ class CouplingTrace(TorchDispatchMode):
 
     def read(self, tensor: Tensor) -> None:
         """Note that a tensor's values are used, as an output's are: axes whose positions they reveal are frozen."""
-        self._settle(tensor)
+        self._writes.settle(tensor)
         for marks in (self._positions, self._singled):
             for axis, reason in self._marks(marks, tensor):
                 freeze(axis, reason)
@@ -281,26 +272,23 @@ class CouplingTrace(TorchDispatchMode):
         """Carry the axes through one call. A rule that fails freezes what the call touches, and nothing else."""
         call = operator_call(func, args, kwargs, result)
         self.n_operators += 1
-        deferred = self._mosaics.defers(call)
-        for tensor in () if deferred else call.inputs:
-            self._show_written(tensor)
-        written = [part for _, name in write_positions(func) for part in leaves([call.get(name)])]
-        written = [tensor for tensor in written if isinstance(tensor, Tensor)]
+        written = written_in_place(func, call)
         for tensor in written:
-            self._before_write(tensor)
+            self._begin_write(tensor)
+        is_read = self._writes.read_by(call)
         try:
-            if not deferred:
+            if is_read:
                 self._apply_rule(func, call)
         except Exception as error:
             text = next(iter(str(error).splitlines()), "")
             self.failed.setdefault(str(func), f"{type(error).__name__}: {text}")
             self.bar(call, f"{FAILED_RULE} {func} ({type(error).__name__}: {text})")
         self._link(func, call)
-        if call.name in TURNS_IN_PLACE:
-            self._turned(call.inputs[0])
-        else:
-            for tensor in written:
-                self._after_write(tensor, call)
+        self._writes.done(call, written)
+
+    def _begin_write(self, tensor: Tensor) -> None:
+        if (base := self._writes.begun(tensor)) is not None:
+            self.read(base)
 
     def works_by_entry(self, func: Any, args: Any, kwargs: Any, result: Any) -> bool:
         """Whether a call works entry by entry, found by trial."""
@@ -372,100 +360,14 @@ class CouplingTrace(TorchDispatchMode):
                 self._weights.pop(out)
                 self._ancestry.add(out, active, contracts=contracts)
             if aliases:
-                self._memory.add(out, call.inputs[0])
+                self._writes.memory.add(out, call.inputs[0])
         if aliases and call.outputs:
-            self._mosaics.note_views(call, self._memory.root(call.out))
-
-    # What is written in place
-
-    def _settle(self, tensor: Tensor) -> None:
-        """A tensor is read: let it show what has been written into its memory."""
-        self._memory.settle(tensor)
-        self._show_written(tensor)
-
-    def _show_written(self, tensor: Tensor) -> None:
-        shown = self._mosaics.shown(tensor)
-        if shown is None:
-            return
-        self.assign(tensor, shown.axes)
-        if shown.origin is not None:
-            self._weights[tensor] = shown.origin
-        else:
-            self._weights.pop(tensor)
-            self._ancestry.add(tensor, shown.sources)
-
-    def _before_write(self, tensor: Tensor) -> None:
-        """Take constants of which a box is written for a mosaic."""
-        base, _ = self._mosaics.home(tensor)
-        axes, views = self._axes.get(base), self._memory.views(base)
-        if base in self._mosaics or not axes or not views or self._memory.is_parted(base):
-            return
-        if (base is not tensor or self._memory.base(tensor) is None) and not all(map(_is_varied, axes)):
-            self.read(base)
-            self._mosaics.begin(base, [renewed(axis) for axis in axes], self._weights.get(base), views)
-
-    def _after_write(self, tensor: Tensor, call: OperatorCall) -> None:
-        """Let what is written into a tensor be seen in all that show its memory."""
-        base = self._memory.root(tensor)
-        axes = self._axes.get(tensor)
-        if base not in self._mosaics or axes is None:
-            if base is not tensor and base not in self._mosaics:
-                self._write_through(base, call, tensor)
-            return
-        if base is not tensor and not self._mosaics.is_placed(tensor):
-            self._spoil(base, axes)
-            return
-        for view in self._mosaics.write(tensor, axes, self._weights.get(tensor)):
-            if view is not tensor:
-                self._memory.owe(view, [*axes, *self._axes.get(view, ())])
-                self.assign_data(view)
-                self._weights.pop(view)
-
-    def _spoil(self, base: Tensor, axes: Sequence[Axis]) -> None:
-        """A mosaic is written where it is no box: nothing that it holds, or held, is exchangeable."""
-        known, views = self._mosaics.spoil(base)
-        for axis in [*known, *axes, *(axis for view in views for axis in self._axes.get(view, ()))]:
-            freeze(axis, WRITTEN)
-
-    def _turned(self, tensor: Tensor) -> None:
-        """A tensor shows its memory in another way: views of it are no boxes any longer."""
-        base = self._memory.base(tensor)
-        if base is None and tensor in self._mosaics:
-            self._spoil(tensor, self._axes.get(tensor, ()))
-        self._mosaics.lose(self._memory.views(tensor) if base is None else [tensor])
-
-    def _write_through(self, base: Tensor, call: OperatorCall, target: Tensor) -> None:
-        """Let what is written into a view be seen in its base, and in the base's other views."""
-        is_data = any(self.is_activation(tensor) for tensor in call.inputs)
-        for seen in self._memory.seen_with(target):
-            self._overwritten(seen, base, call, target)
-            if is_data:
-                self._weights.pop(seen)
-        if is_data:
-            self._memory.forget_views(target)
-
-    def _overwritten(self, seen: Tensor, base: Tensor, call: OperatorCall, target: Tensor) -> None:
-        """Constants of which a part is written become data; where all is written anew, they are what was written."""
-        axes = self._axes.get(seen)
-        if _geometry(seen) == _geometry(base) == _geometry(target):
-            self._axes[seen] = self._axes[target]
-        elif axes and (self._memory.owes(seen) or any(is_constant(atom) for axis in axes for atom in flat(axis))):
-            written = [axis for tensor in call.inputs for axis in self._axes.get(tensor) or []]
-            self._memory.write_part(seen, target, written)
-            self.assign_data(seen)
+            self._writes.note_views(call)
 
 
 CONTRACTIONS = frozenset(
     {"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mv", "_grouped_mm", "convolution", "embedding", "_trilinear"}
 )
-
-
-def _geometry(tensor: Tensor) -> tuple[Sequence[int], Sequence[int]]:
-    return tensor.shape, tensor.stride()
-
-
-def _is_varied(axis: Axis) -> bool:
-    return not any(is_constant(atom) for atom in flat(axis))
 
 
 def _is_constant_axis(axis: Axis) -> bool:
