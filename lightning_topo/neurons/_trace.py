@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_topo._tape.program import leaves
 from lightning_topo.neurons._ancestry import Ancestry
 from lightning_topo.neurons._coupling import (
     Atom,
@@ -38,7 +39,11 @@ KEEPS_MARKS = frozenset(
     {"alias", "clone", "contiguous", "detach", "expand", "lift_fresh", "permute", "select", "slice", "squeeze",
      "transpose", "unbind", "unsqueeze", "view", "_unsafe_view", "split", "split_with_sizes", "cat"}
 )  # fmt: skip
-READS_POSITIONS = frozenset({"gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce"})
+READS_POSITIONS = {
+    **dict.fromkeys(("gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce"), "index"),
+    **dict.fromkeys(("index", "embedding", "_embedding_bag", "_embedding_bag_forward_only"), "indices"),
+    "index_select": "index",
+}
 
 Marks = tuple[tuple[Axis, str], ...]
 
@@ -183,6 +188,20 @@ class CouplingTrace(TorchDispatchMode):
     def pointed(self, tensor: Tensor) -> list[Axis]:
         """The axes that the values of a tensor are positions along."""
         return [axis for axis, _ in self._marks(self._positions, tensor)]
+
+    def address(self, axis: Axis, index: Tensor) -> bool:
+        """Take entries of an axis at the positions in an index, and say whether that leaves them exchangeable.
+
+        Positions found along an axis of that length address this one: both are permuted together. All others are data.
+        """
+        found = self.pointed(index)
+        if found and all(axis_size(other) == axis_size(axis) for other in found):
+            for other in found:
+                unify_axes(axis, other)
+            return True
+        self.read(index)
+        freeze(axis, "an index of data")
+        return False
 
     def single_out(self, tensor: Tensor, axis: Axis, reason: str) -> None:
         """Say that a tensor holds the values at one position of an axis, which is frozen once they are read."""
@@ -336,7 +355,7 @@ class CouplingTrace(TorchDispatchMode):
                         self.point(out, axis, reason)
                     for axis, reason in self._marks(self._singled, tensor):
                         self.single_out(out, axis, reason)
-            elif not (call.name in READS_POSITIONS and tensor is call.get("index")):
+            elif not any(tensor is index for index in leaves([call.get(READS_POSITIONS.get(call.name, ""))])):
                 self.read(tensor)
 
     def _link(self, func: Any, call: OperatorCall) -> None:
