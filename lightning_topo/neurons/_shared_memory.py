@@ -1,7 +1,7 @@
 """Which tensors of a trace show the same memory, and what is owed since a part of it was written."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from lightning_topo.neurons._tensor_map import TensorMap
 Part = tuple[float, float]
 """First and last place in memory, the last one excluded."""
 
+WRITTEN = "written through a view"
 _ALL: Part = (-math.inf, math.inf)
 
 
@@ -30,6 +31,22 @@ class SharedMemory:
     def base(self, tensor: Tensor) -> Tensor | None:
         """The tensor of which this one is a view."""
         return self._bases.get(tensor)
+
+    def root(self, tensor: Tensor) -> Tensor:
+        """The tensor whose memory this one shows, itself if it is no view."""
+        return self._bases.get(tensor, tensor)
+
+    def views(self, base: Tensor) -> list[Tensor]:
+        """The views of a tensor; those that showed what has been overwritten may be missing."""
+        return self._views.get(base) or []
+
+    def is_parted(self, base: Tensor) -> bool:
+        """Whether parts of a tensor are owed, or its memory is shown under other tensors."""
+        return base in self._owed or base in self._written or any(view in self._parts for view in self.views(base))
+
+    def owe(self, tensor: Tensor, axes: Iterable[Axis]) -> None:
+        """Freeze the axes of what may have been written into a tensor once it is read."""
+        self._owed[tensor] = [*self._owed.get(tensor, ()), *axes]
 
     def add(self, view: Tensor, of: Tensor, part: Part | None = None) -> None:
         """Say that a tensor is a view of another, or of what that one is a view of."""
@@ -64,7 +81,7 @@ class SharedMemory:
         """A part of what `seen` shows is written, by way of the view `target`, with values along these axes."""
         if seen is self._bases[target]:
             self._written[seen] = [*self._written.get(seen, ()), self._parts.get(target, _ALL)]
-        self._owed[seen] = [*self._owed.get(seen, ()), *axes]
+        self.owe(seen, axes)
 
     def owes(self, tensor: Tensor) -> bool:
         """Whether parts of this tensor have been written, and not been read with the whole."""
@@ -73,7 +90,7 @@ class SharedMemory:
     def settle(self, tensor: Tensor) -> None:
         """The whole is read: what has been written into parts of it is no longer exchangeable."""
         for axis in self._owed.pop(tensor) or ():
-            freeze(axis, "written through a view")
+            freeze(axis, WRITTEN)
 
     def is_untouched(self, base: Tensor, part: Part) -> bool:
         """Whether parts of memory that held constants have been written, and this is none of them."""

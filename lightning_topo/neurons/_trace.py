@@ -1,14 +1,16 @@
 """Run a model once and learn which axes of its parameters are coupled."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_topo._tape.program import leaves
+from lightning_topo.neurons._ancestry import Ancestry
 from lightning_topo.neurons._coupling import (
     Atom,
     Axis,
@@ -24,9 +26,9 @@ from lightning_topo.neurons._elementwise import is_elementwise
 from lightning_topo.neurons._group import Role, Step
 from lightning_topo.neurons._operator_call import OperatorCall, operator_call
 from lightning_topo.neurons._registry import rule_for
-from lightning_topo.neurons._shared_memory import SharedMemory
 from lightning_topo.neurons._stacks import tie_lost_indices, tie_mixed_indices
 from lightning_topo.neurons._tensor_map import TensorMap
+from lightning_topo.neurons._writes import Writes, written_in_place
 
 CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor"})
 UNKNOWN_OPERATOR = "unknown operator"
@@ -37,7 +39,11 @@ KEEPS_MARKS = frozenset(
     {"alias", "clone", "contiguous", "detach", "expand", "lift_fresh", "permute", "select", "slice", "squeeze",
      "transpose", "unbind", "unsqueeze", "view", "_unsafe_view", "split", "split_with_sizes", "cat"}
 )  # fmt: skip
-READS_POSITIONS = frozenset({"gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce"})
+READS_POSITIONS = {
+    **dict.fromkeys(("gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce"), "index"),
+    **dict.fromkeys(("index", "embedding", "_embedding_bag", "_embedding_bag_forward_only"), "indices"),
+    "index_select": "index",
+}
 
 Marks = tuple[tuple[Axis, str], ...]
 
@@ -83,14 +89,12 @@ class CouplingTrace(TorchDispatchMode):
         self.implied: dict[Atom, Atom] = {}  # sorted tokens -> their experts
         self._axes = TensorMap[list[Axis]]()
         self._weights = TensorMap[frozenset[str]]()  # tensors that depend on no data -> the parameters they come from
-        self._nodes = TensorMap[int]()
-        self._memory = SharedMemory()
+        self._ancestry = Ancestry()
+        self._writes = Writes(self._axes, self._weights, self._ancestry)
         self.values = TensorMap[Tensor]()  # tensors without memory -> their constants
         self.literals = TensorMap[Tensor]()  # tensors written out, as in x[:, [-1]]
         self._positions = TensorMap[Marks]()  # integer tensors -> the axes that their values index, and why
         self._singled = TensorMap[Marks]()  # tensors -> the axes of which they hold one position, and why
-        self._parents: list[tuple[int, ...]] = []
-        self._depths: list[int] = []  # contractions on the longest path to each node
 
     # What rules call
 
@@ -118,31 +122,29 @@ class CouplingTrace(TorchDispatchMode):
         self.assign(tensor, axes)
         self.pieces.setdefault(name, [Piece((), axes)])
         self._weights.pop(tensor)
+        self._writes.drawn(tensor)
 
     def adopt(self, tensor: Tensor, other: Tensor) -> None:
         """Take all that is known of `other` for another tensor of its shape."""
-        self._memory.settle(other)
+        self._writes.settle(other)
         self.assign(tensor, self._axes[other] if other in self._axes else self.axes(other))
-        for known in cast("tuple[TensorMap[Any], ...]", (self._weights, self._nodes)):
-            if other in known:
-                known[tensor] = known[other]
-        self._memory.adopt(tensor, other)
+        if (names := self._weights.get(other)) is not None:
+            self._weights[tensor] = names
+        self._ancestry.adopt(tensor, other)
+        self._writes.memory.adopt(tensor, other)
 
     def show(self, tensor: Tensor, base: Tensor, start: int, stop: int) -> bool:
         """Take a tensor for a view of a part of another's memory; False unless that part holds constants."""
-        if self._memory.base(base) is not None or base not in self._axes:
-            return False
-        is_constant = all(map(_is_constant_axis, self._axes[base]))
-        if not is_constant and not self._memory.is_untouched(base, (start, stop)):
+        if not self._writes.is_constant(base, (start, stop)):
             return False
         self.assign_constant(tensor)
         self._weights[tensor] = frozenset()
-        self._memory.add(tensor, base, (start, stop))
+        self._writes.memory.add(tensor, base, (start, stop))
         return True
 
     def axes(self, tensor: Tensor) -> list[Axis]:
         """The tensor's axes, for one use. A tensor of unknown origin is data: its axes are frozen."""
-        self._memory.settle(tensor)
+        self._writes.settle(tensor)
         if tensor not in self._axes:
             self._axes[tensor] = [new_axis(size, frozen=True) for size in tensor.shape]
         return [renewed(axis) for axis in self._axes[tensor]]
@@ -187,12 +189,27 @@ class CouplingTrace(TorchDispatchMode):
         """The axes that the values of a tensor are positions along."""
         return [axis for axis, _ in self._marks(self._positions, tensor)]
 
+    def address(self, axis: Axis, index: Tensor) -> bool:
+        """Take entries of an axis at the positions in an index, and say whether that leaves them exchangeable.
+
+        Positions found along an axis of that length address this one: both are permuted together. All others are data.
+        """
+        found = self.pointed(index)
+        if found and all(axis_size(other) == axis_size(axis) for other in found):
+            for other in found:
+                unify_axes(axis, other)
+            return True
+        self.read(index)
+        freeze(axis, "an index of data")
+        return False
+
     def single_out(self, tensor: Tensor, axis: Axis, reason: str) -> None:
         """Say that a tensor holds the values at one position of an axis, which is frozen once they are read."""
         self._singled[tensor] = (*self._marks(self._singled, tensor), (axis, reason))
 
     def read(self, tensor: Tensor) -> None:
         """Note that a tensor's values are used, as an output's are: axes whose positions they reveal are frozen."""
+        self._writes.settle(tensor)
         for marks in (self._positions, self._singled):
             for axis, reason in self._marks(marks, tensor):
                 freeze(axis, reason)
@@ -274,13 +291,23 @@ class CouplingTrace(TorchDispatchMode):
         """Carry the axes through one call. A rule that fails freezes what the call touches, and nothing else."""
         call = operator_call(func, args, kwargs, result)
         self.n_operators += 1
+        written = written_in_place(func, call)
+        for tensor in written:
+            self._begin_write(tensor)
+        is_read = self._writes.read_by(call)
         try:
-            self._apply_rule(func, call)
+            if is_read:
+                self._apply_rule(func, call)
         except Exception as error:
             text = next(iter(str(error).splitlines()), "")
             self.failed.setdefault(str(func), f"{type(error).__name__}: {text}")
             self.bar(call, f"{FAILED_RULE} {func} ({type(error).__name__}: {text})")
         self._link(func, call)
+        self._writes.done(call, written)
+
+    def _begin_write(self, tensor: Tensor) -> None:
+        if (base := self._writes.begun(tensor)) is not None:
+            self.read(base)
 
     def works_by_entry(self, func: Any, args: Any, kwargs: Any, result: Any) -> bool:
         """Whether a call works entry by entry, found by trial."""
@@ -328,7 +355,7 @@ class CouplingTrace(TorchDispatchMode):
                         self.point(out, axis, reason)
                     for axis, reason in self._marks(self._singled, tensor):
                         self.single_out(out, axis, reason)
-            elif not (call.name in READS_POSITIONS and tensor is call.get("index")):
+            elif not any(tensor is index for index in leaves([call.get(READS_POSITIONS.get(call.name, ""))])):
                 self.read(tensor)
 
     def _link(self, func: Any, call: OperatorCall) -> None:
@@ -340,72 +367,26 @@ class CouplingTrace(TorchDispatchMode):
         origins = [self._weights.get(tensor) for tensor in call.inputs]
         names = [origin for origin in origins if origin is not None]
         active = [tensor for tensor in call.inputs if self.is_activation(tensor)]
-        if len(active) == 2 and call.name in ("add", "add_") and self._is_skip(*active):
+        if len(active) == 2 and call.name in ("add", "add_") and self._ancestry.is_skip(*active):
             for axis in self._axes[call.out]:
                 self.tag(axis, "skip")
         contracts = call.name in CONTRACTIONS and any(names)
-        parents = tuple(self._nodes[tensor] for tensor in active if tensor in self._nodes)
-        depth = max((self._depths[node] for node in parents), default=0) + contracts
         aliases = any(out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns)
         for out in call.outputs:
             if not any(origin is None for origin in origins):
                 self._weights[out] = frozenset[str]().union(*names)
             else:
                 self._weights.pop(out)
-                self._nodes[out] = len(self._parents)
-                self._parents.append(parents)
-                self._depths.append(depth)
+                self._ancestry.add(out, active, contracts=contracts)
             if aliases:
-                self._memory.add(out, call.inputs[0])
-        if call.name.endswith("_") and (base := self._memory.base(call.inputs[0])) is not None:
-            self._write_through(base, call)
-
-    def _write_through(self, base: Tensor, call: OperatorCall) -> None:
-        """Let what is written into a view be seen in its base, and in the base's other views."""
-        target = call.inputs[0]
-        is_data = any(self.is_activation(tensor) for tensor in call.inputs)
-        for seen in self._memory.seen_with(target):
-            self._overwritten(seen, base, call)
-            if is_data:
-                self._weights.pop(seen)
-        if is_data:
-            self._memory.forget_views(target)
-
-    def _overwritten(self, seen: Tensor, base: Tensor, call: OperatorCall) -> None:
-        """Constants of which a part is written become data; where all is written anew, they are what was written."""
-        axes = self._axes.get(seen)
-        if _geometry(seen) == _geometry(base) == _geometry(call.out):
-            self._axes[seen] = self._axes[call.out]
-        elif axes and (self._memory.owes(seen) or any(is_constant(atom) for axis in axes for atom in flat(axis))):
-            written = [axis for tensor in call.inputs for axis in self._axes.get(tensor) or []]
-            self._memory.write_part(seen, call.inputs[0], written)
-            self.assign_data(seen)
-
-    def _is_skip(self, left: Tensor, right: Tensor) -> bool:
-        """Whether one of two added activations was computed from the other by way of a weight."""
-        if left not in self._nodes or right not in self._nodes:
-            return False
-        early, late = sorted((self._nodes[left], self._nodes[right]))
-        if self._depths[late] <= self._depths[early]:
-            return False
-        stack, seen = [late], set()
-        while stack:
-            node = stack.pop()
-            if node == early:
-                return True
-            if node > early and node not in seen:
-                seen.add(node)
-                stack += self._parents[node]
-        return False
+                self._writes.memory.add(out, call.inputs[0])
+        if aliases and call.outputs:
+            self._writes.note_views(call)
 
 
 CONTRACTIONS = frozenset(
     {"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mv", "_grouped_mm", "convolution", "embedding", "_trilinear"}
 )
-
-
-def _geometry(tensor: Tensor) -> tuple[Sequence[int], Sequence[int]]:
-    return tensor.shape, tensor.stride()
 
 
 def _is_constant_axis(axis: Axis) -> bool:

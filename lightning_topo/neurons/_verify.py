@@ -45,7 +45,9 @@ def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, 
 
     - "verified" if the control is clearly above 0, the residual far below it, and `gradient` near 0. A group with one
       neuron per block has nothing to permute and is "verified" too,
-    - "inert" if all three are near 0: the output hardly depends on the group,
+    - "inert" if all three are near 0: the output hardly depends on the group. It is "verified" all the same where the
+      gradient in its own parameters, relative to its own size, is permuted and tells the neurons apart, as in the first
+      layers of a deep network,
     - "incoming_only" if the residual or `gradient` is too large, or the recorded calls do not give the gradient of the
       loss. The group then keeps only the weights and biases that feed the neurons, and `reason` tells why,
     - "unverified" if the run cannot be replayed at perturbed parameters; `reason` is the error.

@@ -198,3 +198,34 @@ def test_a_gradient_of_any_size_is_kept_to_single_precision(size) -> None:
     kept = Scaled.of(gradient.clone())
     torch.testing.assert_close(kept.values.double() * kept.scale, gradient, rtol=1e-6, atol=0)
     assert Scaled.of(torch.zeros(3)).scale == 0.0
+
+
+def deep(depth: int, *, norm: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Linear(16, 16), *([nn.BatchNorm1d(16)] if norm else []), nn.ReLU() if norm else nn.Tanh()]
+    return nn.Sequential(*layers, nn.Linear(16, 3))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_first_layers_of_a_deep_network_are_proved_by_their_own_gradient(norm: bool) -> None:
+    groups = find_neuron_groups(deep(80, norm=norm), torch.randn(8, 16))
+    assert [group.status for group in groups] == ["verified"] * 80
+    assert groups[0].reason.startswith("by its own gradient: the output hardly depends on it (control")
+    assert groups[-1].reason == ""
+
+
+@pytest.mark.parametrize("missing", range(3))
+def test_a_group_of_a_first_layer_that_lacks_a_slice_is_not_proved_by_its_own_gradient(missing: int) -> None:
+    net, x = deep(120), torch.randn(8, 16)
+    group = find_neuron_groups(net, x)[0]
+    broken = replace(group, slices=group.slices[:missing] + group.slices[missing + 1 :], status="unverified")
+    [verdict] = verify_groups(net, [broken], lambda m: m(x))
+    assert verdict.status != "verified"
+
+
+def test_neurons_that_matter_to_nothing_are_inert() -> None:
+    torch.manual_seed(0)
+    dead = nn.Sequential(nn.Linear(6, 12), nn.Threshold(1e9, 0.0), nn.Linear(12, 3))
+    assert [group.status for group in find_neuron_groups(dead, torch.randn(8, 6))] == ["inert"]

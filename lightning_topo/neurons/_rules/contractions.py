@@ -141,22 +141,31 @@ def grouped_mm(trace: CouplingTrace, call: OperatorCall) -> None:
     trace.assign(call.out, [a[0], b[2]])
 
 
+def _look_up(trace: CouplingTrace, call: OperatorCall, vocabulary: Axis) -> None:
+    """Rows that are picked by positions found along an axis go with that axis; those of a vocabulary stay."""
+    if not trace.pointed(call["indices"]):
+        trace.freeze(vocabulary, "a vocabulary")
+    elif trace.address(vocabulary, call["indices"]):
+        trace.used(call["weight"], vocabulary, "outgoing")
+
+
 @aten_rule("embedding")
 def embedding(trace: CouplingTrace, call: OperatorCall) -> None:
     vocabulary, features = trace.axes(call["weight"])
-    trace.freeze(vocabulary, "a vocabulary")
+    _look_up(trace, call, vocabulary)
     trace.used(call["weight"], features, "incoming")
     trace.assign(call.out, [*trace.axes(call["indices"]), features])
 
 
 @aten_rule("_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(trace: CouplingTrace, call: OperatorCall) -> None:
-    """Sums, means or maxima over the rows of each bag; where one begins, and which rows it holds, are data."""
+    """Sums, means or maxima over the rows of each bag; where one begins is data."""
     vocabulary, features = trace.axes(call["weight"])
-    trace.freeze(vocabulary, "a vocabulary")
+    _look_up(trace, call, vocabulary)
     trace.used(call["weight"], features, "incoming")
-    if (weights := call.get("per_sample_weights")) is not None:
-        trace.freeze(trace.axes(weights)[0], "places in bags")
+    for places in (call["indices"], call.get("per_sample_weights")):
+        if places is not None:
+            trace.freeze(trace.axes(places)[0], "places in bags")
     trace.assign_data(call.out)
     bags = trace.axes(call.out)[0]
     trace.assign(call.out, [bags, features])

@@ -10,7 +10,10 @@ from lightning_topo.neurons._trace import CouplingTrace, OperatorCall
 
 @aten_rule("index")
 def index(trace: CouplingTrace, call: OperatorCall) -> None:
-    """Indexed axes are frozen; the axes of the index take the place of the first, if adjacent."""
+    """Indexed axes are frozen; the axes of the index take the place of the first, if adjacent.
+
+    One index of positions that were found along an axis addresses that axis: `codebook[distances.argmin(-1)]`.
+    """
     tensor, positions, dim = call.inputs[0], [], 0
     axes = trace.axes(tensor)
     chosen = [(i, index) for i, index in enumerate(call["indices"]) if index is not None]
@@ -20,10 +23,17 @@ def index(trace: CouplingTrace, call: OperatorCall) -> None:
         axes[dim] = slice_axis(axes[dim], first, first + 1)
         trace.assign(call.out, axes)
         return
-    for chosen in call["indices"]:
+    if len(chosen) == 1 and _is_found(trace, tensor, chosen[0][1]) and trace.address(axes[chosen[0][0]], chosen[0][1]):
+        dim, index = chosen[0]
+        _look_up(trace, tensor, axes, dim)
+        trace.assign(call.out, [*axes[:dim], *trace.axes(index), *axes[dim + 1 :]])
+        return
+    for _, index in chosen:
+        _read_index(trace, index)
+    for index in call["indices"]:
         width = 1
-        if chosen is not None:
-            width = chosen.dim() if chosen.dtype in (torch.bool, torch.uint8) else 1
+        if index is not None:
+            width = index.dim() if index.dtype in (torch.bool, torch.uint8) else 1
             positions += range(dim, dim + width)
         dim += width
     for i in positions:
@@ -41,12 +51,38 @@ def _is_literal(trace: CouplingTrace, index: Tensor) -> bool:
     return index in trace.literals and index.shape == (1,) and index.dtype == torch.int64
 
 
+def _is_found(trace: CouplingTrace, tensor: Tensor, index: Tensor) -> bool:
+    """Whether an index holds positions that were found along an axis, and picks rows with them.
+
+    What picks matrices from a weight picks experts, which are guessed from their router.
+    """
+    return bool(trace.pointed(index)) and not (trace.is_weight(tensor) and tensor.dim() > 2)
+
+
+def _look_up(trace: CouplingTrace, table: Tensor, axes: list[Axis], dim: int) -> None:
+    """The neurons along `dim` read out the rows of a weight, which feed what comes with them."""
+    for i, axis in enumerate(axes):
+        trace.used(table, axis, "outgoing" if i == dim else "incoming")
+
+
+def _read_index(trace: CouplingTrace, index: Tensor) -> None:
+    """An index whose values are used as they are: each stands for a place of its own."""
+    trace.read(index)
+    for axis in trace.axes(index):
+        trace.freeze(axis, "an index of data")
+
+
 @aten_rule("index_select")
 def index_select(trace: CouplingTrace, call: OperatorCall) -> None:
     tensor = call.inputs[0]
     axes, dim = trace.axes(tensor), call["dim"] % max(tensor.dim(), 1)
-    trace.freeze(axes[dim], "an index of data")
-    axes[dim] = new_axis(call.out.shape[dim], frozen=True)
+    if _is_found(trace, tensor, call["index"]) and trace.address(axes[dim], call["index"]):
+        _look_up(trace, tensor, axes, dim)
+        axes[dim] = trace.axes(call["index"])[0]
+    else:
+        _read_index(trace, call["index"])
+        trace.freeze(axes[dim], "an index of data")
+        axes[dim] = new_axis(call.out.shape[dim], frozen=True)
     trace.assign(call.out, axes)
 
 
@@ -66,7 +102,7 @@ def gather(trace: CouplingTrace, call: OperatorCall) -> None:
     """Entries are picked along `dim`; the other axes pass where the index leaves them whole."""
     tensor = call.inputs[0]
     axes, dim = trace.axes(tensor), call["dim"] % max(tensor.dim(), 1)
-    _address(trace, axes[dim] if axes else [], call["index"])
+    trace.address(axes[dim] if axes else [], call["index"])
     trace.assign(
         call.out,
         [
@@ -74,15 +110,6 @@ def gather(trace: CouplingTrace, call: OperatorCall) -> None:
             for i, (axis, size) in enumerate(zip(axes, call.out.shape, strict=True))
         ],
     )
-
-
-def _address(trace: CouplingTrace, axis: Axis, index: Tensor) -> None:
-    """Positions found along an axis address that axis; those from data address one that cannot be exchanged."""
-    found = trace.pointed(index)
-    for other in found:
-        trace.unify(axis, other)
-    if not found:
-        trace.freeze(axis, "an index of data")
 
 
 @aten_rule("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill")
@@ -97,7 +124,9 @@ def scatter(trace: CouplingTrace, call: OperatorCall) -> None:
         _write(trace, call, {dim}, source)
         return
     axes = trace.axes(tensor)
-    _address(trace, axes[dim], index)
+    if not trace.address(axes[dim], index):
+        _write(trace, call, {dim}, source)
+        return
     for other in [index] if source is None else [index, source]:
         for i, axis in enumerate(trace.axes(other)):
             if i == dim or other.shape[i] != tensor.shape[i]:
