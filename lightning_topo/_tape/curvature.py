@@ -54,10 +54,10 @@ class Cut(Protocol):
 class TapeLoss:
     """The mean loss over the samples of several tapes, at the present parameters of a module: a zero-argument callable.
 
-    Tapes are weighted by their numbers of samples, or by `weights`. Losses of different parameters, as a GAN's, add up:
-    each is a function of those alone that its update moves, and the Hessian has a block for each. `parts`, `pieces` and
-    `within` give the same loss in parts, for what has to go without the memory of all together. Without `cut` a tape is
-    a part, however large.
+    Tapes are weighted by their numbers of samples, or by `weights`. Losses that one update takes together add up, and
+    so do those of different parameters, as a GAN's: each is a function of those alone that it moves. `parts`, `pieces`
+    and `within` give the same loss in parts, for what has to go without the memory of all together. Without `cut` a
+    tape is a part, however large.
     """
 
     module: nn.Module
@@ -81,7 +81,7 @@ class TapeLoss:
         """The loss on all samples."""
         named = named_tensors(self.module)
         weighted = [
-            weight * tape_loss(tape, _moved_by(tape, named), precision=self.precision)
+            weight * tape_loss(tape, self._moved_by(tape, named), precision=self.precision)
             for weight, tape in self._weighted()
         ]
         return torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
@@ -117,16 +117,30 @@ class TapeLoss:
         return (*parts, self._part(together)) if together else tuple(parts)
 
     def _weighted(self) -> Sequence[tuple[float, Tape]]:
+        families = [(tape.owners if self._has_owners else None, tape.place) for tape in self.tapes]
         sizes: dict[Any, int] = defaultdict(int)
-        for tape in self.tapes:
-            sizes[tape.owners] += tape.n_samples
-        weights = self.weights or [tape.n_samples / sizes[tape.owners] for tape in self.tapes]
+        for family, tape in zip(families, self.tapes, strict=True):
+            sizes[family] += tape.n_samples
+        weights = self.weights or [
+            tape.n_samples / sizes[family] for family, tape in zip(families, self.tapes, strict=True)
+        ]
         return list(zip(weights, self.tapes, strict=True))
+
+    @property
+    def _has_owners(self) -> bool:
+        return all(tape.owners is not None for tape in self.tapes)
+
+    def _moved_by(self, tape: Tape, named: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The parameters as this loss is a function of them: those that it does not move are constants."""
+        owners = tape.owners
+        if owners is None or not self._has_owners:
+            return named
+        return {name: tensor if name in owners else tensor.detach() for name, tensor in named.items()}
 
     def _cut(self, weight: float, tape: Tape, size: int) -> Sequence[tuple[float, Tape]]:
         if self.cut is None:
             return [(weight, tape)]
-        named = _moved_by(tape, named_tensors(self.module))
+        named = self._moved_by(tape, named_tensors(self.module))
         pieces = self.cut(tape, max(size, 1), named, self.precision)
         return [(weight * share, piece) for share, piece in pieces]
 
@@ -134,14 +148,6 @@ class TapeLoss:
         total = sum(weight for weight, _ in weighted)
         weights = tuple(weight / total for weight, _ in weighted)
         return total, replace(self, tapes=tuple(tape for _, tape in weighted), weights=weights)
-
-
-def _moved_by(tape: Tape, named: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The parameters as this loss is a function of them: those that its update does not move are constants."""
-    owners = tape.owners
-    if owners is None:
-        return named
-    return {name: tensor if name in owners else tensor.detach() for name, tensor in named.items()}
 
 
 def enough_samples(tapes: Sequence[Tape], wanted: int = 256) -> tuple[Tape, ...]:

@@ -113,8 +113,8 @@ class Tape:
     (or of what a function returned), `scale` the factor by which the recorded loss exceeds the module's own.
     `host_reads` are those on which the program leans. `obstacle` says why the tape cannot be replayed, and
     `gradient_obstacle` why its loss or gradient, in the parameters `unlike`, is not the step's although it runs; both
-    are empty where all is well. `owners` are the parameters that the updates behind this loss have moved, None where
-    that is not known.
+    are empty where all is well. `owners` are the parameters that updates have moved by this loss's gradient, None
+    where that is not known; `place` counts the losses that such an update has taken together.
     """
 
     calls: tuple[Call, ...]
@@ -136,6 +136,7 @@ class Tape:
     gradient_obstacle: str = ""
     unlike: frozenset[str] = frozenset()
     owners: frozenset[str] | None = None
+    place: int = 0
 
     @property
     def program(self) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -10,10 +11,10 @@ from torch.optim import Optimizer
 
 
 class GradientScales:
-    """Measures s: an optimizer is handed s g for a gradient g of the recorded losses' mean.
+    """Measures s: an optimizer is handed s g for a gradient g of the recorded loss, of a batch's losses the sum.
 
-    With G the gradient after the last backward pass, G' that with which the optimizer has stepped, and f_1, f_2, ...
-    the factors with which losses were differentiated since the update before,
+    With G the gradient after the last backward pass, G' that with which the optimizer has stepped, and f_b the mean
+    factor with which losses of batch b were differentiated that have changed its gradient since its update before,
 
         s = (f_1 + f_2 + ...) |G'| / |G|
 
@@ -24,17 +25,25 @@ class GradientScales:
 
     def __init__(self) -> None:
         self.wanted: bool = False
-        self._factors: Tensor | float = 0.0
-        self._has_stepped = False
+        self._arriving: Tensor | float = 0.0
         self._failure: Exception | None = None
-        self._raw: dict[int, Tensor] = {}
+        self._taken: dict[int, _Taken] = {}
         self._measured: dict[int, Tensor] = {}
 
-    def loss(self, loss: Tensor, factor: float) -> None:
+    def begin_batch(self) -> None:
+        """Another batch begins."""
+        for taken in self._taken.values():
+            taken.begin_batch()
+
+    def loss(self, loss: Tensor, factor: float, optimizers: Sequence[Optimizer] = ()) -> None:
         """A loss, `factor` times the recorded one, is about to be differentiated, itself or a multiple of it."""
-        if self._has_stepped:
-            self._factors, self._has_stepped, self._raw = 0.0, False, {}
-        if self.wanted and loss.requires_grad and loss.numel() == 1:
+        if not self.wanted:
+            return
+        for optimizer in optimizers:
+            taken, length = self._taken.setdefault(id(optimizer), _Taken()), _gradient_norm(optimizer)
+            taken.forget_unless(length)
+        self._arriving = 0.0
+        if loss.requires_grad and loss.numel() == 1:
             loss.register_hook(partial(self._hear, factor))
 
     def differentiated(self, optimizers: Sequence[Optimizer]) -> None:
@@ -42,15 +51,14 @@ class GradientScales:
         if self.wanted:
             for optimizer in optimizers:
                 if (length := _gradient_norm(optimizer)) is not None:
-                    self._raw[id(optimizer)] = length
+                    self._taken.setdefault(id(optimizer), _Taken()).add(self._arriving, length)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """The optimizer has stepped; its gradient is still the one that it took."""
-        self._has_stepped = True
-        raw = self._raw.pop(id(optimizer), None)
-        taken = None if raw is None else _gradient_norm(optimizer)
-        if raw is not None and taken is not None:
-            self._measured[id(optimizer)] = self._factors * taken / raw
+        taken = self._taken.pop(id(optimizer), None)
+        length = None if taken is None or taken.length is None else _gradient_norm(optimizer)
+        if taken is not None and taken.length is not None and length is not None:
+            self._measured[id(optimizer)] = taken.factor() * length / taken.length
 
     def of(self, optimizers: Sequence[Optimizer]) -> tuple[float, ...]:
         """The last measured scale of each optimizer; 1 where there is none, or no gradient to measure it by."""
@@ -67,10 +75,41 @@ class GradientScales:
         try:
             self._arrive(factor, multiple)
         except Exception as error:
-            self._factors, self._failure = math.nan, error
+            self._arriving, self._failure = math.nan, error
 
     def _arrive(self, factor: float, multiple: Tensor) -> None:
-        self._factors = self._factors + factor * multiple.detach().reshape(()).float()
+        self._arriving = factor * multiple.detach().reshape(()).float()
+
+
+@dataclass(slots=True)
+class _Taken:
+    """The factors with which losses have gone into an optimizer's gradient, and its length after the last of them."""
+
+    length: Tensor | None = None
+    earlier: Tensor | float = 0.0
+    here: Tensor | float = 0.0
+    n_here: Tensor | float = 0.0
+
+    def begin_batch(self) -> None:
+        self.earlier, self.here, self.n_here = self.factor(), 0.0, 0.0
+
+    def add(self, factor: Tensor | float, length: Tensor) -> None:
+        """A loss was differentiated: it counts if the gradient is another one now."""
+        counts = (length != (0.0 if self.length is None else self.length)).float()
+        self.here, self.n_here, self.length = self.here + factor * counts, self.n_here + counts, length
+
+    def forget_unless(self, length: Tensor | None) -> None:
+        """Forget everything if the gradient was cleared: it has no length any more, or none left."""
+        if length is None:
+            self.length, self.earlier, self.here, self.n_here = None, 0.0, 0.0, 0.0
+            return
+        is_there = (length > 0.0).float()
+        self.earlier, self.here, self.n_here = self.earlier * is_there, self.here * is_there, self.n_here * is_there
+        self.length = length
+
+    def factor(self) -> Tensor | float:
+        """The sum over batches of the mean factor."""
+        return self.earlier + self.here / torch.as_tensor(self.n_here).clamp(min=1.0)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_topo._tape import StepRecorder, Tape, accepted, compiled_reason, outside_modes
 from lightning_topo._tape.foreign import is_plain
-from lightning_topo._tape.names import all_names, named_tensors
+from lightning_topo._tape.names import all_names, clean_name, named_tensors
 from lightning_topo._watch.owners import Owners
 from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
@@ -147,7 +147,9 @@ class Recording:
         parameters = self._training.module.named_parameters()
         self._without_gradient = frozenset(name for name, p in parameters if p.grad is None or not p.grad.any())
         self._judged.append(None)
-        self._owners.loss()
+        every = self._parameters()
+        cleared = {id(p) for name, p in self._training.module.named_parameters() if name in self._without_gradient}
+        self._owners.before_loss(every, [name for name, p in every.items() if id(p) in cleared])
         self._recorder.loss(loss, scale=scale)
         if not in_engine:
             self._recorder.leave()
@@ -161,6 +163,8 @@ class Recording:
         """
         if not self._recorder.is_active:
             return
+        if self._judged and not self._is_open:
+            self._owners.after_loss(self._parameters())
         if in_engine:
             self._noted = {name: gradient.clone() for name, gradient in self._gradients().items()}
         else:
@@ -203,7 +207,7 @@ class Recording:
             tapes = self._recorder.end()
             self._tapes = [known or self._accepted(tape) for tape, known in zip(tapes, self._judged, strict=True)]
             self._judged = []
-            self._tapes = self._owners.noted(self._tapes)
+            self._tapes = self._owners.noted(self._tapes, self._parameters())
         if self._is_kept and self._training_loss is not None:
             self._training_loss.keep(self._tapes, self._batch)
             if self.obstacle:
@@ -253,6 +257,10 @@ class Recording:
     def _accepted(self, tape: Tape, gradients: Mapping[str, Tensor] | None = None) -> Tape:
         # In shards the loss is compared when it is first evaluated: until then nobody has the values.
         return _accepted(tape, gradients) if self._keeps_values else tape
+
+    def _parameters(self) -> dict[str, Tensor]:
+        """The parameters by each of their clean names."""
+        return {clean_name(name): p for name, p in all_names(self._training.module.named_parameters)}
 
     def _gradients(self) -> dict[str, Tensor]:
         """The gradient that the last loss has made, of parameters that had none before."""

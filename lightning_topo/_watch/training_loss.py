@@ -1,6 +1,7 @@
 """The training's own loss, on samples of recorded steps, at the present parameters."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -39,6 +40,7 @@ class TrainingLoss:
 
     def __init__(self, training: Training, seed: int) -> None:
         self._training, self._seed = training, seed
+        self._steps: list[list[Tape]] = []
         self._tapes: list[Tape] = []
         self._batch: Any = None
         self._cuts = SampleCuts()
@@ -62,27 +64,19 @@ class TrainingLoss:
             self._tapes = [] if self.obstacle else [_light(tape, self._training) for tape in tapes]
             self._step = self._training.step + 1
             return
-        usable = [tape for tape in tapes if not tape.obstacle and not tape.gradient_obstacle]
+        usable, refused = _usable(tapes)
         if not usable:
-            refused = next(
-                (tape.obstacle or tape.gradient_obstacle for tape in tapes), "the step had no loss to follow"
-            )
             self.obstacle = self.obstacle if self._tapes else refused
             return
         self.obstacle = ""
-        self._tapes += [_light(tape, self._training) for tape in usable]
-        n_losses = len(usable)
-        while len(self._tapes) > n_losses and (
-            len(self._tapes) > _MOST_TAPES
-            or sum(tape.n_samples for tape in self._tapes[n_losses:]) >= ENOUGH_SAMPLES * n_losses
-        ):
-            del self._tapes[:n_losses]  # a whole step: each of its losses counts as much as the others
+        self._steps = _enough([*self._steps, [_light(tape, self._training) for tape in usable]])
+        self._tapes = [tape for step in self._steps for tape in step]
         self._cuts.forget_all_but(self._tapes)
 
     def release(self) -> None:
         """Let the tapes go, and the batch."""
         self.refuse("the training is over")
-        self._tapes, self._batch, self._cuts = [], None, SampleCuts()
+        self._steps, self._tapes, self._batch, self._cuts = [], [], None, SampleCuts()
 
     def refuse(self, obstacle: str) -> None:
         """Note the reason why nothing can be recorded."""
@@ -147,6 +141,36 @@ class TrainingLoss:
                 raise ProbeUnavailable(f"the training step cannot be replayed: {error}.", _REMEDY_IN_SHARDS) from error
             raise
         self._n_refused = 0
+
+
+def _usable(tapes: Sequence[Tape]) -> tuple[list[Tape], str]:
+    """The tapes of a step whose losses can be evaluated, and why others cannot.
+
+    Of losses that one parameter is moved by, all or none: what is left of them would be another function.
+    """
+    taken = [tape for tape in tapes if tape.owners is None or tape.owners]
+    lost = [tape for tape in taken if tape.obstacle or tape.gradient_obstacle]
+    gone = frozenset().union(*(tape.owners or () for tape in lost))
+    usable = [tape for tape in taken if tape not in lost and gone.isdisjoint(tape.owners or ())]
+    nothing = "no update has moved a parameter by the loss" if tapes else "the step had no loss to follow"
+    return usable, next((tape.obstacle or tape.gradient_obstacle for tape in lost), nothing)
+
+
+def _enough(steps: Sequence[list[Tape]]) -> list[list[Tape]]:
+    """The newest steps that hold enough samples of each loss, and the last one whole."""
+    kept: list[list[Tape]] = []
+    held: Counter[Any] = Counter()
+    needed: dict[Any, int] = {}
+    for step in reversed(steps):
+        losses = Counter((tape.owners, tape.place) for tape in step)
+        needed = {loss: ENOUGH_SAMPLES * n for loss, n in losses.items()} | needed
+        is_wanted = any(held[loss] < needed[loss] for loss in losses)
+        if kept and (not is_wanted or sum(map(len, kept)) + len(step) > _MOST_TAPES):
+            continue
+        kept.append(step)
+        for tape in step:
+            held[tape.owners, tape.place] += tape.n_samples
+    return kept[::-1]
 
 
 def _light(tape: Tape, training: Training) -> Tape:

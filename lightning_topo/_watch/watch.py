@@ -177,6 +177,7 @@ class Watch:
         """A batch begins; it is kept while its step is looked at."""
         with self.budget.spending():
             self.steps.begin()
+            self.steps.gradients.begin_batch()
             self._movements.before_batch(self.steps)
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)
@@ -202,15 +203,17 @@ class Watch:
             self._recording.loss(loss, scale, in_engine=in_engine)
             if self._first_batch:
                 self.steps.keep(self._training.optimizers)  # lazy parameters have their shapes now
-            self.steps.gradients.loss(loss, scale)
+            self.steps.gradients.loss(loss, scale, self._known_optimizers())
 
     def after_backward(self, *, goes_on: bool = False, in_engine: bool = False) -> None:
         """A gradient is there; `goes_on` where the step may have further losses, `in_engine` where autograd calls."""
         with self.budget.spending():
             self._recording.differentiated(goes_on=goes_on, is_stepping=self.steps.is_stepping, in_engine=in_engine)
             if self.steps.gradients.wanted:
-                known = {id(o): o for o in (*self._training.optimizers, *self.steps.optimizers)}
-                self.steps.gradients.differentiated(list(known.values()))
+                self.steps.gradients.differentiated(self._known_optimizers())
+
+    def _known_optimizers(self) -> list[Optimizer]:
+        return list({id(o): o for o in (*self._training.optimizers, *self.steps.optimizers)}.values())
 
     def before_update(self, optimizer: Optimizer) -> None:
         """An optimizer is about to change its parameters."""

@@ -19,7 +19,8 @@ def step(scales, model, optimizer, batches, *, factor=1.0, scaling=1.0, between=
     optimizer.zero_grad()
     for x in batches:
         loss = factor * model(x).square().sum()
-        scales.loss(loss, factor)
+        scales.begin_batch()
+        scales.loss(loss, factor, [optimizer])
         (scaling * loss).backward()
         scales.differentiated([optimizer])
     for p in model.parameters():
@@ -81,3 +82,55 @@ def test_what_is_not_wanted_or_has_no_gradient_changes_nothing(setting):
     optimizer.zero_grad()
     scales.stepped(optimizer)
     assert scales.of([optimizer]) == (1.0,)
+
+
+def test_losses_of_one_batch_are_one_function_their_sum(setting):
+    """Half of the gradient from each: it is handed over as it is, and where one loss is divided, by their mean."""
+    model, optimizer, x = setting
+    scales = GradientScales()
+    scales.wanted = True
+    for factors, truth in (((1.0, 1.0), 1.0), ((0.5, 0.5), 0.5)):
+        optimizer.zero_grad()
+        scales.begin_batch()
+        for factor in factors:
+            loss = factor * model(x).square().sum()
+            scales.loss(loss, factor, [optimizer])
+            loss.backward()
+            scales.differentiated([optimizer])
+        optimizer.step()
+        scales.stepped(optimizer)
+        assert scales.of([optimizer]) == pytest.approx((truth,), rel=1e-5)
+
+
+def test_a_loss_counts_for_the_optimizers_whose_gradient_it_changes(setting):
+    model, _, x = setting
+    first, last = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[0], model[2]))
+    scales = GradientScales()
+    scales.wanted = True
+    scales.begin_batch()
+    for part in (model[0], model[2]):
+        loss = model(x).square().sum()
+        scales.loss(loss, 1.0, [first, last])
+        loss.backward(inputs=list(part.parameters()))
+        scales.differentiated([first, last])
+    for optimizer in (first, last):
+        optimizer.step()
+        scales.stepped(optimizer)
+    assert scales.of([first, last]) == pytest.approx((1.0, 1.0), rel=1e-5)
+
+
+def test_a_gradient_that_was_cleared_counts_for_nothing(setting):
+    model, optimizer, x = setting
+    scales = GradientScales()
+    scales.wanted = True
+    scales.begin_batch()
+    for to_none in (True, False):
+        for _ in range(2):
+            optimizer.zero_grad(set_to_none=to_none)
+            loss = model(x).square().sum()
+            scales.loss(loss, 1.0, [optimizer])
+            loss.backward()
+            scales.differentiated([optimizer])
+        optimizer.step()
+        scales.stepped(optimizer)
+        assert scales.of([optimizer]) == pytest.approx((1.0,), rel=1e-5)

@@ -13,25 +13,49 @@ from lightning_topo.stability import hessian
 from tests.watch.driving import training_of
 
 
-def owned(*happened):
+def owned(*happened, left=()):
+    """What each loss owns and its place, where a loss is named by the parameters whose gradients it changes."""
+    parameters = {name: nn.Parameter(torch.zeros(1)) for name in "abc"}
     owners, tapes = Owners(), []
     for what in happened:
-        if what == "loss":
-            owners.loss()
+        kind, _, names = what.partition(" ")
+        if kind == "loss":
+            cleared = [name for name, p in parameters.items() if p.grad is None]
+            owners.before_loss(parameters, cleared)
+            for name in names:
+                p = parameters[name]
+                p.grad = torch.ones(1) if p.grad is None else p.grad.add_(1.0)
+            owners.after_loss(parameters)
             tapes.append(empty_tape(""))
+        elif kind == "moves":
+            owners.moved(names)
         else:
-            owners.moved([what])
-    return [None if tape.owners is None else "".join(sorted(tape.owners)) for tape in owners.noted(tapes)]
+            for name in names:
+                parameters[name].grad = None
+    found = owners.noted(tapes, parameters)
+    return [None if tape.owners is None else f"{''.join(sorted(tape.owners))}{tape.place}" for tape in found]
 
 
-def test_a_loss_belongs_to_the_updates_before_the_next_one():
-    assert owned("loss", "a", "loss", "b") == ["a", "b"]
-    assert owned("loss", "loss", "a", "loss", "b") == ["a", "a", "b"]  # two losses of one update
-    assert owned("loss", "a", "b", "loss", "c") == ["ab", "c"]  # one loss of two
-    assert owned("loss", "loss", "a", "b") == [None, None]  # all of all
-    assert owned("loss", "a", "loss", "a") == [None, None]  # the same again, as several updates from one batch
-    assert owned("loss", "a", "loss") == ["a", None]  # not known of the last
-    assert owned("a", "loss", "b") == [None]
+def test_a_loss_owns_what_an_update_moves_by_its_gradient():
+    assert owned("loss a", "moves a", "loss b", "moves b") == ["a0", "b0"]
+    assert owned("loss ab", "moves a", "clear b", "loss b", "moves b") == ["a0", "b0"]  # what the first left is cleared
+    assert owned("loss ab", "moves a", "loss b", "moves b") == ["ab0", "b0"]  # and here it is not
+    assert owned("loss ab", "moves a", "moves b", "clear ab", "loss c", "moves c") == ["ab0", "c0"]
+    assert owned("loss a", "loss b", "moves a", "moves b") == ["a0", "b0"]  # each its own, before all updates
+
+
+def test_losses_of_one_update_have_places_and_those_of_several_have_none():
+    assert owned("loss a", "loss a", "moves a") == ["a0", "a1"]
+    assert owned("loss a", "moves a", "clear a", "loss a", "moves a") == ["a0", "a0"]
+    assert owned("loss a", "loss a", "moves a", "clear a", "loss a", "moves a") == ["a0", "a1", "a0"]
+
+
+def test_a_loss_without_an_update_owns_nothing_but_what_waits_for_the_next_batch():
+    assert owned("loss a", "moves a", "clear a", "loss b", "clear b") == ["a0", "0"]
+    assert owned("loss a", "moves a", "clear a", "loss b") == ["a0", "b0"]  # accumulated
+    assert owned("loss ab", "moves a") == ["a0"]  # an update has followed: what it has left is nobody's
+    assert owned("loss ab") == ["ab0"]
+    assert owned("loss ab", "clear ab") == [None]  # nothing is known
 
 
 class Two(nn.Module):
