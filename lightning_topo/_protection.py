@@ -258,14 +258,20 @@ def gradient_hooks_set_aside(parameters: Iterable[Tensor]) -> Iterator[None]:
     (0, 1)
     """
     found = [hooks for p in parameters for name in _HOOKS if (hooks := getattr(p, name, None))]
-    kept = [(hooks, dict(hooks)) for hooks in found]  # autograd looks into these very dictionaries
+    # Autograd looks into these very dictionaries: one that is removed or added meanwhile stays it, in its order.
+    kept = [(hooks, key, hook) for hooks in found for key, hook in hooks.items()]
     try:
-        for hooks in found:
-            hooks.clear()
+        for hooks, key, _ in kept:
+            hooks[key] = _rests
         yield
     finally:
-        for hooks, items in kept:
-            hooks.update(items)
+        for hooks, key, hook in kept:
+            if hooks.get(key) is _rests:
+                hooks[key] = hook
+
+
+def _rests(tensor: Tensor) -> None:
+    """Stand in for a hook that is set aside."""
 
 
 _HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")

@@ -200,3 +200,16 @@ def test_hooks_of_parameters_rest_and_are_there_again():
     handle.remove()
     net(torch.ones(1, 2)).sum().backward()
     assert sorted(seen[3:]) == ["after", "all"]
+
+
+def test_hooks_that_come_and_go_meanwhile_are_as_they_were_left():
+    seen, p = [], nn.Parameter(torch.ones(1))
+    first = p.register_hook(lambda g: seen.append("first"))
+    p.register_hook(lambda g: seen.append("second"))
+    with gradient_hooks_set_aside([p, p]):
+        with gradient_hooks_set_aside([p]):
+            (2 * p).sum().backward()
+        first.remove()
+        p.register_hook(lambda g: seen.append("third"))
+    (2 * p).sum().backward()
+    assert seen == ["second", "third"]

@@ -188,7 +188,8 @@ class Recording:
     def update_ends(self) -> None:
         """An optimizer has moved parameters; where the step goes on, so does the recording."""
         self._owners.moved(self._updating)
-        if self._recorder.is_active and self._goes_on:
+        # An update may come before the first loss, by what the batch before has left.
+        if self._recorder.is_active and (self._goes_on or not self._judged):
             self._resume()
 
     def _resume(self, *, in_engine: bool = False) -> None:
