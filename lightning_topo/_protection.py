@@ -179,11 +179,11 @@ class _Memory:
         elif isinstance(value, tuple):
             for part in value:
                 self._value(part)
-        elif isinstance(value, Iterator) and not isinstance(value, IOBase) and not _is_of_a_framework(value):
-            if not self._knows(value):
-                self._lost.append(f"what {type(value).__qualname__} has handed out")
-        elif hasattr(value, "__dict__") and not (_is_of_a_framework(value) and not self._draws(value)):
-            self.object(value)
+        elif hasattr(value, "__dict__"):
+            if not _is_of_a_framework(value) or self._draws(value):
+                self.object(value)
+        elif isinstance(value, Iterator) and not isinstance(value, IOBase) and not self._knows(value):
+            self._lost.append(f"what {type(value).__qualname__} has handed out")  # and nothing shows where it stands
 
     def _generator(self, value: Any, restore: Callable[..., Any]) -> None:
         if not self._knows(value):

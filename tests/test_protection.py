@@ -213,3 +213,26 @@ def test_hooks_that_come_and_go_meanwhile_are_as_they_were_left():
         p.register_hook(lambda g: seen.append("third"))
     (2 * p).sum().backward()
     assert seen == ["second", "third"]
+
+
+def test_an_iterator_of_the_users_own_class_is_put_back():
+    class Counting:
+        def __init__(self):
+            self.n = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            self.n += 1
+            return self.n
+
+    class Keeper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.batches = Counting()
+
+    module = Keeper()
+    with unchanged(module):
+        assert [next(module.batches), next(module.batches)] == [1, 2]
+    assert next(module.batches) == 1

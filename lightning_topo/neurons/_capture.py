@@ -198,6 +198,8 @@ def _of_fsdp_units(
 def _exchanged(root: nn.Module, instead: Mapping[str, Tensor]) -> Iterator[None]:
     """Let shards have other values, and those other tensors theirs, while the context lasts."""
     pairs = [(p, instead[name]) for raw, p in root.named_parameters() if (name := clean_name(raw)) in instead]
+    if any(one.shape != other.shape for one, other in pairs):  # before anything has moved
+        raise RuntimeError("expected shards as they lay when they were copied, got others: were parameters replaced?")
     _exchange(pairs)
     try:
         yield
