@@ -149,11 +149,14 @@ def _usable(tapes: Sequence[Tape]) -> tuple[list[Tape], str]:
     Of losses that one parameter is moved by, all or none: what is left of them would be another function.
     """
     taken = [tape for tape in tapes if tape.owners is None or tape.owners]
-    lost = [tape for tape in taken if tape.obstacle or tape.gradient_obstacle]
-    gone = frozenset().union(*(tape.owners or () for tape in lost))
-    usable = [tape for tape in taken if tape not in lost and gone.isdisjoint(tape.owners or ())]
+    reasons = [tape.obstacle or tape.gradient_obstacle for tape in taken]
+    lost = [tape.owners or () for tape, reason in zip(taken, reasons, strict=True) if reason]
+    gone = frozenset[str]().union(*lost)
+    usable = [
+        tape for tape, reason in zip(taken, reasons, strict=True) if not reason and gone.isdisjoint(tape.owners or ())
+    ]
     nothing = "no update has moved a parameter by the loss" if tapes else "the step had no loss to follow"
-    return usable, next((tape.obstacle or tape.gradient_obstacle for tape in lost), nothing)
+    return usable, next(filter(None, reasons), nothing)
 
 
 def _enough(steps: Sequence[list[Tape]]) -> list[list[Tape]]:

@@ -8,7 +8,7 @@ from lightning_topo._tape.closing import empty_tape
 from lightning_topo._watch.owners import Owners
 from lightning_topo._watch.recording import Recording
 from lightning_topo._watch.steps import Steps
-from lightning_topo._watch.training_loss import TrainingLoss
+from lightning_topo._watch.training_loss import TrainingLoss, _usable
 from lightning_topo.stability import hessian
 from tests.watch.driving import training_of
 
@@ -113,3 +113,18 @@ def test_parts_of_the_loss_sum_up_to_it(watched):
         parts = loss_fn.parts()
         torch.testing.assert_close(sum(weight * part() for weight, part in parts), loss_fn())
         assert [weight for weight, _ in parts] == [1.0, 1.0]
+
+
+def test_a_refused_loss_takes_those_of_the_same_parameters_and_no_others():
+    fine, bad = empty_tape(""), empty_tape("a reason")
+    tapes = [
+        fine.replaced(owners=frozenset("ab")),
+        bad.replaced(owners=frozenset("b")),
+        fine.replaced(owners=frozenset("c")),
+        fine.replaced(owners=frozenset()),
+    ]
+    usable, refused = _usable(tapes)
+    assert [tape.owners for tape in usable] == [frozenset("c")]
+    assert refused == "a reason"
+    assert _usable(tapes[3:]) == ([], "no update has moved a parameter by the loss")
+    assert _usable([]) == ([], "the step had no loss to follow")
