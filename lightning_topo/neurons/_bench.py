@@ -361,12 +361,15 @@ def perturbed(
         return torch.view_as_complex(real)
     if not tensor.is_floating_point():
         return tensor.detach().clone()
-    infinite = 0.0 if spread > 0 else math.inf
     copy = tensor.detach().to(torch.float64 if float64 else tensor.dtype, copy=True)
-    copy.nan_to_num_(0.0, infinite, -infinite)
+    own = float(copy.std(correction=0)) if spread > 0 and copy.numel() else math.nan
+    if not math.isfinite(own):
+        infinite = 0.0 if spread > 0 else math.inf
+        copy.nan_to_num_(0.0, infinite, -infinite)
+        own = float(copy.double().std(correction=0)) if copy.numel() else 0.0
     if spread > 0 and copy.numel():
-        own = max(float(copy.double().std(correction=0)), 0.15)
-        copy += spread * own * torch.randn(copy.shape, generator=generator, device=copy.device).to(copy)
+        noise = torch.randn(copy.shape, generator=generator, device=copy.device)
+        copy.add_(noise, alpha=spread * max(own, 0.15))
     return copy
 
 
