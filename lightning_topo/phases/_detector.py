@@ -80,7 +80,7 @@ def _observe_network(
         edge, change = follow_edge(state.edge, _edge_ratios(state, measurement), rules)
         if change is not None:
             events.append(messages.edge(measurement, change, change.source.band(rules)))
-        ratio = next((values[source.quantity] for source in edge.carrying if source.quantity in values), None)
+        ratio = next((values[source.quantity] for source in edge.with_evidence if source.quantity in values), None)
         state = replace(state, edge=edge, measured=state.measured or ratio is not None)
     if ratio is not None or loss is not None:
         stability, found = follow_stability(state.stability, measurement.step, loss, ratio, rules)

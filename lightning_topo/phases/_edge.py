@@ -1,7 +1,7 @@
 """The edge of stability from several sources: one ratio, 1 at the edge, with its source."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from statistics import median
 
@@ -11,8 +11,9 @@ from lightning_topo.phases._rules import Band, PhaseRules
 class EdgeSource(StrEnum):
     """A measured quantity that shows how close training is to the edge of stability; each is 1 at the edge.
 
-    `SHARPNESS` and `BATCH` need the optimizer's stability threshold; `DIRECTIONAL` and `CRITICAL` do not. If
-    `SHARPNESS` or `BATCH` is measured, these two decide whether training is at the edge; otherwise the other two do.
+    `SHARPNESS` and `BATCH` need the optimizer's stability threshold; `DIRECTIONAL` and `CRITICAL` do not. Where `BATCH`
+    is measured, which is where batches are small, it decides whether training is at the edge; otherwise `SHARPNESS`
+    does; where there is neither, the other two do. A source that is not measured any more does not decide.
     """
 
     SHARPNESS = "sharpness"
@@ -48,14 +49,20 @@ EDGE_QUANTITIES = frozenset(source.quantity for source in EdgeSource)
 """The ratios of all sources."""
 _WITH_THRESHOLD = (EdgeSource.SHARPNESS, EdgeSource.BATCH)
 _WITHOUT = (EdgeSource.DIRECTIONAL, EdgeSource.CRITICAL)
+_SILENT = 10
+"""A source is not measured any more if others have been, so many times in a row, and it has not."""
 
 
 @dataclass(frozen=True, slots=True)
 class BandState:
-    """Whether a quantity is inside its band, and the recent values that decide when that changes."""
+    """Whether a quantity is inside its band, and the recent values that decide when that changes.
+
+    `silent` counts how often other edge ratios have been measured since.
+    """
 
     inside: bool = False
     recent: tuple[float, ...] = ()
+    silent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +78,22 @@ class EdgeState:
         return self.source is not None
 
     @property
-    def carrying(self) -> tuple[EdgeSource, ...]:
-        """The sources that decide: those that know a threshold, and only where there are none the others."""
-        known = tuple(source for source in _WITH_THRESHOLD if source in self.bands)
-        return known or tuple(source for source in _WITHOUT if source in self.bands)
+    def with_evidence(self) -> tuple[EdgeSource, ...]:
+        """The sources that are measured: those that know a threshold, and only where there are none the others."""
+        measured = [source for source in EdgeSource if self._is_measured(source)]
+        known = tuple(source for source in measured if source in _WITH_THRESHOLD)
+        return known or tuple(source for source in measured if source in _WITHOUT)
+
+    def carrying(self, rules: PhaseRules) -> tuple[EdgeSource, ...]:
+        """The sources that decide: of two that know a threshold that of the batches, once it can."""
+        known = self.with_evidence
+        if set(known) != set(_WITH_THRESHOLD):
+            return known
+        n_batches = len(self.bands[EdgeSource.BATCH.value].recent)
+        return (EdgeSource.BATCH,) if n_batches >= rules.batch_edge.enter_window else (EdgeSource.SHARPNESS,)
+
+    def _is_measured(self, source: EdgeSource) -> bool:
+        return source.value in self.bands and self.bands[source.value].silent < _SILENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +116,20 @@ def follow_edge(
     >>> state.inside, change
     (True, EdgeChange(entered=True, source=<EdgeSource.SHARPNESS: 'sharpness'>, level=1.0))
     """
-    bands, levels = dict(state.bands), {}
-    for source in EdgeSource:
-        if source.quantity in values:
-            before = bands.get(source.value, BandState())
-            bands[source.value], levels[source] = advance(before, values[source.quantity], source.band(rules))
+    measured = [source for source in EdgeSource if source.quantity in values]
+    bands = {name: replace(band, silent=band.silent + bool(measured)) for name, band in state.bands.items()}
+    levels: dict[EdgeSource, float] = {}
+    for source in measured:
+        before = bands.get(source.value, BandState())
+        bands[source.value], levels[source] = advance(before, values[source.quantity], source.band(rules))
     after = EdgeState(bands)
-    ground = next((source for source in after.carrying if bands[source.value].inside), None)
+    carrying = after.carrying(rules)
+    ground = next((source for source in carrying if bands[source.value].inside), None)
     after = EdgeState(bands, None if ground is None else ground.value)
     if after.inside == state.inside:
         return after, None
-    decisive = EdgeSource(state.source) if ground is None and state.source in after.carrying else ground
-    decisive = decisive or after.carrying[0]
+    decisive = EdgeSource(state.source) if ground is None and state.source in carrying else ground
+    decisive = decisive or carrying[0]
     return after, EdgeChange(after.inside, decisive, levels.get(decisive, bands[decisive.value].recent[-1]))
 
 

@@ -98,10 +98,10 @@ class PhaseRules:
     critical_ratio: float = 1.0
     hold_steps: int = 100
     curvature: Band = field(default_factory=lambda: Band(enter=1.0, leave=0.8))
-    edge: Band = field(default_factory=lambda: Band(enter=0.95, leave=0.70))
-    batch_edge: Band = field(default_factory=lambda: Band(enter=0.80, leave=0.50))
-    directional_edge: Band = field(default_factory=lambda: Band(enter=0.90, leave=0.60, enter_window=5, leave_window=9))
-    critical_edge: Band = field(default_factory=lambda: Band(enter=0.85, leave=0.55, enter_window=5, leave_window=9))
+    edge: Band = field(default_factory=lambda: Band(enter=0.98, leave=0.70))
+    batch_edge: Band = field(default_factory=lambda: Band(enter=0.92, leave=0.50))
+    directional_edge: Band = field(default_factory=lambda: Band(enter=0.95, leave=0.60, enter_window=5, leave_window=9))
+    critical_edge: Band = field(default_factory=lambda: Band(enter=0.95, leave=0.55, enter_window=5, leave_window=9))
     instability_ratio: float = 1.5
     instability_confirm: int = 2
     instability_age: int = 50

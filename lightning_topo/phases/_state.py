@@ -116,7 +116,7 @@ class DetectorState:
             return {str(key): kind(**plain) for key, plain in state.get(name, {}).items()}
 
         def band(plain: Mapping[str, Any]) -> BandState:
-            return BandState(bool(plain["inside"]), numbers(plain["recent"]))
+            return BandState(bool(plain["inside"]), numbers(plain["recent"]), int(plain.get("silent", 0)))
 
         def span(inside: Any, quiet: Any) -> SpanState:
             return SpanState(bool(inside), int(quiet))

@@ -10,11 +10,11 @@ from tests.phases.series import names, sharpnesses
 
 
 def test_the_edge_is_entered_by_the_median_of_three():
-    run = replay(sharpnesses([0.9, 1.2, 0.9, 0.96, 0.97]))
-    # Medians of three: .9, .96 (1.2, .9, .96) -> enters with the value of step 30.
+    run = replay(sharpnesses([0.9, 1.2, 0.9, 0.99, 1.0]))
+    # Medians of three: .9, .99 (1.2, .9, .99) -> enters with the value of step 30.
     assert names(run) == [("edge_of_stability_enter", 30)]
-    assert run.detected[0].value == 0.96
-    assert run.detected[0].threshold == 0.95
+    assert run.detected[0].value == 0.99
+    assert run.detected[0].threshold == 0.98
 
 
 def test_one_spike_does_not_enter_and_two_values_are_not_enough():
@@ -70,3 +70,25 @@ def test_the_steps_own_ratios_decide_only_where_no_threshold_is_known():
     first = [Measurement(k, 0, "p", "", {"directional_ratio": 1.0}) for k in range(10)]
     swapped = replay([*first, *(Measurement(k, 0, "p", "", calm) for k in range(10, 20))])
     assert names(swapped) == [("edge_of_stability_enter", 4), ("edge_of_stability_exit", 10)]
+
+
+def test_where_batches_are_measured_they_decide_and_not_the_sharpness():
+    high = {"sharpness_ratio": 1.1, "batch_sharpness_ratio": 0.6}
+    assert names(replay([Measurement(k, 0, "p", "", high) for k in range(20)])) == []
+    # Until three batches are known the sharpness stands, and after them it does not.
+    first = [Measurement(k, 0, "p", "", {"sharpness_ratio": 1.1}) for k in range(4)]
+    both = replay([*first, *(Measurement(k, 0, "p", "", high) for k in range(4, 20))])
+    assert names(both) == [("edge_of_stability_enter", 2), ("edge_of_stability_exit", 6)]
+
+
+@pytest.mark.parametrize("lost", ["sharpness_ratio", "batch_sharpness_ratio", "directional_ratio"])
+def test_a_source_that_is_not_measured_any_more_does_not_decide(lost):
+    """As when an optimizer without a threshold takes the place of one that had it, or a probe is switched off."""
+    other = "critical_sharpness" if lost != "batch_sharpness_ratio" else "sharpness_ratio"
+    at_edge = [Measurement(k, 0, "p", "", {lost: 1.2, other: 0.3}) for k in range(10)]
+    alone = [Measurement(k, 0, "p", "", {other: 0.3}) for k in range(10, 40)]
+    run = replay([*at_edge, *alone])
+    entered, left = run.detected
+    assert (entered.name, left.name) == ("edge_of_stability_enter", "edge_of_stability_exit")
+    assert left.step in range(10 + 5, 10 + 15)
+    assert "(source: " in left.message
