@@ -71,10 +71,13 @@ class Scaled:
 
     @staticmethod
     def of(gradient: Tensor) -> "Scaled":
-        """The gradient, which is used up, in half the memory."""
+        """The gradient in half the memory.
+
+        It is left as it is: autograd may go on with the same memory, as where a sum has a single term.
+        """
         largest = _largest(gradient)
-        narrow = torch.complex64 if gradient.is_complex() else torch.float32
-        return Scaled((gradient.div_(largest) if largest > 0 else gradient).to(narrow), largest)
+        narrow = torch.empty_like(gradient, dtype=torch.complex64 if gradient.is_complex() else torch.float32)
+        return Scaled(torch.div(gradient, largest or 1.0, out=narrow), largest)
 
 
 class Bench:
@@ -343,7 +346,7 @@ class Bench:
         for position in sorted({move for n in together for move in self._movers.get(n, ())}):
             group, permutation = self._moved[position]
             expected = group.permute(expected, permutation)
-        return _largest(gradient.sub_(expected[name], alpha=scale))
+        return _largest(torch.sub(gradient, expected[name], alpha=scale))
 
 
 def perturbed(

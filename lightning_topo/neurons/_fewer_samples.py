@@ -16,7 +16,7 @@ ENOUGH, MOST = 2, 4
 ENOUGH_TO_NORM, MOST_TO_NORM = 16, 8
 """... or, where batch norm divides each entry of a channel by the spread of all, which would turn two entries into +1
 and -1, as many samples as have 16 entries together, but at most 8 ..."""
-HEAVY_BYTES = 1 << 25
+HEAVY_BYTES = 1 << 28
 """... and fewer, as far as batch norm lets them, if they take more memory than this in float64."""
 
 
@@ -25,7 +25,8 @@ def with_fewer_samples(
 ) -> Tape:
     """The tape on its first samples; the tape itself where it has few, or where they cannot be told apart."""
     share = -(-tape.n_samples // SHARE)
-    to_norm = [min(-(-ENOUGH_TO_NORM // entries), MOST_TO_NORM) for entries in _entries_to_norm(tape)]
+    # Never one: of a single sample torch's CPU kernel for batch norm can have a wrong gradient (2.13).
+    to_norm = [min(max(ENOUGH, -(-ENOUGH_TO_NORM // entries)), MOST_TO_NORM) for entries in _entries_to_norm(tape)]
     lightest = max(1, tape.n_samples * HEAVY_BYTES // max(_wide_bytes(tape), 1))
     kept = max([min(max(ENOUGH, share), MOST, lightest), *to_norm])
     if kept >= tape.n_samples:

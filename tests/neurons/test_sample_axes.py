@@ -37,6 +37,18 @@ def test_a_mean_over_fewer_samples_is_the_mean_over_these() -> None:
     assert torch.allclose(replay(cut, {})[0], F.cross_entropy(net(x[:4]), y[:4]))
 
 
+@pytest.mark.parametrize(("size", "kept"), [(1, 8), (2, 4), (4, 2), (16, 2)])
+def test_batch_norm_needs_entries_not_samples(size: int, kept: int) -> None:
+    torch.manual_seed(0)
+    net, recorder = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)), StepRecorder()
+    x = torch.randn(16, 3, size, size)
+    recorder.begin(net)
+    recorder.loss(net(x).square().mean(), n_samples=16)
+    [tape] = recorder.end()
+    coupling = couple([tape])
+    assert with_fewer_samples(tape, coupling.trace, coupling.tensors[0]).n_samples == kept
+
+
 class Masked(nn.Module):
     """Encodes a random part of each sample's tokens, as a masked autoencoder does, and fills in a learned one."""
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_topo.neurons import find_neuron_groups
 from tests.neurons.networks import network
@@ -42,3 +42,22 @@ def test_the_model_runs_once_however_many_groups_there_are() -> None:
 def test_parameters_of_any_precision(dtype: torch.dtype) -> None:
     model = network().to(dtype)
     assert [g.status for g in find_neuron_groups(model, X.to(dtype))] == ["verified"] * 2
+
+
+class WithPositions(nn.Module):
+    """Adds a parameter to each sample through a view: of a single sample both have one gradient, in one memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.positions, self.out = nn.Linear(5, 8), nn.Parameter(torch.randn(8)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out((self.positions.view(1, 8) + self.hidden(x)).tanh())
+
+
+@pytest.mark.parametrize("n_samples", [1, 2])
+def test_a_gradient_whose_memory_autograd_goes_on_with_is_left_as_it_is(n_samples: int) -> None:
+    torch.manual_seed(0)
+    [group] = find_neuron_groups(WithPositions(), torch.randn(n_samples, 5))
+    assert (group.status, group.reason) == ("verified", "")
+    assert {piece.param for piece in group.slices} >= {"hidden.weight", "positions", "out.weight"}
