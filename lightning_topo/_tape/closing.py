@@ -67,7 +67,7 @@ def closed_tape(
         scale=scale,
         n_samples=n_samples or _leading_size(constants.values()),
         functions={slot: name for slot, name in memory.functions.items() if slot in used},
-        host_reads=leaned_on(recorded.host_reads, recorded.calls, calls, names, memory.storages),
+        host_reads=leaned_on(recorded.host_reads, recorded.calls, calls, slots, names, memory.storages, memory.layouts),
         gradient_obstacle=hidden_draws(calls),
     )
     return tape.owning_its_constants()
