@@ -384,6 +384,8 @@ class Watch:
 
     def _share(self, step: int, due: Sequence[Probe] = (), *, last: bool = False, alone: bool = False) -> None:
         """Combine and report the findings of all processes since the last exchange."""
+        if (event := self._training_loss.take_event(step)) is not None:
+            self._exchange.events.append(event)
         self._exchange.run(step, self._measuring.coverage, due, last=last, alone=alone)
         if not alone:
             self._raise_first_error()
