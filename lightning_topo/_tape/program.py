@@ -115,8 +115,9 @@ class Tape:
     (or of what a function returned), `scale` the factor by which the recorded loss exceeds the module's own.
     `host_reads` are those on which the outputs may depend. `obstacle` says why the tape cannot be replayed, and
     `gradient_obstacle` why its loss or gradient, in the parameters `unlike`, is not the step's although it runs; both
-    are empty where all is well. `owners` are the parameters that updates have moved by this loss's gradient, None
-    where that is not known; `place` counts the losses that such an update has taken together.
+    are empty where all is well. `gradient_factor` is the factor by which hooks have scaled the gradient of all
+    parameters, None where that is not known. `owners` are the parameters that updates have moved by this loss's
+    gradient, None where that is not known; `place` counts the losses that such an update has taken together.
     """
 
     calls: tuple[Call, ...]
@@ -137,6 +138,7 @@ class Tape:
     obstacle: str = ""
     gradient_obstacle: str = ""
     unlike: frozenset[str] = frozenset()
+    gradient_factor: float | None = None
     owners: frozenset[str] | None = None
     place: int = 0
 

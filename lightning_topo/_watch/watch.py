@@ -226,7 +226,8 @@ class Watch:
         """A batch is over; `loss` is the mean loss of this process's batch, undivided and unscaled."""
         self.budget.end_step()
         with self.budget.spending():
-            self._recording.end()
+            if tapes := self._recording.end():
+                self.steps.gradients.recorded(tapes, self._known_optimizers(), self._recording.parameters())
             log = shares = False
             step = self._training.step + 1
             if self.steps.is_deferred:  # no update has come since
