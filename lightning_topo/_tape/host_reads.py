@@ -3,13 +3,15 @@
 An operator tells of most reads (`item`, `bool`, `nonzero`). `tolist` and `numpy` on the CPU call none. Only a function
 mode would see them, and under one torch computes some layers by other kernels, with other bits. So what is known of
 them is what they leave behind: numpy fixes the size of a storage, and positions or decisions that no operator reads
-were hardly computed for nothing. A floating tensor that is listed and computed with as well leaves no trace.
+were hardly computed for nothing. A floating tensor that is listed and computed with as well leaves no trace, and one that
+is detached right after it was made looks like what autograd saves.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lightning_topo._tape.memory_map import MemoryMap
 from lightning_topo._tape.program import Call, HostRead, Layout, leaves
 
 READS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal")
@@ -39,13 +41,14 @@ def leaned_on(
     kept: Sequence[Call],
     outputs: Sequence[int],
     names: Mapping[int, tuple[str, ...]],
-    storages: Sequence[int],
-    layouts: Sequence[Layout],
+    memory: MemoryMap,
+    losses: Collection[int] = (),
 ) -> tuple[HostRead, ...]:
     """The host reads of parameters on which the outputs may depend, with what no operator reads.
 
     That is all that is read before the outputs are there. Of later reads, as of a metric, a number that comes back as
-    an argument, and a shape.
+    an argument, and a shape. What is computed from earlier `losses` alone is as constant as these are proved to be: a
+    step that logs one of two losses reads no neurons.
     """
     decided = _decided(calls, outputs)
     operators = {call.name for call in kept}
@@ -56,8 +59,9 @@ def leaned_on(
         return read.n_calls < decided or shaped or (read.value is not None and abs(read.value) in numbers)
 
     found = [read for read in reads if may_matter(read)]
-    found += _unread(calls[:decided], {slot for call in calls for slot in call.inputs}.union(outputs), layouts)
-    return tuple(read for read in _with_origins(found, calls, names, storages) if read.params)
+    read_by_operators = {slot for call in calls for slot in call.inputs}.union(outputs, memory.handed_out)
+    found += _unread(calls[:decided], read_by_operators, memory.layouts)
+    return tuple(read for read in _with_origins(found, calls, names, memory.storages, losses) if read.params)
 
 
 def _decided(calls: Sequence[Call], outputs: Sequence[int]) -> int:
@@ -98,9 +102,13 @@ def _unread(calls: Sequence[Call], read: set[int], layouts: Sequence[Layout]) ->
 
 
 def _with_origins(
-    reads: Sequence[HostRead], calls: Sequence[Call], names: Mapping[int, tuple[str, ...]], storages: Sequence[int]
+    reads: Sequence[HostRead],
+    calls: Sequence[Call],
+    names: Mapping[int, tuple[str, ...]],
+    storages: Sequence[int],
+    losses: Collection[int],
 ) -> Iterator[HostRead]:
-    """The reads with the parameters that they descend from, found in one pass over the calls."""
+    """The reads with the parameters that they descend from but for losses, found in one pass over the calls."""
     if not reads:
         return
     bits = {slot: 1 << i for i, slot in enumerate(names)}
@@ -112,7 +120,7 @@ def _with_origins(
             for slot in call.inputs:
                 source |= bits.get(slot, 0) | written.get(storages[slot], 0)
             for slot in call.outputs:
-                if slot is not None:
+                if slot is not None and slot not in losses:
                     bits[slot] = bits.get(slot, 0) | source
             for slot in call.writes:
                 written[storages[slot]] = written.get(storages[slot], 0) | source

@@ -46,6 +46,7 @@ class MemoryMap:
         self.connected: list[bool] = []  # whether a gradient flows to the slot through recorded calls
         self.functions: dict[int, str] = {}  # outputs of autograd functions, which no call has connected
         self.detached_from: dict[int, int] = {}
+        self.handed_out: set[int] = set()  # slots that autograd had detached, and that were read as what they are of
         self._keys: list[Key] = []
         self._by_id: dict[int, int] = {}
         self._by_key: dict[Key, list[int]] = {}
@@ -321,6 +322,7 @@ class MemoryMap:
         while origin in self.detached_from:
             origin = self.detached_from[origin]
             if self.connected[origin]:
+                self.handed_out.add(slot)
                 return origin
         if isinstance(tensor.grad_fn, BackwardCFunction):
             self.functions[slot] = tensor.grad_fn.name().removesuffix("Backward")

@@ -397,7 +397,13 @@ class StepRecorder:
         slots = [self._slot(output) for output in outputs]
         self._host_reads += read_by_numpy(self._memory.handed_to_numpy(), self._calls)
         recorded = Recorded(
-            self._calls, self._memory, self._draws.values, self._host_reads, named_tensors(self._source), self._buffers
+            self._calls,
+            self._memory,
+            self._draws.values,
+            self._host_reads,
+            named_tensors(self._source),
+            self._buffers,
+            frozenset(slot for tape in self._tapes for slot in tape.outputs),
         )
         return closed_tape(recorded, slots, outputs, self._shards, scale=scale, n_samples=n_samples)
 

@@ -110,7 +110,8 @@ def by_numpy(net: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def by_numpy_of_what_is_gone(net: nn.Sequential, x: Tensor) -> Tensor:
-    return (net[1](net[0](x)) * torch.from_numpy(net.get_parameter("0.bias").square().detach().numpy())).mean()
+    squares = net.get_parameter("0.bias").square().detach().numpy()
+    return (net[1](net[0](x)) * torch.tensor(2 * squares)).mean()
 
 
 @pytest.mark.parametrize("loss", [by_numpy, by_numpy_of_what_is_gone])
@@ -140,6 +141,32 @@ def test_each_loss_is_told_of_what_numpy_was_given_before() -> None:
         recorder.loss(by_numpy(net, x))
         recorder.resume()
     assert [{read.operator for read in tape.host_reads} >= {"numpy"} for tape in recorder.end()] == [True, True]
+
+
+def test_a_loss_that_is_logged_before_another_is_no_read_of_neurons() -> None:
+    torch.manual_seed(0)
+    net, recorder, x = mlp(5, 8, 3), StepRecorder(), batch(0, 6, 5)
+    recorder.begin(net)
+    first = net(x).square().mean()
+    recorder.loss(first)
+    recorder.resume()
+    _ = first.detach(), first.item()
+    recorder.loss(net(x).abs().mean())
+    recorder.resume()
+    seen = net.get_parameter("0.bias").detach().max().item()
+    recorder.loss(net(x).abs().sum() + first.detach() * seen)
+    assert [{name for read in tape.host_reads for name in read.params} for tape in recorder.end()] == [
+        set(), set(), {"0.bias"},
+    ]  # fmt: skip
+
+
+def test_what_autograd_hands_out_for_a_second_derivative_is_not_taken_for_a_read() -> None:
+    def loss(net: nn.Sequential, x: Tensor) -> Tensor:
+        x = x.requires_grad_()
+        [slope] = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+        return (slope.norm(dim=1) - 1).square().mean()
+
+    assert reads(loss) == ()
 
 
 def test_thousands_of_reads_take_a_moment() -> None:
