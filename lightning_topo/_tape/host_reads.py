@@ -3,7 +3,7 @@
 An operator tells of most reads (`item`, `bool`, `nonzero`). `tolist` and `numpy` on the CPU call none. Only a function
 mode would see them, and under one torch computes some layers by other kernels, with other bits. So what is known of
 them is what they leave behind: numpy fixes the size of a storage, and positions or decisions that no operator reads
-were hardly computed for nothing. A floating tensor that is listed and computed with as well leaves no trace, and one that
+were hardly computed for nothing. A floating tensor that is listed and computed with as well leaves no trace. One that
 is detached right after it was made looks like what autograd saves.
 """
 
