@@ -18,24 +18,29 @@ def accepted(
     gradients: Gradients | None = None,
     *,
     average: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    multiple: float | None = None,
 ) -> Tape:
     """The tape, with an obstacle if the loss or gradient of its replay differs from the step's.
 
     `gradients` are those of the step by name, up to one common positive factor (loss scale, accumulation); None, or a
-    parameter that is missing or None, is not compared. If processes average gradients, `average` averages the
-    replayed ones as the strategy does. The replay differentiates what a user's autograd function computes, so a tape
-    with one is refused unless `gradients` confirm that.
+    parameter that is missing or None, is not compared. Of that factor `multiple` is known to be the loss's own, None
+    where that is not known; the rest is that of hooks, the tape's `gradient_factor`. If processes average gradients,
+    `average` averages the replayed ones as the strategy does. The replay differentiates what a user's autograd function
+    computes, so a tape with one is refused unless `gradients` confirm that.
     """
     if tape.obstacle or any(output.is_meta for output in tape.recorded):
         return tape
-    judged = _judged(tape, gradients, average)
+    judged = _judged(tape, gradients, average, multiple)
     if (judged.obstacle or judged.gradient_obstacle) and runs_compiled_code(tape):
         return tape.replaced(obstacle="the step runs code that torch.compile has compiled")
     return judged
 
 
 def _judged(
-    tape: Tape, gradients: Gradients | None, average: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None
+    tape: Tape,
+    gradients: Gradients | None,
+    average: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None,
+    multiple: float | None,
 ) -> Tape:
     try:
         with generators_kept(tape):  # also from the backward pass
@@ -57,10 +62,10 @@ def _judged(
             )
         return tape
     replayed = average(replayed) if average is not None else replayed
-    errors = gradient_errors(replayed, gradients)
+    errors, factor = gradient_errors(replayed, gradients)
     unlike = frozenset(name for name, error in errors.items() if not error <= 10 * tolerance)
     if not unlike:
-        return tape
+        return _with_factor(tape, factor, multiple, tolerance)
     cause = f": {_functions(tape)} defines a gradient other than its derivative" if tape.functions else ""
     worst = max(unlike, key=lambda name: errors[name])
     return tape.replaced(
@@ -68,6 +73,23 @@ def _judged(
         gradient_obstacle=f"the replay's gradient differs from the step's in {len(unlike)} parameters "
         f"(in {worst} by {errors[worst]:.1e} of the largest entry){cause}",
     )
+
+
+def _with_factor(tape: Tape, factor: float | None, multiple: float | None, tolerance: float) -> Tape:
+    """The tape with the factor by which hooks have scaled its gradient, as far as that is known.
+
+    An autograd function may be where a factor comes from. Then it is not known to be constant: the backward pass of
+    x^2 that leaves out 2x gives a multiple of the derivative, too.
+    """
+    if factor is None or not multiple:
+        return tape
+    factor /= multiple
+    if tape.functions and not abs(factor - 1.0) <= 10 * tolerance:
+        return tape.replaced(
+            gradient_obstacle=f"the step's gradient is {factor:.3g} times the replay's: "
+            f"{_functions(tape)} may define a gradient other than its derivative"
+        )
+    return tape.replaced(gradient_factor=1.0 if abs(factor - 1.0) <= tolerance else factor)
 
 
 def unlike_recorded(tape: Tape, outputs: Sequence[Tensor]) -> str:
@@ -119,25 +141,27 @@ def _evaluated(tape: Tape, *, differentiate: bool) -> tuple[list[Tensor], dict[s
     return [out.detach() for out in outputs], gradients
 
 
-def gradient_errors(replayed: Mapping[str, Tensor], gradients: Gradients) -> dict[str, float]:
-    """max |g - c r| by parameter, in parts of the largest |g| of all, with c the positive factor that fits best.
+def gradient_errors(replayed: Mapping[str, Tensor], gradients: Gradients) -> tuple[dict[str, float], float | None]:
+    """max |g - c r| by parameter, in parts of the largest |g| of all, and c, the positive factor that fits best.
+
+    c is None without a gradient that could tell it.
 
     >>> gradient_errors({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([4.0, 8.0]), "unused": None})
-    {'w': 0.0}
+    ({'w': 0.0}, 4.0)
     """
     given = {name: gradient for name, gradient in gradients.items() if gradient is not None and gradient.numel()}
     sums = {name: _sums(replayed.get(name), gradient) for name, gradient in given.items()}
     largest = max((one[2] for one in sums.values()), default=0.0)
     errors = {name: 0.0 for name, gradient in gradients.items() if gradient is not None}
     if largest == 0.0 or largest != largest:
-        return errors
+        return errors, None
     factor = _common_factor([(dot, square) for dot, square, _ in sums.values()])
     for name, gradient in given.items():
         rest = _real(gradient).clone()
         if name in replayed:
             rest.sub_(_real(replayed[name]), alpha=factor)
         errors[name] = float(rest.abs_().max()) / largest
-    return errors
+    return errors, factor
 
 
 def _sums(replayed: Tensor | None, given: Tensor) -> tuple[float, float, float]:

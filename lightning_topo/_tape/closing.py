@@ -17,7 +17,8 @@ from lightning_topo._tape.pruning import pruned, with_parameters_born_in_the_ste
 class Recorded:
     """What a recording holds: calls, the memory they work on, what they drew, and what the host has read.
 
-    `named` are the module's parameters and buffers as they are now, `buffers` the names of the latter.
+    `named` are the module's parameters and buffers as they are now, `buffers` the names of the latter, and `losses` the
+    slots of earlier losses.
     """
 
     calls: Sequence[Call]
@@ -26,6 +27,7 @@ class Recorded:
     host_reads: Sequence[HostRead]
     named: Mapping[str, Tensor]
     buffers: frozenset[str]
+    losses: frozenset[int] = frozenset()
 
 
 def closed_tape(
@@ -67,7 +69,7 @@ def closed_tape(
         scale=scale,
         n_samples=n_samples or _leading_size(constants.values()),
         functions={slot: name for slot, name in memory.functions.items() if slot in used},
-        host_reads=leaned_on(recorded.host_reads, recorded.calls, calls, names, memory.storages),
+        host_reads=leaned_on(recorded.host_reads, recorded.calls, calls, slots, names, memory, recorded.losses),
         gradient_obstacle=hidden_draws(calls),
     )
     return tape.owning_its_constants()

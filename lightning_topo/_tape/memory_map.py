@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class MemoryMap:
         self.connected: list[bool] = []  # whether a gradient flows to the slot through recorded calls
         self.functions: dict[int, str] = {}  # outputs of autograd functions, which no call has connected
         self.detached_from: dict[int, int] = {}
+        self.handed_out: set[int] = set()  # slots that autograd had detached, and that were read as what they are of
         self._keys: list[Key] = []
         self._by_id: dict[int, int] = {}
         self._by_key: dict[Key, list[int]] = {}
@@ -58,6 +60,7 @@ class MemoryMap:
         self._renewed: dict[int, int] = {}  # by storage what identifies it since it was filled anew
         self._filled_by: dict[int, int] = {}  # by storage the gathering that has filled it
         self._lying_in: dict[int, list[int]] = {}  # the slots of each storage
+        self._resizable: dict[int, None] = {}  # storages that numpy has not seen, in the order in which they were found
 
     # Names
 
@@ -137,6 +140,19 @@ class MemoryMap:
         """The tensors that no recorded call has computed."""
         return self._constants
 
+    def handed_to_numpy(self, newest: int | None = None) -> tuple[int, ...]:
+        """The slots whose memory numpy has been given since they are known, among the `newest` storages.
+
+        `Tensor.numpy` fixes the size of the storage that it shares. What is freed by now is not seen.
+        """
+        found = []
+        for storage in list(islice(reversed(self._resizable), newest)):
+            there: Any = torch.UntypedStorage._new_with_weak_ptr(self._weak[storage].cdata)
+            if there is not None and not there.resizable():
+                del self._resizable[storage]
+                found.append(self._roots[storage])
+        return tuple(found)
+
     # Slots
 
     def new(self, tensor: Tensor, *, connected: bool) -> int:
@@ -147,7 +163,10 @@ class MemoryMap:
         if key[0] not in self._weak:
             self._roots[key[0]] = slot
             if key[5]:
-                self._weak[key[0]] = StorageWeakRef(tensor.untyped_storage())
+                storage = tensor.untyped_storage()
+                self._weak[key[0]] = StorageWeakRef(storage)
+                if storage.resizable():
+                    self._resizable[key[0]] = None
         return slot
 
     def _at(self, key: Key, layout: Layout, *, connected: bool) -> int:
@@ -303,6 +322,7 @@ class MemoryMap:
         while origin in self.detached_from:
             origin = self.detached_from[origin]
             if self.connected[origin]:
+                self.handed_out.add(slot)
                 return origin
         if isinstance(tensor.grad_fn, BackwardCFunction):
             self.functions[slot] = tensor.grad_fn.name().removesuffix("Backward")

@@ -93,7 +93,8 @@ def slots_in(value: Any) -> list[int]:
 class HostRead:
     """A value that left the tensors for Python (`item`, a condition), or a shape that depends on values.
 
-    `value` is what was read, where that is a number; `params` are the parameters that it descends from.
+    `value` is what was read, where that is a number; `params` are the parameters that it descends from. Without
+    `is_certain` it is what an operator has made and none reads: the host may have read it.
     """
 
     operator: str
@@ -101,6 +102,7 @@ class HostRead:
     n_calls: int
     value: float | None = None
     params: frozenset[str] = frozenset()
+    is_certain: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +113,11 @@ class Tape:
     during the step has a slot before and one after. `values` are the tensors of named slots where they stood, and
     `constants` all others that no call made. `draws` are recorded random numbers, `outputs` the slots of the loss
     (or of what a function returned), `scale` the factor by which the recorded loss exceeds the module's own.
-    `host_reads` are those on which the program leans. `obstacle` says why the tape cannot be replayed, and
+    `host_reads` are those on which the outputs may depend. `obstacle` says why the tape cannot be replayed, and
     `gradient_obstacle` why its loss or gradient, in the parameters `unlike`, is not the step's although it runs; both
-    are empty where all is well. `owners` are the parameters that updates have moved by this loss's gradient, None
-    where that is not known; `place` counts the losses that such an update has taken together.
+    are empty where all is well. `gradient_factor` is the factor by which hooks have scaled the gradient of all
+    parameters, None where that is not known. `owners` are the parameters that updates have moved by this loss's
+    gradient, None where that is not known; `place` counts the losses that such an update has taken together.
     """
 
     calls: tuple[Call, ...]
@@ -135,6 +138,7 @@ class Tape:
     obstacle: str = ""
     gradient_obstacle: str = ""
     unlike: frozenset[str] = frozenset()
+    gradient_factor: float | None = None
     owners: frozenset[str] | None = None
     place: int = 0
 

@@ -15,7 +15,7 @@ from lightning_topo._tape.draws import SERIAL, Draws, drawn_by
 from lightning_topo._tape.foreach import single_calls
 from lightning_topo._tape.foreign import is_foreign, is_functional_collective, on_this_process, opened_classes
 from lightning_topo._tape.gradient_trail import GradientTrail
-from lightning_topo._tape.host_reads import READS, SHAPED_BY_VALUES
+from lightning_topo._tape.host_reads import READS, SHAPED_BY_VALUES, read_by_numpy
 from lightning_topo._tape.memory_map import MemoryMap
 from lightning_topo._tape.mode import Observer
 from lightning_topo._tape.names import all_names, named_tensors
@@ -33,6 +33,8 @@ from lightning_topo._tape.program import (
 log: logging.Logger = logging.getLogger(__name__)
 
 MAX_CALLS = 20_000
+_NEWEST = 64
+"""Storages among which to look for those that numpy was given, whenever it may have given something back."""
 
 
 class StepRecorder:
@@ -336,6 +338,8 @@ class StepRecorder:
             for _, slot in found[:1]:
                 value = float(result) if isinstance(result, (int, float)) else None
                 self._host_reads.append(HostRead(schema_name, slot, len(self._calls), value))
+        if schema_name == "aten::lift_fresh":  # numbers of Python's or numpy's become a tensor
+            self._host_reads += read_by_numpy(self._memory.handed_to_numpy(_NEWEST), self._calls)
         slots = tuple(dict.fromkeys(known[id(tensor)] for tensor in written))
         for tensor, slot in zip(written, (known[id(tensor)] for tensor in written), strict=True):
             if flows and _is_differentiable(tensor):
@@ -391,8 +395,15 @@ class StepRecorder:
             return empty_tape(self.obstacle, scale)
         outputs = [on_this_process(output) for output in outputs] if self._opens else outputs
         slots = [self._slot(output) for output in outputs]
+        self._host_reads += read_by_numpy(self._memory.handed_to_numpy(), self._calls)
         recorded = Recorded(
-            self._calls, self._memory, self._draws.values, self._host_reads, named_tensors(self._source), self._buffers
+            self._calls,
+            self._memory,
+            self._draws.values,
+            self._host_reads,
+            named_tensors(self._source),
+            self._buffers,
+            frozenset(slot for tape in self._tapes for slot in tape.outputs),
         )
         return closed_tape(recorded, slots, outputs, self._shards, scale=scale, n_samples=n_samples)
 

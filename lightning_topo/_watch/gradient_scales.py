@@ -1,13 +1,18 @@
 """How the training changes a gradient before the optimizer uses it: clipping, and sums over several losses."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from lightning_topo._tape import Tape
+
+_ALIKE = 1e-3
+"""So much of each other may factors differ by rounding."""
 
 
 class GradientScales:
@@ -16,7 +21,10 @@ class GradientScales:
     With G the gradient after the last backward pass, G' that with which the optimizer has stepped, and f_b the mean
     factor with which losses of batch b were differentiated that have changed its gradient since its update before,
 
-        s = (f_1 + f_2 + ...) |G'| / |G|
+        s = k (f_1 + f_2 + ...) |G'| / |G|
+
+    k is the factor of hooks that scale all gradients alike, which act before G is there. The last recorded step tells
+    it by the gradient of its tape; it is 1 where none does.
 
     Loss scaling of mixed precision is in each f and in G: it cancels. So does the 1/k of k accumulated batches; where
     they are added up undivided, s is k. Norms are taken at `wanted` steps only, over whole parameters, and read when
@@ -29,6 +37,20 @@ class GradientScales:
         self._failure: Exception | None = None
         self._taken: dict[int, _Taken] = {}
         self._measured: dict[int, Tensor] = {}
+        self._hooked: dict[int, float] = {}
+
+    def recorded(
+        self, tapes: Sequence[Tape], optimizers: Sequence[Optimizer], parameters: Mapping[str, Tensor]
+    ) -> None:
+        """Take in the tapes of a recorded step, which name the `parameters`."""
+        for optimizer in optimizers:
+            own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            names = {name for name, p in parameters.items() if id(p) in own}
+            mine = [tape for tape in tapes if not names.isdisjoint(names if tape.owners is None else tape.owners)]
+            factors = [tape.gradient_factor for tape in mine if tape.gradient_factor is not None]
+            if factors:  # those of several losses that differ are no factor of their sum
+                is_common = max(factors) - min(factors) <= _ALIKE * max(factors)
+                self._hooked[id(optimizer)] = factors[0] if is_common else 1.0
 
     def begin_batch(self) -> None:
         """Another batch begins."""
@@ -62,8 +84,8 @@ class GradientScales:
 
     def of(self, optimizers: Sequence[Optimizer]) -> tuple[float, ...]:
         """The last measured scale of each optimizer; 1 where there is none, or no gradient to measure it by."""
-        found = [float(self._measured.get(id(optimizer), 1.0)) for optimizer in optimizers]
-        return tuple(scale if 0.0 < scale < float("inf") else 1.0 for scale in found)
+        found = [(float(self._measured.get(id(o), 1.0)), self._hooked.get(id(o), 1.0)) for o in optimizers]
+        return tuple((scale if 0.0 < scale < float("inf") else 1.0) * hooked for scale, hooked in found)
 
     def raise_failure(self) -> None:
         """Raise what has failed in a backward pass, which it must not end."""

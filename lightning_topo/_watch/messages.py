@@ -32,6 +32,31 @@ def left_open(step: int, reason: str, epoch: int) -> TopologyEvent:
     )
 
 
+def stale_samples(samples: int, refused: int, reason: str, remedy: str, step: int, epoch: int) -> TopologyEvent:
+    """The loss was evaluated on samples of an earlier step than wanted: a later one was refused."""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        severity=Severity.WARN,
+        value=float(samples),
+        message=f"The loss is evaluated on samples of step {samples:,} and before: step {refused:,} cannot be replayed "
+        f"({reason}). Sharpness is that of these samples, at the present parameters.",
+        remedy=remedy,
+    )
+
+
+def renewed_samples(step: int, epoch: int) -> TopologyEvent:
+    """A step could be replayed again."""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        message="The loss is evaluated on samples of present steps again.",
+        remedy="Nothing to do: a step could be replayed again.",
+    )
+
+
 def members_changed(names: Sequence[str], groups: Sequence[str], step: int, epoch: int) -> TopologyEvent:
     """Parameters have joined or left the training: the clouds of these groups have other coordinates from here on."""
     whose = f" The totals of {_named(groups, 'groups')} count from here." if groups else ""

@@ -1,6 +1,7 @@
 """Recording steps of the training as they run."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -58,6 +59,8 @@ class Recording:
         self._owners = Owners()
         self._updating: Sequence[str] = ()
         self._noted: dict[str, Tensor] | None = None
+        self._heard: Tensor | None = None
+        self._was_differentiated = False
         self._without_gradient: frozenset[str] = frozenset()
         self._tapes: list[Tape] = []
         self._handles: list[RemovableHandle] = []
@@ -147,10 +150,13 @@ class Recording:
         parameters = self._training.module.named_parameters()
         self._without_gradient = frozenset(name for name, p in parameters if p.grad is None or not p.grad.any())
         self._judged.append(None)
-        every = self._parameters()
+        every = self.parameters()
         cleared = {id(p) for name, p in self._training.module.named_parameters() if name in self._without_gradient}
         self._owners.before_loss(every, [name for name, p in every.items() if id(p) in cleared])
         self._recorder.loss(loss, scale=scale)
+        self._heard, self._was_differentiated = None, False
+        if loss.requires_grad and loss.numel() == 1:
+            loss.register_hook(self._hear)
         if not in_engine:
             self._recorder.leave()
 
@@ -164,7 +170,8 @@ class Recording:
         if not self._recorder.is_active:
             return
         if self._judged and not self._is_open:
-            self._owners.after_loss(self._parameters())
+            self._owners.after_loss(self.parameters())
+            self._was_differentiated = True
         if in_engine:
             self._noted = {name: gradient.clone() for name, gradient in self._gradients().items()}
         else:
@@ -208,7 +215,7 @@ class Recording:
             tapes = self._recorder.end()
             self._tapes = [known or self._accepted(tape) for tape, known in zip(tapes, self._judged, strict=True)]
             self._judged = []
-            self._tapes = self._owners.noted(self._tapes, self._parameters())
+            self._tapes = self._owners.noted(self._tapes, self.parameters())
         if self._is_kept and self._training_loss is not None:
             self._training_loss.keep(self._tapes, self._batch)
             if self.obstacle:
@@ -253,13 +260,23 @@ class Recording:
         self._noted = None
         # Processes average their gradients, and of shards this one has its own part.
         alone = self._training.ranks.size == 1 and not self._is_sharded
-        self._judged[-1] = self._accepted(self._recorder.so_far()[-1], gradients if alone else None)
+        # Later, gradients may be clipped: that is measured apart.
+        multiple = float(self._heard) if self._was_differentiated and self._heard is not None else None
+        self._heard = None
+        self._judged[-1] = self._accepted(self._recorder.so_far()[-1], gradients if alone else None, multiple)
 
-    def _accepted(self, tape: Tape, gradients: Mapping[str, Tensor] | None = None) -> Tape:
+    def _hear(self, multiple: Tensor) -> None:
+        """Note how many times the recorded loss is differentiated."""
+        with suppress(Exception):  # a backward pass must not end because of us
+            self._heard = multiple.detach().clone().reshape(())
+
+    def _accepted(
+        self, tape: Tape, gradients: Mapping[str, Tensor] | None = None, multiple: float | None = None
+    ) -> Tape:
         # In shards the loss is compared when it is first evaluated: until then nobody has the values.
-        return _accepted(tape, gradients) if self._keeps_values else tape
+        return _accepted(tape, gradients, multiple) if self._keeps_values else tape
 
-    def _parameters(self) -> dict[str, Tensor]:
+    def parameters(self) -> dict[str, Tensor]:
         """The parameters by each of their clean names."""
         return {clean_name(name): p for name, p in all_names(self._training.module.named_parameters)}
 
@@ -272,10 +289,10 @@ class Recording:
         }
 
 
-def _accepted(tape: Tape, gradients: Mapping[str, Tensor] | None = None) -> Tape:
+def _accepted(tape: Tape, gradients: Mapping[str, Tensor] | None = None, multiple: float | None = None) -> Tape:
     """The tape, with an obstacle where it cannot be replayed, whatever fails."""
     try:
         with outside_modes():
-            return accepted(tape, gradients)
+            return accepted(tape, gradients, multiple=multiple)
     except Exception as error:
         return tape.replaced(obstacle=f"the replay failed ({type(error).__name__}: {error})")

@@ -15,11 +15,14 @@ from lightning_topo._protection import gradient_hooks_set_aside, same_random_sta
 from lightning_topo._tape import CannotReplay, Tape, TapeLoss
 from lightning_topo._tape.draws import generators_kept
 from lightning_topo._tape.names import all_names, clean_name
+from lightning_topo._watch.messages import renewed_samples, stale_samples
+from lightning_topo._watch.sample_age import SampleAge, Stale
 from lightning_topo._watch.sharded_loss import ShardedTapeLoss, replay_obstacle
 from lightning_topo._watch.training import Training
 from lightning_topo.neurons._capture import sharding
 from lightning_topo.neurons._sample_cuts import SampleCuts
 from lightning_topo.neurons._units import units
+from lightning_topo.phases import TopologyEvent
 from lightning_topo.probes import BatchLoss, ProbeUnavailable
 from lightning_topo.probes._probe import LossFn
 
@@ -44,6 +47,9 @@ class TrainingLoss:
         self._tapes: list[Tape] = []
         self._batch: Any = None
         self._cuts = SampleCuts()
+        self._age = SampleAge()
+        self._reported: Stale | None = None
+        self._was_evaluated = False
         self._is_sharded: bool = sharding(training.root) != "whole"
         self._step, self._n_refused, self._is_final = training.step, 0, False
         self.obstacle: str = "no step was recorded yet"
@@ -65,6 +71,7 @@ class TrainingLoss:
             self._step = self._training.step + 1
             return
         usable, refused = _usable(tapes)
+        self._age.note(self._training.step + 1, usable, [tape for tape in _taken(tapes) if _reason(tape)])
         if not usable:
             self.obstacle = self.obstacle if self._tapes else refused
             return
@@ -72,6 +79,21 @@ class TrainingLoss:
         self._steps = _enough([*self._steps, [_light(tape, self._training) for tape in usable]])
         self._tapes = [tape for step in self._steps for tape in step]
         self._cuts.forget_all_but(self._tapes)
+        self._age.forget_all_but(self._tapes)
+
+    def take_event(self, step: int) -> TopologyEvent | None:
+        """Return what has changed about the samples since a loss was last evaluated on them: they are stale, or not.
+
+        Once each: a recording that is refused again is not reported again until one was accepted.
+        """
+        was_evaluated, self._was_evaluated = self._was_evaluated, False
+        stale = self._age.stale
+        if not was_evaluated or (stale is None) == (self._reported is None):
+            return None
+        self._reported = stale
+        if stale is None:
+            return renewed_samples(step, self._training.epoch)
+        return stale_samples(stale.step, stale.refused_at, stale.reason, _REMEDY, step, self._training.epoch)
 
     def release(self) -> None:
         """Let the tapes go, and the batch."""
@@ -97,6 +119,7 @@ class TrainingLoss:
         if loss_fn is None:
             if self.obstacle:
                 raise ProbeUnavailable(f"the training step cannot be replayed: {self.obstacle}.", _REMEDY)
+            self._was_evaluated = True
             with generators_kept(*self._tapes), gradient_hooks_set_aside(parameters), torch.enable_grad():
                 yield TapeLoss(self._training.module, tuple(self._tapes), cut=self._cuts)
             return
@@ -148,8 +171,8 @@ def _usable(tapes: Sequence[Tape]) -> tuple[list[Tape], str]:
 
     Of losses that one parameter is moved by, all or none: what is left of them would be another function.
     """
-    taken = [tape for tape in tapes if tape.owners is None or tape.owners]
-    reasons = [tape.obstacle or tape.gradient_obstacle for tape in taken]
+    taken = _taken(tapes)
+    reasons = [_reason(tape) for tape in taken]
     lost = [tape.owners or () for tape, reason in zip(taken, reasons, strict=True) if reason]
     gone = frozenset[str]().union(*lost)
     usable = [
@@ -157,6 +180,15 @@ def _usable(tapes: Sequence[Tape]) -> tuple[list[Tape], str]:
     ]
     nothing = "no update has moved a parameter by the loss" if tapes else "the step had no loss to follow"
     return usable, next(filter(None, reasons), nothing)
+
+
+def _taken(tapes: Sequence[Tape]) -> list[Tape]:
+    """The tapes of losses by which an update may have moved a parameter."""
+    return [tape for tape in tapes if tape.owners is None or tape.owners]
+
+
+def _reason(tape: Tape) -> str:
+    return tape.obstacle or tape.gradient_obstacle
 
 
 def _enough(steps: Sequence[list[Tape]]) -> list[list[Tape]]:

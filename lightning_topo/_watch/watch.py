@@ -226,7 +226,8 @@ class Watch:
         """A batch is over; `loss` is the mean loss of this process's batch, undivided and unscaled."""
         self.budget.end_step()
         with self.budget.spending():
-            self._recording.end()
+            if tapes := self._recording.end():
+                self.steps.gradients.recorded(tapes, self._known_optimizers(), self._recording.parameters())
             log = shares = False
             step = self._training.step + 1
             if self.steps.is_deferred:  # no update has come since
@@ -384,6 +385,8 @@ class Watch:
 
     def _share(self, step: int, due: Sequence[Probe] = (), *, last: bool = False, alone: bool = False) -> None:
         """Combine and report the findings of all processes since the last exchange."""
+        if (event := self._training_loss.take_event(step)) is not None:
+            self._exchange.events.append(event)
         self._exchange.run(step, self._measuring.coverage, due, last=last, alone=alone)
         if not alone:
             self._raise_first_error()

@@ -160,10 +160,11 @@ def _noted(group: NeuronGroup, tapes: Sequence[Tape]) -> NeuronGroup:
     if group.status in ("verified", "inert") and not unlike.isdisjoint(group.parameter_names):
         reason = next(tape.gradient_obstacle for tape in tapes if tape.unlike)
         return group.incoming_only(f"the gradient of the loss is not that of the recorded calls: {reason}")
-    reads = {
-        read.operator for tape in tapes for read in tape.host_reads if not read.params.isdisjoint(group.parameter_names)
-    }
-    if group.status == "verified" and reads:
-        note = f"values read by the host ({', '.join(sorted(reads))}) are taken as constants"
+    own = [read for tape in tapes for read in tape.host_reads if not read.params.isdisjoint(group.parameter_names)]
+    if group.status == "verified" and own:
+        certain = {read.operator for read in own if read.is_certain}
+        perhaps = {read.operator for read in own} - certain
+        names = [*sorted(certain), *(f"perhaps {name}" for name in sorted(perhaps))]
+        note = f"values read by the host ({', '.join(names)}) are taken as constants"
         return group.with_status("verified", f"{group.reason}; {note}".removeprefix("; "))
     return group

@@ -365,6 +365,22 @@ class Talkative(Noted):
         return F.cross_entropy(self.net[2:](hidden), batch[1])
 
 
+class Reader(Noted):
+    """Reads its neurons into Python and numpy, and computes with what it has read."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp(5, 8, 3)
+
+    def step(self, batch):
+        hidden = self.net[:2](batch[0])
+        [count] = (hidden[:, 0] > 0).sum(0, keepdim=True).tolist()
+        scale = torch.from_numpy(np.abs(hidden.detach().numpy()).max(1, keepdims=True))
+        first, second = (self.net[2:](hidden) / (1 + scale)).split([count, len(scale) - count])
+        loss = F.cross_entropy(torch.cat([first, 2 * second]), batch[1])
+        return loss * 2 if (hidden > 0.5).any() else loss
+
+
 class Drawn(Dataset):
     """Draws its samples from random numbers of its own."""
 
@@ -405,6 +421,7 @@ KINDS = {
     "drawn data": (Dropout, lambda: DataLoader(Drawn(), batch_size=8), {"net.0"}),
     "tied": (Tied, lambda: loader(5), {"first"}),
     "hooks": (Hooked, lambda: loader(5), {"net.0"}),
+    "reading": (Reader, lambda: loader(5), {"net.0"}),
     "logging": (Talkative, lambda: loader(5), {"net.0", "net.2"}),
 }
 
@@ -425,6 +442,14 @@ def test_the_training_is_what_it_was_and_its_neurons_are_proved_or_refused(tmp_p
     assert names <= {"probe_failed", "betti_changed", "topology_breakdown", "outside_change"}, monitor.events
     if "probe_failed" in names:
         assert all(event.message and event.remedy for event in monitor.events)
+
+
+def test_what_a_step_reads_into_python_is_in_the_reason_of_its_neurons(tmp_path):
+    monitor = TopologyMonitor(report=False, verbose=False, on_error="raise")
+    left_behind(Reader, [monitor], lambda: loader(5), tmp_path)
+    [group] = [group for group in monitor.groups if group.name == "net.0"]
+    wanted = "values read by the host (aten::_local_scalar_dense, numpy, perhaps aten::sum) are taken as constants"
+    assert (group.status, group.reason) == ("verified", wanted)
 
 
 @pytest.mark.parametrize("inside", [False, True])

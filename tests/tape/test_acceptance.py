@@ -121,14 +121,57 @@ def test_a_gradient_that_processes_average_is_compared_after_the_average() -> No
 
 def test_gradient_errors_are_parts_of_the_largest_entry_after_the_common_factor() -> None:
     big, small = torch.tensor([3.0, -4.0]), torch.tensor([0.5])
-    assert gradient_errors({"a": big, "b": small}, {"a": 8 * big, "b": 8 * small}) == {"a": 0.0, "b": 0.0}
+    assert gradient_errors({"a": big, "b": small}, {"a": 8 * big, "b": 8 * small}) == ({"a": 0.0, "b": 0.0}, 8.0)
     # The factor that most of the gradient agrees on is 8; b is off by 4, of a largest entry of 32.
     off = gradient_errors({"a": big, "b": small}, {"a": 8 * big, "b": 8 * small + 4.0})
-    assert off == {"a": 0.0, "b": pytest.approx(4 / 32)}
+    assert off == ({"a": 0.0, "b": pytest.approx(4 / 32)}, 8.0)
     # What the replay has no gradient of counts whole; what is turned round is no positive factor.
-    assert gradient_errors({"a": big}, {"a": big, "b": small}) == {"a": 0.0, "b": pytest.approx(0.5 / 4)}
-    assert gradient_errors({"a": big}, {"a": -big}) == {"a": 1.0}
-    assert gradient_errors({"a": big}, {"a": torch.zeros(2), "b": None}) == {"a": 0.0}
+    assert gradient_errors({"a": big}, {"a": big, "b": small}) == ({"a": 0.0, "b": pytest.approx(0.5 / 4)}, 1.0)
+    assert gradient_errors({"a": big}, {"a": -big}) == ({"a": 1.0}, 0.0)
+    assert gradient_errors({"a": big}, {"a": torch.zeros(2), "b": None}) == ({"a": 0.0}, None)
+
+
+def test_a_factor_of_all_parameters_is_known_where_that_of_the_loss_is() -> None:
+    tape, gradients = plain_step()
+    scaled = {name: 4 * g for name, g in gradients.items()}
+    assert accepted(tape, scaled).gradient_factor is None
+    assert accepted(tape, scaled, multiple=4.0).gradient_factor == 1.0
+    assert accepted(tape, scaled, multiple=8.0).gradient_factor == pytest.approx(0.5, rel=1e-5)
+    assert accepted(tape, scaled, multiple=0.0).gradient_factor is None
+    in_part = {**gradients, "2.weight": 0.5 * gradients["2.weight"]}
+    refused = accepted(tape, in_part, multiple=1.0)
+    assert refused.unlike
+    assert refused.gradient_factor is None
+    nothing = {name: torch.zeros_like(g) for name, g in gradients.items()}
+    assert accepted(tape, nothing, multiple=1.0).gradient_factor is None
+
+
+class Square(torch.autograd.Function):
+    """Leaves the factor 2x of its derivative out: of a single number that is a common factor of all parameters."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def test_a_factor_that_a_function_may_have_made_is_no_factor_of_hooks() -> None:
+    net, x, recorder = mlp(5, 8, 3), batch(0, 6, 5), StepRecorder()
+    recorder.begin(net)
+    loss = Square.apply(net(x).square().mean())
+    recorder.loss(loss)
+    loss.backward()
+    [tape] = recorder.end()
+    gradients = {name: p.grad for name, p in net.named_parameters()}
+    refused = accepted(tape, gradients, multiple=1.0)
+    assert refused.gradient_factor is None
+    assert "times the replay's: the autograd function Square may define a gradient other" in refused.gradient_obstacle
+    assert refused.unlike == frozenset()
+    true = recorded(net, lambda: net[2](Cube.apply(net[0](x))).square().mean())
+    assert accepted(true, gradients=None, multiple=1.0).gradient_factor is None
 
 
 def test_one_loss_is_differentiated_itself_and_several_outputs_all_together() -> None:

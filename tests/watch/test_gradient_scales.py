@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_topo._tape.closing import empty_tape
 from lightning_topo._watch.gradient_scales import GradientScales
 
 
@@ -134,3 +135,23 @@ def test_a_gradient_that_was_cleared_counts_for_nothing(setting):
         optimizer.step()
         scales.stepped(optimizer)
         assert scales.of([optimizer]) == pytest.approx((1.0,), rel=1e-5)
+
+
+def of_hooks(factor, *owners):
+    return empty_tape("").replaced(gradient_factor=factor, owners=frozenset(owners) if owners else None)
+
+
+def test_the_factor_of_hooks_counts_for_the_optimizer_that_takes_the_loss():
+    model = nn.ModuleDict({"g": nn.Linear(2, 2, bias=False), "d": nn.Linear(2, 2, bias=False)})
+    g, d = (torch.optim.SGD(part.parameters(), lr=0.1) for part in model.values())
+    parameters = dict(model.named_parameters())
+    scales = GradientScales()
+    scales.recorded([of_hooks(0.5, "g.weight"), of_hooks(2.0, "d.weight")], [g, d], parameters)
+    assert scales.of([g, d]) == (0.5, 2.0)
+    scales.recorded([of_hooks(None, "g.weight")], [g, d], parameters)  # a step that tells nothing
+    scales.recorded([of_hooks(8.0).replaced(owners=frozenset())], [g, d], parameters)  # a loss that moves nothing
+    assert scales.of([g, d]) == (0.5, 2.0)
+    scales.recorded([of_hooks(0.25)], [g, d], parameters)  # nobody has seen whom it moves
+    assert scales.of([g, d]) == (0.25, 0.25)
+    scales.recorded([of_hooks(0.5, "g.weight"), of_hooks(0.25, "g.weight")], [g], parameters)
+    assert scales.of([g, d]) == (1.0, 0.25)  # a sum of two losses with factors of their own is no multiple of theirs

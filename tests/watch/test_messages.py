@@ -2,7 +2,15 @@
 
 import torch
 
-from lightning_topo._watch.messages import lost_result, members_changed, moved_outside, unseen_step, unwatched
+from lightning_topo._watch.messages import (
+    lost_result,
+    members_changed,
+    moved_outside,
+    renewed_samples,
+    stale_samples,
+    unseen_step,
+    unwatched,
+)
 from lightning_topo.neurons._coverage import ParameterCoverage
 from lightning_topo.phases import DETECTED
 
@@ -15,10 +23,12 @@ def test_each_is_an_event_with_a_remedy_that_no_replay_makes_again():
         moved_outside(sgd, ["a"], 3, 0),
         unseen_step([sgd], ["a", "b"], 3, 0),
         unwatched([ParameterCoverage("a", 4, (), "an output")], 16, 3, 0),
+        stale_samples(1, 2, "why", "a loss of its own", 3, 0),
+        renewed_samples(4, 0),
     ]
     assert not {event.name for event in events} & DETECTED
     assert all(event.message and event.remedy for event in events)
-    assert [event.severity.value for event in events] == ["warn", "info", "info", "warn", "info"]
+    assert [event.severity.value for event in events] == ["warn", "info", "info", "warn", "info", "warn", "info"]
     assert "a, b, c and 1 more parameters" in events[1].message
     assert "SGD" in events[2].message
     assert "SGD" in events[3].message

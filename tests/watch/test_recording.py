@@ -8,8 +8,10 @@ from torch import nn
 from lightning_topo import Distortion, TopologyMonitor
 from lightning_topo._tape import StepRecorder
 from lightning_topo._watch import recording
+from lightning_topo._watch.recording import Recording
 from lightning_topo.neurons import _from_tapes
 from tests.callbacks.training import fit
+from tests.watch.driving import training_of
 
 
 class ByHand(L.LightningModule):
@@ -84,3 +86,22 @@ def test_a_step_of_many_updates_is_recorded_as_far_as_it_may_cost(tmp_path, monk
     assert net.modes[: 2 * wanted] == [1] * (wanted - 1) + [0] * (wanted + 1)  # left in the last update that counts
     assert set(net.modes[40:]) == {0}
     assert [len(tapes) for tapes in proved] == [2]  # all forty are the same program
+
+
+@pytest.mark.parametrize("is_reported", [True, False])
+def test_a_factor_is_one_of_hooks_only_if_the_gradient_was_seen_before_it_is_clipped(is_reported):
+    net = nn.Linear(4, 2)
+    net.weight.register_hook(lambda g: 0.5 * g)
+    net.bias.register_hook(lambda g: 0.5 * g)
+    watched = Recording(training_of(net), None)
+    watched.begin(None, 1, wanted=True)
+    loss = net(torch.ones(3, 4)).square().mean()
+    watched.loss(loss, 1.0)
+    loss.backward()
+    if is_reported:
+        watched.differentiated(goes_on=False)
+    nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
+    watched.update_begins(("weight", "bias"), runs_closure=False)
+    [tape] = watched.end()
+    assert (tape.obstacle, tape.gradient_obstacle) == ("", "")
+    assert tape.gradient_factor == (pytest.approx(0.5, rel=1e-5) if is_reported else None)
