@@ -146,7 +146,8 @@ class Exchange:
 
     def _take(self, outcome: Outcome) -> None:
         """Report one outcome of all processes."""
-        if outcome.failure is None and outcome.lag is None:
+        is_preparing = outcome.again_after_step and not outcome.values  # that costs nothing like a measurement
+        if outcome.failure is None and outcome.lag is None and not is_preparing:
             self._schedule.spent(outcome.probe, outcome.seconds)
         self._note_failure(outcome)
         measures = measures_steps(self._probing.named(outcome.probe))

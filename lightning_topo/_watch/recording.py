@@ -38,9 +38,9 @@ class Recording:
     """Records steps as they run, one tape for each loss; a module with compiled parts is never recorded.
 
     `obstacle` says why nothing can be recorded; empty where it can, and `obstacle_to_neurons` why what is recorded
-    shows none. `training_loss` is given what it wants of the
-    recorded steps; None where no probe evaluates losses. `steps_until` returns in how many steps one does; None if
-    that is not known. `runs_eagerly` says that compiled parts will not run compiled.
+    shows none. `training_loss` is given what it wants of the recorded steps; None where no probe evaluates losses.
+    `steps_until` returns in how many steps one does, and `steps_until_batches` in how many one looks at single batches;
+    None if that is not known. `runs_eagerly` says that compiled parts will not run compiled.
     """
 
     def __init__(
@@ -48,10 +48,12 @@ class Recording:
         training: Training,
         training_loss: TrainingLoss | None,
         steps_until: Callable[[int], int | None] = lambda step: 0,
+        steps_until_batches: Callable[[int], int | None] = lambda step: None,
         *,
         runs_eagerly: bool = False,
     ) -> None:
-        self._training, self._training_loss, self._steps_until = training, training_loss, steps_until
+        self._training, self._training_loss = training, training_loss
+        self._steps_until, self._steps_until_batches = steps_until, steps_until_batches
         self._batch: Any = None
         self._is_kept = self._is_open = self._goes_on = False
         self._recorder = StepRecorder()
@@ -130,11 +132,11 @@ class Recording:
         return is_plain(parameter) and not is_flat and not any(unit.holds(name) for unit in self._units)
 
     def _wants_samples(self, step: int) -> bool:
-        n_wanted = 0 if self._training_loss is None or step % RECORD_EVERY else self._training_loss.n_wanted
-        if n_wanted == 0:
+        loss = self._training_loss
+        if loss is None or step % RECORD_EVERY:
             return False
-        left = self._steps_until(step)
-        return left is not None and left <= RECORD_EVERY * n_wanted
+        wanted = (self._steps_until, loss.n_wanted), (self._steps_until_batches, loss.n_batches_wanted)
+        return any(n and (left := until(step)) is not None and left <= RECORD_EVERY * n for until, n in wanted)
 
     def loss(self, loss: Tensor, scale: float, *, in_engine: bool = False) -> None:
         """A loss is about to be differentiated: it ends a tape.

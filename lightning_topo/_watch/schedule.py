@@ -58,6 +58,7 @@ class Schedule:
     phase. A slot is as long as the probe's share of `max_overhead` asks for, and at least a part of the planned run;
     the first one begins when the training has lasted long enough to pay for it. With `max_overhead=None` adaptive
     periods are fixed ones. `hastened` are probes that may take more, as what they last found asks for a second look.
+    `begins_anew` are those whose slots begin anew with the next plan: they were planned before the cost was known.
     `guesses` says of cheap probes what a measurement is taken to cost before the first, in training steps.
 
     Raises `ValueError` unless `max_overhead` is between 0 and 1.
@@ -75,6 +76,7 @@ class Schedule:
     guesses: Mapping[str, float] = field(default_factory=dict)
     slots: dict[str, Slot] = field(init=False, default_factory=dict)
     hastened: set[str] = field(init=False, default_factory=set)
+    begins_anew: set[str] = field(init=False, default_factory=set)
     _expected: dict[str, float] = field(init=False, default_factory=dict, repr=False)
     _like: dict[str, str] = field(init=False, default_factory=dict, repr=False)
     _costs: dict[str, deque[float]] = field(init=False, repr=False)
@@ -121,12 +123,15 @@ class Schedule:
 
     def spent(self, name: str, seconds: float) -> None:
         """Note what one measurement took."""
+        if not self._costs[name] and name not in self.dense:
+            self.begins_anew.add(name)
         self._costs[name].append(seconds)
         self._spent[name] += seconds
 
     def plan(self, step: int, step_seconds: float | None) -> dict[str, Slot]:
         """The slots of the adaptive probes after `step`: new ones where the old are over."""
-        slots = dict(self.slots)
+        slots = {name: slot for name, slot in self.slots.items() if name not in self.begins_anew}
+        self.begins_anew.clear()
         for name in self.periods:
             if not self.is_adaptive(name) or (name in slots and step < slots[name].at):
                 continue

@@ -66,10 +66,14 @@ class Watch:
         self._training_loss = TrainingLoss(training, settings.seed)
         without_loss = Distortion | Fate | Persistence
         of_loss = [probe for probe in settings.measured if not isinstance(probe, without_loss)]
-        # A probe that declares its cost takes the step that it measures, and no samples of others.
-        self._sampling = [probe.name for probe in of_loss if getattr(probe, "expected_cost", None) is None]
+        # A probe that declares its cost looks at single batches: that takes a few, not hundreds of samples.
+        of_batches = [probe.name for probe in of_loss if getattr(probe, "expected_cost", None) is not None]
+        self._sampling = [probe.name for probe in of_loss if probe.name not in of_batches]
         self._recording = Recording(
-            training, self._training_loss if of_loss else None, partial(self._schedule.steps_until_any, self._sampling)
+            training,
+            self._training_loss if of_loss else None,
+            partial(self._schedule.steps_until_any, self._sampling),
+            partial(self._schedule.steps_until_any, of_batches),
         )
         self._probing = Probing(settings.measured, self._ranks, {})
         shares = Shares() if state is None else state.shares

@@ -84,7 +84,7 @@ class StepSharpness:
         # A single batch must be that of the step: on another one the step looks as it does to test data.
         own = self.loss_fn is not None or capture.sharding != "whole"
         if own and capture.previous is None:
-            return ProbeResult(carry=start, wants_own_step=True)
+            return ProbeResult(carry=start, wants_own_step=True, again_after_step=True)
         segment = step_segment(capture)
         if segment is None:
             return ProbeResult(carry=start, wants_own_step=own)

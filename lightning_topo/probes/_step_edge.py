@@ -115,7 +115,7 @@ class StepEdge:
             if not self.batches:
                 return ProbeResult(carry=state)
             if not isinstance(loss_fn, TapeLoss) or len(loss_fn.tapes) < 2:
-                return ProbeResult(carry=state, wants_own_step=True)
+                return _after_another_step(state)
             losses = _chosen(loss_fn, state.window.count)
             approach, seen = adapted(
                 state.approach,
@@ -127,17 +127,17 @@ class StepEdge:
             return ProbeResult({GLOBAL: state.window.values()} if seen else {}, carry=state, wants_own_step=True)
         if awaits_first_step(capture.optimizers):
             return ProbeResult(carry=state)
-        values: Mapping[str, float] = {}
-        if state.is_recorded:
-            approach, values, start = self._of_step(capture, loss_fn, state)
-            state = replace(state, approach=approach, start=start)
-        state = replace(state, is_recorded=True)
+        if not state.is_recorded:
+            return _after_another_step(state)
+        approach, values, start = self._of_step(capture, loss_fn, state)
+        state = replace(state, approach=approach, start=start)
         return ProbeResult({GLOBAL: values} if values else {}, carry=state, wants_own_step=True)
 
     def _in_shards(self, capture: Capture, state: "_State") -> ProbeResult:
         """The critical sharpness of the step just taken, by forward passes."""
-        was_recorded, state = state.is_recorded, replace(state, is_recorded=True)
-        segment = step_segment(capture) if was_recorded else None
+        if not state.is_recorded:
+            return _after_another_step(state)
+        segment = step_segment(capture)
         if segment is None:
             return ProbeResult(carry=state, wants_own_step=True)
         with capture.training_loss(self.loss_fn) as loss_fn:
@@ -176,6 +176,12 @@ class _State:
     window: BatchWindow = field(default_factory=BatchWindow)
     start: float = 1.0
     is_recorded: bool = False
+
+
+def _after_another_step(state: _State) -> ProbeResult:
+    """No values yet: a step has to be recorded first, the next one. Asked for once: it may be refused."""
+    again = not state.is_recorded
+    return ProbeResult(carry=replace(state, is_recorded=True), wants_own_step=True, again_after_step=again)
 
 
 def _chosen(loss_fn: TapeLoss, count: int) -> list[TapeLoss]:

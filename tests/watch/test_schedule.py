@@ -58,7 +58,10 @@ def test_each_slot_has_one_time_in_it_and_slots_follow_each_other():
         if not seen or schedule.slots["a"] != seen[-1]:
             seen.append(schedule.slots["a"])
     assert len(seen) > 40
-    for slot, following in itertools.pairwise(seen):
+    guessed, known = seen[0], seen[1]
+    assert known.start == guessed.at + 1  # from the first measurement on the cost is known
+    assert known.stride < guessed.stride
+    for slot, following in itertools.pairwise(seen[1:]):
         assert slot.start <= slot.at < slot.end
         assert following.start == slot.end
 
