@@ -37,3 +37,26 @@ def test_what_is_no_group_is_caught(slices):
 def test_twenty_models_of_the_zoo():
     assert len(set(MODELS)) == 20
     assert set(MODELS) <= {entry.name for entry in ZOO}
+
+
+def test_a_training_in_which_rounding_decides_says_nothing():
+    """In a chaotic map each of 60 steps doubles what the last digit holds."""
+
+    class Chaos(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.first(x).sigmoid()
+            for _ in range(60):
+                h = 3.99 * h * (1 - h)
+            return self.head(h)
+
+    torch.manual_seed(0)
+    chaos = Chaos()
+    slices = (ParamSlice("first.weight"), ParamSlice("head.weight", dims=(1,)))  # without the bias
+    [found] = check((chaos, torch.randn(4, 5)), [NeuronGroup("half", "unit", 8, (), slices)])
+    assert found.is_open
+    assert not found.is_false
+    assert not found.is_caught
