@@ -81,5 +81,5 @@ def _dims(call: OperatorCall, tensor: Tensor) -> Iterator[int]:
                 yield from range(tensor.dim())
             else:
                 yield from dims if isinstance(dims, list | tuple) else [dims]
-    if call.name == "index" and tensor is call.inputs[0]:
+    if call.name in ("index", "_unsafe_index") and tensor is call.inputs[0]:
         yield from (dim for dim, index in enumerate(call["indices"]) if index is not None)

@@ -41,7 +41,9 @@ KEEPS_MARKS = frozenset(
 )  # fmt: skip
 READS_POSITIONS = {
     **dict.fromkeys(("gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce"), "index"),
-    **dict.fromkeys(("index", "embedding", "_embedding_bag", "_embedding_bag_forward_only"), "indices"),
+    **dict.fromkeys(
+        ("index", "_unsafe_index", "embedding", "_embedding_bag", "_embedding_bag_forward_only"), "indices"
+    ),
     "index_select": "index",
 }
 

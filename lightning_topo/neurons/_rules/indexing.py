@@ -8,7 +8,7 @@ from lightning_topo.neurons._registry import aten_rule
 from lightning_topo.neurons._trace import CouplingTrace, OperatorCall
 
 
-@aten_rule("index")
+@aten_rule("index", "_unsafe_index")
 def index(trace: CouplingTrace, call: OperatorCall) -> None:
     """Indexed axes are frozen; the axes of the index take the place of the first, if adjacent.
 
