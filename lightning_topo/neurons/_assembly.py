@@ -5,7 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
-from lightning_topo.neurons._coupling import Atom, Axis, axis_size, flat, leaves, summands
+from lightning_topo.neurons._coupling import (
+    Atom,
+    Axis,
+    axis_size,
+    flat,
+    is_copied_along,
+    leaves,
+    summands,
+    with_copies,
+)
 from lightning_topo.neurons._group import Kind, NeuronGroup, ParamSlice, Role, Step, owner
 from lightning_topo.neurons._trace import FAILED_RULE, UNKNOWN_OPERATOR, CouplingTrace, Piece
 
@@ -106,7 +115,7 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
                     seen = evidence[atom].carried if is_carried(name) else evidence[atom].occurrences
                     seen.append(Occurrence(name, (*piece.steps, *steps), cells, len(piece.axes)))
     for order, use in enumerate(trace.uses):
-        for atom in leaves(use.axis):
+        for atom in with_copies(leaves(use.axis)):
             seen = evidence[atom]
             for name in use.names:
                 seen.roles[name].add(use.role)
@@ -118,7 +127,7 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
             if use.operator:
                 seen.operators.add(use.operator)
     for axis, tag in trace.tags:
-        for atom in leaves(axis):
+        for atom in with_copies(leaves(axis)):
             evidence[atom].tags.add(tag)
     found = {atom: seen for atom, seen in evidence.items() if seen.occurrences}
     for seen in found.values():
@@ -142,7 +151,8 @@ Part = Mapping[Atom, None]
 
 def _parts(atom: Atom, implied: Mapping[Atom, Atom], whole: Set[Atom]) -> list[Part]:
     """The refined parts along one factor of an axis, each with what its atoms imply."""
-    parts = [[atom for atom in cells if atom is not None] for _, cells in cells_of([[atom]], whole)]
+    versions = atom.copies or [[atom]]  # each stands at an index of its own
+    parts = [[one for one in cells if one is not None] for axis in versions for _, cells in cells_of([axis], whole)]
     return [dict.fromkeys((*part, *(implied[atom] for atom in part if atom in implied))) for part in parts]
 
 
@@ -184,8 +194,24 @@ def cells_of(axes: list[Axis], whole: Set[Atom] = frozenset()) -> Iterator[tuple
                     yield (("narrow", dim, offset, length), *steps), cells
                 offset += length
             return
+    for dim, index in enumerate(flat(axis)[0] if axis else None for axis in axes):
+        if index is not None and any(is_copied_along(atom, index) for axis in axes for atom in flat(axis)):
+            for i in range(index.size):
+                picked = [[] if d == dim else _copy(axis, index, i) for d, axis in enumerate(axes)]
+                for steps, cells in cells_of(picked, whole):
+                    yield (("narrow", dim, i, 1), *steps), cells
+            return
     firsts = [flat(axis)[0] if axis else None for axis in axes]
     yield (), [None if atom in whole else atom for atom in firsts]
+
+
+def _copy(axis: Axis, stacked: Atom, i: int) -> Axis:
+    """An axis of one atom at an index of a stacked one."""
+    return (
+        [new for atom in flat(axis) for new in (atom.copies or [])[i]]
+        if any(is_copied_along(atom, stacked) for atom in flat(axis))
+        else axis
+    )
 
 
 def _factors(axis: Axis) -> Axis:
