@@ -182,9 +182,14 @@ def cells_of(axes: list[Axis], whole: Set[Atom] = frozenset()) -> Iterator[tuple
         atoms = _factors(axis)
         if len(atoms) > 1:
             step: Step = ("unflatten", dim, tuple(atom.size for atom in atoms))
-            refined = [*axes[:dim], *([atom] for atom in atoms), *axes[dim + 1 :]]
-            for steps, cells in cells_of(refined, whole):
-                yield (step, *steps), cells
+            parts: list[Axis] = [[atom] for atom in atoms]
+            everywhere = [atom for axis in axes for atom in flat(axis)]
+            # An index that is in other axes too goes with its own; else all of the tensor has it, see below.
+            local = _at_each_index(parts, [atom for atom in atoms if everywhere.count(atom) > 1])
+            for pick, found in local or [((), parts)]:
+                picked: list[Step] = [("narrow", dim + at, i, 1) for at, i in pick]
+                for steps, cells in cells_of([*axes[:dim], *found, *axes[dim + 1 :]], whole):
+                    yield (step, *picked, *steps), cells
             return
         if len(atoms) == 1 and atoms[0].summands is not None and atoms[0] not in whole:
             offset = 0
@@ -194,24 +199,38 @@ def cells_of(axes: list[Axis], whole: Set[Atom] = frozenset()) -> Iterator[tuple
                     yield (("narrow", dim, offset, length), *steps), cells
                 offset += length
             return
-    for dim, index in enumerate(flat(axis)[0] if axis else None for axis in axes):
-        if index is not None and any(is_copied_along(atom, index) for axis in axes for atom in flat(axis)):
-            for i in range(index.size):
-                picked = [[] if d == dim else _copy(axis, index, i) for d, axis in enumerate(axes)]
-                for steps, cells in cells_of(picked, whole):
-                    yield (("narrow", dim, i, 1), *steps), cells
-            return
+    if at_each := _at_each_index(axes, [atom for axis in axes for atom in flat(axis)]):
+        for pick, found in at_each:
+            for steps, cells in cells_of(found, whole):
+                yield (*(("narrow", at, i, 1) for at, i in pick), *steps), cells
+        return
     firsts = [flat(axis)[0] if axis else None for axis in axes]
     yield (), [None if atom in whole else atom for atom in firsts]
 
 
-def _copy(axis: Axis, stacked: Atom, i: int) -> Axis:
-    """An axis of one atom at an index of a stacked one."""
-    return (
-        [new for atom in flat(axis) for new in (atom.copies or [])[i]]
-        if any(is_copied_along(atom, stacked) for atom in flat(axis))
-        else axis
-    )
+def _at_each_index(axes: list[Axis], indices: Axis) -> list[tuple[tuple[tuple[int, int], ...], list[Axis]]]:
+    """Axes of one atom each, as they are at every index of the first of `indices` by which others have copies.
+
+    Each with the place and the index. Empty where there is no such index, or where it comes twice: it is not known
+    then by which of them the copies go.
+    """
+    atoms = [atom for axis in axes for atom in flat(axis)]
+    for at, axis in enumerate(axes):
+        index = next(iter(flat(axis)), None)
+        if index is None or index not in indices or atoms.count(index) > 1:
+            continue
+        if not any(is_copied_along(atom, index) for atom in atoms):
+            continue
+        return [
+            (((at, i),), [[] if k == at else _copy(other, index, i) for k, other in enumerate(axes)])
+            for i in range(index.size)
+        ]
+    return []
+
+
+def _copy(axis: Axis, index: Atom, i: int) -> Axis:
+    """An axis at one index."""
+    return [new for atom in flat(axis) for new in ((atom.copies or [])[i] if is_copied_along(atom, index) else [atom])]
 
 
 def _factors(axis: Axis) -> Axis:

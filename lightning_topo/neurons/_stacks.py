@@ -41,10 +41,14 @@ def tie_mixed_indices(call: OperatorCall, axes_of: AxesOf, *, by_entry: bool) ->
         atoms = _atoms(tensor, axes_of)
         stacked = [(dim, atom, stack) for dim, atom in atoms for stack in _stacks(atom)]
         worked = _worked(call, tensor, axes_of) if stacked else set[int]()
-        at = {atom: dim for dim, atom in atoms}
+        at: dict[Atom, int | None] = {}
+        for dim, atom in atoms:
+            at[atom] = None if atom in at else dim  # an index that comes twice pairs each with each
         for dim, atom, stack in stacked:
             place = at.get(stack)
             places.setdefault((atom, stack), []).append(place)
+            if place is None and stack in at:
+                _keep_together(atom)
             if place in worked and not (call.name in _SYMMETRIC and dim in worked):
                 _keep_together(atom)
     for (atom, _), where in places.items():

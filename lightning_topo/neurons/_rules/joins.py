@@ -147,8 +147,7 @@ def _at(
         stacked = picked[0]
         if not stacked.is_stack:
             _unstack(trace, tensor, dim, stacked, axes)
-        own = [atom for axis in rest for atom in flat(axis) if is_copied_along(atom, stacked)]
-        if stacked.is_stack and all(atom.copies for atom in own):
+        if stacked.is_stack and stacked not in (atom for axis in rest for atom in flat(axis)):
             return [[_copied(axis, stacked, i) for axis in rest] for i in indices]
     for out in call.outputs if picked else ():
         trace.single_out(out, axes[dim], "a single index is selected")
