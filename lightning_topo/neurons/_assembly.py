@@ -94,6 +94,8 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
     """
     evidence: defaultdict[Atom, Evidence] = defaultdict(Evidence)
     implied = {tokens.root: experts.root for tokens, experts in trace.implied.items()}
+    picks = [(frozenset(flat(places)), experts[0]) for places, axis in trace.picks if (experts := flat(axis))]
+    picks = list(dict.fromkeys((places, expert) for places, expert in picks if places))
     known: set[tuple[tuple[int, ...], ...]] = set()
     pieces_axes = [_with_copies(piece) for pieces in trace.pieces.values() for piece in pieces]
     tensors = [*trace.witnesses, *pieces_axes]
@@ -105,7 +107,9 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
         if key in known:
             continue
         known.add(key)
-        for atom, company in _company([parts[atom] for axis in axes for atom in _factors(axis)]):
+        present = [atom for axis in axes for atom in _factors(axis)]
+        picked = [[dict.fromkeys([expert])] for places, expert in picks if places.issubset(present)]
+        for atom, company in _company([*(parts[atom] for atom in present), *picked]):
             seen = evidence[atom]
             seen.company = set(company) if seen.company is None else seen.company & company
     for name, pieces in trace.pieces.items():
