@@ -39,8 +39,23 @@ def fate_lines(captures: Mapping[int, Counts]) -> dict[str, list[tuple[int, floa
     return found
 
 
+def class_sizes(captures: Mapping[int, Counts]) -> dict[int, list[tuple[int, float]]]:
+    """(step, size) of the k-th largest set of equal neurons, by k; of the first, `fate_lines` has the size.
+
+    >>> class_sizes({7: {"multiplicity_1": 5.0, "multiplicity_2": 3.0}, 9: {"multiplicity_1": 6.0}, 11: {}})
+    {2: [(7, 3.0)]}
+    """
+    found: dict[int, list[tuple[int, float]]] = {}
+    for step, values in captures.items():
+        k = 2
+        while (size := values.get(f"multiplicity_{k}")) is not None:
+            found.setdefault(k, []).append((step, size))
+            k += 1
+    return found
+
+
 def fate_figure(captures: Mapping[int, Counts], title: str) -> "Figure":
-    """The counts over steps, below the number of all neurons."""
+    """The counts over steps, below the number of all neurons; dots are the sizes of further sets of equal ones."""
     with own_style():
         figure, (axes,) = new_figure(1, title, width=_WIDTH)
         lines = fate_lines(captures)
@@ -49,6 +64,8 @@ def fate_figure(captures: Mapping[int, Counts], title: str) -> "Figure":
                 steps, counts = zip(*points, strict=True)
                 mark = "o" if len(steps) < 3 else None
                 axes.plot(steps, counts, color=colour, linestyle=style, marker=mark, markersize=4, label=name)
+        for points in class_sizes(captures).values():  # sets come and go: points, without a line between them
+            axes.plot(*zip(*points, strict=True), color=_LINES[-1][1], linestyle="", marker=".", markersize=3)
         most = max((values.get("measured_neurons", 0.0) for values in captures.values()), default=0.0)
         axes.axhline(most, color=GREY, linewidth=0.8)
         axes.annotate(

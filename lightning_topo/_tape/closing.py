@@ -17,8 +17,8 @@ from lightning_topo._tape.pruning import pruned, with_parameters_born_in_the_ste
 class Recorded:
     """What a recording holds: calls, the memory they work on, what they drew, and what the host has read.
 
-    `named` are the module's parameters and buffers as they are now, `buffers` the names of the latter, and `losses` the
-    slots of earlier losses.
+    `named` are the module's parameters and buffers as they are now, `buffers` the names of the latter. `held` are the
+    storages that were plain attributes of modules from the beginning, and `losses` the slots of earlier losses.
     """
 
     calls: Sequence[Call]
@@ -27,6 +27,7 @@ class Recorded:
     host_reads: Sequence[HostRead]
     named: Mapping[str, Tensor]
     buffers: frozenset[str]
+    held: frozenset[int] = frozenset()
     losses: frozenset[int] = frozenset()
 
 
@@ -52,7 +53,7 @@ def closed_tape(
     constants = {slot: value for slot, value in memory.constants().items() if slot in used and slot not in names}
     if any(map(_is_freed, constants.values())):
         return empty_tape("something that it reads was freed while it ran", scale)
-    if any(value.untyped_storage()._cdata in shards for value in constants.values() if _is_strided(value)):
+    if any(_storage(value) in shards for value in constants.values()):
         return empty_tape("it reads shards of parameters themselves", scale)
     tape = Tape(
         calls=tuple(calls),
@@ -65,6 +66,7 @@ def closed_tape(
         storages=tuple(memory.storages),
         trainable=memory.trainable() | born.trainable,
         buffers=recorded.buffers,
+        held=frozenset(slot for slot, value in constants.items() if _storage(value) in recorded.held),
         recorded=tuple(output.detach().clone() for output in outputs),
         scale=scale,
         n_samples=n_samples or _leading_size(constants.values()),
@@ -78,6 +80,11 @@ def closed_tape(
 def empty_tape(obstacle: str, scale: float = 1.0) -> Tape:
     """The tape of a loss that could not be recorded, and why."""
     return Tape((), (), {}, {}, {}, {}, (), (), {}, scale=scale, obstacle=obstacle)
+
+
+def _storage(tensor: Tensor) -> int | None:
+    """What identifies the storage of a tensor that lies in one."""
+    return tensor.untyped_storage()._cdata if _is_strided(tensor) else None
 
 
 def _is_strided(tensor: Tensor) -> bool:

@@ -111,7 +111,8 @@ class Tape:
 
     `names` are the names of each named slot: shared parameters have several, and a parameter that an optimizer moved
     during the step has a slot before and one after. `values` are the tensors of named slots where they stood, and
-    `constants` all others that no call made. `draws` are recorded random numbers, `outputs` the slots of the loss
+    `constants` all others that no call made; `held` are those of them that the module holds as plain attributes, and
+    not the step's data. `draws` are recorded random numbers, `outputs` the slots of the loss
     (or of what a function returned), `scale` the factor by which the recorded loss exceeds the module's own.
     `host_reads` are those on which the outputs may depend. `obstacle` says why the tape cannot be replayed, and
     `gradient_obstacle` why its loss or gradient, in the parameters `unlike`, is not the step's although it runs; both
@@ -130,6 +131,7 @@ class Tape:
     storages: Sequence[int]
     trainable: Mapping[str, bool]
     buffers: frozenset[str] = frozenset()
+    held: frozenset[int] = frozenset()
     recorded: tuple[Tensor, ...] = ()
     scale: float = 1.0
     n_samples: int = 1

@@ -15,6 +15,7 @@ from lightning_topo._tape.draws import SERIAL, Draws, drawn_by
 from lightning_topo._tape.foreach import single_calls
 from lightning_topo._tape.foreign import is_foreign, is_functional_collective, on_this_process, opened_classes
 from lightning_topo._tape.gradient_trail import GradientTrail
+from lightning_topo._tape.held import held_storages
 from lightning_topo._tape.host_reads import READS, SHAPED_BY_VALUES, read_by_numpy
 from lightning_topo._tape.memory_map import MemoryMap
 from lightning_topo._tape.mode import Observer
@@ -109,7 +110,7 @@ class StepRecorder:
         self._buffers = (
             frozenset() if isinstance(tensors, Mapping) else frozenset(named_tensors(dict(_buffers_of(tensors))))
         )
-        self._named = named_tensors(tensors)
+        self._named, self._held = named_tensors(tensors), held_storages(tensors)
         with torch.no_grad():
             for name, tensor in self._named.items():
                 self.name(name, tensor)
@@ -403,7 +404,8 @@ class StepRecorder:
             self._host_reads,
             named_tensors(self._source),
             self._buffers,
-            frozenset(slot for tape in self._tapes for slot in tape.outputs),
+            held=self._held & held_storages(self._source),
+            losses=frozenset(slot for tape in self._tapes for slot in tape.outputs),
         )
         return closed_tape(recorded, slots, outputs, self._shards, scale=scale, n_samples=n_samples)
 

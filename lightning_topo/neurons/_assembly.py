@@ -5,7 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
-from lightning_topo.neurons._coupling import Atom, Axis, axis_size, flat, leaves, summands
+from lightning_topo.neurons._coupling import (
+    Atom,
+    Axis,
+    axis_size,
+    flat,
+    is_copied_along,
+    leaves,
+    summands,
+    with_copies,
+)
 from lightning_topo.neurons._group import Kind, NeuronGroup, ParamSlice, Role, Step, owner
 from lightning_topo.neurons._trace import FAILED_RULE, UNKNOWN_OPERATOR, CouplingTrace, Piece
 
@@ -85,6 +94,8 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
     """
     evidence: defaultdict[Atom, Evidence] = defaultdict(Evidence)
     implied = {tokens.root: experts.root for tokens, experts in trace.implied.items()}
+    picks = [(frozenset(flat(places)), experts[0]) for places, axis in trace.picks if (experts := flat(axis))]
+    picks = list(dict.fromkeys((places, expert) for places, expert in picks if places))
     known: set[tuple[tuple[int, ...], ...]] = set()
     pieces_axes = [_with_copies(piece) for pieces in trace.pieces.values() for piece in pieces]
     tensors = [*trace.witnesses, *pieces_axes]
@@ -96,7 +107,9 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
         if key in known:
             continue
         known.add(key)
-        for atom, company in _company([parts[atom] for axis in axes for atom in _factors(axis)]):
+        present = [atom for axis in axes for atom in _factors(axis)]
+        picked = [[dict.fromkeys([expert])] for places, expert in picks if places.issubset(present)]
+        for atom, company in _company([*(parts[atom] for atom in present), *picked]):
             seen = evidence[atom]
             seen.company = set(company) if seen.company is None else seen.company & company
     for name, pieces in trace.pieces.items():
@@ -106,7 +119,7 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
                     seen = evidence[atom].carried if is_carried(name) else evidence[atom].occurrences
                     seen.append(Occurrence(name, (*piece.steps, *steps), cells, len(piece.axes)))
     for order, use in enumerate(trace.uses):
-        for atom in leaves(use.axis):
+        for atom in with_copies(leaves(use.axis)):
             seen = evidence[atom]
             for name in use.names:
                 seen.roles[name].add(use.role)
@@ -118,7 +131,7 @@ def _collect(trace: CouplingTrace) -> dict[Atom, Evidence]:
             if use.operator:
                 seen.operators.add(use.operator)
     for axis, tag in trace.tags:
-        for atom in leaves(axis):
+        for atom in with_copies(leaves(axis)):
             evidence[atom].tags.add(tag)
     found = {atom: seen for atom, seen in evidence.items() if seen.occurrences}
     for seen in found.values():
@@ -142,7 +155,8 @@ Part = Mapping[Atom, None]
 
 def _parts(atom: Atom, implied: Mapping[Atom, Atom], whole: Set[Atom]) -> list[Part]:
     """The refined parts along one factor of an axis, each with what its atoms imply."""
-    parts = [[atom for atom in cells if atom is not None] for _, cells in cells_of([[atom]], whole)]
+    versions = atom.copies or [[atom]]  # each stands at an index of its own
+    parts = [[one for one in cells if one is not None] for axis in versions for _, cells in cells_of([axis], whole)]
     return [dict.fromkeys((*part, *(implied[atom] for atom in part if atom in implied))) for part in parts]
 
 
@@ -172,9 +186,14 @@ def cells_of(axes: list[Axis], whole: Set[Atom] = frozenset()) -> Iterator[tuple
         atoms = _factors(axis)
         if len(atoms) > 1:
             step: Step = ("unflatten", dim, tuple(atom.size for atom in atoms))
-            refined = [*axes[:dim], *([atom] for atom in atoms), *axes[dim + 1 :]]
-            for steps, cells in cells_of(refined, whole):
-                yield (step, *steps), cells
+            parts: list[Axis] = [[atom] for atom in atoms]
+            everywhere = [atom for axis in axes for atom in flat(axis)]
+            # An index that is in other axes too goes with its own; else all of the tensor has it, see below.
+            local = _at_each_index(parts, [atom for atom in atoms if everywhere.count(atom) > 1])
+            for pick, found in local or [((), parts)]:
+                picked: list[Step] = [("narrow", dim + at, i, 1) for at, i in pick]
+                for steps, cells in cells_of([*axes[:dim], *found, *axes[dim + 1 :]], whole):
+                    yield (step, *picked, *steps), cells
             return
         if len(atoms) == 1 and atoms[0].summands is not None and atoms[0] not in whole:
             offset = 0
@@ -184,8 +203,38 @@ def cells_of(axes: list[Axis], whole: Set[Atom] = frozenset()) -> Iterator[tuple
                     yield (("narrow", dim, offset, length), *steps), cells
                 offset += length
             return
+    if at_each := _at_each_index(axes, [atom for axis in axes for atom in flat(axis)]):
+        for pick, found in at_each:
+            for steps, cells in cells_of(found, whole):
+                yield (*(("narrow", at, i, 1) for at, i in pick), *steps), cells
+        return
     firsts = [flat(axis)[0] if axis else None for axis in axes]
     yield (), [None if atom in whole else atom for atom in firsts]
+
+
+def _at_each_index(axes: list[Axis], indices: Axis) -> list[tuple[tuple[tuple[int, int], ...], list[Axis]]]:
+    """Axes of one atom each, as they are at every index of the first of `indices` by which others have copies.
+
+    Each with the place and the index. Empty where there is no such index, or where it comes twice: it is not known
+    then by which of them the copies go.
+    """
+    atoms = [atom for axis in axes for atom in flat(axis)]
+    for at, axis in enumerate(axes):
+        index = next(iter(flat(axis)), None)
+        if index is None or index not in indices or atoms.count(index) > 1:
+            continue
+        if not any(is_copied_along(atom, index) for atom in atoms):
+            continue
+        return [
+            (((at, i),), [[] if k == at else _copy(other, index, i) for k, other in enumerate(axes)])
+            for i in range(index.size)
+        ]
+    return []
+
+
+def _copy(axis: Axis, index: Atom, i: int) -> Axis:
+    """An axis at one index."""
+    return [new for atom in flat(axis) for new in ((atom.copies or [])[i] if is_copied_along(atom, index) else [atom])]
 
 
 def _factors(axis: Axis) -> Axis:

@@ -7,6 +7,7 @@ parts of 5 and 7 is an atom refined into a sum. Two axes that an operator ties t
 """
 
 import math
+from collections.abc import Iterable
 
 
 class Atom:
@@ -110,6 +111,14 @@ def renewed(axis: Axis) -> Axis:
     return [Atom(atom.size, constant=True) if is_constant(atom) else atom for atom in flat(axis)]
 
 
+def with_copies(atoms: Iterable[Atom]) -> list[Atom]:
+    """Leaf atoms, and those of their copies."""
+    found: list[Atom] = []
+    for atom in atoms:
+        found += [atom, *with_copies(leaf for copy in atom.copies or [] for leaf in leaves(copy))]
+    return found
+
+
 def leaves(axis: Axis) -> list[Atom]:
     """All leaf atoms below an axis."""
     found: list[Atom] = []
@@ -140,6 +149,11 @@ def merge_copies(atom: Atom) -> None:
     copies, atom.copies = atom.copies, None
     for copy in copies or []:
         unify(copy, [atom])
+
+
+def is_copied_along(atom: Atom, stacked: Atom) -> bool:
+    """Whether an atom has a copy for each index of a stacked one."""
+    return bool(atom.copies) and atom.stack is not None and atom.stack.root is stacked.root
 
 
 def split_atom(atom: Atom, outer: int) -> Axis | None:
@@ -227,18 +241,21 @@ def cut(axis: Axis, size: int) -> tuple[Axis, Axis] | None:
     axis = [atom for atom in flat(axis) if atom.size > 1]
     inner = axis_size(axis[1:])
     first = axis[0]
-    if size % inner or first.summands is not None:
+    if size % inner:
         return None
-    merge_copies(first)
-    first = first.root
-    if not first.is_leaf:
+    where = size // inner
+    if first.summands is None:
+        constant = is_constant(first)
+        head, tail = (Atom(n, frozen=first.frozen, constant=constant) for n in (where, first.size - where))
+        head.reason = tail.reason = first.reason
+        if first.copies:
+            head.copies = [slice_axis(copy, 0, where) for copy in first.copies]
+            tail.copies = [slice_axis(copy, where, first.size) for copy in first.copies]
+            head.stack = tail.stack = first.stack
+        first.summands, first.copies, first.touched = [[head], [tail]], None, True
+    elif len(axis) == 1:
         return None
-    constant = is_constant(first)
-    sizes = (size // inner, first.size - size // inner)
-    head, tail = (Atom(length, frozen=first.frozen, constant=constant) for length in sizes)
-    head.reason = tail.reason = first.reason
-    first.summands, first.touched = [[head], [tail]], True
-    return [head, *axis[1:]], [tail, *axis[1:]]
+    return [*slice_axis([first], 0, where), *axis[1:]], [*slice_axis([first], where, first.size), *axis[1:]]
 
 
 def unify(left: Axis, right: Axis, reason: str = "lengths that do not factor alike") -> None:
@@ -249,6 +266,7 @@ def unify(left: Axis, right: Axis, reason: str = "lengths that do not factor ali
             _unify_atoms(left[0], right[0])
         return
     left, right = ([atom for atom in side if atom.size > 1] for side in (left, right))
+    stacks = [atom.root for atom in left + right if atom.is_stack]
     while left and right:
         a, b = left[0].root, right[0].root
         if a.factors is not None or b.factors is not None:
@@ -256,7 +274,8 @@ def unify(left: Axis, right: Axis, reason: str = "lengths that do not factor ali
         elif a.size == b.size:
             left.pop(0)
             right.pop(0)
-            _unify_atoms(a, b)
+            if not _unify_copies(a, b, stacks):
+                _unify_atoms(a, b)
         else:
             larger, size = (left, b.size) if a.size > b.size else (right, a.size)
             parts = take(larger, size)
@@ -264,6 +283,27 @@ def unify(left: Axis, right: Axis, reason: str = "lengths that do not factor ali
                 freeze(left + right, reason)
                 return
             larger[:0] = parts
+
+
+def _unify_copies(a: Atom, b: Atom, stacks: list[Atom]) -> bool:
+    """Tie two atoms copy by copy, if the axes that they are in hold the same indices; False where they do not.
+
+    An atom that nothing has used yet gets copies of its own: what reads units in turn keeps them apart, as they are.
+    """
+    if not a.copies:
+        a, b = b, a
+    if a is b or not a.copies or a.stack is None or a.stack.root not in stacks:
+        return False
+    if b.copies:
+        if b.stack is None or b.stack.root not in stacks or len(b.copies) != len(a.copies):
+            return False
+    elif b.is_leaf and not b.touched and not b.frozen and not b.constant:
+        b.copies, b.stack = [[Atom(b.size)] for _ in a.copies], a.stack
+    else:
+        return False
+    for one, other in zip(a.copies, b.copies, strict=True):
+        unify(one, other)
+    return True
 
 
 def _unify_atoms(a: Atom, b: Atom) -> None:
@@ -288,6 +328,7 @@ def _unify_atoms(a: Atom, b: Atom) -> None:
             for leaf in leaves([b]):  # zeros joined between other parts move with what they are added to
                 leaf.touched = True
         a.link = b
+        b.is_stack = b.is_stack or a.is_stack
         a.touched = b.touched = True
 
 

@@ -17,7 +17,8 @@ from lightning_topo.neurons._one_run import named_state
 from lightning_topo.neurons._trace import CouplingTrace
 
 CHOICES = ("topk", "argmax", "sort", "argsort", "max")
-PICKED = ("the expert of a token is data", "a single index is selected", "stacked", "an index of data")
+CHOSEN = frozenset({*(f"{choice} along it" for choice in CHOICES), "the position of an extreme"})
+PICKED = frozenset({"the expert of a token is data", "a single index is selected", "stacked", "an index of data"})
 
 
 def guess_expert_groups(model: nn.Module, trace: CouplingTrace) -> list[NeuronGroup]:
@@ -25,13 +26,16 @@ def guess_expert_groups(model: nn.Module, trace: CouplingTrace) -> list[NeuronGr
     trainable = {name: p.requires_grad for name, p in named_state(model)[0].items()}
     routers = list(_chosen_axes(trace, trainable))
     guesses = []
-    for path, n, slices in [*_module_lists(model, trainable), *_stacked_parameters(trace, trainable)]:
+    lists = [(f"{path}.", path, n, slices) for path, n, slices in _module_lists(model, trainable)]
+    stacks = [("", path, n, slices) for path, n, slices in _stacked_parameters(trace, trainable)]
+    for own, path, n, slices in [*lists, *stacks]:
         around = path.rpartition(".")[0]
         inside = {piece.param for piece in slices}
         rows = [
             ParamSlice(name, (), (dim,), trainable[name], "incoming")
             for name, dim, size in routers
-            if size == n and name not in inside and not name.startswith(f"{path}.") and name.startswith(around)
+            # A router within one of the modules is the expert's own; stacked weights may lie beside theirs.
+            if size == n and name not in inside and not (own and name.startswith(own)) and name.startswith(around)
         ]
         if rows:
             guesses.append(NeuronGroup(path, "expert", n, (), (*slices, *rows)))
@@ -60,13 +64,22 @@ def _module_lists(model: nn.Module, trainable: Mapping[str, bool]) -> Iterator[t
 def _stacked_parameters(
     trace: CouplingTrace, trainable: Mapping[str, bool]
 ) -> Iterator[tuple[str, int, tuple[ParamSlice, ...]]]:
-    """Parameters of three or more axes, the first of which was indexed by the choice of an expert."""
+    """Parameters of three or more axes, the first of which was indexed by the choice of an expert.
+
+    With their biases, which the same index picks.
+    """
     by_owner: defaultdict[tuple[str, int], list[ParamSlice]] = defaultdict(list)
-    for name, pieces in trace.pieces.items():
-        picked = len(pieces) > 1 or any(
-            atom.frozen and atom.reason in PICKED for axis in pieces[0].axes[:1] for atom in leaves(axis)
-        )
-        if name in trainable and picked and (len(pieces) > 1 or len(pieces[0].axes) > 2):
+    first = {name: leaves(pieces[0].axes[0]) for name, pieces in trace.pieces.items() if pieces[0].axes}
+    picked = {
+        name: len(pieces) > 1 or any(atom.frozen and atom.reason in PICKED | CHOSEN for atom in first.get(name, ()))
+        for name, pieces in trace.pieces.items()
+        if name in trainable
+    }
+    wide = {name for name in picked if len(trace.pieces[name]) > 1 or len(trace.pieces[name][0].axes) > 2}
+    shared = {atom for name in wide if picked[name] for atom in first.get(name, ())}
+    for name in (name for name, is_picked in picked.items() if is_picked):
+        if name in wide or (len(trace.pieces[name][0].axes) == 2 and not shared.isdisjoint(first[name])):
+            pieces = trace.pieces[name]
             size = len(pieces) if len(pieces) > 1 else axis_size(pieces[0].axes[0])
             by_owner[owner(name), size].append(ParamSlice(name, (), (0,), trainable[name]))
     for (path, n), slices in by_owner.items():
@@ -75,11 +88,10 @@ def _stacked_parameters(
 
 def _chosen_axes(trace: CouplingTrace, trainable: Mapping[str, bool]) -> Iterator[tuple[str, int, int]]:
     """Axes of parameters that were frozen because the position of an extreme along them was used."""
-    reasons = {f"{choice} along it" for choice in CHOICES} | {"the position of an extreme"}
     for name, pieces in trace.pieces.items():
         if name not in trainable or len(pieces) > 1:
             continue
         for dim, axis in enumerate(pieces[0].axes):
             atoms = leaves(axis)
-            if len(atoms) == 1 and atoms[0].frozen and atoms[0].reason in reasons:
+            if len(atoms) == 1 and atoms[0].frozen and atoms[0].reason in CHOSEN:
                 yield name, dim, axis_size(axis)

@@ -85,6 +85,22 @@ class _Follower:
             self.tensors[slot] = named[name]
         for slot, constant in tape.constants.items():
             self.trace.values[self._tensor(slot)] = constant
+        for slot in tape.held:
+            self._hold(slot)
+
+    def _hold(self, slot: int) -> None:
+        """A constant of the model, as `self.scale = torch.ones(d)`: where its entries are equal, it couples nothing.
+
+        Of data that happen to be equal the next batch may tell the entries apart.
+        """
+        if self.tape.storages[slot] in self.tape.written:
+            return
+        tensor, value = self._tensor(slot), self.tape.constants[slot]
+        is_equal = [_is_equal_along(value, dim) for dim in range(value.dim())]
+        self.trace.assign(
+            tensor,
+            [new_axis(n, frozen=not same, constant=same) for n, same in zip(value.shape, is_equal, strict=True)],
+        )
 
     def run(self) -> None:
         with torch.no_grad():

@@ -41,7 +41,9 @@ KEEPS_MARKS = frozenset(
 )  # fmt: skip
 READS_POSITIONS = {
     **dict.fromkeys(("gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce"), "index"),
-    **dict.fromkeys(("index", "embedding", "_embedding_bag", "_embedding_bag_forward_only"), "indices"),
+    **dict.fromkeys(
+        ("index", "_unsafe_index", "embedding", "_embedding_bag", "_embedding_bag_forward_only"), "indices"
+    ),
     "index_select": "index",
 }
 
@@ -87,12 +89,15 @@ class CouplingTrace(TorchDispatchMode):
         self.failed: dict[str, str] = {}  # operators whose rule raised an error -> the first one
         self.n_operators = 0
         self.implied: dict[Atom, Atom] = {}  # sorted tokens -> their experts
+        self.picks: list[tuple[Axis, Axis]] = []  # the axes of an index, and that of the experts which it picks
         self._axes = TensorMap[list[Axis]]()
         self._weights = TensorMap[frozenset[str]]()  # tensors that depend on no data -> the parameters they come from
         self._ancestry = Ancestry()
         self._writes = Writes(self._axes, self._weights, self._ancestry)
         self.values = TensorMap[Tensor]()  # tensors without memory -> their constants
         self.literals = TensorMap[Tensor]()  # tensors written out, as in x[:, [-1]]
+        self._picked = TensorMap[Axis]()  # indices -> the experts that they pick
+        self._read_as_data = TensorMap[bool]()
         self._positions = TensorMap[Marks]()  # integer tensors -> the axes that their values index, and why
         self._singled = TensorMap[Marks]()  # tensors -> the axes of which they hold one position, and why
 
@@ -227,6 +232,22 @@ class CouplingTrace(TorchDispatchMode):
         for token_atom, expert_atom in zip(flat(tokens)[:1], flat(experts)[:1], strict=False):
             known = self.implied.setdefault(token_atom, expert_atom)
             unify_axes([known], [expert_atom])
+
+    def pick(self, index: Tensor, places: Axis, experts: Axis) -> None:
+        """Say that an index takes at each of its places what belongs to one expert; no `places` leave that open.
+
+        What one index takes from several weights belongs to the same experts.
+        """
+        if (known := self._picked.get(index)) is not None:
+            unify_axes(experts, known)  # so that a router keeps the reason of the choice
+        self._picked[index] = experts
+        if places:
+            self._read_as_data[index] = True
+            self.picks.append((places, experts))
+
+    def picks_by_data(self, index: Tensor) -> bool:
+        """Whether an index has picked experts, so that nothing is exchanged along with its values any more."""
+        return index in self._read_as_data
 
     def tag(self, axis: Axis, tag: str) -> None:
         """Leave a mark on an axis, by which groups are named later."""
@@ -373,7 +394,9 @@ class CouplingTrace(TorchDispatchMode):
         contracts = call.name in CONTRACTIONS and any(names)
         aliases = any(out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns)
         for out in call.outputs:
-            if not any(origin is None for origin in origins):
+            if call.name in PICKS and self.is_weight(call.inputs[0]) and call.inputs[0].dim() > 2:
+                self._weights[out] = frozenset(self._weights[call.inputs[0]])  # an expert's, whichever it is
+            elif not any(origin is None for origin in origins):
                 self._weights[out] = frozenset[str]().union(*names)
             else:
                 self._weights.pop(out)
@@ -384,6 +407,7 @@ class CouplingTrace(TorchDispatchMode):
             self._writes.note_views(call)
 
 
+PICKS = frozenset({"index", "_unsafe_index", "index_select"})
 CONTRACTIONS = frozenset(
     {"mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mv", "_grouped_mm", "convolution", "embedding", "_trilinear"}
 )

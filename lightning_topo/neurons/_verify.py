@@ -54,7 +54,8 @@ def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, 
 
     A run that does not work in float64 is replayed in its own precision, with larger tolerances. If it has no gradient,
     the output alone is compared, and `reason` says so. All groups are permuted at once, and halves of them if that
-    fails. The model is not changed.
+    fails. Small groups are permuted apart as well, by exchanges: two that are wrong could make up for each other, and
+    a ring of neurons may be turned. The model is not changed.
 
     - `model`: The model to which the groups belong.
     - `groups`: The groups to verify; a group that is already "incoming_only" is returned as it is.

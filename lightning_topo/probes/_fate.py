@@ -14,6 +14,9 @@ from lightning_topo.neurons._group import clean_name
 from lightning_topo.probes._period import Period
 from lightning_topo.probes._probe import Capture, ProbeResult, blocks
 
+_MOST_SIZES = 8
+"""Of sets of equal neurons the record holds the sizes of so many, the largest."""
+
 
 @explains_keywords
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,10 @@ class Fate:
     - `effective_neurons`: the participation ratio (Σ λ)² / Σ λ² of the eigenvalues λ of the cloud's covariance;
     - `largest_multiplicity`: the size of the largest set of neurons equal up to rounding, 1 if none are. This is the
       largest over the blocks, not their sum;
+    - in the record alone: `multiplicity_k`, the size of the k-th largest set of neurons equal up to rounding, for the
+      eight largest sets of two or more; `merged_classes` and `merged_neurons`, how many such sets there are in all
+      blocks, and how many neurons they hold. What these have beyond `multiplicity_1` to `multiplicity_8` is in smaller
+      sets;
     - in the record alone: `measured_neurons`, how many neurons were counted, and at the first measurement
       `vanishing_neurons_at_start` and `aligned_clusters_at_start`, the two counts when training began.
 
@@ -165,4 +172,11 @@ def _summary(found: Sequence[NeuronFate]) -> dict[str, float]:
     clusters = [fate.aligned_clusters for fate in found if fate.aligned_clusters is not None]
     if clusters:
         values["aligned_clusters"] = float(sum(clusters))
-    return values
+    return values | _multiplicity([size for fate in found for size in fate.multiplicity])
+
+
+def _multiplicity(sizes: Sequence[int]) -> dict[str, float]:
+    """The largest of the sizes of all sets of equal neurons, and what all hold together."""
+    largest = sorted(sizes, reverse=True)[:_MOST_SIZES]
+    values = {"merged_classes": float(len(sizes)), "merged_neurons": float(sum(sizes))}
+    return values | {f"multiplicity_{k}": float(size) for k, size in enumerate(largest, start=1)}

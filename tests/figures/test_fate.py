@@ -36,6 +36,14 @@ def test_a_count_that_was_not_measured_is_no_point():
     assert fate_lines(captures) == {"alive": [(3, 8.0)], "directions of incoming weights": [(1, 4.0)]}
 
 
+def test_further_sets_of_equal_neurons_are_points_below_the_largest():
+    merged = {"measured_neurons": 9.0, "largest_multiplicity": 4.0, "multiplicity_1": 4.0, "multiplicity_2": 2.0}
+    (axes,) = fate_figure({0: {"measured_neurons": 9.0}, 5: merged, 9: merged | {"multiplicity_3": 2.0}}, "fate").axes
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
+    assert ([5, 9], [2.0, 2.0]) in drawn
+    assert ([9], [2.0]) in drawn
+
+
 def test_a_run_without_captures_is_an_empty_figure():
     (axes,) = fate_figure({}, "fate").axes
     assert axes.get_legend() is None

@@ -49,6 +49,9 @@ def test_an_order_along_the_neurons_leaves_no_group(between) -> None:
         (torch.ops.aten.softmax.int, {"self": torch.zeros(2, 7), "dim": 1}, False),
         (torch.ops.aten.renorm.default, {"self": torch.zeros(2, 7), "p": 2, "dim": 0, "maxnorm": 1.0}, False),
         (torch.ops.aten.bernoulli.default, {"self": torch.zeros(2, 7)}, False),
+        (torch.ops.aten.channel_shuffle.default, {"self": torch.zeros(2, 12, 4, 4), "groups": 3}, False),
+        (torch.ops.aten.native_channel_shuffle.default, {"self": torch.zeros(2, 12, 4, 4), "groups": 3}, False),
+        (torch.ops.aten.roll.default, {"self": torch.zeros(2, 12), "shifts": [3], "dims": [1]}, False),
         (torch.ops.aten.mm.default, {"self": torch.zeros(7, 7), "mat2": torch.zeros(7, 7)}, False),
     ],
 )  # fmt: skip

@@ -1,7 +1,10 @@
 """Whole experts: guessed from the structure beside a router, and proved by changing their places."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_topo._tape import StepRecorder
@@ -120,3 +123,92 @@ def test_layers_one_after_the_other_are_no_experts() -> None:
     """A list of modules of one shape, and nothing chooses among them."""
     net = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5))
     assert guesses(net) == []
+
+
+class Picked(nn.Module):
+    """Experts stacked in weights, of which an index of data picks those of each token."""
+
+    def __init__(self, forward):
+        super().__init__()
+        torch.manual_seed(0)
+        self.router = nn.Linear(5, 4)
+        self.up, self.down = nn.Parameter(torch.randn(4, 5, 6)), nn.Parameter(torch.randn(4, 6, 3))
+        self.shift = nn.Parameter(torch.randn(4, 6))
+        self.function = forward
+
+    def forward(self, x, *more):
+        return self.function(self, x, *more)
+
+
+def chosen_two(m, x):
+    """The two best experts of each token, by their indices."""
+    weights, i = m.router(x).softmax(-1).topk(2, -1)
+    hidden = F.relu(torch.einsum("nd,nkdf->nkf", x, m.up[i]) + m.shift[i])
+    return (weights[..., None] * torch.einsum("nkf,nkfo->nko", hidden, m.down[i])).sum(1)
+
+
+def shifted_first(m, x):
+    weights, i = m.router(x).softmax(-1).topk(2, -1)
+    hidden = F.relu(m.shift[i] + torch.einsum("nd,nkdf->nkf", x, m.up[i]))
+    return (weights[..., None] * torch.einsum("nkf,nkfo->nko", hidden, m.down[i])).sum(1)
+
+
+def chosen_one(m, x):
+    i = m.router(x).argmax(-1)
+    hidden = F.relu(torch.bmm(x[:, None], m.up.index_select(0, i)))
+    return torch.bmm(hidden, m.down.index_select(0, i))[:, 0] * m.router(x).softmax(-1).amax(-1, keepdim=True)
+
+
+def given(m, x, i):
+    """The expert of each token is data."""
+    return torch.einsum("nf,nfo->no", F.relu(torch.einsum("nd,ndf->nf", x, m.up[i]) + m.shift[i]), m.down[i])
+
+
+def mixed_first(m, x, i, j):
+    """Units of two experts are added up before they are read: they have to change places together."""
+    hidden = F.relu(torch.einsum("nd,nkdf->nkf", x, m.up[torch.stack([i, j], 1)])).sum(1)
+    return torch.einsum("nf,nfo->no", hidden, m.down[i])
+
+
+def read_by_others(m, x, i, j):
+    """What the units of one expert say is read with the weights of another."""
+    return torch.einsum("nf,nfo->no", F.relu(torch.einsum("nd,ndf->nf", x, m.up[i])), m.down[j])
+
+
+def read_by_all(m, x, i):
+    return (F.relu(torch.einsum("nd,ndf->nf", x, m.up[i])) @ m.down).sum(0)
+
+
+TOKENS = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
+FIRST, SECOND = torch.arange(24) % 4, torch.arange(24) // 6
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "blocks"),
+    [
+        (chosen_two, (TOKENS,), (4,)),
+        (shifted_first, (TOKENS,), (4,)),
+        (chosen_one, (TOKENS,), (4,)),
+        (given, (TOKENS, FIRST), (4,)),
+        (mixed_first, (TOKENS, FIRST, SECOND), ()),
+        (read_by_others, (TOKENS, FIRST, SECOND), ()),
+        (read_by_all, (TOKENS, FIRST), ()),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_units_of_experts_that_an_index_picks(function, inputs, blocks) -> None:
+    model = Picked(function)
+    [group] = [group for group in find_neuron_groups(model, inputs) if "up" in group.params and group.kind == "unit"]
+    assert (group.n, group.block_shape, group.status) == (6, blocks, "verified")
+    assert "down" in group.params
+    order = torch.cat([torch.randperm(6) + 6 * block for block in range(group.n_blocks)])
+    moved = copy.deepcopy(model)
+    moved.load_state_dict(group.permute(dict(model.named_parameters()), order))
+    torch.testing.assert_close(moved(*inputs), model(*inputs))
+
+
+def test_whole_experts_that_an_index_picks_change_places_with_their_rows_of_the_router() -> None:
+    model = nn.ModuleDict({"moe": Picked(chosen_two)})
+    [group] = [g for g in find_neuron_groups(model, run=lambda m: m["moe"](TOKENS)) if g.kind == "expert"]
+    assert (group.n, group.status) == (4, "verified")
+    assert set(group.params) >= {"moe.up", "moe.down", "moe.shift", "moe.router.weight"}

@@ -36,6 +36,8 @@ def test_values_are_those_of_the_group_and_clusters_those_of_its_incoming_weight
             "aligned_clusters": expected.aligned_clusters,
             "effective_neurons": expected.effective_neurons,
             "largest_multiplicity": expected.largest_multiplicity,
+            "merged_classes": 0,
+            "merged_neurons": 0,
             "measured_neurons": 8,
             "vanishing_neurons_at_start": expected.vanishing_neurons,
             "aligned_clusters_at_start": expected.aligned_clusters,
@@ -79,6 +81,25 @@ def test_incoming_weights_of_blocks_and_of_frozen_parameters():
     assert values["independent_neurons"] == sum(fate.independent_neurons for fate in each)
     assert values["effective_neurons"] == pytest.approx(sum(fate.effective_neurons for fate in each))
     assert values["largest_multiplicity"] == max(fate.largest_multiplicity for fate in each)
+
+
+def test_the_sizes_of_classes_of_equal_neurons_are_those_counted_by_hand():
+    """Over two blocks: more classes than the record holds, and equal neurons of two blocks are none."""
+    generator = torch.Generator().manual_seed(1)
+    points = torch.randn(20, 3, generator=generator)
+    blocks = [[0] * 5 + [1] * 3 + [2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7], [0] + [8] * 9 + [9] * 4 + [1, 1, 10, 10, 11]]
+    rows = torch.stack([points[torch.tensor(names)[torch.randperm(19, generator=generator)]] for names in blocks])
+    module = nn.Module()
+    module.a = nn.Parameter(rows)
+    group = NeuronGroup("g", "head_dim", 19, (2,), (ParamSlice("a", dims=(0, 1)),))
+    values = Fate().measure(capture([group], {"a": module.a}, module)).values["g"]
+    equals = [sum(bool((x == y).all()) for y in block) for block in rows for x in block]
+    sizes = [size for size in sorted(set(equals), reverse=True) if size > 1 for _ in range(equals.count(size) // size)]
+    assert sizes == [9, 5, 4, 3, 2, 2, 2, 2, 2, 2, 2]
+    assert [values[f"multiplicity_{k}"] for k in range(1, 9)] == sizes[:8]
+    assert "multiplicity_9" not in values
+    assert (values["merged_classes"], values["merged_neurons"]) == (11, 35)
+    assert values["largest_multiplicity"] == 9
 
 
 def test_what_no_optimizer_trains_is_no_part_of_the_cloud():

@@ -45,9 +45,9 @@ def convolution(trace: CouplingTrace, call: OperatorCall) -> None:
     "max_pool1d", "max_pool2d", "max_pool2d_with_indices", "max_pool3d_with_indices", "mkldnn_max_pool2d",
     "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
     "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d",
-    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d",
-    "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
-    "_upsample_bilinear2d_aa",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_linear1d", "upsample_bilinear2d",
+    "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
 )  # fmt: skip
 def resample(trace: CouplingTrace, call: OperatorCall) -> None:
     """Positions are mixed, channels are not."""
@@ -57,6 +57,41 @@ def resample(trace: CouplingTrace, call: OperatorCall) -> None:
         trace.freeze(axis, "positions in space")
     for out in call.outputs:
         trace.assign(out, [*axes[:-spatial], *frozen_axes(out.shape[-spatial:])])
+
+
+@aten_rule("fractional_max_pool2d", "fractional_max_pool3d")
+def fractional_pool(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Each channel has random regions of its own, which go with it."""
+    resample(trace, call)
+    axes, regions = trace.axes(call.inputs[0]), trace.axes(call["random_samples"])
+    spatial = len(call["output_size"])
+    for axis, other in zip(axes[:-spatial], regions[-1 - len(axes[:-spatial]) : -1], strict=True):
+        trace.unify(axis, other)
+    trace.freeze(regions[-1], "positions in space")
+
+
+@aten_rule("max_unpool2d", "max_unpool3d")
+def unpool(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Values go back to where they were found, in a plane of their own; the indices hold places in that plane."""
+    axes, places, spatial = trace.axes(call["self"]), trace.axes(call["indices"]), len(call["output_size"])
+    for axis, other in zip(axes[:-spatial], places[:-spatial], strict=True):
+        trace.unify(axis, other)
+    for axis in [*axes[-spatial:], *places[-spatial:]]:
+        trace.freeze(axis, "positions in space")
+    trace.assign(call.out, [*axes[:-spatial], *frozen_axes(call.out.shape[-spatial:])])
+
+
+@aten_rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "_grid_sampler_2d_cpu_fallback", "cudnn_grid_sampler")
+def sample_at_points(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Each channel is read at points between positions; the points, (batch, *, coordinate), keep their own axes."""
+    tensor, grid = call.inputs[:2]
+    axes, points = trace.axes(tensor), trace.axes(grid)
+    for axis in [*axes[2:], points[-1]]:
+        trace.freeze(axis, "positions in space")
+    trace.unify(axes[0], points[0])
+    for axis in points[1:-1]:
+        trace.used(grid, axis, "incoming")
+    trace.assign(call.out, [*axes[:2], *points[1:-1]])
 
 
 @aten_rule(
@@ -89,6 +124,37 @@ def pixel_shuffle(trace: CouplingTrace, call: OperatorCall) -> None:
     if channels is None:
         channels = new_axis(call.out.shape[-3], frozen=True)
     trace.assign(call.out, [*axes[:-3], channels, *frozen_axes(call.out.shape[-2:])])
+
+
+@aten_rule("pixel_unshuffle")
+def pixel_unshuffle(trace: CouplingTrace, call: OperatorCall) -> None:
+    """The pixels of a square become channels, after the channel that they are of."""
+    *axes, channels, height, width = trace.axes(call.inputs[0])
+    for axis in (height, width):
+        trace.freeze(axis, "positions in space")
+    pixels = new_axis(call["downscale_factor"] ** 2, frozen=True)
+    trace.assign(call.out, [*axes, channels + pixels, *frozen_axes(call.out.shape[-2:])])
+
+
+@aten_rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(trace: CouplingTrace, call: OperatorCall) -> None:
+    """The channels of all groups in turn: the first of each, then the second of each."""
+    axes = trace.axes(call.inputs[0])
+    within = flat(axes[1])
+    groups = take(within, call["groups"])
+    if groups is None:
+        trace.freeze(axes[1], "groups of channels")
+        groups, within = new_axis(call.out.shape[1], frozen=True), []
+    trace.assign(call.out, [axes[0], within + groups, *axes[2:]])
+
+
+@aten_rule("unfold", "unfold_copy")
+def windows(trace: CouplingTrace, call: OperatorCall) -> None:
+    """Windows along an axis, with the positions inside of each as a new last axis."""
+    axes, dim = trace.axes(call.inputs[0]), call["dimension"] % max(call.inputs[0].dim(), 1)
+    trace.freeze(axes[dim], "windows along it")
+    axes[dim] = new_axis(call.out.shape[dim], frozen=True)
+    trace.assign(call.out, [*axes, new_axis(call.out.shape[-1], frozen=True)])
 
 
 @aten_rule("im2col")

@@ -8,7 +8,7 @@ from lightning_topo.neurons._registry import aten_rule
 from lightning_topo.neurons._trace import CouplingTrace, OperatorCall
 
 
-@aten_rule("index")
+@aten_rule("index", "_unsafe_index")
 def index(trace: CouplingTrace, call: OperatorCall) -> None:
     """Indexed axes are frozen; the axes of the index take the place of the first, if adjacent.
 
@@ -25,6 +25,8 @@ def index(trace: CouplingTrace, call: OperatorCall) -> None:
         return
     if len(chosen) == 1 and _is_found(trace, tensor, chosen[0][1]) and trace.address(axes[chosen[0][0]], chosen[0][1]):
         dim, index = chosen[0]
+        if trace.is_weight(tensor):
+            trace.pick(index, [], axes[dim])
         _look_up(trace, tensor, axes, dim)
         trace.assign(call.out, [*axes[:dim], *trace.axes(index), *axes[dim + 1 :]])
         return
@@ -43,7 +45,15 @@ def index(trace: CouplingTrace, call: OperatorCall) -> None:
     start = positions[0] if adjacent else 0
     new = [new_axis(size, frozen=True) for size in call.out.shape[start : start + count]]
     kept = [axis for i, axis in enumerate(axes) if i not in positions]
+    if len(chosen) == len(positions) == 1:
+        _pick(trace, tensor, chosen[0][1], new, axes[positions[0]])
     trace.assign(call.out, [*kept[:start], *new, *kept[start:]])
+
+
+def _pick(trace: CouplingTrace, table: Tensor, index: Tensor, places: list[Axis], experts: Axis) -> None:
+    """Matrices, or vectors beside them, that data pick from a weight: each place has those of one expert."""
+    if trace.is_weight(table) and table.dim() > 1:
+        trace.pick(index, [atom for axis in places for atom in axis], experts)
 
 
 def _is_literal(trace: CouplingTrace, index: Tensor) -> bool:
@@ -56,7 +66,8 @@ def _is_found(trace: CouplingTrace, tensor: Tensor, index: Tensor) -> bool:
 
     What picks matrices from a weight picks experts, which are guessed from their router.
     """
-    return bool(trace.pointed(index)) and not (trace.is_weight(tensor) and tensor.dim() > 2)
+    picks_experts = trace.picks_by_data(index) or tensor.dim() > 2
+    return bool(trace.pointed(index)) and not (trace.is_weight(tensor) and picks_experts)
 
 
 def _look_up(trace: CouplingTrace, table: Tensor, axes: list[Axis], dim: int) -> None:
@@ -82,7 +93,9 @@ def index_select(trace: CouplingTrace, call: OperatorCall) -> None:
     else:
         _read_index(trace, call["index"])
         trace.freeze(axes[dim], "an index of data")
-        axes[dim] = new_axis(call.out.shape[dim], frozen=True)
+        places = new_axis(call.out.shape[dim], frozen=True)
+        _pick(trace, tensor, call["index"], [places], axes[dim])
+        axes[dim] = places
     trace.assign(call.out, axes)
 
 

@@ -4,11 +4,22 @@ An axis that is taken apart index by index (fused query-key-value, stacked exper
 net) leaves the other axes independent per index: each index gets its own copies of their atoms.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from lightning_topo.neurons._coupling import Atom, Axis, flat, new_axis, slice_axis, sum_axis, unify
+from lightning_topo.neurons._coupling import (
+    Atom,
+    Axis,
+    axis_size,
+    flat,
+    is_copied_along,
+    new_axis,
+    slice_axis,
+    sum_axis,
+    take,
+    unify,
+)
 from lightning_topo.neurons._registry import aten_rule
 from lightning_topo.neurons._trace import CouplingTrace, OperatorCall, Piece
 
@@ -20,12 +31,31 @@ def slice_(trace: CouplingTrace, call: OperatorCall) -> None:
     start, stop, step = (call.get(name) for name in ("start", "end", "step"))
     start, stop, step = slice(start, stop, step).indices(size)
     axes = trace.axes(tensor)
-    if step != 1:
-        trace.freeze(axes[dim], "a strided slice")
-        axes[dim] = new_axis(call.out.shape[dim], frozen=True)
-    else:
-        axes[dim] = slice_axis(axes[dim], start, max(start, stop))
+    axes[dim] = (
+        slice_axis(axes[dim], start, max(start, stop))
+        if step == 1
+        else _strided(trace, call, axes, dim % tensor.dim(), range(start, stop, step))
+    )
     trace.assign(call.out, axes)
+
+
+def _strided(trace: CouplingTrace, call: OperatorCall, axes: list[Axis], dim: int, chosen: range) -> Axis:
+    """Every `step`-th entry of an axis: one index of its last factor, where it is (rows, step), and of what is left."""
+    count, rows = len(chosen), axis_size(axes[dim]) // chosen.step
+    first, index = divmod(chosen.start, chosen.step)
+    if rows < 2 or count < 2:
+        return sum_axis([slice_axis(axes[dim], i, i + 1) for i in chosen]) if chosen else new_axis(0, frozen=True)
+    within = flat(slice_axis(axes[dim], 0, rows * chosen.step))
+    outer = take(within, rows)
+    if outer is None:
+        trace.freeze(axes[dim], "a strided slice")
+        return new_axis(count, frozen=True)
+    refined = [*axes[:dim], outer, within, *axes[dim + 1 :]]
+    column = _at(trace, call, call.inputs[0], refined, dim + 1, [index])[0][dim]
+    parts = [slice_axis(column, first, min(first + count, rows))] if first < rows else []
+    if first + count > rows:  # the last one stands behind the last whole row
+        parts.append(slice_axis(axes[dim], chosen[-1], chosen[-1] + 1))
+    return sum_axis(parts)
 
 
 @aten_rule(
@@ -105,15 +135,19 @@ def unbind(trace: CouplingTrace, call: OperatorCall) -> None:
 def _picked(trace: CouplingTrace, call: OperatorCall, dim: int, indices: Iterable[int]) -> list[list[Axis]]:
     """The axes that remain at each index of axis `dim`."""
     tensor = call.inputs[0]
-    axes = trace.axes(tensor)
+    return _at(trace, call, tensor, trace.axes(tensor), dim, [index % tensor.shape[dim] for index in indices])
+
+
+def _at(
+    trace: CouplingTrace, call: OperatorCall, tensor: Tensor, axes: list[Axis], dim: int, indices: Sequence[int]
+) -> list[list[Axis]]:
+    """The same for axes into which those of a tensor may have been refined."""
     picked, rest = [atom for atom in flat(axes[dim]) if atom.size > 1], axes[:dim] + axes[dim + 1 :]
-    indices = [index % tensor.shape[dim] for index in indices]
     if len(picked) == 1 and picked[0].is_leaf:
         stacked = picked[0]
         if not stacked.is_stack:
             _unstack(trace, tensor, dim, stacked, axes)
-        own = [atom for axis in rest for atom in flat(axis) if atom.stack is stacked]
-        if stacked.is_stack and all(atom.copies for atom in own):
+        if stacked.is_stack and stacked not in (atom for axis in rest for atom in flat(axis)):
             return [[_copied(axis, stacked, i) for axis in rest] for i in indices]
     for out in call.outputs if picked else ():
         trace.single_out(out, axes[dim], "a single index is selected")
@@ -124,7 +158,7 @@ def _copied(axis: Axis, stacked: Atom, index: int) -> Axis:
     """An axis at one index of a stacked one."""
     found: Axis = []
     for atom in flat(axis):
-        found += atom.copies[index] if atom.stack is stacked and atom.copies else [atom]
+        found += atom.copies[index] if is_copied_along(atom, stacked) and atom.copies else [atom]
     return found
 
 
@@ -142,7 +176,18 @@ def _unstack(trace: CouplingTrace, tensor: Tensor, dim: int, stacked: Atom, axes
             None,
             [[copy for atom in inner for copy in copies[atom][i]] for i in range(stacked.size)],
         )
-    elif name and len(trace.pieces[name]) == 1 and not stacked.touched and not stacked.frozen:
+    elif source is not None and source.factors is not None and flat(source.factors)[-1] is stacked:
+        inner = flat(source.factors)[:-1]  # one axis (..., index), as where every second unit gates another
+        if source.frozen or stacked.touched or not _untouched(inner):
+            return
+        copies = _copies(inner, stacked.size)
+    elif (
+        name
+        and len(axes) == tensor.dim()
+        and len(trace.pieces[name]) == 1
+        and not stacked.touched
+        and not stacked.frozen
+    ):
         inner = [atom for axis in rest for atom in flat(axis)]  # a whole axis of a parameter
         if not _untouched(inner):
             return

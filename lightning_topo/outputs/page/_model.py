@@ -29,7 +29,10 @@ _MOST_NUMBERS = 1 << 22
 _MOST_LOGGED = 8
 """Of the metrics of validation so many are drawn."""
 _BAND = ("contraction", "expansion", "total_contraction", "total_expansion")
-_FATE = ("measured_neurons", "vanishing_neurons", "independent_neurons", "aligned_clusters", "largest_multiplicity")
+_FATE = (
+    *("measured_neurons", "vanishing_neurons", "independent_neurons", "aligned_clusters", "largest_multiplicity"),
+    *("merged_classes", "merged_neurons", *(f"multiplicity_{k}" for k in range(1, 9))),
+)
 _CHANGE = ("betti_0", "betti_1", "log_bottleneck_0", "log_bottleneck_1", "log_bottleneck_bound")
 
 

@@ -13,7 +13,65 @@ FREE = {
     "with nothing": (lambda x, y: torch.cat([x, y], 1), [(2, 3), (2, 0)], [2, 3]),
     "a part": (lambda x: x[:, 2:5], [(4, 5)], [2, 3, 4]),
     "all of it": (lambda x: x[:, :], [(4, 5)], [4, 5]),
-    "every second": (lambda x: x[:, ::2], [(4, 5)], [4]),
+    "every second": (lambda x: x[:, ::2], [(4, 6)], [3, 3, 4]),
+    "every second of an odd number": (lambda x: x[:, ::2], [(4, 7)], [3, 3, 4]),
+    "both halves in turn": (lambda x: (x[:, ::2], x[:, 1::2]), [(4, 10)], [4, 5, 5]),
+    "each second gated by its neighbour": (lambda x: x[:, ::2] * x[:, 1::2].sigmoid(), [(4, 10)], [4, 5]),
+    "each second, from the third on": (lambda x: x[:, 2:9:2], [(4, 10)], [4, 4, 5]),
+    "the second of three": (lambda x: x[:, 1::3], [(4, 9)], [3, 3, 3, 4]),
+    "the last of three, and one more": (lambda x: x[:, 1::3] * 1, [(4, 11)], [3, 3, 3, 4]),
+    "two far apart": (lambda x: x[:, 1::4], [(4, 6)], [3, 4]),
+    "a single one far on": (lambda x: x[:, 3::4], [(4, 6)], [2, 3, 4]),
+    "in turn, and turned around": (
+        lambda x: torch.stack([x[:, 1::2], -x[:, ::2]], -1).flatten(1),
+        [(4, 10)],
+        [4, 5, 5],
+    ),
+    "in turn along two axes": (lambda x: x[:, ::2, 1::2] * 1, [(2, 6, 4)], [2, 2, 2, 3, 3]),
+    "in turn, then half of it": (
+        lambda x, y: torch.stack([x, y], -1).flatten(1)[:, :6],
+        [(2, 5), (2, 5)],
+        [2, 2, 2, 2, 3, 3],
+    ),
+    "in turn, both halves, multiplied": (
+        lambda x, y: (lambda a, b: a * b)(*torch.stack([x, y], -1).flatten(1).chunk(2, 1)),
+        [(2, 6), (2, 6)],
+        [2, 2, 3, 3],
+    ),
+    "in turn, every second": (lambda x, y: torch.stack([x, y], -1).flatten(1)[:, ::2], [(2, 5), (2, 5)], [2, 5, 5]),
+    "in turn, softened along": (lambda x: x.unflatten(1, (5, 2)).softmax(2)[..., 0], [(2, 10)], [2, 5]),
+    "indices in a row, softened along": (lambda x: x.unflatten(1, (2, 5)).softmax(1)[:, 0], [(2, 10)], [2, 5]),
+    "in turn, each with each": (
+        lambda x: ((z := x.unflatten(1, (5, 2))).transpose(1, 2).bmm(z).sin(), z[..., 0].sin()),
+        [(2, 10)],
+        [2, 5],
+    ),
+    "in turn, after their sum": (
+        lambda x: (x.unflatten(1, (5, 2)).sum(2).sin().sum(1), x[:, ::2].sin()),
+        [(2, 10)],
+        [2, 5],
+    ),
+    "in turn, before their sum": (
+        lambda x: (x[:, ::2].sin(), x.unflatten(1, (5, 2)).sum(2).sin().sum(1)),
+        [(2, 10)],
+        [2, 5],
+    ),
+    "indices in a row, after their sum": (
+        lambda x: (x.unflatten(1, (2, 5)).sum(1).sin().sum(1), x.unflatten(1, (2, 5))[:, 0]),
+        [(2, 10)],
+        [2, 5],
+    ),
+    "stacked, then a part of the indices": (
+        lambda x, y, z: torch.stack([x, y, z], 1)[:, :2].sin(),
+        [(2, 3), (2, 3), (2, 3)],
+        [2, 3],
+    ),
+    "stacked side by side, then a part": (
+        lambda x, y, z: torch.stack([x, y, z], 1).flatten(1)[:, :6].sin(),
+        [(2, 3), (2, 3), (2, 3)],
+        [2, 3],
+    ),
+    "in turn, summed along": (lambda x: x[:, ::2] + x.sum(1, keepdim=True), [(2, 10)], [2, 5, 5]),
     "split": (lambda x: x.split([2, 3], 1), [(4, 5)], [2, 3, 4]),
     "chunks": (lambda x: x.chunk(2, 1), [(4, 6)], [3, 3, 4]),
     "chunks, multiplied": (lambda x: x.chunk(2, 1)[0] * x.chunk(2, 1)[1], [(4, 6)], [3, 4]),
@@ -48,7 +106,7 @@ def test_neurons_stay_exchangeable(between) -> None:
 
 ORDERED = {
     "scaled by one neuron": lambda h: h * h[..., 3:4].squeeze(-1).unsqueeze(-1) + h * h[..., 3].unsqueeze(-1),
-    "every second": lambda h: h[..., ::2].repeat_interleave(2, -1),
+    "every second, by its place": lambda h: (h[..., ::2] * torch.arange(6.0)).repeat_interleave(2, -1),
 }
 
 
@@ -71,6 +129,11 @@ APART = {
     "gated": (lambda h: h.chunk(2, -1)[0] * h.chunk(2, -1)[1].sigmoid(), 6, {(6, ())}),
     "split and swapped": (lambda h: torch.cat(h.split([4, 8], -1)[::-1], -1), 12, {(4, ()), (8, ())}),
     "glu": (lambda h: F.glu(h), 6, {(6, ())}),
+    "every second": (lambda h: h[..., ::2].repeat_interleave(2, -1), 12, {(6, ())}),
+    "every second gates": (lambda h: h[..., ::2] * h[..., 1::2].sigmoid(), 6, {(6, ())}),
+    "each second by itself": (lambda h: torch.cat([h[..., ::2].sin(), h[..., 1::2].exp()], -1), 12, {(6, ())}),
+    "in turn": (lambda h: torch.stack([h[..., ::2].sin(), h[..., 1::2]], -1).flatten(-2), 12, {(6, ())}),
+    "maxout, in turn": (lambda h: h.unflatten(-1, (6, 2)).amax(-1), 6, {(6, ()), (2, (6,))}),
     "maxout": (lambda h: torch.stack([h[..., :6], h[..., 6:]], -1).amax(-1), 6, {(6, ())}),
 }
 

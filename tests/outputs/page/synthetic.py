@@ -52,7 +52,8 @@ def persistence_values(step: int, group: str, diagram: PersistenceDiagram, chang
 
 FATE = {
     "measured_neurons": 64.0, "independent_neurons": 60.0, "vanishing_neurons": 0.0, "aligned_clusters": 64.0,
-    "effective_neurons": 41.0, "largest_multiplicity": 1.0,
+    "effective_neurons": 41.0, "largest_multiplicity": 5.0, "merged_classes": 10.0, "merged_neurons": 27.0,
+    **{f"multiplicity_{k}": size for k, size in enumerate((5.0, 4.0, 3.0, 3.0, 2.0, 2.0, 2.0, 2.0), start=1)},
 }  # fmt: skip
 
 

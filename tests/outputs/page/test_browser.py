@@ -99,6 +99,15 @@ def test_the_ribbon_shows_the_phases_and_the_events(page, demo: RunRecord) -> No
     assert past.events[0].remedy in rows[0].text_content()
 
 
+def test_the_pointer_shows_the_sizes_of_all_sets_of_equal_neurons(page) -> None:
+    merged = next(t for t in traces(page, "fate") if t["name"] == "in one point")
+    assert set(merged["y"]) == {5}
+    assert set(merged["customdata"]) == {" (sets of 5, 4, 3, 3, 2, 2, 2, 2 and 4 more in smaller sets)"}
+    table = "{steps: [0, 9], columns: {merged_classes: [1, 0], merged_neurons: [2, 0], multiplicity_1: [2, null]}}"
+    assert page.evaluate(f"setSizes({table})") == ["", ""], "the line itself shows the size of one set"
+    assert page.evaluate("setSizes({steps: [0], columns: {}})") == [""], "an older record"
+
+
 def test_marks_at_one_step_stand_above_each_other_within_their_row(page) -> None:
     view = "{width: 1000, left: 86, range: [0, 900]}"
     events = "[[5, 0], [300, 1], [5, 0], [6, 0], [300, 0]].map(([step, row]) => ({step, row}))"

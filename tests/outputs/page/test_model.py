@@ -143,12 +143,15 @@ def test_what_becomes_of_neurons_is_drawn_where_it_was_measured(tmp_path: Path) 
     writer.measurement(distortion(0, "net.0", 0.0, 1.0, 1.0))
     for step, gone in ((0, 0.0), (20, 3.0)):
         counts = {"measured_neurons": 64.0, "vanishing_neurons": gone, "independent_neurons": 60.0 - gone}
+        counts |= {"multiplicity_1": 3.0, "multiplicity_2": 2.0} if gone else {}
         writer.measurement(Measurement(step, 0, "fate", "net.0", counts))
     writer.close()
     record = read_record(writer.dirpath)
     table = run_view(record, "run", WHOLE).details[0].fate
     assert table is not None
     assert (table.steps, table.columns["vanishing_neurons"]) == ((0, 20), (0.0, 3.0))
+    assert table.columns["multiplicity_2"] == (None, 2.0)
+    assert "multiplicity_3" not in table.columns
     without = replace(record, measurements=tuple(m for m in record.measurements if m.probe != "fate"))
     assert run_view(without, "run", WHOLE).details[0].fate is None
 
