@@ -1,16 +1,14 @@
 """What else is tried of small groups, when all groups were permuted together and nothing has changed.
 
 Let two groups be halves of one: what feeds two neurons, and what reads them. Neither is complete, but if both are
-permuted alike, the output stays. Of two neurons there is one derangement, so that this always happens; of n neurons in
-b blocks there are (n - 1)!^b cyclic ones to draw from. Groups for which those are few are permuted again in subsets
-that have a code: of any two groups of one size, some subset holds one without the other. If A alone changes something,
-and A with B does not, then B alone does: it is enough that one of them is seen.
+permuted alike, the output stays. Of two neurons there is one derangement, so that this always happens; of n neurons
+there are (n - 1)! cyclic ones to draw from. So the blocks of small groups are permuted again, each in its own way.
 
-What may only be turned around, as three units in a ring, passes with a cycle, too. In the subsets two neurons of each
-block change places: a cycle and such an exchange together do not leave a ring as it is.
+The permutations that change nothing are closed under composition. Three units in a ring pass with a cycle, although
+they may only be turned. But a cycle c of all n neurons and one exchange of two that follow each other in it, i and
+c(i), make up every permutation: what passes with both is exchangeable in every way.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -20,32 +18,41 @@ from torch import Tensor
 
 from lightning_topo.neurons._group import NeuronGroup
 
-_ENOUGH = 10_000
-"""Of so many derangements two groups hardly draw the same."""
+_FEW = 8
+"""Of more neurons two blocks hardly draw the same of (n - 1)! cycles."""
 
 
-def subsets_apart(groups: Mapping[int, NeuronGroup]) -> list[list[int]]:
-    """Subsets of the small groups: each is in one at least, and any two of one size are apart in one.
+def exchanges_apart(
+    groups: Mapping[int, NeuronGroup], cycles: Mapping[int, Int[Tensor, " _"]]
+) -> list[dict[int, Int[Tensor, " _"]]]:
+    """Permutations of the small groups to try one after the other, each group's as an index of its rows.
+
+    In every one some blocks have two neurons exchanged that follow each other in their cycle, and the others stay. Each
+    block is exchanged in one at least, and any two of as many neurons differ in one.
 
     >>> pair, large = NeuronGroup("a", "unit", 2, (), ()), NeuronGroup("b", "unit", 64, (), ())
-    >>> subsets_apart({3: pair, 5: pair, 8: large, 9: pair}), subsets_apart({8: large})
-    ([[3, 9], [5, 9]], [])
+    >>> turned = torch.tensor([1, 0])
+    >>> [list(some) for some in exchanges_apart({3: pair, 5: pair, 9: pair}, {3: turned, 5: turned, 9: turned})]
+    [[3, 9], [5, 9]]
+    >>> exchanges_apart({8: large}, {})
+    []
     """
-    alike: defaultdict[int, list[int]] = defaultdict(list)
+    blocks: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     for key, group in groups.items():
-        if group.n_blocks * math.lgamma(group.n) < math.log(_ENOUGH):
-            alike[group.n].append(key)
-    width = max((len(keys).bit_length() for keys in alike.values()), default=0)
-    return [
-        sorted(key for keys in alike.values() for code, key in enumerate(keys, start=1) if code >> bit & 1)
-        for bit in range(width)
-    ]
-
-
-def block_exchange(group: NeuronGroup, generator: torch.Generator) -> Int[Tensor, " rows"]:
-    """Two neurons of every block in each other's place, as an index of rows."""
-    rows = torch.arange(group.n_blocks * group.n).view(group.n_blocks, group.n)
-    for block in rows:
-        pair = torch.randperm(group.n, generator=generator)[:2]
-        block[pair] = block[pair.flip(0)]
-    return rows.flatten()
+        if 1 < group.n <= _FEW:
+            blocks[group.n] += [(key, block) for block in range(group.n_blocks)]
+    trials: list[dict[int, Tensor]] = []
+    for n, alike in blocks.items():
+        ways = n if n > 2 else 1
+        for code, (key, block) in enumerate(alike, start=1):
+            position = 0
+            while code:
+                code, way = divmod(code, ways + 1)
+                if position == len(trials):
+                    trials.append({})
+                if way:
+                    rows = trials[position].setdefault(key, torch.arange(n * groups[key].n_blocks))
+                    here = block * n + way - 1
+                    rows[here], rows[cycles[key][here]] = cycles[key][here], here
+                position += 1
+    return [trial for trial in trials if trial]

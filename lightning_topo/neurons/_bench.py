@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float64, Int, Shaped
@@ -13,75 +12,13 @@ from lightning_topo._tape import Tape
 from lightning_topo._tape.attention_dropout import without_attention_dropout
 from lightning_topo._tape.choices import with_choices_as_constants
 from lightning_topo._tape.replay import replay
-from lightning_topo.neurons._apart import block_exchange, subsets_apart
+from lightning_topo.neurons._apart import exchanges_apart
 from lightning_topo.neurons._group import NeuronGroup, ParamSlice, block_derangement
+from lightning_topo.neurons._trial import FLOAT64, NATIVE, Attempt, Scaled, Tolerance, Trial, largest_entry
 
-
-@dataclass(frozen=True, slots=True)
-class Tolerance:
-    """Thresholds of verification: of a residual against the control, of a control against the output.
-
-    `ratio` is the largest residual of a proved group, relative to the change that permuting a single
-    slice makes (the negative control). Where that control is itself below `floor` times the largest output,
-    the group has too little influence to be judged.
-    """
-
-    ratio: float
-    floor: float
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """A way to verify: in float64 or as recorded, how far off the parameters, with gradients or not.
-
-    `choices` are recomputed (as which expert a token goes to), or constants where shapes depend on them.
-    """
-
-    float64: bool = True
-    spread: float = 1.0
-    gradients: bool = True
-    choices: bool = True
-
-
-FLOAT64 = Tolerance(ratio=1e-6, floor=1e-8)
-NATIVE = Tolerance(ratio=2e-3, floor=1e-3)
 DOES_NOT_RUN = "the step does not run with its neurons permuted"
 _TOLD_APART = 1e-2
 """So much of its largest entry must a gradient change when permuted, where it has to tell neurons apart."""
-
-
-Draw = Callable[[NeuronGroup, torch.Generator], Int[Tensor, " rows"]]
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """The result of one permutation: relative change of the output, and largest relative error of the gradient.
-
-    `errors` are those of the gradient by parameter, as they are.
-    """
-
-    residual: float
-    gradient_error: float
-    failure: str = ""
-    errors: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Scaled:
-    """A gradient over its largest entry: rounding it to float32 is then far below any tolerance, whatever its size."""
-
-    values: Tensor
-    scale: float
-
-    @staticmethod
-    def of(gradient: Tensor) -> "Scaled":
-        """The gradient in half the memory.
-
-        It is left as it is: autograd may go on with the same memory, as where a sum has a single term.
-        """
-        largest = _largest(gradient)
-        narrow = torch.empty_like(gradient, dtype=torch.complex64 if gradient.is_complex() else torch.float32)
-        return Scaled(torch.div(gradient, largest or 1.0, out=narrow), largest)
 
 
 class Bench:
@@ -196,9 +133,10 @@ class Bench:
         """Permute groups together, and halves of them where together they do not pass."""
         if not cases:
             return
-        trial = self._trial([groups[i] for i in cases])
+        cycles = {i: block_derangement(groups[i], self.generator) for i in cases}
+        trial = self._trial([(groups[i], cycle) for i, cycle in cycles.items()])
         if all(self._passes(trial, controls[i]) for i in cases):
-            trial = self._failure_apart(groups, cases, controls) or trial
+            trial = self._failure_apart(groups, cycles, controls) or trial
         if len(cases) == 1 or all(self._passes(trial, controls[i]) for i in cases):
             trials.update(dict.fromkeys(cases, trial))
             return
@@ -207,16 +145,19 @@ class Bench:
         self._bisect(groups, cases[middle:], controls, trials)
 
     def _failure_apart(
-        self, groups: Sequence[NeuronGroup], cases: Sequence[int], controls: Mapping[int, float]
+        self, groups: Sequence[NeuronGroup], cycles: Mapping[int, Tensor], controls: Mapping[int, float]
     ) -> Trial | None:
-        """A trial that groups fail which pass together: two make up for each other, or one is a ring."""
-        for some in subsets_apart({i: groups[i] for i in cases}):
-            trial = self._trial([groups[i] for i in some], block_exchange)
-            if not all(self._passes(trial, controls[i]) for i in some):
+        """A trial that groups fail which pass together: two make up for each other, or one is a ring.
+
+        By the output alone, at a third of the cost: a group that is not complete changes it.
+        """
+        for exchanges in exchanges_apart({i: groups[i] for i in cycles}, cycles):
+            trial = self._trial([(groups[i], rows) for i, rows in exchanges.items()], gradients=False)
+            if not all(self._passes(trial, controls[i]) for i in exchanges):
                 return trial
         return None
 
-    def _trial(self, groups: Sequence[NeuronGroup], order: Draw = block_derangement) -> Trial:
+    def _trial(self, permutations: Sequence[tuple[NeuronGroup, Tensor]], *, gradients: bool = True) -> Trial:
         """Permute groups at once: the change of the output, and the error of the gradient."""
         self._restore()
         errors: dict[str, float] = {}
@@ -225,8 +166,10 @@ class Bench:
             errors[name] = self._gradient_error(name, gradient)
 
         try:
-            for group in groups:
-                self._move(group, order(group, self.generator))
+            for group, permutation in permutations:
+                self._move(group, permutation)
+            if not gradients:
+                return Trial(self._change(self.output(self.tensors)), 0.0)
             output = self.evaluate(self.tensors, compare)
         except Exception as error:
             if is_out_of_memory(error):
@@ -303,7 +246,7 @@ class Bench:
             values = {name: known[name].values for name in piece.names(group.n) if name in known}
             if len(values) == len(piece.names(group.n)) and max(known[name].scale for name in values) == own:
                 moved = NeuronGroup(group.name, group.kind, group.n, group.block_shape, (piece,)).permute(values, order)
-                return any(_largest(moved[name] - values[name]) > _TOLD_APART for name in values)
+                return any(largest_entry(moved[name] - values[name]) > _TOLD_APART for name in values)
         return False
 
     def _passes(self, trial: Trial, control: float) -> bool:
@@ -362,7 +305,7 @@ class Bench:
         for position in sorted({move for n in together for move in self._movers.get(n, ())}):
             group, permutation = self._moved[position]
             expected = group.permute(expected, permutation)
-        return _largest(torch.sub(gradient, expected[name], alpha=scale))
+        return largest_entry(torch.sub(gradient, expected[name], alpha=scale))
 
 
 def perturbed(
@@ -390,11 +333,6 @@ def perturbed(
         noise = torch.randn(copy.shape, generator=generator, device=copy.device)
         copy.add_(noise, alpha=spread * max(own, 0.15))
     return copy
-
-
-def _largest(tensor: Tensor) -> float:
-    """The largest entry's size, without a copy of all."""
-    return float(torch.linalg.vector_norm(tensor, torch.inf)) if tensor.numel() else 0.0
 
 
 def _spread(name: str, parameters: Mapping[str, bool], attempt: Attempt) -> float:

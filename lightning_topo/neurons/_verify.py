@@ -9,12 +9,13 @@ from torch import nn
 from lightning_topo._tape import Tape
 from lightning_topo._tape.draws import generators_kept
 from lightning_topo.neurons._assembly import assemble, is_carried
-from lightning_topo.neurons._bench import DOES_NOT_RUN, Attempt, Bench
+from lightning_topo.neurons._bench import DOES_NOT_RUN, Bench
 from lightning_topo.neurons._fewer_samples import with_fewer_samples
 from lightning_topo.neurons._group import NeuronGroup
 from lightning_topo.neurons._one_run import Run, record_run
 from lightning_topo.neurons._sample_axes import GUESSES
 from lightning_topo.neurons._tape_coupling import Coupling, couple
+from lightning_topo.neurons._trial import Attempt
 
 log: logging.Logger = logging.getLogger(__name__)
 

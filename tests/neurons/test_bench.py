@@ -8,7 +8,8 @@ from torch import nn
 
 from lightning_topo._tape import StepRecorder, Tape
 from lightning_topo.neurons import NeuronGroup, ParamSlice, find_neuron_groups, verify_groups
-from lightning_topo.neurons._bench import Attempt, Bench, Scaled, perturbed
+from lightning_topo.neurons._bench import Bench, perturbed
+from lightning_topo.neurons._trial import Attempt
 from tests.neurons.networks import X, loss, network
 from tests.tape.steps import batch, mlp
 
@@ -190,14 +191,6 @@ def test_what_is_constant_is_moved_and_what_is_not_finite_replaced_and_what_is_n
     whole = torch.arange(4)
     assert torch.equal(perturbed(whole, generator, 1.0, float64=True), whole)
     assert torch.equal(perturbed(torch.ones(3), generator, 0.0, float64=False), torch.ones(3))
-
-
-@pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
-def test_a_gradient_of_any_size_is_kept_to_single_precision(size) -> None:
-    gradient = size * torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    kept = Scaled.of(gradient.clone())
-    torch.testing.assert_close(kept.values.double() * kept.scale, gradient, rtol=1e-6, atol=0)
-    assert Scaled.of(torch.zeros(3)).scale == 0.0
 
 
 def deep(depth: int, *, norm: bool = False) -> nn.Sequential:
