@@ -151,9 +151,10 @@ class Probing:
     def _concluded(self, probe: Probe, outcome: Outcome) -> Outcome:
         """Note what an outcome of all processes means for the probe's next measurements."""
         failure = outcome.failure
+        self._again[probe.name] = failure is None and outcome.again_after_step
         if failure is None:
-            self._again[probe.name] = outcome.again_after_step
-        elif failure.kind is FailureKind.UNAVAILABLE:
+            return outcome
+        if failure.kind is FailureKind.UNAVAILABLE:
             if probe in self.probes:
                 self.probes.remove(probe)
         elif failure.kind is FailureKind.FAILED and probe.name not in self.errors:

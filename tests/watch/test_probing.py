@@ -161,3 +161,20 @@ def test_so_is_that_of_one_value(tmp_path):
     monitor, _ = watched(tmp_path, Mine(lambda c: {"x": "bad" if c.step in (2, 3, 6) else 1.0, "y": 1.0}))
     failed = [(e.name, e.step) for e in happened(monitor.events)]
     assert failed == [("probe_failed", 2), ("probe_failed", 6)]
+
+
+def test_a_probe_that_asks_for_the_next_step_and_fails_there_waits_for_its_time(tmp_path):
+    """Else it would fail at every step to come, each time at the cost of a measurement."""
+    met = []
+
+    class Eager(Mine):
+        period = Period(4)
+
+        def measure(self, capture):
+            met.append(capture.step)
+            if len(met) > 1:
+                raise ValueError("not today")
+            return ProbeResult({"": {"x": 1.0}}, again_after_step=True)
+
+    watched(tmp_path, Eager(None), max_epochs=3)
+    assert met[:3] == [4, 5, 8]
