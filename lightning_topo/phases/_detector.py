@@ -77,10 +77,11 @@ def _observe_network(
         state = replace(state, curvature=band, measured=True)
     ratio = None
     if not EDGE_QUANTITIES.isdisjoint(values):  # most lines have a loss alone
-        edge, change = follow_edge(state.edge, _edge_ratios(state, measurement), rules)
+        edge, change = follow_edge(state.edge, measurement.step, _edge_ratios(state, measurement), rules)
         if change is not None:
             events.append(messages.edge(measurement, change, change.source.band(rules)))
-        ratio = next((values[source.quantity] for source in edge.with_evidence if source.quantity in values), None)
+        measured = (source.quantity for source in edge.measured(measurement.step))
+        ratio = next((values[name] for name in measured if name in values), None)
         state = replace(state, edge=edge, measured=state.measured or ratio is not None)
     if ratio is not None or loss is not None:
         stability, found = follow_stability(state.stability, measurement.step, loss, ratio, rules)

@@ -49,20 +49,27 @@ EDGE_QUANTITIES = frozenset(source.quantity for source in EdgeSource)
 """The ratios of all sources."""
 _WITH_THRESHOLD = (EdgeSource.SHARPNESS, EdgeSource.BATCH)
 _WITHOUT = (EdgeSource.DIRECTIONAL, EdgeSource.CRITICAL)
-_SILENT = 10
-"""A source is not measured any more if others have been, so many times in a row, and it has not."""
+_MISSED = 10
+"""A source is not measured any more once this many of its longest interval between two measurements have passed."""
 
 
 @dataclass(frozen=True, slots=True)
 class BandState:
     """Whether a quantity is inside its band, and the recent values that decide when that changes.
 
-    `silent` counts how often other edge ratios have been measured since.
+    `step` is that of the last value, and `interval` the largest number of steps between two; None if unknown.
     """
 
     inside: bool = False
     recent: tuple[float, ...] = ()
-    silent: int = 0
+    step: int | None = None
+    interval: int | None = None
+
+    def is_measured(self, step: int) -> bool:
+        """Whether values still come, as far as their interval tells."""
+        if self.step is None or self.interval is None or len(self.recent) < 3:  # intervals vary
+            return True
+        return step - self.step <= _MISSED * self.interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +84,19 @@ class EdgeState:
         """Whether training is at the edge."""
         return self.source is not None
 
-    @property
-    def with_evidence(self) -> tuple[EdgeSource, ...]:
+    def measured(self, step: int) -> tuple[EdgeSource, ...]:
         """The sources that are measured: those that know a threshold, and only where there are none the others."""
-        measured = [source for source in EdgeSource if self._is_measured(source)]
-        known = tuple(source for source in measured if source in _WITH_THRESHOLD)
-        return known or tuple(source for source in measured if source in _WITHOUT)
+        every = [s for s in EdgeSource if s.value in self.bands and self.bands[s.value].is_measured(step)]
+        known = tuple(source for source in every if source in _WITH_THRESHOLD)
+        return known or tuple(source for source in every if source in _WITHOUT)
 
-    def carrying(self, rules: PhaseRules) -> tuple[EdgeSource, ...]:
+    def deciding(self, step: int, rules: PhaseRules) -> tuple[EdgeSource, ...]:
         """The sources that decide: of two that know a threshold that of the batches, once it can."""
-        known = self.with_evidence
-        if set(known) != set(_WITH_THRESHOLD):
-            return known
+        measured = self.measured(step)
+        if set(measured) != set(_WITH_THRESHOLD):
+            return measured
         n_batches = len(self.bands[EdgeSource.BATCH.value].recent)
         return (EdgeSource.BATCH,) if n_batches >= rules.batch_edge.enter_window else (EdgeSource.SHARPNESS,)
-
-    def _is_measured(self, source: EdgeSource) -> bool:
-        return source.value in self.bands and self.bands[source.value].silent < _SILENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,31 +109,32 @@ class EdgeChange:
 
 
 def follow_edge(
-    state: EdgeState, values: Mapping[str, float], rules: PhaseRules = PhaseRules()
+    state: EdgeState, step: int, values: Mapping[str, float], rules: PhaseRules = PhaseRules()
 ) -> tuple[EdgeState, EdgeChange | None]:
-    """Take in the edge ratios among `values`: inside while one of the sources that decide is.
+    """Take in the edge ratios among the `values` of a step: inside while one of the sources that decide is.
 
     >>> state = EdgeState()
-    >>> for _ in range(3):
-    ...     state, change = follow_edge(state, {"sharpness_ratio": 1.0, "directional_ratio": 0.1})
+    >>> for step in range(3):
+    ...     state, change = follow_edge(state, step, {"sharpness_ratio": 1.0, "directional_ratio": 0.1})
     >>> state.inside, change
     (True, EdgeChange(entered=True, source=<EdgeSource.SHARPNESS: 'sharpness'>, level=1.0))
     """
-    measured = [source for source in EdgeSource if source.quantity in values]
-    bands = {name: replace(band, silent=band.silent + bool(measured)) for name, band in state.bands.items()}
-    levels: dict[EdgeSource, float] = {}
-    for source in measured:
-        before = bands.get(source.value, BandState())
-        bands[source.value], levels[source] = advance(before, values[source.quantity], source.band(rules))
-    after = EdgeState(bands)
-    carrying = after.carrying(rules)
-    ground = next((source for source in carrying if bands[source.value].inside), None)
-    after = EdgeState(bands, None if ground is None else ground.value)
-    if after.inside == state.inside:
-        return after, None
-    decisive = EdgeSource(state.source) if ground is None and state.source in carrying else ground
-    decisive = decisive or carrying[0]
-    return after, EdgeChange(after.inside, decisive, levels.get(decisive, bands[decisive.value].recent[-1]))
+    bands, levels = dict(state.bands), {}
+    for source in EdgeSource:
+        if source.quantity in values:
+            before = bands.get(source.value, BandState())
+            after, levels[source] = advance(before, values[source.quantity], source.band(rules))
+            interval = None if before.step is None else max(step - before.step, before.interval or 1)
+            bands[source.value] = replace(after, step=step, interval=interval)
+    edge = EdgeState(bands)
+    deciding = edge.deciding(step, rules)
+    ground = next((source for source in deciding if bands[source.value].inside), None)
+    edge = EdgeState(bands, None if ground is None else ground.value)
+    if edge.inside == state.inside:
+        return edge, None
+    decisive = EdgeSource(state.source) if ground is None and state.source in deciding else ground
+    decisive = decisive or deciding[0]
+    return edge, EdgeChange(edge.inside, decisive, levels.get(decisive, bands[decisive.value].recent[-1]))
 
 
 def advance(state: BandState, value: float, band: Band) -> tuple[BandState, float]:

@@ -116,7 +116,8 @@ class DetectorState:
             return {str(key): kind(**plain) for key, plain in state.get(name, {}).items()}
 
         def band(plain: Mapping[str, Any]) -> BandState:
-            return BandState(bool(plain["inside"]), numbers(plain["recent"]), int(plain.get("silent", 0)))
+            step, interval = (None if at is None else int(at) for at in map(plain.get, ("step", "interval")))
+            return BandState(bool(plain["inside"]), numbers(plain["recent"]), step, interval)
 
         def span(inside: Any, quiet: Any) -> SpanState:
             return SpanState(bool(inside), int(quiet))

@@ -81,6 +81,13 @@ def test_where_batches_are_measured_they_decide_and_not_the_sharpness():
     assert names(both) == [("edge_of_stability_enter", 2), ("edge_of_stability_exit", 6)]
 
 
+@pytest.mark.parametrize("seldom", ["sharpness_ratio", "batch_sharpness_ratio"])
+def test_a_source_that_is_measured_seldom_still_decides(seldom):
+    """What is measured at every step beside it, for an optimizer whose threshold is known, decides nothing."""
+    values = [{seldom: 0.2} if k % 150 == 0 else {"critical_sharpness": 1.2} for k in range(2000)]
+    assert names(replay([Measurement(k, 0, "p", "", one) for k, one in enumerate(values)])) == []
+
+
 @pytest.mark.parametrize("lost", ["sharpness_ratio", "batch_sharpness_ratio", "directional_ratio"])
 def test_a_source_that_is_not_measured_any_more_does_not_decide(lost):
     """As when an optimizer without a threshold takes the place of one that had it, or a probe is switched off."""
