@@ -85,13 +85,15 @@ class StepRecorder:
         name_gathered: Callable[[], None] | None = None,
         shards: Iterable[Tensor] = (),
         opens: bool = False,
+        held: frozenset[int] = frozenset(),
     ) -> None:
         """Enter the mode. `tensors` are the module, or parameters and buffers by name.
 
         `copies` of some of them, by their ids, are taken for the tapes' own: they must not change. `name_gathered` is
         called where the step reads a parameter without a name, and gives it one; else the step is given up. So is a
         step that reads `shards` of parameters themselves. If it `opens` DTensors, what is computed with their local
-        parts is recorded, and a replay issues the collectives between them again.
+        parts is recorded, and a replay issues the collectives between them again. `held` are storages of tensors that
+        are constants of the module, as `held_storages` gives them, if they still are when the step is over.
 
         Raises RuntimeError where the recorder has begun already.
         """
@@ -110,7 +112,7 @@ class StepRecorder:
         self._buffers = (
             frozenset() if isinstance(tensors, Mapping) else frozenset(named_tensors(dict(_buffers_of(tensors))))
         )
-        self._named, self._held = named_tensors(tensors), held_storages(tensors)
+        self._named, self._held = named_tensors(tensors), held
         with torch.no_grad():
             for name, tensor in self._named.items():
                 self.name(name, tensor)
@@ -404,7 +406,7 @@ class StepRecorder:
             self._host_reads,
             named_tensors(self._source),
             self._buffers,
-            held=self._held & held_storages(self._source),
+            held=self._held & held_storages(self._source) if self._held else self._held,
             losses=frozenset(slot for tape in self._tapes for slot in tape.outputs),
         )
         return closed_tape(recorded, slots, outputs, self._shards, scale=scale, n_samples=n_samples)

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_topo._tape import StepRecorder, Tape, accepted, compiled_reason, outside_modes
 from lightning_topo._tape.foreign import is_plain
+from lightning_topo._tape.held import held_storages
 from lightning_topo._tape.names import all_names, clean_name, named_tensors
 from lightning_topo._watch.owners import Owners
 from lightning_topo._watch.training import Training
@@ -69,6 +70,7 @@ class Recording:
         self._most_bytes = SMALL
         self._keeps_values = True
         self._units: list[Unit] = []
+        self._constants = held_storages(training.module)
         kind = sharding(training.root)
         self._is_sharded = kind != "whole"
         compiled = None if runs_eagerly else compiled_reason(training.module)
@@ -104,7 +106,9 @@ class Recording:
             # Only who finds neurons keeps the whole parameters.
             self._begin_in_shards(keeps_values=for_neurons and not self._opens and self._training.ranks.rank == 0)
         else:
-            self._recorder.begin(module, copies())
+            # What the module held before it had any data, and does not come with these.
+            constants = self._constants & held_storages(module, batch) if for_neurons else frozenset[int]()
+            self._recorder.begin(module, copies(), held=constants)
 
     @torch.no_grad()
     def _begin_in_shards(self, *, keeps_values: bool) -> None:

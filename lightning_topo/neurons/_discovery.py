@@ -13,7 +13,7 @@ from lightning_topo._memory import is_out_of_memory
 from lightning_topo.neurons._fallback import incoming_groups
 from lightning_topo.neurons._from_tapes import DEFAULT_KINDS, groups_from_tapes, wanted
 from lightning_topo.neurons._group import KINDS, NeuronGroup
-from lightning_topo.neurons._one_run import Run, record_run, untouched
+from lightning_topo.neurons._one_run import Forward, Run, record_run, untouched
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -133,9 +133,8 @@ def forward(model: nn.Module, example_inputs: Any) -> Run | None:
     if example_inputs is None:
         return None
     if isinstance(example_inputs, Mapping):
-        return lambda module: module(**example_inputs)
-    positional = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    return lambda module: module(*positional)
+        return Forward(kwargs=example_inputs)
+    return Forward(example_inputs if isinstance(example_inputs, tuple) else (example_inputs,))
 
 
 def guessed_inputs(model: nn.Module) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,9 +12,22 @@ from torch.utils._pytree import tree_leaves
 from lightning_topo._protection import kept_random_state, unchanged
 from lightning_topo._tape import StepRecorder, Tape, accepted
 from lightning_topo._tape.acceptance import combined
+from lightning_topo._tape.held import held_storages
 from lightning_topo._tape.names import clean_name
 
 Run = Callable[[nn.Module], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """The forward pass on these arguments."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, module: nn.Module) -> Any:
+        """What the module returns."""
+        return module(*self.args, **self.kwargs)
 
 
 def record_run(model: nn.Module, run: Run) -> Tape:
@@ -21,7 +35,9 @@ def record_run(model: nn.Module, run: Run) -> Tape:
     recorder = StepRecorder()
     with untouched(model), torch.enable_grad():
         try:
-            recorder.begin(model)
+            # Of other runs it is not known what their data are, which the model may hold.
+            known = isinstance(run, Forward)
+            recorder.begin(model, held=held_storages(model, (run.args, run.kwargs)) if known else frozenset())
             outputs = significant(run(model))
             recorder.outputs(outputs)
         finally:

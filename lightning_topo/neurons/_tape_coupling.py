@@ -13,6 +13,7 @@ from lightning_topo._tape.collectives import RECORDED, gathered, plus_remainder,
 from lightning_topo._tape.formulas import FORMULAS, RECURRENT, plain
 from lightning_topo._tape.program import Call, Slot, Tape, alias, bits, region, set_data
 from lightning_topo.neurons._coupling import new_axis
+from lightning_topo.neurons._group import NeuronGroup
 from lightning_topo.neurons._registry import rule_for
 from lightning_topo.neurons._trace import CouplingTrace
 
@@ -224,6 +225,19 @@ def _is_equal_along(tensor: Tensor, dim: int) -> bool:
         return False
     first = tensor.narrow(dim, 0, 1)
     return torch.equal(first, tensor.narrow(dim, 1, 1)) and bool((tensor == first).all())
+
+
+def equal_constants(group: NeuronGroup, tapes: Sequence[Tape]) -> tuple[str, ...]:
+    """The attributes of modules that may stand for equal numbers at all neurons of a group, by their shapes.
+
+    Whose axis it is, is not kept: any of a fitting length may be.
+    """
+    found: set[str] = set()
+    for tape in tapes:
+        for value in (tape.constants[slot] for slot in tape.held if tape.storages[slot] not in tape.written):
+            if any(n % group.n == 0 and _is_equal_along(value, dim) for dim, n in enumerate(value.shape)):
+                found.add(str(tuple(value.shape)))
+    return tuple(sorted(found))
 
 
 def _is_pruning_mask(name: str, tape: Tape) -> bool:

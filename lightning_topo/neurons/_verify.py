@@ -14,7 +14,7 @@ from lightning_topo.neurons._fewer_samples import with_fewer_samples
 from lightning_topo.neurons._group import NeuronGroup
 from lightning_topo.neurons._one_run import Run, record_run
 from lightning_topo.neurons._sample_axes import GUESSES
-from lightning_topo.neurons._tape_coupling import Coupling, couple
+from lightning_topo.neurons._tape_coupling import Coupling, couple, equal_constants
 from lightning_topo.neurons._trial import Attempt
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -162,11 +162,19 @@ def _noted(group: NeuronGroup, tapes: Sequence[Tape]) -> NeuronGroup:
     if group.status in ("verified", "inert") and not unlike.isdisjoint(group.parameter_names):
         reason = next(tape.gradient_obstacle for tape in tapes if tape.unlike)
         return group.incoming_only(f"the gradient of the loss is not that of the recorded calls: {reason}")
+    notes = _leans_on(group, tapes) if group.status == "verified" else []
+    return group.with_status("verified", "; ".join(filter(None, [group.reason, *notes]))) if notes else group
+
+
+def _leans_on(group: NeuronGroup, tapes: Sequence[Tape]) -> list[str]:
+    """What a proof takes as constant, although a later step may have it otherwise."""
+    notes = []
     own = [read for tape in tapes for read in tape.host_reads if not read.params.isdisjoint(group.parameter_names)]
-    if group.status == "verified" and own:
+    if own:
         certain = {read.operator for read in own if read.is_certain}
         perhaps = {read.operator for read in own} - certain
         names = [*sorted(certain), *(f"perhaps {name}" for name in sorted(perhaps))]
-        note = f"values read by the host ({', '.join(names)}) are taken as constants"
-        return group.with_status("verified", f"{group.reason}; {note}".removeprefix("; "))
-    return group
+        notes.append(f"values read by the host ({', '.join(names)}) are taken as constants")
+    if shapes := equal_constants(group, tapes):
+        notes.append(f"an attribute of a module with equal entries (shape {', '.join(shapes)}) is taken as constant")
+    return notes

@@ -3,12 +3,17 @@
 import copy
 from collections.abc import Callable
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_topo import Fate, TopologyMonitor
 from lightning_topo._tape import StepRecorder, accepted
+from lightning_topo._tape.held import held_storages
 from lightning_topo.neurons import find_neuron_groups, groups_from_tapes
+from tests.callbacks.training import fit
 
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 
@@ -123,7 +128,7 @@ class Remembering(nn.Module):
 def test_what_a_step_replaces_or_writes_is_data(keep: Callable[[nn.Module, Tensor], object]) -> None:
     """At the next step its entries are told apart."""
     model, recorder = Remembering(keep), StepRecorder()
-    recorder.begin(model)
+    recorder.begin(model, held=held_storages(model))
     recorder.loss(model(X).square().mean())
     groups = groups_from_tapes([accepted(tape) for tape in recorder.end()]).groups
     assert [group for group in groups if group.status == "verified"] == []
@@ -131,7 +136,7 @@ def test_what_a_step_replaces_or_writes_is_data(keep: Callable[[nn.Module, Tenso
 
 def test_what_is_kept_unchanged_is_held() -> None:
     model, recorder = Remembering(lambda m, x: None), StepRecorder()
-    recorder.begin(model)
+    recorder.begin(model, held=held_storages(model))
     recorder.loss(model(X).square().mean())
     [tape] = recorder.end()
     assert [tuple(tape.constants[slot].shape) for slot in tape.held] == [(12,)]
@@ -152,3 +157,89 @@ def test_data_that_the_step_puts_into_an_attribute_stay_data() -> None:
     assert find_neuron_groups(model, torch.zeros(4, 5)) == []
     model(torch.zeros(4, 5))
     assert find_neuron_groups(model, torch.zeros(4, 5)) == []
+
+
+class Masked(nn.Module):
+    """Keeps the mask that comes with its data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 3)
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        self.mask = mask
+        return self.last(self.first(x).tanh() * self.mask)
+
+
+@pytest.mark.parametrize("as_keywords", [False, True])
+def test_data_that_the_model_holds_from_before_stay_data(as_keywords: bool) -> None:
+    model, mask = Masked(), torch.ones(4, 12)
+    data = {"x": X, "mask": mask} if as_keywords else (X, mask)
+    for _ in range(2):  # the second time it holds this very mask
+        assert find_neuron_groups(model, data) == []
+        model(X, mask)
+
+
+def test_example_inputs_of_the_model_are_data() -> None:
+    model = Masked()
+    model.example_input_array = (X, torch.ones(4, 12))
+    assert find_neuron_groups(model) == []
+
+
+def test_of_a_run_of_one_s_own_nothing_is_known_to_be_constant() -> None:
+    """Its data may be what the model holds."""
+    assert find_neuron_groups(Shifted(lambda m: m.c, c=torch.ones(12)), run=lambda m: m(X)) == []
+
+
+class Batches(L.LightningModule):
+    """Puts a part of the batch into an attribute before the step."""
+
+    def __init__(self, *, copies: bool) -> None:
+        super().__init__()
+        self.copies, self.net = copies, Masked()
+
+    def on_after_batch_transfer(self, batch: list[Tensor], index: int) -> list[Tensor]:
+        self.mask = batch[1].clone() if self.copies else batch[1]
+        return batch
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        return (self.net.last(self.net.first(batch[0]).tanh() * self.mask)).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_batch_that_is_put_into_an_attribute_is_no_constant(tmp_path, copies: bool) -> None:
+    """Of the first one all entries are equal, of later ones they are not."""
+    masks = torch.ones(32, 12)
+    masks[16:] = (torch.rand(16, 12, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    data = DataLoader(TensorDataset(torch.randn(32, 5), masks), batch_size=8)
+    monitor = TopologyMonitor([Fate(every_n_steps=2)], report=False, verbose=False)
+    fit(Batches(copies=copies), [monitor], root=tmp_path, data=data, max_epochs=1)
+    assert [group.status for group in monitor.groups if group.status == "verified"] == []
+
+
+class Counted(dict):
+    """A dictionary of a user's own, whose methods are not ours to call."""
+
+    def values(self):
+        raise AssertionError("the user's code runs")
+
+
+def test_containers_are_read_by_their_own_methods_and_long_ones_not_at_all() -> None:
+    model = Shifted(lambda m: torch.zeros(()), c=Counted(a=torch.ones(3)), losses=[0.0] * 10**6, d=[torch.ones(2)])
+    expected = {dict.__getitem__(model.c, "a").untyped_storage()._cdata, model.d[0].untyped_storage()._cdata}
+    assert held_storages(model) == expected
+    model.losses[0] = torch.ones(1)
+    assert held_storages(model) == expected
+
+
+def test_what_a_proof_takes_for_constant_is_named() -> None:
+    """The module may put other numbers there later, of which some neurons' differ."""
+    [group] = find_neuron_groups(Shifted(lambda m: m.c, c=torch.zeros(12)), X)
+    assert group.reason == "an attribute of a module with equal entries (shape (12,)) is taken as constant"
+    [group] = find_neuron_groups(Shifted(lambda m: torch.zeros(()), c=torch.zeros(12)), X)  # nothing reads it
+    assert group.reason == ""
