@@ -116,10 +116,11 @@ class Exchange:
             self._reporting.read([Measurement(step, epoch, "training", GLOBAL, {"learning_rate": rate})])
         self._reporting.lines(line for message in every for line in message.lines)
         met: set[tuple[str, int, str]] = set()
-        for event in (event for message in every for event in message.events):
-            if (key := (str(event.name), event.step, event.group)) not in met:  # what several have met is one event
-                met.add(key)
+        for message in every:  # what several processes have met is one event, and so is what one has met twice
+            own = {(*_key(event), event.message): event for event in message.events}
+            for event in (one for one in own.values() if _key(one) not in met):
                 self._reporting.event(event)
+            met.update(map(_key, message.events))
         for outcome in self._probing.unite([message.outcomes for message in every]):
             self._take(outcome)
             self._reporting.read(_critical_rate(outcome, rates.get(outcome.step)))
@@ -146,9 +147,9 @@ class Exchange:
 
     def _take(self, outcome: Outcome) -> None:
         """Report one outcome of all processes."""
-        is_preparing = outcome.again_after_step and not outcome.values  # that costs nothing like a measurement
-        if outcome.failure is None and outcome.lag is None and not is_preparing:
-            self._schedule.spent(outcome.probe, outcome.seconds)
+        if outcome.failure is None and outcome.lag is None:
+            is_setup = outcome.again_after_step and not (outcome.values or outcome.diagrams or outcome.problems)
+            self._schedule.spent(outcome.probe, outcome.seconds, is_setup=is_setup)
         self._note_failure(outcome)
         measures = measures_steps(self._probing.named(outcome.probe))
         if any(not values.get("span_ratio", 0.0) < 1.0 for values in outcome.values.values()):
@@ -208,3 +209,8 @@ def _critical_rate(outcome: Outcome, rate: float | None) -> list[Measurement]:
         return []
     values = {"critical_learning_rate": rate / max(ratios)}
     return [Measurement(outcome.step, outcome.epoch, "training", GLOBAL, values)]
+
+
+def _key(event: TopologyEvent) -> tuple[str, int, str]:
+    """What is the same of an event on all processes that meet it."""
+    return str(event.name), event.step, event.group

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from lightning_topo._tape import Tape
 
@@ -34,6 +35,7 @@ class GradientScales:
     def __init__(self) -> None:
         self.wanted: bool = False
         self._arriving: Tensor | float = 0.0
+        self._handle: RemovableHandle | None = None
         self._failure: Exception | None = None
         self._taken: dict[int, _Taken] = {}
         self._measured: dict[int, Tensor] = {}
@@ -54,6 +56,7 @@ class GradientScales:
 
     def begin_batch(self) -> None:
         """Another batch begins."""
+        self._forget_loss()
         for taken in self._taken.values():
             taken.begin_batch()
 
@@ -65,8 +68,9 @@ class GradientScales:
             taken, length = self._taken.setdefault(id(optimizer), _Taken()), _gradient_norm(optimizer)
             taken.forget_unless(length)
         self._arriving = 0.0
+        self._forget_loss()
         if loss.requires_grad and loss.numel() == 1:
-            loss.register_hook(partial(self._hear, factor))
+            self._handle = loss.register_hook(partial(self._hear, factor))
 
     def differentiated(self, optimizers: Sequence[Optimizer]) -> None:
         """A gradient is there, as the backward pass has left it."""
@@ -75,8 +79,15 @@ class GradientScales:
                 if (length := _gradient_norm(optimizer)) is not None:
                     self._taken.setdefault(id(optimizer), _Taken()).add(self._arriving, length)
 
+    def _forget_loss(self) -> None:
+        """Leave nothing on a loss, which the user may keep or save."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
     def stepped(self, optimizer: Optimizer) -> None:
         """The optimizer has stepped; its gradient is still the one that it took."""
+        self._forget_loss()
         taken = self._taken.pop(id(optimizer), None)
         length = None if taken is None or taken.length is None else _gradient_norm(optimizer)
         if taken is not None and taken.length is not None and length is not None:

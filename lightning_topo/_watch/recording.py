@@ -1,7 +1,6 @@
 """Recording steps of the training as they run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -13,6 +12,7 @@ from lightning_topo._tape import StepRecorder, Tape, accepted, compiled_reason, 
 from lightning_topo._tape.foreign import is_plain
 from lightning_topo._tape.held import held_storages
 from lightning_topo._tape.names import all_names, clean_name, named_tensors
+from lightning_topo._watch.loss_multiple import LossMultiple
 from lightning_topo._watch.owners import Owners
 from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
@@ -62,8 +62,7 @@ class Recording:
         self._owners = Owners()
         self._updating: Sequence[str] = ()
         self._noted: dict[str, Tensor] | None = None
-        self._heard: Tensor | None = None
-        self._was_differentiated = False
+        self._multiple, self._was_differentiated = LossMultiple(), False
         self._without_gradient: frozenset[str] = frozenset()
         self._tapes: list[Tape] = []
         self._handles: list[RemovableHandle] = []
@@ -160,9 +159,8 @@ class Recording:
         cleared = {id(p) for name, p in self._training.module.named_parameters() if name in self._without_gradient}
         self._owners.before_loss(every, [name for name, p in every.items() if id(p) in cleared])
         self._recorder.loss(loss, scale=scale)
-        self._heard, self._was_differentiated = None, False
-        if loss.requires_grad and loss.numel() == 1:
-            loss.register_hook(self._hear)
+        self._was_differentiated = False
+        self._multiple.listen(loss)
         if not in_engine:
             self._recorder.leave()
 
@@ -215,6 +213,7 @@ class Recording:
 
     def end(self) -> list[Tape]:
         """The accepted tapes of the step, one for each loss; also if the step failed."""
+        self._multiple.take()
         while self._handles:
             self._handles.pop().remove()
         if self._recorder.is_active:
@@ -267,14 +266,8 @@ class Recording:
         # Processes average their gradients, and of shards this one has its own part.
         alone = self._training.ranks.size == 1 and not self._is_sharded
         # Later, gradients may be clipped: that is measured apart.
-        multiple = float(self._heard) if self._was_differentiated and self._heard is not None else None
-        self._heard = None
+        multiple = self._multiple.take() if self._was_differentiated else None
         self._judged[-1] = self._accepted(self._recorder.so_far()[-1], gradients if alone else None, multiple)
-
-    def _hear(self, multiple: Tensor) -> None:
-        """Note how many times the recorded loss is differentiated."""
-        with suppress(Exception):  # a backward pass must not end because of us
-            self._heard = multiple.detach().clone().reshape(())
 
     def _accepted(
         self, tape: Tape, gradients: Mapping[str, Tensor] | None = None, multiple: float | None = None

@@ -121,12 +121,14 @@ class Schedule:
         if like is not None:
             self._like[name] = like
 
-    def spent(self, name: str, seconds: float) -> None:
-        """Note what one measurement took."""
+    def spent(self, name: str, seconds: float, *, is_setup: bool = False) -> None:
+        """Note what one measurement took. What only prepares one, `is_setup`, says nothing of the cost of the next."""
+        self._spent[name] += seconds
+        if is_setup:
+            return
         if not self._costs[name] and name not in self.dense:
             self.begins_anew.add(name)
         self._costs[name].append(seconds)
-        self._spent[name] += seconds
 
     def plan(self, step: int, step_seconds: float | None) -> dict[str, Slot]:
         """The slots of the adaptive probes after `step`: new ones where the old are over."""

@@ -81,9 +81,9 @@ def _stacked_parameters(
         if name in wide or (len(trace.pieces[name][0].axes) == 2 and not shared.isdisjoint(first[name])):
             pieces = trace.pieces[name]
             size = len(pieces) if len(pieces) > 1 else axis_size(pieces[0].axes[0])
-            by_owner[owner(name), size].append(ParamSlice(name, (), (0,), trainable[name]))
-    for (path, n), slices in by_owner.items():
-        yield path, n, tuple(slices)
+            by_owner[owner(name) if "." in name else "", size].append(ParamSlice(name, (), (0,), trainable[name]))
+    for (_, n), slices in by_owner.items():
+        yield owner(slices[0].param), n, tuple(slices)
 
 
 def _chosen_axes(trace: CouplingTrace, trainable: Mapping[str, bool]) -> Iterator[tuple[str, int, int]]:

@@ -212,3 +212,23 @@ def test_whole_experts_that_an_index_picks_change_places_with_their_rows_of_the_
     [group] = [g for g in find_neuron_groups(model, run=lambda m: m["moe"](TOKENS)) if g.kind == "expert"]
     assert (group.n, group.status) == (4, "verified")
     assert set(group.params) >= {"moe.up", "moe.down", "moe.shift", "moe.router.weight"}
+
+
+class OfTheModel(nn.Module):
+    """Experts whose weights and biases are parameters of the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.W, self.b = nn.Parameter(torch.randn(4, 5, 3)), nn.Parameter(torch.randn(4, 3))
+        self.router = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        score, chosen = self.router(x).softmax(-1).max(-1)
+        return torch.tanh((x[:, None] @ self.W[chosen])[:, 0] + self.b[chosen]) * score[:, None]
+
+
+def test_experts_that_are_parameters_of_the_model_go_with_their_biases() -> None:
+    [group] = [group for group in find_neuron_groups(OfTheModel(), X) if group.kind == "expert"]
+    assert (group.name, group.n, group.status) == ("W", 4, "verified")
+    assert {piece.param for piece in group.slices} == {"W", "b", "router.weight", "router.bias"}
