@@ -222,21 +222,6 @@ def test_a_batch_that_is_put_into_an_attribute_is_no_constant(tmp_path, copies: 
     assert [group.status for group in monitor.groups if group.status == "verified"] == []
 
 
-class Counted(dict):
-    """A dictionary of a user's own, whose methods are not ours to call."""
-
-    def values(self):
-        raise AssertionError("the user's code runs")
-
-
-def test_containers_are_read_by_their_own_methods_and_long_ones_not_at_all() -> None:
-    model = Shifted(lambda m: torch.zeros(()), c=Counted(a=torch.ones(3)), losses=[0.0] * 10**6, d=[torch.ones(2)])
-    expected = {dict.__getitem__(model.c, "a").untyped_storage()._cdata, model.d[0].untyped_storage()._cdata}
-    assert held_storages(model) == expected
-    model.losses[0] = torch.ones(1)
-    assert held_storages(model) == expected
-
-
 def test_what_a_proof_takes_for_constant_is_named() -> None:
     """The module may put other numbers there later, of which some neurons' differ."""
     [group] = find_neuron_groups(Shifted(lambda m: m.c, c=torch.zeros(12)), X)
