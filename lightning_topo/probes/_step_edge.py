@@ -79,14 +79,21 @@ class StepEdge:
 
     def save_carry(self, carry: Any) -> dict[str, Any]:
         """Return the last batches, and where the search begins, in plain numbers for a checkpoint."""
-        return {"window": carry.window.save(), "count": carry.window.count, "start": carry.start}
+        window = carry.window
+        return {
+            "window": window.save(),
+            "count": window.count,
+            "start": carry.start,
+            "is_recorded": carry.is_recorded,
+        }
 
     def load_carry(self, saved: Mapping[str, Any]) -> "_State":
         """Return the carry that `save_carry` has saved; raise `KeyError`, `TypeError` or `ValueError` if damaged."""
         start = float(saved["start"])
         if not 0.0 < start < math.inf:
             raise ValueError(f"expected a positive start, got {start}")
-        return _State(window=BatchWindow.load(saved["window"], int(saved["count"])), start=start)
+        window = BatchWindow.load(saved["window"], int(saved["count"]))
+        return _State(window=window, start=start, is_recorded=bool(saved.get("is_recorded")))
 
     def measure(self, capture: Capture) -> ProbeResult:
         """Measure recorded batches or, if the optimizer's stability threshold is not known, the last step.

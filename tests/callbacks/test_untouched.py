@@ -439,7 +439,8 @@ def test_the_training_is_what_it_was_and_its_neurons_are_proved_or_refused(tmp_p
     table = monitor.record.parameters
     assert [p.param for p in table.parameters if not (p.groups or p.reason)] == []
     names = {event.name.value for event in happened(monitor.events)}
-    assert names <= {"probe_failed", "betti_changed", "topology_breakdown", "outside_change"}, monitor.events
+    # A gap where hooks make another gradient than that of a multiple of the loss: its samples grow old.
+    assert names <= {"probe_failed", "betti_changed", "topology_breakdown", "outside_change", "gap"}, monitor.events
     if "probe_failed" in names:
         assert all(event.message and event.remedy for event in monitor.events)
 

@@ -179,7 +179,7 @@ def test_with_a_loss_of_its_own_sharpness_is_measured_in_shards(out, pair):
 def test_in_shards_the_critical_sharpness_comes_by_default(out, pair):
     """By forward passes of the user's loss; as one process finds it, and the weights of the training are the same."""
     one = {at: values for at, values in table(out / "curved").items() if at[1] == "critical_sharpness"}
-    assert {at[0] for at in one} == {8}  # in the fourth step it is asked for, and then recorded
+    assert {at[0] for at in one} == {5, 8}  # in the fourth step it is asked for, and the fifth recorded
     for mode in ("fsdp2", "tp"):
         two = table(out / f"curved-{mode}")
         for at, values in one.items():
@@ -195,7 +195,7 @@ def test_in_shards_the_recorded_step_needs_no_loss_of_its_own(out, pair, mode):
     """The same by both ways, and the training is as it was."""
     found = table(out / f"replayed-{mode}")
     steps = [at[0] for at in found if at[1] == "step_edge" and "critical_sharpness" in found[at]]
-    assert steps == [4, 6, 8]  # in the second step it is asked for, and then recorded
+    assert steps == [3, 4, 6, 8]  # in the second step it is asked for, and the third recorded
     for step in steps:
         by_hand = found[step, "critical_sharpness", ""]["critical_sharpness"]
         assert found[step, "step_edge", ""]["critical_sharpness"] == pytest.approx(by_hand, rel=0.11)
@@ -206,9 +206,12 @@ def test_in_shards_the_recorded_step_needs_no_loss_of_its_own(out, pair, mode):
 def test_flat_shards_show_the_critical_sharpness_of_the_recorded_step_too(out, pair, mode):
     found, other = table(out / f"replayed-{mode}"), table(out / "replayed-fsdp2")
     steps = [at for at in found if at[1] == "step_edge" and "critical_sharpness" in found[at]]
-    assert [step for step, _, _ in steps] == [4, 6, 8]
+    # In the step after the first measurement ZeRO-3 keeps some parameters whole: it has no value.
+    assert [step for step, _, _ in steps] == ([3, 6, 8] if mode == "zero3" else [3, 4, 6, 8])
     for at in steps:
-        assert found[at]["critical_sharpness"] == pytest.approx(other[at]["critical_sharpness"], rel=1e-3)
+        # A search that has begun elsewhere ends elsewhere, within its tolerance.
+        within = 0.11 if mode == "zero3" and at[0] > 3 else 1e-3
+        assert found[at]["critical_sharpness"] == pytest.approx(other[at]["critical_sharpness"], rel=within)
     assert losses(out / f"replayed-{mode}") == losses(out / f"plain-{mode}")
 
 
@@ -228,7 +231,7 @@ def losses(folder):
 def test_a_replay_that_breaks_off_on_one_process_is_a_failure_on_all(out, pair):
     """And no number is made of it; the next measurement goes well."""
     found = table(out / "halted-fsdp2")
-    assert [at[0] for at in found if at[1] == "step_edge" and "critical_sharpness" in found[at]] == [6, 8]
+    assert [at[0] for at in found if at[1] == "step_edge" and "critical_sharpness" in found[at]] == [4, 6, 8]
     for process in pair["halted-fsdp2"]:
         assert any("torn after torch.Size([8, 4])" in event["message"] for event in process["events"])
 

@@ -115,7 +115,7 @@ def test_a_loss_that_has_hardly_fallen_asks_to_lower_the_rate_only_where_it_rose
 
 def test_at_the_edge_a_loss_that_fell_and_stands_is_kept() -> None:
     losses = [*(loss(k, 2.3 - 0.02 * k) for k in range(1, 90)), *(loss(k, 0.5) for k in range(90, 150))]
-    edges = [edge(k, 0.97) for k in range(100, 190, 10)]
+    edges = [edge(k, 0.99) for k in range(100, 190, 10)]
     said = advice_on(rate(1, 0.1), *losses, *(loss(k, 0.503) for k in range(150, 200)), *edges)
     assert said.decision.startswith("Keep the learning rate 0.1")
     assert said.reasons[0].startswith("The loss stayed about the same there")
