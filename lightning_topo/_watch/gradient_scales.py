@@ -22,9 +22,9 @@ class GradientScales:
     With G the gradient after the last backward pass, G' that with which the optimizer has stepped, and f_b the mean
     factor with which losses of batch b were differentiated that have changed its gradient since its update before,
 
-        s = k (f_1 + f_2 + ...) |G'| / |G|
+        s = h (f_1 + f_2 + ...) |G'| / |G|
 
-    k is the factor of hooks that scale all gradients alike, which act before G is there. The last recorded step tells
+    h is the factor of hooks that scale all gradients alike, which act before G is there. The last recorded step tells
     it by the gradient of its tape; it is 1 where none does.
 
     Loss scaling of mixed precision is in each f and in G: it cancels. So does the 1/k of k accumulated batches; where

@@ -29,7 +29,7 @@ from lightning_topo.probes._probe import LossFn
 ENOUGH_SAMPLES = 256
 """32 samples bias the sharpness upwards by 25-43 %, 256 by 0-4 %."""
 ENOUGH_BATCHES = 12
-"""As many as the median of `batch_sharpness_ratio` is of: of three batches of 8 it was off by 30 %."""
+"""As many as the median of `batch_sharpness_ratio` is of: that of a few small batches goes up and down."""
 _MOST_TAPES = 64
 _MOST_REFUSALS = 3
 _REMEDY = "Give the probe a loss of its own: Sharpness(loss_fn=lambda module, batch: ...)."

@@ -42,7 +42,7 @@ def _entries_to_norm(tape: Tape) -> Iterator[int]:
     for call in tape.calls:
         if "batch_norm" in call.name:
             normed = call.argument("input")
-            yield math.prod(tape.layouts[normed.index].shape[2:]) if isinstance(normed, Slot) else 1
+            yield max(math.prod(tape.layouts[normed.index].shape[2:]), 1) if isinstance(normed, Slot) else 1
 
 
 def _wide_bytes(tape: Tape) -> int:

@@ -63,6 +63,7 @@ class PhaseRules:
 
     - `curvature`: unprotected while `eta_lambda`, the learning rate times the largest curvature, is in this band.
     - `edge`: at the edge while `sharpness_ratio`, the sharpness divided by the optimizer's threshold, is in this band.
+      It does not count while `batch_sharpness_ratio` is measured.
     - `batch_edge`: at the edge while `batch_sharpness_ratio`, the curvature of single batches divided by its value at
       the edge, is in this band.
     - `directional_edge`, `critical_edge`: at the edge while `directional_ratio` or `critical_sharpness` is in its band.
