@@ -1,16 +1,14 @@
 """How the training changes a gradient before the optimizer uses it: clipping, and sums over several losses."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from lightning_topo._tape import Tape
+from lightning_topo._watch.loss_multiple import LossMultiple
 
 _ALIKE = 1e-3
 """So much of each other may factors differ by rounding."""
@@ -34,9 +32,7 @@ class GradientScales:
 
     def __init__(self) -> None:
         self.wanted: bool = False
-        self._arriving: Tensor | float = 0.0
-        self._handle: RemovableHandle | None = None
-        self._failure: Exception | None = None
+        self._multiple, self._factor = LossMultiple(), 1.0
         self._taken: dict[int, _Taken] = {}
         self._measured: dict[int, Tensor] = {}
         self._hooked: dict[int, float] = {}
@@ -56,7 +52,7 @@ class GradientScales:
 
     def begin_batch(self) -> None:
         """Another batch begins."""
-        self._forget_loss()
+        self._multiple.forget()
         for taken in self._taken.values():
             taken.begin_batch()
 
@@ -67,27 +63,22 @@ class GradientScales:
         for optimizer in optimizers:
             taken, length = self._taken.setdefault(id(optimizer), _Taken()), _gradient_norm(optimizer)
             taken.forget_unless(length)
-        self._arriving = 0.0
-        self._forget_loss()
-        if loss.requires_grad and loss.numel() == 1:
-            self._handle = loss.register_hook(partial(self._hear, factor))
+        self._factor = factor
+        self._multiple.listen(loss)
 
     def differentiated(self, optimizers: Sequence[Optimizer]) -> None:
         """A gradient is there, as the backward pass has left it."""
-        if self.wanted:
-            for optimizer in optimizers:
-                if (length := _gradient_norm(optimizer)) is not None:
-                    self._taken.setdefault(id(optimizer), _Taken()).add(self._arriving, length)
-
-    def _forget_loss(self) -> None:
-        """Leave nothing on a loss, which the user may keep or save."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        if not self.wanted:
+            return
+        multiple = self._multiple.heard()
+        arriving = 0.0 if multiple is None else self._factor * multiple.float()
+        for optimizer in optimizers:
+            if (length := _gradient_norm(optimizer)) is not None:
+                self._taken.setdefault(id(optimizer), _Taken()).add(arriving, length)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """The optimizer has stepped; its gradient is still the one that it took."""
-        self._forget_loss()
+        self._multiple.forget()
         taken = self._taken.pop(id(optimizer), None)
         length = None if taken is None or taken.length is None else _gradient_norm(optimizer)
         if taken is not None and taken.length is not None and length is not None:
@@ -97,21 +88,6 @@ class GradientScales:
         """The last measured scale of each optimizer; 1 where there is none, or no gradient to measure it by."""
         found = [(float(self._measured.get(id(o), 1.0)), self._hooked.get(id(o), 1.0)) for o in optimizers]
         return tuple((scale if 0.0 < scale < float("inf") else 1.0) * hooked for scale, hooked in found)
-
-    def raise_failure(self) -> None:
-        """Raise what has failed in a backward pass, which it must not end."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
-
-    def _hear(self, factor: float, multiple: Tensor) -> None:
-        try:
-            self._arrive(factor, multiple)
-        except Exception as error:
-            self._arriving, self._failure = math.nan, error
-
-    def _arrive(self, factor: float, multiple: Tensor) -> None:
-        self._arriving = factor * multiple.detach().reshape(()).float()
 
 
 @dataclass(slots=True)

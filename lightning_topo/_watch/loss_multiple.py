@@ -10,7 +10,15 @@ from lightning_topo._tape.foreign import is_plain
 
 
 class LossMultiple:
-    """Hears with which gradient the backward pass arrives at a loss. Nothing is left on the loss once it is taken."""
+    """Hears with which gradient the backward pass arrives at a loss. Nothing is left on the loss once it is forgotten.
+
+    >>> import torch
+    >>> loss, multiple = torch.ones((), requires_grad=True) * 2, LossMultiple()
+    >>> multiple.listen(loss)
+    >>> (3 * loss).backward()
+    >>> multiple.take(), multiple.take()
+    (3.0, None)
+    """
 
     def __init__(self) -> None:
         self._heard: list[Tensor] = []
@@ -18,25 +26,26 @@ class LossMultiple:
 
     def listen(self, loss: Tensor) -> None:
         """Begin with another loss, which is about to be differentiated."""
-        self.take()
+        self.forget()
         if is_plain(loss) and loss.requires_grad and loss.numel() == 1:
             self._handle = loss.register_hook(partial(_note, self._heard))
 
-    def take(self) -> float | None:
-        """The multiple of the last loss; None if there was no backward pass, or none that tells.
+    def heard(self) -> Tensor | None:
+        """The multiple of the last loss, of shape (); None if there was no backward pass. Waits for no device."""
+        return self._heard[-1] if self._heard else None
 
-        >>> import torch
-        >>> loss, multiple = torch.ones((), requires_grad=True) * 2, LossMultiple()
-        >>> multiple.listen(loss)
-        >>> (3 * loss).backward()
-        >>> multiple.take(), multiple.take()
-        (3.0, None)
-        """
+    def forget(self) -> None:
+        """Be done with the loss."""
         if self._handle is not None:
             self._handle.remove()
-        heard, self._handle, self._heard = self._heard, None, []
+        self._handle, self._heard = None, []
+
+    def take(self) -> float | None:
+        """The multiple of the last loss as a number, which is then forgotten; None where nothing tells it."""
+        multiple = self.heard()
+        self.forget()
         with suppress(Exception):
-            return float(heard[-1]) if heard else None
+            return None if multiple is None else float(multiple)
         return None
 
 

@@ -81,7 +81,7 @@ SEAMS = [
     "_watch.steps:Steps._renew",
     "_watch.steps:_Kept.has_moved",
     "_watch.values_after:ValuesAfter.updated",
-    "_watch.gradient_scales:GradientScales._arrive",
+    "_watch.gradient_scales:GradientScales.differentiated",
     "_watch.certifying:Certifying.settle",
     "_watch.bounds:Bounds.launch",
     "_watch.bounds:Bounds.read",
