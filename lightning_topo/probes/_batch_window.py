@@ -1,7 +1,7 @@
 """The curvature of the training's own batches, over the last few that were looked at."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -12,6 +12,8 @@ from lightning_topo.stability._batch_sharpness import BatchDirections, batch_dir
 
 _MEMORY = 12
 """The number of recent batches that decide the edge."""
+_ALIKE = 1e-6
+"""So much of each other may the factors differ by which several rates have changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class SeenBatch:
 class BatchWindow:
     """The last batches, oldest first, and how many there have been.
 
+    `rates` are the learning rates of all parameter groups that the batches' ratios hold for.
+
     >>> window = BatchWindow().followed_by([SeenBatch(10.0, 1.0, 0.1, 0.5)])
     >>> round(window.noise, 6), round(window.ratio, 6)
     (0.5, 0.775)
@@ -38,10 +42,31 @@ class BatchWindow:
 
     batches: tuple[SeenBatch, ...] = ()
     count: int = 0
+    rates: tuple[float, ...] = ()
+
+    def at(self, rates: Sequence[float]) -> "BatchWindow":
+        """The window at these learning rates: a ratio is proportional to them, if all have changed by one factor.
+
+        Otherwise earlier batches keep the ratios that they had. At rates of 0 nothing moves, and the window stays as it
+        is.
+
+        >>> window = BatchWindow(rates=(0.1,)).followed_by([SeenBatch(10.0, 1.0, 0.1, 0.5)])
+        >>> round(window.ratio, 6), round(window.at([0.01]).ratio, 6)
+        (0.775, 0.0775)
+        """
+        if rates and not any(rates):
+            return self
+        factors = [new / old for old, new in zip(self.rates, rates, strict=False) if old > 0.0]
+        is_known = len(factors) == len(self.rates) == len(rates) and len(factors) > 0
+        if not (is_known and max(factors) - min(factors) <= _ALIKE * max(factors)):
+            return replace(self, rates=tuple(rates))
+        factor = factors[0]
+        batches = [replace(each, small=factor * each.small, large=factor * each.large) for each in self.batches]
+        return replace(self, batches=tuple(batches), rates=tuple(rates))
 
     def followed_by(self, batches: Sequence[SeenBatch]) -> "BatchWindow":
         """The window with further batches."""
-        return BatchWindow((*self.batches, *batches)[-_MEMORY:], self.count + len(batches))
+        return replace(self, batches=(*self.batches, *batches)[-_MEMORY:], count=self.count + len(batches))
 
     @property
     def noise(self) -> float:
@@ -63,14 +88,14 @@ class BatchWindow:
         return [[each.value, each.small, each.large, each.elsewhere] for each in self.batches]
 
     @classmethod
-    def load(cls, saved: Any, count: int) -> "BatchWindow":
-        """The window that `save` has written.
+    def load(cls, saved: Any, count: int, rates: Sequence[float] = ()) -> "BatchWindow":
+        """The window whose batches `save` has written.
 
         >>> window = BatchWindow().followed_by([SeenBatch(10.0, 1.0, 0.1, 0.5)])
         >>> BatchWindow.load(window.save(), 1) == window
         True
         """
-        return cls(tuple(SeenBatch(*map(float, one)) for one in saved)[-_MEMORY:], count)
+        return cls(tuple(SeenBatch(*map(float, one)) for one in saved)[-_MEMORY:], count, tuple(map(float, rates)))
 
     def values(self) -> Mapping[str, float]:
         """As a probe reports them."""

@@ -29,7 +29,8 @@ class StepEdge:
     """Measures how close training is to the edge of stability on single batches and steps; complements `Sharpness`.
 
     If the optimizer's stability threshold is known, each measurement adds two recorded batches to a window of twelve.
-    Values of the whole network, from the batches in the window:
+    If all learning rates have changed by one factor, so do the ratios of the batches in it. Values of the whole
+    network, from the batches in the window:
 
     - `batch_sharpness`: the median of g^T H g / g^T g, with g the gradient and H the Hessian of a batch;
     - `batch_noise`: the share of a batch's curvature that other batches do not have, from 0 to 1;
@@ -83,6 +84,7 @@ class StepEdge:
         return {
             "window": window.save(),
             "count": window.count,
+            "rates": list(window.rates),
             "start": carry.start,
             "is_recorded": carry.is_recorded,
         }
@@ -92,7 +94,7 @@ class StepEdge:
         start = float(saved["start"])
         if not 0.0 < start < math.inf:
             raise ValueError(f"expected a positive start, got {start}")
-        window = BatchWindow.load(saved["window"], int(saved["count"]))
+        window = BatchWindow.load(saved["window"], int(saved["count"]), saved.get("rates", ()))
         return _State(window=window, start=start, is_recorded=bool(saved.get("is_recorded")))
 
     def measure(self, capture: Capture) -> ProbeResult:
@@ -129,7 +131,8 @@ class StepEdge:
                 loss_fn,
                 lambda a: see_batches(losses, lambda loss: a.curvature(loss, params), thresholds_of),
             )
-            state = replace(state, approach=approach, window=state.window.followed_by(seen))
+            window = state.window.at(_rates(capture)).followed_by(seen)
+            state = replace(state, approach=approach, window=window)
             # Each measurement adds the batch of its own step: the ratio is not that of a few batches, again and again.
             return ProbeResult({GLOBAL: state.window.values()} if seen else {}, carry=state, wants_own_step=True)
         if awaits_first_step(capture.optimizers):
@@ -183,6 +186,11 @@ class _State:
     window: BatchWindow = field(default_factory=BatchWindow)
     start: float = 1.0
     is_recorded: bool = False
+
+
+def _rates(capture: Capture) -> list[float]:
+    """The learning rates of the step to come, as the threshold has them."""
+    return [float(group.get("lr", math.nan)) for optimizer in capture.optimizers for group in optimizer.param_groups]
 
 
 def _after_another_step(state: _State) -> ProbeResult:

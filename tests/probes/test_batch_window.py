@@ -79,3 +79,55 @@ def test_batches_are_measured_each_with_the_one_before_it():
     assert [each.value for each in see_batches(flat, partial(hessian, params=[weight]), thresholds)] == pytest.approx(
         [2.0, 6.0]
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "factor"),
+    [
+        ((0.1, 0.2), (0.01, 0.02), 0.1),
+        ((0.1,), (0.0,), 1.0),
+        ((0.1, 0.2), (0.1, 0.02), 1.0),
+        ((0.1,), (0.1, 0.1), 1.0),
+        ((0.0,), (0.1,), 1.0),
+        ((), (0.1,), 1.0),
+        ((0.1,), (float("nan"),), 1.0),
+    ],
+)
+def test_ratios_go_with_rates_that_change_by_one_factor(old, new, factor):
+    window = BatchWindow(rates=old).followed_by([seen(5.0, 0.5)] * 3)
+    later = window.at(new)
+    assert later.ratio == pytest.approx(factor * window.ratio)
+    assert later.values()["batch_sharpness"] == 5.0
+    assert later.noise == window.noise
+    assert later.count == 3
+    assert later.rates == pytest.approx(new if any(new) else old, nan_ok=True)
+    assert BatchWindow.load(window.save(), 3, old) == window
+
+
+def test_a_rate_of_0_between_two_others_takes_nothing_from_the_window():
+    window = BatchWindow(rates=(0.1,)).followed_by([seen(5.0, 0.5)] * 3)
+    assert window.at((0.0,)).at((0.05,)).ratio == pytest.approx(window.ratio / 2)
+
+
+def test_a_window_at_another_rate_is_what_would_have_been_measured_there():
+    """Adam's too: its preconditioner does not depend on the rate."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 10)).double()
+    params = list(net.parameters())
+    for make in (partial(torch.optim.SGD, momentum=0.9, nesterov=True), torch.optim.Adam, torch.optim.RMSprop):
+        optimizer = make(params, lr=0.01)
+        losses = [
+            lambda k=k: 0.5 * ((net(X[8 * k : 8 * k + 8].double()) - Y[8 * k : 8 * k + 8]) ** 2).sum(1).mean()
+            for k in (0, 1)
+        ]
+        losses[0]().backward()
+        optimizer.step()
+
+        def at(rate, optimizer=optimizer, losses=losses):
+            optimizer.param_groups[0]["lr"] = rate
+            found = see_batches(
+                losses, partial(hessian, params=params), lambda _: parameter_thresholds([optimizer], params).parameters
+            )
+            return BatchWindow(rates=(rate,)).followed_by(found)
+
+        assert at(0.01).at([0.002]).ratio == pytest.approx(at(0.002).ratio)

@@ -77,6 +77,26 @@ def test_the_last_batches_are_remembered_through_a_checkpoint(tmp_path):
     assert later["window"][:-new] == state["watch"]["carried"]["step_edge"]["window"][-12 + new :]
 
 
+def test_a_cut_of_the_rate_shows_in_the_next_value(tmp_path):
+    def cut_at_20(params):
+        optimizer = momentum(params)
+        n_steps = 0
+
+        def count(optimizer, *_):
+            nonlocal n_steps
+            n_steps += 1
+            if n_steps == 20:
+                optimizer.param_groups[0]["lr"] /= 10
+
+        optimizer.register_step_post_hook(count)
+        return optimizer
+
+    lines, _ = watched(tmp_path, cut_at_20, steps=28)
+    ratios = {step: values["batch_sharpness_ratio"] for step, values in of(lines, "step_edge").items()}
+    assert ratios[16] > 4 * ratios[20]
+    assert ratios[24] < 2 * ratios[20]
+
+
 @pytest.mark.parametrize(
     "damaged", [3, {}, {"window": [[1.0]], "count": 1, "start": 1.0}, {"window": [], "count": 0, "start": -1.0}]
 )
