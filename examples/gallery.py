@@ -150,7 +150,7 @@ def edge(folder: Path, steps: int) -> RunRecord:
 def minibatch_edge(folder: Path, steps: int) -> RunRecord:
     """SGD on batches of 8: the full-batch sharpness stays low, the batches' own reaches its edge."""
     model = mlp(64, 32, 10, activation=nn.Tanh)
-    sgd = torch.optim.SGD(model.parameters(), lr=0.09, momentum=0.9)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.08, momentum=0.9)
     probes = [Distortion(), Sharpness(every_n_steps=20, batch_sharpness=8)]
     return watch(folder, model, sgd, minibatches(steps, 8), probes, squared_error)
 

@@ -75,13 +75,8 @@ class BatchWindow:
 
     @property
     def ratio(self) -> float:
-        """The median over the batches of w small + (1 - w) large, with w = min(1, n (1 + n)) of the noise n.
-
-        In one direction w is n, exactly. A batch's gradient mixes directions and so shows less of its curvature, the
-        more the less it shares with others: the factor 1 + n is a measured value (docs/edge.md).
-        """
-        weight = min(self.noise * (1.0 + self.noise), 1.0)
-        return median(weight * each.small + (1.0 - weight) * each.large for each in self.batches)
+        """The ratio of the batches to the edge, as `edge_ratio` defines it."""
+        return edge_ratio([(each.small, each.large) for each in self.batches], self.noise)
 
     def save(self) -> list[list[float]]:
         """The batches in plain numbers, for a checkpoint."""
@@ -104,6 +99,20 @@ class BatchWindow:
             "batch_noise": self.noise,
             "batch_sharpness_ratio": self.ratio,
         }
+
+
+def edge_ratio(ratios: Sequence[tuple[float, float]], noise: float) -> float:
+    """The median over batches of w small + (1 - w) large, with w = min(1, n (1 + n)) of the noise n.
+
+    `ratios` are those of each batch to the plateaus of small and of large batches. In one direction w is n, exactly. A
+    batch's gradient mixes directions and so shows less of its curvature, the more the less it shares with others: the
+    factor 1 + n is a measured value (docs/edge.md).
+
+    >>> round(edge_ratio([(1.0, 0.1)], 0.5), 6)
+    0.775
+    """
+    weight = min(noise * (1.0 + noise), 1.0)
+    return median(weight * small + (1.0 - weight) * large for small, large in ratios)
 
 
 def see_batches(

@@ -12,6 +12,7 @@ from lightning_topo._keywords import explains_keywords
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons._capture import FLAT, Sharding
 from lightning_topo.probes._approach import Approach, adapted, parts_of
+from lightning_topo.probes._batch_window import edge_ratio
 from lightning_topo.probes._directional import directional_values
 from lightning_topo.probes._period import Period
 from lightning_topo.probes._probe import Capture, LossFn, ProbeResult, ProbeUnavailable
@@ -77,8 +78,8 @@ class Sharpness:
         batch_sharpness: Add `batch_sharpness`, the mean of g^T H g / g^T g over parts of this many samples, g the
             gradient and H the Hessian of a part; without `loss_fn` each recorded step is a part, whatever the number.
             Minibatch SGD brings it to 2 / lr (Andreyev and Beneventano, arXiv:2412.20553). If the optimizer's threshold
-            is known, also add `batch_sharpness_ratio`, 1 at the edge of stability for batches of this size, and
-            `batch_noise`, the share of a part's curvature that the other parts do not have.
+            is known, also add `batch_sharpness_ratio`, 1 at the edge of stability for batches of this size, from the
+            median part, and `batch_noise`, the share of a part's curvature that the other parts do not have.
         swap_pairs: For each group look at this many of its closest pairs of neurons, and add the largest `swap_ratio`:
             |Δ_i - Δ_j| / |x_i - x_j| in the next step, predicted by the Hessian along the direction that exchanges the
             two neurons. `swap_curvature` is the curvature along it. Blocks of more than 8192 neurons are left out.
@@ -303,7 +304,7 @@ def _batch_sharpness(
     thresholds: Sequence[ParameterThreshold] | None,
     approach: Approach,
 ) -> dict[str, float]:
-    """The mean over the parts; the noise of one part from how much of its curvature the part before it has too."""
+    """Of the parts' own curvature the mean; their noise from how much of it the part before each has too."""
     found, elsewhere = [], []
     before = None
     for _, loss_fn in parts:
@@ -316,8 +317,8 @@ def _batch_sharpness(
     if thresholds is None or not elsewhere:
         return values
     noise = min(max(1.0 - sum(elsewhere) / len(elsewhere), 0.0), 1.0)
-    ratios = [value for each in found if (value := replace(each, noise=noise).ratio) is not None]
-    return values | {"batch_noise": noise, "batch_sharpness_ratio": _weighted(parts, ratios)}
+    ratios = [(each.small, each.large) for each in found if each.small is not None and each.large is not None]
+    return values | {"batch_noise": noise, "batch_sharpness_ratio": edge_ratio(ratios, noise)}
 
 
 def _weighted(parts: Sequence[LossPart], values: Sequence[float]) -> float:

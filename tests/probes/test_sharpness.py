@@ -1,14 +1,16 @@
 """The sharpness probe on captures made by hand."""
 
 import itertools
+import statistics
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from lightning_topo.neurons import NeuronGroup, ParamSlice
-from lightning_topo.probes import BatchLoss, Capture, Clouds, Sharpness
+from lightning_topo.probes import BatchLoss, Capture, Clouds, Sharpness, StepEdge
 from lightning_topo.stability import hessian
 from tests.probes.captures import by_hand, cloud
 from tests.probes.regression import capture, mse, recorded, trained
@@ -94,8 +96,25 @@ def test_the_batch_ratio_lies_between_the_plateaus_by_the_noise_of_the_parts(set
     ]
     noise = 1 - sum(elsewhere) / 3
     assert values["batch_noise"] == pytest.approx(noise)
-    small, large = (values["batch_sharpness"] * 0.1 / 2 / (1 + sign * 0.9) for sign in (-1, 1))
-    assert values["batch_sharpness_ratio"] == pytest.approx(noise * small + (1 - noise) * large)
+    weight = min(1.0, noise * (1.0 + noise))
+    own = statistics.median(
+        float((one.gradient @ (one @ one.gradient)) / (one.gradient @ one.gradient)) for one in parts
+    )
+    small, large = (own * 0.1 / 2 / (1 + sign * 0.9) for sign in (-1, 1))
+    assert values["batch_sharpness_ratio"] == pytest.approx(weight * small + (1 - weight) * large)
+    assert 0.2 < noise < 1.0
+
+
+def test_both_probes_mean_the_same_by_the_batch_ratio(setting):
+    """On the same two recorded batches; the noise of one pair is one share here and the mean of two there."""
+    optimizer = torch.optim.SGD(setting[0].parameters(), lr=0.1, momentum=0.9)
+    taken = replace(recorded(setting, [20, 20]), optimizers=(optimizer,))
+    mine, theirs = (probe.measure(taken).values[""] for probe in (Sharpness(batch_sharpness=20), StepEdge()))
+    weights = [min(1.0, n * (1.0 + n)) for n in (mine["batch_noise"], theirs["batch_noise"])]
+    per_large = [weight * (1.9 / 0.1) + 1.0 - weight for weight in weights]
+    assert mine["batch_sharpness_ratio"] / per_large[0] == pytest.approx(
+        theirs["batch_sharpness_ratio"] / per_large[1], rel=1e-4
+    )
 
 
 def test_the_batch_sharpness_of_recorded_steps_is_that_of_their_batches(setting):
