@@ -137,8 +137,9 @@ def _prepared(built: Built, seed: int) -> Built:
     if hasattr(model, "set_experts_implementation"):
         getattr(model, "set_experts_implementation")("eager")  # noqa: B009 - the grouped product takes no float64
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train()
+        # LeViT keeps its biases from one evaluation to the next, with their graph.
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or hasattr(module, "attention_bias_cache"):
+            module.training = True
     return model, tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
 
 

@@ -7,35 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from lightning_topo._tape.call_log import CallLog, tensors_and_none
 from lightning_topo._tape.closing import Recorded, closed_tape, empty_tape
-from lightning_topo._tape.collectives import Collective, Pending, collective_of
-from lightning_topo._tape.draws import SERIAL, Draws, drawn_by
-from lightning_topo._tape.foreach import single_calls
-from lightning_topo._tape.foreign import is_foreign, is_functional_collective, on_this_process, opened_classes
+from lightning_topo._tape.foreign import is_foreign, on_this_process, opened_classes
 from lightning_topo._tape.gradient_trail import GradientTrail
 from lightning_topo._tape.held import held_storages
-from lightning_topo._tape.host_reads import READS, SHAPED_BY_VALUES, read_by_numpy
 from lightning_topo._tape.memory_map import MemoryMap
 from lightning_topo._tape.mode import Observer
 from lightning_topo._tape.names import all_names, named_tensors
-from lightning_topo._tape.program import (
-    Call,
-    HostRead,
-    Slot,
-    Tape,
-    functional_view,
-    leaves,
-    write_positions,
-    written_by,
-)
+from lightning_topo._tape.program import Tape, leaves, write_positions, written_by
 
 log: logging.Logger = logging.getLogger(__name__)
 
 MAX_CALLS = 20_000
-_NEWEST = 64
-"""Storages among which to look for those that numpy was given, whenever it may have given something back."""
 
 
 class StepRecorder:
@@ -75,7 +60,7 @@ class StepRecorder:
     @property
     def copied_bytes(self) -> int:
         """The size of all copies of parameters and buffers: one of each, and another whenever it was moved."""
-        return self._memory.copied_bytes
+        return self._log.memory.copied_bytes
 
     def begin(
         self,
@@ -101,14 +86,10 @@ class StepRecorder:
             raise RuntimeError("expected a recorder that is not recording, got one that is: call end() first")
         self.obstacle = ""
         self._tapes, self._gathers = [], False
-        self._source, self._name_gathered = tensors, name_gathered
+        self._source = tensors
         self._shards = frozenset(shard.untyped_storage()._cdata for shard in shards)
-        self._calls: list[Call] = []
-        self._memory = MemoryMap(copies)
+        self._log = CallLog(MemoryMap(copies), opens=opens, name_gathered=name_gathered)
         self._trail = GradientTrail()
-        self._draws = Draws()
-        self._host_reads: list[HostRead] = []
-        self._pending: dict[int, list[Pending]] = {}
         self._buffers = (
             frozenset() if isinstance(tensors, Mapping) else frozenset(named_tensors(dict(_buffers_of(tensors))))
         )
@@ -133,9 +114,11 @@ class StepRecorder:
                 self._give_up(f"parameters of type {type(tensor).__name__}")
             elif gathered:
                 which = self._n_gatherings
-                self._memory.name_gathered(name, tensor, keep_value=keep_value, gathering=which, anew=self._is_filled)
+                self._log.memory.name_gathered(
+                    name, tensor, keep_value=keep_value, gathering=which, anew=self._is_filled
+                )
             else:
-                self._memory.name(name, tensor, is_buffer=name in self._buffers)
+                self._log.memory.name(name, tensor, is_buffer=name in self._buffers)
         finally:
             self._listening = was
 
@@ -189,11 +172,11 @@ class StepRecorder:
 
     def _refresh(self, written: Sequence[Tensor] | None = None) -> None:
         """Take the parameters and buffers as they are now; those in the memory `written`, or all."""
-        storages = None if written is None else {self._memory.storage_of(tensor) for tensor in written}
+        storages = None if written is None else {self._log.memory.storage_of(tensor) for tensor in written}
         with torch.no_grad():
             for name, tensor in self._named.items():
-                if not is_foreign(tensor) and (storages is None or self._memory.storage_of(tensor) in storages):
-                    self._memory.refresh(name, tensor)
+                if not is_foreign(tensor) and (storages is None or self._log.memory.storage_of(tensor) in storages):
+                    self._log.memory.refresh(name, tensor)
 
     def leave(self) -> None:
         """Leave the mode until `resume`: what passes runs as fast as without it. `end` returns the tapes."""
@@ -210,9 +193,7 @@ class StepRecorder:
         finally:
             self._mode = None
         tapes, self._tapes = tuple(self._tapes), []
-        self._calls = []
-        self._memory, self._trail = MemoryMap(), GradientTrail()
-        self._draws, self._pending, self._named = Draws(), {}, {}
+        self._log, self._trail, self._named = CallLog(MemoryMap()), GradientTrail(), {}
         return tapes
 
     # What the mode calls
@@ -248,20 +229,23 @@ class StepRecorder:
             return _nothing
         if self._is_of_gradients(operator, args, kwargs):
             return partial(self._follow_gradients, written_by(operator, args, kwargs))
-        prepared = self._before(operator, args, kwargs)
-        return _nothing if prepared is None else lambda result: self._after(operator, args, kwargs, result, *prepared)
+        if len(self._log.calls) >= self.max_calls:
+            self._give_up(f"the step calls more than {self.max_calls} operators")
+            return _nothing
+        prepared = self._log.prepare(operator, args, kwargs)
+        return _nothing if prepared is None else partial(self._log.note, prepared)
 
     def _follow_gradients(self, written: Sequence[Tensor], result: Any) -> None:
         """Take parameters as such a call has left them; what it has made are gradients, too."""
         self._refresh(written)
         known = {id(tensor) for tensor in self._named.values()}
-        made = (out for out in (*_tensors_and_none(result), *written) if out is not None and id(out) not in known)
+        made = (out for out in (*tensors_and_none(result), *written) if out is not None and id(out) not in known)
         self._trail.follow(list(made))
 
     def _is_of_activations(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call beside a gather, as a cast of a unit's input, only reads what the step has computed."""
         read = (leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor) and not is_foreign(leaf))
-        return not write_positions(operator) and any(self._memory.known_slot(leaf) is not None for leaf in read)
+        return not write_positions(operator) and any(self._log.memory.known_slot(leaf) is not None for leaf in read)
 
     def _is_of_gradients(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call works on gradients, as an optimizer written by hand does, or a perturbation of weights.
@@ -273,137 +257,23 @@ class StepRecorder:
         read = (leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor))
         return self._trail.leads_to(read, self._named.values())
 
-    def _before(self, operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Arguments as slots, tensors by slot, what will be written; constants that it would overwrite are copied."""
-        if not hasattr(operator, "_schema"):
-            raise TypeError("a higher-order operator")
-        if torch.compiler.is_compiling():
-            raise TypeError("a compilation")
-        if len(self._calls) >= self.max_calls:
-            self._give_up(f"the step calls more than {self.max_calls} operators")
-            return None
-        if any(is_lazy(leaf) for leaf in leaves(args)):
-            return None  # nothing is computed from a parameter that has no values yet
-        found: list[tuple[Tensor, int]] = []
-        grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-        pending = self._pending
-        if operator._schema.name == "aten::_cudnn_rnn":  # its buffer of weights is the memory of those in its list
-            args = (*args[:3], None, *args[4:])
-        if operator._schema.name == "_c10d_functional::wait_tensor":
-            self._pending = {}  # not complete yet
-        encoded = self._encoded(args, found)
-        encoded_kwargs = {key: self._encoded(value, found) for key, value in kwargs.items()} if kwargs else {}
-        self._pending = pending
-        written = written_by(operator, args, kwargs)
-        for tensor in written:
-            self._memory.about_to_write(tensor)
-            self._draws.about_to_write(self._memory.storage_of(tensor))
-        is_issued_again = self._opens and is_functional_collective(operator._schema.name)
-        collective = None if is_issued_again else collective_of(operator, args, kwargs)
-        return encoded, encoded_kwargs, found, written, grad, collective
-
-    def _after(
-        self,
-        operator: Any,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        result: Any,
-        encoded: tuple[Any, ...],
-        encoded_kwargs: Mapping[str, Any],
-        found: list[tuple[Tensor, int]],
-        written: list[Tensor],
-        grad: bool,
-        collective: Collective | None,
-    ) -> None:
-        schema_name = operator._schema.name
-        if self._opens and any(out is not None and is_foreign(out) for out in _tensors_and_none(result)):
-            return
-        if schema_name == "aten::set_" and not isinstance(args[1] if len(args) > 1 else None, Tensor):
-            self._memory.forget(result)  # a replay would write to this very storage: it is known by its memory
-            return
-        flows = grad and schema_name not in ("aten::detach", "aten::detach_") and any(t.requires_grad for t, _ in found)
-        if torch.Tag.inplace_view in operator.tags and (plain := functional_view(operator)) is not None:
-            operator, written = plain, []
-            self._memory.forget(result)  # the same tensor, but another view: it gets a slot of its own
-            found = [(tensor, slot) for tensor, slot in found if tensor is not result]
-        known = {id(tensor): slot for tensor, slot in found}
-        outputs = []
-        for out in _tensors_and_none(result):
-            if out is None:
-                outputs.append(None)
-            elif id(out) in known:
-                outputs.append(known[id(out)])
-            else:
-                outputs.append(self._memory.new(out, connected=flows and _is_differentiable(out)))
-        if schema_name == "aten::detach" and found and outputs[0] is not None:
-            self._memory.detached_from[outputs[0]] = found[0][1]
-        if schema_name in (*READS, *SHAPED_BY_VALUES):
-            for _, slot in found[:1]:
-                value = float(result) if isinstance(result, (int, float)) else None
-                self._host_reads.append(HostRead(schema_name, slot, len(self._calls), value))
-        if schema_name == "aten::lift_fresh":  # numbers of Python's or numpy's become a tensor
-            self._host_reads += read_by_numpy(self._memory.handed_to_numpy(_NEWEST), self._calls)
-        slots = tuple(dict.fromkeys(known[id(tensor)] for tensor in written))
-        for tensor, slot in zip(written, (known[id(tensor)] for tensor in written), strict=True):
-            if flows and _is_differentiable(tensor):
-                self._memory.connect(slot)
-        if collective is not None:
-            for call, pending, storage in collective.recorded(known, outputs, result, next(SERIAL)):
-                self._calls.append(call)
-                self._pending.setdefault(self._memory.storage_of(storage), []).append(pending)
-            return
-        if schema_name == "aten::copy_":
-            (to, _), (source, _), *_ = found
-            if (copy := self._memory.copied_storage(to, source)) is not None:
-                self._calls.append(copy)
-                return
-        drawn = drawn_by(operator, args, _tensors_and_none(result))
-        storage = None if drawn is None or id(drawn) in known else self._memory.storage_of(drawn)
-        draw = None if drawn is None else self._draws.keep(drawn, storage)
-        self._calls += single_calls(Call(operator, encoded, encoded_kwargs, tuple(outputs), slots, grad, draw))
-
-    def _encoded(self, value: Any, found: list[tuple[Tensor, int]]) -> Any:
-        """Arguments with slots in place of tensors."""
-        if isinstance(value, Tensor):
-            slot = self._slot(value)
-            found.append((value, slot))
-            return Slot(slot)
-        if isinstance(value, (list, tuple)):
-            return tuple(self._encoded(part, found) for part in value)
-        return value
-
-    def _slot(self, tensor: Tensor) -> int:
-        if is_foreign(tensor):
-            raise TypeError(f"a tensor of type {type(tensor).__name__}")
-        if self._name_gathered is not None and isinstance(tensor, nn.Parameter) and not self._memory.is_named(tensor):
-            self._name_gathered()
-            if not self._memory.is_named(tensor):
-                raise TypeError("a parameter that is none of the module's")
-        if self._pending:
-            for pending in self._pending.pop(self._memory.storage_of(tensor), ()):
-                name, value = pending.finished()
-                self._draws.values[name] = value
-        slot, aliases = self._memory.find(tensor)
-        self._calls += aliases
-        return slot
-
     def _give_up(self, reason: str) -> None:
         log.info("the step is not recorded: %s", reason)
         self.obstacle = self.obstacle or reason
         self._listening = False
-        self._calls = []
+        self._log.calls = []
 
     def _tape(self, outputs: Sequence[Tensor], scale: float, n_samples: int | None) -> Tape:
         if self.obstacle:
             return empty_tape(self.obstacle, scale)
         outputs = [on_this_process(output) for output in outputs] if self._opens else outputs
-        slots = [self._slot(output) for output in outputs]
-        self._host_reads += read_by_numpy(self._memory.handed_to_numpy(), self._calls)
+        slots = [self._log.slot(output) for output in outputs]
+        self._log.read_by_numpy()
         recorded = Recorded(
-            self._calls,
-            self._memory,
-            self._draws.values,
-            self._host_reads,
+            self._log.calls,
+            self._log.memory,
+            self._log.draws.values,
+            self._log.host_reads,
             named_tensors(self._source),
             self._buffers,
             held=self._held & held_storages(self._source) if self._held else self._held,
@@ -418,19 +288,3 @@ def _nothing(result: Any) -> None:
 
 def _buffers_of(module: nn.Module) -> Any:
     return all_names(module.named_buffers)
-
-
-def _tensors_and_none(result: Any) -> list[Tensor | None]:
-    """The leaves of a result that are tensors, or stand where a tensor would."""
-    if isinstance(result, Tensor):
-        return [result]
-    if isinstance(result, (list, tuple)):
-        return [out for part in result for out in _tensors_and_none(part)]
-    return [None]
-
-
-def _is_differentiable(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-_PLAIN = torch._C._disabled_torch_dispatch_impl

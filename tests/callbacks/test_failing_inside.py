@@ -50,8 +50,8 @@ class Figures(Logger):
 SEAMS = [
     # Recording
     "_tape.recorder:StepRecorder.begin",
-    "_tape.recorder:StepRecorder._before",
-    "_tape.recorder:StepRecorder._after",
+    "_tape.call_log:CallLog.prepare",
+    "_tape.call_log:CallLog.note",
     "_tape.draws:Draws.keep",
     "_tape.gradient_trail:GradientTrail.leads_to",
     "_tape.recorder:write_positions",

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_topo import Distortion, TopologyMonitor
-from lightning_topo._tape import StepRecorder
+from lightning_topo._tape.call_log import CallLog
 from lightning_topo._watch import recording
 from lightning_topo._watch.recording import Recording
 from lightning_topo.neurons import _from_tapes
@@ -34,13 +34,13 @@ class ByHand(L.LightningModule):
 
 def test_no_operator_of_an_update_is_recorded_though_it_was_given_a_closure(tmp_path, monkeypatch):
     recorded = []
-    before = StepRecorder._before
+    before = CallLog.prepare
 
     def noted(self, operator, args, kwargs):
         recorded.append(operator._schema.name)
         return before(self, operator, args, kwargs)
 
-    monkeypatch.setattr(StepRecorder, "_before", noted)
+    monkeypatch.setattr(CallLog, "prepare", noted)
     monitor = TopologyMonitor([Distortion()], verbose=False)
     fit(ByHand(), [monitor], root=tmp_path, max_steps=4)
     assert monitor.groups[0].status == "verified"
