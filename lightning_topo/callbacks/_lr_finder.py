@@ -301,11 +301,13 @@ class _Sweep:
         with on_trial(self._trainer, self._module, self._finder.seed):
             for k, lr in enumerate(rates):
                 set_learning_rate(self._trainer.optimizers[0], lr)
+                batches = list(islice(self._batches, self._trainer.accumulate_grad_batches))
+                self._first = self._first or batches
+                if k == 0 and self._sharpness is not None:
+                    self._first_step(lr)  # how much of its gradient a step is handed, the curvature has to know
                 # Of several processes the first measures: all have the same weights, and its samples are those of all.
                 with course.curvature():
                     curvature = self._look.ranks.first("curvature", lambda k=k: self._measure_curvature(k))
-                batches = list(islice(self._batches, self._trainer.accumulate_grad_batches))
-                self._first = self._first or batches
                 loss, ratio = self._step(lr, batches)
                 rows.append((lr, loss, ratio, *curvature))
                 smoothed = _MEMORY * smoothed + (1.0 - _MEMORY) * loss
@@ -324,7 +326,7 @@ class _Sweep:
         self._ratio = math.nan
         watched = WatchedOptimizer(trainer, self._module, optimizer, self._look.groups, 1.0, self._updated)
         try:
-            loss = take_step(trainer, self._module, batches)
+            loss = take_step(trainer, self._module, batches, self._look.scales)
         finally:
             watched.release()
         if not math.isclose(float(optimizer.param_groups[0]["lr"]), lr, rel_tol=1e-6):
@@ -372,4 +374,5 @@ class _Sweep:
             optimizers=self._trainer.optimizers,
             training_loss=self._look.loss,
             previous=self._curvature if self._curvature.carry is not None else None,
+            gradient_scales=self._look.scales.of(self._trainer.optimizers),
         )

@@ -11,6 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_topo._watch.finding import Finding
+from lightning_topo._watch.gradient_scales import GradientScales
 from lightning_topo._watch.ranks import Ranks
 from lightning_topo._watch.recording import Recording
 from lightning_topo._watch.training_loss import ENOUGH_SAMPLES, TrainingLoss
@@ -24,12 +25,16 @@ _MOST_BATCHES = 64
 
 @dataclass(frozen=True, slots=True)
 class TrialLook:
-    """The verified groups with something to measure; the problems, in words; the loss on recorded samples."""
+    """The verified groups with something to measure; the problems, in words; the loss on recorded samples.
+
+    `scales` knows by how much hooks scale the gradient, and measures in trial steps how much clipping does.
+    """
 
     groups: tuple[NeuronGroup, ...]
     problems: str
     loss: TrainingLoss
     ranks: Ranks
+    scales: GradientScales
 
     @classmethod
     def of(
@@ -51,8 +56,10 @@ class TrialLook:
             n_more = ranks.first("samples", lambda: _n_more(trainer, usable[0] * ranks.size) if usable else 0)
             for batch in _of_all(trainer, ranks, list(islice(drawn, n_more))):
                 record_loss(trainer, module, batch, recording)
-        groups = finding.groups(tapes, recording.obstacle)
-        return cls(groups, " ".join(problem.message for problem in finding.problems), loss, ranks)
+        groups, scales = finding.groups(tapes, recording.obstacle), GradientScales()
+        scales.wanted = True
+        scales.recorded(tapes, trainer.optimizers, recording.parameters())
+        return cls(groups, " ".join(problem.message for problem in finding.problems), loss, ranks, scales)
 
 
 def _n_more(trainer: Trainer, n_samples: int) -> int:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from lightning_topo._protection import same_draws, same_random_state, unchanged
+from lightning_topo._watch.gradient_scales import GradientScales
 from lightning_topo._watch.recording import Recording
 
 
@@ -45,12 +46,15 @@ def on_trial(trainer: Trainer, module: LightningModule, seed: int) -> Iterator[N
             _set_callbacks(trainer, callbacks)
 
 
-def take_step(trainer: Trainer, module: LightningModule, batches: Sequence[Any]) -> float:
+def take_step(
+    trainer: Trainer, module: LightningModule, batches: Sequence[Any], scales: GradientScales | None = None
+) -> float:
     """One update of the only optimizer from the mean loss over the batches, which is returned.
 
     Precision, clipping and the module's own hooks take part as in training; with several processes the loss is their
-    mean.
+    mean. `scales` measure how much of the gradient the optimizer is handed.
     """
+    scales = GradientScales() if scales is None else scales
     optimizer, total = trainer.optimizers[0], 0.0
 
     @torch.enable_grad()
@@ -61,12 +65,16 @@ def take_step(trainer: Trainer, module: LightningModule, batches: Sequence[Any])
         losses = []
         for batch in batches:
             loss = _loss(trainer.strategy.training_step(*_arguments(module, batch)))
+            scales.begin_batch()
+            scales.loss(loss, 1.0, [optimizer])
             trainer.strategy.backward(loss / len(batches), optimizer)
+            scales.differentiated([optimizer])
             losses.append(loss.detach().float())
         total = torch.stack(losses).mean()
         return total
 
     module.optimizer_step(trainer.current_epoch, 0, module.optimizers(), closure)  # pyright: ignore[reportArgumentType]
+    scales.stepped(optimizer)
     return float(torch.as_tensor(trainer.strategy.reduce(total, reduce_op="mean")))
 
 

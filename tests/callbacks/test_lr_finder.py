@@ -76,6 +76,20 @@ def test_on_a_quadratic_both_suggestions_are_the_critical_point(tmp_path):
         assert all((r > 1.0) == above for r in ratios(weights))
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_curvature_is_that_of_the_clipped_step(tmp_path, n):
+    """Clipped to 0.1 a gradient 3.3 theta has the length 0.1; at these rates theta hardly moves."""
+    module, finder = Quadratic(), TopologyLRFinder(1e-4, 1e-3, 5, early_stop_threshold=None)
+    length = float(nn.utils.parameters_to_vector(module.parameters()).detach().norm())
+    fit(module, [finder], root=tmp_path, gradient_clip_val=0.1, accumulate_grad_batches=n)
+    sweep = finder.sweep
+    assert sweep.eta_lambdas == pytest.approx([lr * 0.1 / length for lr in sweep.lrs], rel=2e-2)
+    assert sweep.sharpness_ratios == pytest.approx([lr * 0.05 / length for lr in sweep.lrs], rel=2e-2)
+    finder = TopologyLRFinder(1e-4, 1e-3, 5, early_stop_threshold=None)
+    fit(Quadratic(), [finder], root=tmp_path, accumulate_grad_batches=n)
+    assert finder.sweep.eta_lambdas == pytest.approx([3.3 * lr for lr in sweep.lrs], rel=2e-2)
+
+
 RULES = {
     "sgd": {},
     "momentum": {"momentum": 0.9, "weight_decay": 1e-2},
