@@ -23,11 +23,17 @@ class SampleAge:
 
     _accepted_at: dict[_Loss, int] = field(default_factory=dict)
     _stale: dict[_Loss, Stale] = field(default_factory=dict)
+    _told: set[_Loss] = field(default_factory=set)
 
-    @property
-    def stale(self) -> Stale | None:
-        """The loss with the oldest samples of those refused since; None where there is none."""
-        return min(self._stale.values(), key=lambda stale: stale.step, default=None)
+    def take_news(self) -> tuple[Stale | None, bool]:
+        """The newly stale loss with the oldest samples, if any; whether all losses that were stale are renewed.
+
+        A loss is told once, until it is accepted again.
+        """
+        new = [stale for loss, stale in self._stale.items() if loss not in self._told]
+        is_over = bool(self._told) and not self._stale
+        self._told = set(self._stale)
+        return min(new, key=lambda stale: stale.step, default=None), is_over
 
     def note(self, step: int, accepted: Sequence[Tape], refused: Sequence[Tape]) -> None:
         """Take in the tapes of another step. A loss that is not known again counts as all, if it is the only one."""

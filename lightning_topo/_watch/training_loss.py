@@ -16,7 +16,7 @@ from lightning_topo._tape import CannotReplay, Tape, TapeLoss
 from lightning_topo._tape.draws import generators_kept
 from lightning_topo._tape.names import all_names, clean_name
 from lightning_topo._watch.messages import renewed_samples, stale_samples
-from lightning_topo._watch.sample_age import SampleAge, Stale
+from lightning_topo._watch.sample_age import SampleAge
 from lightning_topo._watch.sharded_loss import ShardedTapeLoss, replay_obstacle
 from lightning_topo._watch.training import Training
 from lightning_topo.neurons._capture import sharding
@@ -50,7 +50,6 @@ class TrainingLoss:
         self._batch: Any = None
         self._cuts = SampleCuts()
         self._age = SampleAge()
-        self._reported: Stale | None = None
         self._was_evaluated = False
         self._is_sharded: bool = sharding(training.root) != "whole"
         self._step, self._n_refused, self._is_final = training.step, 0, False
@@ -89,17 +88,14 @@ class TrainingLoss:
         self._age.forget_all_but(self._tapes)
 
     def take_event(self, step: int) -> TopologyEvent | None:
-        """Return what has changed about the samples since a loss was last evaluated on them: they are stale, or not.
+        """Return what has changed about the samples since a loss was last evaluated on them: one is stale, or none is.
 
         Once each: a recording that is refused again is not reported again until one was accepted.
         """
         was_evaluated, self._was_evaluated = self._was_evaluated, False
-        stale = self._age.stale
-        if not was_evaluated or (stale is None) == (self._reported is None):
-            return None
-        self._reported = stale
+        stale, is_over = self._age.take_news() if was_evaluated else (None, False)
         if stale is None:
-            return renewed_samples(step, self._training.epoch)
+            return renewed_samples(step, self._training.epoch) if is_over else None
         return stale_samples(stale.step, stale.refused_at, stale.reason, _REMEDY, step, self._training.epoch)
 
     def release(self) -> None:
