@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.phases import EdgeSource
+from lightning_topo.phases._edge import EDGE_PRECEDENCE
 
 Series = tuple[tuple[int, float], ...]
 
@@ -81,9 +83,15 @@ def largest_ratios(measurements: Sequence[Measurement]) -> dict[int, float]:
     return found
 
 
+def edge_source(measurements: Sequence[Measurement]) -> EdgeSource | None:
+    """The source of the edge ratio that decides, as far as a whole record tells; None where none was measured."""
+    return next((source for source in EDGE_PRECEDENCE if of_network(measurements, source.quantity)), None)
+
+
 def edge_ratios(measurements: Sequence[Measurement]) -> dict[int, float]:
-    """The edge ratio by step: by the optimizer's threshold where it is known, else along the steps taken."""
-    return of_network(measurements, "sharpness_ratio") or of_network(measurements, "directional_ratio")
+    """The edge ratio by step, of the source that decides."""
+    source = edge_source(measurements)
+    return {} if source is None else of_network(measurements, source.quantity)
 
 
 def of_network(measurements: Sequence[Measurement], name: str) -> dict[int, float]:

@@ -103,8 +103,8 @@ def ratio_figure(ratios: Mapping[str, Series], title: str) -> "Figure":
     return figure
 
 
-def stability_figure(loss: Series, sharpness_ratio: Series, eta_lambda: Series, title: str) -> "Figure":
-    """Above, the loss; below, the sharpness ratio with the edge of stability at 1, and the paper's eta K."""
+def stability_figure(loss: Series, edges: Mapping[str, Series], eta_lambda: Series, title: str) -> "Figure":
+    """Above, the loss; below, the edge ratios by name, with the edge of stability at 1, and the paper's eta K."""
     with own_style():
         figure, (above, below) = new_figure(2, title, width=_WIDTH, height=2.5, share_x=True)
         steps, values = _finite(loss)
@@ -114,10 +114,8 @@ def stability_figure(loss: Series, sharpness_ratio: Series, eta_lambda: Series, 
             above.set_yscale("log")
         if not len(values):
             _say(above, "no loss in this record")
-        for series, name, style, colour in (
-            (eta_lambda, r"$\eta\lambda$, bound at 1", ":", COLOURS[0]),
-            (sharpness_ratio, "sharpness ratio, edge at 1", "-", COLOURS[1]),
-        ):
+        ratios = [(series, f"{name}, edge at 1", "-", COLOURS[k]) for k, (name, series) in enumerate(edges.items(), 1)]
+        for series, name, style, colour in ((eta_lambda, r"$\eta\lambda$, bound at 1", ":", COLOURS[0]), *ratios):
             steps, values = _finite(series)
             if len(values):
                 _line(below, steps, values, color=colour, linestyle=style, linewidth=1.6, label=name)
@@ -127,7 +125,7 @@ def stability_figure(loss: Series, sharpness_ratio: Series, eta_lambda: Series, 
             below.set_ylim(min(low, 0.0), max(high, 1.15))
             below.legend(loc="lower right", frameon=False, fontsize=9)
         else:
-            _say(below, "no sharpness ratio in this record")
+            _say(below, "no edge ratio in this record")
         below.set(xlabel="optimizer step", ylabel="ratio to its limit")
         below.margins(x=0.01)
     return figure

@@ -12,7 +12,8 @@ from lightning_topo._figures.rates import rate_limits
 from lightning_topo._figures.style import abbreviated
 from lightning_topo._notebook.frames import diagrams_frame, events_frame, measurements_frame, phases_frame
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.phases import Phase, TopologyEvent, replay_record
+from lightning_topo.phases import EdgeSource, Phase, TopologyEvent, replay_record
+from lightning_topo.quantities import QUANTITIES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,13 +102,15 @@ class RecordViews:
         return ratio_figure({group: series for group, series in found.items() if series}, "Critical ratio by group")
 
     def plot_stability(self: Recorded) -> "Figure":
-        """Plot the loss, the sharpness ratio (1 at the edge of stability) and `eta_lambda` against the step."""
+        """Plot the loss, the edge ratios (1 at the edge of stability) and `eta_lambda` against the step."""
         from lightning_topo._figures.training import stability_figure
 
-        loss, ratio, bound = (_series(self, GLOBAL, name) for name in ("loss", "sharpness_ratio", "eta_lambda"))
-        if not loss and not ratio:
-            raise ValueError(_nothing(self, "losses and sharpness"))
-        return stability_figure(loss, ratio, bound, "Loss and sharpness")
+        loss, bound = (_series(self, GLOBAL, name) for name in ("loss", "eta_lambda"))
+        ratios = {QUANTITIES[s.quantity].title.lower(): _series(self, GLOBAL, s.quantity) for s in EdgeSource}
+        ratios = {name: series for name, series in ratios.items() if series}
+        if not loss and not ratios:
+            raise ValueError(_nothing(self, "losses and edge ratios"))
+        return stability_figure(loss, ratios, bound, "Loss and edge of stability")
 
     def plot_learning_rate(self: Recorded) -> "Figure":
         """Plot the learning rate by step, with the rates at which r, the edge ratio and `eta_lambda` would be 1."""

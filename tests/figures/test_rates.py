@@ -44,6 +44,8 @@ def test_curvature_and_edge_are_of_the_whole_network_and_a_threshold_goes_first(
     limits = rate_limits(found)
     assert (limits.curvature, limits.edge) == (((2, 0.2),), ((3, 0.5),))
     assert rate_limits([*found, sharp(4, sharpness_ratio=4.0)]).edge == ((4, 0.1),)
+    of_batches = Measurement(5, 0, "step_edge", "", {"batch_sharpness_ratio": 0.8})
+    assert rate_limits([*found, sharp(4, sharpness_ratio=4.0), of_batches]).edge == ((5, 0.5),)
     of_group = Measurement(5, 0, "sharpness", "net.0", {"eta_lambda": 9.0})
     assert rate_limits([*found, of_group, sharp(6, eta_lambda=math.inf)]).curvature == limits.curvature
 

@@ -55,12 +55,12 @@ def test_phases_are_spans_of_their_colours():
 
 
 def test_loss_and_sharpness_and_what_is_not_there():
-    figure = stability_figure([(1, 2.0), (2, 0.01)], [(0, 0.5), (2, 1.1)], [], "stability")
+    figure = stability_figure([(1, 2.0), (2, 0.01)], {"sharpness ratio": [(0, 0.5), (2, 1.1)]}, [], "stability")
     above, below = figure.axes
     assert above.get_yscale() == "log"
     np.testing.assert_array_equal(below.lines[0].get_ydata(), [0.5, 1.1])
     assert below.get_ylim()[1] > 1.0
-    above, below = stability_figure([], [], [], "stability").axes
+    above, below = stability_figure([], {}, [], "stability").axes
     assert [axes.texts[0].get_text()[:3] for axes in (above, below)] == ["no ", "no "]
 
 

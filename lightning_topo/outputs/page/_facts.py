@@ -50,7 +50,7 @@ def facts(run: RunView) -> tuple[Fact, ...]:
             "Edge of stability reached", _when(found.edge_since, any(name != "eta_lambda" for name in found.measured))
         ),
         Fact("Curvature bound passed", _when(found.curvature_since, "eta_lambda" in found.measured)),
-        Fact("Sharpness ratio now", _number(found.final_sharpness_ratio)),
+        Fact("Edge ratio now", ABSENT if found.edge is None else f"{_number(found.edge.value)} ({found.edge.source})"),
         Fact("Loss now", _number(found.final_loss)),
         Fact("Groups of neurons", f"{found.n_groups:,}"),
         Fact("Neurons", _neurons(run)),

@@ -21,9 +21,11 @@ from lightning_topo.outputs.record import Parent, RunRecord
 from lightning_topo.outputs.record._parameters import ParameterTable
 from lightning_topo.outputs.record._thin import Thinned
 from lightning_topo.phases import Phase, Replay, Severity, TopologyEvent, collapsed, replay_record, width_for
+from lightning_topo.phases._edge import EDGE_PRECEDENCE
 from lightning_topo.quantities import Direction, direction
 
-_GLOBAL_CURVES = (("training", "loss"), ("sharpness", "sharpness_ratio"), ("sharpness", "eta_lambda"))
+_CURVES = (*(source.quantity for source in EDGE_PRECEDENCE), "eta_lambda")
+"""What is drawn of the network beside the loss, whichever probe has measured it."""
 _MOST_NUMBERS = 1 << 22
 """Of all captures together so many births and deaths are kept: of larger captures fewer are shown."""
 _MOST_LOGGED = 8
@@ -143,11 +145,9 @@ def run_view(record: RunRecord, label: str, budget: Budget, *, detailed: bool = 
     unit = max((widths.get(group, 1) for group in groups), default=1)
     nothing = {group: _Captures({}, []) for group in groups}
     captured, n_lost = _captures(record, groups, budget) if detailed else (nothing, 0)
-    curves = {
-        name: envelope(name, points, budget.curve_points)
-        for probe, name in _GLOBAL_CURVES
-        if (points := series(by_group.get(GLOBAL, ()), probe, name))
-    }
+    whole = by_group.get(GLOBAL, ())
+    drawn = {"loss": series(whole, "training", "loss")} | {name: series(whole, None, name) for name in _CURVES}
+    curves = {name: envelope(name, points, budget.curve_points) for name, points in drawn.items() if points}
     evidence = Evidence.of(record.measurements)
     return RunView(
         label=label,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from lightning_topo._figures.coverage import Stretch, of_network, stretches
+from lightning_topo._figures.rates import edge_source
 from lightning_topo.measurement import GLOBAL, Measurement, StepState
 from lightning_topo.outputs.page._loss_course import Level, LossCourse
 from lightning_topo.outputs.record import RunRecord
@@ -71,6 +72,14 @@ class Between:
 
 
 @dataclass(frozen=True, slots=True)
+class EdgeRatio:
+    """How close to the edge of stability a run was last, 1 at the edge, by the source that decides."""
+
+    source: EdgeSource
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The facts of one run; None for what was not measured or did not happen.
 
@@ -91,7 +100,7 @@ class Outcome:
     n_ratio_steps: int
     final_loss: float | None
     nonfinite_loss_step: int | None
-    final_sharpness_ratio: float | None
+    edge: EdgeRatio | None
     n_notes: int = 0
     """Those of the events that only tell how the run is watched."""
     instability: TopologyEvent | None = None
@@ -157,7 +166,6 @@ def _outcome(
     whole = [m for m in measurements if m.group == GLOBAL]
     losses = series(whole, "training", "loss")
     nonfinite = [step for step, loss in losses if not math.isfinite(loss)]
-    ratios = series(whole, "sharpness", "sharpness_ratio")
     return Outcome(
         n_groups=len({m.group for m in measurements} - {GLOBAL}),
         first_step=min(steps, default=None),
@@ -172,7 +180,7 @@ def _outcome(
         n_ratio_steps=_n_ratio_steps(measurements) if digest is None else digest.n_ratio_steps,
         final_loss=losses[-1][1] if losses else None,
         nonfinite_loss_step=nonfinite[0] if nonfinite else None,
-        final_sharpness_ratio=ratios[-1][1] if ratios else None,
+        edge=_edge_ratio(whole),
         n_notes=sum(event.name in NOTES for event in events),
         instability=next((event for event in events if event.name is EventName.INSTABILITY), None),
         coverage=_coverage(measurements, digest),
@@ -202,6 +210,11 @@ def _broken_since(
         if stretch.state.certified and stretch.first < event.step
     ]
     return Between(max(known, default=None), event.step)
+
+
+def _edge_ratio(whole: Sequence[Measurement]) -> EdgeRatio | None:
+    source = edge_source(whole)
+    return None if source is None else EdgeRatio(source, series(whole, None, source.quantity)[-1][1])
 
 
 def _edge_since(whole: Sequence[Measurement], events: Sequence[TopologyEvent]) -> Between | None:
@@ -265,9 +278,9 @@ def _coverage(measurements: Sequence[Measurement], digest: Digest | None) -> Cov
     )
 
 
-def series(measurements: Iterable[Measurement], probe: str, name: str) -> list[tuple[int, float]]:
-    """One quantity by step, from the measurements of one group."""
-    found = [(m.step, m.values[name]) for m in measurements if m.probe == probe and name in m.values]
+def series(measurements: Iterable[Measurement], probe: str | None, name: str) -> list[tuple[int, float]]:
+    """One quantity by step, from the measurements of one group by a probe, or by any."""
+    found = [(m.step, m.values[name]) for m in measurements if probe in (None, m.probe) and name in m.values]
     return sorted(found, key=itemgetter(0))
 
 

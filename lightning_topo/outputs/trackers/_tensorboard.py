@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_topo._watch.published_values import mangled_names
 from lightning_topo.outputs.trackers._tracker import RunFacts, Tracker
 from lightning_topo.phases import Phase, TopologyEvent
+from lightning_topo.phases._edge import EDGE_PRECEDENCE
 from lightning_topo.quantities import Scope, quantity
 
 if TYPE_CHECKING:
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
 
 _CHARTS: Mapping[str, Sequence[str]] = {
     "phase: 0 preserved, 1 unprotected, 2 edge, 3 breakdown": ["phase"],
-    "critical ratio eta / eta*, critical at 1": ["critical_ratio"],
+    "critical ratio eta / eta*, critical at 1, and its bound": ["critical_ratio", "critical_ratio_bound"],
     "learning rate and critical learning rate eta*": ["learning_rate", "critical_learning_rate"],
-    "coverage: the share of certified steps": ["coverage", "coverage_span"],
-    "sharpness ratio and eta K, edge and bound at 1": ["sharpness_ratio", "eta_lambda"],
+    "coverage: shares of steps certified, and spanned": ["coverage", "coverage_span"],
+    "edge ratios, edge of stability at 1": [source.quantity for source in EDGE_PRECEDENCE],
+    "eta K, the paper's condition needs < 1": ["eta_lambda"],
     "contraction to expansion in a step": ["contraction", "expansion"],
     "contraction to expansion since the start": ["total_contraction", "total_expansion"],
     "Betti number b0": ["betti_0"],
@@ -27,6 +29,9 @@ _CHARTS: Mapping[str, Sequence[str]] = {
         "log_bottleneck_bound",
     ],
     "distinct neurons": ["distinct_neurons"],
+    "independent neurons": ["independent_neurons"],
+    "vanishing neurons": ["vanishing_neurons"],
+    "aligned clusters": ["aligned_clusters"],
 }
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_topo.outputs.trackers._event_table import COLUMNS, cells, title
 from lightning_topo.outputs.trackers._tracker import ARTIFACT_TYPE, RunFacts, Tracker, config_name, shortened
 from lightning_topo.phases import Severity, TopologyEvent
+from lightning_topo.phases._edge import EDGE_QUANTITIES
 from lightning_topo.quantities import Direction, Scope, quantity
 
 if TYPE_CHECKING:
@@ -37,9 +38,8 @@ CHARTS = frozenset(
         "critical_ratio_bound",
         "learning_rate",
         "critical_learning_rate",
-        "sharpness_ratio",
+        *EDGE_QUANTITIES,
         "eta_lambda",
-        "directional_ratio",
         "coverage",
         "worst/total_contraction",
         "worst/total_expansion",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_topo.phases import Phase
+from lightning_topo.phases._edge import EDGE_PRECEDENCE
 from lightning_topo.quantities import QUANTITIES
 
 if TYPE_CHECKING:
@@ -65,11 +66,18 @@ def _phase() -> "Section":
         _lines(f"Phase ({codes})", "topology/phase", low=-1.2, high=3.2),
         _lines("Critical ratio r = eta / eta*, critical at 1", "topology/critical_ratio", log_y=True),
         _lines("Learning rate and eta*", "topology/learning_rate", "topology/critical_learning_rate", log_y=True),
-        _lines("Edge ratios, edge of stability at 1", "topology/sharpness_ratio", "topology/directional_ratio"),
+        _lines("Edge ratios, edge of stability at 1", *(f"topology/{source.quantity}" for source in EDGE_PRECEDENCE)),
         _lines("eta K, the paper's condition needs < 1", "topology/eta_lambda", log_y=True),
-        _lines("Coverage: the share of certified steps", "topology/coverage", "topology/coverage_span", low=0, high=1),
+        _lines(
+            "Coverage: shares of steps certified, and spanned",
+            "topology/coverage",
+            "topology/coverage_span",
+            low=0,
+            high=1,
+        ),
         _scalar("Peak of r", "topology/critical_ratio.max"),
         _scalar("Peak of the sharpness ratio", "topology/sharpness_ratio.max"),
+        _scalar("Peak of the batch sharpness ratio", "topology/batch_sharpness_ratio.max"),
         _scalar(QUANTITIES["overhead"].title, "topology/overhead.last"),
     ]
     return _section("Topology: phase transitions", panels)

@@ -46,6 +46,15 @@ def test_a_late_breakdown_asks_for_a_lower_rate_and_names_what_would_just_have_d
     assert "warm-up alone would not have" in said.reasons[1]
 
 
+def test_the_edge_that_advice_knows_of_is_that_which_decides() -> None:
+    """By the sharpness of many samples the rate could be twenty times as large."""
+    batches = [Measurement(k, 0, "step_edge", "", {"batch_sharpness_ratio": 0.8}) for k in range(1, 400, 20)]
+    said = advice_on(rate(1, 0.1), *(ratio(k, 0.1) for k in range(1, 400, 9)), edge(9, 0.05), *batches)
+    assert any(
+        "The edge ratio was at most 0.8: the edge of stability is near 0.12" in reason for reason in said.reasons
+    )
+
+
 def test_a_breakdown_of_the_first_steps_alone_asks_for_a_warm_up() -> None:
     said = advice_on(rate(1, 0.01), ratio(1, 2.3), ratio(2, 1.5), *(ratio(k, 0.05) for k in range(10, 500, 10)))
     assert said.learning_rate is None

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import recommendation, verdict
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import RunRecord
@@ -77,6 +79,22 @@ def test_lines_show_the_recorded_numbers(page, demo: RunRecord, chart: str, grou
     line = traces(page, chart)[0]
     assert line["x"] == steps
     assert line["y"] == pytest.approx(values, rel=5.1e-4)
+
+
+def test_where_batches_decide_their_ratio_is_drawn_and_compared(browser: Browser, demo: RunRecord) -> None:
+    steps = range(20, 800, 20)
+    batches = [Measurement(s, 0, "step_edge", "", {"batch_sharpness_ratio": 0.9 + s / 8000}) for s in steps]
+    own = replace(demo, measurements=(*demo.measurements, *batches))
+    page = browser.open([own, demo])
+    drawn = {line["name"]: line for line in traces(page, "sharpness")}
+    assert list(drawn) == ["batch sharpness ratio", "sharpness ratio", "ηλ"]
+    assert drawn["batch sharpness ratio"]["x"] == list(steps)
+    compared = traces(page, "all-edge")
+    assert compared[0]["y"] == pytest.approx([0.9 + s / 8000 for s in steps], rel=5.1e-4)
+    assert compared[1]["x"] == recorded(demo, "", "sharpness_ratio")[0]
+    assert "batch sharpness ratio" in page.text_content("#curves .legend")
+    assert page.errors == []
+    page.close()
 
 
 def test_the_ratio_map_shows_every_measured_step(page, demo: RunRecord) -> None:

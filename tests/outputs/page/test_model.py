@@ -6,6 +6,7 @@ import pytest
 
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page import render_page
+from lightning_topo.outputs.page._facts import facts
 from lightning_topo.outputs.page._model import Budget, run_view
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import RecordWriter, RunRecord, read_record
@@ -111,6 +112,29 @@ def test_any_probe_may_be_missing(demo: RunRecord, probe: str) -> None:
     assert (view.details[0].change is None) == (probe == "persistence")
     assert ("sharpness_ratio" in view.curves) == (probe != "sharpness")
     assert ("loss" in view.curves) == (probe != "training")
+
+
+def test_every_edge_ratio_is_drawn_whichever_probe_measured_it_and_the_summary_names_the_one_that_decides() -> None:
+    values = {
+        "batch_sharpness": 9.0,
+        "batch_sharpness_ratio": 1.05,
+        "directional_ratio": 0.3,
+        "critical_sharpness": 0.4,
+    }
+    measured = (
+        Measurement(4, 0, "sharpness", "", {"sharpness_ratio": 0.05}),
+        Measurement(5, 0, "step_edge", "", values),
+    )
+    view = run_view(RunRecord(Path("run"), "id", measured), "run", WHOLE)
+    assert {name: dict(zip(table.steps, table.columns[name], strict=True)) for name, table in view.curves.items()} == {
+        "batch_sharpness_ratio": {5: 1.05},
+        "sharpness_ratio": {4: 0.05},
+        "directional_ratio": {5: 0.3},
+        "critical_sharpness": {5: 0.4},
+    }
+    assert {fact.name: fact.value for fact in facts(view)}["Edge ratio now"] == "1.05 (batch)"
+    without = run_view(RunRecord(Path("run"), "id", measured[:1]), "run", WHOLE)
+    assert {fact.name: fact.value for fact in facts(without)}["Edge ratio now"] == "0.05 (sharpness)"
 
 
 def test_the_budget_shrinks_with_the_groups_and_the_scale() -> None:

@@ -100,4 +100,6 @@ def test_a_number_is_kept_where_the_other_is_none():
         joined = join(*(Measurement(k, 0, "distortion", "g", values) for k, values in enumerate(pair)))
         assert joined.values == one
     assert lead(Measurement(1, 0, "sharpness", "", {"other": 3.0, "eta_lambda": 0.2, "sharpness_ratio": 0.1})) == 0.1
+    seen = {"batch_sharpness": 9.0, "batch_noise": 0.5, "batch_sharpness_ratio": 0.9}
+    assert lead(Measurement(1, 0, "step_edge", "", seen)) == 0.9
     assert lead(Measurement(1, 0, "own", "", {})) == 0.0

@@ -7,7 +7,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_topo import read_record
 from lightning_topo.outputs.page import verdict
-from lightning_topo.outputs.trackers._tensorboard import LAYOUT
+from lightning_topo.outputs.trackers._tensorboard import LAYOUT, tag_pattern
+from lightning_topo.phases._edge import EDGE_QUANTITIES
+from lightning_topo.quantities import QUANTITIES
 from tests.outputs.driving import drive
 
 
@@ -79,6 +81,18 @@ def test_every_chart_of_the_layout_finds_its_scalars(run):
     (category,) = layout.category
     assert [chart.title for chart in category.chart] == list(LAYOUT["topology"])
     scalars = events.Tags()["scalars"]
-    for chart in category.chart:
-        for pattern in chart.multiline.tag:
-            assert any(re.match(pattern, tag) for tag in scalars), (chart.title, pattern)
+    wanted = {pattern for chart in category.chart for pattern in chart.multiline.tag}
+    found = {pattern for pattern in wanted if any(re.match(pattern, tag) for tag in scalars)}
+    # What this run does not measure: edge ratios of other optimizers, bounds, counts.
+    others = {
+        *("batch_sharpness_ratio", "directional_ratio", "critical_sharpness", "critical_ratio_bound"),
+        *("independent_neurons", "vanishing_neurons", "aligned_clusters"),
+    }
+    assert others <= QUANTITIES.keys()
+    assert wanted - found == {tag_pattern(name) for name in others}
+
+
+def test_every_edge_ratio_is_among_the_charts():
+    patterns = [pattern for _, patterns in LAYOUT["topology"].values() for pattern in patterns]
+    for name in EDGE_QUANTITIES:
+        assert any(re.match(pattern, f"topology/{name}") for pattern in patterns)

@@ -84,6 +84,11 @@ function overlayFigure(title, read, { logs, limit, height = 230 } = {}) {
 
 const curveOf = (name) => (run) => (run.curves[name] ? { steps: run.curves[name].steps, values: finite(run.curves[name].columns[name]) } : undefined);
 
+function edgeRatioOf(run) {
+  const [name] = EDGES.find(([key]) => run.curves[key]) ?? [];
+  return name && curveOf(name)(run);
+}
+
 function largestRatioOf(run) {
   if (!run.ratio) return undefined;
   const rows = Object.values(run.ratio.columns);
@@ -95,7 +100,7 @@ const COMPARISONS = [
   ["compare", "phasemap", phaseMapFigure, "Phases of all runs by setting and step"],
   ["compare", "all-loss", overlayFigure("Loss", curveOf("loss")), "Loss of all runs by step"],
   ["compare", "all-ratio", overlayFigure("Largest r", largestRatioOf, { logs: true, limit: 1 }), "Largest critical ratio of all runs by step"],
-  ["compare", "all-edge", overlayFigure("Sharpness ratio", curveOf("sharpness_ratio"), { logs: false, limit: 1 }), "Sharpness ratio of all runs by step"],
+  ["compare", "all-edge", overlayFigure("Edge ratio", edgeRatioOf, { logs: false, limit: 1 }), "Edge ratio of all runs by step"],
 ];
 
 function compareControls(redraw) {

@@ -265,13 +265,22 @@ function rateAt({ steps, columns }, step) {
   return rate;
 }
 
-function sharpnessFigure(run, view) {
-  const named = [["sharpness_ratio", "sharpness ratio", "--second", "solid"], ["eta_lambda", "ηλ", "--first", "dot"]];
+// The ratios that are 1 at the edge of stability: of those in a record the first decides.
+const EDGES = [
+  ["batch_sharpness_ratio", "batch sharpness ratio", "--third", "solid"],
+  ["sharpness_ratio", "sharpness ratio", "--second", "solid"],
+  ["directional_ratio", "directional ratio", "--accent", "dash"],
+  ["critical_sharpness", "critical sharpness", "--warn", "dash"],
+];
+const LIMITS = [...EDGES, ["eta_lambda", "ηλ", "--first", "dot"]];
+
+function edgeFigure(run, view) {
+  const named = LIMITS;
   const data = named.filter(([key]) => run.curves[key]).map(([key, name, colour, dash]) => {
     const { steps, columns } = run.curves[key];
     return line(name, steps, finite(columns[key]), css(colour), { line: { color: css(colour), width: 2, dash } });
   });
-  if (!data.length) return { absent: `No sharpness ratio in this record. ${run.silence.sharpness}` };
+  if (!data.length) return { absent: `No edge ratio in this record. ${run.silence.sharpness}` };
   const [least, most] = extremes([1, ...named.flatMap(([key]) => seenIn(view.runs, (r) => r.curves[key]?.columns[key]))].filter((v) => v !== 0));
   const y = most > 30 && least > 0 ? logAxis("Ratio to its limit", least / 1.5, most * 1.5)
     : axis("Ratio to its limit", { range: [1.08 * Math.min(0, least), Math.max(1.15, 1.08 * most)], nticks: 6 });

@@ -14,7 +14,7 @@ const CHARTS = [
   ["ratio", "worst", worstFigure, "Largest critical ratio of all groups by step"],
   ["curves", "loss", lossFigure, "Loss by step"],
   ["curves", "logged", loggedFigure, "Metrics of validation by step"],
-  ["curves", "sharpness", sharpnessFigure, "Sharpness ratio and eta lambda by step"],
+  ["curves", "sharpness", edgeFigure, "Edge ratios and eta lambda by step"],
   ["crocker0", "crocker0", crockerFigure(0), "Connected pieces by scale and step"],
   ["crocker1", "crocker1", crockerFigure(1), "Loops by scale and step"],
   ["diagram", "diagram", diagramFigure, "Persistence diagram: births and deaths"],
@@ -307,9 +307,8 @@ function legends() {
   legendOf("curves").replaceChildren(
     ...(has("loss") ? [swatch("loss", css("--ink"), "line")] : []),
     ...loggedNames(page.runs).map((name) => swatch(ellipsis(name, 40), loggedColour(name, page.runs), "dash")),
-    ...(has("sharpness_ratio") ? [swatch("sharpness ratio", css("--second"), "line")] : []),
-    ...(has("eta_lambda") ? [swatch("ηλ", css("--first"), "dash")] : []),
-    ...(has("sharpness_ratio") || has("eta_lambda") ? [swatch("the limit, 1", css("--muted"), "line")] : []),
+    ...LIMITS.filter(([key]) => has(key)).map(([, name, colour, dash]) => swatch(name, css(colour), dash === "solid" ? "line" : "dash")),
+    ...(LIMITS.some(([key]) => has(key)) ? [swatch("the limit, 1", css("--muted"), "line")] : []),
   );
   const dims = Math.max(0, ...page.runs.flatMap((run) => run.details.map((d) => d.slides?.marks.length ?? 0)));
   legendOf("diagram").replaceChildren(...DIMENSIONS.slice(0, dims).map(([colour, , name]) => swatch(name, css(colour))));
