@@ -16,7 +16,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from lightning_topo._tape import CannotReplay
-from lightning_topo._watch import sharded_loss
+from lightning_topo._watch import gathering, sharded_loss
 from lightning_topo._watch.recording import Recording
 from lightning_topo._watch.training_loss import TrainingLoss
 from lightning_topo.probes import ProbeUnavailable
@@ -196,13 +196,13 @@ def test_a_replay_that_breaks_off_gathers_what_the_others_gather(monkeypatch, at
     net = in_shards(Attends())
     loss, _ = recorded(net, tokens())
     gathered = []
-    visit = sharded_loss._Gathering._visit
+    visit = gathering.Gathering._visit
 
     def noted(self, **options):
         gathered.append(self.plan[self.n_visited].unit.path)
         visit(self, **options)
 
-    monkeypatch.setattr(sharded_loss._Gathering, "_visit", noted)
+    monkeypatch.setattr(gathering.Gathering, "_visit", noted)
     with loss(None) as evaluate:
         for _ in range(at):
             evaluate()
@@ -225,7 +225,7 @@ def test_where_there_is_no_room_nothing_is_gathered(monkeypatch):
     def full(*size, **options):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(sharded_loss.torch, "empty", full)
+    monkeypatch.setattr(gathering.torch, "empty", full)
     monkeypatch.setattr(sharded_loss, "replay", lambda *args, **options: pytest.fail("replayed"))
     with loss(None) as evaluate, pytest.raises(CannotReplay, match="memory runs out"):
         evaluate()
