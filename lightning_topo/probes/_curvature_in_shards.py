@@ -54,7 +54,9 @@ def _thresholds(
     )
     if not layout.anywhere(found.parameters is None):
         return found.parameters
-    reason = found.reason or "on another process it is not known"
+    reason = found.reason or "on another process there is none"
+    if capture.sharding == "zero3":
+        reason = "ZeRO-3's optimizer holds other tensors than the model's parameters"
     warnings.warn(f"sharpness: there is no sharpness_ratio ({reason})", stacklevel=2)
     return None
 

@@ -88,8 +88,8 @@ class Sharpness:
         swap_pairs: For each group look at this many of its closest pairs of neurons, and add the largest `swap_ratio`:
             |Δ_i - Δ_j| / |x_i - x_j| in the next step, predicted by the Hessian along the direction that exchanges the
             two neurons. `swap_curvature` is the curvature along it. Blocks of more than 8192 neurons are left out.
-        in_shards: Whether to measure without a `loss_fn` if parameters are sharded, a product at the price of two or
-            three training steps.
+        in_shards: Whether to measure without a `loss_fn` if parameters are sharded. Each product takes two gradients of
+            the recorded step, which gather all parameters twice.
         seed: Seeds the random start of Lanczos' method.
 
     Raises `ValueError` if a number is out of its range.

@@ -24,7 +24,8 @@ from lightning_topo import (
     TopologyStepGuard,
     declare_neurons,
 )
-from lightning_topo._watch import sharded_loss
+from lightning_topo._tape import CannotReplay
+from lightning_topo._watch import sharded_gradient, sharded_loss
 from lightning_topo._watch.certifying import Certifying
 from lightning_topo._watch.settings import DEFAULT_PROBES
 from lightning_topo._watch.sharded_gradient import ShardedGradient
@@ -41,6 +42,7 @@ from lightning_topo.stability import (
 )
 from lightning_topo.stability._layout import Layout, flatten, is_sharded
 from tests.distributed.models import Net, dataset, loader, parts, trainer
+from tests.watch.shards import KINDS, Attends, part_of, recorded, tokens
 
 
 def size():
@@ -287,9 +289,52 @@ def stopped(folder, rank, mode):
         ShardedGradient._take = take
 
 
+def differentiated(folder, rank, kind):
+    """The gradient of the processes' own batches in shards, in double precision, against the dense one: the errors."""
+    net, alike = KINDS[kind](Attends().double()), Attends().double()
+    loss, _ = recorded(net, tokens(rank), losses=2)
+    with loss(None) as evaluate:
+        evaluate()
+        gradient = evaluate.gradient()
+        value, found = gradient()
+    truth = sum(alike(tokens(other)) for other in range(size())) / size()
+    truth.backward()
+    expected = part_of(gradient, {name: p.grad for name, p in alike.named_parameters()})
+    whole = flatten(p.grad for p in alike.parameters())
+    layout = gradient.layout
+    noise = [layout.noise(found, seed) for seed in (1, 1, 2)]
+    return {
+        "loss": value - truth.item(),
+        "gradient": float((found - expected).norm()),
+        "norm": layout.norm(found) - float(whole.norm()),
+        "n_entries": layout.n_entries(found) - len(whole),
+        "noise": layout.norm(noise[0] - noise[1]),
+        "n_noise": layout.dot(noise[0], noise[0]) / len(whole),
+        "same_noise": layout.dot(noise[0], noise[2]) / len(whole),
+    }
+
+
+def uncertain(folder, rank):
+    """The processes' steps read other parameters: none waits for the other."""
+    net = KINDS["fsdp2"](Attends())
+    loss, _ = recorded(net, tokens(rank))
+    gradient = ShardedGradient(net, loss._tapes, loss._training.ranks)
+    if rank == 1:
+        plan = sharded_gradient.plan
+        sharded_gradient.plan = lambda tape, every: plan(tape, every)[::-1]
+    try:
+        gradient()
+    except CannotReplay as error:
+        return {"refused": str(error)}
+    finally:
+        if rank == 1:
+            sharded_gradient.plan = plan
+    return {}
+
+
 def default(folder, rank, mode):
     """The probes that a monitor has by itself."""
-    return fit(folder, rank, mode, probes=DEFAULT_PROBES, max_epochs=1)
+    return fit(folder, rank, mode, probes=DEFAULT_PROBES, max_epochs=7)
 
 
 def halted(folder, rank, mode):
