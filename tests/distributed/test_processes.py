@@ -70,11 +70,7 @@ NAMES = [
     "lagging-fsdp2-slow",
     "lagging-ddp-killed",
     # Last: DeepSpeed changes torch for the rest of a process's life.
-    *(
-        ("plain-zero3", "brittle-zero3", "gate-zero3", "replayed-zero3", "tied-zero3", *ASKED_OF_ZERO3)
-        if has_deepspeed
-        else ()
-    ),
+    *(OF_ZERO3 if has_deepspeed else ()),
 ]
 
 # Relative to one process; weights differ by rounding of the summed gradients, 1e-7, and distances of steps by more.
