@@ -48,3 +48,11 @@ def trackio_dir(tmp_path_factory):
         environment.setenv("TRACKIO_DIR", str(folder))
         pytest.importorskip("trackio")
     return folder
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()

@@ -15,7 +15,7 @@ from lightning_topo.quantities import OUR_PROBES, RESERVED_PROBES
 
 Groups = Literal["auto"] | Sequence[Any]
 
-DEFAULT_PROBES: tuple[Probe, ...] = (Distortion(), Persistence(), Fate(), Sharpness())
+DEFAULT_PROBES: tuple[Probe, ...] = (Distortion(), Persistence(), Fate(), Sharpness(in_shards=False))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,10 @@ ENOUGH_BATCHES = 12
 _MOST_TAPES = 64
 _MOST_REFUSALS = 3
 _REMEDY = "Give the probe a loss of its own: Sharpness(loss_fn=lambda module, batch: ...)."
-_REMEDY_IN_SHARDS = "Give the probe a loss of its own: StepEdge(loss_fn=lambda module, batch: ...)."
+_REMEDY_IN_SHARDS = (
+    "Give the probe a loss of its own: StepEdge(loss_fn=lambda module, batch: ...), or under FSDP2 and tensor parallel "
+    "Sharpness(loss_fn=...)."
+)
 
 
 class TrainingLoss:

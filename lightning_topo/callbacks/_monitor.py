@@ -41,7 +41,8 @@ class TopologyMonitor(WatchedTraining, Callback):
     may have several monitors, each with its own `dirpath`; two with the same one are an error.
 
     Args:
-        probes: The measurements to make; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
+        probes: The measurements to make; by default `Distortion()`, `Persistence()`, `Fate()` and
+            `Sharpness(in_shards=False)`.
         groups: "auto" to find and verify the groups of neurons in the first step, or a list of `NeuronGroup` and
             `rows(...)`, which may contain "auto".
         dirpath: The run folder; by default `topology` beside Lightning's checkpoints.

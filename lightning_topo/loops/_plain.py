@@ -38,7 +38,8 @@ class TopologyWatch(Watched):
     Args:
         model: The module to train; `torch.compile`, DDP and Fabric may have wrapped it.
         optimizers: The optimizer, or a list of several.
-        probes: The measurements to make; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
+        probes: The measurements to make; by default `Distortion()`, `Persistence()`, `Fate()` and
+            `Sharpness(in_shards=False)`.
         dirpath: The run folder, by default `topology`; if it holds another run, `<dirpath>-v1`, `<dirpath>-v2`, ...
         loggers: Lightning's loggers, which get rows and figures.
         log_every_n_steps: The number of steps between two rows for the loggers; 0 for none.

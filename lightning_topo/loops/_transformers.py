@@ -41,7 +41,8 @@ class TopologyTrainerCallback(Watched, TrainerCallback):
 
     Args:
         trainer: The trainer to which the callback is added.
-        probes: The measurements to make; by default `Distortion()`, `Persistence()`, `Fate()` and `Sharpness()`.
+        probes: The measurements to make; by default `Distortion()`, `Persistence()`, `Fate()` and
+            `Sharpness(in_shards=False)`.
         dirpath: The run folder; by default `topology` in the trainer's `output_dir`.
         loggers: Lightning's loggers, which get rows and figures every `logging_steps`. By default rows go through
             `trainer.log` to all trackers that the trainer reports to.

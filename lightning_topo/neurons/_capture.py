@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lightning_topo._tape.names import clean_name
 from lightning_topo.neurons._group import NeuronGroup, ParamSlice
-from lightning_topo.neurons._units import gathered_partitions, is_fsdp2_unit, is_hook_of_sharding, own_part, units
+from lightning_topo.neurons._unit_hooks import is_hook_of_sharding
+from lightning_topo.neurons._units import gathered_partitions, is_fsdp2_unit, own_part, units
 from lightning_topo.stability._layout import is_sharded
 
 Sharding = Literal["whole", "tensor_parallel", "fsdp2", "fsdp1", "zero3"]

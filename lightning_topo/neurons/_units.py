@@ -7,14 +7,30 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_topo._tape.names import all_names, clean_name
-from lightning_topo.stability._layout import is_sharded
+from lightning_topo.neurons._unit_hooks import ForwardCalls, around_hooks
+from lightning_topo.stability._layout import is_sharded, local, n_shards, sharded_as
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """This process's part of a parameter: one of `n_shards` that are apart, the one at `place`.
+
+    `parameter` is the tensor that an optimizer holds, `entries` those of this process, in the parameter's own memory.
+    """
+
+    parameter: Tensor
+    entries: Tensor
+    n_shards: int
+    place: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +69,21 @@ class Unit(ABC):
     @abstractmethod
     def gathered(self) -> AbstractContextManager[Mapping[str, Tensor]]:
         """Whole parameters while the context lasts: a collective."""
+
+    def gathered_in_full(self) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """The same in the parameters' own precision, whatever the forward pass computes in: a collective."""
+        return self.gathered()
+
+    @abstractmethod
+    def parts(self) -> Iterable[Part]:
+        """This process's parts of the parameters; each parameter once, whatever its names."""
+
+    @abstractmethod
+    def cut(self, name: str, whole: Tensor) -> tuple[Tensor, int, Float[Tensor, " n"]]:
+        """What of a tensor shaped as a parameter lies in this process's part: the `Part`'s parameter, where, and what.
+
+        Nothing travels.
+        """
 
     @abstractmethod
     def around_gathering(self, begins: Callable[[], None], ends: Callable[[bool], None]) -> list[RemovableHandle]:
@@ -98,6 +129,18 @@ class FSDP2Unit(Unit):
         finally:
             module.reshard()
 
+    @contextmanager
+    def gathered_in_full(self) -> Iterator[Mapping[str, Tensor]]:
+        """Not by FSDP, which casts."""
+        yield {name: p.detach().to(p.device_mesh.device_type).full_tensor() for name, p in self._in_shards().items()}
+
+    def parts(self) -> Iterable[Part]:
+        return [Part(p, p, n_shards(p), 0) for p in {id(p): p for p in self._in_shards().values()}.values()]
+
+    def cut(self, name: str, whole: Tensor) -> tuple[Tensor, int, Float[Tensor, " n"]]:
+        parameter = self._in_shards()[name]
+        return parameter, 0, local(sharded_as(whole, parameter)).reshape(-1)
+
     def _present(self) -> list[tuple[str, Tensor]]:
         return [(self._named(name), p) for name, p in all_names(self.module.named_parameters)]
 
@@ -107,7 +150,7 @@ class FSDP2Unit(Unit):
         return {name: p for name, p in self._present() if is_sharded(p) and not name.startswith(inner)}
 
     def around_gathering(self, begins: Callable[[], None], ends: Callable[[bool], None]) -> list[RemovableHandle]:
-        return _around_hooks(self.module, begins, ends)
+        return around_hooks(self.module, begins, ends)
 
 
 class FSDP1Unit(Unit):
@@ -141,8 +184,41 @@ class FSDP1Unit(Unit):
         with FullyShardedDataParallel.summon_full_params(self.module, recurse=False, writeback=False):
             yield {name: p.detach() for name, p in self._present()}
 
+    def parts(self) -> Iterable[Part]:
+        flat = self._flat
+        each = [] if flat is None else [flat] if flat._params is None else flat._params
+        lies = (self._handle.world_size, self._handle.rank) if self._is_divided else (1, 0)
+        return [Part(p, p, *lies) for p in each]
+
+    def cut(self, name: str, whole: Tensor) -> tuple[Tensor, int, Float[Tensor, " n"]]:
+        flat = self._flat
+        k = self._numbers()[name]
+        # A flat parameter has entries in the order of memory, and padding between them.
+        every = zip(accumulate((0, *flat._numels_with_padding)), flat._is_padding_mask, strict=False)
+        begins = [begin for begin, is_padding in every if not is_padding][k]
+        entries = torch.empty_strided(flat._shapes[k], flat._strides[k], dtype=whole.dtype, device=whole.device)
+        entries = entries.copy_(whole).as_strided((whole.numel(),), (1,))
+        size = flat._sharded_size.numel() if self._is_divided else begins + len(entries)
+        first = size * self._handle.rank if self._is_divided else 0
+        low = min(max(first - begins, 0), len(entries))
+        high = max(min(first + size - begins, len(entries)), low)
+        at = 0 if flat._params is not None else max(begins - first, 0) if high > low else 0
+        return (flat if flat._params is None else flat._params[k]), at, entries[low:high]
+
+    def _numbers(self) -> dict[str, int]:
+        """The number of each parameter in the flat one, under all its names."""
+        flat = self._flat
+        known = {name: k for k, name in enumerate(flat._fqns)}
+        for info in flat._shared_param_infos:
+            alias, first = (
+                ".".join(filter(None, pair))
+                for pair in ((info.module_name, info.param_name), (info.prim_module_name, info.prim_param_name))
+            )
+            known[alias] = known[first]
+        return {self._named(name): k for name, k in known.items()}
+
     def around_gathering(self, begins: Callable[[], None], ends: Callable[[bool], None]) -> list[RemovableHandle]:
-        calls = _Calls(begins, ends)
+        calls = ForwardCalls(begins, ends)
         inside = cast(Any, self.module).module
         return [
             self.module.register_forward_pre_hook(calls.gather),
@@ -204,38 +280,22 @@ class Zero3Unit(Unit):
         with gathered_partitions(self._own()):
             yield {name: p.detach() for name, p in self._partitioned().items()}
 
+    def parts(self) -> Iterable[Part]:
+        return [Part(p, _held(p), *_partitions(p)) for p in self._own()]
+
+    def cut(self, name: str, whole: Tensor) -> tuple[Tensor, int, Float[Tensor, " n"]]:
+        parameter = self._partitioned()[name]
+        first = _begins(parameter)
+        return parameter, 0, whole.reshape(-1)[first : first + _held(parameter).numel()]
+
     def around_gathering(self, begins: Callable[[], None], ends: Callable[[bool], None]) -> list[RemovableHandle]:
-        return _around_hooks(self.module, begins, ends)
+        return around_hooks(self.module, begins, ends)
 
     def _own(self) -> list[Any]:
         return [p for p in self.module.parameters(recurse=False) if hasattr(p, "ds_id")]
 
     def _partitioned(self) -> dict[str, Any]:
         return {name: p for p in self._own() for name in self.aliases[id(p)]}
-
-
-class _Calls:
-    """The hooks of one FSDP1 unit: a module that calls itself, as a LightningModule does, gathers nothing by that."""
-
-    def __init__(self, begins: Callable[[], None], ends: Callable[[bool], None]) -> None:
-        self._begins, self._ends, self._depth = begins, ends, 0
-
-    def gather(self, module: nn.Module, args: Any) -> None:
-        self._depth = 0
-        self._begins()
-
-    def enter(self, module: nn.Module, args: Any) -> None:
-        self._depth += 1
-        if self._depth == 1:
-            self._ends(True)
-
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self._begins()
-
-    def freed(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._ends(False)
 
 
 def units(root: nn.Module) -> list[Unit]:
@@ -286,6 +346,29 @@ def own_part(parameter: Tensor) -> Tensor:
     return parameter if status is None or status.name == "AVAILABLE" else cast(Any, parameter).ds_tensor
 
 
+def _held(parameter: Any) -> Tensor:
+    """`own_part` without the padding of a partition."""
+    part: Any = own_part(parameter)
+    if part is parameter:
+        return parameter
+    if part.numel() < part.ds_numel:
+        raise LookupError("ZeRO-3 has left a partition in a file")
+    return part[: max(min(part.numel(), parameter.ds_numel - _begins(parameter)), 0)]
+
+
+def _begins(parameter: Any) -> int:
+    """Which entry of a parameter this process's partition begins with."""
+    return 0 if own_part(parameter) is parameter else parameter.ds_tensor.ds_numel * _partitions(parameter)[1]
+
+
+def _partitions(parameter: Any) -> tuple[int, int]:
+    """In how many partitions a parameter lies, and which is this process's."""
+    if own_part(parameter) is parameter:
+        return 1, 0
+    group = parameter.ds_process_group
+    return torch.distributed.get_world_size(group), torch.distributed.get_rank(group)
+
+
 def is_fsdp2_unit(module: nn.Module) -> bool:
     """Whether FSDP2 gathers this module's parameters by themselves."""
     if not torch.distributed.is_available():
@@ -293,26 +376,3 @@ def is_fsdp2_unit(module: nn.Module) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return isinstance(module, FSDPModule)
-
-
-def _around_hooks(module: nn.Module, begins: Callable[[], None], ends: Callable[[bool], None]) -> list[RemovableHandle]:
-    """Call `begins` and `ends` around those of a module's hooks that gather before its forward pass."""
-    hooks = cast(Any, module._forward_pre_hooks)  # an OrderedDict
-    handles = [
-        module.register_forward_pre_hook(lambda module, args: begins(), prepend=True),
-        module.register_forward_pre_hook(lambda module, args: ends(True)),
-    ]
-    gathering = [key for key, hook in hooks.items() if is_hook_of_sharding(hook)]
-    own = [handle.id for handle in handles]
-    order = list(hooks)
-    for key in order[order.index(gathering[-1]) + 1 if gathering else len(order) :]:
-        if key not in own:
-            hooks.move_to_end(key)
-    return handles
-
-
-def is_hook_of_sharding(hook: Any) -> bool:
-    """Whether a hook was registered by torch's or DeepSpeed's sharding."""
-    function = getattr(hook, "func", hook)
-    origin = getattr(function, "__module__", None) or ""
-    return origin.startswith(("torch.distributed", "deepspeed"))

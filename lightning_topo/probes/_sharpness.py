@@ -13,6 +13,7 @@ from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons._capture import FLAT, Sharding
 from lightning_topo.probes._approach import Approach, adapted, parts_of
 from lightning_topo.probes._batch_window import edge_ratio
+from lightning_topo.probes._curvature_in_shards import curvature_of_step
 from lightning_topo.probes._directional import directional_values
 from lightning_topo.probes._period import Period
 from lightning_topo.probes._probe import Capture, LossFn, ProbeResult, ProbeUnavailable
@@ -29,6 +30,7 @@ from lightning_topo.stability import (
     curvature_batch_sharpness,
     curvature_elsewhere,
     curvature_sharpness,
+    directional_ratio,
     parameter_thresholds,
     scaled_sharpness,
     swap_curvature,
@@ -58,9 +60,12 @@ class Sharpness:
       and g the gradient at its beginning; 1 at the edge.
 
     A monitor also runs `StepEdge`, which finds the edge of stability for small batches. If no threshold is known,
-    `StepEdge` measures `directional_ratio` in place of this probe, unless parameters are sharded. If they are (FSDP2,
-    tensor parallel), give a `loss_fn`: the loss is the mean over the processes, products are finite differences, no
-    process holds a vector of all parameters, and `StepEdge` measures `critical_sharpness`.
+    `StepEdge` measures `directional_ratio` in place of this probe, unless parameters are sharded.
+
+    If they are (FSDP, ZeRO-3), the loss is that of the step just taken, the mean over the processes. Products are
+    finite differences of its gradient. Units of parameters are gathered one at a time, and no process holds a vector of
+    all parameters. Tensor parallel needs a `loss_fn`. `StepEdge` measures `critical_sharpness`, which costs much less:
+    the probes that a monitor has by default measure nothing else in shards (`in_shards=False`).
 
     If memory runs out, the loss is evaluated in smaller and smaller parts. If an operator cannot be differentiated
     twice, products are finite differences. The record shows both (`micro_batch`, `exact`), and a warning is given once.
@@ -83,6 +88,8 @@ class Sharpness:
         swap_pairs: For each group look at this many of its closest pairs of neurons, and add the largest `swap_ratio`:
             |Δ_i - Δ_j| / |x_i - x_j| in the next step, predicted by the Hessian along the direction that exchanges the
             two neurons. `swap_curvature` is the curvature along it. Blocks of more than 8192 neurons are left out.
+        in_shards: Whether to measure without a `loss_fn` if parameters are sharded. Each product takes two gradients of
+            the recorded step, which gather all parameters twice.
         seed: Seeds the random start of Lanczos' method.
 
     Raises `ValueError` if a number is out of its range.
@@ -99,6 +106,7 @@ class Sharpness:
     micro_batch: int | None = None
     batch_sharpness: int | None = None
     swap_pairs: int = 0
+    in_shards: bool = True
     seed: int = 0
     name: str = field(default="sharpness", init=False, repr=False)
     needs_parameters_before: ClassVar[bool] = True
@@ -129,11 +137,13 @@ class Sharpness:
     def measure(self, capture: Capture) -> ProbeResult:
         """Measure the Hessian at the present parameters, and the optimizer's threshold for the next step.
 
-        Raises `ProbeUnavailable` without a `loss_fn` if no training step could be recorded or parameters are sharded,
-        under FSDP1 and ZeRO-3 always, and for `swap_pairs` or `batch_sharpness` with any sharded parameters.
+        Raises `ProbeUnavailable` without a `loss_fn` if no training step could be recorded, or under tensor parallel;
+        with one under FSDP1 and ZeRO-3; and for `swap_pairs` or `batch_sharpness` with any sharded parameters.
         """
         self._refuse_shards(capture.sharding)
         carry = None if capture.previous is None else capture.previous.carry
+        if capture.sharding != "whole" and self.loss_fn is None:
+            return self._in_shards(capture, carry)
         start = _Start(self._approach(capture.sharding)) if carry is None else carry
         with capture.training_loss(self.loss_fn) as loss_fn:
             if capture.sharding != "whole":
@@ -150,9 +160,6 @@ class Sharpness:
         self, capture: Capture, loss_fn: Callable[[], Tensor], start: "_Start", approach: Approach
     ) -> ProbeResult:
         params = tuple(p for p in capture.module.parameters() if p.requires_grad)
-        settings = LanczosSettings(
-            self.tolerance, max_products=self.max_products, n_largest=self.n_largest, seed=self.seed
-        )
         curvature = approach.curvature(loss_fn, params)
 
         def thresholds() -> Sequence[ParameterThreshold] | None:
@@ -161,32 +168,11 @@ class Sharpness:
                 capture.optimizers, params, curvature.gradient, gradient_scales=capture.gradient_scales
             ).parameters
 
-        raw = curvature_sharpness(curvature, start=start.raw, settings=settings)
-        raw = replace(raw, vector=_compact(raw.vector))
-        values = {
-            "sharpness": raw.value,
-            "residual": raw.residual,
-            "n_hvp": float(raw.n_hvp),
-            "converged": float(raw.converged),
-            "exact": float(raw.exact),
-        } | {f"sharpness_{k}": value for k, value in enumerate(raw.top[1:], start=2)}
+        values, raw, scaled = self._values(curvature, thresholds, start)
         if (size := approach.part_size(loss_fn)) is not None:
             values["micro_batch"] = float(size)
-        scaled = None
-        if known := list(thresholds() or ()):
-            # Handed over: nobody holds them while the products are taken.
-            at_hand, known = [known], None
-            scaled = scaled_sharpness(curvature, at_hand.pop(), raw, start=start.scaled, settings=settings)
-            scaled = replace(scaled, vector=None if scaled.vector is None else _compact(scaled.vector))
-            values |= {
-                "sharpness_ratio": scaled.ratio,
-                "ratio_residual": scaled.residual,
-                "eta_lambda": scaled.eta_lambda,
-                "n_hvp": float(raw.n_hvp + scaled.n_hvp),
-                "converged": float(raw.converged and scaled.converged),
-            }
         # Of one value there is one series: where no threshold is known, `StepEdge` measures it on the step's own batch.
-        if scaled is not None or capture.sharding != "whole":
+        if "sharpness_ratio" in values or capture.sharding != "whole":
             values |= directional_values(curvature, capture)
         by_group = self._swaps(curvature, capture, thresholds() if self.swap_pairs else None)
         if self.batch_sharpness is not None:
@@ -196,10 +182,54 @@ class Sharpness:
             values |= _batch_sharpness(parts, params, at_hand, replace(approach, micro_batch=None))
         return ProbeResult(
             {GLOBAL: values} | by_group,
-            carry=start.followed_by(approach, raw.vector, None if scaled is None else scaled.vector),
+            carry=start.followed_by(approach, raw, scaled),
             # Only once: an optimizer that waits longer is met again at the regular times.
             again_after_step=capture.previous is None and awaits_first_step(capture.optimizers),
         )
+
+    def _in_shards(self, capture: Capture, start: "_Start | None") -> ProbeResult:
+        """The same by the gradient of the step just taken, which its loss has in shards."""
+        if start is None:
+            return ProbeResult(carry=_Start(Approach()), wants_own_step=True, again_after_step=True)
+        with curvature_of_step(capture) as found:
+            if found is None:
+                return ProbeResult(carry=start, wants_own_step=True)
+            curvature, thresholds, step = found
+            values, raw, scaled = self._values(curvature, thresholds, start)
+            ratio = directional_ratio(curvature, step)
+        values |= {} if ratio is None else {"directional_ratio": ratio}
+        return ProbeResult({GLOBAL: values}, carry=start.followed_by(start.approach, raw, scaled), wants_own_step=True)
+
+    def _values(
+        self, curvature: Curvature, thresholds: Callable[[], Sequence[ParameterThreshold] | None], start: "_Start"
+    ) -> tuple[dict[str, float], Tensor, Tensor | None]:
+        """The values of the whole network, and the Ritz vectors from which the next measurement starts."""
+        settings = LanczosSettings(
+            self.tolerance, max_products=self.max_products, n_largest=self.n_largest, seed=self.seed
+        )
+        raw = curvature_sharpness(curvature, start=start.raw, settings=settings)
+        raw = replace(raw, vector=_compact(raw.vector))
+        values = {
+            "sharpness": raw.value,
+            "residual": raw.residual,
+            "n_hvp": float(raw.n_hvp),
+            "converged": float(raw.converged),
+            "exact": float(raw.exact),
+        } | {f"sharpness_{k}": value for k, value in enumerate(raw.top[1:], start=2)}
+        known = list(thresholds() or ())
+        if not known:
+            return values, raw.vector, None
+        # Handed over: nobody holds them while the products are taken.
+        at_hand, known = [known], None
+        scaled = scaled_sharpness(curvature, at_hand.pop(), raw, start=start.scaled, settings=settings)
+        values |= {
+            "sharpness_ratio": scaled.ratio,
+            "ratio_residual": scaled.residual,
+            "eta_lambda": scaled.eta_lambda,
+            "n_hvp": float(raw.n_hvp + scaled.n_hvp),
+            "converged": float(raw.converged and scaled.converged),
+        }
+        return values, raw.vector, None if scaled.vector is None else _compact(scaled.vector)
 
     def _approach(self, sharding: Sharding) -> Approach:
         """The first approach that is tried."""
@@ -211,16 +241,22 @@ class Sharpness:
 
     def _refuse_shards(self, sharding: Sharding) -> None:
         """Raise `ProbeUnavailable` if parameters are sharded in a way that makes this impossible."""
-        if sharding in FLAT:
+        if sharding != "whole" and self.loss_fn is None and not self.in_shards:
+            raise ProbeUnavailable(
+                "Hessian products of parameters in shards are measured only where they are asked for.",
+                "Nothing has to be done: `critical_sharpness` shows the edge of stability. To ask for them, name the "
+                "probe: probes=[Distortion(), Sharpness()].",
+            )
+        if sharding in FLAT and self.loss_fn is not None:
             name = "FSDP1 (FSDPStrategy)" if sharding == "fsdp1" else "DeepSpeed ZeRO-3"
             raise ProbeUnavailable(
-                f"Hessian products cannot be computed from the flat shards of {name}.",
-                "Nothing has to be done: `critical_sharpness` shows the edge of stability. For Hessian products train "
-                "with FSDP2 (ModelParallelStrategy), tensor parallel or DDP.",
+                f"Hessian products of a loss_fn cannot be computed from the flat shards of {name}.",
+                "Leave it out: Sharpness() measures the training's own loss. For another one train with FSDP2 "
+                "(ModelParallelStrategy), tensor parallel or DDP.",
             )
-        if sharding != "whole" and self.loss_fn is None:
+        if sharding == "tensor_parallel" and self.loss_fn is None:
             raise ProbeUnavailable(
-                "Hessian products of parameters in shards need a loss that can be run again.",
+                "Hessian products under tensor parallel need a loss that can be run again.",
                 "Give the probe one: Sharpness(loss_fn=lambda module, batch: ...). `critical_sharpness` needs none.",
             )
         if sharding != "whole" and (self.swap_pairs or self.batch_sharpness is not None):

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -55,12 +57,16 @@ class FiniteDifferenceHessian(Curvature):
 
     loss: float
     params: tuple[Tensor, ...]
-    _parts: tuple[LossPart, ...]
+    _layout: Layout
+    _evaluate: "Evaluate"
     _gradient: Float[Tensor, " p"]
-    _differentiate: Differentiate
-    _seed: int
     _reach: float
     _obstacle: str
+
+    @property
+    def layout(self) -> Layout:
+        """How flat vectors lie on the processes: whole on each, or in shards."""
+        return self._layout
 
     @property
     def gradient(self) -> Float[Tensor, " p"]:
@@ -87,7 +93,7 @@ class FiniteDifferenceHessian(Curvature):
                 for p, here, direction in zip(self.params, kept, directions, strict=True):
                     p.copy_(here).add_(direction, alpha=distance)
             torch.clear_autocast_cache()  # it holds the weights as they were
-            return _gradient(self._parts, self.params, self._differentiate, self._seed)[1]
+            return self._evaluate()[1]
 
         try:
             difference = gradient_at(step)
@@ -161,12 +167,45 @@ def split_finite_difference_hessian(
     parts, params = tuple(parts), trainable_only(params)
     if not parts:
         raise ValueError("expected at least one part of a batch, got none")
-    seed = torch.initial_seed()
-    loss, gradient = _gradient(parts, params, differentiate, seed)
-    layout = Layout.of(params)
-    size = 1.0 + layout.norm(layout.flatten(p.detach() for p in params))
-    reach = _coarsest_eps(params) ** 0.5 * size / 10
-    return FiniteDifferenceHessian(loss, params, parts, gradient, differentiate, seed, reach, obstacle)
+    evaluate = partial(_gradient, parts, params, differentiate, torch.initial_seed())
+    return _of_gradients(evaluate, Layout.of(params), _coarsest_eps(params), obstacle)
+
+
+@runtime_checkable
+class GradientInShards(Protocol):
+    """A loss and its gradient at the present parameters, of which each process has its part; a call is a collective.
+
+    Attributes:
+        parameters: The parameters as optimizers know them.
+        layout: How flat vectors lie; its `params` are this process's parts, in the parameters' own memory.
+        eps: The machine epsilon of the coarsest type in which the loss is computed, the same on all processes.
+    """
+
+    @property
+    def parameters(self) -> Sequence[Tensor]: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def eps(self) -> float: ...
+
+    def __call__(self) -> tuple[float, Float[Tensor, " p"]]: ...
+
+
+def shard_finite_difference_hessian(gradient: GradientInShards, *, obstacle: str) -> FiniteDifferenceHessian:
+    """Build the same operator from gradients that come in shards: no process holds a vector of all parameters."""
+    return _of_gradients(gradient, gradient.layout, gradient.eps, obstacle)
+
+
+def _of_gradients(evaluate: "Evaluate", layout: Layout, eps: float, obstacle: str) -> FiniteDifferenceHessian:
+    loss, gradient = evaluate()
+    size = 1.0 + layout.norm(layout.flatten(p.detach() for p in layout.params))
+    return FiniteDifferenceHessian(loss, layout.params, layout, evaluate, gradient, eps**0.5 * size / 10, obstacle)
+
+
+Evaluate = Callable[[], tuple[float, Float[Tensor, " p"]]]
+"""The loss and its flat gradient at the present parameters."""
 
 
 def _gradient(

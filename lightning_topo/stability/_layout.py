@@ -21,11 +21,13 @@ class Layout:
 
     In shards all methods that return a number, `total` and `mean` are collectives: every process calls them. `shares`
     holds for each parameter 1 / sqrt(r) where r processes hold each of its entries; None where every process
-    has all parameters whole, and there is nothing to share.
+    has all parameters whole, and there is nothing to share. `places` tells flat shards of a parameter apart, which do
+    not show it themselves.
     """
 
     params: tuple[Tensor, ...]
     shares: tuple[float, ...] | None = None
+    places: tuple[int, ...] | None = None
 
     @staticmethod
     def of(params: Iterable[Tensor], *, flat_copies: int | None = None) -> "Layout":
@@ -42,7 +44,13 @@ class Layout:
         if not any(is_sharded(p) for p in params):
             return Layout(params)
         world = torch.distributed.get_world_size()
-        return Layout(params, tuple(math.sqrt(_n_shards(p) / world) for p in params))
+        return Layout(params, tuple(math.sqrt(n_shards(p) / world) for p in params))
+
+    @staticmethod
+    def flat(parts: Iterable[Tensor], n_shards: Iterable[int], places: Iterable[int]) -> "Layout":
+        """The layout of plain tensors that are one part each of a parameter, out of `n_shards` on so many processes."""
+        world = torch.distributed.get_world_size()
+        return Layout(tuple(parts), tuple(math.sqrt(n / world) for n in n_shards), tuple(places))
 
     def flatten(self, tensors: Iterable[Tensor]) -> Float[Tensor, " p"]:
         """The entries of tensors shaped as the parameters, in one vector, in at least float32."""
@@ -91,9 +99,14 @@ class Layout:
         if self.shares is None:
             return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
         pieces = []
-        for p, share in zip(self.params, self.shares, strict=True):
+        for k, place in enumerate(self.places or ()):
+            generator.manual_seed(hash((seed, k, place)) % 2**63)
+            p, share = self.params[k], self.shares[k]
+            drawn = torch.randn(p.numel(), generator=generator, dtype=like.dtype, device=like.device)
+            pieces.append(drawn.mul_(share))
+        for p, share in zip(self.params, self.shares, strict=True) if self.places is None else ():
             whole = torch.randn(p.shape, generator=generator, dtype=like.dtype, device=like.device)
-            pieces.append(local(_sharded(whole, p)).reshape(-1).mul(share))
+            pieces.append(local(sharded_as(whole, p)).reshape(-1).mul(share))
         return torch.cat(pieces)
 
     def total(self, value: Tensor) -> Tensor:
@@ -122,6 +135,9 @@ class Layout:
 
     def n_entries(self, vector: Float[Tensor, " p"]) -> int:
         """The number of entries of a flat vector, over all processes."""
+        if self.places is not None and self.shares is not None:
+            held = zip(self.params, self.shares, strict=True)
+            return round(float(self.total(torch.tensor(sum(p.numel() * s * s for p, s in held), dtype=torch.float64))))
         return vector.numel() if self.shares is None else sum(p.numel() for p in self.params)
 
     @property
@@ -198,7 +214,7 @@ def is_sharded(tensor: Any) -> TypeGuard[Sharded]:
     return hasattr(tensor, "placements")
 
 
-def _n_shards(p: Tensor) -> int:
+def n_shards(p: Tensor) -> int:
     """In how many parts a parameter's entries lie, each on as many processes as the others."""
     if not is_sharded(p):
         return 1
@@ -217,7 +233,7 @@ def _placed(piece: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def _sharded(whole: Tensor, like: Tensor) -> Tensor:
+def sharded_as(whole: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, known to every process, placed as `like`; nothing travels."""
     if not is_sharded(like):
         return whole

@@ -39,6 +39,7 @@ def parameter_thresholds(
     gradient: Float[Tensor, " p"] | None = None,
     *,
     gradient_scales: Sequence[float] | None = None,
+    layout: Layout | None = None,
 ) -> Thresholds:
     """Compute the threshold of each parameter for the next step, or give the reason why it is not known.
 
@@ -82,6 +83,7 @@ def parameter_thresholds(
             |g| after clipping divided by |g| before; and, if the training sums its loss over more samples, times that
             loss divided by this one. S and M are multiplied by s, moments take in s g, coupled weight decay is
             unchanged. None: s = 1.
+        layout: How `gradient` lies on the processes, as of `Curvature.layout`; None if the parameters show it.
 
     Raises:
         ValueError: `gradient_scales` does not hold one finite, non-negative number per optimizer.
@@ -101,9 +103,8 @@ def parameter_thresholds(
     names = tuple("" if one.rule is None else one.rule.name for one in found)
     scales = _checked_scales(gradient_scales, len(found))
     params = tuple(params)
-    ahead = (
-        {} if gradient is None else {id(p): g for p, g in zip(params, Layout.of(params).shaped(gradient), strict=True)}
-    )
+    layout = Layout.of(params) if layout is None else layout
+    ahead = {} if gradient is None else {id(p): g for p, g in zip(params, layout.shaped(gradient), strict=True)}
     wanted = {id(p) for p in params}
     thresholds: dict[int, ParameterThreshold] = {}
     for one, scale in zip(found, scales, strict=True):

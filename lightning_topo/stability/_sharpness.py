@@ -180,8 +180,9 @@ def scaled_sharpness(
     Raises:
         FloatingPointError: A product is not finite.
     """
-    uniform = all(isinstance(s.stability, float) and isinstance(s.step, float) for s in thresholds)
-    if uniform and len(set(thresholds)) == 1:
+    settings, layout = replace(settings, n_largest=1), curvature.layout
+    plain = all(isinstance(s.stability, float) and isinstance(s.step, float) for s in thresholds)
+    if not layout.anywhere(not plain or len(set(thresholds)) != 1):
         only = thresholds[0]
         decay = float(only.weight_decay)
         top, bottom = raw.value + decay, raw.smallest + decay
@@ -189,8 +190,6 @@ def scaled_sharpness(
         return ScaledSharpness(
             at_edge * top, in_step * max(abs(top), abs(bottom)), at_edge * raw.residual, raw.converged
         )
-    settings = replace(settings, n_largest=1)
-    layout = curvature.layout
     if not layout.anywhere(any(_moves(each) for each in thresholds)):
         return ScaledSharpness(0.0, 0.0, 0.0, converged=True)
     steps, stabilities = [each.step for each in thresholds], [each.stability for each in thresholds]
@@ -257,7 +256,7 @@ def _warm_lanczos(
     """
     patient = replace(settings, min_products=max(settings.min_products, _COLD_PRODUCTS))
     layout = curvature.layout
-    if start is None or start.shape != (layout.n_local,):
+    if start is None or layout.anywhere(start.shape != (layout.n_local,)):
         return extreme_eigenvalues(operator, _cold_start(curvature, settings.seed), patient, layout=layout)
     found = extreme_eigenvalues(operator, _mixed_start(curvature, start, settings.seed), settings, layout=layout)
     if found.converged:

@@ -24,13 +24,25 @@ from lightning_topo import (
     TopologyStepGuard,
     declare_neurons,
 )
-from lightning_topo._watch import sharded_loss
+from lightning_topo._tape import CannotReplay
+from lightning_topo._watch import sharded_gradient, sharded_loss
 from lightning_topo._watch.certifying import Certifying
+from lightning_topo._watch.settings import DEFAULT_PROBES
+from lightning_topo._watch.sharded_gradient import ShardedGradient
 from lightning_topo.neurons._fallback import incoming_groups
 from lightning_topo.outputs.record import RecordOutput
 from lightning_topo.probes import Period, ProbeResult, StepEdge, StepSharpness
+from lightning_topo.stability import (
+    LanczosSettings,
+    curvature_sharpness,
+    directional_ratio,
+    hessian,
+    parameter_thresholds,
+    scaled_sharpness,
+)
 from lightning_topo.stability._layout import Layout, flatten, is_sharded
 from tests.distributed.models import Net, dataset, loader, parts, trainer
+from tests.watch.shards import KINDS, Attends, part_of, recorded, tokens
 
 
 def size():
@@ -219,6 +231,110 @@ def batch_loss(module, batch):
 def replayed(folder, rank, mode):
     """The critical sharpness of the recorded step, and of the same batch by a loss of one's own."""
     return fit(folder, rank, mode, probes=[StepEdge(2), StepSharpness(2, loss_fn=batch_loss, noise=False)])
+
+
+class Adaptive(Net):
+    """With an optimizer whose thresholds are tensors."""
+
+    def configure_optimizers(self):
+        parameters = self.trainer.model.parameters() if self.mode == "fsdp1" else self.parameters()
+        return torch.optim.Adam(parameters, lr=0.01)
+
+
+OPTIMIZERS = {"sgd": Net, "adam": Adaptive}
+
+
+class Truth:
+    """What one process finds with whole parameters: by exact products, on the batch of the step."""
+
+    name, period, needs_parameters_before = "truth", Period(1), True
+
+    def measure(self, capture):
+        first = (capture.step - 1) % 4 * 16
+        x, y = (tensor[first : first + 16] for tensor in dataset().tensors)
+        params = list(capture.module.parameters())
+        curvature = hessian(lambda: nn.functional.cross_entropy(capture.module.net(x), y), params)
+        raw = curvature_sharpness(curvature, settings=LanczosSettings(1e-4))
+        known = parameter_thresholds(capture.optimizers, params, curvature.gradient).parameters
+        scaled = scaled_sharpness(curvature, known, raw, settings=LanczosSettings(1e-4))
+        step = flatten(p.detach() - capture.parameters_before[name] for name, p in capture.module.named_parameters())
+        return {
+            "sharpness": raw.value,
+            "sharpness_ratio": scaled.ratio,
+            "eta_lambda": scaled.eta_lambda,
+            "directional_ratio": directional_ratio(curvature, step),
+        }
+
+
+def asked(folder, rank, mode, optimizer="sgd"):
+    """Sharpness of the recorded step, where it is asked for."""
+    probes = [Truth()] if mode == "single" else [Sharpness(every_n_steps=4, tolerance=1e-3)]
+    return fit(folder, rank, mode, probes=probes, module=OPTIMIZERS[optimizer](mode))
+
+
+def stopped(folder, rank, mode):
+    """The same, but on process 1 a gradient breaks off within the backward pass of the first measurement."""
+    take, calls = ShardedGradient._take, []
+
+    def breaks_off(self, name, *args):
+        calls.append(name)
+        if rank == 1 and len(calls) == 7:
+            raise RuntimeError(f"torn at {name}")
+        take(self, name, *args)
+
+    ShardedGradient._take = breaks_off
+    try:
+        return fit(folder, rank, mode, probes=[Sharpness(every_n_steps=4)])
+    finally:
+        ShardedGradient._take = take
+
+
+def differentiated(folder, rank, kind):
+    """The gradient of the processes' own batches in shards, in double precision, against the dense one: the errors."""
+    net, alike = KINDS[kind](Attends().double()), Attends().double()
+    loss, _ = recorded(net, tokens(rank), losses=2)
+    with loss(None) as evaluate:
+        evaluate()
+        gradient = evaluate.gradient()
+        value, found = gradient()
+    truth = sum(alike(tokens(other)) for other in range(size())) / size()
+    truth.backward()
+    expected = part_of(gradient, {name: p.grad for name, p in alike.named_parameters()})
+    whole = flatten(p.grad for p in alike.parameters())
+    layout = gradient.layout
+    noise = [layout.noise(found, seed) for seed in (1, 1, 2)]
+    return {
+        "loss": value - truth.item(),
+        "gradient": float((found - expected).norm()),
+        "norm": layout.norm(found) - float(whole.norm()),
+        "n_entries": layout.n_entries(found) - len(whole),
+        "noise": layout.norm(noise[0] - noise[1]),
+        "n_noise": layout.dot(noise[0], noise[0]) / len(whole),
+        "same_noise": layout.dot(noise[0], noise[2]) / len(whole),
+    }
+
+
+def uncertain(folder, rank):
+    """The processes' steps read other parameters: none waits for the other."""
+    net = KINDS["fsdp2"](Attends())
+    loss, _ = recorded(net, tokens(rank))
+    gradient = ShardedGradient(net, loss._tapes, loss._training.ranks)
+    if rank == 1:
+        plan = sharded_gradient.plan
+        sharded_gradient.plan = lambda tape, every: plan(tape, every)[::-1]
+    try:
+        gradient()
+    except CannotReplay as error:
+        return {"refused": str(error)}
+    finally:
+        if rank == 1:
+            sharded_gradient.plan = plan
+    return {}
+
+
+def default(folder, rank, mode):
+    """The probes that a monitor has by itself."""
+    return fit(folder, rank, mode, probes=DEFAULT_PROBES, max_epochs=7)
 
 
 def halted(folder, rank, mode):

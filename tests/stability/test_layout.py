@@ -50,3 +50,19 @@ def test_values_of_other_parameters_are_refused():
         layout.spread([1.0])
     with pytest.raises(RuntimeError):
         layout.shaped(torch.zeros(4))
+
+
+def test_flat_shards_have_the_norm_of_whole_vectors_and_noise_of_their_own(monkeypatch):
+    """Two processes: the first parameter lies in two parts, the second on both."""
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    whole = [torch.arange(1.0, 5.0), torch.tensor([7.0, 8.0])]
+    parts = [[whole[0][:2], whole[1]], [whole[0][2:], whole[1]]]
+    layouts = [Layout.flat(mine, [2, 1], [place, 0]) for place, mine in enumerate(parts)]
+    vectors = [layout.flatten(mine) for layout, mine in zip(layouts, parts, strict=True)]
+    assert sum(float(v @ v) for v in vectors) == pytest.approx(float(flatten(whole).square().sum()))
+    for layout, vector, mine in zip(layouts, vectors, parts, strict=True):
+        torch.testing.assert_close(layout.shaped(vector), mine)
+    noise = [layout.noise(vector, 3) for layout, vector in zip(layouts, vectors, strict=True)]
+    assert not torch.equal(noise[0][:2], noise[1][:2])
+    assert torch.equal(noise[0][2:], noise[1][2:])
+    assert torch.equal(noise[0], layouts[0].noise(vectors[0], 3))

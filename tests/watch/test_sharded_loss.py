@@ -5,93 +5,16 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import distributed as dist
 from torch import nn
-from torch.distributed.fsdp import (
-    FullyShardedDataParallel,
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
-from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from lightning_topo._tape import CannotReplay
-from lightning_topo._watch import sharded_loss
 from lightning_topo._watch.recording import Recording
-from lightning_topo._watch.training_loss import TrainingLoss
 from lightning_topo.probes import ProbeUnavailable
 from tests.watch.driving import training_of
+from tests.watch.shards import KINDS, Attends, in_flat_shards, in_shards, move, recorded, tokens
 
-
-@pytest.fixture(autouse=True)
-def group(tmp_path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-class Attends(nn.Module):
-    """`out_proj` of the attention is read without being called, one unit runs twice, two layers share a weight."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed = nn.Embedding(11, 8)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.block = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
-        self.norm = nn.BatchNorm1d(8)
-        self.head = nn.Linear(8, 11, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, x):
-        h = self.embed(x)
-        h = h + self.attention(h, h, h)[0]
-        h = self.block(self.block(h))
-        return F.cross_entropy(self.head(self.norm(h.flatten(0, 1))), x.flatten())
-
-
-def tokens(seed=0):
-    return torch.randint(11, (3, 5), generator=torch.Generator().manual_seed(seed))
-
-
-def in_shards(net, **options):
-    for unit in (net.attention, net.block):
-        fully_shard(unit, **options)
-    return fully_shard(net, **options)
-
-
-def recorded(net, x, losses=1, call=None):
-    """The training's loss after a step that was recorded to be measured, and what the step found."""
-    training = training_of(net)
-    loss = TrainingLoss(training, 0)
-    recording = Recording(training, loss)
-    recording.begin(x, 1, wanted=True)
-    values = []
-    for _ in range(losses):
-        values.append((call or net)(x))
-        recording.loss(values[-1], 1.0)
-        values[-1].backward()
-        recording.differentiated(goes_on=True)
-    recording.end()
-    return loss, torch.stack(values).mean().item()
-
-
-def move(net, factor):
-    with torch.no_grad():
-        for p in net.parameters():
-            p.mul_(factor)
-
-
-def in_flat_shards(net, **options):
-    policy = ModuleWrapPolicy({nn.MultiheadAttention, nn.Sequential})
-    return FullyShardedDataParallel(net, auto_wrap_policy=policy, device_id=torch.device("cpu"), **options)
-
-
-KINDS = {
-    "fsdp2": in_shards,
-    "fsdp1": partial(in_flat_shards, use_orig_params=True),
-    "flat": partial(in_flat_shards, use_orig_params=False),
-}
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -188,46 +111,6 @@ def test_it_is_refused_at_other_parameters_than_those_of_the_step():
     loss, _ = recorded(net, tokens())
     move(net, 1.3)
     with loss(None) as evaluate, pytest.raises(CannotReplay, match="loss differs from the step's"):
-        evaluate()
-
-
-@pytest.mark.parametrize("at", [0, 1])
-def test_a_replay_that_breaks_off_gathers_what_the_others_gather(monkeypatch, at):
-    net = in_shards(Attends())
-    loss, _ = recorded(net, tokens())
-    gathered = []
-    visit = sharded_loss._Gathering._visit
-
-    def noted(self, **options):
-        gathered.append(self.plan[self.n_visited].unit.path)
-        visit(self, **options)
-
-    monkeypatch.setattr(sharded_loss._Gathering, "_visit", noted)
-    with loss(None) as evaluate:
-        for _ in range(at):
-            evaluate()
-        whole = list(gathered) or ["", "attention", "block", "block"]
-        gathered.clear()
-
-        def breaks_off(tape, named, **options):
-            raise torch.OutOfMemoryError(f"after {named['embed.weight'].shape}")
-
-        monkeypatch.setattr(sharded_loss, "replay", breaks_off)
-        with pytest.raises(CannotReplay, match=r"after torch\.Size"):
-            evaluate()
-    assert gathered == whole
-
-
-def test_where_there_is_no_room_nothing_is_gathered(monkeypatch):
-    net = in_shards(Attends())
-    loss, _ = recorded(net, tokens())
-
-    def full(*size, **options):
-        raise torch.OutOfMemoryError("full")
-
-    monkeypatch.setattr(sharded_loss.torch, "empty", full)
-    monkeypatch.setattr(sharded_loss, "replay", lambda *args, **options: pytest.fail("replayed"))
-    with loss(None) as evaluate, pytest.raises(CannotReplay, match="memory runs out"):
         evaluate()
 
 
