@@ -97,6 +97,8 @@ class Certifying:
         active = {group.name for group in self._snapshots.active()}
         touched = self._snapshots.touched()
         groups = [group for group in touched if group.name in active]
+        moved = {group.name for group in touched}
+        self._coverage.rest(step, (group.name for group in self._snapshots.own if group.name not in moved))
         # Those of which no parameter has the name any more that it had in the update.
         gone = [group.name for group in touched if group.name not in active]
         self._coverage.note(step, {name: Certificate(StepState.OPEN) for name in gone})

@@ -1,6 +1,6 @@
 """The state of every step by group: exact, bounded, spanned or open."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from lightning_topo.measurement import Measurement, StepState
@@ -19,7 +19,7 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """Consecutive steps of one group in the same state; `bound` is the largest of theirs."""
+    """Consecutive steps of one group in the same state, or without a move; `bound` is the largest of theirs."""
 
     since: int
     last: int
@@ -36,6 +36,8 @@ class _Stretch:
 class Coverage:
     """Keeps the states of the steps of one process's groups, as one line for each run of equal states.
 
+    Steps in which a group is known to `rest` belong to the run of its next one: in these its r is 0.
+
     >>> coverage = Coverage()
     >>> coverage.note(1, {"net.0": Certificate(StepState.EXACT)})
     >>> coverage.note(2, {"net.0": Certificate(StepState.BOUNDED, 0.1)})
@@ -48,6 +50,8 @@ class Coverage:
     _bounds: dict[str, float] = field(default_factory=dict)
     _stretches: dict[str, _Stretch] = field(default_factory=dict)
     _ended: list[tuple[str, _Stretch]] = field(default_factory=list)
+    _noted: dict[str, int] = field(default_factory=dict)  # the last step that a line has or will have
+    _known: dict[str, int] = field(default_factory=dict)  # the last step up to which nothing is left out
 
     def note(self, step: int, certificates: Mapping[str, Certificate]) -> None:
         """Note the states of one step; the same step's second update can only weaken them."""
@@ -59,6 +63,14 @@ class Coverage:
                 weakest = self.uncertified.get(step, StepState.SPANNED)
                 is_open = StepState.OPEN in (weakest, certificate.state)
                 self.uncertified[step] = StepState.OPEN if is_open else StepState.SPANNED
+
+    def rest(self, step: int, groups: Iterable[str]) -> None:
+        """Note groups that a step does not move."""
+        for group in groups:
+            known = self._known.setdefault(group, step - 1)
+            self._noted.setdefault(group, step - 1)
+            if known == step - 1:
+                self._known[group] = step
 
     @property
     def has_news(self) -> bool:
@@ -83,6 +95,10 @@ class Coverage:
         """End all stretches here, so that a resume from this step abandons no line that begins before it."""
         self._ended += self._stretches.items()
         self._stretches = {}
+        for group, known in self._known.items():
+            if (noted := self._noted[group]) < known:
+                self._ended.append((group, _Stretch(noted + 1, known, StepState.BOUNDED, 0.0, noted)))
+                self._noted[group] = known
 
     def take_bounds(self) -> dict[str, float]:
         """The largest bound of each group since the last call, or r itself where it was measured."""
@@ -96,12 +112,15 @@ class Coverage:
 
     def _note(self, step: int, group: str, certificate: Certificate) -> None:
         stretch = self._stretches.get(group)
-        if stretch is not None and stretch.state is certificate.state and stretch.last in (step - 1, step):
+        follows = self._known.get(group, step - 1) >= step - 1
+        noted = min(self._noted.get(group, step - 1), step - 1) if follows else step - 1
+        self._noted[group] = self._known[group] = step
+        if stretch is not None and stretch.state is certificate.state and follows:
             self._stretches[group] = stretch.joined(step, certificate)
             return
         if stretch is not None:
             self._ended.append((group, stretch))
-        self._stretches[group] = _Stretch(step, step, certificate.state, certificate.bound, step - 1)
+        self._stretches[group] = _Stretch(noted + 1, step, certificate.state, certificate.bound, noted)
 
 
 @dataclass(slots=True)

@@ -62,11 +62,49 @@ def test_an_open_step_is_written_at_once():
     assert [line[:3] for line in stretches(coverage.lines(0))] == [(0, 1, EXACT), (1, 2, OPEN)]
 
 
-def test_steps_in_which_a_group_takes_no_part_are_in_no_line():
+def test_steps_that_are_left_out_are_in_no_line():
     coverage = Coverage()
     for step in (1, 2, 5):
         coverage.note(step, {"a": Certificate(EXACT)})
-    assert [line[:2] for line in stretches(coverage.lines(0, flush=True))] == [(0, 2), (4, 5)]
+    coverage.rest(7, ["a"])  # step 6 is left out
+    coverage.note(8, {"a": Certificate(EXACT)})
+    assert [line[:2] for line in stretches(coverage.lines(0, flush=True))] == [(0, 2), (4, 5), (7, 8)]
+
+
+@pytest.mark.parametrize("state", [EXACT, BOUNDED])
+def test_steps_in_which_a_group_rests_belong_to_its_next_one(state):
+    coverage, lines = Coverage(), []
+    for step in range(1, 19):
+        if step % 6 == 0:
+            coverage.note(step, {"a": Certificate(state if step == 12 else BOUNDED, 0.1)})
+        else:
+            coverage.rest(step, ["a"])
+        lines += coverage.lines(0)
+    coverage.rest(18, ["a"])  # of two updates in one step one moves it
+    lines += coverage.lines(0, flush=True)
+    expected = [(0, 18, BOUNDED)] if state is BOUNDED else [(0, 6, BOUNDED), (6, 12, EXACT), (12, 18, BOUNDED)]
+    assert [line[:3] for line in stretches(lines)] == expected
+
+
+def test_where_a_checkpoint_was_saved_a_rest_is_written_and_a_resume_goes_on_from_there():
+    coverage = Coverage()
+    coverage.note(1, {"a": Certificate(EXACT)})
+    coverage.rest(2, ["a"])
+    coverage.rest(3, ["a"])
+    coverage.cut()
+    assert stretches(coverage.lines(0)) == [(0, 1, EXACT, None), (1, 3, BOUNDED, 0.0)]
+    for later in (coverage, Coverage()):
+        later.rest(4, ["a"])
+        later.note(5, {"a": Certificate(BOUNDED, 0.2)})
+        assert stretches(later.lines(0, flush=True)) == [(3, 5, BOUNDED, 0.2)]
+
+
+def test_a_second_update_of_a_step_changes_no_earlier_one():
+    coverage = Coverage()
+    coverage.note(1, {"a": Certificate(BOUNDED, 0.1)})
+    coverage.note(2, {"a": Certificate(BOUNDED, 0.1)})
+    coverage.note(2, {"a": Certificate(OPEN)})
+    assert [line[:3] for line in stretches(coverage.lines(0, flush=True))] == [(0, 2, BOUNDED), (1, 2, OPEN)]
 
 
 @pytest.mark.parametrize("states", [(SPANNED, OPEN), (OPEN, SPANNED), (EXACT, OPEN)])
