@@ -13,9 +13,13 @@ READ_STEPS = 50
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Parameters that the optimizers train now or train no longer; `are_new` if some are new to the module."""
+    """Parameters that the optimizers train now or train no longer; `are_new` if some are new to the module.
+
+    `joined` are those of them that are trained now.
+    """
 
     names: frozenset[str]
+    joined: frozenset[str]
     are_new: bool
 
 
@@ -32,5 +36,5 @@ class Membership:
         if step % READ_STEPS == 0:
             self._steps.read_names()
         names = frozenset(self._steps.trained())
-        changed, self._members = names ^ self._members, names
-        return Change(changed, not changed <= self._known) if changed else None
+        changed, joined, self._members = names ^ self._members, names - self._members, names
+        return Change(changed, joined, not changed <= self._known) if changed else None

@@ -57,7 +57,9 @@ def renewed_samples(step: int, epoch: int) -> TopologyEvent:
     )
 
 
-def members_changed(names: Sequence[str], groups: Sequence[str], step: int, epoch: int) -> TopologyEvent:
+def members_changed(
+    names: Sequence[str], groups: Sequence[str], step: int, epoch: int, *, are_looked_for: bool = False
+) -> TopologyEvent:
     """Parameters have joined or left the training: the clouds of these groups have other coordinates from here on."""
     whose = f" The totals of {_named(groups, 'groups')} count from here." if groups else ""
     return TopologyEvent(
@@ -66,7 +68,9 @@ def members_changed(names: Sequence[str], groups: Sequence[str], step: int, epoc
         epoch,
         value=float(len(names)),
         message=f"{_named(names)} joined or left the optimizers.{whose}",
-        remedy="Nothing to do: they are watched from now on.",
+        remedy="Nothing to do: neurons are looked for again on the next step; `lightning-topo neurons` lists them."
+        if are_looked_for
+        else "Nothing to do: those that are trained now and in a group of neurons are watched from now on.",
     )
 
 

@@ -42,6 +42,7 @@ class WatchedNeurons:
         self._membership: Membership | None = None
         self._shards: Mapping[str, Tensor] | None = None
         self._waited: tuple[int, str] | None = None  # the first step, and why the next one was waited for
+        self._looked_for: set[str] = set()  # parameters in no group, for which another step was looked at
 
     @property
     def wants_step(self) -> bool:
@@ -110,14 +111,22 @@ class WatchedNeurons:
         self._look(known).take_over(reference)
 
     def follow_members(self, step: int) -> None:
-        """Take in which parameters joined or left the training in this step."""
+        """Take in which parameters joined or left the training in this step.
+
+        Those that join and are in no group may have been left out because they were not trained: they are looked for
+        once more.
+        """
         assert self._measuring.snapshots is not None
         assert self._membership is not None
         change = self._membership.change(step)
         if change is not None:
-            self.is_again_wanted = change.are_new  # on the next step as it runs
+            alone = change.joined.difference(self._looked_for, *(group.parameter_names for group in self.groups))
+            self._looked_for |= alone
+            self.is_again_wanted = change.are_new or bool(alone)  # on the next step as it runs
             groups = self._measuring.snapshots.refer_from(step, change.names)
-            event = members_changed(sorted(change.names), groups, step, self._training.epoch)
+            event = members_changed(
+                sorted(change.names), groups, step, self._training.epoch, are_looked_for=self.is_again_wanted
+            )
             self._exchange.events.append(event)
 
     def report_problems(self, step: int) -> None:

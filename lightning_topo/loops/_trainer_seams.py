@@ -42,14 +42,19 @@ def closing(train: Callable[..., Any], close: Callable[[], None]) -> Callable[..
 
 
 class TrainerLog:
-    """A logger whose rows go through `trainer.log`, to whatever the trainer reports to."""
+    """A logger whose rows go to whatever the trainer reports to.
+
+    By `transformers.Trainer.log`, not an override: TRL's hands out the metrics that it has gathered, and clears them.
+    """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log, and leave it to the trainer whether it logs its own values at this step."""
+        from transformers import Trainer
+
         control = self._trainer.control
         should_log = control.should_log
-        self._trainer.log(dict(metrics))
+        Trainer.log(self._trainer, dict(metrics))
         control.should_log = should_log

@@ -1,7 +1,5 @@
 """Reaching into transformers' Trainer: undone when training ends, however it ends."""
 
-from types import SimpleNamespace
-
 import pytest
 import transformers
 
@@ -76,16 +74,49 @@ def test_a_backward_that_another_has_wrapped_besides_is_left_to_them(tmp_path):
     undo()
 
 
-def test_a_row_of_ours_does_not_decide_whether_the_trainer_logs():
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_row_of_ours_does_not_decide_whether_the_trainer_logs(tmp_path, wanted):
     """`Trainer.log` ends in callbacks that may set `should_log`; the trainer's own rows are its own business."""
-    for wanted in (True, False):
-        control = SimpleNamespace(should_log=wanted)
-        rows = []
-        trainer = SimpleNamespace(control=control)
-        trainer.log = lambda row, rows=rows, control=control, wanted=wanted: (
-            rows.append(row),
-            setattr(control, "should_log", not wanted),
-        )
-        TrainerLog(trainer).log_metrics({"topology/critical_ratio": 0.5}, step=3)
-        assert rows == [{"topology/critical_ratio": 0.5}]
-        assert control.should_log is wanted
+
+    class Turns(transformers.TrainerCallback):
+        def on_log(self, args, state, control, **kwargs):
+            control.should_log = not wanted
+
+    trainer = trainer_of(tmp_path)
+    trainer.add_callback(Turns())
+    trainer.control.should_log = wanted
+    TrainerLog(trainer).log_metrics({"topology/critical_ratio": 0.5}, step=3)
+    assert trainer.state.log_history[-1]["topology/critical_ratio"] == 0.5
+    assert trainer.control.should_log is wanted
+
+
+def test_metrics_that_a_trainer_hands_out_when_it_logs_stay_in_its_own_rows(tmp_path):
+    """As TRL's trainers do: what they have gathered goes into the next row, and is cleared."""
+
+    class Gathering(transformers.Trainer):
+        gathered = 0
+
+        def training_step(self, *args, **kwargs):
+            self.gathered += 1
+            return super().training_step(*args, **kwargs)
+
+        def log(self, logs, *args, **kwargs):
+            super().log({**logs, "gathered": self.gathered}, *args, **kwargs)
+            self.gathered = 0
+
+    def rows(folder, has_callback):
+        trainer = trainer_of(folder, logging_steps=4)
+        trainer.__class__ = Gathering
+        if has_callback:
+            watched(trainer)
+        trainer.train()
+        found = trainer.state.log_history
+        assert any("topology/phase" in row for row in found) is has_callback
+        return [row for row in found if not any(key.startswith("topology/") for key in row)]
+
+    def told(found):
+        return [(row["step"], row["gathered"], row.get("loss")) for row in found]
+
+    plain = told(rows(tmp_path / "plain", has_callback=False))
+    assert plain[0][1] > 0
+    assert told(rows(tmp_path / "watched", has_callback=True)) == plain

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_topo import Distortion
+from lightning_topo._watch.finding import Finding
 from lightning_topo._watch.settings import WatchSettings
 from lightning_topo._watch.watch import Watch
 from lightning_topo.outputs._outputs import Outputs
@@ -103,4 +104,38 @@ def test_a_layer_that_is_added_is_looked_for_in_the_next_step():
     assert [step for step, group, _ in watched.kept.of("distortion") if group == "4"][:1] == [4]
     [event] = [e for e in watched.watch.events if "joined or left the optimizers" in e.message]
     assert event.step == 3
+    watched.watch.close()
+
+
+def test_a_layer_that_was_left_out_because_it_was_frozen_is_looked_for_when_it_thaws():
+    """Of its neurons only equal biases were trained: that part told nothing of them."""
+    watched = Watched()
+    weights = [watched.model[k].weight for k in (0, 2)]
+    torch.nn.init.zeros_(watched.model[0].bias)
+    for weight in weights:
+        weight.requires_grad_(False)
+    watched.batches(2)
+    assert [group.name for group in watched.watch.groups] == ["2"]
+    for weight in weights:
+        weight.requires_grad_(True)
+    watched.batches(4)
+    assert [group.name for group in watched.watch.groups] == ["0", "2"]
+    [event] = [e for e in watched.watch.events if "joined or left the optimizers" in e.message]
+    assert "looked for again" in event.remedy
+    assert {step for step, group, _ in watched.kept.of("distortion") if group == "0"} >= {5, 6}
+    watched.watch.close()
+
+
+def test_a_parameter_in_no_group_that_comes_and_goes_is_looked_for_once(monkeypatch):
+    watched = Watched()
+    looked = []
+    find = Finding.groups
+    monkeypatch.setattr(Finding, "groups", lambda *args: looked.append(1) or find(*args))
+    bias = watched.model[4].bias
+    bias.requires_grad_(False)
+    for _ in range(4):
+        watched.batches(2)
+        bias.requires_grad_(not bias.requires_grad)
+    assert [group.name for group in watched.watch.groups] == ["0", "2"]
+    assert len(looked) == 2
     watched.watch.close()
