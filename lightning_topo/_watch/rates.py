@@ -55,9 +55,11 @@ def optimizer_facts(optimizers: Iterable[Any]) -> Mapping[str, Any]:
     every = list(optimizers)
     first = [optimizer.param_groups[0] for optimizer in every if optimizer.param_groups]
     rates = [float(group["lr"]) for group in first if group.get("lr") is not None]
+    everywhere = {float(group["lr"]) for o in every for group in o.param_groups if group.get("lr") is not None}
     options = [f"{name}={group[name]}" for group in first for name in _OPTIONS if group.get(name)]
     return {
         "optimizer": ", ".join(type(optimizer).__name__ for optimizer in every),
         "learning_rate": ", ".join(f"{rate:.6g}" for rate in rates),
+        "n_learning_rates": len(everywhere),
         "optimizer_options": ", ".join(dict.fromkeys(options)),
     }

@@ -180,7 +180,7 @@ def summary(record: RunRecord) -> str:
         lines.append("  events    " + ", ".join(f"{n} x {name}" if n > 1 else name for name, n in counts.items()))
     if (peak := outcome.peak_ratio) is not None:
         lines.append(f"  worst     {_shortened(peak.group)}: r = {peak.value:.3g} at step {peak.step:,}")
-    if (advice := advise(outcome, Evidence.of(record.measurements))) is not None:
+    if (advice := advise(outcome, Evidence.of_record(record))) is not None:
         lines.append(f"  next      {advice.decision}")
         lines += [f"            {reason}" for reason in advice.reasons[:1]]
     return "\n".join(lines)

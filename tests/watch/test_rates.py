@@ -69,4 +69,7 @@ def test_the_facts_name_every_optimizer_and_the_options_that_are_set():
     assert facts["optimizer"] == "SGD, AdamW"
     assert facts["learning_rate"] == "0.5, 0.001"
     assert facts["optimizer_options"] == "momentum=0.9, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.1"
-    assert set(optimizer_facts([]).values()) == {""}
+    assert facts["n_learning_rates"] == 2
+    assert set(optimizer_facts([]).values()) == {"", 0}
+    groups = [{"params": [torch.zeros(1)], "lr": rate} for rate in (0.1, 0.1, 0.3)]
+    assert optimizer_facts([torch.optim.SGD(groups)])["n_learning_rates"] == 2

@@ -7,7 +7,7 @@ stay below eta*. The next run meets other neurons, hence the margin.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from lightning_topo._figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
@@ -38,7 +38,10 @@ _CALM = 0.7
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a run has shown: the largest r of all groups, the edge ratio by step, the loss, and learning rates."""
+    """What a run has shown: the largest r of all groups, the edge ratio by step, the loss, and learning rates.
+
+    Without `limits` advice is in factors of the present rate.
+    """
 
     ratios: Mapping[int, float]
     edges: Mapping[int, float]
@@ -54,6 +57,14 @@ class Evidence:
             LossCourse.of(measurements),
             rate_limits(measurements),
         )
+
+    @classmethod
+    def of_record(cls, record: RunRecord) -> "Evidence":
+        """From a record. Of several learning rates at once it has one: which holds for what was seen is not known."""
+        found = cls.of(record.measurements)
+        training = record.about.get("training")
+        n_rates = training.get("n_learning_rates", 1) if isinstance(training, Mapping) else 1
+        return replace(found, limits=RateLimits()) if isinstance(n_rates, int) and n_rates > 1 else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +112,7 @@ def advise(outcome: Outcome, evidence: Evidence) -> Advice | None:
 
 def recommendation(record: RunRecord) -> str:
     """The decision of `advise` for a record; empty where there is none."""
-    advice = advise(history(record).outcome, Evidence.of(record.measurements))
+    advice = advise(history(record).outcome, Evidence.of_record(record))
     return "" if advice is None else advice.decision
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_topo._figures.rates import rate_limits
 from lightning_topo.outputs.page._advice import Evidence, advise
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.page._page import run_labels
@@ -66,7 +67,7 @@ def write_table(records: Sequence[RunRecord], path: Path) -> Path:
 
 
 def _line(record: RunRecord) -> dict[str, Any]:
-    outcome, evidence = history(record).outcome, Evidence.of(record.measurements)
+    outcome, evidence = history(record).outcome, Evidence.of_record(record)
     advice, coverage, training = advise(outcome, evidence), outcome.coverage, record.about.get("training")
     known: Mapping[str, Any] = training if isinstance(training, Mapping) else {}
     hparams = known.get("hparams")
@@ -74,7 +75,7 @@ def _line(record: RunRecord) -> dict[str, Any]:
     return {
         **settings,
         **(hparams if isinstance(hparams, Mapping) else {}),
-        "largest learning rate": evidence.limits.largest,
+        "largest learning rate": rate_limits(record.measurements).largest,
         "steps": outcome.last_step,
         "highest phase": outcome.worst_phase.name.lower(),
         "first breakdown": outcome.breakdowns[0].step if outcome.breakdowns else None,

@@ -16,7 +16,7 @@ from lightning_topo.outputs.record import RunRecord
 def inline_html(record: RunRecord) -> str:
     """The run as a notebook shows it; a figure that cannot be drawn is left out."""
     outcome = history(record).outcome
-    advice = advise(outcome, Evidence.of(record.measurements))
+    advice = advise(outcome, Evidence.of_record(record))
     parts = [f"<p><b>{_text(sentence(outcome))}</b></p>"]
     if advice is not None:
         reasons = "".join(f"<li>{_text(reason)}</li>" for reason in advice.reasons)

@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 
 from lightning_topo._figures.captures import CapturedDiagram, Crocker, Pairs, bars, by_blocks, crocker, spread
 from lightning_topo._figures.coverage import stretches, uncovered
-from lightning_topo._figures.rates import RateLimits
+from lightning_topo._figures.rates import RateLimits, rate_limits
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.outputs.page._advice import Advice, Evidence, advise
 from lightning_topo.outputs.page._certificates import CertificateTable, certificate_table
@@ -148,7 +148,7 @@ def run_view(record: RunRecord, label: str, budget: Budget, *, detailed: bool = 
     whole = by_group.get(GLOBAL, ())
     drawn = {"loss": series(whole, "training", "loss")} | {name: series(whole, None, name) for name in _CURVES}
     curves = {name: envelope(name, points, budget.curve_points) for name, points in drawn.items() if points}
-    evidence = Evidence.of(record.measurements)
+    evidence = Evidence.of_record(record)
     return RunView(
         label=label,
         run_id=record.run_id,
@@ -183,7 +183,7 @@ def run_view(record: RunRecord, label: str, budget: Budget, *, detailed: bool = 
         history_from=min((m.step for m in record.history), default=None),
         parameters=record.parameters,
         advice=advise(past.outcome, evidence),
-        rates=_rates(evidence.limits, past.outcome.last_step, budget),
+        rates=_rates(rate_limits(record.measurements), past.outcome.last_step, budget),
         logged=_logged(record.measurements, budget),
         about=record.about,
         silence=silence(record.about, past.events, {m.probe for m in record.measurements}),

@@ -19,7 +19,7 @@ def conclusion(record: RunRecord) -> dict[str, str | float]:
     (3.0, 2.0)
     """
     outcome = history(record).outcome
-    advice = advise(outcome, Evidence.of(record.measurements))
+    advice = advise(outcome, Evidence.of_record(record))
     coverage = outcome.coverage
     found: dict[str, str | float | None] = {
         "topology/verdict": sentence(outcome),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lightning_topo._figures.rates import rate_limits
 from lightning_topo.measurement import Measurement
-from lightning_topo.outputs.page._advice import FAILED, MARGIN, Advice, Evidence, advise, floor2
+from lightning_topo.outputs.page._advice import FAILED, MARGIN, Advice, Evidence, advise, floor2, recommendation
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import RunRecord
 
@@ -44,6 +44,18 @@ def test_a_late_breakdown_asks_for_a_lower_rate_and_names_what_would_just_have_d
     assert "At most 0.23 would have kept every measured step" in said.reasons[0]
     assert "2.15, at step 300 in net.0" in said.reasons[0]
     assert "warm-up alone would not have" in said.reasons[1]
+
+
+def test_of_several_learning_rates_at_once_none_is_named() -> None:
+    """The record has that of the first parameter group: the neurons that broke down may have trained at another."""
+    measured = (rate(1, 0.001), *(ratio(k, 0.3) for k in range(1, 400, 9)), ratio(300, 2.15))
+
+    def decision(n_rates: int) -> str:
+        record = RunRecord(Path("run"), "id", measured, about={"training": {"n_learning_rates": n_rates}})
+        return recommendation(record)
+
+    assert decision(1) == "Lower the learning rate from 0.001 to 0.00037."
+    assert decision(2) == "Lower the learning rate to 0.37 times the present one."
 
 
 def test_the_edge_that_advice_knows_of_is_that_which_decides() -> None:
