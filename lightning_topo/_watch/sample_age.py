@@ -28,7 +28,7 @@ class SampleAge:
     def take_news(self) -> tuple[Stale | None, bool]:
         """The newly stale loss with the oldest samples, if any; whether all losses that were stale are renewed.
 
-        A loss is told once, until it is accepted again.
+        Each loss counts as new only until the next call, and again once it has been accepted.
         """
         new = [stale for loss, stale in self._stale.items() if loss not in self._told]
         is_over = bool(self._told) and not self._stale
