@@ -83,7 +83,8 @@ def test_lines_show_the_recorded_numbers(page, demo: RunRecord, chart: str, grou
 
 def test_where_batches_decide_their_ratio_is_drawn_and_compared(browser: Browser, demo: RunRecord) -> None:
     steps = range(20, 800, 20)
-    batches = [Measurement(s, 0, "step_edge", "", {"batch_sharpness_ratio": 0.9 + s / 8000}) for s in steps]
+    seen = [{"batch_sharpness_ratio": 0.9 + s / 8000, "directional_ratio": 7.0} for s in steps]
+    batches = [Measurement(s, 0, "step_edge", "", values) for s, values in zip(steps, seen, strict=True)]
     own = replace(demo, measurements=(*demo.measurements, *batches))
     page = browser.open([own, demo])
     drawn = {line["name"]: line for line in traces(page, "sharpness")}

@@ -265,23 +265,27 @@ function rateAt({ steps, columns }, step) {
   return rate;
 }
 
-// The ratios that are 1 at the edge of stability: of those in a record the first decides.
+// The ratios that are 1 at the edge of stability: of those in a record the first decides. The last two, noisy, are of
+// single steps, and drawn only where they decide.
 const EDGES = [
   ["batch_sharpness_ratio", "batch sharpness ratio", "--third", "solid"],
   ["sharpness_ratio", "sharpness ratio", "--second", "solid"],
-  ["directional_ratio", "directional ratio", "--accent", "dash"],
-  ["critical_sharpness", "critical sharpness", "--warn", "dash"],
+  ["directional_ratio", "directional ratio", "--second", "dash"],
+  ["critical_sharpness", "critical sharpness", "--third", "dash"],
 ];
-const LIMITS = [...EDGES, ["eta_lambda", "ηλ", "--first", "dot"]];
+
+function limitsOf(run) {
+  const known = EDGES.slice(0, 2).filter(([key]) => run.curves[key]);
+  return [...(known.length ? known : EDGES), ["eta_lambda", "ηλ", "--first", "dot"]].filter(([key]) => run.curves[key]);
+}
 
 function edgeFigure(run, view) {
-  const named = LIMITS;
-  const data = named.filter(([key]) => run.curves[key]).map(([key, name, colour, dash]) => {
+  const data = limitsOf(run).map(([key, name, colour, dash]) => {
     const { steps, columns } = run.curves[key];
     return line(name, steps, finite(columns[key]), css(colour), { line: { color: css(colour), width: 2, dash } });
   });
   if (!data.length) return { absent: `No edge ratio in this record. ${run.silence.sharpness}` };
-  const [least, most] = extremes([1, ...named.flatMap(([key]) => seenIn(view.runs, (r) => r.curves[key]?.columns[key]))].filter((v) => v !== 0));
+  const [least, most] = extremes([1, ...view.runs.flatMap((r) => limitsOf(r).flatMap(([key]) => seenIn([r], (own) => own.curves[key].columns[key])))].filter((v) => v !== 0));
   const y = most > 30 && least > 0 ? logAxis("Ratio to its limit", least / 1.5, most * 1.5)
     : axis("Ratio to its limit", { range: [1.08 * Math.min(0, least), Math.max(1.15, 1.08 * most)], nticks: 6 });
   return { data, layout: layout(view, 240, y, { ...UNIFIED, shapes: [...openSpans(run), horizontal(1, css("--muted")), ...eventLines(run)] }) };

@@ -304,11 +304,12 @@ function legends() {
   legendOf("rates").replaceChildren(
     ...rates.map(([, name, colour, dash]) => swatch(name, css(colour), dash === "solid" ? "line" : "dash")),
     ...(known.has(OPEN) ? [swatch("open steps: nothing is claimed", css("--missing"))] : []));
+  const limits = [...new Map(page.runs.flatMap(limitsOf).map((limit) => [limit[0], limit])).values()];
   legendOf("curves").replaceChildren(
     ...(has("loss") ? [swatch("loss", css("--ink"), "line")] : []),
     ...loggedNames(page.runs).map((name) => swatch(ellipsis(name, 40), loggedColour(name, page.runs), "dash")),
-    ...LIMITS.filter(([key]) => has(key)).map(([, name, colour, dash]) => swatch(name, css(colour), dash === "solid" ? "line" : "dash")),
-    ...(LIMITS.some(([key]) => has(key)) ? [swatch("the limit, 1", css("--muted"), "line")] : []),
+    ...limits.map(([, name, colour, dash]) => swatch(name, css(colour), dash === "solid" ? "line" : "dash")),
+    ...(limits.length ? [swatch("the limit, 1", css("--muted"), "line")] : []),
   );
   const dims = Math.max(0, ...page.runs.flatMap((run) => run.details.map((d) => d.slides?.marks.length ?? 0)));
   legendOf("diagram").replaceChildren(...DIMENSIONS.slice(0, dims).map(([colour, , name]) => swatch(name, css(colour))));
