@@ -71,7 +71,7 @@ def by_deepspeed(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
     """DeepSpeed's engine around the model: nothing but what it computes with next is whole."""
     import deepspeed
 
-    setattr(importlib.import_module("deepspeed.comm.torch"), "build_shm_op", lambda: None)  # noqa: B010 - compiles
+    setattr(importlib.import_module("deepspeed.comm.torch"), "build_shm_op", lambda: None)  # noqa: B010 - it compiles
     deepspeed.init_distributed("gloo")
     stage = {"stage": 3, "stage3_max_live_parameters": 0, "stage3_max_reuse_distance": 0}
     options = {

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.phases import EdgeSource
-from lightning_topo.phases._edge import EDGE_PRECEDENCE
+from lightning_topo.phases import EdgeSource, PhaseRules
+from lightning_topo.phases._edge import EDGE_QUANTITIES, EdgeState, follow_edge
 
 Series = tuple[tuple[int, float], ...]
 
@@ -84,8 +84,13 @@ def largest_ratios(measurements: Sequence[Measurement]) -> dict[int, float]:
 
 
 def edge_source(measurements: Sequence[Measurement]) -> EdgeSource | None:
-    """The source of the edge ratio that decides, as far as a whole record tells; None where none was measured."""
-    return next((source for source in EDGE_PRECEDENCE if of_network(measurements, source.quantity)), None)
+    """The source that was the last to decide whether training is at the edge; None where none was measured."""
+    state, rules, last = EdgeState(), PhaseRules(), None
+    own = (m for m in measurements if m.group == GLOBAL and not EDGE_QUANTITIES.isdisjoint(m.values))
+    for m in sorted(own, key=lambda m: m.step):
+        state, _ = follow_edge(state, m.step, m.values, rules)
+        last = next((source for source in state.deciding(m.step, rules) if source.quantity in m.values), last)
+    return last
 
 
 def edge_ratios(measurements: Sequence[Measurement]) -> dict[int, float]:

@@ -36,7 +36,8 @@ class _Stretch:
 class Coverage:
     """Keeps the states of the steps of one process's groups, as one line for each run of equal states.
 
-    Steps in which a group is known to `rest` belong to the run of its next one: in these its r is 0.
+    In steps in which a group is known to `rest` its r is 0: they belong to the run of its next one, if that one is
+    certified.
 
     >>> coverage = Coverage()
     >>> coverage.note(1, {"net.0": Certificate(StepState.EXACT)})
@@ -97,7 +98,7 @@ class Coverage:
         self._stretches = {}
         for group, known in self._known.items():
             if (noted := self._noted[group]) < known:
-                self._ended.append((group, _Stretch(noted + 1, known, StepState.BOUNDED, 0.0, noted)))
+                self._ended.append((group, _at_rest(noted, known)))
                 self._noted[group] = known
 
     def take_bounds(self) -> dict[str, float]:
@@ -115,12 +116,20 @@ class Coverage:
         follows = self._known.get(group, step - 1) >= step - 1
         noted = min(self._noted.get(group, step - 1), step - 1) if follows else step - 1
         self._noted[group] = self._known[group] = step
+        if noted < step - 1 and certificate.state in (StepState.SPANNED, StepState.OPEN):
+            self._ended += [(group, one) for one in (stretch, _at_rest(noted, step - 1)) if one is not None]
+            stretch, noted = None, step - 1
         if stretch is not None and stretch.state is certificate.state and follows:
             self._stretches[group] = stretch.joined(step, certificate)
             return
         if stretch is not None:
             self._ended.append((group, stretch))
         self._stretches[group] = _Stretch(noted + 1, step, certificate.state, certificate.bound, noted)
+
+
+def _at_rest(since: int, last: int) -> _Stretch:
+    """The steps after `since` up to `last`, none of which has moved the group."""
+    return _Stretch(since + 1, last, StepState.BOUNDED, 0.0, since)
 
 
 @dataclass(slots=True)

@@ -47,8 +47,6 @@ class EdgeSource(StrEnum):
 
 EDGE_QUANTITIES = frozenset(source.quantity for source in EdgeSource)
 """The ratios of all sources."""
-EDGE_PRECEDENCE = (EdgeSource.BATCH, EdgeSource.SHARPNESS, EdgeSource.DIRECTIONAL, EdgeSource.CRITICAL)
-"""Of what is measured all along, the first decides."""
 _WITH_THRESHOLD = (EdgeSource.SHARPNESS, EdgeSource.BATCH)
 _WITHOUT = (EdgeSource.DIRECTIONAL, EdgeSource.CRITICAL)
 _MISSED = 10

@@ -5,8 +5,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_topo._figures.rates import RateLimits, largest_ratios, rate_limits
+from lightning_topo._figures.rates import RateLimits, edge_source, largest_ratios, rate_limits
 from lightning_topo.measurement import Measurement
+from lightning_topo.phases import EdgeSource
 
 STEPS = st.integers(0, 20)
 RATES = st.dictionaries(STEPS, st.sampled_from([0.0, 0.1, 0.5, math.nan]), max_size=6)
@@ -44,8 +45,13 @@ def test_curvature_and_edge_are_of_the_whole_network_and_a_threshold_goes_first(
     limits = rate_limits(found)
     assert (limits.curvature, limits.edge) == (((2, 0.2),), ((3, 0.5),))
     assert rate_limits([*found, sharp(4, sharpness_ratio=4.0)]).edge == ((4, 0.1),)
-    of_batches = Measurement(5, 0, "step_edge", "", {"batch_sharpness_ratio": 0.8})
-    assert rate_limits([*found, sharp(4, sharpness_ratio=4.0), of_batches]).edge == ((5, 0.5),)
+    batches = [Measurement(s, 0, "step_edge", "", {"batch_sharpness_ratio": 0.8}) for s in (5, 6, 7)]
+    curved = [*found, sharp(4, sharpness_ratio=4.0)]
+    assert rate_limits([*curved, *batches]).edge == ((5, 0.5), (6, 0.5), (7, 0.5))
+    assert edge_source([*curved, *batches[:2]]) is EdgeSource.SHARPNESS  # of two batches too few are known
+    going_on = [sharp(s, sharpness_ratio=4.0) for s in range(8, 60, 4)]
+    assert edge_source([*curved, *batches, *going_on]) is EdgeSource.SHARPNESS  # no batch was looked at any more
+    assert edge_source(of_training({1: 0.4})) is None
     of_group = Measurement(5, 0, "sharpness", "net.0", {"eta_lambda": 9.0})
     assert rate_limits([*found, of_group, sharp(6, eta_lambda=math.inf)]).curvature == limits.curvature
 

@@ -86,6 +86,19 @@ def test_steps_in_which_a_group_rests_belong_to_its_next_one(state):
     assert [line[:3] for line in stretches(lines)] == expected
 
 
+@pytest.mark.parametrize("state", [OPEN, SPANNED])
+def test_a_rest_is_not_as_open_as_the_steps_around_it(state):
+    coverage = Coverage()
+    for step in range(1, 10):
+        if step in (2, 6, 9):
+            coverage.note(step, {"a": Certificate(state)})
+        else:
+            coverage.rest(step, ["a"])
+    found = [line[:3] for line in stretches(coverage.lines(0, flush=True))]
+    rests = [(0, 1, BOUNDED), (2, 5, BOUNDED), (6, 8, BOUNDED)]
+    assert sorted(found) == sorted([*rests, (1, 2, state), (5, 6, state), (8, 9, state)])
+
+
 def test_where_a_checkpoint_was_saved_a_rest_is_written_and_a_resume_goes_on_from_there():
     coverage = Coverage()
     coverage.note(1, {"a": Certificate(EXACT)})

@@ -9,6 +9,7 @@ from lightning_topo.outputs.page._model import RunView
 from lightning_topo.outputs.page._outcome import Between, Coverage, Outcome
 from lightning_topo.outputs.page._verdict import broken_first
 from lightning_topo.phases import Phase
+from lightning_topo.quantities import QUANTITIES
 
 ABSENT = "not measured"
 NEVER = "never"
@@ -50,7 +51,7 @@ def facts(run: RunView) -> tuple[Fact, ...]:
             "Edge of stability reached", _when(found.edge_since, any(name != "eta_lambda" for name in found.measured))
         ),
         Fact("Curvature bound passed", _when(found.curvature_since, "eta_lambda" in found.measured)),
-        Fact("Edge ratio now", ABSENT if found.edge is None else f"{_number(found.edge.value)} ({found.edge.source})"),
+        Fact("Edge ratio now", _edge(found)),
         Fact("Loss now", _number(found.final_loss)),
         Fact("Groups of neurons", f"{found.n_groups:,}"),
         Fact("Neurons", _neurons(run)),
@@ -185,6 +186,12 @@ def _broken(found: Outcome) -> str:
 
 def _when(when: Between | None, is_measured: bool) -> str:
     return str(when) if when is not None else NEVER if is_measured else ABSENT
+
+
+def _edge(found: Outcome) -> str:
+    if found.edge is None:
+        return ABSENT
+    return f"{_number(found.edge.value)} ({QUANTITIES[found.edge.quantity].title.lower()})"
 
 
 def _number(value: float | None) -> str:

@@ -20,11 +20,19 @@ from lightning_topo.outputs.page._verdict import sentence
 from lightning_topo.outputs.record import Parent, RunRecord
 from lightning_topo.outputs.record._parameters import ParameterTable
 from lightning_topo.outputs.record._thin import Thinned
-from lightning_topo.phases import Phase, Replay, Severity, TopologyEvent, collapsed, replay_record, width_for
-from lightning_topo.phases._edge import EDGE_PRECEDENCE
+from lightning_topo.phases import (
+    EdgeSource,
+    Phase,
+    Replay,
+    Severity,
+    TopologyEvent,
+    collapsed,
+    replay_record,
+    width_for,
+)
 from lightning_topo.quantities import Direction, direction
 
-_CURVES = (*(source.quantity for source in EDGE_PRECEDENCE), "eta_lambda")
+_CURVES = (*(source.quantity for source in EdgeSource), "eta_lambda")
 """What is drawn of the network beside the loss, whichever probe has measured it."""
 _MOST_NUMBERS = 1 << 22
 """Of all captures together so many births and deaths are kept: of larger captures fewer are shown."""

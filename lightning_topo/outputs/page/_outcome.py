@@ -73,9 +73,9 @@ class Between:
 
 @dataclass(frozen=True, slots=True)
 class EdgeRatio:
-    """How close to the edge of stability a run was last, 1 at the edge, by the source that decides."""
+    """How close to the edge of stability a run was last, 1 at the edge, by the quantity that decides."""
 
-    source: EdgeSource
+    quantity: str
     value: float
 
 
@@ -214,7 +214,7 @@ def _broken_since(
 
 def _edge_ratio(whole: Sequence[Measurement]) -> EdgeRatio | None:
     source = edge_source(whole)
-    return None if source is None else EdgeRatio(source, series(whole, None, source.quantity)[-1][1])
+    return None if source is None else EdgeRatio(source.quantity, series(whole, None, source.quantity)[-1][1])
 
 
 def _edge_since(whole: Sequence[Measurement], events: Sequence[TopologyEvent]) -> Between | None:

@@ -7,11 +7,11 @@ from functools import lru_cache
 
 from lightning_topo._figures.coverage import Stretch, stretches
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.phases._edge import EDGE_PRECEDENCE
+from lightning_topo.phases import EdgeSource
 from lightning_topo.quantities import Direction, direction
 
 COVERAGE = "coverage"
-_LEADING = ("loss", *(source.quantity for source in EDGE_PRECEDENCE), "eta_lambda")
+_LEADING = ("loss", *(source.quantity for source in EdgeSource), "eta_lambda")
 """Of a network's line the first of these is drawn as a curve: its least and its greatest value are kept."""
 
 

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_topo._watch.published_values import mangled_names
 from lightning_topo.outputs.trackers._tracker import RunFacts, Tracker
-from lightning_topo.phases import Phase, TopologyEvent
-from lightning_topo.phases._edge import EDGE_PRECEDENCE
+from lightning_topo.phases import EdgeSource, Phase, TopologyEvent
 from lightning_topo.quantities import Scope, quantity
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ _CHARTS: Mapping[str, Sequence[str]] = {
     "critical ratio eta / eta*, critical at 1, and its bound": ["critical_ratio", "critical_ratio_bound"],
     "learning rate and critical learning rate eta*": ["learning_rate", "critical_learning_rate"],
     "coverage: shares of steps certified, and spanned": ["coverage", "coverage_span"],
-    "edge ratios, edge of stability at 1": [source.quantity for source in EDGE_PRECEDENCE],
+    "edge ratios, edge of stability at 1": [source.quantity for source in EdgeSource],
     "eta K, the paper's condition needs < 1": ["eta_lambda"],
     "contraction to expansion in a step": ["contraction", "expansion"],
     "contraction to expansion since the start": ["total_contraction", "total_expansion"],

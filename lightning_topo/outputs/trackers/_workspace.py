@@ -8,8 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_topo.phases import Phase
-from lightning_topo.phases._edge import EDGE_PRECEDENCE
+from lightning_topo.phases import EdgeSource, Phase
 from lightning_topo.quantities import QUANTITIES
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def _phase() -> "Section":
         _lines(f"Phase ({codes})", "topology/phase", low=-1.2, high=3.2),
         _lines("Critical ratio r = eta / eta*, critical at 1", "topology/critical_ratio", log_y=True),
         _lines("Learning rate and eta*", "topology/learning_rate", "topology/critical_learning_rate", log_y=True),
-        _lines("Edge ratios, edge of stability at 1", *(f"topology/{source.quantity}" for source in EDGE_PRECEDENCE)),
+        _lines("Edge ratios, edge of stability at 1", *(f"topology/{source.quantity}" for source in EdgeSource)),
         _lines("eta K, the paper's condition needs < 1", "topology/eta_lambda", log_y=True),
         _lines(
             "Coverage: shares of steps certified, and spanned",

@@ -123,18 +123,18 @@ def test_every_edge_ratio_is_drawn_whichever_probe_measured_it_and_the_summary_n
     }
     measured = (
         Measurement(4, 0, "sharpness", "", {"sharpness_ratio": 0.05}),
-        Measurement(5, 0, "step_edge", "", values),
+        *(Measurement(step, 0, "step_edge", "", values) for step in (5, 6, 7)),
     )
     view = run_view(RunRecord(Path("run"), "id", measured), "run", WHOLE)
     assert {name: dict(zip(table.steps, table.columns[name], strict=True)) for name, table in view.curves.items()} == {
-        "batch_sharpness_ratio": {5: 1.05},
+        "batch_sharpness_ratio": dict.fromkeys((5, 6, 7), 1.05),
         "sharpness_ratio": {4: 0.05},
-        "directional_ratio": {5: 0.3},
-        "critical_sharpness": {5: 0.4},
+        "directional_ratio": dict.fromkeys((5, 6, 7), 0.3),
+        "critical_sharpness": dict.fromkeys((5, 6, 7), 0.4),
     }
-    assert {fact.name: fact.value for fact in facts(view)}["Edge ratio now"] == "1.05 (batch)"
+    assert {fact.name: fact.value for fact in facts(view)}["Edge ratio now"] == "1.05 (batch sharpness ratio)"
     without = run_view(RunRecord(Path("run"), "id", measured[:1]), "run", WHOLE)
-    assert {fact.name: fact.value for fact in facts(without)}["Edge ratio now"] == "0.05 (sharpness)"
+    assert {fact.name: fact.value for fact in facts(without)}["Edge ratio now"] == "0.05 (sharpness ratio)"
 
 
 def test_the_budget_shrinks_with_the_groups_and_the_scale() -> None:

@@ -84,10 +84,7 @@ function overlayFigure(title, read, { logs, limit, height = 230 } = {}) {
 
 const curveOf = (name) => (run) => (run.curves[name] ? { steps: run.curves[name].steps, values: finite(run.curves[name].columns[name]) } : undefined);
 
-function edgeRatioOf(run) {
-  const [name] = EDGES.find(([key]) => run.curves[key]) ?? [];
-  return name && curveOf(name)(run);
-}
+const edgeRatioOf = (run) => (run.outcome.edge ? curveOf(run.outcome.edge.quantity)(run) : undefined);
 
 function largestRatioOf(run) {
   if (!run.ratio) return undefined;

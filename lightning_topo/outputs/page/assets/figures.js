@@ -265,8 +265,7 @@ function rateAt({ steps, columns }, step) {
   return rate;
 }
 
-// The ratios that are 1 at the edge of stability: of those in a record the first decides. The last two, noisy, are of
-// single steps, and drawn only where they decide.
+// The ratios that are 1 at the edge of stability. The last two, noisy, are of single steps: drawn only without others.
 const EDGES = [
   ["batch_sharpness_ratio", "batch sharpness ratio", "--third", "solid"],
   ["sharpness_ratio", "sharpness ratio", "--second", "solid"],
