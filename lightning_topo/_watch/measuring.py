@@ -63,10 +63,10 @@ class Measuring:
         """Let all copies go: nothing is measured any more."""
         self.snapshots = self._certifying = None
 
-    def leave_open(self, step: int) -> None:
-        """Say that a step before these neurons were found is not covered."""
+    def leave_open(self, step: int, names: Sequence[str] | None = None) -> None:
+        """Say that a step before neurons were found is not covered, of groups with these parameters or of all."""
         assert self._certifying is not None
-        self._certifying.unseen(step)
+        self._certifying.unseen(step, names)
 
     def due(self, unit: Unit, count: int) -> list[Probe]:
         """The probes to run at this step, or at the end of this epoch."""

@@ -43,6 +43,7 @@ class WatchedNeurons:
         self._shards: Mapping[str, Tensor] | None = None
         self._waited: tuple[int, str] | None = None  # the first step, and why the next one was waited for
         self._looked_for: set[str] = set()  # parameters in no group, for which another step was looked at
+        self._joined: tuple[int, frozenset[str]] | None = None  # those of them that wait, and the step they joined in
 
     @property
     def wants_step(self) -> bool:
@@ -109,6 +110,9 @@ class WatchedNeurons:
         reference, known = self._measuring.snapshots.reference, self.groups
         self.groups = ()
         self._look(known).take_over(reference)
+        if self._joined is not None:  # that step has moved them unseen
+            self._measuring.leave_open(self._joined[0], list(self._joined[1]))
+            self._joined = None
 
     def follow_members(self, step: int) -> None:
         """Take in which parameters joined or left the training in this step.
@@ -122,6 +126,7 @@ class WatchedNeurons:
         if change is not None:
             alone = change.joined.difference(self._looked_for, *(group.parameter_names for group in self.groups))
             self._looked_for |= alone
+            self._joined = (step, alone) if alone else None
             self.is_again_wanted = change.are_new or bool(alone)  # on the next step as it runs
             groups = self._measuring.snapshots.refer_from(step, change.names)
             event = members_changed(

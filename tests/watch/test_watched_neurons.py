@@ -124,6 +124,10 @@ def test_a_layer_that_was_left_out_because_it_was_frozen_is_looked_for_when_it_t
     assert "looked for again" in event.remedy
     assert {step for step, group, _ in watched.kept.of("distortion") if group == "0"} >= {5, 6}
     watched.watch.close()
+    states = states_of(watched)
+    assert states[3, "0"] == 0.0  # it had thawed, and nobody looked
+    assert states[6, "0"] > 0.0
+    assert (3, "2") not in states or states[3, "2"] > 0.0
 
 
 def test_a_parameter_in_no_group_that_comes_and_goes_is_looked_for_once(monkeypatch):
