@@ -1,6 +1,5 @@
 """One of two processes that look for a learning rate together; started by `test_finder.py` with its rank."""
 
-import faulthandler
 import json
 import os
 import sys
@@ -41,7 +40,6 @@ def numbers(sweep):
 
 def main(out, rank):
     warnings.simplefilter("ignore")
-    faulthandler.dump_traceback_later(60, repeat=True)
     os.environ["LOCAL_RANK"] = str(rank)
     meeting = (out / "meeting").as_uri()
     limit = timedelta(seconds=60)

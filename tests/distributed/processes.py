@@ -1,9 +1,7 @@
 """Starting several processes that train together, with a time limit after which all of them are killed."""
 
 import json
-import os
 import random
-import signal
 import socket
 import time
 from pathlib import Path
@@ -75,7 +73,7 @@ def wait(processes, seconds):
     finally:
         for process in processes:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 process.wait()
 
 

@@ -4,7 +4,6 @@ Run by `processes.py` as `python worker.py OUT SCENARIO ...`, with the environme
 """
 
 import dataclasses
-import faulthandler
 import json
 import os
 import sys
@@ -22,7 +21,6 @@ from tests.distributed import scenarios
 def main(out, names):
     rank, size = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
     warnings.simplefilter("ignore")
-    faulthandler.dump_traceback_later(60, repeat=True)  # where a process waits, should it be killed for it
     launched = {name: os.environ[name] for name in ("WORLD_SIZE", "LOCAL_RANK", "RANK", "NODE_RANK")}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=size, timeout=timedelta(seconds=60))
     for name in names:
