@@ -102,14 +102,19 @@ class RecordViews:
         return ratio_figure({group: series for group, series in found.items() if series}, "Critical ratio by group")
 
     def plot_stability(self: Recorded) -> "Figure":
-        """Plot the loss, the edge ratios (1 at the edge of stability) and `eta_lambda` against the step."""
+        """Plot the loss, the edge ratios (1 at the edge of stability) and `eta_lambda` against the step.
+
+        The ratios of single steps, which are noisy, are drawn only where there are no others.
+        """
         from lightning_topo._figures.training import stability_figure
 
         loss, bound = (_series(self, GLOBAL, name) for name in ("loss", "eta_lambda"))
-        ratios = {QUANTITIES[s.quantity].title.lower(): _series(self, GLOBAL, s.quantity) for s in EdgeSource}
-        ratios = {name: series for name, series in ratios.items() if series}
-        if not loss and not ratios:
+        found = {source: _series(self, GLOBAL, source.quantity) for source in EdgeSource}
+        shown = {source: series for source, series in found.items() if series}
+        if not loss and not shown:
             raise ValueError(_nothing(self, "losses and edge ratios"))
+        known = {source: series for source, series in shown.items() if source.knows_threshold}
+        ratios = {QUANTITIES[source.quantity].title.lower(): series for source, series in (known or shown).items()}
         return stability_figure(loss, ratios, bound, "Loss and edge of stability")
 
     def plot_learning_rate(self: Recorded) -> "Figure":

@@ -35,6 +35,11 @@ class EdgeSource(StrEnum):
             EdgeSource.CRITICAL: "critical_sharpness",
         }[self]
 
+    @property
+    def knows_threshold(self) -> bool:
+        """Whether it compares the curvature with the optimizer's stability threshold."""
+        return self in (EdgeSource.SHARPNESS, EdgeSource.BATCH)
+
     def band(self, rules: PhaseRules) -> Band:
         """Return the source's band in `rules`: the levels at which training comes to the edge and leaves it."""
         return {
@@ -47,8 +52,6 @@ class EdgeSource(StrEnum):
 
 EDGE_QUANTITIES = frozenset(source.quantity for source in EdgeSource)
 """The ratios of all sources."""
-_WITH_THRESHOLD = (EdgeSource.SHARPNESS, EdgeSource.BATCH)
-_WITHOUT = (EdgeSource.DIRECTIONAL, EdgeSource.CRITICAL)
 _MISSED = 10
 """A source is not measured any more once this many of its longest interval between two measurements have passed."""
 
@@ -87,13 +90,12 @@ class EdgeState:
     def measured(self, step: int) -> tuple[EdgeSource, ...]:
         """The sources that are measured: those that know a threshold, and only where there are none the others."""
         every = [s for s in EdgeSource if s.value in self.bands and self.bands[s.value].is_measured(step)]
-        known = tuple(source for source in every if source in _WITH_THRESHOLD)
-        return known or tuple(source for source in every if source in _WITHOUT)
+        return tuple(source for source in every if source.knows_threshold) or tuple(every)
 
     def deciding(self, step: int, rules: PhaseRules) -> tuple[EdgeSource, ...]:
         """The sources that decide: of two that know a threshold that of the batches, once it can."""
         measured = self.measured(step)
-        if set(measured) != set(_WITH_THRESHOLD):
+        if set(measured) != {EdgeSource.SHARPNESS, EdgeSource.BATCH}:
             return measured
         n_batches = len(self.bands[EdgeSource.BATCH.value].recent)
         return (EdgeSource.BATCH,) if n_batches >= rules.batch_edge.enter_window else (EdgeSource.SHARPNESS,)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_topo import read_record
+from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.record import RecordWriter
 from tests import warm
 
@@ -35,6 +36,27 @@ def test_every_figure_is_drawn_and_shows_itself_in_a_notebook(trained, name):
     assert figure._repr_png_().startswith(b"\x89PNG")
     for axes in figure.axes:
         assert axes.has_data()
+
+
+NOISY = {"directional_ratio": 0.4, "critical_sharpness": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("others", "drawn"),
+    [
+        ({}, ["directional ratio", "critical sharpness"]),
+        ({"batch_sharpness_ratio": 1.0}, ["batch sharpness ratio"]),
+        ({"sharpness_ratio": 0.2, "batch_sharpness_ratio": 1.0}, ["sharpness ratio", "batch sharpness ratio"]),
+    ],
+)
+def test_ratios_of_single_steps_are_drawn_only_without_others(tmp_path, others, drawn):
+    writer = RecordWriter.open(tmp_path)
+    for step in (1, 2, 3):
+        writer.measurement(Measurement(step, 0, "edge", "", NOISY | others))
+    writer.close()
+    below = read_record(tmp_path).plot_stability().axes[1]
+    named = [str(line.get_label()) for line in below.lines]
+    assert [name.partition(",")[0] for name in named if "edge at 1" in name] == drawn
 
 
 def test_figures_show_the_group_that_is_asked_for_or_the_worst(trained):
