@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from lightning_topo.quantities import RESERVED_VALUES
 
-__all__ = ["GLOBAL", "Measurement", "StepState"]
+__all__ = ["GLOBAL", "Measurement", "OpenCause", "StepState"]
 
 GLOBAL = ""
 """The `group` of a measurement of the whole network."""
@@ -79,3 +79,31 @@ class StepState(IntEnum):
         A measured r may be 1 or more.
         """
         return self >= StepState.BOUNDED
+
+
+class OpenCause(IntEnum):
+    """Says why r of a step of one group of neurons is not known.
+
+    >>> OpenCause.NOT_MEASURED.word
+    'not_measured'
+    """
+
+    UNKNOWN_NEURONS = 1
+    """The neurons were found after the step."""
+    UNSEEN = 2
+    """No hook has seen the update."""
+    MOVED = 3
+    """Something else has moved or replaced parameters before the step could be measured."""
+    NOT_MEASURED = 4
+    """The bound of r is not below 1, and a measurement would have taken too long."""
+    NOT_FINITE = 5
+    """Weights are NaN or infinite."""
+    SHARDED = 6
+    """Parameters lie in shards, of which only some steps are measured."""
+    FAILED = 7
+    """A measurement has failed."""
+
+    @property
+    def word(self) -> str:
+        """The name of the cause in the lines of the record."""
+        return self.name.lower()

@@ -4,22 +4,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 
-from lightning_topo.measurement import GLOBAL, Measurement, StepState
+from lightning_topo.measurement import GLOBAL, Measurement, OpenCause, StepState
 from lightning_topo.phases import Phase
 from lightning_topo.phases._coverage import follow_coverage
+
+_CAUSES = frozenset(map(int, OpenCause))
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """The steps `first` to `last` of one group, all in one state; `bound` is an upper bound of r over bounded ones.
 
-    Step k leads from the weights after k - 1 steps to those after k.
+    `cause` says why r is not known, as far as a line of one group does. Step k leads from the weights after k - 1 steps
+    to those after k.
     """
 
     first: int
     last: int
     state: StepState
     bound: float | None = None
+    cause: OpenCause | None = None
 
 
 def stretches(measurements: Iterable[Measurement]) -> dict[str, tuple[Stretch, ...]]:
@@ -29,7 +33,7 @@ def stretches(measurements: Iterable[Measurement]) -> dict[str, tuple[Stretch, .
 
     >>> line = {"from": 0.0, "state": float(StepState.BOUNDED), "bound": 0.3}
     >>> stretches([Measurement(9, 0, "coverage", "net.0", line)])
-    {'net.0': (Stretch(first=1, last=9, state=<StepState.BOUNDED: 2>, bound=0.3),)}
+    {'net.0': (Stretch(first=1, last=9, state=<StepState.BOUNDED: 2>, bound=0.3, cause=None),)}
     """
     found: dict[str, list[Stretch]] = {}
     for m in measurements:
@@ -44,7 +48,7 @@ def unrecorded(covered: Iterable[Stretch], since: int | None = None) -> tuple[St
     """The steps between covered ones, and after step `since`, that no line covers; their state is open.
 
     >>> unrecorded([Stretch(1, 4, StepState.EXACT), Stretch(8, 9, StepState.EXACT)])
-    (Stretch(first=5, last=7, state=<StepState.OPEN: 0>, bound=None),)
+    (Stretch(first=5, last=7, state=<StepState.OPEN: 0>, bound=None, cause=None),)
     """
     gaps = []
     last = since
@@ -138,4 +142,11 @@ def _stretch(m: Measurement) -> Stretch:
     if state is StepState.BOUNDED and bound is None:
         bound = 1.0  # that is what a bounded step is
     first = int(begins) + 1 if 0 <= begins <= m.step else m.step
-    return Stretch(first, m.step, state, bound if state is StepState.BOUNDED else None)
+    cause = m.values.get("cause")
+    return Stretch(
+        first,
+        m.step,
+        state,
+        bound if state is StepState.BOUNDED else None,
+        OpenCause(int(cause)) if cause in _CAUSES and not state.certified else None,
+    )

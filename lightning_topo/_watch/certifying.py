@@ -14,7 +14,7 @@ from lightning_topo._watch.outcome import Outcome
 from lightning_topo._watch.probing import Probing
 from lightning_topo._watch.snapshots import Snapshots
 from lightning_topo._watch.steps import Steps
-from lightning_topo.measurement import StepState
+from lightning_topo.measurement import OpenCause, StepState
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes import Clouds, Distortion, Probe
 from lightning_topo.probes._distortion import Carried
@@ -79,10 +79,10 @@ class Certifying:
         if self._bounds is not None:
             self._bounds.forget_path()
 
-    def unseen(self, step: int, names: Sequence[str] | None = None) -> None:
+    def leave_open(self, step: int, cause: OpenCause, names: Sequence[str] | None = None) -> None:
         """An update that moved these parameters, by default all, was not measured: the step is open."""
         groups = [g for g in self._snapshots.own if names is None or not set(names).isdisjoint(g.parameter_names)]
-        self._coverage.note(step, {group.name: Certificate(StepState.OPEN) for group in groups})
+        self._coverage.note(step, {group.name: Certificate.open(cause) for group in groups})
         self.moved_outside()
 
     def settle(
@@ -101,7 +101,7 @@ class Certifying:
         self._coverage.rest(step, (group.name for group in self._snapshots.own if group.name not in moved))
         # Those of which no parameter has the name any more that it had in the update.
         gone = [group.name for group in touched if group.name not in active]
-        self._coverage.note(step, {name: Certificate(StepState.OPEN) for name in gone})
+        self._coverage.note(step, {name: Certificate.open(OpenCause.MOVED) for name in gone})
         if not groups:
             return []
         if self._bounds is None:
@@ -152,15 +152,21 @@ class Certifying:
                 self._renew(outcomes[0])
             if not is_due:
                 self._seconds += budget.seconds() - began
-        self._note(step, groups, outcomes, bounds)
+        unless = OpenCause.FAILED if asked else OpenCause.NOT_MEASURED if stands else OpenCause.MOVED
+        self._note(step, groups, outcomes, bounds, unless)
         return outcomes
 
     def _note(
-        self, step: int, groups: Sequence[NeuronGroup], found: Sequence[Outcome], bounds: Mapping[str, GroupBound]
+        self,
+        step: int,
+        groups: Sequence[NeuronGroup],
+        found: Sequence[Outcome],
+        bounds: Mapping[str, GroupBound],
+        cause: OpenCause = OpenCause.FAILED,
     ) -> None:
-        """Note each group's certificate: exact where it was measured."""
+        """Note each group's certificate: exact where it was measured; `cause` says why others are open."""
         exact = {group: values["critical_ratio"] for outcome in found for group, values in outcome.values.items()}
-        certificates = {g.name: _certificate(exact.get(g.name), bounds.get(g.name, _UNKNOWN)) for g in groups}
+        certificates = {g.name: _certificate(exact.get(g.name), bounds.get(g.name, _UNKNOWN), cause) for g in groups}
         if any(one.state is StepState.SPANNED for one in certificates.values()) and not self._spans_prove():
             certificates = {name: _without_span(one) for name, one in certificates.items()}
         self._coverage.note(step, certificates)
@@ -205,8 +211,9 @@ class Certifying:
                 outcomes = [self._measure(self.probe, step, epoch, groups, now)]
             self._snapshots.after_step(step, now)
         measured = {name for outcome in outcomes for name in outcome.values}
-        states = {g.name: StepState.EXACT if g.name in measured else StepState.OPEN for g in groups}
-        self._coverage.note(step, {name: Certificate(state) for name, state in states.items()})
+        left = Certificate.open(OpenCause.FAILED if outcomes else OpenCause.SHARDED)
+        exact = Certificate(StepState.EXACT)
+        self._coverage.note(step, {group.name: exact if group.name in measured else left for group in groups})
         return outcomes
 
     def _may_measure(self, budget: Budget) -> bool:
@@ -243,13 +250,15 @@ def _draws_for_neurons(module: nn.Module) -> bool:
 
 
 def _without_span(one: Certificate) -> Certificate:
-    return Certificate(StepState.OPEN, one.bound) if one.state is StepState.SPANNED else one
+    return replace(one, state=StepState.OPEN) if one.state is StepState.SPANNED else one
 
 
-def _certificate(ratio: float | None, bound: GroupBound) -> Certificate:
+def _certificate(ratio: float | None, bound: GroupBound, cause: OpenCause) -> Certificate:
     if ratio is not None:
         return Certificate(StepState.EXACT, ratio)
     if bound.step < 1.0:
         return Certificate(StepState.BOUNDED, bound.step)
-    known = None if math.isnan(bound.step) else bound.step
-    return Certificate(StepState.SPANNED if bound.span < 1.0 else StepState.OPEN, known)
+    state = StepState.SPANNED if bound.span < 1.0 else StepState.OPEN
+    if math.isnan(bound.step):
+        return Certificate(state, cause=OpenCause.NOT_FINITE)
+    return Certificate(state, bound.step, cause)

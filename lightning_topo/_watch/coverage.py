@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from lightning_topo.measurement import Measurement, StepState
+from lightning_topo.measurement import Measurement, OpenCause, StepState
 
 MOST_STEPS = 1000
 """A run of equal states is written down at least so often: a killed process loses no more."""
@@ -11,10 +11,19 @@ MOST_STEPS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The state of one step of one group, with an upper bound of its critical ratio where one is known."""
+    """The state of one step of one group, with an upper bound of its critical ratio where one is known.
+
+    `cause` says why r of a spanned or open step is not known.
+    """
 
     state: StepState
     bound: float | None = None
+    cause: OpenCause | None = None
+
+    @staticmethod
+    def open(cause: OpenCause) -> "Certificate":
+        """Nothing is known of the step."""
+        return Certificate(StepState.OPEN, cause=cause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +35,14 @@ class _Stretch:
     state: StepState
     bound: float | None
     written: int
+    cause: OpenCause | None = None
 
     def joined(self, step: int, certificate: Certificate) -> "_Stretch":
         bounds = [bound for bound in (self.bound, certificate.bound) if bound is not None]
-        return _Stretch(self.since, step, self.state, max(bounds, default=None), self.written)
+        return replace(self, last=step, bound=max(bounds, default=None))
+
+    def goes_on(self, certificate: Certificate) -> bool:
+        return (self.state, self.cause) == (certificate.state, certificate.cause)
 
 
 @dataclass(slots=True)
@@ -119,12 +132,13 @@ class Coverage:
         if noted < step - 1 and certificate.state in (StepState.SPANNED, StepState.OPEN):
             self._ended += [(group, one) for one in (stretch, _at_rest(noted, step - 1)) if one is not None]
             stretch, noted = None, step - 1
-        if stretch is not None and stretch.state is certificate.state and follows:
+        if stretch is not None and stretch.goes_on(certificate) and follows:
             self._stretches[group] = stretch.joined(step, certificate)
             return
         if stretch is not None:
             self._ended.append((group, stretch))
-        self._stretches[group] = _Stretch(noted + 1, step, certificate.state, certificate.bound, noted)
+        state, bound, cause = certificate.state, certificate.bound, certificate.cause
+        self._stretches[group] = _Stretch(noted + 1, step, state, bound, noted, cause)
 
 
 def _at_rest(since: int, last: int) -> _Stretch:
@@ -162,4 +176,6 @@ def _line(group: str, stretch: _Stretch, epoch: int) -> Measurement:
     values = {"from": float(stretch.written), "state": float(stretch.state)}
     if stretch.bound is not None and stretch.state is not StepState.EXACT:
         values["bound"] = stretch.bound
+    if stretch.cause is not None:
+        values["cause"] = float(stretch.cause)
     return Measurement(stretch.last, epoch, "coverage", group, values)

@@ -14,7 +14,7 @@ from lightning_topo._watch.schedule import Schedule, Unit
 from lightning_topo._watch.snapshots import Snapshots
 from lightning_topo._watch.steps import Steps
 from lightning_topo._watch.training import Training
-from lightning_topo.measurement import StepState
+from lightning_topo.measurement import OpenCause
 from lightning_topo.probes import Probe
 
 
@@ -66,7 +66,7 @@ class Measuring:
     def leave_open(self, step: int, names: Sequence[str] | None = None) -> None:
         """Say that a step before neurons were found is not covered, of groups with these parameters or of all."""
         assert self._certifying is not None
-        self._certifying.unseen(step, names)
+        self._certifying.leave_open(step, OpenCause.UNKNOWN_NEURONS, names)
 
     def due(self, unit: Unit, count: int) -> list[Probe]:
         """The probes to run at this step, or at the end of this epoch."""
@@ -74,25 +74,31 @@ class Measuring:
 
     @outside_modes()
     def step(
-        self, step: int, due: Sequence[Probe], *, unseen: Sequence[str] | None = None, at_once: bool = True
+        self,
+        step: int,
+        due: Sequence[Probe],
+        *,
+        unseen: Sequence[str] | None = None,
+        is_lost: bool = False,
+        at_once: bool = True,
     ) -> None:
         """Certify this batch's updates, and measure what is due; no collective where parameters are whole.
 
-        `unseen` are the parameters that moved where no update was seen, or where its values are lost. Unless `at_once`,
-        the step may be `is_awaited` until `finish`.
+        `unseen` are the parameters that moved where no update was seen, or where its values are lost (`is_lost`).
+        Unless `at_once`, the step may be `is_awaited` until `finish`.
         """
         assert self._certifying is not None
-        self.coverage.note(step, {name: Certificate(StepState.OPEN) for name in self._lost})
+        self.coverage.note(step, dict.fromkeys(self._lost, Certificate.open(OpenCause.MOVED)))
         if unseen is None:
             self._exchange.outcomes += self._certifying.settle(
                 step, self._training.epoch, due, self._budget, at_once=at_once
             )
             self._tell_lost(step)
         else:
-            self._certifying.unseen(step, unseen)
+            self._certifying.leave_open(step, OpenCause.MOVED if is_lost else OpenCause.UNSEEN, unseen)
         if self._has_missed_update:
             self._has_missed_update = False
-            self._certifying.unseen(step)
+            self._certifying.leave_open(step, OpenCause.UNKNOWN_NEURONS)
         # A user's own probe of steps looks at the whole batch's.
         self._run([probe for probe in due if not measures_steps(probe) or probe is not self._certifying.probe], step)
         self._exchange.outcomes += self._probing.collect(step)
@@ -108,7 +114,7 @@ class Measuring:
         else:
             step = self._training.step + 1
             if lost:
-                self._certifying.unseen(step, lost)
+                self._certifying.leave_open(step, OpenCause.MOVED, lost)
                 return
             self._exchange.outcomes += self._certifying.settle(
                 step, self._training.epoch, self.due("step", step), self._budget

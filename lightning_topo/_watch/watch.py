@@ -262,7 +262,7 @@ class Watch:
                     lost = self.steps.overwritten()
                     unseen = lost or None if self.steps.pending else self._movements.unseen
                     at_once = at_once or self.steps.copies_values
-                    self._measuring.step(step, due, unseen=unseen, at_once=at_once)
+                    self._measuring.step(step, due, unseen=unseen, is_lost=bool(lost), at_once=at_once)
                 except Exception as raised:
                     error = raised
                 shares = log or self._exchange.is_due(step, self._measuring.coverage, measured=bool(due))

@@ -328,6 +328,7 @@ _TABLE = (
     _silent("quiet_captures", "gate", _N, "Quiet captures", "Captures in a row without an event or a clear change."),
     _silent("from", "coverage", _G, "First step", "Steps done before a run of steps in one state begins."),
     _silent("state", "coverage", _G, "State", "The state of a run of steps: 3 exact, 2 bounded, 1 spanned, 0 open."),
+    _silent("cause", "coverage", _G, "Cause", "Why r of a run of open or spanned steps is not known, as `OpenCause`."),
     _silent("bound", "coverage", _G, "Largest bound", "The largest upper bound of r over a run of steps."),
 )
 

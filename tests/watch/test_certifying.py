@@ -6,7 +6,7 @@ from lightning.pytorch import Callback
 
 from lightning_topo import Distortion, Persistence, TopologyMonitor, TopologyWatch, read_record
 from lightning_topo._watch import certifying as certifying
-from lightning_topo.measurement import StepState
+from lightning_topo.measurement import OpenCause, StepState
 from lightning_topo.neurons import NeuronGroup, ParamSlice
 from tests.callbacks.training import Classifier, Weights, fit, happened, loader
 
@@ -205,3 +205,76 @@ def test_where_no_time_is_left_to_measure_a_span_counts_only_if_merged_neurons_s
     assert states[3][0].name == wanted
     assert states[3][1] >= 1.5
     assert [states[step][0].name for step in (2, 4, 5, 6)] == ["BOUNDED"] * 4
+
+
+# --- why steps are open -----------------------------------------------------------------------------------------------
+
+
+def causes(monitor):
+    """Why each step is open that is, for any group."""
+    return {
+        step: OpenCause(int(line.values["cause"])).name
+        for line in read_record(monitor.dirpath).measurements
+        if line.probe == "coverage" and line.values["state"] == StepState.OPEN
+        for step in range(int(line.values["from"]) + 1, line.step + 1)
+    }
+
+
+class Poisoned(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 4:
+            for parameter in pl_module.parameters():
+                parameter.data.fill_(torch.nan)
+
+
+class Shrinking(Classifier):
+    """Writes to the weights right after an update, before its batch is over."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+        optimizer.step()
+        if self.global_step == 5:
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    parameter.mul_(1.01)
+
+
+class WithoutHooks(Classifier):
+    """The update is made by hand: no hook sees it."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        gradients = torch.autograd.grad(loss, list(self.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(self.parameters(), gradients, strict=True):
+                parameter.sub_(0.1 * gradient)
+
+    def configure_optimizers(self):
+        return []
+
+
+@pytest.mark.parametrize(
+    ("make", "others", "wanted"),
+    [
+        (Classifier, [Poisoned], {"NOT_FINITE"}),
+        (WithoutHooks, [], {"UNSEEN"}),
+        (Shrinking, [], {"MOVED"}),
+        (Leaping, [], {"NOT_MEASURED"}),
+        (Classifier, [], set()),
+    ],
+)
+def test_each_open_step_has_its_reason(tmp_path, monkeypatch, make, others, wanted):
+    monkeypatch.setattr(certifying.Certifying, "_may_measure", lambda self, budget: False)
+    monitor = TopologyMonitor([Distortion(every_n_steps=1000)], verbose=False, report=False)
+    fit(make(), [monitor, *(other() for other in others)], root=tmp_path, data=loader(), max_epochs=4)
+    assert set(causes(monitor).values()) == wanted

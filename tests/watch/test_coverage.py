@@ -5,7 +5,7 @@ import random
 import pytest
 
 from lightning_topo._watch.coverage import MOST_STEPS, Certificate, Coverage, Shares
-from lightning_topo.measurement import StepState
+from lightning_topo.measurement import OpenCause, StepState
 
 EXACT, BOUNDED, SPANNED, OPEN = StepState.EXACT, StepState.BOUNDED, StepState.SPANNED, StepState.OPEN
 
@@ -60,6 +60,15 @@ def test_an_open_step_is_written_at_once():
     assert coverage.lines(0) == []
     coverage.note(2, {"a": Certificate(OPEN)})
     assert [line[:3] for line in stretches(coverage.lines(0))] == [(0, 1, EXACT), (1, 2, OPEN)]
+
+
+def test_a_line_says_why_its_steps_are_open():
+    coverage = Coverage()
+    for step, cause in enumerate([OpenCause.NOT_MEASURED, OpenCause.NOT_MEASURED, OpenCause.MOVED], start=1):
+        coverage.note(step, {"a": Certificate.open(cause)})
+    coverage.note(4, {"a": Certificate(EXACT)})
+    found = [(m.values["from"], m.step, m.values.get("cause")) for m in coverage.lines(0, flush=True)]
+    assert found == [(0, 2, OpenCause.NOT_MEASURED), (2, 3, OpenCause.MOVED), (3, 4, None)]
 
 
 def test_steps_that_are_left_out_are_in_no_line():

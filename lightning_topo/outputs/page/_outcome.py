@@ -7,7 +7,7 @@ from operator import itemgetter
 
 from lightning_topo._figures.coverage import Stretch, of_network, stretches
 from lightning_topo._figures.rates import edge_source
-from lightning_topo.measurement import GLOBAL, Measurement, StepState
+from lightning_topo.measurement import GLOBAL, Measurement, OpenCause, StepState
 from lightning_topo.outputs.page._loss_course import Level, LossCourse
 from lightning_topo.outputs.record import RunRecord
 from lightning_topo.outputs.record._read import Digest
@@ -31,7 +31,7 @@ class Coverage:
     """How many steps are in each state, where a step counts as its weakest group.
 
     `pending` steps have been taken since the last coverage line. `peak_bound` is the largest bound of a bounded step,
-    `first_open` the first steps that are open.
+    `first_open` the first steps that are open, and `causes` why steps are, as far as the record says.
     """
 
     exact: int
@@ -41,6 +41,7 @@ class Coverage:
     pending: int = 0
     peak_bound: Peak | None = None
     first_open: Stretch | None = None
+    causes: tuple[OpenCause, ...] = ()
 
     @property
     def certified(self) -> int:
@@ -267,6 +268,8 @@ def _coverage(measurements: Sequence[Measurement], digest: Digest | None) -> Cov
         for stretch in lines
         if stretch.bound is not None
     ]
+    doubtful = [s for lines in by_group.values() for s in lines if s.state is StepState.OPEN and s.cause is not None]
+    causes = dict.fromkeys(s.cause for s in sorted(doubtful, key=lambda s: s.first) if s.cause is not None)
     return Coverage(
         exact=counts[StepState.EXACT],
         bounded=counts[StepState.BOUNDED],
@@ -275,6 +278,7 @@ def _coverage(measurements: Sequence[Measurement], digest: Digest | None) -> Cov
         pending=max(taken) - whole[-1].last,
         peak_bound=max(bounds, key=lambda peak: peak.value, default=None),
         first_open=next((stretch for stretch in whole if stretch.state is StepState.OPEN), None),
+        causes=tuple(causes),
     )
 
 

@@ -2,11 +2,21 @@
 
 import math
 
+from lightning_topo.measurement import OpenCause
 from lightning_topo.outputs.page._outcome import Between, Coverage, Outcome, history
 from lightning_topo.outputs.record import RunRecord
 from lightning_topo.phases import Phase
 
 _MOST_NAMED = 3
+_WHY = {
+    OpenCause.UNKNOWN_NEURONS: "neurons were found after it",
+    OpenCause.UNSEEN: "no hook has seen the update",
+    OpenCause.MOVED: "something else moved parameters before r was measured",
+    OpenCause.NOT_MEASURED: "r may be 1 or more, and to measure it takes too long",
+    OpenCause.NOT_FINITE: "weights are NaN or infinite",
+    OpenCause.SHARDED: "of parameters in shards only some steps are measured",
+    OpenCause.FAILED: "a measurement failed",
+}
 
 
 def verdict(record: RunRecord) -> str:
@@ -155,7 +165,8 @@ def _uncertified(outcome: Outcome, coverage: Coverage) -> str:
     found = []
     if coverage.first_open is not None:
         of = f"{coverage.open:,} of {_count(coverage.total, 'step')}"
-        found.append(f"Nothing is known of {of}, the first is step {coverage.first_open.first:,}")
+        why = "; ".join(_WHY[cause] for cause in coverage.causes)
+        found.append(f"Nothing is known of {of}, the first is step {coverage.first_open.first:,}{why and f' ({why})'}")
     if coverage.spanned:
         of = f"{coverage.spanned:,} of {_count(coverage.total, 'step')}"
         found.append(f"{'r' if not found else 'and r'} is not known in {of}, though no neurons merged for good")

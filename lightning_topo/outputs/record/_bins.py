@@ -145,6 +145,9 @@ def join_coverage(first: Measurement, second: Measurement) -> Measurement:
     values: dict[str, float] = {"from": float(_begin(first) - 1), "state": float(weaker)}
     if bounds:
         values["bound"] = max(bounds)
+    cause = first.values.get("cause")
+    if cause is not None and cause == second.values.get("cause"):
+        values["cause"] = cause
     return replace(second, values=values)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from lightning_topo._figures.captures import CapturedDiagram
 from lightning_topo._figures.coverage import Stretch
 from lightning_topo._notebook import RecordViews
-from lightning_topo.measurement import GLOBAL, Measurement, StepState
+from lightning_topo.measurement import GLOBAL, Measurement, OpenCause, StepState
 from lightning_topo.outputs.record._about import read_about
 from lightning_topo.outputs.record._archive import read_arrays
 from lightning_topo.outputs.record._branch import REWIND, rewind_floors
@@ -52,7 +52,10 @@ if TYPE_CHECKING:
 LINE_KEYS = ("step", "epoch", "probe", "group", "reference_step", N_MERGED)
 _PLACE = frozenset(LINE_KEYS)
 _LARGEST_STEP = 1 << 53
-_STATES = {state.word: state for state in StepState}
+_WORDS: Mapping[str, Mapping[str, int]] = {
+    "state": {state.word: state for state in StepState},
+    "cause": {cause.word: cause for cause in OpenCause},
+}
 
 _T = TypeVar("_T")
 _Stepped = TypeVar("_Stepped", Measurement, TopologyEvent)
@@ -281,9 +284,8 @@ def _value_names(fields: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _number(name: str, value: Any) -> float:
-    if name == "state" and isinstance(value, str) and value in _STATES:
-        return float(_STATES[value])
-    return float(value)
+    words = _WORDS.get(name)
+    return float(words[value] if words is not None and isinstance(value, str) and value in words else value)
 
 
 def event_of(line: Line) -> TopologyEvent:

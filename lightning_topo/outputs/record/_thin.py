@@ -117,7 +117,7 @@ def _joined(first: Line | None, second: Line) -> Line | None:
     if first is None:
         return second
     if (
-        first.get("state") != second.get("state")
+        (first.get("state"), first.get("cause")) != (second.get("state"), second.get("cause"))
         or first["step"] != second.get("from")
         or first.keys() != second.keys()
     ):

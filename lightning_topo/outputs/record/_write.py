@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightning_topo._parameter_coverage import ParameterCoverage
-from lightning_topo.measurement import Measurement, StepState
+from lightning_topo.measurement import Measurement, OpenCause, StepState
 from lightning_topo.outputs.record._archive import read_stored_array, write_arrays
 from lightning_topo.outputs.record._branch import REWIND, Branch, claim, has_later_lines, set_aside
 from lightning_topo.outputs.record._jsonl import JsonLines, Line, read_objects
@@ -324,9 +324,11 @@ class RecordWriter:
 
 
 def _coverage(name: str, value: float) -> Any:
-    """A line of coverage names its state, and counts its steps in whole numbers."""
+    """A line of coverage names its state and its cause, and counts its steps in whole numbers."""
     if name == "state":
         return StepState(int(value)).word
+    if name == "cause":
+        return OpenCause(int(value)).word
     return int(value) if name == "from" else _to_json(value)
 
 

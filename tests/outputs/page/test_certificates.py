@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from lightning_topo.measurement import Measurement
+from lightning_topo import read_record
+from lightning_topo.measurement import Measurement, OpenCause, StepState
 from lightning_topo.outputs._terminal import summary
 from lightning_topo.outputs.page import render_page, verdict
 from lightning_topo.outputs.page._certificates import certificate_table
@@ -13,6 +15,7 @@ from lightning_topo.outputs.page._facts import facts
 from lightning_topo.outputs.page._model import Budget, run_view
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.page._verdict import tone
+from lightning_topo.outputs.record import RecordWriter
 from lightning_topo.phases import EventName, Phase, Severity, TopologyEvent
 from tests.figures.test_coverage import line
 from tests.outputs.page.covered import CERTIFIED, EXACT, OPENED, SPANS, ratio, record
@@ -57,6 +60,30 @@ def test_the_verdict_counts_what_is_certified(measurements: tuple[Measurement, .
     assert verdict(run) == f"{said} \u2013 no events"
     assert tone(history(run).outcome) is colour
     assert f'class="phase-{colour.name.lower()}"' in render_page([run])
+
+
+def test_the_verdict_says_why_steps_are_open() -> None:
+    said = verdict(record(*CERTIFIED, because(12, 13, OpenCause.MOVED), because(13, 20, OpenCause.NOT_MEASURED)))
+    assert said.startswith(
+        "Nothing is known of 8 of 20 steps, the first is step 13 (something else moved parameters before r was "
+        "measured; r may be 1 or more, and to measure it takes too long); r was"
+    )
+
+
+def because(begins: int, ends: int, cause: OpenCause) -> Measurement:
+    one = line(begins, ends, StepState.OPEN)
+    return replace(one, values={**one.values, "cause": float(cause)})
+
+
+@pytest.mark.parametrize("cause", OpenCause)
+def test_every_cause_has_words_and_comes_back_from_the_files(cause: OpenCause, tmp_path: Path) -> None:
+    writer = RecordWriter.open(tmp_path)
+    writer.measurement(because(0, 9, cause))
+    writer.close()
+    written = read_record(tmp_path)
+    assert [m.values["cause"] for m in written.measurements] == [cause]
+    assert cause.word in (tmp_path / "measurements.jsonl").read_text()
+    assert "the first is step 1 (" in verdict(written)
 
 
 def test_the_gravest_comes_first() -> None:
