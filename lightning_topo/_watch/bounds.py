@@ -119,7 +119,8 @@ class Bounds:
     """Bounds each step from the lengths of displacements, since a snapshot of all groups at one moment.
 
     Holds one copy of the parameters, those of the snapshot, where `resting` says for their device and size, and works
-    along their own axes: no cloud is gathered. `n_steps` counts the steps since.
+    along their own axes: no cloud is gathered. `n_steps` counts the steps since. `generation` is that of
+    the parameters (`Steps.generation`): of later ones these bounds know nothing.
     """
 
     def __init__(
@@ -128,8 +129,10 @@ class Bounds:
         parameters: Mapping[str, Tensor],
         resting: Resting = resting_device,
         nearest: Nearest | None = None,
+        generation: int = 0,
     ) -> None:
         self.groups: tuple[NeuronGroup, ...] = tuple(groups)
+        self.generation: int = generation
         self.names: frozenset[str] = frozenset(parameters)
         self._meter = DisplacementMeter.of(self.groups, parameters)
         self._origin = _Resting(parameters, self._meter.names, resting)

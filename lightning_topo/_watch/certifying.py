@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_topo._watch.bounds import LIMIT, Bounds, GroupBound, Launched, Nearest
 from lightning_topo._watch.budget import Budget
@@ -99,7 +99,7 @@ class Certifying:
         groups = [group for group in touched if group.name in active]
         moved = {group.name for group in touched}
         self._coverage.rest(step, (group.name for group in self._snapshots.own if group.name not in moved))
-        # Those of which no parameter has the name any more that it had in the update.
+        # Those with parameters that are gone, or have another name or shape.
         gone = [group.name for group in touched if group.name not in active]
         self._coverage.note(step, {name: Certificate.open(OpenCause.MOVED) for name in gone})
         if not groups:
@@ -111,7 +111,7 @@ class Certifying:
             self._measured_at = step
             bounds: Mapping[str, GroupBound] = {}
             if outcome.values.keys() >= {group.name for group in groups}:
-                self._bounds = Bounds(self._snapshots.active(), self._steps.trained(), nearest=self._nearest(outcome))
+                self._bounds = self._bounds_from(self._steps.trained(), self._nearest(outcome))
             else:  # a group that cannot be measured has a bound, from where the step began
                 launched = self._launch()
                 assert self._bounds is not None
@@ -225,11 +225,14 @@ class Certifying:
     def _launch(self) -> Launched:
         """Begin to bound the present updates; without a snapshot, take one of the clouds before them."""
         before, after = self._steps.before(), self._steps.trained()
-        groups = self._snapshots.active()
-        bounds = self._bounds
-        if bounds is None or bounds.names != after.keys() or bounds.groups != groups:
-            bounds = self._bounds = Bounds(groups, before)
+        bounds, present = self._bounds, (self._snapshots.active(), self._steps.generation)
+        if bounds is None or bounds.names != after.keys() or (bounds.groups, bounds.generation) != present:
+            bounds = self._bounds = self._bounds_from(before)
         return bounds.launch(before, after)
+
+    def _bounds_from(self, parameters: Mapping[str, Tensor], nearest: Nearest | None = None) -> Bounds:
+        generation = self._steps.generation
+        return Bounds(self._snapshots.active(), parameters, nearest=nearest, generation=generation)
 
     def _renew(self, measured: Outcome) -> None:
         if self._bounds is not None:

@@ -126,6 +126,8 @@ class Coverage:
 
     def _note(self, step: int, group: str, certificate: Certificate) -> None:
         stretch = self._stretches.get(group)
+        if stretch is not None and stretch.last == step and stretch.state is certificate.state is StepState.OPEN:
+            return
         follows = self._known.get(group, step - 1) >= step - 1
         noted = min(self._noted.get(group, step - 1), step - 1) if follows else step - 1
         self._noted[group] = self._known[group] = step

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_topo._watch.bounds import Bounds
 from lightning_topo._watch.ranks import Ranks
-from lightning_topo._watch.steps import Update
+from lightning_topo._watch.steps import Form, Update, form
 from lightning_topo.geometry import resolved_critical_ratio
 from lightning_topo.geometry._precision import wide_dtype
 from lightning_topo.neurons import NeuronGroup
@@ -83,20 +83,23 @@ class UpdateRatios:
     """The critical ratios by group of updates: upper bounds where none exceeds `max_ratio`, else exact for all groups.
 
     An exact pass over groups that are all right makes the next bounds tighter, unless that did not help the last time:
-    then it waits twice as long. All processes decide alike. `n_exact` counts the exact passes.
+    then it waits twice as long. All processes decide alike. `n_exact` counts the exact passes. Groups that do not fit
+    their parameters any more, as where a layer has become wider, are left out.
     """
 
     def __init__(self, groups: Sequence[NeuronGroup], max_ratio: float, ranks: Ranks) -> None:
         self.n_exact = 0
         self._groups, self._max_ratio, self._ranks = tuple(groups), max_ratio, ranks
         self._bounds: Bounds | None = None
+        self._forms: dict[str, Form] = {}
         self._known: dict[str, Tensor] = {}
+        self._present: tuple[NeuronGroup, ...] = ()
         self._wait = self._waited = 0
 
     def look_at(self, groups: Sequence[NeuronGroup]) -> None:
         """Measure these groups from now on."""
         if tuple(groups) != self._groups:
-            self._groups, self._bounds = tuple(groups), None
+            self._groups, self._bounds, self._forms = tuple(groups), None, {}
 
     def release(self) -> None:
         """Let all copies go."""
@@ -106,12 +109,13 @@ class UpdateRatios:
         """The ratios of an update as it stands now; the same on every process, which all ask for it."""
         # What is frozen for the moment, as a GAN's other network, trains at the next update again.
         trained = self._known = self._known | dict(trained) | {name: p.detach() for name, p in update.after.items()}
-        bounds = worst_of_all(self._bounded(update, trained), self._ranks)
+        groups = self._fitting(trained)
+        bounds = worst_of_all(self._bounded(update, trained, groups), self._ranks)
         if all(bound <= self._max_ratio for bound in bounds.values()):
             self._wait = self._waited = 0
             return bounds
         self.n_exact += 1
-        ratios = update_ratios(update, self._groups, trained, self._max_ratio)
+        ratios = update_ratios(update, groups, trained, self._max_ratio)
         ratios = worst_of_all(ratios, self._ranks)
         self._waited += 1
         if self._bounds is not None and self._waited > self._wait and max(ratios.values()) <= self._max_ratio:
@@ -119,11 +123,22 @@ class UpdateRatios:
             self._wait, self._waited = max(1, 2 * self._wait), 0
         return ratios
 
-    def _bounded(self, update: Update, trained: Mapping[str, Tensor]) -> dict[str, float]:
+    def _fitting(self, trained: Mapping[str, Tensor]) -> tuple[NeuronGroup, ...]:
+        """The groups that have a part in these parameters, and the shapes for it."""
+        forms = {name: form(tensor) for name, tensor in trained.items()}
+        if forms != self._forms:
+            self._forms, self._bounds = forms, None
+            self._present = tuple(group for group in self._groups if _fits(group, trained))
+        return self._present
+
+    def _bounded(
+        self, update: Update, trained: Mapping[str, Tensor], groups: tuple[NeuronGroup, ...]
+    ) -> dict[str, float]:
         """Upper bounds for the groups that the update touches, infinite where none is known."""
-        touched = [group for group in self._groups if not update.after.keys().isdisjoint(group.parameter_names)]
+        touched = [group for group in groups if not update.after.keys().isdisjoint(group.parameter_names)]
+        if not touched:
+            return {}
         before = {**trained, **update.before}
-        groups = tuple(group for group in self._groups if not trained.keys().isdisjoint(group.parameter_names))
         bounds = self._bounds
         if bounds is None or bounds.groups != groups or bounds.names != trained.keys():
             # On the device: what follows looks at the snapshot's parameters at every update.
@@ -132,6 +147,13 @@ class UpdateRatios:
         found = bounds.of_step(before, trained)
         steps = {group.name: found[group.name].step for group in touched}
         return {name: math.inf if math.isnan(step) else step for name, step in steps.items()}
+
+
+def _fits(group: NeuronGroup, trained: Mapping[str, Tensor]) -> bool:
+    try:
+        return group.dim(trained) > 0
+    except ValueError:
+        return False
 
 
 def update_ratios(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_topo._tape.names import all_names
-from lightning_topo._watch.steps import Steps
+from lightning_topo._watch.steps import Form, Steps, form
 
 READ_STEPS = 50
 """The names of the module's parameters are read again every this many steps."""
@@ -13,14 +13,20 @@ READ_STEPS = 50
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Parameters that the optimizers train now or train no longer; `are_new` if some are new to the module.
+    """Parameters that optimizers train now (`joined`), train no longer (`left`), or whose shape or dtype `changed`.
 
-    `joined` are those of them that are trained now.
+    `are_new` if some are new to the module.
     """
 
-    names: frozenset[str]
     joined: frozenset[str]
+    left: frozenset[str]
+    changed: frozenset[str]
     are_new: bool
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All of them."""
+        return self.joined | self.left | self.changed
 
 
 class Membership:
@@ -28,13 +34,22 @@ class Membership:
 
     def __init__(self, module: nn.Module, steps: Steps) -> None:
         self._steps = steps
-        self._members = frozenset(steps.trained())
+        self._members = _forms(steps)
         self._known = frozenset(name for name, _ in all_names(module.named_parameters))
 
     def change(self, step: int) -> Change | None:
         """Return what changed since the last call; None where nothing did."""
         if step % READ_STEPS == 0:
             self._steps.read_names()
-        names = frozenset(self._steps.trained())
-        changed, joined, self._members = names ^ self._members, names - self._members, names
-        return Change(changed, joined, not changed <= self._known) if changed else None
+        before, now = self._members, _forms(self._steps)
+        if before == now:
+            return None
+        self._members = now
+        joined, left = frozenset(now.keys() - before.keys()), frozenset(before.keys() - now.keys())
+        changed = frozenset(name for name in now.keys() & before.keys() if now[name] != before[name])
+        are_new = bool(changed) or not joined | left <= self._known
+        return Change(joined, left, changed, are_new)
+
+
+def _forms(steps: Steps) -> dict[str, Form]:
+    return {name: form(tensor) for name, tensor in steps.trained().items()}

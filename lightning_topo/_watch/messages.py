@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_topo._parameter_coverage import ParameterCoverage
+from lightning_topo._watch.membership import Change
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 
 _MOST_NAMED = 3
@@ -58,16 +59,25 @@ def renewed_samples(step: int, epoch: int) -> TopologyEvent:
 
 
 def members_changed(
-    names: Sequence[str], groups: Sequence[str], step: int, epoch: int, *, are_looked_for: bool = False
+    change: Change, groups: Sequence[str], step: int, epoch: int, *, are_looked_for: bool = False
 ) -> TopologyEvent:
     """Parameters have joined or left the training: the clouds of these groups have other coordinates from here on."""
+    what = [
+        f"{_named(sorted(names))} {verb}"
+        for names, verb in (
+            (change.joined, "joined the training"),
+            (change.left, "left the training"),
+            (change.changed, "changed shape or dtype"),
+        )
+        if names
+    ]
     whose = f" The totals of {_named(groups, 'groups')} count from here." if groups else ""
     return TopologyEvent(
         EventName.GAP,
         step,
         epoch,
-        value=float(len(names)),
-        message=f"{_named(names)} joined or left the optimizers.{whose}",
+        value=float(len(change.names)),
+        message=f"{'; '.join(what)}.{whose}",
         remedy="Nothing to do: neurons are looked for again on the next step; `lightning-topo neurons` lists them."
         if are_looked_for
         else "Nothing to do: those that are trained now and in a group of neurons are watched from now on.",

@@ -40,6 +40,8 @@ class Snapshots:
         self._sharded_before: tuple[int, Clouds] | None = None
         self._shards_before: tuple[int, Mapping[str, Tensor]] | None = None
         self._members = {group.name: frozenset(group.parameter_names) for group in groups}
+        self._forms = steps.forms()
+        self._generation, self._changed = steps.generation, frozenset[str]()
 
     @property
     def module(self) -> nn.Module:
@@ -47,15 +49,24 @@ class Snapshots:
         return self._training.module
 
     def active(self) -> tuple[NeuronGroup, ...]:
-        """This process's groups in which an optimizer trains something."""
+        """This process's groups in which an optimizer trains something, and which still are as they were found."""
         if self.sharding != "whole":
             return self.own
         trained = self._steps.trained()
-        return tuple(group for group in self.own if not self._members[group.name].isdisjoint(trained))
+        members = ((group, self._members[group.name]) for group in self.own)
+        changed = self.changed()
+        return tuple(g for g, own in members if not own.isdisjoint(trained) and changed.isdisjoint(own))
+
+    def changed(self) -> frozenset[str]:
+        """Parameters that are gone, renamed, or of another shape or dtype since these neurons were found."""
+        if self._steps.generation != self._generation:
+            self._generation, present = self._steps.generation, self._steps.forms()
+            self._changed = frozenset(name for name, form in self._forms.items() if present.get(name) != form)
+        return self._changed
 
     def touched(self) -> tuple[NeuronGroup, ...]:
-        """This process's groups that the present batch's updates change."""
-        names = {name for update in self._steps.pending for name in update.after}
+        """This process's groups that the present batch's updates change, and those that are no more as they were."""
+        names = {name for update in self._steps.pending for name in update.after} | self.changed()
         return tuple(group for group in self.own if not self._members[group.name].isdisjoint(names))
 
     def now(self) -> Clouds:
@@ -161,7 +172,10 @@ class Snapshots:
 
     def _clouds(self, tensors: Mapping[str, Tensor]) -> Clouds:
         """The clouds of all groups that have a part in these parameters."""
-        return Clouds([g for g in self.groups if not self._members[g.name].isdisjoint(tensors)], tensors)
+        changed = self.changed()
+        members = ((group, self._members[group.name]) for group in self.groups)
+        present = [g for g, own in members if not own.isdisjoint(tensors) and changed.isdisjoint(own)]
+        return Clouds(present, tensors)
 
     def _present(self, now: Clouds) -> tuple[NeuronGroup, ...]:
         """The groups of all processes that have a cloud: not those in which nothing is trained."""

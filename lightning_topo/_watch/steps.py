@@ -58,6 +58,14 @@ class _Kept:
         return not self.likeness.holds()
 
 
+Form = tuple[torch.Size, torch.dtype]
+
+
+def form(parameter: Tensor) -> Form:
+    """What must stay as it is for two states of a parameter to be compared."""
+    return parameter.shape, parameter.dtype
+
+
 class Steps:
     """Sees every update of a module's trained parameters, whichever optimizer makes it, and whenever it joins.
 
@@ -72,7 +80,8 @@ class Steps:
     something else has moved between two updates, `on_overwritten` where it did so before the batch of the update was
     over, with whether what the update made of them is lost. `on_begin` is called before an update, with whether it runs
     a closure and the names of its parameters, `on_end` after it and the guards. `gradients` measures what the training
-    does to a gradient before an optimizer takes it. Errors here are kept in `failures`: they must not end a step.
+    does to a gradient before an optimizer takes it. `generation` counts up whenever parameters were added, replaced or
+    renamed. Errors here are kept in `failures`: they must not end a step.
     """
 
     def __init__(
@@ -92,11 +101,13 @@ class Steps:
         self.optimizers: list[Optimizer] = []
         self.failures: list[Exception] = []
         self.gradients: GradientScales = GradientScales()
+        self.generation: int = 0
         self._module, self._on_settle, self._on_outside = module, on_settle, on_outside
         self._on_begin, self._on_end, self._on_deferred = on_begin, on_end, on_deferred
         self._on_overwritten = on_overwritten
         self._keeps_copies = keep_copies
         self._names: dict[int, tuple[str, ...]] = {}
+        self._places: list[tuple[Mapping[str, Tensor | None], dict[str, Tensor | None]]] = []
         self._counted: list[Any] = []
         self._kept: dict[int, _Kept] = {}
         self._foreign: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
@@ -137,8 +148,16 @@ class Steps:
         names: dict[int, list[str]] = {}
         for name, parameter in all_names(self._module.named_parameters):
             names.setdefault(id(parameter), []).append(clean_name(name))
-        self._names = {key: tuple(found) for key, found in names.items()}
-        self._present = None
+        found = {key: tuple(own) for key, own in names.items()}
+        if found != self._names:
+            self.generation += 1
+        self._names, self._present = found, None
+        self._places = [(m._parameters, dict(m._parameters)) for m in self._module.modules() if m._parameters]
+
+    def forms(self) -> dict[str, Form]:
+        """Shape and dtype of all parameters by each of their names; lazy ones have none yet."""
+        pairs = all_names(self._module.named_parameters)
+        return {clean_name(name): form(parameter) for name, parameter in pairs if not is_lazy(parameter)}
 
     def keep(self, optimizers: Iterable[Any]) -> None:
         """Copy the parameters that these optimizers train, as far as there is no copy yet.
@@ -159,6 +178,8 @@ class Steps:
         self._running = []
         self._values_after.forget()
         self._present = None  # parameters may have been frozen or thawed
+        if not all(_same_parameters(now, known) for now, known in self._places):
+            self.read_names()
 
     def check_written(self) -> None:
         """Find parameters that something has written to since the last batch: in this one they may see no update."""
@@ -304,6 +325,9 @@ class Steps:
             kept = self._kept.get(id(parameter))
             if kept is None:
                 self._keep(parameter)
+            elif form(kept.copy) != form(parameter):  # as `module.double()` makes it
+                del self._kept[id(parameter)]
+                self._keep(parameter)
             elif kept.has_moved():
                 outside.append(kept)
         if outside:
@@ -381,6 +405,7 @@ class Steps:
         if id(parameter) not in self._kept and not is_lazy(parameter):
             self._kept[id(parameter)] = _Kept.of(parameter)
             self._present = None
+            self.generation += 1
 
 
 _WATCHING: WeakSet[Steps] = WeakSet()
@@ -388,6 +413,11 @@ _WATCHING: WeakSet[Steps] = WeakSet()
 
 def _trained(optimizer: Any) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def _same_parameters(now: Mapping[str, Tensor | None], known: Mapping[str, Tensor | None]) -> bool:
+    """Whether a module still has these parameters, themselves, under these names."""
+    return len(now) == len(known) and all(now.get(name) is parameter for name, parameter in known.items())
 
 
 def _unique(updates: Iterable[Update]) -> list[Tensor]:

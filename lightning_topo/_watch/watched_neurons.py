@@ -124,14 +124,14 @@ class WatchedNeurons:
         assert self._membership is not None
         change = self._membership.change(step)
         if change is not None:
-            alone = change.joined.difference(self._looked_for, *(group.parameter_names for group in self.groups))
+            alone = (change.joined | change.changed).difference(
+                self._looked_for, *(group.parameter_names for group in self.groups)
+            )
             self._looked_for |= alone
             self._joined = (step, alone) if alone else None
             self.is_again_wanted = change.are_new or bool(alone)  # on the next step as it runs
             groups = self._measuring.snapshots.refer_from(step, change.names)
-            event = members_changed(
-                sorted(change.names), groups, step, self._training.epoch, are_looked_for=self.is_again_wanted
-            )
+            event = members_changed(change, groups, step, self._training.epoch, are_looked_for=self.is_again_wanted)
             self._exchange.events.append(event)
 
     def report_problems(self, step: int) -> None:

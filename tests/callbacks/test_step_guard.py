@@ -500,3 +500,28 @@ def test_networks_that_are_frozen_in_turn_are_both_held(tmp_path, order, beside_
     for group in guard.groups:
         later = [ratio(*step, group) for step in steps[1:]]  # in the first not all losses were known
         assert 0.0 < max(later) <= 0.05 + 1e-4
+
+
+class Grown(L.Callback):
+    """A layer becomes wider, or the head gets more classes; the rate is then far too high."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            linear = [k for k, layer in enumerate(pl_module.net) if isinstance(layer, nn.Linear)]
+            last, before = pl_module.net[linear[-1]], pl_module.net[linear[-2]]
+            more = before.out_features + (3 if self.what == "layer" else 0)
+            pl_module.net[linear[-2]] = nn.Linear(before.in_features, more)
+            pl_module.net[linear[-1]] = nn.Linear(more, last.out_features + (2 if self.what == "head" else 0))
+            trainer.strategy.optimizers = [torch.optim.SGD(pl_module.parameters(), lr=50.0)]
+
+
+@pytest.mark.parametrize("what", ["layer", "head"])
+def test_a_network_that_grows_is_trained_on_and_held_again(tmp_path, what):
+    guard = TopologyStepGuard(0.9)
+    fit(Classifier(), [Grown(what), guard], root=tmp_path, max_epochs=2)
+    assert guard.n_updates == 16
+    assert guard.n_held > 0
+    assert max(guard.latest.critical_ratio, 0.0) <= 0.9

@@ -2,6 +2,7 @@
 
 import torch
 
+from lightning_topo._watch.membership import Change
 from lightning_topo._watch.messages import (
     lost_result,
     members_changed,
@@ -19,7 +20,7 @@ def test_each_is_an_event_with_a_remedy_that_no_replay_makes_again():
     sgd = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     events = [
         lost_result("persistence", "the worker died", 3, 0),
-        members_changed(["a", "b", "c", "d"], ["net.0"], 3, 0),
+        members_changed(Change(frozenset("ab"), frozenset("c"), frozenset("d"), True), ["net.0"], 3, 0),
         moved_outside(sgd, ["a"], 3, 0),
         unseen_step([sgd], ["a", "b"], 3, 0),
         unwatched([ParameterCoverage("a", 4, (), "an output")], 16, 3, 0),
@@ -29,7 +30,7 @@ def test_each_is_an_event_with_a_remedy_that_no_replay_makes_again():
     assert not {event.name for event in events} & DETECTED
     assert all(event.message and event.remedy for event in events)
     assert [event.severity.value for event in events] == ["warn", "info", "info", "warn", "info", "warn", "info"]
-    assert "a, b, c and 1 more parameters" in events[1].message
+    assert events[1].message.startswith("a, b joined the training; c left the training; d changed shape or dtype.")
     assert "SGD" in events[2].message
     assert "SGD" in events[3].message
 

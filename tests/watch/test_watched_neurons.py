@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.utils import parametrize
 
 from lightning_topo import Distortion
 from lightning_topo._watch.finding import Finding
@@ -102,9 +103,34 @@ def test_a_layer_that_is_added_is_looked_for_in_the_next_step():
     assert [group.name for group in watched.watch.groups] == ["0", "2", "4"]
     assert all(torch.equal(watched.watch._measuring.snapshots.reference[name], began[name]) for name in began)
     assert [step for step, group, _ in watched.kept.of("distortion") if group == "4"][:1] == [4]
-    [event] = [e for e in watched.watch.events if "joined or left the optimizers" in e.message]
+    [event] = [e for e in watched.watch.events if "joined the training" in e.message]
     assert event.step == 3
     watched.watch.close()
+
+
+@pytest.mark.parametrize("kind", ["wider", "renamed", "another dtype"])
+def test_where_a_parameter_is_another_its_step_is_open_and_the_next_one_is_measured(kind):
+    watched = Watched()
+    watched.batches(4)
+    if kind == "wider":
+        watched.model[2], watched.model[4] = torch.nn.Linear(5, 9), torch.nn.Linear(9, 2)
+        watched.optimizer = torch.optim.SGD(watched.model.parameters(), lr=0.1)
+    elif kind == "renamed":
+        parametrize.register_parametrization(watched.model[0], "weight", torch.nn.Identity())
+    else:
+        watched.model.double()
+        watched.x = watched.x.double()
+    watched.batches(3)
+    watched.watch.close()
+    assert {(step, state > 0.0) for (step, group), state in states_of(watched).items() if group == "0"} == {
+        (4, True),
+        (5, False),
+        (7, True),
+    }
+    assert not [event for event in watched.watch.events if event.name == "probe_failed"]
+    [event] = [event for event in watched.watch.events if event.name == "gap"]
+    wanted = "weight.original joined the training; 0.weight left" if kind == "renamed" else "changed shape or dtype"
+    assert (event.step, wanted in event.message) == (5, True)
 
 
 def test_a_layer_that_was_left_out_because_it_was_frozen_is_looked_for_when_it_thaws():
@@ -120,7 +146,7 @@ def test_a_layer_that_was_left_out_because_it_was_frozen_is_looked_for_when_it_t
         weight.requires_grad_(True)
     watched.batches(4)
     assert [group.name for group in watched.watch.groups] == ["0", "2"]
-    [event] = [e for e in watched.watch.events if "joined or left the optimizers" in e.message]
+    [event] = [e for e in watched.watch.events if "joined the training" in e.message]
     assert "looked for again" in event.remedy
     assert {step for step, group, _ in watched.kept.of("distortion") if group == "0"} >= {5, 6}
     watched.watch.close()
