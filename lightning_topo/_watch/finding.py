@@ -33,7 +33,8 @@ class Problem:
 class Finding:
     """The groups of neurons of one training, found on a recorded step.
 
-    `problems` says which groups are without proof; `coverage` of every parameter its groups, or why it is in none.
+    `problems` says which groups are without proof; `coverage` of every parameter its groups, or why it is in none. It
+    `is_complete` where all groups are declared, and none are to be found.
     """
 
     def __init__(self, training: Training, declared: Sequence[Any] | None, seed: int) -> None:
@@ -41,7 +42,7 @@ class Finding:
         self.problems: list[Problem] = []
         self.coverage: tuple[ParameterCoverage, ...] = ()
         self._training, self._seed = training, seed
-        self._is_complete = declared is not None and not any(isinstance(one, str) for one in declared)
+        self.is_complete: bool = declared is not None and not any(isinstance(one, str) for one in declared)
         self._declared = tuple(one for one in declared or () if isinstance(one, NeuronGroup))
         # Rows of a parameter are a cloud by the user's word: there is nothing to prove.
         self._rows = tuple(
@@ -95,7 +96,7 @@ class Finding:
     def _groups(self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None) -> FoundNeurons:
         refused = (obstacle,) if obstacle else tuple(dict.fromkeys(tape.obstacle for tape in tapes if tape.obstacle))
         if not obstacle and len(refused) < len(tapes):
-            include = () if self._is_complete else ("*",)
+            include = () if self.is_complete else ("*",)
             try:
                 found = groups_from_tapes(
                     tapes,
@@ -118,7 +119,7 @@ class Finding:
             for group in self._declared
         )
         groups = (*unproved, *self._rows)
-        if not self._is_complete and structure is not None:
+        if not self.is_complete and structure is not None:
             groups += tuple(incoming_groups(structure, reason))
         return FoundNeurons(groups, (), refused)
 

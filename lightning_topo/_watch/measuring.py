@@ -68,6 +68,11 @@ class Measuring:
         assert self._certifying is not None
         self._certifying.leave_open(step, OpenCause.UNKNOWN_NEURONS, names)
 
+    def rest(self, step: int) -> None:
+        """Note a step that has moved nothing."""
+        if self.snapshots is not None and self.certifies:
+            self.coverage.rest(step, [group.name for group in self.snapshots.own])
+
     def due(self, unit: Unit, count: int) -> list[Probe]:
         """The probes to run at this step, or at the end of this epoch."""
         return self._probing.due(self._schedule, unit, count)

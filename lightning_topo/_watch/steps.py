@@ -181,6 +181,11 @@ class Steps:
         if not all(_same_parameters(now, known) for now, known in self._places):
             self.read_names()
 
+    @property
+    def has_stood(self) -> bool:
+        """Whether this batch has updates, and they have moved nothing."""
+        return bool(self.pending) and not any(self._kept[id(p)].has_moved() for p in _unique(self.pending) if id(p) in self._kept)
+
     def check_written(self) -> None:
         """Find parameters that something has written to since the last batch: in this one they may see no update."""
         if self.pending and not self._is_deferred:  # an update between two batches: it is this one's

@@ -275,6 +275,8 @@ class Watch:
                     self.steps.advance()
                 if error is not None:
                     raise error
+            elif self._measuring.has_begun:
+                self._measuring.rest(step)
             self._exchange.proposed.clear()
             # Before validation and every hook at the epoch's end, so that these see the new values in any order.
             if self._training.ends_epoch() and self._measuring.has_begun and (stepped or self.epochs_agree):
@@ -323,7 +325,8 @@ class Watch:
             self._exchange.outcomes += late
             if self._measuring.has_begun:
                 self._share(self._last_step, last=True, alone=in_haste)
-                self._publish(self._last_step, log=False)
+                if not in_haste:  # the trainer's values are as its failure has left them
+                    self._publish(self._last_step, log=False)
         finally:
             try:
                 self.release()

@@ -42,6 +42,7 @@ class WatchedNeurons:
         self._membership: Membership | None = None
         self._shards: Mapping[str, Tensor] | None = None
         self._waited: tuple[int, str] | None = None  # the first step, and why the next one was waited for
+        self._idle: list[int] = []  # steps before it, without a loss, in which nothing moved
         self._looked_for: set[str] = set()  # parameters in no group, for which another step was looked at
         self._joined: tuple[int, frozenset[str]] | None = None  # those of them that wait, and the step they joined in
 
@@ -53,7 +54,9 @@ class WatchedNeurons:
     @property
     def first_step(self) -> int | None:
         """The first step, if it was left alone and no other has come since."""
-        return None if self._waited is None or self._measuring.has_begun else self._waited[0]
+        if self._measuring.has_begun:
+            return None
+        return self._waited[0] if self._waited is not None else next(reversed(self._idle), None)
 
     def before_step(self) -> None:
         """Copy the shards from which the neurons before the first step can be had; before anything is recorded."""
@@ -73,12 +76,20 @@ class WatchedNeurons:
         return self.groups
 
     def wait(self, step: int) -> bool:
-        """Leave the first step alone if it cannot be replayed: it may do what no later step does. A collective."""
+        """Leave the first step alone if it cannot be replayed: it may do what no later step does. A collective.
+
+        Those before it which have no loss, and move nothing, are left alone in any case.
+        """
         has_looked = self._measuring.has_begun or self.groups or self._waited is not None
         # In shards the neurons before a step are gathered before it begins: what was the first must stay it.
         if has_looked or self._recording.obstacle or self.finding.sharding != "whole":
             return False
         tapes = self._recording.so_far()
+        is_idle = not self.finding.is_complete and not tapes
+        if self._training.ranks.first("whether it is idle", lambda: is_idle and self._steps.has_stood):
+            self._idle.append(step)
+            self._steps.advance()
+            return True
         is_refused = all(tape.obstacle and not runs_compiled_code(tape) for tape in tapes)
         reason = self._training.ranks.first(
             "whether to wait", lambda: tapes[0].obstacle if tapes and is_refused else ""
@@ -96,6 +107,8 @@ class WatchedNeurons:
         ):
             self.groups = ()  # a guard has asked for them at an earlier update: they must hold for all losses
         snapshots = self._look(())
+        for idle in self._idle:
+            self._measuring.rest(idle)
         if self._waited is not None:
             self._measuring.leave_open(self._waited[0])
             self._exchange.events.append(left_open(*self._waited, self._training.epoch))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -225,12 +226,13 @@ class TopologyMonitor(WatchedTraining, Callback):
         self._tell(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._logged_before = dict(trainer.callback_metrics)
+        if is_fitting(trainer):
+            self._logged_before = dict(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         before, self._logged_before = self._logged_before, {}
         with self._guarded("could not note what validation has logged"):
-            if self.watch is not None and not trainer.sanity_checking:
+            if self.watch is not None and is_fitting(trainer) and not trainer.sanity_checking:
                 self.watch.validated(fresh_metrics(before, trainer.callback_metrics))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -287,6 +289,11 @@ class TopologyMonitor(WatchedTraining, Callback):
 def monitors(trainer: Trainer) -> list[TopologyMonitor]:
     """The trainer's monitors, in the order of its callbacks."""
     return [callback for callback in _callbacks(trainer) if isinstance(callback, TopologyMonitor)]
+
+
+def is_fitting(trainer: Trainer) -> bool:
+    """Whether a validation belongs to a training: after it, `trainer.validate` runs the same hooks."""
+    return trainer.state.fn == TrainerFn.FITTING
 
 
 def fresh_metrics(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
