@@ -93,9 +93,10 @@ def of_network(by_group: Mapping[str, Sequence[Stretch]], since: int | None = No
 def uncovered(
     phases: Mapping[str, Sequence[tuple[int, Phase]]], covered: Mapping[str, Sequence[Stretch]]
 ) -> dict[str, tuple[tuple[int, Phase], ...]]:
-    """The phases with `UNKNOWN` for `PRESERVED` over every step that is open or spanned.
+    """The phases with `UNKNOWN` for `PRESERVED` over every step that is open or spanned, and only there.
 
-    A coverage line is recorded at its last step: a replay alone would know of an open step only then.
+    A coverage line is recorded at its last step: a replay alone would know only then of an open step, or that what
+    followed one was certified.
     """
     if not covered:
         return {group: tuple(found) for group, found in phases.items()}
@@ -117,7 +118,9 @@ def broken_over_open(series: Sequence[tuple[int, float]], covered: Iterable[Stre
 
 
 def _unpreserved(changes: Sequence[tuple[int, Phase]], covered: Iterable[Stretch]) -> tuple[tuple[int, Phase], ...]:
-    doubtful = [s for s in weakest(covered) if not s.state.certified]
+    known = weakest(covered)
+    doubtful = [s for s in known if not s.state.certified]
+    changes = _certified_at_once(changes, [s for s in known if s.state.certified])
     edges = sorted({step for step, _ in changes} | {edge for s in doubtful for edge in (s.first, s.last + 1)})
     shown: list[tuple[int, Phase]] = []
     at = dict(changes)
@@ -133,6 +136,18 @@ def _unpreserved(changes: Sequence[tuple[int, Phase]], covered: Iterable[Stretch
         if seen is not None and (not shown or shown[-1][1] is not seen):
             shown.append((step, seen))
     return tuple(shown)
+
+
+def _certified_at_once(
+    changes: Sequence[tuple[int, Phase]], certified: Sequence[Stretch]
+) -> Sequence[tuple[int, Phase]]:
+    """Where a phase was unknown until a line of certified steps came, let it be preserved from their first one on."""
+    begins = {s.last: s.first for s in certified}
+    moved = list(changes)
+    for k, ((since, phase), (step, then)) in enumerate(pairwise(changes), start=1):
+        if phase is Phase.UNKNOWN and then is Phase.PRESERVED and begins.get(step, step) > since:
+            moved[k] = (begins.get(step, step), then)
+    return moved
 
 
 def _stretch(m: Measurement) -> Stretch:

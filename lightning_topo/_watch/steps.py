@@ -184,7 +184,8 @@ class Steps:
     @property
     def has_stood(self) -> bool:
         """Whether this batch has updates, and they have moved nothing."""
-        return bool(self.pending) and not any(self._kept[id(p)].has_moved() for p in _unique(self.pending) if id(p) in self._kept)
+        kept = [self._kept[id(p)] for p in _unique(self.pending) if id(p) in self._kept]
+        return bool(self.pending) and not any(k.has_moved() for k in kept)
 
     def check_written(self) -> None:
         """Find parameters that something has written to since the last batch: in this one they may see no update."""

@@ -200,15 +200,16 @@ def _spans(changes: Sequence[tuple[int, Phase]], last: int) -> str:
     """Each phase with its first and last step, or, of many, how many steps each held.
 
     >>> _spans([(1, Phase.PRESERVED), (250, Phase.EDGE_OF_STABILITY)], 800)
-    'preserved 1-250, edge of stability 250-800'
+    'preserved 1-249, edge of stability 250-800'
     """
-    ends = [*(step for step, _ in changes), last][1:]
+    ends = [*(step - 1 for step, _ in changes[1:]), last]
     spans = [(phase, step, end) for (step, phase), end in zip(changes, ends, strict=True)]
     if len(spans) <= _MOST_SPANS:
-        return ", ".join(f"{_words(phase)} {step}-{end}" for phase, step, end in spans) or "none is known"
+        named = (f"{_words(phase)} {step}{'' if step == end else f'-{end}'}" for phase, step, end in spans)
+        return ", ".join(named) or "none is known"
     held: Counter[Phase] = Counter()
     for phase, step, end in spans:
-        held[phase] += end - step
+        held[phase] += end - step + 1
     shares = ", ".join(f"{_words(phase)} for {n:,} steps" for phase, n in sorted(held.items()))
     return f"{shares}; {len(spans) - 1} changes"
 

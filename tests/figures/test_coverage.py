@@ -58,6 +58,17 @@ def test_lines_that_certify_nothing_are_open() -> None:
     assert states == [(1, 4, "BOUNDED", 0.2), *opened]
 
 
+def test_what_follows_an_open_step_is_preserved_from_where_it_is_certified() -> None:
+    """A replay knows that only at the last step of the line that says so."""
+    covered = {"a": (Stretch(1, 4, StepState.EXACT), Stretch(5, 5, StepState.OPEN), Stretch(6, 60, StepState.BOUNDED))}
+    replayed = ((1, Phase.PRESERVED), (5, Phase.UNKNOWN), (60, Phase.PRESERVED))
+    wanted = ((1, Phase.PRESERVED), (5, Phase.UNKNOWN), (6, Phase.PRESERVED))
+    assert uncovered({"": replayed, "a": replayed}, covered) == {"": wanted, "a": wanted}
+    # Where something else ends it, the phase stays unknown up to there.
+    edged = ((1, Phase.PRESERVED), (5, Phase.UNKNOWN), (30, Phase.EDGE_OF_STABILITY), (60, Phase.PRESERVED))
+    assert uncovered({"a": edged}, covered)["a"] == edged
+
+
 def test_no_phase_is_preserved_over_open_steps() -> None:
     covered = {"a": (Stretch(1, 9, StepState.BOUNDED, 0.1), Stretch(10, 14, StepState.OPEN))}
     covered["a"] += (Stretch(15, 20, StepState.EXACT), Stretch(21, 22, StepState.SPANNED))

@@ -63,7 +63,7 @@ def test_the_summary_is_the_records(tmp_path):
     assert f"{n} x topology_breakdown" in text
     spans = re.findall(r"([a-z ]+) (\d+)-(\d+)", text.split("phases")[1].splitlines()[0])
     assert {name.strip() for name, _, _ in spans} <= {phase.name.lower().replace("_", " ") for phase in Phase}
-    assert [end for _, _, end in spans[:-1]] == [start for _, start, _ in spans[1:]]
+    assert [int(end) + 1 for _, _, end in spans[:-1]] == [int(start) for _, start, _ in spans[1:]]
     assert spans[-1][2] == "16"
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from lightning_topo._figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
-from lightning_topo.measurement import Measurement
+from lightning_topo.measurement import Measurement, OpenCause
 from lightning_topo.outputs.page._loss_course import Level, LossCourse
-from lightning_topo.outputs.page._outcome import Outcome, history
+from lightning_topo.outputs.page._outcome import Coverage, Outcome, history
 from lightning_topo.outputs.page._verdict import above
 from lightning_topo.outputs.record import RunRecord
 
@@ -97,13 +97,15 @@ def advise(outcome: Outcome, evidence: Evidence) -> Advice | None:
         return None
     if outcome.diverged_step is not None:
         return _after_failure(evidence, outcome.diverged_step)
+    if outcome.coverage is not None and OpenCause.NOT_FINITE in outcome.coverage.causes:
+        return _after_failure(evidence, outcome.last_step)
     if outcome.breakdowns and not evidence.loss.has_fallen:
         return _after_failure(evidence, outcome.last_step)
     if outcome.breakdowns:
         return _after_breakdown(outcome, evidence)
     if evidence.loss.lost is not None:
         return _after_loss(outcome, evidence, evidence.loss.lost)
-    if outcome.coverage is not None and outcome.coverage.open:
+    if outcome.coverage is not None and outcome.coverage.open and _could_be_measured(outcome.coverage):
         return _measure(outcome, evidence)
     if outcome.edge_step is not None:
         return _at_edge(outcome, evidence, outcome.edge_step)
@@ -285,6 +287,11 @@ def _warmup(critical: Mapping[int, float], limits: RateLimits) -> int:
     return (
         math.ceil(steps / unit) * unit if steps <= 20 or steps / unit >= 5 else math.ceil(2 * steps / unit) * unit // 2
     )
+
+
+def _could_be_measured(coverage: Coverage) -> bool:
+    """Whether steps are open that more measurements would have covered; older records do not say why they are."""
+    return not coverage.causes or not {OpenCause.NOT_MEASURED, OpenCause.SHARDED}.isdisjoint(coverage.causes)
 
 
 def _measure(outcome: Outcome, evidence: Evidence) -> Advice:

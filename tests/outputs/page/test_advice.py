@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_topo._figures.rates import rate_limits
-from lightning_topo.measurement import Measurement
+from lightning_topo.measurement import Measurement, OpenCause
 from lightning_topo.outputs.page._advice import FAILED, MARGIN, Advice, Evidence, advise, floor2, recommendation
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import RunRecord
@@ -237,3 +237,21 @@ def test_limits_are_in_the_learning_rates_of_their_own_steps() -> None:
 @given(st.floats(1e-9, 1e9))
 def test_rounding_down_is_below_and_close(value: float) -> None:
     assert 0.89 * value <= floor2(value) <= value * (1 + 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("cause", "decision"),
+    [
+        (OpenCause.NOT_MEASURED, "Keep the learning rate 0.3, and measure every step"),
+        (None, "Keep the learning rate 0.3, and measure every step"),
+        (OpenCause.MOVED, "As far as r goes, keep the learning rate 0.3"),
+        (OpenCause.UNKNOWN_NEURONS, "As far as r goes, keep the learning rate 0.3"),
+        (OpenCause.NOT_FINITE, "Lower the learning rate from 0.3 to"),
+    ],
+)
+def test_more_measurements_are_asked_for_only_where_they_would_help(cause: OpenCause | None, decision: str) -> None:
+    values = {"from": 4.0, "state": 0.0} | ({} if cause is None else {"cause": float(cause)})
+    covered = Measurement(5, 0, "coverage", "net.0", values)
+    losses = (loss(k, 2.0 / k) for k in range(1, 41))
+    said = advice_on(rate(1, 0.3), ratio(1, 0.2), covered, *losses)
+    assert said.decision.startswith(decision)
