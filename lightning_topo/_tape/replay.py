@@ -214,7 +214,7 @@ class _Machine:
         elif slot in self.tape.constants:
             source = self.tape.constants[slot]
         else:
-            raise CannotReplay(f"slot {slot} is read before it is written")
+            raise CannotReplay("it reads a value that none of its recorded calls has made, and that is no parameter")
         value = self._raised(source)
         if self.tape.storages[slot] in self.written and value is source:
             with torch.enable_grad() if self.differentiates else torch.no_grad():

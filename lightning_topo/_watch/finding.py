@@ -18,6 +18,11 @@ from lightning_topo.neurons._coverage import whole_coverage
 from lightning_topo.neurons._fallback import incoming_groups
 from lightning_topo.neurons._partly_trained import told_apart_by_frozen, with_reason
 
+_NO_LOSS = "the step had no loss to follow"
+_PASS_LOSS = (
+    "In a loop of your own, pass each loss through `watch.loss(loss)` before its backward pass. Where there is none, "
+    "name the groups by hand: TopologyWatch(groups=declare_neurons(module, ...))."
+)
 _REMEDY = "Name the groups by hand: TopologyMonitor(groups=declare_neurons(module, ...))."
 
 
@@ -109,7 +114,7 @@ class Finding:
                 reason = f"the recorded step could not be followed ({type(error).__name__}: {error})"
                 return self._from_structure((reason,), structure)
             return replace(found, groups=(*found.groups, *self._rows))
-        return self._from_structure(refused or ("the step had no loss to follow",), structure)
+        return self._from_structure(refused or (_NO_LOSS,), structure)
 
     def _from_structure(self, refused: tuple[str, ...], structure: nn.Module | None) -> FoundNeurons:
         """The declared groups, and for each layer its incoming weights."""
@@ -126,12 +131,17 @@ class Finding:
 
 def _problems(found: FoundNeurons) -> list[Problem]:
     """Problems to report: groups that were not found, or not proved."""
+    remedy = _PASS_LOSS if _NO_LOSS in found.refused else _REMEDY
     if not any(group.n > 1 for group in found.groups):
-        reason = "; ".join(found.refused) or "the module has no group of two or more exchangeable neurons"
+        reason = (
+            "; ".join(found.refused) or "the module has no group of two or more exchangeable neurons of the usual kinds"
+        )
         if not found.refused and (left := [one for one in found.uncovered if one.reason]):
             reason += f" ({left[0].param}, the largest parameter: {left[0].reason})"
-        return [Problem(f"No neurons found: {reason}.")]
-    problems = [Problem(f"A loss was not followed: {reason}.") for reason in dict.fromkeys(found.refused)]
+        return [Problem(f"No neurons found: {reason}.", remedy=remedy)]
+    problems = [
+        Problem(f"A loss was not followed: {reason}.", remedy=remedy) for reason in dict.fromkeys(found.refused)
+    ]
     incoming = [group for group in found.groups if group.status == "incoming_only"]
     if found.refused and incoming:  # all for the same reason
         return [

@@ -127,10 +127,10 @@ def unseen_step(optimizers: Sequence[object], names: Sequence[str], step: int, e
         epoch,
         severity=Severity.WARN,
         value=float(len(names)),
-        message=f"{_named(names)} moved, and no update was seen: {who} does not step through torch's Optimizer.step. "
-        "Such steps are not measured, and nothing is claimed about them.",
+        message=f"{_named(names)} moved, and no update by {who} was seen: something moves them that does not step "
+        "through torch's Optimizer.step. Such steps are not measured, and nothing is claimed about them.",
         remedy="Step by `optimizer.step()` of a class that calls `torch.optim.Optimizer.__init__`. Updates that are "
-        "fused into the backward or replayed from a CUDA graph cannot be seen.",
+        "made by hand, fused into the backward or replayed from a CUDA graph cannot be seen.",
     )
 
 

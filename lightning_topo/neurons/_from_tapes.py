@@ -151,6 +151,10 @@ def wanted(
 def report_troubles(trace: CouplingTrace) -> None:
     """Log the operators that froze what they touched."""
     for operator, count in trace.unknown.items():
-        log.warning("%s (%d calls) has no rule (register_rule): what it touches is frozen", operator, count)
+        log.warning(
+            "lightning-topo has no rule for %s (called %d times): neurons that it reads are left out. "
+            "`register_rule` adds one",
+            *(operator, count),
+        )
     for operator, error in trace.failed.items():
-        log.warning("the rule of %s failed (%s): what it touches is frozen", operator, error)
+        log.warning("lightning-topo's rule for %s failed (%s): neurons that it reads are left out", operator, error)

@@ -202,11 +202,13 @@ def _spans(changes: Sequence[tuple[int, Phase]], last: int) -> str:
     >>> _spans([(1, Phase.PRESERVED), (250, Phase.EDGE_OF_STABILITY)], 800)
     'preserved 1-249, edge of stability 250-800'
     """
+    if not changes:
+        return "none is known"
     ends = [*(step - 1 for step, _ in changes[1:]), last]
     spans = [(phase, step, end) for (step, phase), end in zip(changes, ends, strict=True)]
     if len(spans) <= _MOST_SPANS:
         named = (f"{_words(phase)} {step}{'' if step == end else f'-{end}'}" for phase, step, end in spans)
-        return ", ".join(named) or "none is known"
+        return ", ".join(named)
     held: Counter[Phase] = Counter()
     for phase, step, end in spans:
         held[phase] += end - step + 1

@@ -65,6 +65,6 @@ def test_declared_groups_are_taken_and_without_any_the_reason_is_told(tmp_path):
     flat = looked(tmp_path, Flat(), 64).found
     assert (flat.groups, flat.problems) == (
         (),
-        "No neurons found: the module has no group of two or more exchangeable neurons (net.weight, the largest "
-        "parameter: axis 0: classes; axis 1: an axis of the model's input, or of a constant).",
+        "No neurons found: the module has no group of two or more exchangeable neurons of the usual kinds "
+        "(net.weight, the largest parameter: axis 0: classes; axis 1: an axis of the model's input, or of a constant).",
     )
