@@ -129,9 +129,14 @@ def test_where_bounds_are_awaited_the_record_is_that_of_bounds_read_at_once(
 def there_and_back(tmp_path, model, optimizer, *, probes, hits=0.6, **options):
     """The state and bound of each of six steps; in the second unit 1 goes part of the way to unit 0, then back.
 
-    On the way back its bound is at least hits / (1 - hits), but neurons end where they were.
+    On the way back its bound is at least hits / (1 - hits), but neurons end where they were. What reads the units reads
+    them all alike.
     """
-    group = NeuronGroup("0", "unit", 5, (), (ParamSlice("0.weight"), ParamSlice("0.bias")), "verified")
+    reads = f"{len(model) - 1}.weight"
+    slices = ParamSlice("0.weight"), ParamSlice("0.bias"), ParamSlice(reads, dims=(1,), role="outgoing")
+    group = NeuronGroup("0", "unit", 5, (), slices, "verified")
+    with torch.no_grad():
+        model.get_parameter(reads).fill_(1.0)
     way = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for name in ("0.weight", "0.bias"):
         values = model.get_parameter(name).detach()
@@ -143,6 +148,7 @@ def there_and_back(tmp_path, model, optimizer, *, probes, hits=0.6, **options):
         for step in range(1, 7):
             sign = {2: -1.0, 3: 1.0}.get(step, 0.0)
             with watch.step():
+                watch.loss(model(torch.eye(3)).square().mean()).backward()
                 for name, p in model.named_parameters():
                     p.grad = sign * way[name]
                 optimizer.step()

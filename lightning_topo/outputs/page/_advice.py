@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from lightning_topo._figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
-from lightning_topo.measurement import Measurement
+from lightning_topo.measurement import Measurement, OpenCause
 from lightning_topo.outputs.page._loss_course import Level, LossCourse
 from lightning_topo.outputs.page._outcome import Outcome, history
 from lightning_topo.outputs.page._verdict import above
@@ -301,6 +301,9 @@ def _measure(outcome: Outcome, evidence: Evidence) -> Advice:
             f"Of the measured steps the largest r was {outcome.peak_ratio.value:.2g}, at step "
             f"{outcome.peak_ratio.step:,}: \u03b7* is {highest} there."
         )
+    if set(coverage.causes) == {OpenCause.TOO_MANY}:  # to measure more often measures none of them
+        reasons.append("They are of groups with more than 20,000 neurons, of which r is bounded and never measured.")
+        return Advice(f"Keep the learning rate{words.now}.", tuple(reasons))
     return Advice(
         f"Keep the learning rate{words.now}, and measure every step: probes=[Distortion(every_n_steps=1), ...].",
         tuple(reasons),
