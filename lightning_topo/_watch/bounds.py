@@ -261,7 +261,9 @@ class Bounds:
         if measures and gives_up:
             many = (group.name for group in self.groups if group.n > MAX_ROWS)
             self._given_up |= {name for name in many if not (found[name].step < LIMIT or found[name].span < 1.0)}
-        open_ = {name: GroupBound(math.nan if math.isnan(found[name].step) else math.inf, math.inf) for name in given_up}
+        open_ = {
+            name: GroupBound(math.nan if math.isnan(found[name].step) else math.inf, math.inf) for name in given_up
+        }
         return found | open_
 
     @property

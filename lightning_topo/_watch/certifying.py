@@ -58,8 +58,8 @@ class Certifying:
     takes a small share of the time. Without the probe nothing is certified.
 
     A group of more than `MAX_ROWS` neurons is never measured: where its bound reaches 0.9, it gets a new snapshot as
-    soon as that is paid for by the same share of the time. In the groups `keeps_merged` neurons that have merged stay
-    so: only there a span excludes that any have in between.
+    soon as that is paid for by the same share of the time. In the groups `keeps_merged` no merged neurons part again:
+    only there a span excludes that any have merged in between.
 
     Where reading a bound would wait for the device, it is read just before the next update, as long as the parameters
     before and after the step are still there: until then the step `is_awaited`.
@@ -197,7 +197,7 @@ class Certifying:
         self._coverage.note(step, certificates)
 
     def _spans_prove(self) -> bool:
-        """Whether a span excludes that neurons of a group that `keeps_merged` ones merged and parted in between.
+        """Whether a span of a group that `keeps_merged` neurons excludes that any merged and parted in between.
 
         Only where merged neurons stay together (lemma 1 of the paper): under an optimizer that treats neurons alike, in
         a network that drops what it did when its neurons were found, and while nothing else moves them.

@@ -59,7 +59,7 @@ class Measuring:
     ) -> None:
         """Measure these neurons from now on; the steps of the groups `lost` are open.
 
-        In the groups `keeps_merged` neurons that have merged stay so, as far as the recorded step shows.
+        In the groups `keeps_merged` no merged neurons part again, as far as the recorded step shows.
         """
         self.snapshots, self._lost, self._has_begun = snapshots, lost, True
         self._certifying = Certifying(

@@ -117,7 +117,9 @@ def test_beyond_the_most_rows_equal_neurons_are_one_point_and_near_ones_are_list
     points = cloud(40, 30)
     points[7], points[9], points[12] = points[2], points[2], points[11] + 1e-4
     found = snapshot(points)
-    listed = {(*pair, equal) for pair, equal in zip(map(tuple, found.pairs.tolist()), found.equal.tolist(), strict=True)}
+    listed = {
+        (*pair, equal) for pair, equal in zip(map(tuple, found.pairs.tolist()), found.equal.tolist(), strict=True)
+    }
     assert {((2, 7), True), ((2, 9), True)} <= {((i, j), equal) for i, j, equal in listed}
     assert (11, 12, False) in listed
     assert float(found.nearest.amin()) > 0.1

@@ -109,7 +109,11 @@ def test_steps_in_which_a_group_rests_belong_to_its_next_one(state):
         lines += coverage.lines(0)
     coverage.rest(18, ["a"])  # of two updates in one step one moves it
     lines += coverage.lines(0, flush=True)
-    expected = [(0, 6, BOUNDED), (6, 18, BOUNDED)] if state is BOUNDED else [(0, 6, BOUNDED), (6, 12, EXACT), (12, 18, BOUNDED)]
+    expected = (
+        [(0, 6, BOUNDED), (6, 18, BOUNDED)]
+        if state is BOUNDED
+        else [(0, 6, BOUNDED), (6, 12, EXACT), (12, 18, BOUNDED)]
+    )
     assert [line[:3] for line in stretches(lines)] == expected
 
 
