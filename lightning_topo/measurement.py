@@ -102,6 +102,8 @@ class OpenCause(IntEnum):
     """Parameters lie in shards, of which only some steps are measured."""
     FAILED = 7
     """A measurement has failed."""
+    TOO_MANY = 8
+    """The bound of r is not below 1, and there are too many neurons to measure r at all."""
 
     @property
     def word(self) -> str:

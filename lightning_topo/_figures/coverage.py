@@ -1,5 +1,6 @@
 """Read from a record's coverage lines which steps are exact, bounded, spanned or open."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -142,11 +143,13 @@ def _certified_at_once(
     changes: Sequence[tuple[int, Phase]], certified: Sequence[Stretch]
 ) -> Sequence[tuple[int, Phase]]:
     """Where a phase was unknown until a line of certified steps came, let it be preserved from their first one on."""
-    begins = {s.last: s.first for s in certified}
+    firsts = [s.first for s in certified]
     moved = list(changes)
     for k, ((since, phase), (step, then)) in enumerate(pairwise(changes), start=1):
-        if phase is Phase.UNKNOWN and then is Phase.PRESERVED and begins.get(step, step) > since:
-            moved[k] = (begins.get(step, step), then)
+        if phase is Phase.UNKNOWN and then is Phase.PRESERVED:
+            i = bisect_right(firsts, step) - 1
+            if i >= 0 and certified[i].last >= step and firsts[i] > since:
+                moved[k] = (firsts[i], then)
     return moved
 
 

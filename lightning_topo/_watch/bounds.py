@@ -2,15 +2,16 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lightning_topo._clock import Clock
 from lightning_topo._memory import resting_device
-from lightning_topo.geometry import BoundTable, Snapshot, pair_bounds, snapshot, snapshot_of_nearest
-from lightning_topo.geometry._snapshots import as_clouds
+from lightning_topo.geometry import MAX_ROWS, BoundTable, Snapshot, pair_bounds, snapshot, snapshot_of_nearest
+from lightning_topo.geometry._snapshots import as_clouds, carried
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._displacements import DisplacementMeter, gather_rows
 from lightning_topo.probes import Clouds
@@ -119,8 +120,12 @@ class Bounds:
     """Bounds each step from the lengths of displacements, since a snapshot of all groups at one moment.
 
     Holds one copy of the parameters, those of the snapshot, where `resting` says for their device and size, and works
-    along their own axes: no cloud is gathered. `n_steps` counts the steps since. `generation` is that of
-    the parameters (`Steps.generation`): of later ones these bounds know nothing.
+    along their own axes: no cloud is gathered. `n_steps` counts the steps since, `was_moved_outside` where something
+    other than an update has moved parameters since. `generation` is that of the parameters (`Steps.generation`): of
+    later ones these bounds know nothing.
+
+    A group of more than `MAX_ROWS` neurons is given up where its snapshot certifies nothing any more: it is open until
+    the next one, for no exact measurement renews it. The last snapshots of all of these took `seconds_of_many`.
     """
 
     def __init__(
@@ -143,6 +148,9 @@ class Bounds:
         self._is_path = False
         self._doubt: Tensor | None = None
         self.n_steps = 0
+        self.was_moved_outside = False
+        self.seconds_of_many = 0.0
+        self._given_up: set[str] = set()
         self._take(parameters, nearest or {})
 
     @property
@@ -150,18 +158,25 @@ class Bounds:
         """The clouds of the snapshot."""
         return Clouds(self.groups, self._origin)
 
-    def renew(self, parameters: Mapping[str, Tensor], nearest: Nearest | None = None) -> None:
-        """Take a new snapshot of all groups; `nearest` holds the distances that an exact measurement already has."""
+    def renew(
+        self, parameters: Mapping[str, Tensor], nearest: Nearest | None = None, *, carries: Collection[str] = ()
+    ) -> None:
+        """Take a new snapshot of all groups; `nearest` holds the distances that an exact measurement already has.
+
+        Of those that it `carries` no distance is computed: their bounds are as loose as before.
+        """
+        moved = self._meter.lengths(self._origin, parameters) if carries else None
         self._origin.take(parameters)
-        self._take(parameters, nearest or {})
+        self._take(parameters, nearest or {}, carries, moved)
 
     def forget_path(self) -> None:
         """Something other than an update has moved parameters: measure again how far they are from the snapshot."""
         self._since, self._is_path = None, False
+        self.was_moved_outside = True
 
     def of_step(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, GroupBound]:
-        """The bounds of the step between two states of the parameters, by group: `read(launch(before, after))`."""
-        return self.read(self.launch(before, after))
+        """The bounds of the step between two states of the parameters, by group, none of which is given up."""
+        return self.read(self.launch(before, after), gives_up=False)
 
     def launch(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Launched:
         """Begin to bound the step between two states of the parameters; nothing waits for the device.
@@ -171,6 +186,12 @@ class Bounds:
         """
         assert self._table is not None
         self.n_steps += 1
+        if self._has_nothing_left:
+            moved, doubt = self._meter.nowhere(), self._doubt
+            self._since, self._is_path, self._doubt = None, False, None
+            found = moved.new_full((len(self.groups),), math.inf)
+            found = found if doubt is None else torch.cat([found, doubt.to(found.dtype)[None]])
+            return Launched.of(before, after, moved, found, is_path=False, has_doubt=doubt is not None)
         moved = self._meter.lengths(before, after)
         since, is_path = self._since, self._is_path
         if since is None:
@@ -191,6 +212,8 @@ class Bounds:
 
         By how far they are from where the step began, since not every write counts: `.data` is written to unseen.
         """
+        if self._has_nothing_left:
+            return torch.ones((), dtype=torch.bool, device=launched.moved.device)
         moved = self._meter.lengths(launched.before, launched.after)
         # A GPU adds up in another order each time.
         near = _OTHER_ORDER * torch.finfo(moved.dtype).eps
@@ -200,11 +223,12 @@ class Bounds:
         """Bound the next step from the snapshot itself if this flag turns out false, since the path then has a gap."""
         self._doubt = stood
 
-    def read(self, launched: Launched, *, stands: bool = True) -> dict[str, GroupBound]:
+    def read(self, launched: Launched, *, stands: bool = True, gives_up: bool = True) -> dict[str, GroupBound]:
         """The bounds of a launched step, by group.
 
         Where they do not certify it, it is measured how far neurons are from the snapshot, and the span with it, if the
-        parameters still `stands` as they were launched; before another step is launched.
+        parameters still `stands` as they were launched; before another step is launched. Groups that are given up are
+        left out of this, and their bounds are infinite.
         """
         assert self._table is not None
         values = launched.values()
@@ -212,8 +236,11 @@ class Bounds:
         steps, near = values[: len(self.groups)], values[len(self.groups) :]
         if has_gap:
             steps = [math.inf] * len(steps)
+            self.was_moved_outside = True
         spans = [math.inf] * len(steps)
-        measures = stands and not all(bound < LIMIT for bound in [*steps, *near])
+        given_up = frozenset(self._given_up)
+        asked = [step for group, step in zip(self.groups, steps, strict=True) if group.name not in given_up]
+        measures = stands and not all(bound < LIMIT for bound in [*asked, *near])
         if measures:
             self._since, self._is_path = self._meter.lengths(self._origin, launched.after), False
             spans = self._table.bounds(self._since).tolist()
@@ -234,24 +261,52 @@ class Bounds:
                 rows = [self._rows(group, one, tensors) for tensors in (self._origin, launched.after)]
                 span = _larger(span, float(pair_bounds(one, *rows)))
             found[group.name] = GroupBound(_larger(bound.step, exact), span)
-        return found
+        if measures and gives_up:
+            many = (group.name for group in self.groups if group.n > MAX_ROWS)
+            self._given_up |= {name for name in many if not (found[name].step < LIMIT or found[name].span < 1.0)}
+        open_ = {
+            name: GroupBound(math.nan if math.isnan(found[name].step) else math.inf, math.inf) for name in given_up
+        }
+        return found | open_
+
+    @property
+    def _has_nothing_left(self) -> bool:
+        """Whether all groups are given up: no step is bounded until the next snapshot."""
+        return len(self._given_up) == len(self.groups)
 
     def _with_pairs(self) -> list[tuple[NeuronGroup, Snapshot]]:
         """The groups with pairs that are so near that they are computed exactly."""
         both = zip(self.groups, self._snapshots, strict=True)
-        return [(group, one) for group, one in both if len(one.pairs)]
+        return [(group, one) for group, one in both if len(one.pairs) and group.name not in self._given_up]
 
     def _rows(self, group: NeuronGroup, one: Snapshot, tensors: Mapping[str, Tensor]) -> Tensor:
         return gather_rows(group, {name: tensors[name] for name in self._members[group.name]}, one.pairs)
 
-    def _take(self, parameters: Mapping[str, Tensor], nearest: Nearest) -> None:
+    def _take(
+        self,
+        parameters: Mapping[str, Tensor],
+        nearest: Nearest,
+        carries: Collection[str] = (),
+        moved: Tensor | None = None,
+    ) -> None:
         named = {name: parameters[name] for name in self._origin}
-        self._snapshots = []
+        before = iter(self._snapshots)
+        lengths = iter(() if moved is None else moved.split([one.n_rows for one in self._snapshots]))
+        taken = []
         for group in self.groups:
+            last, length = next(before, None), next(lengths, None)
+            if group.name in carries and last is not None and length is not None:
+                taken.append(carried(last, length))
+                continue
+            clock = Clock()
             cloud = group.gather(named).unflatten(0, (group.n_blocks, group.n))
             known = nearest.get(group.name)
-            taken = snapshot(cloud) if known is None else snapshot_of_nearest(as_clouds(cloud), *known)
-            self._snapshots.append(replace(taken, origin=None))
+            one = snapshot(cloud) if known is None else snapshot_of_nearest(as_clouds(cloud), *known)
+            taken.append(replace(one, origin=None))
+            self._given_up.discard(group.name)
+            if group.n > MAX_ROWS:
+                self.seconds_of_many += clock.seconds()
+        self._snapshots, self.was_moved_outside = taken, False
         self._table, self.n_steps = BoundTable.of(self._snapshots), 0
         # Where the neurons stand now, as long as nothing else moves them: no need to measure that.
         self._since, self._is_path = self._meter.nowhere(), False

@@ -1,7 +1,7 @@
 """Certifying every step: by its bound where that is enough, else by measuring it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from lightning_topo._watch.outcome import Outcome
 from lightning_topo._watch.probing import Probing
 from lightning_topo._watch.snapshots import Snapshots
 from lightning_topo._watch.steps import Steps
+from lightning_topo.geometry import MAX_ROWS
 from lightning_topo.measurement import OpenCause, StepState
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes import Clouds, Distortion, Probe
@@ -27,6 +28,8 @@ EXACT_STEPS = 10.0
 RENEW_STEPS = 10
 """A measurement of all groups takes a new snapshot if the last one is this many steps old."""
 
+_DROPS = ("p", "dropout", "drop_prob")
+"""Attributes of modules that hold a probability to drop something."""
 
 _UNKNOWN = GroupBound(math.inf, math.inf)
 
@@ -54,19 +57,31 @@ class Certifying:
     Groups are measured exactly when the probe is due, and where the bound of the step reaches 0.9, as long as that
     takes a small share of the time. Without the probe nothing is certified.
 
+    A group of more than `MAX_ROWS` neurons is never measured: where its bound reaches 0.9, it gets a new snapshot as
+    soon as that is paid for by the same share of the time. In the groups `keeps_merged` no merged neurons part again:
+    only there a span excludes that any have merged in between.
+
     Where reading a bound would wait for the device, it is read just before the next update, as long as the parameters
     before and after the step are still there: until then the step `is_awaited`.
     """
 
     def __init__(
-        self, snapshots: Snapshots, steps: Steps, probing: Probing, coverage: Coverage, *, limited: bool
+        self,
+        snapshots: Snapshots,
+        steps: Steps,
+        probing: Probing,
+        coverage: Coverage,
+        *,
+        limited: bool,
+        keeps_merged: Collection[str] = (),
     ) -> None:
         self.probe: Distortion | None = next((probe for probe in probing.probes if isinstance(probe, Distortion)), None)
         self._snapshots, self._steps, self._probing = snapshots, steps, probing
         self._coverage, self._limited = coverage, limited
         self._bounds: Bounds | None = None
         self._seconds = 0.0
-        self._measured_at = -1
+        self._measured_at = self._renewed_at = -1
+        self._keeps_merged, self._modes = frozenset(keeps_merged), _modes(snapshots.module)
         self._awaited: _Step | None = None
 
     @property
@@ -104,6 +119,7 @@ class Certifying:
         self._coverage.note(step, {name: Certificate.open(OpenCause.MOVED) for name in gone})
         if not groups:
             return []
+        due = due if any(map(_is_measurable, groups)) else ()
         if self._bounds is None:
             # The first step is measured; what that finds of distances serves the first snapshot, of where it ends. Its
             # time belongs to the start: on a GPU it loads the kernels of all later ones.
@@ -141,17 +157,23 @@ class Certifying:
         assert probe is not None
         assert self._bounds is not None
         step, groups, bounds = awaited.step, awaited.groups, self._bounds.read(awaited.bounds, stands=stands)
-        reached = [g for g in groups if not bounds[g.name].step < LIMIT]
-        asked = groups if is_due else tuple(reached) if stands and self._may_measure(budget) else ()
+        few = [g for g in groups if _is_measurable(g)]
+        reached = [g for g in few if not bounds[g.name].step < LIMIT]
+        asked = few if is_due else reached if stands and self._may_measure(budget) else []
         outcomes: list[Outcome] = []
+        began = budget.seconds()
         if asked:
-            began = budget.seconds()
             outcomes = [self._measure(probe, step, awaited.epoch, asked, self._snapshots.now(), self._last(step))]
             self._measured_at = step
-            if reached or (len(asked) == len(groups) and self._bounds.n_steps >= RENEW_STEPS):
-                self._renew(outcomes[0])
-            if not is_due:
-                self._seconds += budget.seconds() - began
+        wants_all = bool(reached) or (len(asked) == len(few) and self._bounds.n_steps >= RENEW_STEPS)
+        measured = outcomes[0] if wants_all and outcomes and outcomes[0].values else None
+        is_lost = any(not bounds[g.name].step < LIMIT for g in groups if not _is_measurable(g))
+        renews_many = is_lost and stands and self._may_renew_many(step, budget)
+        if renews_many or measured is not None:
+            self._renew(measured, of_many=renews_many)
+            self._renewed_at = step if renews_many else self._renewed_at
+        if renews_many or not is_due:
+            self._seconds += budget.seconds() - began
         unless = OpenCause.FAILED if asked else OpenCause.NOT_MEASURED if stands else OpenCause.MOVED
         self._note(step, groups, outcomes, bounds, unless)
         return outcomes
@@ -166,19 +188,23 @@ class Certifying:
     ) -> None:
         """Note each group's certificate: exact where it was measured; `cause` says why others are open."""
         exact = {group: values["critical_ratio"] for outcome in found for group, values in outcome.values.items()}
-        certificates = {g.name: _certificate(exact.get(g.name), bounds.get(g.name, _UNKNOWN), cause) for g in groups}
-        if any(one.state is StepState.SPANNED for one in certificates.values()) and not self._spans_prove():
-            certificates = {name: _without_span(one) for name, one in certificates.items()}
+        certificates = {
+            g.name: _certificate(exact.get(g.name), bounds.get(g.name, _UNKNOWN), _cause(g, cause)) for g in groups
+        }
+        if any(one.state is StepState.SPANNED for one in certificates.values()):
+            proved = self._keeps_merged if self._spans_prove() else frozenset[str]()
+            certificates = {name: one if name in proved else _without_span(one) for name, one in certificates.items()}
         self._coverage.note(step, certificates)
 
     def _spans_prove(self) -> bool:
-        """Whether a span excludes that neurons merged and parted in between.
+        """Whether a span of a group that `keeps_merged` neurons excludes that any merged and parted in between.
 
-        Only where merged neurons stay together (lemma 1 of the paper): under a rule that treats neurons alike, and
-        draws nothing for each by itself.
+        Only where merged neurons stay together (lemma 1 of the paper): under an optimizer that treats neurons alike, in
+        a network that drops what it did when its neurons were found, and while nothing else moves them.
         """
         known = all(type(o).__module__.startswith("torch.optim") for o in self._steps.optimizers)
-        return known and not any(map(_draws_for_neurons, self._snapshots.module.modules()))
+        was_moved = self._bounds is None or self._bounds.was_moved_outside
+        return known and not was_moved and self._modes == _modes(self._snapshots.module)
 
     def _measure(
         self,
@@ -234,9 +260,22 @@ class Certifying:
         generation = self._steps.generation
         return Bounds(self._snapshots.active(), parameters, nearest=nearest, generation=generation)
 
-    def _renew(self, measured: Outcome) -> None:
-        if self._bounds is not None:
-            self._bounds.renew(self._steps.trained(), self._nearest(measured))
+    def _may_renew_many(self, step: int, budget: Budget) -> bool:
+        """Whether a new snapshot of the groups that are too large to measure is paid for in advance."""
+        assert self._bounds is not None
+        if step < self._renewed_at + RENEW_STEPS:
+            return False
+        paid = EXACT_SHARE * budget.seconds() + EXACT_STEPS * (budget.step_seconds or 0.0)
+        return not self._limited or self._seconds + self._bounds.seconds_of_many <= paid
+
+    def _renew(self, measured: Outcome | None, *, of_many: bool) -> None:
+        """Take a new snapshot of the groups, of those that are too large to measure only if it is `of_many`."""
+        bounds = self._bounds
+        if bounds is None:
+            return
+        carries = {g.name for g in bounds.groups if not (of_many if not _is_measurable(g) else measured is not None)}
+        nearest = {} if measured is None else self._nearest(measured)
+        bounds.renew(self._steps.trained(), nearest, carries=carries)
 
     def _nearest(self, measured: Outcome) -> Nearest:
         """What a measurement has found of the distances to nearest neighbours."""
@@ -246,10 +285,21 @@ class Certifying:
         return carried.nearest if isinstance(carried, Carried) else {}
 
 
-def _draws_for_neurons(module: nn.Module) -> bool:
-    """Whether a module is a dropout of some kind that is at work."""
-    share = getattr(module, "p", getattr(module, "drop_prob", 0.0))
-    return "drop" in type(module).__name__.lower() and isinstance(share, float | int) and share > 0.0
+def _is_measurable(group: NeuronGroup) -> bool:
+    return group.n <= MAX_ROWS
+
+
+def _cause(group: NeuronGroup, cause: OpenCause) -> OpenCause:
+    """Why a group is open that was not measured because of `cause`, if it could have been measured at all."""
+    return cause if _is_measurable(group) or cause is OpenCause.MOVED else OpenCause.TOO_MANY
+
+
+def _modes(module: nn.Module) -> list[tuple[object, ...]]:
+    """What modules do that behave differently in training, and with which probabilities."""
+    return [
+        (one.training, *(p for name in _DROPS if isinstance(p := getattr(one, name, None), float | int)))
+        for one in module.modules()
+    ]
 
 
 def _without_span(one: Certificate) -> Certificate:

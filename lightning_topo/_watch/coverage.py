@@ -66,6 +66,7 @@ class Coverage:
     _ended: list[tuple[str, _Stretch]] = field(default_factory=list)
     _noted: dict[str, int] = field(default_factory=dict)  # the last step that a line has or will have
     _known: dict[str, int] = field(default_factory=dict)  # the last step up to which nothing is left out
+    _written: dict[str, StepState] = field(default_factory=dict)  # the state of the last line
 
     def note(self, step: int, certificates: Mapping[str, Certificate]) -> None:
         """Note the states of one step; the same step's second update can only weaken them."""
@@ -94,15 +95,24 @@ class Coverage:
         )
 
     def lines(self, epoch: int, *, flush: bool = False) -> list[Measurement]:
-        """The lines not written yet: of stretches that ended, that have just begun, that are long; all to `flush`."""
+        """The lines not written yet: of stretches that ended, that are long, and of new ones that a reader waits for.
+
+        Those are the open ones, certified ones of groups whose last line was not, and the first one of a group if no
+        measurement speaks of it. All lines to `flush`.
+        """
         due = [(group, stretch) for group, stretch in self._ended if stretch.written < stretch.last]
         self._ended = []
         for group, stretch in self._stretches.items():
             is_new = stretch.written < stretch.since
             is_long = stretch.last - stretch.written >= MOST_STEPS
-            if stretch.written < stretch.last and (flush or is_long or (is_new and stretch.state is StepState.OPEN)):
+            written = next((one.state for name, one in reversed(due) if name == group), self._written.get(group))
+            is_first = written is None and stretch.state is StepState.BOUNDED
+            is_again = written is not None and stretch.state.certified and not written.certified
+            is_awaited = stretch.state is StepState.OPEN or is_first or is_again
+            if stretch.written < stretch.last and (flush or is_long or (is_new and is_awaited)):
                 due.append((group, stretch))
                 self._stretches[group] = replace(stretch, written=stretch.last)
+        self._written |= {group: stretch.state for group, stretch in due}
         return [_line(group, stretch, epoch) for group, stretch in due]
 
     def cut(self) -> None:

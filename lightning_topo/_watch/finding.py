@@ -40,11 +40,13 @@ class Finding:
 
     `problems` says which groups are without proof; `coverage` of every parameter its groups, or why it is in none. It
     `is_complete` where all groups are declared, and none are to be found.
+    `drawn` are the groups to whose neurons random numbers of their own may go.
     """
 
     def __init__(self, training: Training, declared: Sequence[Any] | None, seed: int) -> None:
         self.sharding: Sharding = sharding(training.root)
         self.problems: list[Problem] = []
+        self.drawn: frozenset[str] = frozenset()
         self.coverage: tuple[ParameterCoverage, ...] = ()
         self._training, self._seed = training, seed
         self.is_complete: bool = declared is not None and not any(isinstance(one, str) for one in declared)
@@ -60,7 +62,7 @@ class Finding:
         ranks = self._training.ranks
         structure = self._structure()
         found: FoundNeurons = ranks.first("groups", lambda: self._found(tapes, obstacle, structure))
-        self.coverage = found.coverage
+        self.coverage, self.drawn = found.coverage, found.drawn
         self.problems = list(_problems(found))
         return tuple(group for group in found.groups if group.n > 1)
 
@@ -126,7 +128,7 @@ class Finding:
         groups = (*unproved, *self._rows)
         if not self.is_complete and structure is not None:
             groups += tuple(incoming_groups(structure, reason))
-        return FoundNeurons(groups, (), refused)
+        return FoundNeurons(groups, (), refused, frozenset(group.name for group in groups))
 
 
 def _problems(found: FoundNeurons) -> list[Problem]:

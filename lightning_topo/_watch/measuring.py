@@ -1,6 +1,6 @@
 """Measuring the neurons, once they are found: each step's certificate, and the probes that are due."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from lightning_topo._tape import outside_modes
@@ -54,10 +54,17 @@ class Measuring:
         """Whether there is a probe that measures steps."""
         return self._certifying is not None and self._certifying.probe is not None
 
-    def look_at(self, snapshots: Snapshots, steps: Steps, lost: Sequence[str] = ()) -> None:
-        """Measure these neurons from now on; the steps of the groups `lost` are open."""
+    def look_at(
+        self, snapshots: Snapshots, steps: Steps, lost: Sequence[str] = (), keeps_merged: Collection[str] = ()
+    ) -> None:
+        """Measure these neurons from now on; the steps of the groups `lost` are open.
+
+        In the groups `keeps_merged` no merged neurons part again, as far as the recorded step shows.
+        """
         self.snapshots, self._lost, self._has_begun = snapshots, lost, True
-        self._certifying = Certifying(snapshots, steps, self._probing, self.coverage, limited=self._limited)
+        self._certifying = Certifying(
+            snapshots, steps, self._probing, self.coverage, limited=self._limited, keeps_merged=keeps_merged
+        )
 
     def release(self) -> None:
         """Let all copies go: nothing is measured any more."""

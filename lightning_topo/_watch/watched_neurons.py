@@ -158,7 +158,9 @@ class WatchedNeurons:
         self._probing.order.update({group.name: k for k, group in enumerate(self.groups)})
         snapshots = Snapshots(self._training, self._steps, self.groups, self._training_loss)
         names = {group.name for group in self.groups}
-        self._measuring.look_at(snapshots, self._steps, [group.name for group in known if group.name not in names])
+        lost = [group.name for group in known if group.name not in names]
+        proved = {group.name for group in self.groups if group.status == "verified"}
+        self._measuring.look_at(snapshots, self._steps, lost, keeps_merged=proved - self.finding.drawn)
         self._exchange.certifies = bool(self.groups) and self._measuring.certifies
         self._membership = Membership(self._training.module, self._steps)
         return snapshots

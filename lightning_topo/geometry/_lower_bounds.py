@@ -1,7 +1,7 @@
 """Distances to nearest neighbours, from below: rounding can only make them smaller."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.spatial import KDTree
 from torch import Tensor
 
@@ -61,25 +61,81 @@ def lower_roots(squares: Float[Tensor, "..."], work: torch.dtype, d: int) -> Flo
     return (squares - 4 * d * torch.finfo(work).tiny).clamp(min=0).sqrt()
 
 
-def nearest_by_directions(cloud: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Lower bounds without n² work: nearest neighbours in the subspace of a few directions of largest spread.
+def near_by_directions(
+    cloud: Float[Tensor, "n d"], rows: Int[Tensor, " m"], k: int
+) -> tuple[Float[Tensor, "m l"], Int[Tensor, "m l"]]:
+    """Lower bounds, without m² work, of the distances between these finite rows: to k of them, and to all others.
+
+    The k are the nearest in the subspace of a few directions of largest spread, and their distances are computed in all
+    directions. The last column bounds the distances to those that are farther away in the subspace:
 
     |x_i - x_j| >= |P (x_i - x_j)|,    P an orthogonal projection
+
+    Rows must differ from each other: a tree of many equal points takes n² work. Returns the distances and the numbers
+    of the rows, in the last column of no particular one.
     """
     wide = wide_dtype(cloud.device)
-    n, d = cloud.shape
-    if not bool(torch.isfinite(cloud).all()):
-        return torch.full((n,), torch.nan, dtype=wide, device=cloud.device)
+    m, d = len(rows), cloud.shape[1]
+    if m < 2:
+        return torch.full((m, 1), torch.inf, dtype=wide, device=cloud.device), rows[:, None]
     mean, blocks = mean_point(cloud), cloud.split(max(1, _BLOCK_ELEMENTS // max(1, d)))
     basis = torch.randn(d, min(d, _DIRECTIONS), generator=torch.Generator().manual_seed(0), dtype=wide)
     basis = basis.to(cloud.device)
     for _ in range(3):  # subspace iteration
         product = sum(((x := block.to(wide) - mean).mT @ (x @ basis) for block in blocks), torch.zeros_like(basis))
         basis = torch.linalg.qr(product + torch.finfo(wide).tiny).Q
-    shadow = torch.cat([(block.to(wide) - mean) @ basis for block in blocks]).cpu().numpy()
-    found = KDTree(shadow, balanced_tree=False, compact_nodes=False).query(shadow, k=2)[0][:, 1]
-    nearest = torch.from_numpy(found).to(cloud.device, wide)
+    shadow = torch.cat([(block.to(wide) - mean) @ basis for block in blocks])[rows].cpu()
+    if bool((first_equal(shadow) != torch.arange(m)).any()):  # distinct neurons that the directions do not tell apart
+        return torch.zeros((m, 1), dtype=wide, device=cloud.device), rows[:, None]
+    n_near = min(k, m - 1)
+    tree = KDTree(shadow.numpy(), balanced_tree=False, compact_nodes=False)
+    found, columns = tree.query(shadow.numpy(), k=min(n_near + 2, m))
+    near = torch.from_numpy(columns).to(cloud.device)
     # The basis is orthonormal, and products are right, to this much of the cloud's own size.
     error = 64 * worst_case_slack(wide, d)
     reach = wide_norms(cloud).amax()
-    return (nearest * (1 - error) - error * (reach + mean.norm())).clamp(min=0)
+    lower = torch.from_numpy(found).to(cloud.device, wide)
+    lower = (lower * (1 - error) - error * (reach + mean.norm())).clamp(min=0)
+    far = lower[:, -1:] if near.shape[1] > n_near + 1 else torch.full_like(lower[:, -1:], torch.inf)
+    near = near[:, : n_near + 1]
+    at_once = max(1, _BLOCK_ELEMENTS // (d * near.shape[1]))
+    pieces = zip(rows.split(at_once), near.split(at_once), strict=True)
+    true = torch.cat([_lengths_between(cloud[some][:, None], cloud[rows[others]]) for some, others in pieces])
+    own = near == torch.arange(m, device=cloud.device)[:, None]
+    distances = torch.cat([true.masked_fill(own, torch.inf), far], dim=1)
+    return distances, rows[torch.cat([near, near[:, -1:]], dim=1)]
+
+
+def first_equal(cloud: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
+    """For each row the first one that equals it, itself or one before, without n² work and without sorting rows.
+
+    Rows are compared with the first one of the same hash: of two that share it by chance only one is found equal to
+    others, and that is no mistake in a bound.
+    """
+    n, d = cloud.shape
+    weights = torch.randint(-(2**62), 2**62, (d,), generator=torch.Generator().manual_seed(0)) * 2 + 1
+    weights = weights.to(cloud.device)
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[cloud.element_size()]
+    parts = cloud.split(max(1, _BLOCK_ELEMENTS // max(1, d)))
+    # Adding zero turns its negative into itself: the two are equal, and their bits are not.
+    bits = ((part + 0.0).contiguous().view(whole).long() for part in parts)
+    # The last bits of round numbers are all zero, and those of their products then, too.
+    hashes = torch.cat([((part ^ (part >> 32) ^ (part >> 16)) * weights).sum(dim=1) for part in bits])
+    _, place = hashes.unique(return_inverse=True)
+    numbers = torch.arange(n, device=cloud.device)
+    first = torch.full_like(numbers, n).scatter_reduce_(0, place, numbers, "amin")[place]
+    members = (first != numbers).nonzero().flatten()
+    same = [(cloud[some] == cloud[first[some]]).all(dim=1) for some in members.split(max(1, _BLOCK_ELEMENTS // d))]
+    if len(members):
+        others = members[~torch.cat(same)]
+        first[others] = others
+    return first
+
+
+def _lengths_between(here: Float[Tensor, "m 1 d"], there: Float[Tensor, "m l d"]) -> Float[Tensor, "m l"]:
+    """Lower bounds of the distances, which neither overflow nor vanish where the differences do not."""
+    wide = wide_dtype(here.device)
+    apart = there.to(wide) - here.to(wide)
+    largest = apart.abs().amax(dim=2, keepdim=True)
+    lengths = torch.linalg.vector_norm(apart / torch.where(largest > 0, largest, 1.0), dim=2) * largest[..., 0]
+    return lengths * (1 - 4 * worst_case_slack(wide, here.shape[2]))

@@ -1,13 +1,13 @@
 """A snapshot of a cloud: lower bounds of each neuron's distances, from which later steps are bounded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lightning_topo.geometry._distances import ACCURACY, Rows, binary_scale, mean_point, squared_distances
-from lightning_topo.geometry._lower_bounds import nearest_by_directions, nearest_by_products
+from lightning_topo.geometry._lower_bounds import first_equal, near_by_directions, nearest_by_products
 from lightning_topo.geometry._precision import full_precision, wide_dtype
 
 MAX_ROWS = 20_000
@@ -16,6 +16,12 @@ MAX_ROWS = 20_000
 _TILE_ELEMENTS = 1 << 22
 _USUAL = 0.75
 _FEW_PAIRS = 8
+_NEAR_AMONG_MANY = 4
+"""Neighbours of which the distances are computed in all directions where a cloud is too large to compare all pairs."""
+_MANY_PAIRS = 128
+"""Of such a cloud, about n / 128 near pairs are listed at most."""
+_MOST_EQUAL = 8
+"""Equal neurons of such a cloud are compared at later steps if they are at most this part of it, n / 8."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,9 +60,9 @@ def snapshot(points: Tensor, k: int = 8, near: float = 0.25) -> Snapshot:
     From it `step_bound` bounds later steps without comparing all pairs. Very near pairs are listed in
     `Snapshot.pairs`, to be computed exactly at later steps.
 
-    A cloud of more than 20,000 neurons lists no pairs, and its distances are bounded by their projection on six
-    directions: later bounds are looser. For a cloud with NaN or infinities, later bounds certify nothing. In both
-    cases `Snapshot.reason` says why.
+    In a cloud of more than 20,000 neurons distances are bounded by their projection on six directions, and computed
+    only where these are smallest: later bounds are looser. If more than an eighth of its neurons equal another one,
+    later bounds certify nothing; nor do they for a cloud with NaN or infinities. `Snapshot.reason` says so.
 
     Args:
         points: A cloud (n, d), or b clouds (b, n, d). The snapshot keeps a reference to it, not a copy.
@@ -80,9 +86,7 @@ def snapshot(points: Tensor, k: int = 8, near: float = 0.25) -> Snapshot:
         if n < 2:
             return _sorted(clouds.new_full((b, n), torch.inf, dtype=wide_dtype(clouds.device)), clouds, [], [], "")
         if n > MAX_ROWS:
-            nearest = torch.stack([nearest_by_directions(cloud) for cloud in clouds])
-            reason = f"more than {MAX_ROWS} neurons: their distances are bounded by those in a few directions"
-            return _sorted(nearest, clouds, [], [], _or_not_finite(nearest, reason))
+            return _snapshot_of_many(clouds, k, near)
         return snapshot_of_nearest(clouds, *nearest_by_products(clouds), k=k, near=near)
 
 
@@ -116,7 +120,7 @@ def snapshot_of_nearest(
         member = first != rows
         distances[member] = torch.inf
         nearest[block, rows] = distances[:, 0]
-        threshold = _nearness(distances, nearest[block], near)
+        threshold = _nearness(distances, nearest[block], near, clouds.shape[1] // 8)
         listed = distances < threshold
         listed[:, -1] = False  # the last one bounds whatever is beyond the list
         nearest[block, rows] = distances.masked_fill(listed, torch.inf).amin(dim=1)
@@ -126,6 +130,65 @@ def snapshot_of_nearest(
         pairs.append(torch.cat([close, same]) + block * clouds.shape[1])
         equal.append(torch.arange(len(close) + len(same), device=rows.device) >= len(close))
     return _sorted(nearest, clouds, pairs, equal, _or_not_finite(nearest, ""))
+
+
+def carried(taken: Snapshot, moved: Float[Tensor, " rows"]) -> Snapshot:
+    """The snapshot of the same clouds after these displacements, from the one before them: no distance is computed.
+
+    d_ij >= max(m_i, m_j) - u_i - u_j, m the lower bounds at the snapshot and u the displacements since. The pairs that
+    it lists stay listed.
+
+    Args:
+        taken: The snapshot before.
+        moved: For each neuron, an upper bound of how far it has moved since.
+    """
+    b, n = taken.nearest.shape
+    if n < 2:
+        return replace(taken, origin=None)
+    up = 1 + 16 * torch.finfo(taken.nearest.dtype).eps
+    lengths = (moved.view(b, n).to(taken.nearest.dtype) * up).gather(1, taken.order)
+    longest = lengths.cummax(dim=1).values.roll(1, dims=1)
+    longest[:, 0] = 0.0
+    # To those before it in order, and to those after.
+    before = taken.nearest - longest
+    before[:, 0] = torch.inf
+    after = (taken.nearest - lengths).flip(1).cummin(dim=1).values.flip(1).roll(-1, dims=1)
+    after[:, -1] = torch.inf
+    nearest = ((torch.minimum(before, after) - lengths) / up).clamp(min=0.0)
+    nearest, order = nearest.sort(dim=1)
+    return replace(taken, nearest=nearest, order=taken.order.gather(1, order), origin=None)
+
+
+def _snapshot_of_many(clouds: Float[Tensor, "b n d"], k: int, near: float) -> Snapshot:
+    """Take a snapshot without n² work, of clouds with more than `MAX_ROWS` neurons."""
+    b, n, _ = clouds.shape
+    nearest = clouds.new_full((b, n), torch.nan, dtype=wide_dtype(clouds.device))
+    reason = f"more than {MAX_ROWS} neurons: their distances are bounded by those in a few directions"
+    pairs: list[Tensor] = []
+    equal: list[Tensor] = []
+    numbers = torch.arange(n, device=clouds.device)
+    for block, cloud in enumerate(clouds):
+        if not bool(cloud.isfinite().all()):
+            continue
+        first = first_equal(cloud)
+        members = (first != numbers).nonzero().flatten()
+        if len(members) * _MOST_EQUAL > n:
+            nearest[block] = 0.0
+            reason = f"more than {MAX_ROWS} neurons, of which {len(members):,} equal another one: nothing is certified"
+            continue
+        alone = (first == numbers).nonzero().flatten()
+        distances, columns = near_by_directions(cloud, alone, min(k, _NEAR_AMONG_MANY))
+        nearest[block] = torch.inf
+        nearest[block, alone] = distances.amin(dim=1)
+        listed = distances < _nearness(distances[:, :-1], nearest[block], near, n // _MANY_PAIRS)
+        listed[:, -1] = False  # it bounds whatever is beyond the list
+        nearest[block, alone] = distances.masked_fill(listed, torch.inf).amin(dim=1)
+        i, position = listed.nonzero(as_tuple=True)
+        close = torch.stack([alone[i], columns[i, position]], dim=1).sort(dim=1).values.unique(dim=0)
+        same = torch.stack([first[members], members], dim=1)
+        pairs.append(torch.cat([close, same]) + block * n)
+        equal.append(torch.arange(len(close) + len(same), device=clouds.device) >= len(close))
+    return _sorted(nearest, clouds, pairs, equal, _or_not_finite(nearest, reason))
 
 
 def as_clouds(points: Tensor) -> Float[Tensor, "b n d"]:
@@ -154,14 +217,14 @@ def _neighbours(
     return distances, columns, first
 
 
-def _nearness(distances: Float[Tensor, "m l"], nearest: Float[Tensor, " n"], near: float) -> float:
-    """The distance below which listed pairs are computed exactly."""
+def _nearness(distances: Float[Tensor, "m l"], nearest: Float[Tensor, " n"], near: float, n_pairs: int) -> float:
+    """The distance below which listed pairs are computed exactly: about `n_pairs` at most."""
     if near == torch.inf:
         return torch.inf
     apart = nearest[nearest.isfinite()]
     threshold = near * float(apart.quantile(_USUAL)) if len(apart) else 0.0
     # A pair stands in two lists.
-    most = 2 * max(_FEW_PAIRS, len(nearest) // 8)
+    most = 2 * max(_FEW_PAIRS, n_pairs)
     if int((distances < threshold).sum()) > most:
         threshold = float(distances.flatten().kthvalue(most + 1).values)
     return threshold

@@ -11,7 +11,8 @@ from torch import nn
 
 from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo._tape import Tape
-from lightning_topo.neurons._assembly import assemble, distinct
+from lightning_topo._tape.draws import hidden_draws
+from lightning_topo.neurons._assembly import assemble, distinct, is_carried
 from lightning_topo.neurons._coverage import parameter_coverage
 from lightning_topo.neurons._experts import guess_expert_groups
 from lightning_topo.neurons._group import KINDS, Kind, NeuronGroup
@@ -31,11 +32,13 @@ class FoundNeurons:
     - `groups`: The groups found, and those declared by the user.
     - `coverage`: For each trained parameter, the names of its groups or the reason why it is in none.
     - `refused`: For each recorded step that cannot be replayed, the reason.
+    - `drawn`: The names of the groups to whose neurons random numbers of their own may go, as from a dropout of units.
     """
 
     groups: tuple[NeuronGroup, ...]
     coverage: tuple[ParameterCoverage, ...]
     refused: tuple[str, ...] = ()
+    drawn: frozenset[str] = frozenset()
 
     @property
     def uncovered(self) -> tuple[ParameterCoverage, ...]:
@@ -82,7 +85,8 @@ def groups_from_tapes(
     usable = _without_repeats([tape for tape in tapes if not tape.obstacle])
     refused = tuple(tape.obstacle for tape in tapes if tape.obstacle)
     if not usable:
-        return FoundNeurons(tuple(declared), parameter_coverage(tuple(declared), tapes, None, {}), refused)
+        drawn = frozenset(group.name for group in declared)
+        return FoundNeurons(tuple(declared), parameter_coverage(tuple(declared), tapes, None, {}), refused, drawn)
     coupling = couple(usable)
     trace = coupling.trace
     trainable = {name: trained for tape in usable for name, trained in tape.trainable.items()}
@@ -103,12 +107,21 @@ def groups_from_tapes(
         guesses = wanted(_expert_groups(module, trace), kinds, include, exclude)
         guesses = [with_carried(group, assembled) for group in guesses]
         cheap = fewer_samples(usable, coupling)
-        judged = verify_on_tapes(usable, [*groups, *guesses], seed=seed, cheap=cheap)
-        proved = [group for group in judged[len(groups) :] if group.status == "verified"]
-        groups = distinct(judged[: len(groups)] + proved)
+        asked = [*groups, *guesses]
+        judged = list(zip(verify_on_tapes(usable, asked, seed=seed, cheap=cheap), map(_carries, asked), strict=True))
+        kept = judged[: len(groups)] + [one for one in judged[len(groups) :] if one[0].status == "verified"]
+        groups, carries = distinct([group for group, _ in kept]), [carries for _, carries in kept]
     else:
-        groups = [without_carried(group) for group in groups]
-    return FoundNeurons(tuple(groups), parameter_coverage(groups, tapes, trace, left), refused)
+        groups, carries = [without_carried(group) for group in groups], list(map(_carries, groups))
+    # What was not recorded may have drawn anything.
+    is_hidden = bool(refused) or any(hidden_draws(tape.calls) for tape in usable)
+    drawn = frozenset(group.name for group, carried in zip(groups, carries, strict=True) if carried or is_hidden)
+    return FoundNeurons(tuple(groups), parameter_coverage(groups, tapes, trace, left), refused, drawn)
+
+
+def _carries(group: NeuronGroup) -> bool:
+    """Whether recorded draws are permuted with the group."""
+    return any(is_carried(piece.param) for piece in group.slices)
 
 
 def _without_repeats(tapes: Sequence[Tape]) -> list[Tape]:

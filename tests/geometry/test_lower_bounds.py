@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_topo.geometry._lower_bounds import (
+    first_equal,
     lower_roots,
-    nearest_by_directions,
+    near_by_directions,
     nearest_by_products,
     working_points,
 )
@@ -70,6 +71,10 @@ def test_tiles_do_not_show(monkeypatch):
     torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=0)
 
 
+def nearest_by_directions(points: torch.Tensor, k: int = 1) -> torch.Tensor:
+    return near_by_directions(points, torch.arange(len(points)), k)[0].amin(dim=1)
+
+
 @given(n=st.integers(2, 60), d=st.sampled_from([1, 3, 6, 40]), seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
 def test_directions_bound_from_below(n, d, seed):
@@ -87,11 +92,55 @@ def test_directions_are_those_in_which_the_cloud_is_spread():
     assert bool((nearest_by_directions(points) >= 0.9 * least(points)).all())
 
 
+@given(n=st.integers(2, 40), k=st.integers(1, 9), d=st.sampled_from([1, 3, 40]), seed=st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_of_the_nearest_in_the_directions_true_distances_are_listed_and_the_last_one_bounds_all_others(n, k, d, seed):
+    points = cloud(n + 3, d, seed=seed)
+    rows = torch.arange(n + 3)[torch.randperm(n + 3, generator=torch.Generator().manual_seed(seed))[:n]]
+    distances, columns = near_by_directions(points, rows, k)
+    true = (points.double()[:, None] - points.double()[None]).norm(dim=2)
+    for i, row in enumerate(rows.tolist()):
+        others = columns[i, :-1].tolist()
+        listed = {j: x for j, x in zip(others, distances[i, :-1].tolist(), strict=True) if j != row}
+        assert len(listed) == min(k, n - 1)
+        assert list(listed.values()) == pytest.approx([float(true[row, j]) for j in listed], rel=1e-6)
+        assert all(x <= true[row, j] for j, x in listed.items())
+        assert all(distances[i, -1] <= true[row, j] for j in rows.tolist() if j != row and j not in listed)
+
+
+def test_more_neighbours_make_bounds_tighter():
+    points = cloud(500, 40)
+    few, many = (float(nearest_by_directions(points, k).amin()) for k in (1, 8))
+    assert 1.5 * few < many < float(least(points).amin())
+
+
+def test_distinct_rows_that_the_directions_do_not_tell_apart_cost_no_more_than_others():
+    points = torch.zeros(4000, 300)
+    points[torch.arange(4000), torch.arange(4000) % 300] = 1.0
+    points[:, 0] = torch.arange(4000) % 2
+    points = points.unique(dim=0)
+    assert bool((nearest_by_directions(points) <= least(points)).all())
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+def test_each_row_is_given_the_first_one_that_equals_it(dtype):
+    points = cloud(200, 3).round().to(dtype)
+    points[3], points[4] = 0.0, -0.0
+    truth = [int((points == row).all(dim=1).nonzero()[0]) for row in points]
+    assert first_equal(points).tolist() == truth
+    assert truth[4] == truth[3]
+
+
+def test_rows_that_share_a_hash_by_chance_stay_apart(monkeypatch):
+    monkeypatch.setattr(torch, "randint", lambda low, high, shape, generator: torch.zeros(shape, dtype=torch.long))
+    points = torch.tensor([[0.0, 0.0], [1.0, 2.0], [2.0, 1.0], [0.0, 0.0]])  # summed by weights of 1
+    assert first_equal(points).tolist() == [0, 1, 2, 0]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_cloud_that_is_not_finite_has_no_bounds(value):
     points = cloud(1, 9, 4)
     points[0, 3, 2] = value
-    assert bool(nearest_by_directions(points[0]).isnan().all())
     assert not bool((nearest_by_products(points)[0] > 0).all())
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning_topo.geometry import _snapshots as snapshots
 from lightning_topo.geometry import snapshot, step_bound
 from lightning_topo.geometry._lower_bounds import nearest_by_products
-from lightning_topo.geometry._snapshots import as_clouds, snapshot_of_nearest
+from lightning_topo.geometry._snapshots import as_clouds, carried, snapshot_of_nearest
 
 
 def cloud(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -110,6 +110,51 @@ def test_beyond_the_most_rows_the_reason_says_that_bounds_are_loose(monkeypatch)
     assert bool((nearest <= least_distances(points, found.pairs)).all())
     points[3, 1] = torch.nan
     assert "NaN" in snapshot(points).reason
+
+
+def test_beyond_the_most_rows_equal_neurons_are_one_point_and_near_ones_are_listed(monkeypatch):
+    monkeypatch.setattr(snapshots, "MAX_ROWS", 20)
+    points = cloud(40, 30)
+    points[7], points[9], points[12] = points[2], points[2], points[11] + 1e-4
+    found = snapshot(points)
+    listed = {
+        (*pair, equal) for pair, equal in zip(map(tuple, found.pairs.tolist()), found.equal.tolist(), strict=True)
+    }
+    assert {((2, 7), True), ((2, 9), True)} <= {((i, j), equal) for i, j, equal in listed}
+    assert (11, 12, False) in listed
+    assert float(found.nearest.amin()) > 0.1
+    nearest = torch.empty(40, dtype=torch.float64).scatter_(0, found.order[0], found.nearest[0])
+    assert nearest[[7, 9]].tolist() == [math.inf, math.inf]
+    only_first = torch.cat([points[:7], points[8:9], points[10:]])
+    apart = {(min(i, j), max(i, j)) for i, j, equal in listed if not equal}
+    kept = [i for i in range(40) if i not in (7, 9)]
+    true = (only_first.double()[:, None] - only_first.double()[None]).norm(dim=2).fill_diagonal_(math.inf)
+    for a, i in enumerate(kept):
+        for b, j in enumerate(kept):
+            assert (min(i, j), max(i, j)) in apart or nearest[i] <= true[a, b]
+
+
+def test_beyond_the_most_rows_too_many_equal_neurons_leave_nothing_to_certify(monkeypatch):
+    monkeypatch.setattr(snapshots, "MAX_ROWS", 20)
+    found = snapshot(torch.cat([cloud(30, 3), torch.zeros(10, 3)]))
+    assert found.reason == "more than 20 neurons, of which 9 equal another one: nothing is certified"
+    assert len(found.pairs) == 0
+    assert float(found.nearest.amax()) == 0.0
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.05, 10.0])
+def test_a_snapshot_carried_along_bounds_from_below_where_neurons_are_now(size):
+    points = as_clouds(cloud(2, 30, 4))
+    moves = size * cloud(2, 30, 4, seed=1).double()
+    later = points.double() + moves
+    found = carried(snapshot(points), moves.norm(dim=2).flatten() * (1 + 1e-9))
+    nearest = torch.empty(2, 30, dtype=torch.float64).scatter_(1, found.order, found.nearest)
+    for block, least in enumerate(nearest):
+        pairs = [pair for pair in found.pairs.tolist() if pair[0] // 30 == block]
+        assert bool((least <= least_distances(later[block], torch.tensor(pairs).view(-1, 2) % 30)).all())
+    assert bool((found.nearest.diff(dim=1) >= 0).all())
+    if size == 1e-3:
+        assert float(found.nearest.amin()) > 0.9 * float(snapshot(points).nearest.amin())
 
 
 def test_neurons_without_coordinates_are_all_equal():

@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_topo._tape import StepRecorder, Tape, accepted
-from lightning_topo.neurons import FoundNeurons, _from_tapes, groups_from_tapes, verify_on_tapes
+from lightning_topo.neurons import (
+    FoundNeurons,
+    NeuronGroup,
+    ParamSlice,
+    _from_tapes,
+    groups_from_tapes,
+    verify_on_tapes,
+)
 from lightning_topo.neurons._assembly import assemble
 from lightning_topo.neurons._tape_coupling import couple
 from lightning_topo.neurons._verify import without_carried
@@ -165,3 +172,81 @@ def test_no_random_state_and_no_parameter_is_touched() -> None:
     groups_from_tapes(tapes, module=module)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+# --- what is drawn for single neurons ---------------------------------------------------------------------------------
+
+
+class _Between(nn.Module):
+    """Two layers, and what lies between them."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.a, self.b, self.between = nn.Linear(3, 5), nn.Linear(5, 2), between
+
+    def forward(self, x):
+        return self.b(self.between(torch.tanh(self.a(x))))
+
+
+class _Recurrent(nn.Module):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell, self.out = cell(3, 6, 2, dropout=0.5), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.out(self.cell(x)[0])
+
+
+class _Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.start, self.attention = nn.Linear(3, 8), nn.MultiheadAttention(8, 2, dropout=0.5)
+
+    def forward(self, x):
+        x = self.start(x)
+        return self.attention(x, x, x)[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "drawn"),
+    [
+        (_Between(nn.Identity()), set()),
+        (_Between(nn.Dropout(0.5)), {"a"}),
+        (_Between(nn.Dropout(0.5).eval()), set()),
+        (_Between(nn.Dropout(0.0)), set()),
+        (_Between(nn.RReLU()), {"a"}),
+        (_Between(lambda h: nn.functional.dropout(h, 0.5)), {"a"}),
+        (_Between(lambda h: h + 0.5 * torch.randn(h.shape)), {"a"}),
+        (_Between(lambda h: h * torch.bernoulli(torch.full(h.shape[1:], 0.5))), {"a"}),
+        (_Between(lambda h: h * torch.rand(h.shape[0], 1)), set()),  # for each sample, as stochastic depth does
+        (_Recurrent(nn.LSTM), {"cell.weight_ih_l0"}),
+        (_Recurrent(nn.GRU), {"cell.weight_ih_l0"}),
+        (_Attentive(), {"attention.heads"}),
+    ],
+)
+def test_the_record_tells_of_which_groups_each_neuron_has_random_numbers_of_its_own(model, drawn):
+    samples = torch.randn(16, 3) if isinstance(model, _Between) else torch.randn(7, 4, 3)
+    recorder = StepRecorder()
+    recorder.begin(model)
+    recorder.loss(model(samples).square().mean())
+    found = groups_from_tapes([accepted(tape) for tape in recorder.end()], module=model)
+    assert found.drawn == drawn
+    assert drawn <= {group.name for group in found.groups if group.status == "verified"}
+
+
+def test_where_a_step_was_not_followed_anything_may_be_drawn():
+    model = mlp(4, 12, 3)
+    declared = [NeuronGroup("first", "unit", 12, (), (ParamSlice("0.weight"),))]
+    tape = recorded(model)
+    assert groups_from_tapes([tape], declared=declared).drawn == frozenset()
+    assert groups_from_tapes([tape.replaced(obstacle="of no use")], declared=declared).drawn == {"first"}
+    both = groups_from_tapes([tape, tape.replaced(obstacle="of no use")], module=model)
+    assert both.drawn == {group.name for group in both.groups}
+
+
+def recorded(model):
+    recorder = StepRecorder()
+    recorder.begin(model)
+    recorder.loss(model(batch(0, 16, 4)).square().mean())
+    [tape] = recorder.end()
+    return accepted(tape)

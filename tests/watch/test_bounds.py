@@ -164,3 +164,71 @@ def test_a_device_that_adds_up_in_another_order_has_moved_nothing(monkeypatch):
     assert bool(bounds.still(launched))
     after["up"][0] += 1e-5
     assert not bool(bounds.still(launched))
+
+
+# --- groups of more neurons than are ever measured --------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Groups of more than ten neurons are too large to measure."""
+    monkeypatch.setattr("lightning_topo.geometry._snapshots.MAX_ROWS", 10)
+    monkeypatch.setattr("lightning_topo._watch.bounds.MAX_ROWS", 10)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-2])
+def test_a_snapshot_that_is_carried_along_is_never_below_the_truth(many, size):
+    walk = states(16, size)
+    bounds = Bounds(GROUPS, walk[0])
+    for step, (before, after) in enumerate(itertools.pairwise(walk)):
+        found = bounds.of_step(before, after)
+        for group in GROUPS:
+            assert not found[group.name].step < ratio_of(group.gather(before), group.gather(after), group.n)
+            assert not found[group.name].span < ratio_of(bounds.last[group.name], group.gather(after), group.n)
+        if step % 4 == 3:
+            bounds.renew(after, carries={"units"})
+            assert torch.equal(bounds.last["units"], GROUPS[0].gather(after))
+    assert all(found[group.name].step < 0.01 for group in GROUPS) or size > 1e-4
+
+
+def test_a_group_whose_snapshot_certifies_nothing_is_given_up_and_looked_at_no_more(many, monkeypatch):
+    here, there = states(2, 1e-3)
+    here = {"up": here["up"].clone(), "down": here["down"].clone()}
+    for name, dim in (("up", 0), ("down", 1)):
+        here[name].select(dim, 1).copy_(here[name].select(dim, 0))  # equal at the snapshot, and apart after each step
+    bounds = Bounds(GROUPS[:1], here)
+    assert bounds.seconds_of_many > 0.0
+    looks = []
+    given = DisplacementMeter.lengths
+    monkeypatch.setattr(DisplacementMeter, "lengths", lambda *args: looks.append(args) or given(*args))
+    for k in range(5):
+        looks.clear()
+        found = bounds.read(bounds.launch(*((here, there) if k % 2 == 0 else (there, here))))["units"]
+        assert (found.step, found.span) == (float("inf"), float("inf"))
+        assert len(looks) == 0 or k == 0
+        assert bool(bounds.still(bounds.launch(here, there)))
+    bounds.renew(there)
+    assert bounds.read(bounds.launch(there, there))["units"].step < 0.01
+
+
+def test_a_guard_is_given_the_bound_of_every_group(many):
+    here, there = states(2, 1e-3)
+    wild = states(2, 5.0)[1]
+    bounds = Bounds(GROUPS[:1], here)
+    assert bounds.of_step(here, wild)["units"].span >= 1.0
+    bounds.forget_path()
+    assert bounds.of_step(here, there)["units"].step < 0.1
+
+
+def test_it_knows_whether_something_else_has_moved_the_neurons_since_the_snapshot():
+    here, there = states(2, 1e-3)
+    bounds = Bounds(GROUPS, here)
+    assert not bounds.was_moved_outside
+    bounds.forget_path()
+    bounds.of_step(here, there)
+    assert bounds.was_moved_outside
+    bounds.renew(there)
+    assert not bounds.was_moved_outside
+    bounds.doubt(torch.tensor(False))
+    bounds.of_step(here, there)
+    assert bounds.was_moved_outside

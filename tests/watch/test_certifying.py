@@ -4,10 +4,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lightning_topo import Distortion, Persistence, TopologyMonitor, TopologyWatch, read_record
+from lightning_topo import Distortion, Persistence, TopologyMonitor, TopologyWatch, read_record, rows
+from lightning_topo._watch import bounds as bounds
 from lightning_topo._watch import certifying as certifying
 from lightning_topo.measurement import OpenCause, StepState
 from lightning_topo.neurons import NeuronGroup, ParamSlice
+from lightning_topo.phases import replay
 from tests.callbacks.training import Classifier, Weights, fit, happened, loader
 
 LEAPS = (12, 26)
@@ -126,12 +128,17 @@ def test_where_bounds_are_awaited_the_record_is_that_of_bounds_read_at_once(
 # --- by steps that are known beforehand -------------------------------------------------------------------------------
 
 
-def there_and_back(tmp_path, model, optimizer, *, probes, hits=0.6, **options):
+def there_and_back(tmp_path, model, optimizer, *, probes, hits=0.6, between=lambda step: None, **options):
     """The state and bound of each of six steps; in the second unit 1 goes part of the way to unit 0, then back.
 
-    On the way back its bound is at least hits / (1 - hits), but neurons end where they were.
+    On the way back its bound is at least hits / (1 - hits), but neurons end where they were. What reads the units reads
+    them all alike.
     """
-    group = NeuronGroup("0", "unit", 5, (), (ParamSlice("0.weight"), ParamSlice("0.bias")), "verified")
+    reads = f"{len(model) - 1}.weight"
+    slices = ParamSlice("0.weight"), ParamSlice("0.bias"), ParamSlice(reads, dims=(1,), role="outgoing")
+    group = NeuronGroup("0", "unit", 5, (), slices, "verified")
+    with torch.no_grad():
+        model.get_parameter(reads).fill_(1.0)
     way = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for name in ("0.weight", "0.bias"):
         values = model.get_parameter(name).detach()
@@ -142,7 +149,9 @@ def there_and_back(tmp_path, model, optimizer, *, probes, hits=0.6, **options):
     with watch:
         for step in range(1, 7):
             sign = {2: -1.0, 3: 1.0}.get(step, 0.0)
+            between(step)
             with watch.step():
+                watch.loss(model(torch.eye(3)).square().mean()).backward()
                 for name, p in model.named_parameters():
                     p.grad = sign * way[name]
                 optimizer.step()
@@ -278,3 +287,93 @@ def test_each_open_step_has_its_reason(tmp_path, monkeypatch, make, others, want
     monitor = TopologyMonitor([Distortion(every_n_steps=1000)], verbose=False, report=False)
     fit(make(), [monitor, *(other() for other in others)], root=tmp_path, data=loader(), max_epochs=4)
     assert set(causes(monitor).values()) == wanted
+
+
+# --- spans of groups in which merged neurons may part -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["switched on later", "moved outside", "moved outside before a snapshot"])
+def test_a_span_counts_only_while_nothing_else_parts_neurons(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(certifying.Certifying, "_may_measure", lambda self, budget: False)
+    monkeypatch.setattr(certifying.Certifying, "_renew", lambda self, measured, of_many: None)
+    model = five_units(torch.nn.Dropout(0.0))
+    model[1].p = 0.0
+
+    def between(step):
+        if name == "switched on later" and step == 3:
+            model[1].p = 0.1
+        if step == {"moved outside": 2, "moved outside before a snapshot": 1}.get(name):
+            with torch.no_grad():
+                model[0].bias.add_(1e-6)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    states = there_and_back(tmp_path, model, optimizer, probes=[Distortion(1000)], between=between)
+    assert states[3][0].name == ("SPANNED" if name == "moved outside before a snapshot" else "OPEN")
+
+
+# --- groups of more neurons than are ever measured --------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Groups of more than 20 neurons are too large to measure."""
+    for module in ("geometry._snapshots", "_watch.bounds", "_watch.certifying", "probes._distortion"):
+        monkeypatch.setattr(f"lightning_topo.{module}.MAX_ROWS", 20)
+
+
+def table_of_words(tmp_path, monkeypatch, n_steps, *, lr=0.01, prepare=lambda table: None, **options):
+    """A training whose group of rows is too large; its record, and how often a snapshot was taken of it."""
+    taken = []
+    given = bounds.snapshot
+    monkeypatch.setattr(bounds, "snapshot", lambda cloud: taken.append(1) or given(cloud))
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(40, 6), torch.nn.Linear(6, 3))
+    prepare(model[0].weight.data)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    watch = TopologyWatch(
+        model, optimizer, [Distortion()], groups=[rows("0.weight")], dirpath=tmp_path, verbose=False, report=False,
+        **options,
+    )  # fmt: skip
+    words = torch.arange(20)
+    with watch:
+        for _ in range(n_steps):
+            with watch.step():
+                optimizer.zero_grad()
+                watch.loss(model(words).square().mean()).backward()
+                optimizer.step()
+    return watch.record, taken
+
+
+def test_a_group_that_is_too_large_is_not_asked_for_and_no_new_snapshot_is_taken_while_its_bounds_do(
+    tmp_path, monkeypatch, many
+):
+    record, taken = table_of_words(tmp_path, monkeypatch, 60)
+    assert len(taken) == 1
+    assert [m.step for m in record.measurements if m.probe == "distortion" and m.group] == []
+    lines = [m for m in record.measurements if m.probe == "coverage" and m.group]
+    assert {StepState(int(m.values["state"])) for m in lines} == {StepState.BOUNDED}
+    assert lines[0].step <= 10, "the phase waits for the first line"
+    assert {int(code) for _, code in replay(record.measurements).phases[""]} == {0}
+
+
+def test_new_snapshots_of_a_group_that_is_too_large_are_paid_for_in_advance(tmp_path, monkeypatch, many):
+    monkeypatch.setattr(certifying, "EXACT_SHARE", 0.0)
+    monkeypatch.setattr(certifying, "EXACT_STEPS", 0.0)
+    record, taken = table_of_words(tmp_path, monkeypatch, 40, lr=5.0)
+    assert len(taken) == 1
+    causes = {m.values.get("cause") for m in record.measurements if m.probe == "coverage" and m.group} - {None}
+    assert causes == {float(OpenCause.TOO_MANY)}
+
+
+def test_without_a_budget_they_are_taken_anew_but_not_at_every_step(tmp_path, monkeypatch, many):
+    _, taken = table_of_words(tmp_path, monkeypatch, 40, lr=5.0, max_overhead=None)
+    assert 1 < len(taken) <= 1 + 40 / certifying.RENEW_STEPS
+
+
+def test_equal_rows_that_stay_equal_are_certified_in_a_group_that_is_too_large(tmp_path, monkeypatch, many):
+    def prepare(table):
+        table[30] = table[31]  # words that do not occur
+
+    record, _ = table_of_words(tmp_path, monkeypatch, 30, prepare=prepare)
+    states = {m.values["state"] for m in record.measurements if m.probe == "coverage" and m.group}
+    assert states == {float(StepState.BOUNDED)}

@@ -39,7 +39,8 @@ def test_a_killed_process_loses_no_more_than_so_many_steps():
     for step in range(1, 2 * MOST_STEPS + 10):
         coverage.note(step, {"a": Certificate(BOUNDED, 0.1)})
         lines += coverage.lines(0)
-    assert [(start, end) for start, end, *_ in stretches(lines)] == [(0, MOST_STEPS), (MOST_STEPS, 2 * MOST_STEPS)]
+    ends = [1, MOST_STEPS + 1, 2 * MOST_STEPS + 1]
+    assert [(start, end) for start, end, *_ in stretches(lines)] == list(zip([0, *ends], ends, strict=False))
 
 
 def test_a_line_ends_where_a_checkpoint_was_saved():
@@ -52,6 +53,23 @@ def test_a_line_ends_where_a_checkpoint_was_saved():
     assert [line[:3] for line in stretches(coverage.lines(0, flush=True))] == [(0, 3, BOUNDED), (3, 5, BOUNDED)]
     coverage.cut()
     assert coverage.lines(0, flush=True) == []
+
+
+def test_a_reader_need_not_wait_for_the_first_bounded_stretch_or_for_the_end_of_an_open_one():
+    coverage = Coverage()
+    written = []
+    for step, state in enumerate([BOUNDED] * 3 + [OPEN] * 2 + [BOUNDED] * 3 + [EXACT] + [BOUNDED] * 2, start=1):
+        coverage.note(step, {"a": Certificate(state)})
+        written += [(step, *line[:3]) for line in stretches(coverage.lines(0))]
+    assert written == [
+        (1, 0, 1, BOUNDED),
+        (4, 1, 3, BOUNDED),
+        (4, 3, 4, OPEN),
+        (6, 4, 5, OPEN),
+        (6, 5, 6, BOUNDED),
+        (9, 6, 8, BOUNDED),
+        (10, 8, 9, EXACT),
+    ]
 
 
 def test_an_open_step_is_written_at_once():
@@ -91,7 +109,11 @@ def test_steps_in_which_a_group_rests_belong_to_its_next_one(state):
         lines += coverage.lines(0)
     coverage.rest(18, ["a"])  # of two updates in one step one moves it
     lines += coverage.lines(0, flush=True)
-    expected = [(0, 18, BOUNDED)] if state is BOUNDED else [(0, 6, BOUNDED), (6, 12, EXACT), (12, 18, BOUNDED)]
+    expected = (
+        [(0, 6, BOUNDED), (6, 18, BOUNDED)]
+        if state is BOUNDED
+        else [(0, 6, BOUNDED), (6, 12, EXACT), (12, 18, BOUNDED)]
+    )
     assert [line[:3] for line in stretches(lines)] == expected
 
 

@@ -190,7 +190,8 @@ def test_a_critic_that_is_clipped_behind_each_of_its_steps(tmp_path):
     lines = [m for m in watch.record.measurements if m.probe == "coverage"]
     assert [(m.values["from"], m.step, m.values["state"]) for m in lines] == [
         (0.0, 1, StepState.OPEN),
-        (1.0, 6, StepState.EXACT),
+        (1.0, 2, StepState.EXACT),  # at once: a phase waits for it
+        (2.0, 6, StepState.EXACT),
     ]
     (event,) = happened(watch.events)
     assert (event.name, event.step) == ("outside_change", 1)

@@ -125,6 +125,7 @@ def test_where_a_parameter_is_another_its_step_is_open_and_the_next_one_is_measu
     assert {(step, state > 0.0) for (step, group), state in states_of(watched).items() if group == "0"} == {
         (4, True),
         (5, False),
+        (6, True),
         (7, True),
     }
     assert not [event for event in watched.watch.events if event.name == "probe_failed"]

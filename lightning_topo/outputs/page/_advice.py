@@ -308,6 +308,9 @@ def _measure(outcome: Outcome, evidence: Evidence) -> Advice:
             f"Of the measured steps the largest r was {outcome.peak_ratio.value:.2g}, at step "
             f"{outcome.peak_ratio.step:,}: \u03b7* is {highest} there."
         )
+    if set(coverage.causes) == {OpenCause.TOO_MANY}:  # to measure more often measures none of them
+        reasons.append("They are of groups with more than 20,000 neurons, of which r is bounded and never measured.")
+        return Advice(f"Keep the learning rate{words.now}.", tuple(reasons))
     return Advice(
         f"Keep the learning rate{words.now}, and measure every step: probes=[Distortion(every_n_steps=1), ...].",
         tuple(reasons),

@@ -11,7 +11,7 @@ from lightning_topo.outputs.page import recommendation, verdict
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import RunRecord
 from tests.outputs.page.conftest import Browser
-from tests.outputs.page.covered import OPENED, record
+from tests.outputs.page.covered import OPENED, ratio, record
 from tests.outputs.page.synthetic import HOSTILE
 
 pytestmark = pytest.mark.browser
@@ -376,5 +376,19 @@ def test_what_is_known_of_each_step_can_be_seen_and_read(browser: Browser) -> No
     assert all(words in legend for words in ("exact r", "upper bound of r", "not measured"))
     bound = next(t for t in traces(page, "worst") if t["name"] == "r at most")
     assert bound["y"][::2] == bound["y"][1::2] == [0.1, 0.1, 0.31, 0.31, 0.31, None, 0.4]
+    assert page.errors == []
+    page.close()
+
+
+def test_no_line_of_measured_ratios_leads_over_steps_of_which_nothing_is_claimed(browser: Browser) -> None:
+    rate = Measurement(1, 0, "training", "", {"learning_rate": 0.3})
+    page = browser.open([record(*OPENED, rate, ratio(18, 0.2))])
+    for chart, name in (("rates", "\u03b7*, where r is 1"), ("worst", "largest r")):
+        drawn = next(t for t in traces(page, chart) if t["name"] == name)
+        heights = dict(zip(drawn["x"], drawn["y"], strict=True))
+        assert [step for step, height in heights.items() if height is None and step > 2] == [13]
+        assert heights[18] == pytest.approx(0.3 / 0.2 if chart == "rates" else 0.2)
+    used = next(t for t in traces(page, "rates") if t["name"] == "learning rate")
+    assert None not in used["y"]
     assert page.errors == []
     page.close()

@@ -9,7 +9,7 @@ import pytest
 from lightning_topo import read_record
 from lightning_topo.measurement import Measurement, OpenCause, StepState
 from lightning_topo.outputs._terminal import summary
-from lightning_topo.outputs.page import render_page, verdict
+from lightning_topo.outputs.page import recommendation, render_page, verdict
 from lightning_topo.outputs.page._certificates import certificate_table
 from lightning_topo.outputs.page._facts import facts
 from lightning_topo.outputs.page._model import Budget, run_view
@@ -68,6 +68,14 @@ def test_the_verdict_says_why_steps_are_open() -> None:
         "Nothing is known of 8 of 20 steps, the first is step 13 (something else moved parameters before r was "
         "measured; r may be 1 or more, and to measure it takes too long); r was"
     )
+
+
+def test_of_groups_too_large_to_measure_the_advice_is_not_to_measure_them() -> None:
+    run = record(*CERTIFIED, because(12, 20, OpenCause.TOO_MANY))
+    assert "r of more than 20,000 neurons is only bounded, and the bound is not below 1" in verdict(run)
+    assert "Distortion(every_n_steps=1)" not in recommendation(run)
+    mixed = record(*CERTIFIED, because(12, 13, OpenCause.TOO_MANY), because(13, 20, OpenCause.NOT_MEASURED))
+    assert "Distortion(every_n_steps=1)" in recommendation(mixed)
 
 
 def because(begins: int, ends: int, cause: OpenCause) -> Measurement:

@@ -162,6 +162,17 @@ function boundLine({ steps, last, states, values }, [low, high]) {
   });
 }
 
+// Steps, heights and words of a line that leads over no steps of which nothing is claimed.
+function withGaps(run, steps, heights, words) {
+  const open = new Set((run.certificates?.steps ?? []).filter((_, j) => run.certificates.states.some((row) => row[j] === OPEN || row[j] === SPANNED)));
+  steps.forEach((step) => open.delete(step));
+  const points = [...steps.map((step, j) => [step, heights[j], words[j]]), ...[...open].map((step) => [step, null, ""])].sort((a, b) => a[0] - b[0]);
+  return [0, 1, 2].map((k) => points.map((point) => point[k]));
+}
+
+// A point between two gaps has no line: it is seen by its marker.
+const besideGaps = (at, steps) => (at.length > steps.length ? { mode: "lines+markers" } : {});
+
 // The worst group's r as a line: how far below the critical point training stays.
 function worstFigure(run, view) {
   if (!run.ratio) return { absent: "No critical ratio in this record." };
@@ -170,12 +181,8 @@ function worstFigure(run, view) {
   const [least, most] = extremes([1, ...view.runs.filter((r) => r.ratio).flatMap(worstOf), ...view.runs.flatMap((r) => r.certificates?.values.flat().map(number) ?? [])].filter((r) => r > 0 && r < Infinity));
   const [low, high] = [Math.max(least / 2, 10 ** view.ratioRange[0]), Math.min(most * 2, 10 ** view.ratioRange[1])];
   const drawn = worst.map((r) => (Number.isNaN(r) || r === 0 ? null : Math.min(high, r)));
-  // No line leads over steps of which nothing is claimed.
-  const open = new Set((run.certificates?.steps ?? []).filter((_, j) => run.certificates.states.some((row) => row[j] === OPEN || row[j] === SPANNED)));
-  run.ratio.steps.forEach((step) => open.delete(step));
-  const points = [...run.ratio.steps.map((step, j) => [step, drawn[j], short(worst[j])]), ...[...open].map((step) => [step, null, ""])].sort((a, b) => a[0] - b[0]);
-  const [at, heights, words] = [0, 1, 2].map((k) => points.map((point) => point[k]));
-  const data = [line("largest r", at, heights, css("--first"), { customdata: words, hovertemplate: "largest r %{customdata}<extra></extra>" })];
+  const [at, heights, words] = withGaps(run, run.ratio.steps, drawn, worst.map((r) => short(r)));
+  const data = [line("largest r", at, heights, css("--first"), { ...besideGaps(at, run.ratio.steps), customdata: words, hovertemplate: "largest r %{customdata}<extra></extra>" })];
   if (run.certificates) data.unshift(boundLine(run.certificates, [low, high]));
   const note = worst.includes(Infinity) ? "An infinite r is drawn at the upper edge of the chart." : undefined;
   return { data, layout: layout(view, 180, logAxis("Largest r (log scale)", low, high), { ...UNIFIED, shapes: [...openSpans(run), horizontal(1, css("--error")), ...eventLines(run)] }), note };
@@ -246,9 +253,11 @@ function ratesFigure(run, view) {
   const data = named.map(([key, name, colour, dash]) => {
     const { steps, columns } = run.rates[key];
     const known = finite(columns[key]);
-    return line(name, steps, known.map((v) => (v > 0 ? Math.min(high, v) : null)), css(colour), {
+    const points = [steps, known.map((v) => (v > 0 ? Math.min(high, v) : null)), known.map((v) => (v === null ? "" : short(v)))];
+    const [at, heights, words] = key === "critical" ? withGaps(run, ...points) : points;
+    return line(name, at, heights, css(colour), {
       line: { color: css(colour), width: key === "used" ? 3 : 2, dash, shape: key === "used" ? "hv" : "linear" },
-      customdata: known.map((v) => (v === null ? "" : short(v))), hovertemplate: `${plain(name)} %{customdata}<extra></extra>`,
+      customdata: words, hovertemplate: `${plain(name)} %{customdata}<extra></extra>`, ...besideGaps(at, steps),
     });
   });
   const below = ["critical", "edge"].filter((key) => run.rates[key]).some((key) => run.rates[key].steps.some((step, i) => {
