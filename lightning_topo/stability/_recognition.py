@@ -1,7 +1,7 @@
 """Which rule an optimizer follows, found by what it computes: its `step`, or else its options and its state."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +69,9 @@ def recognised(optimizer: torch.optim.Optimizer) -> Recognised:
     """Find the update rule of an optimizer, inside its wrappers.
 
     A class has the rule of the torch optimizer whose `step` it inherits, or else the rule of the torch optimizer
-    whose options and state have the same layout. There is no rule, but a reason, for an optimizer that maximizes, or
-    has unknown options or state. There is none either if the step is not proportional to the gradient (LBFGS, Muon).
+    whose options and state have the same layout. There is no rule, but a reason, for an optimizer that has unknown
+    options or state, or maximizes in some of its groups only. There is none either if the step is not proportional to
+    the gradient (LBFGS, Muon). The rule of an optimizer that maximizes is that for the loss times -1.
 
     >>> class Own(torch.optim.Adam):
     ...     pass
@@ -83,8 +84,8 @@ def recognised(optimizer: torch.optim.Optimizer) -> Recognised:
     def nothing(reason: str) -> Recognised:
         return Recognised(inner, None, f"{name}: {reason}")
 
-    if any(group.get("maximize", False) for group in inner.param_groups):
-        return nothing("it maximizes")
+    if len({bool(group.get("maximize", False)) for group in inner.param_groups}) > 1:
+        return nothing("it maximizes in some of its groups, and minimizes in others")
     heritage = _heritage(inner)
     if heritage in _NO_THRESHOLD:
         return nothing(_NO_THRESHOLD[heritage])
@@ -107,6 +108,16 @@ def recognised(optimizer: torch.optim.Optimizer) -> Recognised:
     if {"lr", "momentum", "dampening"} <= options <= rules.SGD.options and present <= {"momentum_buffer"}:
         return Recognised(inner, rules.SGD)
     return nothing("its rule is not known")
+
+
+def maximizes(optimizers: Iterable[Any]) -> bool:
+    """Whether all parameter groups maximize: then it is the loss times -1 that they minimize.
+
+    >>> maximizes([torch.optim.SGD([torch.zeros(1)], lr=0.1, maximize=True)]), maximizes([])
+    (True, False)
+    """
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return bool(groups) and all(group.get("maximize", False) for group in groups)
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
