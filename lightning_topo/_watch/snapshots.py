@@ -133,7 +133,6 @@ class Snapshots:
         optimizers = self._steps.with_waiting(self._training.optimizers)
         gradients = self._steps.gradients if needs_gradient_scales(probe) else None
         n_own = None if gradients is None else gradients.batches_per_update(optimizers)
-        n_processes = self._training.ranks.size
         before = self.before(step)
         begins = self.reference is not None and step == self.began_at
         return Capture(
@@ -152,8 +151,7 @@ class Snapshots:
             sharding=self.sharding,
             worker=self.worker,
             gradient_scales=None if gradients is None else gradients.of(optimizers),
-            batches_per_update=None if n_own is None else n_own * n_processes,
-            n_processes=n_processes,
+            batches_per_update=None if n_own is None else n_own * self._training.ranks.size,
         )
 
     def _parameters_before(self, step: int) -> Mapping[str, Tensor] | None:

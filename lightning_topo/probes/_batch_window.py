@@ -47,7 +47,7 @@ class BatchWindow:
     rates: tuple[float, ...] = ()
     rule: str = ""
     effects: tuple[tuple[float, float], ...] = ()
-    together: int = 1
+    together: float = 1
 
     def under(self, rule: str, effects: Sequence[tuple[float, float]]) -> "BatchWindow":
         """The window under these rules: a momentum that changes changes the ratios; any other change empties it.
@@ -132,7 +132,7 @@ class BatchWindow:
         return values | ({"batches_per_update": float(batches_per_update)} if batches_per_update > 1 else {})
 
 
-def edge_ratio(ratios: Sequence[tuple[float, float]], noise: float, together: int = 1) -> float:
+def edge_ratio(ratios: Sequence[tuple[float, float]], noise: float, together: float = 1) -> float:
     """The median over batches of w small + (1 - w) large, with w = min(1, n (1 + n)) of the noise n.
 
     Where an update takes the mean over k batches `together`, the part n of their curvature is divided by k: the sum is

@@ -199,7 +199,6 @@ class Capture:
       unless the probe sets `needs_gradient_scales = True`.
     - `batches_per_update` is how many batches the last update took together: those that were accumulated, on all
       processes. None if that is not known, or the probe does not set `needs_gradient_scales = True`.
-    - `n_processes` is how many processes train together.
 
     Large clouds are gathered, or read from the disk, at each access: measure one group at a time.
     """
@@ -221,7 +220,6 @@ class Capture:
     last: Mapping[str, Tensor] | None = None
     gradient_scales: Sequence[float | None] | None = None
     batches_per_update: int | None = 1
-    n_processes: int = 1
 
 
 @runtime_checkable

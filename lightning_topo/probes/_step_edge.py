@@ -45,8 +45,8 @@ class StepEdge:
     - `batch_sharpness_ratio`: the curvature divided by its value at the edge of stability, for updates of this size;
     - `batches_per_update`, if more than 1: the batches that an update takes together, accumulated and on all processes.
 
-    An update that accumulates batches counts as one batch of all of them, as far as enough are recorded. For the
-    others, and for those of other processes, noise is divided by their number.
+    Where an update takes several batches, as many recorded ones count as one. As long as too few are recorded, fewer
+    do, and the noise is divided by the number of such parts.
 
     With 256 samples or more in an update these are not measured: its edge is that of `Sharpness`.
 
@@ -160,11 +160,11 @@ class StepEdge:
         n = capture.batches_per_update
         if n is None:
             return replace(_after_another_step(state), notes=(_UNKNOWN,))
-        size = _size(loss_fn, n // capture.n_processes)
+        size = _size(loss_fn, n)
         losses = _chosen(loss_fn, state, size)
         if isinstance(loss_fn, BatchLoss):
             state = replace(state, batch=loss_fn.batch)
-        together = n // size
+        together = n / size
         if len(losses) < 2 or (n > 1 or isinstance(loss_fn, BatchLoss)) and losses[-1].n_samples * together >= _LARGE:
             return _after_another_step(state)
         approach, seen = adapted(
@@ -240,11 +240,13 @@ def _after_another_step(state: _State) -> ProbeResult:
     return ProbeResult(carry=replace(state, is_recorded=True), wants_own_step=True, again_after_step=again)
 
 
-def _size(loss_fn: Callable[[], Tensor], n_accumulated: int) -> int:
-    """How many recorded batches make up one: as many as an update accumulates, if two times as many are there."""
-    if not isinstance(loss_fn, TapeLoss) or len(loss_fn.tapes) < _BATCHES * n_accumulated:
+def _size(loss_fn: Callable[[], Tensor], n: int) -> int:
+    """How many recorded batches count as one: the n of an update, or its half and so on, if twice as many are there."""
+    if not isinstance(loss_fn, TapeLoss) or len({(tape.owners, tape.place) for tape in loss_fn.tapes}) > 1:
         return 1
-    return n_accumulated if len({(tape.owners, tape.place) for tape in loss_fn.tapes}) == 1 else 1
+    while n > 1 and len(loss_fn.tapes) < _BATCHES * n:
+        n //= 2
+    return n
 
 
 def _chosen(loss_fn: Callable[[], Tensor], state: _State, size: int) -> Sequence[TapeLoss | BatchLoss]:
