@@ -38,7 +38,8 @@ class Outcome:
     """The result of one probe at one step, small enough to send between ranks.
 
     `values` holds named numbers by group; `problems` says for a group why it could not be measured, `refused` for a
-    value why it is not taken, and `notes` are for the record. `lag` is set if the result is still being computed: the number of steps until it is due.
+    value why it is not taken, and `notes` are sentences for the record. `lag` is set if the result is still being
+    computed: the number of steps until it is due.
     """
 
     probe: str

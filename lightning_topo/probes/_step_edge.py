@@ -165,7 +165,8 @@ class StepEdge:
         if isinstance(loss_fn, BatchLoss):
             state = replace(state, batch=loss_fn.batch)
         together = n / size
-        if len(losses) < 2 or (n > 1 or isinstance(loss_fn, BatchLoss)) and losses[-1].n_samples * together >= _LARGE:
+        is_large = bool(losses) and losses[-1].n_samples * together >= _LARGE
+        if len(losses) < _BATCHES or (is_large and (n > 1 or isinstance(loss_fn, BatchLoss))):
             return _after_another_step(state)
         approach, seen = adapted(
             state.approach,

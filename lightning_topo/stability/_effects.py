@@ -8,8 +8,9 @@ from lightning_topo.stability import _optimizer_thresholds as rules
 from lightning_topo.stability._optimizer_thresholds import Options, Rule
 from lightning_topo.stability._recognition import recognised
 
-_SHAPING = ("momentum", "dampening", "nesterov", "betas", "eps", "alpha", "centered", "rho", "lambd", "amsgrad") + (
-    ("momentum_decay", "beta2_decay", "d", "lr_decay", "bias_correction", "decoupled_weight_decay", "maximize")
+_SHAPING = (
+    *("momentum", "dampening", "nesterov", "betas", "eps", "alpha", "centered", "rho", "lambd", "amsgrad", "maximize"),
+    *("momentum_decay", "beta2_decay", "d", "lr_decay", "bias_correction", "decoupled_weight_decay"),
 )
 """Options by which a step changes, beside the rate; a weight decay is no part of either plateau."""
 

@@ -62,11 +62,12 @@ def parameter_thresholds(
     | schedule-free | (4-2a) / ((1-b)(2-a) + b a) | 1-b + b a | sqrt(v_hat) + eps; SGD: 1 |
 
     b1 and b2 are the betas, t is the number of steps, v the second moment of the gradients and v_hat = v / (1-b2^t);
-    u is Adamax's infinity norm, q Adadelta's second moment of the steps, rect_t RAdam's rectification. NAdam:
-    A = (1-mu_t) / (1-P_t) and B = mu_(t+1) / (1 - P_t mu_(t+1)), with P_t its `mu_product`. Schedule-free: b is the
+    u is Adamax's infinity norm, q Adadelta's second moment of the steps, rect_t RAdam's rectification. NAdam: A =
+    (1-mu_t) / (1-P_t) and B = mu_(t+1) / (1 - P_t mu_(t+1)), with P_t its `mu_product`. Schedule-free: b is the
     momentum or first beta, and a the weight of the newest iterate in its mean. If the weight decay wd is decoupled
-    (AdamW), 2 in c becomes 2 - lr wd. lr is the current learning rate. SAM, Lookahead and other wrappers have the
-    threshold of the optimizer inside. Where all optimizers maximize, H and the gradient are those of the loss times -1.
+    (AdamW), 2 in c becomes 2 - lr wd. lr is the current learning rate. SAM and the wrappers of Lightning, Accelerate
+    and DeepSpeed have the threshold of the optimizer inside. Where all optimizers maximize, H and the gradient are
+    those of the loss times -1.
 
     The result holds a reason in place of thresholds if an optimizer has no rule (`recognised`), if an adaptive one has
     not stepped yet (`awaits_first_step`), or if all optimizers together, at least one, hold none of `params`. A

@@ -255,7 +255,7 @@ def of_batch(net, batch):
 
 
 def accumulated(tmp_path, size, k, *, loss_fn=None, split=False):
-    """The same 16 samples a step, as k batches of `size`, or in one step of the loop; the lines of the edge of batches."""
+    """Train on 16 samples a step, as k batches of `size`, `split` in one step of the loop; the lines of `StepEdge`."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 10))
     optimizer, place = momentum(list(net.parameters())), 0

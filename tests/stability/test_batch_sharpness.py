@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 
 import pytest
 import torch
@@ -241,7 +242,7 @@ def test_the_curvature_of_k_batches_follows_from_that_of_one_on_a_dense_stochast
 
     single = [batch() for _ in range(n)]
     own = torch.tensor([sharpness([one]) for one in single]).mean()
-    shared = torch.tensor([float(g @ h @ g / (g @ g)) for (g, _), (_, h) in zip(single, single[1:], strict=False)])
+    shared = torch.tensor([float(g @ h @ g / (g @ g)) for (g, _), (_, h) in itertools.pairwise(single)])
     noise = 1.0 - float(shared.mean() / own)
     together = torch.tensor([sharpness([batch() for _ in range(k)]) for _ in range(n)]).mean()
     assert float(together / own) == pytest.approx(1.0 - noise + noise / k, rel=0.02)
