@@ -29,6 +29,7 @@ _UNKNOWN = (
     "There is no batch_sharpness_ratio: how many batches an update takes together is not known. Several losses of one "
     "batch went into it, or optimizers that take different numbers, or no gradient could be seen."
 )
+_WITHOUT_GRADIENT = "There is no batch_sharpness_ratio at this step: the gradient of the recorded batches is 0."
 
 
 @explains_keywords
@@ -179,7 +180,8 @@ class StepEdge:
         state = replace(state, approach=approach, window=window)
         values = {GLOBAL: window.values(n)} if seen else {}
         # Each measurement adds the batch of its own step: the ratio is not that of a few batches, again and again.
-        return ProbeResult(values, carry=state, wants_own_step=True)
+        notes = () if seen else (_WITHOUT_GRADIENT,)
+        return ProbeResult(values, carry=state, wants_own_step=True, notes=notes)
 
     def _in_shards(self, capture: Capture, state: "_State") -> ProbeResult:
         """The critical sharpness of the step just taken, by forward passes."""
