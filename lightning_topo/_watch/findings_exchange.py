@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from lightning_topo._watch.budget import Budget
 from lightning_topo._watch.coverage import Coverage, Shares
 from lightning_topo._watch.losses import Losses, mean_losses
-from lightning_topo._watch.messages import lost_result
+from lightning_topo._watch.messages import lost_result, not_measured
 from lightning_topo._watch.outcome import FailureKind, Outcome
 from lightning_topo._watch.probing import GO_ON, Probing, measures_steps
 from lightning_topo._watch.rates import Rates
@@ -64,6 +64,7 @@ class Exchange:
         self._training, self._reporting, self._probing = training, reporting, probing
         self._schedule, self._budget = schedule, budget
         self._failing: set[tuple[str, str]] = set()
+        self._noted: set[tuple[str, str]] = set()
         self._counted = training.step
 
     def is_due(self, step: int, coverage: Coverage, *, measured: bool) -> bool:
@@ -169,6 +170,10 @@ class Exchange:
         for name, why in outcome.refused.items():
             message = f"A value of {outcome.probe} is not recorded: {why}."
             self.fail(outcome.probe, f"{GLOBAL}:{name}", message, "Its other values are.", outcome.step)
+        for note in outcome.notes:
+            if (outcome.probe, note) not in self._noted:
+                self._noted.add((outcome.probe, note))
+                self._reporting.event(not_measured(note, outcome.step, outcome.epoch))
         self._reporting.diagrams(outcome.step, outcome.diagrams)
 
     def _note_failure(self, outcome: Outcome) -> None:

@@ -12,8 +12,8 @@ class Losses:
     def __init__(self) -> None:
         self._kept: dict[int, Tensor | float] = {}
 
-    def note(self, step: int, loss: Tensor | float | None) -> None:
-        """Keep the loss of one step."""
+    def note(self, step: int, loss: Tensor | float | None, *, is_maximized: bool = False) -> None:
+        """Keep the loss of one step; times -1 if it `is_maximized`, as it is what is to fall."""
         if loss is None:
             return
         if isinstance(loss, Tensor):
@@ -21,7 +21,7 @@ class Losses:
                 return
             loss = loss.detach()
             loss = float(loss) if loss.device.type == "cpu" else loss.clone()
-        self._kept[step] = loss
+        self._kept[step] = -loss if is_maximized else loss
 
     def __len__(self) -> int:
         return len(self._kept)

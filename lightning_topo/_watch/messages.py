@@ -22,6 +22,17 @@ def lost_result(probe: str, reason: str, step: int, epoch: int) -> TopologyEvent
     )
 
 
+def not_measured(note: str, step: int, epoch: int) -> TopologyEvent:
+    """A probe says why a value is missing."""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        message=note,
+        remedy="Nothing to do: everything else is measured. This is not reported again.",
+    )
+
+
 def left_open(step: int, reason: str, epoch: int) -> TopologyEvent:
     """The neurons were not known yet in the first step."""
     return TopologyEvent(

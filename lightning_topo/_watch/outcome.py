@@ -38,7 +38,8 @@ class Outcome:
     """The result of one probe at one step, small enough to send between ranks.
 
     `values` holds named numbers by group; `problems` says for a group why it could not be measured, `refused` for a
-    value why it is not taken. `lag` is set if the result is still being computed: the number of steps until it is due.
+    value why it is not taken, and `notes` are sentences for the record. `lag` is set if the result is still being
+    computed: the number of steps until it is due.
     """
 
     probe: str
@@ -46,6 +47,7 @@ class Outcome:
     epoch: int
     values: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     diagrams: Mapping[str, PersistenceDiagram] = field(default_factory=dict)
     failure: Failure | None = None
@@ -157,6 +159,7 @@ def joined(first: Outcome, second: Outcome) -> Outcome:
         second,
         values=values,
         problems={**first.problems, **second.problems},
+        notes=(*first.notes, *second.notes),
         refused={**first.refused, **second.refused},
         diagrams={**first.diagrams, **second.diagrams},
         failure=second.failure or first.failure,

@@ -182,6 +182,7 @@ class Probing:
             outcome,
             values=values,
             problems=result.failures,
+            notes=tuple(map(str, result.notes)),
             refused=refused,
             diagrams=result.diagrams,
             again_after_step=result.again_after_step,

@@ -142,7 +142,8 @@ class Snapshots:
         self._refer_anew(mine, step, now)
         wants_parameters = getattr(probe, "needs_parameters_before", False)
         optimizers = self._steps.with_waiting(self._training.optimizers)
-        scales = self._steps.gradients.of(optimizers) if needs_gradient_scales(probe) else None
+        gradients = self._steps.gradients if needs_gradient_scales(probe) else None
+        n_own = None if gradients is None else gradients.batches_per_update(optimizers)
         before = self.before(step)
         begins = self.reference is not None and step == self.began_at
         return Capture(
@@ -160,7 +161,8 @@ class Snapshots:
             is_first_step=bool(self._steps.pending) and all(update.is_first for update in self._steps.pending),
             sharding=self.sharding,
             worker=self.worker,
-            gradient_scales=scales,
+            gradient_scales=None if gradients is None else gradients.of(optimizers),
+            batches_per_update=None if n_own is None else n_own * self._training.ranks.size,
         )
 
     def _parameters_before(self, step: int) -> Mapping[str, Tensor] | None:

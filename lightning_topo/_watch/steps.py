@@ -16,6 +16,7 @@ from lightning_topo._watch.gradient_scales import GradientScales
 from lightning_topo._watch.rates import learning_rate
 from lightning_topo._watch.same_bits import Likeness
 from lightning_topo._watch.values_after import ValuesAfter
+from lightning_topo.stability._recognition import check_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +374,8 @@ class Steps:
             self.optimizers.append(optimizer)
         self.gradients.stepped(optimizer)
         kept = [self._kept[id(p)] for p in self._owned(optimizer) if id(p) in self._kept]
+        if self.gradients.wanted:
+            check_step(optimizer, {id(k.parameter): k.copy for k in kept})
         named = [(name, k) for k in kept for name in self._names[id(k.parameter)]]
         before, after = {name: k.copy for name, k in named}, {name: k.parameter for name, k in named}
         return Update(optimizer, before, after, self._is_first, learning_rate(optimizer))  # now: a schedule may follow

@@ -25,6 +25,7 @@ from lightning_topo.neurons._units import units
 from lightning_topo.phases import TopologyEvent
 from lightning_topo.probes import BatchLoss, ProbeUnavailable
 from lightning_topo.probes._probe import LossFn
+from lightning_topo.stability._recognition import maximizes
 
 ENOUGH_SAMPLES = 256
 """32 samples bias the sharpness upwards by 25-43 %, 256 by 0-4 %."""
@@ -43,7 +44,8 @@ class TrainingLoss:
     """Keeps the tapes of the newest recorded steps, as many as 256 samples take, and evaluates the loss on them.
 
     Nothing of the module's code runs, no data is drawn and no random state touched. Only a `loss_fn` that the user
-    gives runs: on the batch of the last recorded step, with the module and all random states put back.
+    gives runs: on the batch of the last recorded step, with the module and all random states put back. Where the
+    optimizers maximize, the loss is what falls: that of the training times -1.
     """
 
     def __init__(self, training: Training, seed: int) -> None:
@@ -138,7 +140,9 @@ class TrainingLoss:
             self._training.precision(),
             torch.enable_grad(),
         ):
-            yield BatchLoss(partial(loss_fn, self._training.module), self._batch)
+            evaluate = partial(loss_fn, self._training.module)
+            falls = partial(_negated, evaluate) if maximizes(self._training.optimizers) else evaluate
+            yield BatchLoss(falls, self._batch)
 
     def _of_shards(self) -> ShardedTapeLoss:
         """The loss of the last recorded step, if all processes can replay it together."""
@@ -215,9 +219,15 @@ def _enough(steps: Sequence[list[Tape]]) -> list[list[Tape]]:
 
 
 def _light(tape: Tape, training: Training) -> Tape:
-    """The tape without the values that parameters had: they are taken where they stand."""
+    """The tape without the values that parameters had: they are taken where they stand; of a loss that falls."""
     present = {clean_name(name) for name, _ in all_names(training.module.named_parameters)}
     present.update(name for unit in units(training.root) for name in unit.names)
+    sign = -1.0 if maximizes(training.optimizers) else 1.0
     return tape.replaced(
-        values={slot: value for slot, value in tape.values.items() if not present.intersection(tape.names[slot])}
+        scale=sign * tape.scale,
+        values={slot: value for slot, value in tape.values.items() if not present.intersection(tape.names[slot])},
     )
+
+
+def _negated(evaluate: Callable[[Any], Tensor], batch: Any) -> Tensor:
+    return -evaluate(batch)

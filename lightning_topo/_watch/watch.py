@@ -34,6 +34,7 @@ from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import DetectorState, TopologyEvent
 from lightning_topo.probes import Distortion, Fate, Persistence, Probe
+from lightning_topo.stability._recognition import maximizes
 
 STEPS_PER_TAPE = 32.0
 """What a first evaluation of the curvature costs for each recorded step that it takes, and what recording that does."""
@@ -240,7 +241,7 @@ class Watch:
             if stepped:
                 self._first_batch = False
                 self._last_step = step
-                self._exchange.losses.note(step, loss)
+                self._exchange.losses.note(step, loss, is_maximized=maximizes(self._training.optimizers))
             if stepped and self._neurons.wait(step):
                 stepped = False
             if stepped:

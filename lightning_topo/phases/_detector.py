@@ -20,7 +20,7 @@ from lightning_topo.phases._changes import (
     follow_span,
 )
 from lightning_topo.phases._coverage import follow_coverage
-from lightning_topo.phases._edge import EDGE_QUANTITIES, EdgeSource, advance, follow_edge
+from lightning_topo.phases._edge import EDGE_QUANTITIES, EdgeSource, advance, follow_edge, known_ratios
 from lightning_topo.phases._event import TopologyEvent
 from lightning_topo.phases._following import followed
 from lightning_topo.phases._instability import follow_stability
@@ -81,7 +81,8 @@ def _observe_network(
         if change is not None:
             events.append(messages.edge(measurement, change, change.source.band(rules)))
         measured = (source.quantity for source in edge.measured(measurement.step))
-        ratio = next((values[name] for name in measured if name in values), None)
+        known = known_ratios(values)
+        ratio = next((known[name] for name in measured if name in known), None)
         state = replace(state, edge=edge, measured=state.measured or ratio is not None)
     if ratio is not None or loss is not None:
         stability, found = follow_stability(state.stability, measurement.step, loss, ratio, rules)

@@ -122,6 +122,7 @@ def follow_edge(
     (True, EdgeChange(entered=True, source=<EdgeSource.SHARPNESS: 'sharpness'>, level=1.0))
     """
     bands, levels = dict(state.bands), {}
+    values = known_ratios(values)
     for source in EdgeSource:
         if source.quantity in values:
             before = bands.get(source.value, BandState())
@@ -137,6 +138,20 @@ def follow_edge(
     decisive = EdgeSource(state.source) if ground is None and state.source in deciding else ground
     decisive = decisive or deciding[0]
     return edge, EdgeChange(edge.inside, decisive, levels.get(decisive, bands[decisive.value].recent[-1]))
+
+
+def known_ratios(values: Mapping[str, float]) -> Mapping[str, float]:
+    """The values without a critical sharpness that is a bound: where no multiple of a step lowers the loss, as uphill.
+
+    Such a step has no ratio to the edge, as it has no directional one. A value of 0 stays: the loss falls all along.
+
+    >>> known_ratios({"critical_sharpness": 1e9, "critical_converged": 0.0})
+    {'critical_converged': 0.0}
+    """
+    name = EdgeSource.CRITICAL.quantity
+    if values.get("critical_converged", 1.0) > 0.0 or not values.get(name, 0.0) > 0.0:
+        return values
+    return {key: value for key, value in values.items() if key != name}
 
 
 def advance(state: BandState, value: float, band: Band) -> tuple[BandState, float]:

@@ -133,6 +133,7 @@ class ProbeResult:
       missing that only a step creates, such as Adam's moments.
     - `wants_own_step` asks to record the training step at which the probe measures next. Its loss is then the last
       part of the loss that `capture.training_loss(None)` gives.
+    - `notes` are sentences for who reads the record, as why a value is missing: each is an event once.
     """
 
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -141,6 +142,7 @@ class ProbeResult:
     carry: Any = None
     again_after_step: bool = False
     wants_own_step: bool = False
+    notes: Sequence[str] = ()
 
     @classmethod
     def of(cls, found: "ProbeResult | Mapping[str, Any]") -> "ProbeResult":
@@ -193,7 +195,10 @@ class Capture:
     - `last` maps each group to its cloud at the monitor's last snapshot, from which `Distortion` measures `span_ratio`;
       None for other probes, and if no unmeasured step lies between.
     - `gradient_scales` holds for each optimizer the factor by which the gradient of the training loss was scaled in the
-      last step, by clipping for example. None unless the probe sets `needs_gradient_scales = True`.
+      last step, by clipping for example; a None in it stands for entries that were scaled by different factors. None
+      unless the probe sets `needs_gradient_scales = True`.
+    - `batches_per_update` is how many batches the last update took together: those that were accumulated, on all
+      processes. None if that is not known, or the probe does not set `needs_gradient_scales = True`.
 
     Large clouds are gathered, or read from the disk, at each access: measure one group at a time.
     """
@@ -213,7 +218,8 @@ class Capture:
     worker: Worker | None = None
     is_first_step: bool = False
     last: Mapping[str, Tensor] | None = None
-    gradient_scales: Sequence[float] | None = None
+    gradient_scales: Sequence[float | None] | None = None
+    batches_per_update: int | None = 1
 
 
 @runtime_checkable
@@ -227,7 +233,7 @@ class Probe(Protocol):
     - `measures_steps = True`: compares before and after a step. `capture.before` is then kept for it also if parameters
       are sharded, where that takes a gathering of all parameters.
     - `needs_parameters_before = True`: reads `capture.parameters_before`.
-    - `needs_gradient_scales = True`: reads `capture.gradient_scales`.
+    - `needs_gradient_scales = True`: reads `capture.gradient_scales` or `capture.batches_per_update`.
     - `needs_reference = False`: never reads `capture.reference`, so that the record need not keep it.
 
     >>> class WeightNorm:

@@ -84,7 +84,8 @@ class Sharpness:
             gradient and H the Hessian of a part; without `loss_fn` each recorded step is a part, whatever the number.
             Minibatch SGD brings it to 2 / lr (Andreyev and Beneventano, arXiv:2412.20553). If the optimizer's threshold
             is known, also add `batch_sharpness_ratio`, 1 at the edge of stability for batches of this size, from the
-            median part, and `batch_noise`, the share of a part's curvature that the other parts do not have.
+            median part, and `batch_noise`, the share of a part's curvature that the other parts do not have. Without
+            `loss_fn` the ratio is that of updates that take as many recorded steps as the training's do.
         swap_pairs: For each group look at this many of its closest pairs of neurons, and add the largest `swap_ratio`:
             |Δ_i - Δ_j| / |x_i - x_j| in the next step, predicted by the Hessian along the direction that exchanges the
             two neurons. `swap_curvature` is the curvature along it. Blocks of more than 8192 neurons are left out.
@@ -179,7 +180,8 @@ class Sharpness:
             at_hand = thresholds()
             del curvature  # its graph makes room
             parts = parts_of(loss_fn, self.batch_sharpness)
-            values |= _batch_sharpness(parts, params, at_hand, replace(approach, micro_batch=None))
+            n = capture.batches_per_update if self.loss_fn is None else 1
+            values |= _batch_sharpness(parts, params, at_hand, replace(approach, micro_batch=None), n)
         return ProbeResult(
             {GLOBAL: values} | by_group,
             carry=start.followed_by(approach, raw, scaled),
@@ -339,8 +341,12 @@ def _batch_sharpness(
     params: Sequence[Tensor],
     thresholds: Sequence[ParameterThreshold] | None,
     approach: Approach,
+    together: int | None,
 ) -> dict[str, float]:
-    """Of the parts' own curvature the mean; their noise from how much of it the part before each has too."""
+    """Of the parts' own curvature the mean; their noise from how much of it the part before each has too.
+
+    No ratio where it is not known how many parts an update takes `together`.
+    """
     found, elsewhere = [], []
     before = None
     for _, loss_fn in parts:
@@ -350,11 +356,11 @@ def _batch_sharpness(
             elsewhere.append(curvature_elsewhere(curvature, before, thresholds))
         before = curvature
     values = {"batch_sharpness": _weighted(parts, [each.value for each in found])}
-    if thresholds is None or not elsewhere:
+    if thresholds is None or not elsewhere or together is None:
         return values
     noise = min(max(1.0 - sum(elsewhere) / len(elsewhere), 0.0), 1.0)
     ratios = [(each.small, each.large) for each in found if each.small is not None and each.large is not None]
-    return values | {"batch_noise": noise, "batch_sharpness_ratio": edge_ratio(ratios, noise)}
+    return values | {"batch_noise": noise, "batch_sharpness_ratio": edge_ratio(ratios, noise, together)}
 
 
 def _weighted(parts: Sequence[LossPart], values: Sequence[float]) -> float:

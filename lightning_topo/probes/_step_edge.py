@@ -12,15 +12,24 @@ from lightning_topo._keywords import explains_keywords
 from lightning_topo._tape import TapeLoss
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.probes._approach import Approach, adapted
+from lightning_topo.probes._batch_loss import BatchLoss
 from lightning_topo.probes._batch_window import BatchWindow, see_batches
 from lightning_topo.probes._critical_sharpness import critical_values, step_segment
 from lightning_topo.probes._directional import directional_values
 from lightning_topo.probes._period import Period
 from lightning_topo.probes._probe import Capture, LossFn, ProbeResult, ProbeUnavailable
 from lightning_topo.stability import Curvature, ParameterThreshold, awaits_first_step, parameter_thresholds
+from lightning_topo.stability._effects import rule_and_effects
 
 _BATCHES = 2
 """So many recorded batches are looked at in one measurement."""
+_LARGE = 256
+"""Updates of so many samples have next to no noise: `Sharpness` sees their edge."""
+_UNKNOWN = (
+    "There is no batch_sharpness_ratio: how many batches an update takes together is not known. Several losses of one "
+    "batch went into it, or optimizers that take different numbers, or no gradient could be seen."
+)
+_WITHOUT_GRADIENT = "There is no batch_sharpness_ratio at this step: the gradient of the recorded batches is 0."
 
 
 @explains_keywords
@@ -34,9 +43,13 @@ class StepEdge:
 
     - `batch_sharpness`: the median of g^T H g / g^T g, with g the gradient and H the Hessian of a batch;
     - `batch_noise`: the share of a batch's curvature that other batches do not have, from 0 to 1;
-    - `batch_sharpness_ratio`: the curvature divided by its value at the edge of stability, for batches of this size.
+    - `batch_sharpness_ratio`: the curvature divided by its value at the edge of stability, for updates of this size;
+    - `batches_per_update`, if more than 1: the batches that an update takes together, accumulated and on all processes.
 
-    With 256 samples or more in a batch, a single batch is recorded, and these three are not measured.
+    Where an update takes several batches, as many recorded ones count as one. As long as too few are recorded, fewer
+    do, and the noise is divided by the number of such parts.
+
+    With 256 samples or more in an update these are not measured: its edge is that of `Sharpness`.
 
     If no threshold is known (Muon, Lion, an optimizer of your own), the probe records the step that it measures. Values
     of the whole network, on the batch of this step:
@@ -51,7 +64,8 @@ class StepEdge:
 
     Args:
         every_n_steps: The period; "auto" begins with every 25th step.
-        loss_fn: `loss_fn(module, batch)` replaces the recorded loss; there is no `batch_sharpness_ratio` then.
+        loss_fn: `loss_fn(module, batch)` replaces the recorded loss. Two batches are then that of the step and that of
+            the measurement before, which is kept.
         batches: Whether to measure the three values of batches; False leaves them to `Sharpness(batch_sharpness=...)`.
 
     Source: Andreyev and Beneventano, arXiv:2412.20553; arXiv:2604.14108 (momentum); arXiv:2601.16979 (critical
@@ -85,6 +99,8 @@ class StepEdge:
             "window": window.save(),
             "count": window.count,
             "rates": list(window.rates),
+            "rule": window.rule,
+            "effects": [list(pair) for pair in window.effects],
             "start": carry.start,
             "is_recorded": carry.is_recorded,
         }
@@ -94,7 +110,8 @@ class StepEdge:
         start = float(saved["start"])
         if not 0.0 < start < math.inf:
             raise ValueError(f"expected a positive start, got {start}")
-        window = BatchWindow.load(saved["window"], int(saved["count"]), saved.get("rates", ()))
+        changing = (saved.get("rates", ()), saved.get("rule", ""), saved.get("effects", ()))
+        window = BatchWindow.load(saved["window"], int(saved["count"]), *changing)
         return _State(window=window, start=start, is_recorded=bool(saved.get("is_recorded")))
 
     def measure(self, capture: Capture) -> ProbeResult:
@@ -123,18 +140,7 @@ class StepEdge:
         if thresholds_of() is not None:
             if not self.batches:
                 return ProbeResult(carry=state)
-            if not isinstance(loss_fn, TapeLoss) or len(loss_fn.tapes) < 2:
-                return _after_another_step(state)
-            losses = _chosen(loss_fn, state.window.count)
-            approach, seen = adapted(
-                state.approach,
-                loss_fn,
-                lambda a: see_batches(losses, lambda loss: a.curvature(loss, params), thresholds_of),
-            )
-            window = state.window.at(_rates(capture)).followed_by(seen)
-            state = replace(state, approach=approach, window=window)
-            # Each measurement adds the batch of its own step: the ratio is not that of a few batches, again and again.
-            return ProbeResult({GLOBAL: state.window.values()} if seen else {}, carry=state, wants_own_step=True)
+            return self._of_batches(capture, loss_fn, state, params, thresholds_of)
         if awaits_first_step(capture.optimizers):
             return ProbeResult(carry=state)
         if not state.is_recorded:
@@ -142,6 +148,40 @@ class StepEdge:
         approach, values, start = self._of_step(capture, loss_fn, state)
         state = replace(state, approach=approach, start=start)
         return ProbeResult({GLOBAL: values} if values else {}, carry=state, wants_own_step=True)
+
+    def _of_batches(
+        self,
+        capture: Capture,
+        loss_fn: Callable[[], Tensor],
+        state: "_State",
+        params: Sequence[Tensor],
+        thresholds_of: Callable[[Curvature], Sequence[ParameterThreshold] | None],
+    ) -> ProbeResult:
+        """The ratio of the last batches to the edge, with two more of them."""
+        n = capture.batches_per_update
+        if n is None:
+            return replace(_after_another_step(state), notes=(_UNKNOWN,))
+        size = _size(loss_fn, n)
+        losses = _chosen(loss_fn, state, size)
+        if isinstance(loss_fn, BatchLoss):
+            state = replace(state, batch=loss_fn.batch)
+        together = n / size
+        is_large = bool(losses) and losses[-1].n_samples * together >= _LARGE
+        if len(losses) < _BATCHES or (is_large and (n > 1 or isinstance(loss_fn, BatchLoss))):
+            return _after_another_step(state)
+        approach, seen = adapted(
+            state.approach,
+            loss_fn,
+            lambda a: see_batches(losses, lambda loss: a.curvature(loss, params), thresholds_of),
+        )
+        rule, effects = rule_and_effects(capture.optimizers)
+        window = state.window.under(f"{rule}, by {size}", effects).at(_rates(capture))
+        window = replace(window.followed_by(seen), together=together)
+        state = replace(state, approach=approach, window=window)
+        values = {GLOBAL: window.values(n)} if seen else {}
+        # Each measurement adds the batch of its own step: the ratio is not that of a few batches, again and again.
+        notes = () if seen else (_WITHOUT_GRADIENT,)
+        return ProbeResult(values, carry=state, wants_own_step=True, notes=notes)
 
     def _in_shards(self, capture: Capture, state: "_State") -> ProbeResult:
         """The critical sharpness of the step just taken, by forward passes."""
@@ -180,12 +220,16 @@ class StepEdge:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What the next measurement goes on from; `is_recorded` once the step that it measures will be."""
+    """What the next measurement goes on from; `is_recorded` once the step that it measures will be.
+
+    `batch` is that of the last measurement with a `loss_fn`.
+    """
 
     approach: Approach = field(default_factory=Approach)
     window: BatchWindow = field(default_factory=BatchWindow)
     start: float = 1.0
     is_recorded: bool = False
+    batch: Any = None
 
 
 def _rates(capture: Capture) -> list[float]:
@@ -199,7 +243,21 @@ def _after_another_step(state: _State) -> ProbeResult:
     return ProbeResult(carry=replace(state, is_recorded=True), wants_own_step=True, again_after_step=again)
 
 
-def _chosen(loss_fn: TapeLoss, count: int) -> list[TapeLoss]:
-    """The next recorded batches in turn, each as a loss of its own."""
-    n = len(loss_fn.tapes)
-    return [replace(loss_fn, tapes=(loss_fn.tapes[(count + k) % n],)) for k in range(min(_BATCHES, n))]
+def _size(loss_fn: Callable[[], Tensor], n: int) -> int:
+    """How many recorded batches count as one: the n of an update, or its half and so on, if twice as many are there."""
+    if not isinstance(loss_fn, TapeLoss) or len({(tape.owners, tape.place) for tape in loss_fn.tapes}) > 1:
+        return 1
+    while n > 1 and len(loss_fn.tapes) < _BATCHES * n:
+        n //= 2
+    return n
+
+
+def _chosen(loss_fn: Callable[[], Tensor], state: _State, size: int) -> Sequence[TapeLoss | BatchLoss]:
+    """The next recorded batches in turn, each as a loss of its own: `size` of them count as one."""
+    if isinstance(loss_fn, BatchLoss):
+        return (loss_fn,) if state.batch is None else (replace(loss_fn, batch=state.batch), loss_fn)
+    if not isinstance(loss_fn, TapeLoss):
+        return ()
+    n, first = len(loss_fn.tapes), state.window.count * size
+    places = [range(first + k * size, first + (k + 1) * size) for k in range(min(_BATCHES, n // size))]
+    return [replace(loss_fn, tapes=tuple(loss_fn.tapes[i % n] for i in own)) for own in places]

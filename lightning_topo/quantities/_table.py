@@ -279,6 +279,13 @@ _TABLE = (
     _silent("exact", "sharpness", _N, "Exact", "1 if Hessian products are exact, 0 if they are finite differences."),
     _silent("batch_noise", "step_edge", _N, "Batch noise", "The share of a batch's curvature that others do not have."),
     _silent(
+        "batches_per_update",
+        "step_edge",
+        _N,
+        "Batches per update",
+        "Batches that an update takes together: accumulated, and on all processes.",
+    ),
+    _silent(
         "critical_converged",
         "critical_sharpness",
         _N,
@@ -324,7 +331,7 @@ _TABLE = (
         "eta / r, the learning rate at which the step would have had r = 1.",
         keep=Keep.MIN,
     ),
-    _silent("loss", "training", _N, "Loss", "The training loss of the step's batch."),
+    _silent("loss", "training", _N, "Loss", "The training loss of the step's batch; times -1 where it is maximized."),
     _silent("quiet_captures", "gate", _N, "Quiet captures", "Captures in a row without an event or a clear change."),
     _silent("from", "coverage", _G, "First step", "Steps done before a run of steps in one state begins."),
     _silent("state", "coverage", _G, "State", "The state of a run of steps: 3 exact, 2 bounded, 1 spanned, 0 open."),

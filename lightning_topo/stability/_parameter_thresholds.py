@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_topo.stability._layout import Layout, local
 from lightning_topo.stability._optimizer_thresholds import ParameterThreshold, Scale, coupled_gradient, steps
-from lightning_topo.stability._recognition import readable, recognised
+from lightning_topo.stability._recognition import maximizes, readable, recognised
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def parameter_thresholds(
     params: Iterable[Tensor],
     gradient: Float[Tensor, " p"] | None = None,
     *,
-    gradient_scales: Sequence[float] | None = None,
+    gradient_scales: Sequence[float | None] | None = None,
     layout: Layout | None = None,
 ) -> Thresholds:
     """Compute the threshold of each parameter for the next step, or give the reason why it is not known.
@@ -62,11 +62,12 @@ def parameter_thresholds(
     | schedule-free | (4-2a) / ((1-b)(2-a) + b a) | 1-b + b a | sqrt(v_hat) + eps; SGD: 1 |
 
     b1 and b2 are the betas, t is the number of steps, v the second moment of the gradients and v_hat = v / (1-b2^t);
-    u is Adamax's infinity norm, q Adadelta's second moment of the steps, rect_t RAdam's rectification. NAdam:
-    A = (1-mu_t) / (1-P_t) and B = mu_(t+1) / (1 - P_t mu_(t+1)), with P_t its `mu_product`. Schedule-free: b is the
+    u is Adamax's infinity norm, q Adadelta's second moment of the steps, rect_t RAdam's rectification. NAdam: A =
+    (1-mu_t) / (1-P_t) and B = mu_(t+1) / (1 - P_t mu_(t+1)), with P_t its `mu_product`. Schedule-free: b is the
     momentum or first beta, and a the weight of the newest iterate in its mean. If the weight decay wd is decoupled
-    (AdamW), 2 in c becomes 2 - lr wd. lr is the current learning rate. SAM, Lookahead and other wrappers have the
-    threshold of the optimizer inside.
+    (AdamW), 2 in c becomes 2 - lr wd. lr is the current learning rate. SAM and the wrappers of Lightning, Accelerate
+    and DeepSpeed have the threshold of the optimizer inside. Where all optimizers maximize, H and the gradient are
+    those of the loss times -1.
 
     The result holds a reason in place of thresholds if an optimizer has no rule (`recognised`), if an adaptive one has
     not stepped yet (`awaits_first_step`), or if all optimizers together, at least one, hold none of `params`. A
@@ -82,7 +83,8 @@ def parameter_thresholds(
         gradient_scales: For each optimizer the factor s, if it is given s g in place of the gradient g of this loss:
             |g| after clipping divided by |g| before; and, if the training sums its loss over more samples, times that
             loss divided by this one. S and M are multiplied by s, moments take in s g, coupled weight decay is
-            unchanged. None: s = 1.
+            unchanged. None: s = 1. A scale that is None says that no one factor scales all entries, as where they are
+            clipped by value: there is no threshold then.
         layout: How `gradient` lies on the processes, as of `Curvature.layout`; None if the parameters show it.
 
     Raises:
@@ -99,6 +101,7 @@ def parameter_thresholds(
     >>> parameter_thresholds([torch.optim.LBFGS([theta])], [theta]).reason
     'LBFGS: its step comes from a model of the curvature, not from a learning rate'
     """
+    optimizers = tuple(optimizers)
     found = [recognised(optimizer) for optimizer in optimizers]
     names = tuple("" if one.rule is None else one.rule.name for one in found)
     scales = _checked_scales(gradient_scales, len(found))
@@ -110,6 +113,9 @@ def parameter_thresholds(
     for one, scale in zip(found, scales, strict=True):
         if one.rule is None:
             return Thresholds(None, names, one.reason)
+        if scale is None:
+            reason = "entries of its gradient are scaled by different factors, as by clipping by value"
+            return Thresholds(None, names, f"{type(one.optimizer).__name__}: {reason}")
         if one.rule.adaptive and not _has_stepped(one.optimizer):
             return Thresholds(None, names, f"{type(one.optimizer).__name__}: it has not stepped yet")
         for options in one.optimizer.param_groups:
@@ -125,6 +131,8 @@ def parameter_thresholds(
                     newest = coupled_gradient(group, param, scale * ahead[id(param)])
                     state = one.rule.ahead(group, state, newest, param)
                 thresholds[id(param)] = one.rule.threshold(group, state, param).scaled(scale)
+    if not maximizes(optimizers) and any(maximizes([optimizer]) for optimizer in optimizers):
+        return Thresholds(None, names, "some of the optimizers maximize, and others minimize")
     if found and not thresholds:
         return Thresholds(None, names, "the optimizers hold other tensors than the model's parameters")
     still = ParameterThreshold(0.0, 0.0)
@@ -166,8 +174,8 @@ def _has_stepped(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
-def _checked_scales(given: Sequence[float] | None, count: int) -> tuple[float, ...]:
-    scales = (1.0,) * count if given is None else tuple(float(scale) for scale in given)
-    if len(scales) != count or not all(0.0 <= scale < float("inf") for scale in scales):
+def _checked_scales(given: Sequence[float | None] | None, count: int) -> tuple[float | None, ...]:
+    scales = (1.0,) * count if given is None else tuple(None if scale is None else float(scale) for scale in given)
+    if len(scales) != count or not all(scale is None or 0.0 <= scale < float("inf") for scale in scales):
         raise ValueError(f"expected {count} finite gradient scales >= 0, one for each optimizer, got {given}")
     return scales

@@ -1,14 +1,16 @@
 """Which rule an optimizer follows, found by what it computes: its `step`, or else its options and its state."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from lightning_topo.stability import _optimizer_thresholds as rules
+from lightning_topo.stability._displacements import agreement, displacement
 from lightning_topo.stability._optimizer_thresholds import Options, Rule
 
 _KNOWN: dict[str, Rule] = {
@@ -50,6 +52,22 @@ _BLOCKWISE = frozenset(
 """Options of bitsandbytes that do not change the step of its Adam."""
 
 
+_TRUSTED = frozenset(
+    {"torch", "apex", "deepspeed", "bitsandbytes", "schedulefree", "accelerate", "transformers"}
+    | {"lightning", "pytorch_lightning", "lightning_fabric"}
+)
+"""Packages whose classes compute what their options and state say; wrappers from them move nothing of their own."""
+
+_PLAIN_WRAPPERS = frozenset({"SAM", "ASAM"})
+"""Other wrappers that step by the optimizer inside alone: theirs is the threshold of plain steps."""
+
+_TOLERANCE = 0.01
+"""So far may a step be from that of its rule, relative to its length."""
+
+_CHECKED: "WeakKeyDictionary[torch.optim.Optimizer, Tensor]" = WeakKeyDictionary()
+"""Whether the steps of classes from elsewhere were those of their rule: 1, -1 where one was not, 0 where none tells."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recognised:
     """An optimizer and the update rule by which its stability threshold is computed: the result of `recognised`.
@@ -69,44 +87,110 @@ def recognised(optimizer: torch.optim.Optimizer) -> Recognised:
     """Find the update rule of an optimizer, inside its wrappers.
 
     A class has the rule of the torch optimizer whose `step` it inherits, or else the rule of the torch optimizer
-    whose options and state have the same layout. There is no rule, but a reason, for an optimizer that maximizes, or
-    has unknown options or state. There is none either if the step is not proportional to the gradient (LBFGS, Muon).
+    whose options and state have the same layout. There is no rule, but a reason, for an optimizer that has unknown
+    options or state, or maximizes in some of its groups only. There is none either if the step is not proportional to
+    the gradient (LBFGS, Muon). The rule of an optimizer that maximizes is that for the loss times -1.
+
+    A class may have Adam's options and state and step otherwise. Unless it comes from a package that is known not to,
+    it has a rule once `check_step` has seen that its step is that of the rule.
 
     >>> class Own(torch.optim.Adam):
     ...     pass
     >>> recognised(Own([torch.zeros(1, requires_grad=True)])).rule.name
     'Adam'
     """
-    inner = unwrapped(optimizer)
+    *wrappers, inner = _layers(optimizer)
     name = type(inner).__name__
 
     def nothing(reason: str) -> Recognised:
         return Recognised(inner, None, f"{name}: {reason}")
 
-    if any(group.get("maximize", False) for group in inner.param_groups):
-        return nothing("it maximizes")
+    for wrapper in wrappers:
+        if not (_is_trusted(wrapper) or type(wrapper).__name__ in _PLAIN_WRAPPERS):
+            reason = f"what it does beside the step of {name} is not known"
+            return Recognised(inner, None, f"{type(wrapper).__name__}: {reason}")
+    if len({bool(group.get("maximize", False)) for group in inner.param_groups}) > 1:
+        return nothing("it maximizes in some of its groups, and minimizes in others")
     heritage = _heritage(inner)
     if heritage in _NO_THRESHOLD:
         return nothing(_NO_THRESHOLD[heritage])
     if heritage is not None:
         return Recognised(inner, _KNOWN[heritage])
+    found = _by_layout(inner)
+    if isinstance(found, str):
+        return nothing(found)
+    if found is not rules.SCHEDULE_FREE and not _is_trusted(inner):
+        checked = int(_CHECKED[inner]) if inner in _CHECKED else 0
+        if checked < 0:
+            return nothing(f"its step is not that of {found.name}, though its options and state are")
+        # Before its first step an adaptive one has no threshold yet, and may have one.
+        if checked == 0 and not (found.adaptive and not any(inner.state.values())):
+            return nothing(f"whether its step is that of {found.name} is not known")
+    return Recognised(inner, found)
+
+
+def check_step(optimizer: torch.optim.Optimizer, before: Mapping[int, Tensor]) -> None:
+    """Compare the step that was just taken from these values, by ids of parameters, with the rule's; waits for nothing.
+
+    Only of classes that might step otherwise than their options and state say. The gradients are still those taken.
+    """
+    *wrappers, inner = _layers(optimizer)
+    rule = None if wrappers or _heritage(inner) is not None or _is_trusted(inner) else _by_layout(inner)
+    if rule is None or isinstance(rule, str):
+        return
+    total: Tensor | None = None
+    with torch.no_grad():
+        for group, param in ((g, p) for g in inner.param_groups for p in g["params"]):
+            start = before.get(id(param))
+            if start is None or param.grad is None or param.grad.is_sparse:
+                continue
+            options, state = readable(inner, group, inner.state.get(param, {}))
+            if (expected := displacement(rule, options, state, start, param.grad)) is not None:
+                found = agreement(param - start, expected, param)
+                total = found if total is None else total + found.to(total.device)
+    if total is None:
+        return
+    error, length, rounding = total
+    fits, tells = error <= _TOLERANCE**2 * length + 4.0 * rounding, length > 100.0 * rounding
+    verdict = torch.where(fits, tells.long(), -1)
+    known = _CHECKED.get(inner)
+    both = verdict if known is None else torch.where(known < 0, known, torch.where(verdict == 0, known, verdict))
+    _CHECKED[inner] = both
+
+
+def _is_trusted(optimizer: torch.optim.Optimizer) -> bool:
+    return type(optimizer).__module__.partition(".")[0] in _TRUSTED
+
+
+def _by_layout(inner: torch.optim.Optimizer) -> Rule | str:
+    """The rule with the same options and state, or why there is none."""
     options = _options(inner)
     states = [readable(inner, group, state)[1] for group, state in _pairs(inner) if state]
     if any(_quantised(state) for state in states):
-        return nothing("its state is quantised and cannot be read")
+        return "its state is quantised and cannot be read"
     present = {key for state in states for key in state if key != "step"}
     if {"weight_lr_power", "weight_sum", "r", "k"} <= options:
-        return Recognised(inner, rules.SCHEDULE_FREE)
+        return rules.SCHEDULE_FREE
     if "betas" in options and "eps" not in options and present <= {"exp_avg"}:
-        return nothing("its step follows signs: it does not shrink with the gradient")
+        return "its step follows signs: it does not shrink with the gradient"
     for rule in _LAYOUTS:
         required = {"lr", "betas", "eps"} | ({"momentum_decay"} & rule.options)
         optional = {"max_exp_avg_sq"} if rule is rules.ADAM else set()
         if required <= options <= rule.options and present - optional in (rule.state, frozenset()):
-            return Recognised(inner, rule)
+            return rule
     if {"lr", "momentum", "dampening"} <= options <= rules.SGD.options and present <= {"momentum_buffer"}:
-        return Recognised(inner, rules.SGD)
-    return nothing("its rule is not known")
+        return rules.SGD
+    return "its rule is not known"
+
+
+def maximizes(optimizers: Iterable[Any]) -> bool:
+    """Whether all parameter groups maximize: then it is the loss times -1 that they minimize.
+
+    >>> maximizes([torch.optim.SGD([torch.zeros(1)], lr=0.1, maximize=True)]), maximizes([])
+    (True, False)
+    """
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return bool(groups) and all(group.get("maximize", False) for group in groups)
 
 
 def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -116,14 +200,18 @@ def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     >>> unwrapped(sgd) is sgd
     True
     """
-    seen = {id(optimizer)}
+    return _layers(optimizer)[-1]
+
+
+def _layers(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """The optimizer, and what it wraps in turn; the last one steps."""
+    layers = [optimizer]
     while True:
-        inside = (vars(optimizer).get(name) for name in _WRAPPED)
+        inside = (vars(layers[-1]).get(name) for name in _WRAPPED)
         found = next((one for one in inside if isinstance(one, torch.optim.Optimizer)), None)
-        if found is None or id(found) in seen:
-            return optimizer
-        seen.add(id(found))
-        optimizer = found
+        if found is None or any(found is known for known in layers):
+            return layers
+        layers.append(found)
 
 
 def readable(optimizer: torch.optim.Optimizer, group: Options, state: Options) -> tuple[Options, Options]:

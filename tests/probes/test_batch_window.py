@@ -9,6 +9,7 @@ from torch import nn
 from lightning_topo.demo import digits
 from lightning_topo.probes._batch_window import BatchWindow, SeenBatch, see_batches
 from lightning_topo.stability import curvature_batch_sharpness, curvature_elsewhere, hessian, parameter_thresholds
+from lightning_topo.stability._effects import rule_and_effects
 
 X, Y = digits(64).tensors
 
@@ -131,3 +132,35 @@ def test_a_window_at_another_rate_is_what_would_have_been_measured_there():
             return BatchWindow(rates=(rate,)).followed_by(found)
 
         assert at(0.01).at([0.002]).ratio == pytest.approx(at(0.002).ratio)
+
+
+def test_a_window_follows_a_change_of_momentum_and_begins_anew_with_another_rule():
+    theta = torch.zeros(2, requires_grad=True)
+    sgd = torch.optim.SGD([theta], lr=0.1, momentum=0.9)
+    adam = torch.optim.Adam([theta], lr=0.1)
+
+    def at(window, optimizer):
+        return window.under(*rule_and_effects([optimizer])).at([0.1])
+
+    def batch(optimizer):
+        (found,) = parameter_thresholds([optimizer], [theta]).parameters
+        return SeenBatch(2.0, found.total, 2.0 * found.stability, 0.5)
+
+    window = at(BatchWindow(), sgd).followed_by([batch(sgd)])
+    for change in ({"momentum": 0.0}, {"momentum": 0.5, "nesterov": True}, {"nesterov": False, "dampening": 0.2}):
+        sgd.param_groups[0].update(change)
+        window = at(window, sgd)
+        (expected,) = [batch(sgd)]
+        (found,) = window.batches
+        assert (found.small, found.large) == pytest.approx((expected.small, expected.large))
+    same = BatchWindow.load(window.save(), window.count, window.rates, window.rule, window.effects)
+    assert same == window
+    assert at(window, adam).batches == ()
+    theta.grad = torch.ones(2)
+    adam.step()
+    window = at(BatchWindow(), adam).followed_by([seen(1.0, 0.5)])
+    adam.param_groups[0]["betas"] = (0.5, 0.999)
+    (found,) = at(window, adam).batches
+    assert (found.small, found.large) == pytest.approx((3.0, 19.0 / 3.0))
+    adam.param_groups[0]["eps"] = 1.0
+    assert at(window, adam).batches == ()

@@ -247,3 +247,54 @@ def test_a_warm_start_on_an_overtaken_eigenvector_is_found():
     for _ in range(2):
         result = Sharpness().measure(capture(result))
     assert result.values[""]["sharpness"] == pytest.approx(9.0)
+
+
+def of_batch(net, batch):
+    x, y = batch
+    return 0.5 * ((net(x) - y) ** 2).sum(1).mean()
+
+
+def accumulated(tmp_path, size, k, *, loss_fn=None, split=False):
+    """Train on 16 samples a step, as k batches of `size`, `split` in one step of the loop; the lines of `StepEdge`."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 10))
+    optimizer, place = momentum(list(net.parameters())), 0
+    options = {"max_overhead": None, "verbose": False, "report": False, "on_error": "raise"}
+    probes = [Sharpness(every_n_steps=8, loss_fn=loss_fn)]
+    with TopologyWatch(net, optimizer, probes, dirpath=tmp_path / "topology", **options) as watch:
+        for _ in range(32):
+            for _ in range(1 if split else k):
+                rows = [torch.arange(place + i * size, place + (i + 1) * size) % 64 for i in range(k if split else 1)]
+                batches = [(X[own], Y[own]) for own in rows]
+                with watch.step(batches[0]):
+                    for batch in batches:
+                        watch.loss(of_batch(net, batch) / k, scale=1 / k).backward()
+                        place += size
+                    if place % 16 == 0:
+                        optimizer.step()
+                        optimizer.zero_grad()
+    lines = (tmp_path / "topology" / "measurements.jsonl").read_text().splitlines()[1:]
+    return of(map(json.loads, lines), "step_edge"), watch
+
+
+def test_batches_that_are_accumulated_have_the_ratio_of_one_batch_of_all(tmp_path):
+    (whole, _), (parts, _) = (accumulated(tmp_path / f"{k}", 16 // k, k) for k in (1, 4))
+    assert list(whole) == list(parts)
+    last = max(whole)
+    assert parts[last]["batches_per_update"] == 4.0
+    assert "batches_per_update" not in whole[last]
+    for name in ("batch_sharpness_ratio", "batch_sharpness"):
+        assert parts[last][name] == pytest.approx(whole[last][name], rel=0.05)
+
+
+def test_where_it_is_not_known_how_many_batches_an_update_takes_there_is_no_ratio_and_an_event_says_so(tmp_path):
+    lines, watch = accumulated(tmp_path, 4, 4, split=True)
+    assert lines == {}
+    (event,) = (e for e in watch.watch.events if e.name == "gap")
+    assert "how many batches an update takes together is not known" in event.message
+
+
+def test_with_a_loss_of_its_own_two_batches_are_that_of_the_step_and_the_one_before(tmp_path):
+    found, _ = accumulated(tmp_path, 16, 1, loss_fn=of_batch)
+    assert len(found) >= 2
+    assert all(0.0 < values["batch_sharpness_ratio"] < 2.0 for values in found.values())

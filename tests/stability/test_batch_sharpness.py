@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 
 import pytest
 import torch
@@ -204,3 +205,44 @@ def test_no_product_is_taken_twice(kind, options, products):
     share = curvature_elsewhere(curvature, curvature.inner, thresholds)
     assert share == pytest.approx(1.0)
     assert curvature.n == products + 3  # two of this test, one along the step
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("noise", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("k", [1, 4, 9])
+def test_of_the_mean_of_k_batches_the_noise_counts_a_kth_exactly_in_one_direction(mu, noise, k):
+    """The mean of k curvatures has the same mean and a k-th of the variance; lr is where the ratio, without the factor
+    1 + n of many directions, is 1."""
+    b = 1.0
+    part = 1.0 - noise + noise / k
+    share = noise / (k * part)
+    lr = 1.0 / (part * b * (share / (2 * (1 - mu)) + (1 - share) / (2 * (1 + mu))))
+    assert lr == pytest.approx(1.0 / (noise * b / k / (2 * (1 - mu)) + (1 - noise) * b / (2 * (1 + mu))))
+    mean, variance = (1 - noise) * b, noise * (1 - noise) * b**2 / k
+    a = 1 + mu - lr * mean
+    moments = torch.tensor(
+        [[a**2 + lr**2 * variance, -2 * mu * a, mu**2], [a, -mu, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64
+    )
+    assert torch.linalg.eigvals(moments).abs().max().item() == pytest.approx(1.0, abs=1e-9)
+
+
+def test_the_curvature_of_k_batches_follows_from_that_of_one_on_a_dense_stochastic_quadratic():
+    """Gradients of pure noise, Hessians of their own: g is the mean of k, and H too."""
+    torch.manual_seed(0)
+    d, k, n = 40, 4, 4000
+    base = torch.diag(torch.linspace(0.1, 3.0, d, dtype=torch.float64))
+
+    def batch():
+        g = torch.randn(d, dtype=torch.float64)
+        return g, base + 0.5 * torch.outer(g, g) / d
+
+    def sharpness(parts):
+        g, h = (torch.stack(each).mean(0) for each in zip(*parts, strict=True))
+        return float(g @ h @ g / (g @ g))
+
+    single = [batch() for _ in range(n)]
+    own = torch.tensor([sharpness([one]) for one in single]).mean()
+    shared = torch.tensor([float(g @ h @ g / (g @ g)) for (g, _), (_, h) in itertools.pairwise(single)])
+    noise = 1.0 - float(shared.mean() / own)
+    together = torch.tensor([sharpness([batch() for _ in range(k)]) for _ in range(n)]).mean()
+    assert float(together / own) == pytest.approx(1.0 - noise + noise / k, rel=0.02)

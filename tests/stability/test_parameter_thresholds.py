@@ -229,7 +229,6 @@ def test_a_scheduler_s_learning_rate_is_what_counts():
     [
         (lambda p: torch.optim.Rprop(p, lr=0.1), "Rprop: .* signs"),
         (lambda p: torch.optim.LBFGS(p), "LBFGS: .* curvature"),
-        (lambda p: torch.optim.SGD(p, lr=0.1, maximize=True), "SGD: it maximizes"),
     ],
 )
 def test_without_a_threshold_there_is_a_reason(make, reason):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightning_topo.stability import awaits_first_step, parameter_thresholds, recognised
+from lightning_topo.stability._recognition import check_step
 
 
 class Inherits(torch.optim.Adam):
@@ -17,8 +18,8 @@ class Delegates(torch.optim.Adam):
         return super().step(closure)
 
 
-class Wrapper(torch.optim.Optimizer):
-    """As SAM and Lookahead keep theirs."""
+class SAM(torch.optim.Optimizer):
+    """Keeps the optimizer that steps as SAM and Lookahead do."""
 
     def __init__(self, inner):
         self.base_optimizer = inner
@@ -26,6 +27,10 @@ class Wrapper(torch.optim.Optimizer):
 
     def step(self, closure=None):
         return self.base_optimizer.step(closure)
+
+
+class Lookahead(SAM):
+    pass
 
 
 class Foreign(torch.optim.Optimizer):
@@ -92,8 +97,9 @@ def trained(make):
     optimizer = make([theta])
     assert awaits_first_step([optimizer]) == (recognised(optimizer).rule is not None)
     for gradient in GRADIENTS:
-        theta.grad = gradient.clone()
+        theta.grad, before = gradient.clone(), theta.detach().clone()
         optimizer.step()
+        check_step(optimizer, {id(theta): before})
     return theta, optimizer
 
 
@@ -102,8 +108,8 @@ def trained(make):
     [
         lambda p: Inherits(p),
         lambda p: Delegates(p),
-        lambda p: Wrapper(torch.optim.Adam(p)),
-        lambda p: Wrapper(Wrapper(Inherits(p))),
+        lambda p: SAM(torch.optim.Adam(p)),
+        lambda p: SAM(SAM(Inherits(p))),
         lambda p: Foreign(p),
         lambda p: Foreign(p, bias_correction=True, amsgrad=False),
         lambda p: FusedAdam(p, counts_by_group=True, bias_correction=True),
@@ -154,6 +160,8 @@ def test_the_kind_of_weight_decay_is_read_from_fused_forms():
     [
         (Lion, "Lion: its step follows signs"),
         (Lamb, "Lamb: its rule is not known"),
+        (lambda p: Lookahead(torch.optim.SGD(p)), "Lookahead: what it does beside the step of SGD is not known"),
+        (lambda p: Foreign(p), "Foreign: whether its step is that of Adam is not known"),  # nobody has seen it
         (lambda p: Foreign(p, layout=("exp_avg", "exp_avg_var")), "Foreign: its rule is not known"),
     ],
 )
@@ -166,6 +174,83 @@ def test_where_nothing_is_known_the_reason_is_given(make, reason):
     assert found.parameters is None
     assert found.reason.startswith(reason)
     assert found.rules == ("",)
+
+
+class SignDescent(torch.optim.SGD):
+    """Has SGD's options, and steps by signs."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad.sign(), alpha=group["lr"])
+
+
+class Halved(torch.optim.Adam):
+    def step(self, closure=None):
+        before = [p.detach().clone() for p in self.param_groups[0]["params"]]
+        super().step(closure)
+        with torch.no_grad():
+            for p, start in zip(self.param_groups[0]["params"], before, strict=True):
+                p.lerp_(start, 0.5)
+
+
+class Trusting(Foreign):
+    """LAMB without an option of its own: the step is as long as the weights."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        before = [p.clone() for p in self.param_groups[0]["params"]]
+        super().step(closure)
+        for p, start in zip(self.param_groups[0]["params"], before, strict=True):
+            p.copy_(start + 1e-2 * (p - start) * start.norm() / (p - start).norm())
+
+
+@pytest.mark.parametrize(
+    ("make", "rule"), [(lambda p: SignDescent(p, lr=0.1), "SGD"), (Halved, "Adam"), (Trusting, "Adam")]
+)
+def test_who_steps_otherwise_than_its_layout_says_has_no_rule_once_that_was_seen(make, rule):
+    theta = torch.tensor([1.0, 2.0, -3.0], requires_grad=True)
+    optimizer = make([theta])
+    for gradient in GRADIENTS:
+        theta.grad, before = gradient.clone(), theta.detach().clone()
+        optimizer.step()
+        check_step(optimizer, {id(theta): before})
+        found = recognised(optimizer)
+        assert (found.rule, f"is not that of {rule}, though" in found.reason) == (None, True)
+
+
+class Renamed:
+    """A step that its class defines anew, and leaves as it is."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (torch.optim.SGD, {}),
+        (torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
+        (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "maximize": True}),
+        (torch.optim.SGD, {"momentum": 0.8, "dampening": 0.3}),
+        (torch.optim.Adam, {"weight_decay": 0.1}),
+        (torch.optim.Adam, {"amsgrad": True, "maximize": True}),
+        (torch.optim.AdamW, {"weight_decay": 0.1}),
+        (torch.optim.NAdam, {"weight_decay": 0.1}),
+        (torch.optim.NAdam, {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+        (torch.optim.Adamax, {"weight_decay": 0.1}),
+    ],
+)
+def test_a_step_that_is_its_rule_s_is_known_as_such(kind, options, dtype):
+    theta = torch.tensor([1.0, 2.0, -3.0], dtype=dtype, requires_grad=True)
+    optimizer = type("My" + kind.__name__, (Renamed, kind), {})([theta], lr=0.01, **options)
+    for gradient in GRADIENTS:
+        theta.grad, before = gradient.to(dtype), theta.detach().clone()
+        optimizer.step()
+        check_step(optimizer, {id(theta): before})
+        assert recognised(optimizer).rule.name == ("Adam" if kind is torch.optim.AdamW else kind.__name__)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch 2.9 and later")

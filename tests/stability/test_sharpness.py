@@ -102,7 +102,17 @@ def test_errors_say_what_is_wrong():
 def test_unknown_optimizers_have_no_threshold():
     theta = torch.ones(2, requires_grad=True)
     assert parameter_thresholds([torch.optim.Rprop([theta])], [theta]).parameters is None
-    assert parameter_thresholds([torch.optim.SGD([theta], lr=0.1, maximize=True)], [theta]).parameters is None
+
+
+def test_who_maximizes_has_the_threshold_of_the_loss_times_minus_one_and_who_does_both_has_none():
+    theta, other = (torch.ones(2, requires_grad=True) for _ in range(2))
+    upwards, downwards = (torch.optim.SGD([theta], lr=0.1, maximize=up) for up in (True, False))
+    expected = parameter_thresholds([downwards], [theta]).parameters
+    assert parameter_thresholds([upwards], [theta]).parameters == expected
+    both = parameter_thresholds([upwards, torch.optim.SGD([other], lr=0.1)], [theta, other])
+    assert (both.parameters, both.reason) == (None, "some of the optimizers maximize, and others minimize")
+    groups = [{"params": [theta], "maximize": True}, {"params": [other]}]
+    assert "some of its groups" in parameter_thresholds([torch.optim.SGD(groups, lr=0.1)], [theta]).reason
 
 
 def test_plain_sgd_has_eta_lambda_twice_the_ratio(problem):

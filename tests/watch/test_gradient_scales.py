@@ -53,10 +53,66 @@ def test_clipping_is_measured_and_the_loss_scale_of_mixed_precision_is_not(setti
     def by_value():
         nn.utils.clip_grad_value_(model.parameters(), 0.05)
 
-    for clip in (by_norm, by_value):
-        truth = step(scales, model, optimizer, [x], scaling=scaling, between=clip)
-        assert truth < 0.9
-        assert scales.of([optimizer]) == pytest.approx((truth,), rel=1e-5)
+    truth = step(scales, model, optimizer, [x], scaling=scaling, between=by_norm)
+    assert truth < 0.9
+    assert scales.of([optimizer]) == pytest.approx((truth,), rel=1e-5)
+    assert step(scales, model, optimizer, [x], scaling=scaling, between=by_value) < 0.9
+    assert scales.of([optimizer]) == (None,)  # entries by different factors
+    step(scales, model, optimizer, [x], scaling=scaling)
+    assert scales.of([optimizer]) == pytest.approx((1.0,), rel=1e-5)
+
+
+def test_a_clipped_value_is_seen_where_the_largest_entry_is_nearly_the_norm():
+    """One entry of 10 is clipped to 0.5, the others are far below: as a slope beside a valley."""
+    theta = nn.Parameter(torch.tensor([0.0, 1e-2, 1e-2]))
+    optimizer, scales = torch.optim.SGD([theta], lr=0.1), GradientScales()
+    scales.wanted = True
+    for clip, expected in ((nn.utils.clip_grad_value_, None), (nn.utils.clip_grad_norm_, 0.05)):
+        scales.begin_batch()
+        optimizer.zero_grad()
+        loss = 10 * theta[0] + theta[1:].square().sum()
+        scales.loss(loss, 1.0, [optimizer])
+        loss.backward()
+        scales.differentiated([optimizer])
+        clip([theta], 0.5)
+        optimizer.step()
+        scales.stepped(optimizer)
+        (found,) = scales.of([optimizer])
+        assert found == (None if expected is None else pytest.approx(expected, rel=1e-3))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_batches_of_an_update_are_counted_as_they_are_differentiated(setting, k):
+    model, optimizer, x = setting
+    scales = GradientScales()
+    scales.wanted = True
+    assert scales.batches_per_update([optimizer]) is None  # nothing was seen
+    for _ in range(2):
+        step(scales, model, optimizer, [x] * k, factor=1 / k)
+        assert scales.batches_per_update([optimizer]) == k
+    step(scales, model, optimizer, [x, torch.zeros(8, 3)], factor=0.0)
+    assert scales.batches_per_update([optimizer]) is None  # a gradient of 0
+
+
+def test_of_several_losses_of_one_batch_nobody_knows_whether_they_are_parts_of_it(setting):
+    model, optimizer, x = setting
+    scales = GradientScales()
+    scales.wanted = True
+    scales.begin_batch()
+    optimizer.zero_grad()
+    for rows in (x[:4], x[4:]):
+        loss = model(rows).square().sum()
+        scales.loss(loss, 1.0, [optimizer])
+        loss.backward()
+        scales.differentiated([optimizer])
+    optimizer.step()
+    scales.stepped(optimizer)
+    assert scales.batches_per_update([optimizer]) is None
+    other = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    step(scales, model, optimizer, [x, x])
+    assert scales.batches_per_update([optimizer, other]) == 2  # the other one has not stepped
+    step(scales, model, other, [x])
+    assert scales.batches_per_update([optimizer, other]) is None
 
 
 @pytest.mark.parametrize(("factor", "truth"), [(0.25, 1.0), (1.0, 4.0)])
