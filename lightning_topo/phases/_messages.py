@@ -114,7 +114,7 @@ def instability(measurement: Measurement, found: Divergence, rules: PhaseRules) 
         value, threshold = found.ratio, rules.instability_ratio
         high = "rises beyond its own noise"
         if found.level is not None:
-            high = f"stays above {found.level:.3g}, far above what it was before the edge ratio rose"
+            high = f"stays above {found.level:.3g}, far above where it stood before"
         message = (
             f"The loss {high}, and the edge ratio is {found.ratio:.3g}: too much for this optimizer and learning rate."
         )

@@ -85,7 +85,7 @@ def test_a_divergence_to_a_plateau_is_seen_when_the_ratios_confirm_it(loss_at_ch
     ).detected
     (event,) = [e for e in found if e.name == "instability"]
     assert event.step == 251
-    assert "before the edge ratio rose" in event.message
+    assert "far above where it stood before, and the edge ratio is 2.8" in event.message
 
 
 def test_of_two_sources_the_one_that_decides_gives_the_ratios():
