@@ -80,12 +80,21 @@ def _observe_network(
         edge, change = follow_edge(state.edge, measurement.step, _edge_ratios(state, measurement), rules)
         if change is not None:
             events.append(messages.edge(measurement, change, change.source.band(rules)))
-        measured = (source.quantity for source in edge.measured(measurement.step))
         known = known_ratios(values)
-        ratio = next((known[name] for name in measured if name in known), None)
-        state = replace(state, edge=edge, measured=state.measured or ratio is not None)
+        measured = {source.quantity for source in edge.measured(measurement.step)}
+        deciding = (source.quantity for source in edge.deciding(measurement.step, rules))
+        ratio = next((known[name] for name in deciding if name in known), None)
+        state = replace(state, edge=edge, measured=state.measured or not measured.isdisjoint(known))
     if ratio is not None or loss is not None:
-        stability, found = follow_stability(state.stability, measurement.step, loss, ratio, rules)
+        stability, found = follow_stability(
+            state.stability,
+            measurement.step,
+            loss,
+            ratio,
+            at_edge=state.edge.inside,
+            is_broken=bool(state.breakdowns),
+            rules=rules,
+        )
         if found is not None:
             events.append(messages.instability(measurement, found, rules))
         finite = state.finite if loss is None else math.isfinite(loss)

@@ -1,7 +1,7 @@
 """Follow measurements of any number: the phases and events of a run, in time linear in its measurements.
 
 No group's measurements touch what the detector remembers of another: each has a state of its own here, so that a step
-costs the same whatever the number of groups.
+costs the same whatever the number of groups. Only the network's state is shown whether any group has broken down.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -72,7 +72,13 @@ class PhaseFollower:
         quiet = self._quiet_key(measurement)
         if quiet is not None and self._settled.get(group) == quiet:
             return ()  # it has changed nothing the last time, and so it does again
-        state, events = self._observe(before, measurement, self._rules)
+        if group == GLOBAL and self._broken:  # the loss is judged by it
+            broken = next(iter(self._broken))
+            shown = replace(before, breakdowns={broken: self._states[broken].breakdowns[broken]})
+            state, events = self._observe(shown, measurement, self._rules)
+            state = replace(state, breakdowns=before.breakdowns)
+        else:
+            state, events = self._observe(before, measurement, self._rules)
         self._states[group] = state
         if quiet is not None and not events and state == before:
             self._settled[group] = quiet

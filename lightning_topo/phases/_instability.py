@@ -5,87 +5,117 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from lightning_topo.phases._changes import SpanState, follow_span
+from lightning_topo.phases._climb import ClimbState, Ground, explosion_level, follow_climb, quantile
 from lightning_topo.phases._rules import PhaseRules
 
 
 @dataclass(frozen=True, slots=True)
 class StabilityState:
-    """The evidence of divergence: recent losses, the first one, and the latest edge ratios with the last one's step."""
+    """The evidence of divergence: recent losses, the first one, and the latest edge ratios with the last one's step.
+
+    `calm` is far above the losses up to the last edge ratio that was not over its limit, and `climb` follows the loss
+    beyond all that it has been.
+    """
 
     losses: tuple[float, ...] = ()
     first: float | None = None
     ratios: tuple[float, ...] = ()
     ratio_step: int = -1
     span: SpanState = field(default_factory=SpanState)
+    calm: float | None = None
+    climb: ClimbState = field(default_factory=ClimbState)
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Why training is called unstable: a loss that is not finite or explodes, or one that rises at this ratio."""
+    """Why training is called unstable: a loss that is not finite, or is high at this edge ratio, or climbs.
+
+    The last losses are above `level`: with a `ratio`, one from before the ratio rose; with a `ground`, the climb's.
+    """
 
     loss: float
     ratio: float | None = None
     level: float | None = None
+    ground: Ground | None = None
 
 
 def follow_stability(
-    state: StabilityState, step: int, loss: float | None, ratio: float | None, rules: PhaseRules
+    state: StabilityState,
+    step: int,
+    loss: float | None,
+    ratio: float | None,
+    *,
+    at_edge: bool = False,
+    is_broken: bool = False,
+    rules: PhaseRules = PhaseRules(),
 ) -> tuple[StabilityState, Divergence | None]:
     """Report an instability once: one of three things, for any period of measuring.
 
-    The loss is not finite. Or it explodes: each of the last `loss_window` losses is above `explosion_level`. Or it
-    rises (each of them is above nine tenths of the losses before) while the last `instability_confirm` edge ratios were
-    all over `instability_ratio`, the last one no older than `instability_age` steps. It is over when
-    `instability_hold` losses in a row showed none of these.
+    The loss is not finite. Or it is high beyond the edge: the last `instability_confirm` edge ratios were all over
+    `instability_ratio`, the last one no older than `instability_age` steps, and the last `loss_window` losses are above
+    what the noise of those before explains, or above the level `calm` from before these ratios. Or it climbs beyond all
+    that it has been, as `follow_climb` says. It is over once, after `instability_hold` finite losses in a row, the last
+    `loss_window` were not all above nine tenths of those before.
     """
-    ratios, ratio_step = state.ratios, state.ratio_step
+    ratios, ratio_step, calm = state.ratios, state.ratio_step, state.calm
     if ratio is not None:
         ratios, ratio_step = (*ratios, ratio)[-rules.instability_confirm :], step
+        if not ratio > rules.instability_ratio:
+            calm = _calm(state.losses, rules) or calm
     if loss is None:
-        return StabilityState(state.losses, state.first, ratios, ratio_step, state.span), None
+        return StabilityState(state.losses, state.first, ratios, ratio_step, state.span, calm, state.climb), None
     # NaN is no larger than anything, itself included: as infinity it can be ordered and compared.
     ordered = loss if loss < math.inf else math.inf
     first = ordered if state.first is None and math.isfinite(loss) else state.first
     losses = (*state.losses, ordered)[-(rules.loss_memory + rules.loss_window) :]
     window, before = losses[-rules.loss_window :], losses[: -rules.loss_window]
-    finite = tuple(filter(math.isfinite, before))
-    lowest = min(window) if len(window) == rules.loss_window else -math.inf
-    # The level is at least three times a first loss above 0: mostly that is enough to know.
-    is_low = first is None or not before or (first >= 0.0 and lowest <= 3.0 * first)
-    level = math.inf if first is None or is_low else explosion_level(first, finite)
     fresh = 0 <= step - ratio_step <= rules.instability_age
+    large = is_broken or (fresh and ratios[-1:] > (rules.instability_ratio,))
+    climb, climbed = follow_climb(state.climb, losses, first, large_steps=large, at_edge=at_edge, rules=rules)
     sharp = fresh and len(ratios) == rules.instability_confirm and min(ratios) > rules.instability_ratio
-    # Of a loss that rises alone nothing follows, unless something goes on: mostly it need not be known.
-    asks = sharp or state.span.inside
-    risen = asks and len(finite) >= 2 * rules.loss_window and lowest > quantile(finite, 0.9)
+    lowest = min(window) if len(window) == rules.loss_window else -math.inf
+    # Of a loss that rises alone nothing follows, unless something goes on: mostly the noise need not be known.
+    noise = _noise(before, rules) if sharp or state.span.inside else _Noise()
+    high = _high(first, calm)
     found = None
     if not math.isfinite(loss):
         found = Divergence(loss)
-    elif sharp and (risen or lowest > level):
+    elif sharp and lowest > high:
+        found = Divergence(loss, ratio=ratios[-1], level=high)
+    elif sharp and lowest > noise.level:
         found = Divergence(loss, ratio=ratios[-1])
-    elif lowest > level:
-        found = Divergence(loss, level=level)
-    span, fired = follow_span(state.span, active=found is not None, quiet=not risen, hold=rules.instability_hold)
-    return StabilityState(losses, first, ratios, ratio_step, span), found if fired else None
+    elif climbed is not None:
+        found = Divergence(loss, level=climbed.level, ground=climbed.ground)
+    quiet = not lowest > noise.usual
+    span, fired = follow_span(state.span, active=found is not None, quiet=quiet, hold=rules.instability_hold)
+    return StabilityState(losses, first, ratios, ratio_step, span, calm, climb), found if fired else None
 
 
-def explosion_level(first: float, before: tuple[float, ...]) -> float:
-    """A loss that no healthy training keeps to: L + max(2 |L|, 5 (q90 - q10)), L the first loss or the later median.
+@dataclass(frozen=True, slots=True)
+class _Noise:
+    """Nine tenths of the losses are at most `usual`; noise alone does not stay above `level`."""
 
-    `before` holds recent losses, q90 and q10 are their quantiles: what they vary by is no explosion.
-
-    >>> explosion_level(2.0, (1.0, 1.1, 0.9, 1.0))
-    6.0
-    """
-    usual = max(first, median(before)) if before else first
-    spread = quantile(before, 0.9) - quantile(before, 0.1) if before else 0.0
-    return usual + max(2.0 * abs(usual), 5.0 * spread)
+    usual: float = math.inf
+    level: float = math.inf
 
 
-def quantile(values: tuple[float, ...], q: float) -> float:
-    """The value below which at least the fraction q of the values lie, or which they equal.
+def _noise(losses: tuple[float, ...], rules: PhaseRules) -> _Noise:
+    """The noise of the finite ones; infinite where they are too few to know."""
+    finite = tuple(filter(math.isfinite, losses))
+    if len(finite) < 2 * rules.loss_window:
+        return _Noise()
+    usual = quantile(finite, 0.9)
+    return _Noise(usual, usual + (usual - quantile(finite, 0.1)))
 
-    >>> quantile((1.0, 2.0, 3.0, 4.0), 0.5), quantile((5.0,), 0.9)
-    (2.0, 5.0)
-    """
-    return sorted(values)[max(math.ceil(q * len(values)) - 1, 0)]
+
+def _high(first: float | None, calm: float | None) -> float:
+    """The level of a loss that is far above the calm ones, or above the first where no ratio was within its limit."""
+    if calm is not None:
+        return calm
+    return math.inf if first is None else explosion_level(first, ())
+
+
+def _calm(losses: tuple[float, ...], rules: PhaseRules) -> float | None:
+    """The level far above the recent losses; None where these are too few."""
+    recent = tuple(filter(math.isfinite, losses[-rules.loss_memory :]))
+    return explosion_level(median(recent), recent) if len(recent) >= 2 * rules.loss_window else None

@@ -3,6 +3,7 @@
 import math
 
 from lightning_topo.measurement import Measurement
+from lightning_topo.phases._climb import Ground
 from lightning_topo.phases._edge import EdgeChange, EdgeSource
 from lightning_topo.phases._event import EventName, Severity, TopologyEvent
 from lightning_topo.phases._instability import Divergence
@@ -111,16 +112,23 @@ def instability(measurement: Measurement, found: Divergence, rules: PhaseRules) 
     value, threshold, remedy = found.loss, found.level, go_back
     if found.ratio is not None:
         value, threshold = found.ratio, rules.instability_ratio
+        high = "rises beyond its own noise"
+        if found.level is not None:
+            high = f"stays above {found.level:.3g}, far above where it stood before"
         message = (
-            f"The loss rises beyond its own noise, and the edge ratio is {found.ratio:.3g}: too much for this "
-            "optimizer and learning rate."
+            f"The loss {high}, and the edge ratio is {found.ratio:.3g}: too much for this optimizer and learning rate."
         )
         remedy = "Lower the learning rate, unless the loss comes down by itself. The report recommends a value."
     elif found.level is not None:
-        message = (
-            f"The loss explodes: the last {rules.loss_window} losses are all above {found.level:.3g}, beyond what the "
-            "first one and their own variation allow."
-        )
+        above = f"the last {rules.loss_window} losses are all above {found.level:.3g}"
+        message = {
+            Ground.LARGE_STEPS: f"The loss explodes after steps that were too large: {above}, far beyond where it had "
+            "stood before.",
+            Ground.EDGE: f"The loss grows at the edge of stability: {above}, and it has risen about threefold "
+            f"{rules.edge_rises} times without slowing down.",
+            Ground.SPEED: f"The loss explodes: {above}, and it has risen about threefold {rules.loss_rises} times in a "
+            f"row, each time within {rules.loss_memory} losses.",
+        }[found.ground or Ground.SPEED]
     else:
         message = f"The loss is {found.loss}: training has diverged."
     return TopologyEvent(

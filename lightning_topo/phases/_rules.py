@@ -40,6 +40,8 @@ _COUNTS = (
     "instability_hold",
     "loss_window",
     "loss_memory",
+    "loss_rises",
+    "edge_rises",
     "betti_confirm",
     "fate_confirm",
     "merge_confirm",
@@ -70,14 +72,22 @@ class PhaseRules:
       They count only if neither `sharpness_ratio` nor `batch_sharpness_ratio` is measured. As values of single steps
       are noisier, `enter_window` is 5 and `leave_window` 9 in these two bands, not 3 and 5.
 
-    An `instability` is a loss that is not finite, or one of two kinds of rise. Let m be the median, and q10 and q90 the
-    10 % and 90 % quantiles, of the `loss_memory` losses before the last `loss_window` losses:
+    An `instability` is a loss that is not finite, a high loss beyond the edge, or a climb. Let m be the median, and q10
+    and q90 the 10 % and 90 % quantiles, of `loss_memory` losses, and let "far above L" mean above
+    L + max(2 |L|, 5 (q90 - q10)). The loss is at a level if the last `loss_window` losses are all above it. The edge
+    ratio is that of the source that decides (see `edge` and `batch_edge`).
 
-    - `loss_window`, `loss_memory`: the last `loss_window` losses are all above L + max(2 |L|, 5 (q90 - q10)), with L
-      the larger of m and the first loss.
-    - `instability_ratio`, `instability_confirm`, `instability_age`: the last `loss_window` losses are all above q90,
-      the last `instability_confirm` edge ratios are all above `instability_ratio`, and the newest edge ratio is at most
-      `instability_age` steps old.
+    - `instability_ratio`, `instability_confirm`, `instability_age`: beyond the edge the last `instability_confirm` edge
+      ratios are all above `instability_ratio`, and the newest is at most `instability_age` steps old. The loss is high
+      if it is above q90 + (q90 - q10) of the losses before the last `loss_window`, or far above m of the losses before
+      the last edge ratio that was not above `instability_ratio`.
+    - `loss_window`, `loss_memory`: the loss rises when it is far above the first loss and everything at which it was in
+      the first 2 `loss_window` losses, and again when it is far above the last rise. Rises are at least `loss_window`
+      losses apart. If a group has broken down, or the newest edge ratio is above `instability_ratio` and fresh, one
+      rise is an instability.
+    - `edge_rises`: at the edge of stability, this many rises in a row are an instability, if the last took at most 1.25
+      times as long as each before it.
+    - `loss_rises`: so are this many rises elsewhere, if besides none took more than `loss_memory` losses.
     - `instability_hold`: an instability ends after this many finite losses in a row, if after none of them the last
       `loss_window` losses are all above q90.
 
@@ -109,6 +119,8 @@ class PhaseRules:
     instability_hold: int = 5
     loss_window: int = 5
     loss_memory: int = 50
+    loss_rises: int = 4
+    edge_rises: int = 3
     betti_confirm: int = 2
     betti_share: float = 0.05
     fate_confirm: int = 2

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning_topo.measurement import GLOBAL, StepState
 from lightning_topo.phases._changes import FloorState, LevelState, SpanState
+from lightning_topo.phases._climb import ClimbState
 from lightning_topo.phases._coverage import CoverageState
 from lightning_topo.phases._edge import BandState, EdgeSource, EdgeState
 from lightning_topo.phases._instability import StabilityState
@@ -170,10 +171,18 @@ def _stability(
         return StabilityState()
     if "first" not in plain:  # older versions stored ratios without their age: only fresh evidence counts
         return StabilityState(numbers(plain["losses"]), span=span(**plain["span"]))
+    climb = plain.get("climb")  # older versions kept neither it nor the calm level: both begin with the recent losses
     return StabilityState(
         numbers(plain["losses"]),
         number(plain["first"]),
         numbers(plain["ratios"]),
         int(plain["ratio_step"]),
         span(**plain["span"]),
+        number(plain.get("calm")),
+        ClimbState() if climb is None else _climb(**climb),
     )
+
+
+def _climb(n_losses: Any, level: Any, rises: Iterable[Any], n_at_edge: Any) -> ClimbState:
+    known = None if level is None else float(level)
+    return ClimbState(int(n_losses), known, tuple(int(at) for at in rises), int(n_at_edge))

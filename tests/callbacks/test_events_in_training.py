@@ -111,7 +111,7 @@ def test_a_loss_that_explodes_beyond_the_edge_is_an_instability(tmp_path):
     assert 3 < event.step <= 10
     assert event.value > event.threshold
     assert event.value == pytest.approx(1.65, rel=0.01)
-    assert "The loss rises beyond its own noise, and the edge ratio is 1.65" in event.message
+    assert "far above where it stood before, and the edge ratio is 1.65" in event.message
 
 
 class Slower(L.Callback):

@@ -23,6 +23,7 @@ def test_rules_are_checked():
 
 
 BROKEN = [1.5, *[0.1] * 30]
+DOUBLING = [2.0**k for k in range(13)]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,9 @@ BROKEN = [1.5, *[0.1] * 30]
         ({"merge_confirm": 1}, distinct([8, 7, 8, 7]), ("neurons_merged", 3)),
         ({"betti_confirm": 1}, persistences([3, 4]), ("betti_changed", 1)),
         ({"diagram_jump": 0.1}, persistences([0.2], "log_bottleneck_0"), ("diagram_jump", 0)),
-        ({"loss_window": 1}, losses([1.0, 9.0]), ("instability", 1)),
+        ({"loss_rises": 2}, losses([*[1.0] * 20, *DOUBLING]), ("instability", 31)),
+        ({"loss_window": 2}, losses([*[1.0] * 20, *DOUBLING]), ("instability", 29)),
+        ({"edge_rises": 2}, [*sharpnesses([1.0] * 3), *losses([*[1.0] * 20, *DOUBLING], 21)], ("instability", 52)),
     ],
 )
 def test_each_rule_decides_its_event(rules, found, more):

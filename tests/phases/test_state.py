@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning_topo.phases import DetectorState, Phase, observe, replay
 from lightning_topo.phases._edge import BandState, EdgeState
 from lightning_topo.phases._state import Breakdown
-from tests.phases.series import QUICK, in_any_order, measurements
+from tests.phases.series import QUICK, in_any_order, losses, measurements
 
 
 @given(measurements, st.integers(0, 60))
@@ -45,6 +45,17 @@ def test_a_state_with_the_edge_of_one_source_is_read():
     assert state.phase is Phase.EDGE_OF_STABILITY
     assert state.edge.source == "sharpness"
     assert state.stability.losses == (1.0,)
+
+
+def test_a_state_from_before_levels_were_kept_goes_on_from_its_recent_losses():
+    run = replay(losses([2.0, *[1.0] * 60]))
+    plain = run.state.to_dict()
+    for name in ("calm", "climb"):
+        del plain["stability"][name]
+    state = DetectorState.from_dict(plain)
+    assert (state.stability.calm, state.stability.climb.level) == (None, None)
+    state, _ = observe(state, losses([1.0], 61)[0])
+    assert state.stability.climb.level == 6.0
 
 
 BROKEN = {"a": Breakdown(3, 1.5, 4)}
@@ -92,6 +103,7 @@ def test_a_state_is_plain_enough_for_a_checkpoint_that_runs_no_code(found):
         {"edge": {"bands": {}, "source": "sharpness"}},
         {"edge": {"bands": {}, "source": "nothing"}},
         {"distinct": {"a": {"floor": "many", "recent": []}}},
+        {"stability": DetectorState().to_dict()["stability"] | {"climb": {"n_losses": 1}}},
     ],
 )
 def test_what_is_no_state_is_refused(changed):

@@ -197,15 +197,29 @@ def _after_loss(outcome: Outcome, evidence: Evidence, lowest: Level) -> Advice:
     """Where the loss had fallen and is back, though nothing else says that training failed."""
     words = _Words(evidence.limits)
     then = evidence.limits.at(lowest.step) if words.is_known else None
-    was_lower = then is not None and then < HALF * words.present
-    rate = floor2(then if then is not None and was_lower else HALF * words.present)
-    reasons = [
+    rates, reasons = [], []
+    if then is not None and then < HALF * words.present:
+        rates.append(then)
+        reasons.append(f"At step {lowest.step:,} the learning rate was {then:.3g}.")
+    # What the loss of all that was learned has made of the curvature says nothing of how it began.
+    edges = {s: e for s, e in evidence.edges.items() if s < evidence.loss.sound_until and e >= 1.0}
+    if edges:
+        at = max(edges, key=lambda s: edges[s])
+        own = (evidence.limits.at(at) if words.is_known else None) or words.present
+        rates.append(MARGIN * own / edges[at])
+        reasons.append(
+            f"At step {at:,} the edge ratio was {edges[at]:.3g}: below the edge is at most "
+            f"{words.rate(floor2(own / edges[at]))}, and the advice stays {1.0 - MARGIN:.0%} below that."
+        )
+    if not rates:
+        rates.append(HALF * words.present)
+        reasons.append(f"No measurement sets a lower limit: {HALF:.0%} of the rate is a guess.")
+    rate = floor2(min(rates))
+    reasons.insert(
+        0,
         f"The loss had fallen from {evidence.loss.first:.3g} to {lowest.loss:.3g} by step {lowest.step:,}, and is "
         f"{evidence.loss.last:.3g} in the last steps: what was learned is lost.",
-        f"At step {lowest.step:,} the learning rate was {then:.3g}."
-        if was_lower
-        else f"No measurement sets a lower limit: {HALF:.0%} of the rate is a guess.",
-    ]
+    )
     if outcome.coverage is not None and outcome.coverage.open:
         reasons.append(f"r of {outcome.coverage.open:,} steps is not known: neurons may have met in them.")
     reasons.append(

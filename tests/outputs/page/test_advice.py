@@ -193,6 +193,21 @@ def test_a_loss_that_fell_and_came_back_asks_for_the_rate_at_which_it_was_lowest
     assert advice_on(*rates, *still, ratio(1, 0.2)).decision.startswith("As far as r goes, keep")
 
 
+def test_a_loss_that_came_back_asks_for_a_rate_below_the_edge_where_that_was_measured() -> None:
+    losses = [loss(k, 2.3 - 0.02 * min(k, 80) if k <= 90 else 2.35) for k in range(1, 201)]
+    said = advice_on(rate(1, 2.0), *losses, ratio(1, 0.2), *(edge(k, 1.01) for k in range(25, 201, 25)))
+    assert said.learning_rate == floor2(2.0 * MARGIN / 1.01)
+    assert said.reasons[1].startswith("At step 25 the edge ratio was 1.01: below the edge is at most 1.9,")
+    assert not any("guess" in reason for reason in said.reasons)
+    # Without a known rate in factors of the present one, and what the failure made of the curvature does not count.
+    blown_up = [loss(k, 2.3 - 0.02 * min(k, 80) if k <= 90 else 9.0) for k in range(1, 201)]
+    said = advice_on(*blown_up, ratio(1, 0.2), edge(80, 1.25), edge(120, 40.0))
+    assert said.decision == "Lower the learning rate to 0.64 times the present one."
+    below = advice_on(rate(1, 2.0), *losses, ratio(1, 0.2), *(edge(k, 0.8) for k in range(25, 201, 25)))
+    assert below.learning_rate == 1.0
+    assert any("is a guess" in reason for reason in below.reasons)
+
+
 def test_equal_neurons_that_part_are_no_matter_of_the_rate() -> None:
     said = advice_on(rate(1, 0.1), ratio(1, 0.1), ratio(2, math.inf), ratio(3, 0.2))
     assert said.decision.startswith("Keep the learning rate 0.1: neurons that were equal have parted")
