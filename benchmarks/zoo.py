@@ -32,7 +32,7 @@ from lightning_topo.neurons._one_run import record_run, significant
 
 ACCEPTED = (
     INPUT, "an output of the model", "classes", "a vocabulary", "positions in space", "positions in time", "tokens",
-    "a Fourier transform along it", "it is a single number", "the loss of the step does not depend on it",
+    "a Fourier transform along it", "it is a single number", "the recorded step does not use it, though others may",
 )  # fmt: skip
 """Why a parameter may be in no group: reasons that a person accepts. All others count as unexplained."""
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+UNUSED = "the recorded step does not use it, though others may"
+"""The reason of a parameter that no loss of the recorded step descends from."""
+
 
 @dataclass(frozen=True, slots=True)
 class ParameterCoverage:

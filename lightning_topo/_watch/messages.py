@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_topo._parameter_coverage import ParameterCoverage
+from lightning_topo._parameter_coverage import UNUSED, ParameterCoverage
 from lightning_topo._watch.membership import Change
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 
@@ -152,6 +152,11 @@ def unwatched(uncovered: Sequence[ParameterCoverage], n_entries: int, step: int,
     """
     if not uncovered:
         return None
+    unused = [one for one in uncovered if one.reason == UNUSED]
+    share = 100 * sum(one.numel for one in unused) / n_entries
+    apart = f" The first step does not use {share:.3g} % of all entries: their neurons are unwatched." if share else ""
+        f" The first step does not use {share:.3g} % of all entries: their neurons are not watched." if share else ""
+    )
     named = "; ".join(f"{one.param} ({one.reason})" for one in uncovered[:_MOST_NAMED])
     n = len(uncovered)
     of_all = f"{100 * sum(one.numel for one in uncovered) / n_entries:.3g} % of all entries"
@@ -162,7 +167,7 @@ def unwatched(uncovered: Sequence[ParameterCoverage], n_entries: int, step: int,
         step,
         epoch,
         value=float(n),
-        message=f"{several + ':' if n > 1 else one_alone} {named}.",
+        message=f"{several + ':' if n > 1 else one_alone} {named}.{apart}",
         remedy="Often nothing: inputs and outputs of a network have no exchangeable neurons. Otherwise name a group by "
         "hand: TopologyMonitor(groups=[..., *declare_neurons(module, ...)]).",
     )

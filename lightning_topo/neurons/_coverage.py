@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from lightning_topo._parameter_coverage import ParameterCoverage
+from lightning_topo._parameter_coverage import UNUSED, ParameterCoverage
 from lightning_topo._tape import Tape
 from lightning_topo.neurons._coupling import leaves
 from lightning_topo.neurons._group import NeuronGroup
@@ -38,7 +38,7 @@ def parameter_coverage(
             elif all(tape.obstacle for tape in tapes):
                 reason = tapes[0].obstacle
             elif name not in reached:
-                reason = "the loss of the step does not depend on it"
+                reason = UNUSED
             else:
                 reason = _frozen(trace, name)
             found[name] = ParameterCoverage(name, tape.values[slot].numel(), inside, reason)

@@ -23,7 +23,7 @@ def test_an_unused_parameter_and_an_output_say_why_they_are_in_no_group() -> Non
     found = groups_from_tapes(recorder.end())
     reasons = {entry.param: entry.reason for entry in found.uncovered}
     assert reasons.keys() == {"idle.weight", "idle.bias", "net.2.bias"}
-    assert reasons["idle.weight"] == "the loss of the step does not depend on it"
+    assert reasons["idle.weight"] == "the recorded step does not use it, though others may"
     assert "classes" in reasons["net.2.bias"]
     assert found.uncovered[0].param == "idle.weight"
 

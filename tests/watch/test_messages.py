@@ -12,7 +12,7 @@ from lightning_topo._watch.messages import (
     unseen_step,
     unwatched,
 )
-from lightning_topo.neurons._coverage import ParameterCoverage
+from lightning_topo.neurons._coverage import UNUSED, ParameterCoverage
 from lightning_topo.phases import DETECTED
 
 
@@ -44,3 +44,9 @@ def test_the_largest_parameters_without_a_group_are_named_with_their_reasons():
     said = "One trainable parameter, 0.45 % of all entries, belongs to no group of neurons. It is b (an output)."
     assert alone.message == said
     assert unwatched([], 450, 1, 0) is None
+
+
+def test_the_share_that_the_first_step_does_not_use_is_said():
+    left = [ParameterCoverage("expert.weight", 12, (), UNUSED), ParameterCoverage("head.bias", 2, (), "an output")]
+    assert "The first step does not use 75 % of all entries" in unwatched(left, 16, 1, 0).message
+    assert "does not use" not in unwatched(left[1:], 16, 1, 0).message
