@@ -155,8 +155,6 @@ def unwatched(uncovered: Sequence[ParameterCoverage], n_entries: int, step: int,
     unused = [one for one in uncovered if one.reason == UNUSED]
     share = 100 * sum(one.numel for one in unused) / n_entries
     apart = f" The first step does not use {share:.3g} % of all entries: their neurons are unwatched." if share else ""
-        f" The first step does not use {share:.3g} % of all entries: their neurons are not watched." if share else ""
-    )
     named = "; ".join(f"{one.param} ({one.reason})" for one in uncovered[:_MOST_NAMED])
     n = len(uncovered)
     of_all = f"{100 * sum(one.numel for one in uncovered) / n_entries:.3g} % of all entries"
