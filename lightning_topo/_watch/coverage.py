@@ -41,9 +41,6 @@ class _Stretch:
         bounds = [bound for bound in (self.bound, certificate.bound) if bound is not None]
         return replace(self, last=step, bound=max(bounds, default=None))
 
-    def goes_on(self, certificate: Certificate) -> bool:
-        return (self.state, self.cause) == (certificate.state, certificate.cause)
-
 
 @dataclass(slots=True)
 class Coverage:
@@ -144,7 +141,8 @@ class Coverage:
         if noted < step - 1 and certificate.state in (StepState.SPANNED, StepState.OPEN):
             self._ended += [(group, one) for one in (stretch, _at_rest(noted, step - 1)) if one is not None]
             stretch, noted = None, step - 1
-        if stretch is not None and stretch.goes_on(certificate) and follows:
+        what = certificate.state, certificate.cause
+        if stretch is not None and follows and (stretch.state, stretch.cause) == what:
             self._stretches[group] = stretch.joined(step, certificate)
             return
         if stretch is not None:

@@ -24,7 +24,7 @@ def test_a_rule_that_fails_bars_only_what_it_touches(monkeypatch: pytest.MonkeyP
         first, second = find_neuron_groups(model, X)
     assert (first.name, first.status) == ("0", "incoming_only")
     assert "the rule failed of aten.tanh.default (KeyError: 'no such axis')" in first.reason
-    assert "the rule of aten.tanh.default failed" in caplog.text
+    assert "rule for aten.tanh.default failed" in caplog.text
     assert (second.name, second.n, second.status) == ("2", 6, "verified")
 
 

@@ -382,7 +382,7 @@ def test_what_is_known_of_each_step_can_be_seen_and_read(browser: Browser) -> No
 
 def test_no_line_of_measured_ratios_leads_over_steps_of_which_nothing_is_claimed(browser: Browser) -> None:
     rate = Measurement(1, 0, "training", "", {"learning_rate": 0.3})
-    page = browser.open([record(*OPENED, rate, ratio(18, 0.2))])
+    page = browser.open([replace(record(*OPENED, rate, ratio(18, 0.2)), run_id="with a rate")])
     for chart, name in (("rates", "\u03b7*, where r is 1"), ("worst", "largest r")):
         drawn = next(t for t in traces(page, chart) if t["name"] == name)
         heights = dict(zip(drawn["x"], drawn["y"], strict=True))
