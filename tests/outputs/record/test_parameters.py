@@ -44,7 +44,7 @@ def test_every_parameter_has_its_groups_or_a_reason(tmp_path, capsys):
         ("net.3", "6", "verified"),
     ]
     assert all(bool(p.groups) != bool(p.reason) for p in table.parameters)
-    assert "does not depend" in found["unused"].reason
+    assert "does not use it" in found["unused"].reason
     assert "not trained" in found["frozen"].reason
     assert "classes" in found["net.5.bias"].reason
     [event] = [e for e in record.events if e.name == "unwatched_parameters"]
