@@ -5,6 +5,11 @@ from dataclasses import dataclass
 UNUSED = "the recorded step does not use it, though others may"
 """The reason of a parameter that no loss of the recorded step descends from."""
 
+NOT_MET = "the recorded losses of the step did not meet it"
+"""The reason of a parameter that the record of the step does not know."""
+
+NOT_TRAINED = "it is not trained"
+
 
 @dataclass(frozen=True, slots=True)
 class ParameterCoverage:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_topo._tape.collectives import receives
 from lightning_topo._tape.draws import generators_kept
+from lightning_topo._tape.memory_map import DERIVATIVES
 from lightning_topo._tape.program import Tape
 from lightning_topo._tape.replay import HALF, CannotReplay, replay
 
@@ -56,7 +57,7 @@ def _judged(
     if tape.gradient_obstacle or (receives(tape) and average is None):
         return tape
     if gradients is None:
-        if tape.functions:
+        if _doubtful(tape):
             return tape.replaced(
                 gradient_obstacle=f"{_functions(tape)} may define a gradient other than its derivative"
             )
@@ -84,7 +85,7 @@ def _with_factor(tape: Tape, factor: float | None, multiple: float | None, toler
     if factor is None or not multiple:
         return tape
     factor /= multiple
-    if tape.functions and not abs(factor - 1.0) <= 10 * tolerance:
+    if _doubtful(tape) and not abs(factor - 1.0) <= 10 * tolerance:
         return tape.replaced(
             gradient_obstacle=f"the step's gradient is {factor:.3g} times the replay's: "
             f"{_functions(tape)} may define a gradient other than its derivative"
@@ -234,6 +235,11 @@ def _tolerance(tape: Tape) -> float:
     if dtypes & set(HALF):
         return 1e-2
     return 1e-4 if dtypes & {torch.float32, torch.complex64} else 1e-8
+
+
+def _doubtful(tape: Tape) -> bool:
+    """Whether the step has called an autograd function whose backward pass may not be the derivative."""
+    return not DERIVATIVES.issuperset(tape.functions.values())
 
 
 def _functions(tape: Tape) -> str:

@@ -15,6 +15,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from lightning_topo._tape.program import Call, Layout, Slot, alias, bits, region, set_data
 
 Key = tuple[Any, ...]
+DERIVATIVES = frozenset({"torch.nn.parallel.distributed._DDPSink", "torch.utils.checkpoint.CheckpointFunction"})
+"""Torch's autograd functions whose backward pass is the derivative of what their forward pass computes."""
+
 _FRESH = itertools.count(1)  # no address is as small
 
 
@@ -325,7 +328,7 @@ class MemoryMap:
                 self.handed_out.add(slot)
                 return origin
         if isinstance(tensor.grad_fn, BackwardCFunction):
-            self.functions[slot] = tensor.grad_fn.name().removesuffix("Backward")
+            self.functions[slot] = _function(tensor.grad_fn)
             self.connected[slot] = True
         return slot
 
@@ -337,6 +340,13 @@ class MemoryMap:
         if self._renewed:
             storage = self._renewed.get(storage, storage)
         return (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, True)
+
+
+def _function(grad_fn: BackwardCFunction) -> str:
+    """The name of an autograd function; of those that are known to be true, with their module."""
+    function = getattr(grad_fn, "_forward_cls", type(grad_fn))
+    whole = f"{function.__module__}.{function.__qualname__}"
+    return whole if whole in DERIVATIVES else grad_fn.name().removesuffix("Backward")
 
 
 def _is_all_bytes(tensor: Tensor) -> bool:

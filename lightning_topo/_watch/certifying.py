@@ -94,10 +94,21 @@ class Certifying:
         if self._bounds is not None:
             self._bounds.forget_path()
 
-    def leave_open(self, step: int, cause: OpenCause, names: Sequence[str] | None = None) -> None:
-        """An update that moved these parameters, by default all, was not measured: the step is open."""
-        groups = [g for g in self._snapshots.own if names is None or not set(names).isdisjoint(g.parameter_names)]
-        self._coverage.note(step, {group.name: Certificate.open(cause) for group in groups})
+    def leave_open(
+        self,
+        step: int,
+        cause: OpenCause,
+        names: Sequence[str] | None = None,
+        *,
+        groups: Sequence[str] | None = None,
+    ) -> None:
+        """An update that moved these parameters, by default all, was not measured: the step is open.
+
+        Of all groups with these parameters, or of these `groups` among them.
+        """
+        moved = [g for g in self._snapshots.own if names is None or not set(names).isdisjoint(g.parameter_names)]
+        chosen = [group.name for group in moved if groups is None or group.name in groups]
+        self._coverage.note(step, dict.fromkeys(chosen, Certificate.open(cause)))
         self.moved_outside()
 
     def settle(

@@ -1,12 +1,12 @@
 """Find the neurons of the training module in its own first step, as that runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_topo._parameter_coverage import ParameterCoverage
+from lightning_topo._parameter_coverage import NOT_MET, ParameterCoverage
 from lightning_topo._protection import without_collection
 from lightning_topo._tape import Tape, outside_modes
 from lightning_topo._tape.names import clean_name
@@ -16,6 +16,7 @@ from lightning_topo.neurons import FoundNeurons, NeuronGroup, Rows, groups_from_
 from lightning_topo.neurons._capture import FLAT, Sharding, sharding, whole_copy
 from lightning_topo.neurons._coverage import whole_coverage
 from lightning_topo.neurons._fallback import incoming_groups
+from lightning_topo.neurons._later_steps import joined
 from lightning_topo.neurons._partly_trained import told_apart_by_frozen, with_reason
 
 _NO_LOSS = "the step had no loss to follow"
@@ -48,6 +49,7 @@ class Finding:
         self.problems: list[Problem] = []
         self.drawn: frozenset[str] = frozenset()
         self.coverage: tuple[ParameterCoverage, ...] = ()
+        self._known: FoundNeurons | None = None
         self._training, self._seed = training, seed
         self.is_complete: bool = declared is not None and not any(isinstance(one, str) for one in declared)
         self._declared = tuple(one for one in declared or () if isinstance(one, NeuronGroup))
@@ -57,12 +59,15 @@ class Finding:
         )
 
     @outside_modes()
-    def groups(self, tapes: Sequence[Tape], obstacle: str) -> tuple[NeuronGroup, ...]:
-        """The groups that these tapes show, the same on every process. A collective."""
-        ranks = self._training.ranks
+    def groups(self, tapes: Sequence[Tape], obstacle: str, *, adds: bool = False) -> tuple[NeuronGroup, ...]:
+        """The groups that these tapes show, the same on every process; those known besides if it `adds`. A collective.
+
+        What is added is joined with the groups known as `joined` says.
+        """
+        ranks, known = self._training.ranks, self._known if adds else None
         structure = self._structure()
-        found: FoundNeurons = ranks.first("groups", lambda: self._found(tapes, obstacle, structure))
-        self.coverage, self.drawn = found.coverage, found.drawn
+        found: FoundNeurons = ranks.first("groups", lambda: self._found(tapes, obstacle, structure, known))
+        self._known, self.coverage, self.drawn = found, found.coverage, found.drawn
         self.problems = list(_problems(found))
         return tuple(group for group in found.groups if group.n > 1)
 
@@ -88,16 +93,28 @@ class Finding:
             return self._training.module
         return whole_copy(self._training.root, mine=self._training.ranks.rank == 0, values=False)
 
-    def _found(self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None) -> FoundNeurons:
-        with without_collection():
-            found = self._groups(tapes, obstacle, structure)
+    def _found(
+        self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None, known: FoundNeurons | None
+    ) -> FoundNeurons:
         parameters = {clean_name(name): p for name, p in (structure or self._training.module).named_parameters()}
+        with without_collection():
+            found = self._present(tapes, obstacle, structure, parameters)
+        if known is None:
+            return found
+        found = joined(known, found)
+        return replace(found, coverage=whole_coverage(found.coverage, found.groups, parameters, NOT_MET))
+
+    def _present(
+        self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None, parameters: Mapping[str, Tensor]
+    ) -> FoundNeurons:
+        """What these tapes show, and the coverage of all parameters by it."""
+        found = self._groups(tapes, obstacle, structure)
         values = {name: value for tape in (() if obstacle else tapes) for name, value in tape.named_values.items()}
         left_out = [group for group in found.groups if told_apart_by_frozen(group, values)]
         groups = tuple(group for group in found.groups if group not in left_out)
         found = replace(found, groups=groups, coverage=with_reason(found.coverage, left_out))
         measured = [group for group in groups if group.n > 1]
-        otherwise = found.refused[0] if found.refused else "the recorded losses of the step did not meet it"
+        otherwise = found.refused[0] if found.refused else NOT_MET
         return replace(found, coverage=whole_coverage(found.coverage, measured, parameters, otherwise))
 
     def _groups(self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None) -> FoundNeurons:

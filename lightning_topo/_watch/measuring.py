@@ -61,7 +61,9 @@ class Measuring:
 
         In the groups `keeps_merged` no merged neurons part again, as far as the recorded step shows.
         """
-        self.snapshots, self._lost, self._has_begun = snapshots, lost, True
+        present = {group.name for group in snapshots.groups}
+        self._lost = [name for name in dict.fromkeys((*self._lost, *lost)) if name not in present]
+        self.snapshots, self._has_begun = snapshots, True
         self._certifying = Certifying(
             snapshots, steps, self._probing, self.coverage, limited=self._limited, keeps_merged=keeps_merged
         )
@@ -70,10 +72,10 @@ class Measuring:
         """Let all copies go: nothing is measured any more."""
         self.snapshots = self._certifying = None
 
-    def leave_open(self, step: int, names: Sequence[str] | None = None) -> None:
-        """Say that a step before neurons were found is not covered, of groups with these parameters or of all."""
+    def leave_open(self, step: int, names: Sequence[str] | None = None, *, groups: Sequence[str] | None = None) -> None:
+        """Say that a step before neurons were found is not covered, of these groups, or with these parameters."""
         assert self._certifying is not None
-        self._certifying.leave_open(step, OpenCause.UNKNOWN_NEURONS, names)
+        self._certifying.leave_open(step, OpenCause.UNKNOWN_NEURONS, names, groups=groups)
 
     def rest(self, step: int) -> None:
         """Note a step that has moved nothing."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning_topo._parameter_coverage import UNUSED, ParameterCoverage
 from lightning_topo._watch.membership import Change
+from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 
 _MOST_NAMED = 3
@@ -95,6 +96,21 @@ def members_changed(
     )
 
 
+def parts_used(groups: Sequence[NeuronGroup], since: int, step: int, epoch: int) -> TopologyEvent:
+    """Parts that the first step did not use are trained, and their neurons found."""
+    named = _named([group.name for group in groups], "groups")
+    earlier = f"step {since:,}" if since == step - 1 else f"steps {since:,} to {step - 1:,}"
+    left = f" Before that they are open, as they were not known: {earlier}." if since < step else ""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        value=float(len(groups)),
+        message=f"The first step did not use {named}, later ones do. They are watched from step {step:,} on.{left}",
+        remedy="Nothing to do: `lightning-topo neurons` lists all groups.",
+    )
+
+
 def lost_beginning(groups: Sequence[str], step: int, epoch: int) -> TopologyEvent:
     """The record no longer gives the clouds of the beginning."""
     return TopologyEvent(
@@ -145,16 +161,20 @@ def unseen_step(optimizers: Sequence[object], names: Sequence[str], step: int, e
     )
 
 
-def unwatched(uncovered: Sequence[ParameterCoverage], n_entries: int, step: int, epoch: int) -> TopologyEvent | None:
+def unwatched(
+    uncovered: Sequence[ParameterCoverage], n_entries: int, step: int, epoch: int, *, looks_again: bool = True
+) -> TopologyEvent | None:
     """Trainable parameters that belong to no group, with the largest and their reasons; None where there are none.
 
-    `uncovered` begins with the largest; `n_entries` is the size of all trainable parameters.
+    `uncovered` begins with the largest; `n_entries` is the size of all trainable parameters. `looks_again` where a step
+    that uses others than the first is looked at.
     """
     if not uncovered:
         return None
     unused = [one for one in uncovered if one.reason == UNUSED]
     share = 100 * sum(one.numel for one in unused) / n_entries
-    apart = f" The first step does not use {share:.3g} % of all entries: their neurons are unwatched." if share else ""
+    what = "looked for when they move" if looks_again else "unwatched"
+    apart = f" The first step does not use {share:.3g} % of all entries: their neurons are {what}." if share else ""
     named = "; ".join(f"{one.param} ({one.reason})" for one in uncovered[:_MOST_NAMED])
     n = len(uncovered)
     of_all = f"{100 * sum(one.numel for one in uncovered) / n_entries:.3g} % of all entries"

@@ -249,8 +249,8 @@ class Watch:
                 if not self._measuring.has_begun:
                     self._start(step)
                 elif self._neurons.is_again_wanted:
-                    self._neurons.begin_again()
-                    self._tell_neurons(step)
+                    if self._neurons.begin_again(step):
+                        self._tell_neurons(step)
                 else:
                     self._neurons.follow_members(step)
                 due = self._measuring.due("step", step)
@@ -375,7 +375,9 @@ class Watch:
             self._reporting.event(resumption)
         self._tell_neurons(step)
         finding = self._neurons.finding
-        if (event := unwatched(finding.uncovered, finding.n_entries, step, training.epoch)) is not None:
+        is_whole = finding.sharding == "whole"
+        event = unwatched(finding.uncovered, finding.n_entries, step, training.epoch, looks_again=is_whole)
+        if event is not None:
             self._reporting.event(event)
         snapshots.worker = self._worker
 

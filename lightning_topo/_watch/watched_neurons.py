@@ -4,19 +4,24 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from lightning_topo._parameter_coverage import UNUSED
 from lightning_topo._tape import runs_compiled_code
 from lightning_topo._watch.finding import Finding
-from lightning_topo._watch.findings_exchange import Exchange
+from lightning_topo._watch.findings_exchange import EXCHANGE_STEPS, Exchange
 from lightning_topo._watch.measuring import Measuring
 from lightning_topo._watch.membership import Membership
-from lightning_topo._watch.messages import left_open, members_changed
+from lightning_topo._watch.messages import left_open, members_changed, parts_used
 from lightning_topo._watch.probing import Probing
 from lightning_topo._watch.recording import Recording
 from lightning_topo._watch.snapshots import Snapshots, kept_shards
 from lightning_topo._watch.steps import Steps
 from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
+from lightning_topo._watch.unused_parts import UnusedParts
 from lightning_topo.neurons import NeuronGroup
+
+MOST_TRIES = 8
+"""Steps in a row that are recorded until one uses what is looked for: networks may take turns, or be drawn."""
 
 
 class WatchedNeurons:
@@ -45,6 +50,9 @@ class WatchedNeurons:
         self._idle: list[int] = []  # steps before it, without a loss, in which nothing moved
         self._looked_for: set[str] = set()  # parameters in no group, for which another step was looked at
         self._joined: tuple[int, frozenset[str]] | None = None  # those of them that wait, and the step they joined in
+        self._unused, self._has_unused = UnusedParts(), False
+        self._replaces = False  # whether the groups known hold no more when neurons are looked for again
+        self._n_tries = 0
 
     @property
     def wants_step(self) -> bool:
@@ -67,12 +75,12 @@ class WatchedNeurons:
         """Let copies of shards go."""
         self._shards = None
 
-    def find(self) -> Sequence[NeuronGroup]:
-        """Find the neurons on the part of the present batch recorded so far; a collective."""
+    def find(self, *, adds: bool = False) -> Sequence[NeuronGroup]:
+        """Find the neurons on the part of the present batch recorded so far; a collective. Others stay if it `adds`."""
         if not self.groups:
             tapes = self._recording.so_far()
             self._n_followed = len(tapes)
-            self.groups = self.finding.groups(tapes, self._recording.obstacle_to_neurons)
+            self.groups = self.finding.groups(tapes, self._recording.obstacle_to_neurons, adds=adds)
         return self.groups
 
     def wait(self, step: int) -> bool:
@@ -116,22 +124,49 @@ class WatchedNeurons:
         self._shards = None
         return snapshots
 
-    def begin_again(self) -> None:
-        """Look at those of a module that has other parameters now than in the first step."""
-        self.is_again_wanted = False
+    def begin_again(self, step: int) -> bool:
+        """Look at those of a module that has other parameters now than in the first step, or uses others.
+
+        False where this step does not show what is looked for: the next one may. A collective.
+        """
         assert self._measuring.snapshots is not None
-        reference, known = self._measuring.snapshots.reference, self.groups
+        if not self._replaces and self._is_too_early():
+            self._n_tries += 1
+            return False
+        self.is_again_wanted, self._n_tries = False, 0
+        reference, known, since = self._measuring.snapshots.reference, self.groups, self._unused.moved_since
         self.groups = ()
-        self._look(known).take_over(reference)
+        self._look(known, adds=not self._replaces).take_over(reference)
+        self._unused.looked(step)
         if self._joined is not None:  # that step has moved them unseen
             self._measuring.leave_open(self._joined[0], list(self._joined[1]))
             self._joined = None
+        self._tell_added([group for group in self.groups if group.name not in {one.name for one in known}], since, step)
+        return True
+
+    def _is_too_early(self) -> bool:
+        """Whether this step uses none of the parameters that are looked for, and a later one may."""
+        wanted = self._unused.moved_since.keys()
+        tapes = self._recording.so_far()
+        is_unused = self._training.ranks.first(
+            "whether it is used", lambda: all(wanted.isdisjoint(tape.params) for tape in tapes)
+        )
+        return is_unused and self._n_tries < MOST_TRIES
+
+    def _tell_added(self, added: Sequence[NeuronGroup], since: Mapping[str, int], step: int) -> None:
+        """Say that neurons of unused parts are watched from now on, and that steps before were open for them."""
+        if not added or not since:
+            return
+        firsts = {g.name: min((since[p] for p in g.parameter_names if p in since), default=step) for g in added}
+        for unseen in range(min(firsts.values()), step):
+            self._measuring.leave_open(unseen, groups=[name for name, first in firsts.items() if first <= unseen])
+        self._exchange.events.append(parts_used(added, min(firsts.values()), step, self._training.epoch))
 
     def follow_members(self, step: int) -> None:
-        """Take in which parameters joined or left the training in this step.
+        """Take in which parameters joined or left the training in this step, and which moved for the first time.
 
-        Those that join and are in no group may have been left out because they were not trained: they are looked for
-        once more.
+        Those that join and are in no group may have been left out because they were not trained, and others because the
+        first step did not use them: they are looked for once more.
         """
         assert self._measuring.snapshots is not None
         assert self._membership is not None
@@ -143,18 +178,33 @@ class WatchedNeurons:
             self._looked_for |= alone
             self._joined = (step, alone) if alone else None
             self.is_again_wanted = change.are_new or bool(alone)  # on the next step as it runs
+            self._replaces = self.is_again_wanted
             groups = self._measuring.snapshots.refer_from(step, change.names)
             event = members_changed(change, groups, step, self._training.epoch, are_looked_for=self.is_again_wanted)
             self._exchange.events.append(event)
+        elif self._wants_unused(step):
+            self.is_again_wanted, self._replaces = True, False
+
+    def _wants_unused(self, step: int) -> bool:
+        """Whether parts that the recorded steps did not use have moved. A collective, now and then."""
+        if not self._has_unused:
+            return False
+        if self._training.ranks.size == 1:
+            return self._unused.wants_look(step)
+        wants = self._unused.wants_look(step)
+        return step % EXCHANGE_STEPS == 0 and self._training.ranks.first("whether unused parts move", lambda: wants)
 
     def report_problems(self, step: int) -> None:
         """Report which groups are without proof."""
         for k, problem in enumerate(self.finding.problems):  # numbered: several may belong to no group
             self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
 
-    def _look(self, known: Sequence[NeuronGroup]) -> Snapshots:
-        """Find the neurons on the recorded step, and measure them instead of those `known` before."""
-        self.find()
+    def _look(self, known: Sequence[NeuronGroup], *, adds: bool = False) -> Snapshots:
+        """Find the neurons on the recorded step, and measure them instead of those `known` before.
+
+        If it `adds`, those known stay.
+        """
+        self.find(adds=adds)
         self._probing.order.update({group.name: k for k, group in enumerate(self.groups)})
         snapshots = Snapshots(self._training, self._steps, self.groups, self._training_loss)
         names = {group.name for group in self.groups}
@@ -163,4 +213,8 @@ class WatchedNeurons:
         self._measuring.look_at(snapshots, self._steps, lost, keeps_merged=proved - self.finding.drawn)
         self._exchange.certifies = bool(self.groups) and self._measuring.certifies
         self._membership = Membership(self._training.module, self._steps)
+        # In shards there is no telling by their counters which have moved.
+        self._has_unused = snapshots.sharding == "whole" and any(c.reason == UNUSED for c in self.finding.coverage)
+        names = [one.param for one in self.finding.uncovered if one.reason == UNUSED] if self._has_unused else []
+        self._unused.follow(names, self._training.module)
         return snapshots

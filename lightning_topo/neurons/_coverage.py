@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from lightning_topo._parameter_coverage import UNUSED, ParameterCoverage
+from lightning_topo._parameter_coverage import NOT_TRAINED, UNUSED, ParameterCoverage
 from lightning_topo._tape import Tape
 from lightning_topo.neurons._coupling import leaves
 from lightning_topo.neurons._group import NeuronGroup
@@ -57,7 +57,7 @@ def whole_coverage(
     found = []
     for name, parameter in parameters.items():
         inside = tuple(by_param.get(name, ()))
-        reason = "" if inside else reasons.get(name, otherwise if parameter.requires_grad else "it is not trained")
+        reason = "" if inside else reasons.get(name, otherwise if parameter.requires_grad else NOT_TRAINED)
         numel = 0 if is_lazy(parameter) else parameter.numel()
         found.append(ParameterCoverage(name, numel, inside, reason))
     return tuple(found)

@@ -71,6 +71,8 @@ def strategy(mode, size):
         return "auto"
     if mode == "ddp":
         return DDPStrategy(process_group_backend="gloo")
+    if mode == "unused":  # DDP whose steps may leave parameters out
+        return DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
     if mode == "fsdp1":
         return CPUFSDP(auto_wrap_policy={nn.Linear}, process_group_backend="gloo")
     if mode == "zero3":

@@ -505,6 +505,39 @@ def hidden(folder, rank):
     return fit(folder, rank, "ddp", module=Hiding("ddp"))
 
 
+class Growing(Net):
+    """From the third step on, process 1 alone uses one more block."""
+
+    def __init__(self, mode="single"):
+        super().__init__(mode)
+        self.late = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 3))
+
+    def training_step(self, batch, batch_idx):
+        z = self.net(batch[0])
+        if self.trainer.global_step >= 2 and distributed.get_rank() == 1:
+            z = z + self.late(batch[0])
+        return nn.functional.cross_entropy(z, batch[1])
+
+
+def growing(folder, rank):
+    """A part that only rank 1 uses is looked for by both, and cannot be found by rank 0's steps."""
+    return fit(folder, rank, "unused", module=Growing("unused"), max_epochs=6)
+
+
+class Widening(Growing):
+    """From the third step on, both processes use one more block."""
+
+    def training_step(self, batch, batch_idx):
+        z = self.net(batch[0])
+        z = z + self.late(batch[0]) if self.trainer.global_step >= 2 else z
+        return nn.functional.cross_entropy(z, batch[1])
+
+
+def widening(folder, rank):
+    """A part that no process uses at first."""
+    return fit(folder, rank, "unused", module=Widening("unused"), max_epochs=6)
+
+
 def declared(folder, rank, mode):
     """Groups named by hand, before anything is sharded."""
     axes = {"net.0.weight": 0, "net.0.bias": 0, "net.2.weight": 1}

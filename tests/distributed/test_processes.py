@@ -58,6 +58,8 @@ NAMES = [
     "outside-1",
     "outside-2",
     "hidden",
+    "growing",
+    "widening",
     *(f"watched-{kind}-{what}" for kind in ("gathering", "normed") for what in ("everything", "nothing")),
     "uneven-sized",
     "uneven-stream",
@@ -292,6 +294,28 @@ def test_neurons_are_found_where_the_step_of_another_process_cannot_be_recorded(
     for process in pair["hidden"]:
         assert process["status"] == ["verified"] * 4
         assert process["steps"] == 8
+
+
+def test_a_part_that_no_process_uses_at_first_is_found_by_both_together(pair, out):
+    for process in pair["widening"]:
+        assert process["groups"] == ["net.0", "net.2", "net.4", "net.6", "late.0"]
+        assert process["status"] == ["verified"] * 5
+        [note] = [event for event in process["events"] if "did not use" in event["message"]]
+        assert "steps 3 to 10" in note["message"]
+    found = table(out / "widening")
+    assert found[24, "distortion", "late.0"].keys() == found[24, "distortion", "net.0"].keys()
+
+
+def test_a_part_that_only_another_process_uses_leaves_what_is_known_alone(pair):
+    for process in pair["growing"]:
+        assert process["groups"] == ["net.0", "net.2", "net.4", "net.6"]
+        assert not [event for event in process["events"] if "did not use" in event["message"]]
+
+
+def test_the_sink_by_which_ddp_finds_unused_parameters_is_no_obstacle_to_curvature(pair):
+    for process in pair["widening"]:
+        assert "probe_failed" not in [event["name"] for event in process["events"]]
+        assert {"topology/sharpness", "topology/batch_sharpness_ratio"} <= process["metrics"].keys()
 
 
 @pytest.mark.parametrize("kind", ["gathering", "normed"])

@@ -7,7 +7,7 @@ from torch import Tensor
 from lightning_topo._tape import CannotReplay, StepRecorder, Tape, accepted, replayed_gradient, tape_loss
 from lightning_topo._tape.acceptance import combined, gradient_errors
 from tests.tape.recording import recorded
-from tests.tape.steps import batch, mlp
+from tests.tape.steps import TRAININGS, batch, mlp
 
 
 class Round(torch.autograd.Function):
@@ -156,6 +156,25 @@ class Square(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient
+
+
+@pytest.mark.parametrize("kind", ["reentrant_checkpointing", "q_learning"])
+def test_torchs_own_functions_need_no_gradient_to_be_believed(kind: str) -> None:
+    made, recorder = TRAININGS[kind](), StepRecorder()
+    recorder.begin(made.module)
+    made.step(recorder, 0)
+    for tape in recorder.end():
+        assert bool(tape.functions) == (kind == "reentrant_checkpointing")
+        assert not accepted(tape).gradient_obstacle
+
+
+def test_a_users_function_of_the_same_name_is_not_believed() -> None:
+    same_name = type("CheckpointFunction", (Square,), {})
+    layer, recorder = torch.nn.Linear(3, 2), StepRecorder()
+    recorder.begin(layer)
+    recorder.loss(same_name.apply(layer(torch.randn(4, 3))).sum())
+    [tape] = recorder.end()
+    assert "CheckpointFunction may define a gradient" in accepted(tape).gradient_obstacle
 
 
 def test_a_factor_that_a_function_may_have_made_is_no_factor_of_hooks() -> None:

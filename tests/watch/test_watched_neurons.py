@@ -161,7 +161,7 @@ def test_a_parameter_in_no_group_that_comes_and_goes_is_looked_for_once(monkeypa
     watched = Watched()
     looked = []
     find = Finding.groups
-    monkeypatch.setattr(Finding, "groups", lambda *args: looked.append(1) or find(*args))
+    monkeypatch.setattr(Finding, "groups", lambda *args, **kwargs: looked.append(1) or find(*args, **kwargs))
     bias = watched.model[4].bias
     bias.requires_grad_(False)
     for _ in range(4):
@@ -170,3 +170,68 @@ def test_a_parameter_in_no_group_that_comes_and_goes_is_looked_for_once(monkeypa
     assert [group.name for group in watched.watch.groups] == ["0", "2"]
     assert len(looked) == 2
     watched.watch.close()
+
+
+class Dropping(torch.nn.Module):
+    """Uses one of its blocks in each step, as it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(two_layers() for _ in range(3))
+        self.turns = iter(())
+
+    def forward(self, x):
+        return self.blocks[next(self.turns, 0)](x)
+
+
+def in_turns(turns, n_batches):
+    watched = Watched()
+    watched.model = Dropping()
+    watched.model.turns = iter(turns)
+    watched.optimizer = torch.optim.SGD(watched.model.parameters(), lr=0.1)
+    watched.training = training_of(watched.model, watched.optimizer)
+    options = WatchSettings(probes=(Distortion(1),), max_overhead=None, on_error="raise")
+    watched.watch = Watch(watched.training, options, Outputs((watched.kept,)), None)
+    watched.batches(n_batches)
+    watched.watch.close()
+    return watched
+
+
+def names_of(*blocks):
+    return [f"blocks.{block}.{layer}" for block in blocks for layer in (0, 2)]
+
+
+def test_blocks_that_take_turns_are_found_though_no_step_has_all_of_them():
+    watched = in_turns([0, 1] * 4, 8)
+    assert [group.name for group in watched.watch.groups] == names_of(0, 1)
+    assert {group.status for group in watched.watch.groups} == {"verified"}
+    states = states_of(watched)
+    # Block 1 moves in step 2; step 3 does not show it and step 4 does.
+    assert states[3, "blocks.1.0"] == 0.0
+    assert states[8, "blocks.1.0"] == 3.0
+    assert not [step for (step, group), state in states.items() if group == "blocks.0.0" and state == 0.0]
+    [note] = [event for event in happened(watched.watch.events) if "did not use" in event.message]
+    assert (note.name, note.step, note.value) == ("gap", 4, 2.0)
+    assert "steps 2 to 3" in note.message
+
+
+def test_no_block_is_looked_for_before_it_moves_and_looks_become_rare(monkeypatch):
+    looked = []
+    find = Finding.groups
+    monkeypatch.setattr(Finding, "groups", lambda *args, **kwargs: looked.append(1) or find(*args, **kwargs))
+    assert [group.name for group in in_turns([0] * 9, 9).watch.groups] == names_of(0)
+    assert len(looked) == 1
+    watched = in_turns([0, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2], 14)
+    assert [group.name for group in watched.watch.groups] == names_of(0, 1, 2)
+    assert len(looked) == 1 + 3
+    assert max(event.step for event in watched.watch.events if "did not use" in event.message) == 13
+
+
+def test_a_block_that_is_not_shown_again_is_given_up_for_a_while(monkeypatch):
+    looked = []
+    find = Finding.groups
+    monkeypatch.setattr(Finding, "groups", lambda *args, **kwargs: looked.append(1) or find(*args, **kwargs))
+    watched = in_turns([0, 1] + [0] * 20, 22)
+    assert [group.name for group in watched.watch.groups] == names_of(0)
+    assert len(looked) == 2
+    assert {state for (step, group), state in states_of(watched).items() if group == "blocks.0.0"} == {3.0}
