@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lightning_topo._tape.program import Call, Layout, Slot, alias, bits, region, set_data
@@ -342,7 +343,7 @@ class MemoryMap:
         return (storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, True)
 
 
-def _function(grad_fn: BackwardCFunction) -> str:
+def _function(grad_fn: Node) -> str:
     """The name of an autograd function; of those that are known to be true, with their module."""
     function = getattr(grad_fn, "_forward_cls", type(grad_fn))
     whole = f"{function.__module__}.{function.__qualname__}"
