@@ -108,8 +108,8 @@ def restored(measurement: Measurement, since: int, peak: float, peak_step: int, 
 
 def instability(measurement: Measurement, found: Divergence, rules: PhaseRules) -> TopologyEvent:
     """The loss is no longer finite, explodes, or rises far beyond the edge of stability."""
-    go_back = "Go back to a checkpoint before this step and lower the learning rate, or warm it up; clip gradients."
-    value, threshold, remedy = found.loss, found.level, go_back
+    go_back = "go back to a checkpoint before this step and lower the learning rate, or warm it up; clip gradients."
+    value, threshold, remedy = found.loss, found.level, f"G{go_back[1:]}"
     if found.ratio is not None:
         value, threshold = found.ratio, rules.instability_ratio
         high = "rises beyond its own noise"
@@ -130,7 +130,8 @@ def instability(measurement: Measurement, found: Divergence, rules: PhaseRules) 
             f"row, each time within {rules.loss_memory} losses.",
         }[found.ground or Ground.SPEED]
     else:
-        message = f"The loss is {found.loss}: training has diverged."
+        message = f"The loss is {found.loss}."
+        remedy = f"If the next losses are finite again, look at this batch. Otherwise training has diverged: {go_back}"
     return TopologyEvent(
         EventName.INSTABILITY,
         measurement.step,

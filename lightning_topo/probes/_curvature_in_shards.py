@@ -1,7 +1,6 @@
 """The curvature of the step just taken where parameters lie in shards, and what an optimizer makes of it."""
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol, cast
@@ -11,11 +10,8 @@ from torch import Tensor
 
 from lightning_topo.probes._critical_sharpness import step_segment
 from lightning_topo.probes._probe import Capture
-from lightning_topo.stability import Curvature, ParameterThreshold, parameter_thresholds
+from lightning_topo.stability import Curvature, Thresholds, parameter_thresholds
 from lightning_topo.stability._finite_differences import GradientInShards, shard_finite_difference_hessian
-
-Known = Callable[[], Sequence[ParameterThreshold] | None]
-"""The optimizers' thresholds, computed anew at each call; None where they are not known."""
 
 
 class LossInShards(Protocol):
@@ -25,10 +21,12 @@ class LossInShards(Protocol):
 
 
 @contextmanager
-def curvature_of_step(capture: Capture) -> Iterator[tuple[Curvature, Known, Float[Tensor, " p"]] | None]:
-    """The Hessian after the step just taken, on its own batch; the thresholds; and the step. None without a step.
+def curvature_of_step(
+    capture: Capture,
+) -> Iterator[tuple[Curvature, Callable[[], Thresholds], Float[Tensor, " p"]] | None]:
+    """The Hessian after the step just taken, on its own batch; what computes the thresholds; and the step.
 
-    A warning says why a threshold is not known. A collective: all processes have one, or none.
+    None without a step. A collective: all processes have a threshold, or none.
     """
     segment = step_segment(capture)
     if segment is None:
@@ -45,20 +43,17 @@ def curvature_of_step(capture: Capture) -> Iterator[tuple[Curvature, Known, Floa
         yield curvature, partial(_thresholds, capture, gradient, curvature), _step(capture, gradient)
 
 
-def _thresholds(
-    capture: Capture, gradient: GradientInShards, curvature: Curvature
-) -> Sequence[ParameterThreshold] | None:
+def _thresholds(capture: Capture, gradient: GradientInShards, curvature: Curvature) -> Thresholds:
     layout, scales = gradient.layout, capture.gradient_scales
     found = parameter_thresholds(
         capture.optimizers, gradient.parameters, curvature.gradient, gradient_scales=scales, layout=layout
     )
     if not layout.anywhere(found.parameters is None):
-        return found.parameters
+        return found
     reason = found.reason or "on another process there is none"
     if capture.sharding == "zero3":
         reason = "ZeRO-3's optimizer holds other tensors than the model's parameters"
-    warnings.warn(f"sharpness: there is no sharpness_ratio ({reason})", stacklevel=2)
-    return None
+    return Thresholds(None, found.rules, reason)
 
 
 def _step(capture: Capture, gradient: GradientInShards) -> Float[Tensor, " p"]:

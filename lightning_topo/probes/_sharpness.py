@@ -24,6 +24,7 @@ from lightning_topo.stability import (
     LanczosSettings,
     LossPart,
     ParameterThreshold,
+    Thresholds,
     awaits_first_step,
     by_autograd,
     by_backward,
@@ -163,30 +164,32 @@ class Sharpness:
         params = tuple(p for p in capture.module.parameters() if p.requires_grad)
         curvature = approach.curvature(loss_fn, params)
 
-        def thresholds() -> Sequence[ParameterThreshold] | None:
+        def thresholds() -> Thresholds:
             # Not kept: for an adaptive optimizer they are three times the size of the parameters.
             return parameter_thresholds(
                 capture.optimizers, params, curvature.gradient, gradient_scales=capture.gradient_scales
-            ).parameters
+            )
 
-        values, raw, scaled = self._values(curvature, thresholds, start)
+        values, raw, scaled, reason = self._values(curvature, thresholds, start)
         if (size := approach.part_size(loss_fn)) is not None:
             values["micro_batch"] = float(size)
         # Of one value there is one series: where no threshold is known, `StepEdge` measures it on the step's own batch.
         if "sharpness_ratio" in values or capture.sharding != "whole":
             values |= directional_values(curvature, capture)
-        by_group = self._swaps(curvature, capture, thresholds() if self.swap_pairs else None)
+        by_group = self._swaps(curvature, capture, thresholds().parameters if self.swap_pairs else None)
         if self.batch_sharpness is not None:
-            at_hand = thresholds()
+            at_hand = thresholds().parameters
             del curvature  # its graph makes room
             parts = parts_of(loss_fn, self.batch_sharpness)
             n = capture.batches_per_update if self.loss_fn is None else 1
             values |= _batch_sharpness(parts, params, at_hand, replace(approach, micro_batch=None), n)
+        waits = awaits_first_step(capture.optimizers)
         return ProbeResult(
             {GLOBAL: values} | by_group,
             carry=start.followed_by(approach, raw, scaled),
             # Only once: an optimizer that waits longer is met again at the regular times.
-            again_after_step=capture.previous is None and awaits_first_step(capture.optimizers),
+            again_after_step=capture.previous is None and waits,
+            notes=() if waits else _notes(reason),
         )
 
     def _in_shards(self, capture: Capture, start: "_Start | None") -> ProbeResult:
@@ -197,15 +200,20 @@ class Sharpness:
             if found is None:
                 return ProbeResult(carry=start, wants_own_step=True)
             curvature, thresholds, step = found
-            values, raw, scaled = self._values(curvature, thresholds, start)
+            values, raw, scaled, reason = self._values(curvature, thresholds, start)
             ratio = directional_ratio(curvature, step)
         values |= {} if ratio is None else {"directional_ratio": ratio}
-        return ProbeResult({GLOBAL: values}, carry=start.followed_by(start.approach, raw, scaled), wants_own_step=True)
+        return ProbeResult(
+            {GLOBAL: values},
+            carry=start.followed_by(start.approach, raw, scaled),
+            wants_own_step=True,
+            notes=_notes(reason),
+        )
 
     def _values(
-        self, curvature: Curvature, thresholds: Callable[[], Sequence[ParameterThreshold] | None], start: "_Start"
-    ) -> tuple[dict[str, float], Tensor, Tensor | None]:
-        """The values of the whole network, and the Ritz vectors from which the next measurement starts."""
+        self, curvature: Curvature, thresholds: Callable[[], Thresholds], start: "_Start"
+    ) -> tuple[dict[str, float], Tensor, Tensor | None, str]:
+        """The values of the whole network, the Ritz vectors for the next start, and why there is no threshold."""
         settings = LanczosSettings(
             self.tolerance, max_products=self.max_products, n_largest=self.n_largest, seed=self.seed
         )
@@ -218,9 +226,11 @@ class Sharpness:
             "converged": float(raw.converged),
             "exact": float(raw.exact),
         } | {f"sharpness_{k}": value for k, value in enumerate(raw.top[1:], start=2)}
-        known = list(thresholds() or ())
+        found = thresholds()
+        known, reason = list(found.parameters or ()), found.reason or ""
+        del found
         if not known:
-            return values, raw.vector, None
+            return values, raw.vector, None, reason
         # Handed over: nobody holds them while the products are taken.
         at_hand, known = [known], None
         scaled = scaled_sharpness(curvature, at_hand.pop(), raw, start=start.scaled, settings=settings)
@@ -231,7 +241,7 @@ class Sharpness:
             "n_hvp": float(raw.n_hvp + scaled.n_hvp),
             "converged": float(raw.converged and scaled.converged),
         }
-        return values, raw.vector, None if scaled.vector is None else _compact(scaled.vector)
+        return values, raw.vector, None if scaled.vector is None else _compact(scaled.vector), ""
 
     def _approach(self, sharding: Sharding) -> Approach:
         """The first approach that is tried."""
@@ -318,6 +328,11 @@ def _compact(vector: Tensor) -> Tensor:
     """The vector as a start, which need not be exact, is kept."""
     is_large = vector.numel() * vector.element_size() > _COMPACT
     return vector.to("cpu", torch.bfloat16) if is_large else vector
+
+
+def _notes(reason: str) -> tuple[str, ...]:
+    """Why there is no threshold, for the record."""
+    return (f"There is no sharpness_ratio and no eta_lambda: {reason}.",) if reason else ()
 
 
 def _explained(approach: Approach) -> str:

@@ -74,9 +74,14 @@ def test_without_a_step_there_is_none():
 
 def test_a_threshold_that_is_not_known_is_missing_with_its_reason():
     capture, _, _ = stepped("fsdp1", lambda p: torch.optim.Rprop(p, lr=1e-3))
-    reason = pytest.warns(UserWarning, match="no sharpness_ratio .*Rprop: its step follows the signs")
-    with curvature_of_step(capture) as (_, thresholds, _), reason:
-        assert thresholds() is None
+    with curvature_of_step(capture) as (_, thresholds, _):
+        found = thresholds()
+    assert found.parameters is None
+    assert found.reason.startswith("Rprop: its step follows the signs")
+    probe = Sharpness(tolerance=1e-3)
+    measured = probe.measure(replace(capture, previous=probe.measure(capture)))
+    assert "sharpness_ratio" not in measured.values[""]
+    assert measured.notes == (f"There is no sharpness_ratio and no eta_lambda: {found.reason}.",)
 
 
 def test_the_probe_asks_for_a_recorded_step_and_then_measures_it():

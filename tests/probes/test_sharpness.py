@@ -20,6 +20,7 @@ def test_adam_has_a_ratio_only_after_its_first_step(setting):
     optimizer = torch.optim.Adam(setting[0].parameters(), lr=1e-3)
     first = Sharpness().measure(capture(setting, optimizer))
     assert first.again_after_step
+    assert not first.notes  # its second moments come with the first step
     assert "sharpness_ratio" not in first.values[""]
     trained(setting, optimizer)
     second = Sharpness().measure(capture(setting, optimizer, first))
@@ -34,8 +35,10 @@ def test_unknown_optimizers_have_no_ratio_here(setting):
     """`StepEdge` measures theirs, on the step's own batch."""
     optimizer = torch.optim.Rprop(setting[0].parameters(), lr=1e-3)
     before = trained(setting, optimizer)
-    values = Sharpness().measure(capture(setting, optimizer, before=before)).values[""]
-    assert values.keys() == {"sharpness", "residual", "n_hvp", "converged", "exact"}
+    measured = Sharpness().measure(capture(setting, optimizer, before=before))
+    assert measured.values[""].keys() == {"sharpness", "residual", "n_hvp", "converged", "exact"}
+    [note] = measured.notes
+    assert note.startswith("There is no sharpness_ratio and no eta_lambda: Rprop: its step follows the signs")
 
 
 def test_the_directional_ratio_is_that_of_the_step_taken(setting):
