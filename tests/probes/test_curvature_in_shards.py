@@ -44,7 +44,7 @@ def test_products_thresholds_and_step_are_those_of_whole_parameters(kind, make):
         assert layout.norm(along) == pytest.approx(float(expected.norm()), rel=1e-5)
         assert layout.dot(along, curvature.gradient) == pytest.approx(float(expected @ truth.gradient), rel=1e-5)
         known = parameter_thresholds([optimizer], own, truth.gradient).parameters
-        found = layout.norm(layout.spread([one.stability for one in thresholds()]) * curvature.gradient)
+        found = layout.norm(layout.spread([one.stability for one in thresholds().parameters]) * curvature.gradient)
         dense = flatten(torch.as_tensor(one.stability).expand(p.shape) for one, p in zip(known, own, strict=True))
         assert found == pytest.approx(float((dense * truth.gradient).norm()), rel=1e-6)
         moved = sum(float((p.detach() - q.detach()).square().sum()) for p, q in zip(own, whole(), strict=True))
