@@ -83,6 +83,7 @@ def _run(what: str, arguments: Sequence[str], log: str, cwd: str, env: Mapping[s
     os.dup2(written, 2)
     # Asked for, not by a timer: a timer reads the frames of running threads, and ends some processes with a fault.
     faulthandler.register(signal.SIGUSR2, chain=False)
+    faulthandler.enable()  # a process that a memory error ends shows where it was
     os.environ.update(env)
     os.chdir(cwd)
     sys.path.insert(0, cwd)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 import socket
 import time
 from pathlib import Path
@@ -12,12 +13,25 @@ from tests import warm
 
 
 def train_together(names, out, *, size=2, seconds=120):
-    """Run scenarios in `size` processes; by scenario, what each rank saw. Fails if they are not done in time."""
-    processes = launch(names, out, size)
-    codes = wait(processes, seconds)
-    if codes != [0] * size:
-        pytest.fail(f"processes ended with {codes}, None: did not end in {seconds} s\n{_tails(out, size)}")
-    return Seen({name: [_read(Path(out) / name / f"rank-{r}.json") for r in range(size)] for name in names})
+    """Run scenarios in `size` processes; by scenario, what each rank saw. Fails if they are not done in time.
+
+    A process that dies fails the scenario that was begun last; fresh processes go on with the next.
+    """
+    deadline = time.monotonic() + seconds
+    dead = {}
+    left = list(names)
+    while left:
+        codes = wait(launch(left, out, size), deadline - time.monotonic())
+        if codes == [0] * size:
+            break
+        ends = [_end(code, Path(out) / f"log-{rank}.txt") for rank, code in enumerate(codes)]
+        begun = [k for k, name in enumerate(left) if (Path(out) / name).is_dir()]
+        if not any(codes) or not begun:
+            pytest.fail(f"not done in {seconds} s, or not begun: {left}\n" + "\n".join(ends), pytrace=False)
+        dead[left[begun[-1]]] = [{} if code == 0 else {"error": end} for code, end in zip(codes, ends, strict=True)]
+        left = left[begun[-1] + 1 :]
+    done = [name for name in names if name not in dead]
+    return Seen(dead | {name: [_read(Path(out) / name / f"rank-{r}.json") for r in range(size)] for name in done})
 
 
 def free_port():
@@ -48,13 +62,14 @@ def launch(names, out, size):
 
 
 class Seen(dict):
-    """By scenario, what each rank saw; asking for one that raised fails."""
+    """By scenario, what each rank saw; asking for one that raised, or that a process died in, fails."""
 
     def __getitem__(self, name):
-        for rank, saw in enumerate(super().__getitem__(name)):
-            if "error" in saw:
-                pytest.fail(f"{name} on process {rank}: {saw['error']}", pytrace=False)
-        return super().__getitem__(name)
+        every = super().__getitem__(name)
+        errors = [f"{name} on process {rank}: {saw['error']}" for rank, saw in enumerate(every) if "error" in saw]
+        if errors:
+            pytest.fail("\n".join(errors), pytrace=False)
+        return every
 
 
 def _read(path):
@@ -77,5 +92,12 @@ def wait(processes, seconds):
                 process.wait()
 
 
-def _tails(out, size):
-    return "\n".join(f"--- process {r}\n{(Path(out) / f'log-{r}.txt').read_text()[-3000:]}" for r in range(size))
+def _end(code, log):
+    """How a process ended, and the last that it wrote."""
+    how = "was killed: it did not end" if code is None else f"ended with {_named(code)}"
+    said, _, _ = log.read_text().partition("\nExtension modules: ")  # a long list below a fault's frames
+    return f"{how}\n{said[-8000:]}"
+
+
+def _named(code):
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -593,3 +593,16 @@ class Impatient(L.Callback):
 def endless(folder, rank):
     """Until someone ends it."""
     return fit(folder, rank, "ddp", probes=by_group(), max_epochs=-1, callbacks=[Impatient()])
+
+
+def answering(folder, rank, when):
+    """Nothing but its rank."""
+    return {"rank": rank, "when": when}
+
+
+def dying(folder, rank):
+    """A memory error ends process 1."""
+    print("about to die", flush=True)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    distributed.barrier()
