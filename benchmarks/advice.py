@@ -22,7 +22,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from lightning_topo import Distortion, Sharpness, TopologyWatch
-from lightning_topo.outputs.page._advice import Evidence, advise
+from lightning_topo.outputs.page._advice import advise
+from lightning_topo.outputs.page._evidence import Evidence
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.record import read_record
 

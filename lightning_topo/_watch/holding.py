@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_topo._watch.bounds import Bounds
+from lightning_topo._watch.parameter_names import Form, form
 from lightning_topo._watch.ranks import Ranks
-from lightning_topo._watch.steps import Form, Update, form
+from lightning_topo._watch.steps import Update
 from lightning_topo.geometry import resolved_critical_ratio
 from lightning_topo.geometry._precision import wide_dtype
 from lightning_topo.neurons import NeuronGroup

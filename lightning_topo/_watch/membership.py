@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_topo._tape.names import all_names
-from lightning_topo._watch.steps import Form, Steps, form
+from lightning_topo._watch.parameter_names import Form, form
+from lightning_topo._watch.steps import Steps
 
 READ_STEPS = 50
 """The names of the module's parameters are read again every this many steps."""

@@ -5,18 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from lightning_topo._tape.names import all_names, clean_name
 from lightning_topo._watch.gradient_scales import GradientScales
+from lightning_topo._watch.kept_values import KeptValues
+from lightning_topo._watch.parameter_names import Form, ParameterNames
 from lightning_topo._watch.rates import learning_rate
-from lightning_topo._watch.same_bits import Likeness
 from lightning_topo._watch.values_after import ValuesAfter
-from lightning_topo.stability._recognition import check_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,39 +31,6 @@ class Update:
     learning_rate: float | None = None
 
 
-@dataclass(slots=True)
-class _Kept:
-    """A parameter, and its value after its last update or when it was first met."""
-
-    parameter: Tensor
-    copy: Tensor
-    version: int
-    likeness: Likeness
-
-    @staticmethod
-    def of(parameter: Tensor) -> "_Kept":
-        """A parameter with its present value."""
-        copy = parameter.detach().clone()
-        return _Kept(parameter, copy, parameter._version, Likeness(parameter, copy))
-
-    def has_moved(self) -> bool:
-        """Whether anything has written to the parameter since.
-
-        On the CPU by value: `.data` writes without counting. On a device the comparison would wait for the device.
-        """
-        if self.parameter.device.type != "cpu":
-            return self.parameter._version != self.version
-        return not self.likeness.holds()
-
-
-Form = tuple[torch.Size, torch.dtype]
-
-
-def form(parameter: Tensor) -> Form:
-    """What must stay as it is for two states of a parameter to be compared."""
-    return parameter.shape, parameter.dtype
-
-
 class Steps:
     """Sees every update of a module's trained parameters, whichever optimizer makes it, and whenever it joins.
 
@@ -80,9 +44,9 @@ class Steps:
     the parameters are still as the deferred updates left them. `on_outside` is called with the names of parameters that
     something else has moved between two updates, `on_overwritten` where it did so before the batch of the update was
     over, with whether what the update made of them is lost. `on_begin` is called before an update, with whether it runs
-    a closure and the names of its parameters, `on_end` after it and the guards. `gradients` measures what the training
-    does to a gradient before an optimizer takes it. `generation` counts up whenever parameters were added, replaced or
-    renamed. Errors here are kept in `failures`: they must not end a step.
+    a closure and the names of its parameters, `on_made` right after it with what it was, `on_end` after the guards.
+    `gradients` measures what the training does to a gradient before an optimizer takes it. Errors here are kept in
+    `failures`: they must not end a step.
     """
 
     def __init__(
@@ -94,6 +58,7 @@ class Steps:
         on_overwritten: Callable[[Optimizer, Sequence[str], bool], None] = lambda optimizer, names, is_lost: None,
         on_deferred: Callable[[bool], None] = lambda stands: None,
         on_begin: Callable[[bool, Sequence[str]], None] = lambda runs_closure, names: None,
+        on_made: Callable[[Update], None] = lambda update: None,
         on_end: Callable[[], None] = lambda: None,
         keep_copies: bool = True,
     ) -> None:
@@ -102,21 +67,19 @@ class Steps:
         self.optimizers: list[Optimizer] = []
         self.failures: list[Exception] = []
         self.gradients: GradientScales = GradientScales()
-        self.generation: int = 0
         self._module, self._on_settle, self._on_outside = module, on_settle, on_outside
         self._on_begin, self._on_end, self._on_deferred = on_begin, on_end, on_deferred
-        self._on_overwritten = on_overwritten
+        self._on_overwritten, self._on_made = on_overwritten, on_made
         self._keeps_copies = keep_copies
-        self._names: dict[int, tuple[str, ...]] = {}
-        self._places: list[tuple[Mapping[str, Tensor | None], dict[str, Tensor | None]]] = []
+        self._names = ParameterNames(module)
         self._counted: list[Any] = []
-        self._kept: dict[int, _Kept] = {}
+        self._kept = KeptValues()
         self._foreign: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
         self._running: list[Optimizer] = []
         self._values_after = ValuesAfter()
         self._present: dict[str, Tensor] | None = None
-        self._checks_later = self._is_first = self._has_lent = self._is_deferred = False
-        self.read_names()
+        self._present_in = 0  # which generation
+        self._checks_later = self._is_first = self._is_deferred = False
         _WATCHING.add(self)
         self._handles = [
             register_optimizer_step_pre_hook(self._before_update),
@@ -144,21 +107,19 @@ class Steps:
         self.guards.clear()
         _WATCHING.discard(self)
 
+    @property
+    def generation(self) -> int:
+        """Counts up whenever parameters were added, replaced or renamed."""
+        return self._names.generation + self._kept.n_met
+
     def read_names(self) -> None:
         """Read the module's parameters anew: some may have been added, replaced or renamed."""
-        names: dict[int, list[str]] = {}
-        for name, parameter in all_names(self._module.named_parameters):
-            names.setdefault(id(parameter), []).append(clean_name(name))
-        found = {key: tuple(own) for key, own in names.items()}
-        if found != self._names:
-            self.generation += 1
-        self._names, self._present = found, None
-        self._places = [(m._parameters, dict(m._parameters)) for m in self._module.modules() if m._parameters]
+        self._names.read()
+        self._present = None
 
     def forms(self) -> dict[str, Form]:
         """Shape and dtype of all parameters by each of their names; lazy ones have none yet."""
-        pairs = all_names(self._module.named_parameters)
-        return {clean_name(name): form(parameter) for name, parameter in pairs if not is_lazy(parameter)}
+        return self._names.forms()
 
     def keep(self, optimizers: Iterable[Any]) -> None:
         """Copy the parameters that these optimizers train, as far as there is no copy yet.
@@ -170,29 +131,27 @@ class Steps:
             self._counted = list(optimizers)
             return
         known = [p for optimizer in optimizers for p in _trained(optimizer)]
-        for parameter in known or [p for p in self._module.parameters() if p.requires_grad]:
-            if id(parameter) in self._names:
-                self._keep(parameter)
+        for parameter in self._names.known(known or [p for p in self._module.parameters() if p.requires_grad]):
+            self._kept.meet(parameter)
 
     def begin(self) -> None:
         """Forget updates that never ended."""
         self._running = []
         self._values_after.forget()
         self._present = None  # parameters may have been frozen or thawed
-        if not all(_same_parameters(now, known) for now, known in self._places):
+        if not self._names.are_current:
             self.read_names()
 
     @property
     def has_stood(self) -> bool:
         """Whether this batch has updates, and they have moved nothing."""
-        kept = [self._kept[id(p)] for p in _unique(self.pending) if id(p) in self._kept]
-        return bool(self.pending) and not any(k.has_moved() for k in kept)
+        return bool(self.pending) and not any(k.has_moved() for k in self._kept.of(_unique(self.pending)))
 
     def check_written(self) -> None:
         """Find parameters that something has written to since the last batch: in this one they may see no update."""
         if self.pending and not self._is_deferred:  # an update between two batches: it is this one's
             return
-        if all(kept.parameter._version == kept.version for kept in self._kept.values()):
+        if not self._kept.is_any_written():
             return
         self.take_deferred()
         for optimizer in tuple(self.optimizers):
@@ -221,9 +180,9 @@ class Steps:
         lost = {id(p) for p in found} - copies.keys()
         for update in self.pending:
             own = {id(p) for p in update.after.values()}
-            if names := [self._names[id(p)][0] for p in found if id(p) in own and id(p) in self._names]:
+            if names := [self._names.of(p)[0] for p in self._names.known(found) if id(p) in own]:
                 self._on_overwritten(update.optimizer, names, not own.isdisjoint(lost))
-        return [name for key in lost for name in self._names.get(key, ())]
+        return [name for key in lost for name in self._names.by_id.get(key, ())]
 
     def trained(self) -> dict[str, Tensor]:
         """The parameters that optimizers train, by each of their names, as far as they have been seen.
@@ -234,17 +193,19 @@ class Steps:
         if not self._values_after.copies:
             return live
         copies = self._values_after.copies
-        return live | {name: copies[key] for key, names in self._names.items() if key in copies for name in names}
+        return live | {name: copies[key] for key, names in self._names.by_id.items() if key in copies for name in names}
 
     def _live(self) -> dict[str, Tensor]:
-        if self._present is None:
+        if self._present is None or self._present_in != self.generation:
+            names = self._names.by_id
             updated = {id(p) for p in _unique(self.pending)}  # and maybe frozen since, as a GAN's networks take turns
             self._present = {
                 name: kept.parameter.detach()
-                for key, kept in self._kept.items()
-                if kept.parameter.requires_grad or key in updated
-                for name in self._names.get(key, ())
+                for kept in self._kept
+                if kept.parameter.requires_grad or id(kept.parameter) in updated
+                for name in names.get(id(kept.parameter), ())
             }
+            self._present_in = self.generation
         return self._present
 
     def before(self) -> dict[str, Tensor]:
@@ -254,36 +215,42 @@ class Steps:
     def defer(self) -> None:
         """Leave the copies before this batch's updates as they are, until `take_deferred` or the next update."""
         self._is_deferred = True
-        for parameter in _unique(self.pending):
-            self._kept[id(parameter)].version = parameter._version
+        for kept in self._kept.of(_unique(self.pending)):
+            kept.version = kept.parameter._version
 
     def take_deferred(self) -> None:
         """Let go of the copies before the last batch's updates, once `on_deferred` has looked at them."""
         if not self._is_deferred:
             return
-        kept = [self._kept[id(p)] for p in _unique(self.pending) if id(p) in self._kept]
+        kept = self._kept.of(_unique(self.pending))
         try:
-            self._on_deferred(all(k.parameter._version == k.version for k in kept))
+            self._on_deferred(not any(k.is_written for k in kept))
         except Exception as error:
             self.failures.append(error)
         self._is_deferred, self.pending = False, []
         # What something else has moved since is for `check` to see.
-        self._renew([k for k in kept if k.parameter._version == k.version])
+        self._kept.renew([k for k in kept if not k.is_written])
 
     def lend(self) -> dict[int, Tensor]:
         """The copies of the present values, by the ids of their parameters: they stay as they are until `advance`."""
-        self._has_lent = True
-        return {key: kept.copy for key, kept in self._kept.items() if kept.parameter.requires_grad}
+        return self._kept.lend()
 
     def advance(self) -> None:
         """Take the present values as those before the next updates; those of this batch are done."""
-        self._has_lent = self._is_deferred = False
+        self._is_deferred = False
+        self._kept.take_back()
         self._renew_updated()
 
     def _renew_updated(self) -> None:
         done, self.pending = self.pending, []
         self._values_after.forget()
-        self._renew([self._kept[id(p)] for p in _unique(done)])
+        self._kept.renew(self._kept.of(_unique(done)))
+
+    def raise_failure(self) -> None:
+        """Raise the first error that was kept since the last call: an optimizer's step must not end by it."""
+        failures, self.failures = self.failures, []
+        if failures:
+            raise failures[0]
 
     def with_waiting(self, optimizers: Iterable[Any]) -> list[Any]:
         """The optimizers that have stepped, and of these those that train parameters which none of them owns."""
@@ -294,9 +261,10 @@ class Steps:
     def moved(self) -> list[str]:
         """Names of kept parameters that have moved though no update of this batch moved them."""
         own = {id(p) for p in _unique(self.pending)}
-        moved = [key for key, kept in self._kept.items() if key not in own and key in self._names and kept.has_moved()]
-        self._renew([self._kept[key] for key in moved])
-        return [self._names[key][0] for key in moved]
+        others = [k for k in self._kept if id(k.parameter) not in own and self._names.of(k.parameter)]
+        moved = [k for k in others if k.has_moved()]
+        self._kept.renew(moved)
+        return [self._names.of(k.parameter)[0] for k in moved]
 
     def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         try:
@@ -322,24 +290,14 @@ class Steps:
         self._checks_later = any(callable(value) for value in (*args[1:], *options.values()))
         if not self._checks_later:
             self._check(optimizer, owned)
-        self._on_begin(self._checks_later, [name for p in owned for name in self._names.get(id(p), ())])
+        self._on_begin(self._checks_later, [name for p in owned for name in self._names.of(p)])
 
     def _check(self, optimizer: Optimizer, owned: Sequence[Tensor]) -> None:
         if not self._keeps_copies:
             return
-        outside = []
-        for parameter in owned:
-            kept = self._kept.get(id(parameter))
-            if kept is None:
-                self._keep(parameter)
-            elif form(kept.copy) != form(parameter):  # as `module.double()` makes it
-                del self._kept[id(parameter)]
-                self._keep(parameter)
-            elif kept.has_moved():
-                outside.append(kept)
-        if outside:
-            self._renew(outside)
-            self._on_outside(optimizer, [self._names[id(kept.parameter)][0] for kept in outside])
+        if outside := self._kept.moved(owned):
+            self._kept.renew(outside)
+            self._on_outside(optimizer, [self._names.of(kept.parameter)[0] for kept in outside])
 
     def _after_update(self, optimizer: Optimizer, *_: Any) -> None:
         if not self._running or self._running[-1] is not optimizer:
@@ -349,6 +307,7 @@ class Steps:
             return
         try:
             update = self._made(optimizer)
+            self._on_made(update)
         except Exception as error:
             self.failures.append(error)
             return
@@ -373,10 +332,8 @@ class Steps:
             self._supersede(optimizer)
             self.optimizers.append(optimizer)
         self.gradients.stepped(optimizer)
-        kept = [self._kept[id(p)] for p in self._owned(optimizer) if id(p) in self._kept]
-        if self.gradients.wanted:
-            check_step(optimizer, {id(k.parameter): k.copy for k in kept})
-        named = [(name, k) for k in kept for name in self._names[id(k.parameter)]]
+        kept, names = self._kept.of(self._owned(optimizer)), self._names.by_id
+        named = [(name, k) for k in kept for name in names[id(k.parameter)]]
         before, after = {name: k.copy for name, k in named}, {name: k.parameter for name, k in named}
         return Update(optimizer, before, after, self._is_first, learning_rate(optimizer))  # now: a schedule may follow
 
@@ -390,31 +347,13 @@ class Steps:
         trained = _trained(optimizer)
         if any(optimizer is counted for counted in self._counted):
             return trained
-        found = [p for p in trained if id(p) in self._names]
+        found = self._names.known(trained)
         if len(found) < len(trained) and self._foreign.get(optimizer) != len(trained):
             self.read_names()  # a parameter was added or replaced, or is another module's
-            found = [p for p in trained if id(p) in self._names]
+            found = self._names.known(trained)
             if len(found) < len(trained):
                 self._foreign[optimizer] = len(trained)
         return found
-
-    @torch.no_grad()
-    def _renew(self, kept: Sequence[_Kept]) -> None:
-        """Copy the present values; into other memory where somebody still reads the old ones."""
-        if self._has_lent:
-            for k in kept:
-                self._kept[id(k.parameter)] = _Kept.of(k.parameter)
-        elif kept:
-            copies, present = [k.copy for k in kept], [k.parameter for k in kept]
-            torch._foreach_copy_(copies, present)  # pyright: ignore[reportPrivateImportUsage]
-        for k in kept:
-            k.version = k.parameter._version
-
-    def _keep(self, parameter: Tensor) -> None:
-        if id(parameter) not in self._kept and not is_lazy(parameter):
-            self._kept[id(parameter)] = _Kept.of(parameter)
-            self._present = None
-            self.generation += 1
 
 
 _WATCHING: WeakSet[Steps] = WeakSet()
@@ -422,11 +361,6 @@ _WATCHING: WeakSet[Steps] = WeakSet()
 
 def _trained(optimizer: Any) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-
-def _same_parameters(now: Mapping[str, Tensor | None], known: Mapping[str, Tensor | None]) -> bool:
-    """Whether a module still has these parameters, themselves, under these names."""
-    return len(now) == len(known) and all(now.get(name) is parameter for name, parameter in known.items())
 
 
 def _unique(updates: Iterable[Update]) -> list[Tensor]:

@@ -14,17 +14,19 @@ from lightning_topo._watch.checkpoint import SavedWatch, saved_watch
 from lightning_topo._watch.coverage import Shares
 from lightning_topo._watch.finding import Finding
 from lightning_topo._watch.findings_exchange import EXCHANGE_STEPS, Exchange
+from lightning_topo._watch.loss_probes import LossProbes
 from lightning_topo._watch.measuring import Measuring
 from lightning_topo._watch.messages import unwatched
 from lightning_topo._watch.movements import Movements
 from lightning_topo._watch.output import Run, RunOutputs
-from lightning_topo._watch.probing import Probing, needs_gradient_scales
+from lightning_topo._watch.probing import Probing
 from lightning_topo._watch.published_values import Readings
 from lightning_topo._watch.ranks import Ranks
 from lightning_topo._watch.recording import Recording
 from lightning_topo._watch.reference import begin_reference, keep_parameters
 from lightning_topo._watch.reporting import Reporting
 from lightning_topo._watch.settings import WatchSettings
+from lightning_topo._watch.step_under_way import StepUnderWay
 from lightning_topo._watch.steps import Steps
 from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
@@ -33,11 +35,8 @@ from lightning_topo.homology import Worker
 from lightning_topo.measurement import GLOBAL, Measurement
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import DetectorState, TopologyEvent
-from lightning_topo.probes import Distortion, Fate, Persistence, Probe
+from lightning_topo.probes import Probe
 from lightning_topo.stability._recognition import maximizes
-
-STEPS_PER_TAPE = 32.0
-"""What a first evaluation of the curvature costs for each recorded step that it takes, and what recording that does."""
 
 STEPS_PER_FATE = 4.0
 """What the first counts of what becomes of the neurons are taken to cost: products of the clouds with themselves."""
@@ -65,16 +64,12 @@ class Watch:
         self._worker = Worker()
         finding = Finding(training, settings.declared, settings.seed)
         self._training_loss = TrainingLoss(training, settings.seed)
-        without_loss = Distortion | Fate | Persistence
-        of_loss = [probe for probe in settings.measured if not isinstance(probe, without_loss)]
-        # A probe that declares its cost looks at single batches: that takes a few, not hundreds of samples.
-        of_batches = [probe.name for probe in of_loss if getattr(probe, "expected_cost", None) is not None]
-        self._sampling = [probe.name for probe in of_loss if probe.name not in of_batches]
+        self._loss_probes = LossProbes.among(settings.measured)
         self._recording = Recording(
             training,
-            self._training_loss if of_loss else None,
-            partial(self._schedule.steps_until_any, self._sampling),
-            partial(self._schedule.steps_until_any, of_batches),
+            self._training_loss if self._loss_probes.are_any else None,
+            partial(self._schedule.steps_until_any, self._loss_probes.of_samples),
+            partial(self._schedule.steps_until_any, self._loss_probes.of_batches),
         )
         self._probing = Probing(settings.measured, self._ranks, {})
         shares = Shares() if state is None else state.shares
@@ -93,6 +88,7 @@ class Watch:
             on_overwritten=self._movements.overwritten,
             on_deferred=lambda stands: self._measuring.finish(stands=stands),
             on_begin=lambda runs_closure, names: self._recording.update_begins(names, runs_closure=runs_closure),
+            on_made=lambda update: self._under_way.made(update),
             on_end=self._recording.update_ends,
             keep_copies=finding.sharding == "whole",
         )
@@ -106,7 +102,9 @@ class Watch:
             self._measuring,
             self._exchange,
         )
-        self._first_batch = True
+        self._under_way = StepUnderWay(
+            training, self.steps, self._movements, self._recording, self._probing, self._measuring, self._neurons
+        )
         self._epoch_measured = -1
         self._last_step = step
         self._closed = False
@@ -181,22 +179,7 @@ class Watch:
     def before_batch(self, batch: Any = None) -> None:
         """A batch begins; it is kept while its step is looked at."""
         with self.budget.spending():
-            self.steps.begin()
-            self.steps.gradients.begin_batch()
-            self._movements.before_batch(self.steps)
-            if self._first_batch:
-                self.steps.keep(self._training.optimizers)
-            step = self._training.step + 1
-            due = self._measuring.due("step", step)
-            finds = self._neurons.wants_step
-            is_wanted = finds or any(map(self._probing.wants_own_step, due))
-            self._neurons.before_step()
-            if (snapshots := self._measuring.snapshots) is not None:
-                snapshots.before_step(step, due)  # shards are copied before anything is recorded
-            self._recording.begin(batch, step, wanted=is_wanted, for_neurons=finds, copies=self._lent_copies)
-            self.steps.gradients.wanted = self._neurons.finding.sharding == "whole" and any(
-                map(needs_gradient_scales, due)
-            )
+            self._under_way.begin(batch)
         self.budget.begin_step()
 
     def before_backward(self, loss: Tensor, *, scale: float = 1.0, in_engine: bool = False) -> None:
@@ -205,75 +188,46 @@ class Watch:
         `in_engine` as for the `after_backward` that follows.
         """
         with self.budget.spending():
-            self._recording.loss(loss, scale, in_engine=in_engine)
-            if self._first_batch:
-                self.steps.keep(self._training.optimizers)  # lazy parameters have their shapes now
-            self.steps.gradients.loss(loss, scale, self._known_optimizers())
+            self._under_way.loss(loss, scale, in_engine=in_engine)
 
     def after_backward(self, *, goes_on: bool = False, in_engine: bool = False) -> None:
         """A gradient is there; `goes_on` where the step may have further losses, `in_engine` where autograd calls."""
         with self.budget.spending():
-            self._recording.differentiated(goes_on=goes_on, is_stepping=self.steps.is_stepping, in_engine=in_engine)
-            if self.steps.gradients.wanted:
-                self.steps.gradients.differentiated(self._known_optimizers())
-
-    def _known_optimizers(self) -> list[Optimizer]:
-        return list({id(o): o for o in (*self._training.optimizers, *self.steps.optimizers)}.values())
+            self._under_way.differentiated(goes_on=goes_on, in_engine=in_engine)
 
     def before_update(self, optimizer: Optimizer) -> None:
         """An optimizer is about to change its parameters."""
         with self.budget.spending():
-            self.steps.check(optimizer)
-            if self.steps.is_stepping:  # its closure, if it has one, has run
-                self._recording.update_begins((), runs_closure=False)
+            self._under_way.update_begins(optimizer)
 
     def after_batch(self, loss: Tensor | float | None) -> None:
         """A batch is over; `loss` is the mean loss of this process's batch, undivided and unscaled."""
         self.budget.end_step()
         with self.budget.spending():
-            if tapes := self._recording.end():
-                self.steps.gradients.recorded(tapes, self._known_optimizers(), self._recording.parameters())
-            log = shares = False
             step = self._training.step + 1
-            if self.steps.is_deferred:  # no update has come since
-                self.steps.take_deferred()
-            stepped = self._movements.has_stepped(self.steps, step)
+            stepped = self._under_way.end()
             if stepped:
-                self._first_batch = False
                 self._last_step = step
                 self._exchange.losses.note(step, loss, is_maximized=maximizes(self._training.optimizers))
-            if stepped and self._neurons.wait(step):
-                stepped = False
+                stepped = not self._neurons.wait(step)
+            log = shares = False
             if stepped:
                 self._exchange.rates.note(step, next((u.learning_rate for u in self.steps.pending), None))
-                if not self._measuring.has_begun:
-                    self._start(step)
-                elif self._neurons.is_again_wanted:
-                    if self._neurons.begin_again(step):
-                        self._tell_neurons(step)
-                else:
-                    self._neurons.follow_members(step)
-                due = self._measuring.due("step", step)
-                period = self._training.log_every_n_steps
-                log = period > 0 and step % period == 0
+                self._meet_neurons(step)
+                due, log = self._measuring.due("step", step), self._is_row_due(step)
                 at_once = bool(due) or log or step % EXCHANGE_STEPS == 0 or self._training.ends_epoch()
                 # What fails on this process alone: it raises when nobody waits for this one any more.
                 error: Exception | None = None
                 try:
-                    lost = self.steps.overwritten()
-                    unseen = lost or None if self.steps.pending else self._movements.unseen
+                    unseen, is_lost = self._unseen()
                     at_once = at_once or self.steps.copies_values
-                    self._measuring.step(step, due, unseen=unseen, is_lost=bool(lost), at_once=at_once)
+                    self._measuring.step(step, due, unseen=unseen, is_lost=is_lost, at_once=at_once)
                 except Exception as raised:
                     error = raised
                 shares = log or self._exchange.is_due(step, self._measuring.coverage, measured=bool(due))
                 if shares:
                     self._share(step, due)
-                self._recording.forget()
-                if self._measuring.is_awaited:
-                    self.steps.defer()
-                else:
-                    self.steps.advance()
+                self._let_go()
                 if error is not None:
                     raise error
             elif self._measuring.has_begun:
@@ -284,9 +238,34 @@ class Watch:
                 self._measure_epoch(step if stepped else self._training.step, log=log)
             elif shares:
                 self._publish(step, log=log)
-            failures, self.steps.failures = self.steps.failures, []
-            if failures:  # in an optimizer's step, which they must not end
-                raise failures[0]
+            self.steps.raise_failure()
+
+    def _meet_neurons(self, step: int) -> None:
+        """Find the neurons on the first step, and again where that is wanted; else see who has joined or left."""
+        if not self._measuring.has_begun:
+            self._start(step)
+        elif self._neurons.is_again_wanted:
+            if self._neurons.begin_again(step):
+                self._tell_neurons(step)
+        else:
+            self._neurons.follow_members(step)
+
+    def _is_row_due(self, step: int) -> bool:
+        period = self._training.log_every_n_steps
+        return period > 0 and step % period == 0
+
+    def _unseen(self) -> tuple[Sequence[str] | None, bool]:
+        """Parameters whose movement in this batch cannot be measured, and whether their values are lost."""
+        lost = self.steps.overwritten()
+        return (lost or None) if self.steps.pending else self._movements.unseen, bool(lost)
+
+    def _let_go(self) -> None:
+        """Let the tapes of a measured step go, and the copies from before it unless they are awaited."""
+        self._recording.forget()
+        if self._measuring.is_awaited:
+            self.steps.defer()
+        else:
+            self.steps.advance()
 
     def break_off(self) -> None:
         """The batch has ended in an exception, and another may follow."""
@@ -336,11 +315,6 @@ class Watch:
         self._raise_first_error()
         return True
 
-    def _lent_copies(self) -> dict[int, Tensor]:
-        """Copies of the present parameters for the recorder."""
-        self.steps.take_deferred()
-        return self.steps.lend()
-
     def release(self) -> None:
         """Leave the training alone: remove all hooks, let copies go, end the worker."""
         with ExitStack() as each:  # one that fails leaves no other undone
@@ -366,8 +340,7 @@ class Watch:
             self._schedule.slots.update(saved.slots)
             self._exchange.rates.reported = saved.rate
             self._probing.load(saved.carried)
-        for name in self._sampling:
-            self._schedule.expect(name, STEPS_PER_TAPE * (1 + self._training_loss.n_wanted))
+        self._loss_probes.expect_costs(self._schedule, self._training_loss.n_wanted)
         self._schedule.expect("fate", STEPS_PER_FATE, like="distortion")
         store, probes = self._outputs.store, self._probing.probes
         resumption = begin_reference(snapshots, store, self.groups, training, saved, step, probes)

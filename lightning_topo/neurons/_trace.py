@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_topo._tape.program import leaves
 from lightning_topo.neurons._ancestry import Ancestry
 from lightning_topo.neurons._coupling import (
     Atom,
@@ -24,6 +23,7 @@ from lightning_topo.neurons._coupling import (
 from lightning_topo.neurons._coupling import unify as unify_axes
 from lightning_topo.neurons._elementwise import is_elementwise
 from lightning_topo.neurons._group import Role, Step
+from lightning_topo.neurons._marks import Marks
 from lightning_topo.neurons._operator_call import OperatorCall, operator_call
 from lightning_topo.neurons._registry import rule_for
 from lightning_topo.neurons._stacks import tie_lost_indices, tie_mixed_indices
@@ -34,20 +34,6 @@ CONSTANT_FACTORIES = frozenset({"zeros", "ones", "full", "empty", "scalar_tensor
 UNKNOWN_OPERATOR = "unknown operator"
 FAILED_RULE = "the rule failed of"
 NOISE_FACTORIES = frozenset({"randn", "rand", "randint"})
-# Operators that only move values, and those whose rules take an index for the positions that it holds.
-KEEPS_MARKS = frozenset(
-    {"alias", "clone", "contiguous", "detach", "expand", "lift_fresh", "permute", "select", "slice", "squeeze",
-     "transpose", "unbind", "unsqueeze", "view", "_unsafe_view", "split", "split_with_sizes", "cat"}
-)  # fmt: skip
-READS_POSITIONS = {
-    **dict.fromkeys(("gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce"), "index"),
-    **dict.fromkeys(
-        ("index", "_unsafe_index", "embedding", "_embedding_bag", "_embedding_bag_forward_only"), "indices"
-    ),
-    "index_select": "index",
-}
-
-Marks = tuple[tuple[Axis, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +80,11 @@ class CouplingTrace(TorchDispatchMode):
         self._weights = TensorMap[frozenset[str]]()  # tensors that depend on no data -> the parameters they come from
         self._ancestry = Ancestry()
         self._writes = Writes(self._axes, self._weights, self._ancestry)
+        self._marks = Marks(self._writes.settle)
         self.values = TensorMap[Tensor]()  # tensors without memory -> their constants
         self.literals = TensorMap[Tensor]()  # tensors written out, as in x[:, [-1]]
         self._picked = TensorMap[Axis]()  # indices -> the experts that they pick
         self._read_as_data = TensorMap[bool]()
-        self._positions = TensorMap[Marks]()  # integer tensors -> the axes that their values index, and why
-        self._singled = TensorMap[Marks]()  # tensors -> the axes of which they hold one position, and why
 
     # What rules call
 
@@ -188,39 +173,23 @@ class CouplingTrace(TorchDispatchMode):
 
     def point(self, tensor: Tensor, axis: Axis, reason: str) -> None:
         """Say that a tensor's values are positions along an axis, which is frozen once they are read as numbers."""
-        self._positions[tensor] = (*self._marks(self._positions, tensor), (axis, reason))
+        self._marks.point(tensor, axis, reason)
 
     def pointed(self, tensor: Tensor) -> list[Axis]:
         """The axes that the values of a tensor are positions along."""
-        return [axis for axis, _ in self._marks(self._positions, tensor)]
+        return self._marks.pointed(tensor)
 
     def address(self, axis: Axis, index: Tensor) -> bool:
-        """Take entries of an axis at the positions in an index, and say whether that leaves them exchangeable.
-
-        Positions found along an axis of that length address this one: both are permuted together. All others are data.
-        """
-        found = self.pointed(index)
-        if found and all(axis_size(other) == axis_size(axis) for other in found):
-            for other in found:
-                unify_axes(axis, other)
-            return True
-        self.read(index)
-        freeze(axis, "an index of data")
-        return False
+        """Take entries of an axis at the positions in an index, and say whether that leaves them exchangeable."""
+        return self._marks.address(axis, index)
 
     def single_out(self, tensor: Tensor, axis: Axis, reason: str) -> None:
         """Say that a tensor holds the values at one position of an axis, which is frozen once they are read."""
-        self._singled[tensor] = (*self._marks(self._singled, tensor), (axis, reason))
+        self._marks.single_out(tensor, axis, reason)
 
     def read(self, tensor: Tensor) -> None:
         """Note that a tensor's values are used, as an output's are: axes whose positions they reveal are frozen."""
-        self._writes.settle(tensor)
-        for marks in (self._positions, self._singled):
-            for axis, reason in self._marks(marks, tensor):
-                freeze(axis, reason)
-
-    def _marks(self, marks: TensorMap[Marks], tensor: Tensor) -> Marks:
-        return marks.get(tensor) or ()
+        self._marks.read(tensor)
 
     def reduce(self, tensor: Tensor, axis: Axis) -> None:
         """Record that a symmetric function of the entries along an axis of an activation was taken."""
@@ -346,7 +315,7 @@ class CouplingTrace(TorchDispatchMode):
     def _apply_rule(self, func: Any, call: OperatorCall) -> None:
         """Find the operator's rule and apply it, or freeze what an unknown operator touches."""
         rule = rule_for(func)
-        self._follow_marks(call)
+        self._marks.follow(call)
         tie_mixed_indices(call, self.known_axes, by_entry=rule is None)
         if rule is not None:
             rule(self, call)
@@ -365,19 +334,6 @@ class CouplingTrace(TorchDispatchMode):
         elif call.outputs:
             self.unknown[str(func)] += 1
             self.bar(call, f"{UNKNOWN_OPERATOR} {func}: teach its rule with register_rule")
-
-    def _follow_marks(self, call: OperatorCall) -> None:
-        """Positions, and values at one position, are only moved, or used as a rule knows how; else they are read."""
-        moved = call.name in KEEPS_MARKS or (call.name == "_to_copy" and not call.out.is_floating_point())
-        for tensor in call.inputs:
-            if moved:
-                for out in call.outputs:
-                    for axis, reason in self._marks(self._positions, tensor):
-                        self.point(out, axis, reason)
-                    for axis, reason in self._marks(self._singled, tensor):
-                        self.single_out(out, axis, reason)
-            elif not any(tensor is index for index in leaves([call.get(READS_POSITIONS.get(call.name, ""))])):
-                self.read(tensor)
 
     def _link(self, func: Any, call: OperatorCall) -> None:
         """Keep origins, ancestry and view bases, which need no rule."""

@@ -164,7 +164,8 @@ def _shortened(name: str) -> str:
 
 def summary(record: RunRecord) -> str:
     """A run in a few lines: the verdict, the coverage, the phases with their spans, the events, the worst group."""
-    from lightning_topo.outputs.page._advice import Evidence, advise
+    from lightning_topo.outputs.page._advice import advise
+    from lightning_topo.outputs.page._evidence import Evidence
     from lightning_topo.outputs.page._outcome import history
     from lightning_topo.outputs.page._verdict import coverage_words, sentence
 

@@ -78,8 +78,9 @@ SEAMS = [
     # Steps
     "_watch.steps:Steps.keep",
     "_watch.steps:Steps._owned",
-    "_watch.steps:Steps._renew",
-    "_watch.steps:_Kept.has_moved",
+    "_watch.parameter_names:ParameterNames.read",
+    "_watch.kept_values:KeptValues.renew",
+    "_watch.kept_values:Kept.has_moved",
     "_watch.values_after:ValuesAfter.updated",
     "_watch.gradient_scales:GradientScales.differentiated",
     "_watch.certifying:Certifying.settle",

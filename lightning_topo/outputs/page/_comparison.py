@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_topo._figures.rates import rate_limits
-from lightning_topo.outputs.page._advice import Evidence, advise
+from lightning_topo.outputs.page._advice import advise
+from lightning_topo.outputs.page._evidence import Evidence
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.page._page import run_labels
 from lightning_topo.outputs.page._verdict import sentence

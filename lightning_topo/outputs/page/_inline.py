@@ -6,8 +6,9 @@ from html import escape
 from io import BytesIO
 from typing import Any
 
-from lightning_topo.outputs.page._advice import Evidence, advise
+from lightning_topo.outputs.page._advice import advise
 from lightning_topo.outputs.page._encode import visible
+from lightning_topo.outputs.page._evidence import Evidence
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.page._verdict import sentence
 from lightning_topo.outputs.record import RunRecord

@@ -10,8 +10,10 @@ from lightning_topo._figures.captures import CapturedDiagram, Crocker, Pairs, ba
 from lightning_topo._figures.coverage import stretches, uncovered
 from lightning_topo._figures.rates import RateLimits, rate_limits
 from lightning_topo.measurement import GLOBAL, Measurement
-from lightning_topo.outputs.page._advice import Advice, Evidence, advise
+from lightning_topo.outputs.page._advice import advise
 from lightning_topo.outputs.page._certificates import CertificateTable, certificate_table
+from lightning_topo.outputs.page._evidence import Evidence
+from lightning_topo.outputs.page._next_rate import Advice
 from lightning_topo.outputs.page._outcome import Outcome, history, series
 from lightning_topo.outputs.page._silence import silence
 from lightning_topo.outputs.page._slides import DiagramSlides, slides

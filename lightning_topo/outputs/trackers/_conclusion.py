@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from lightning_topo.outputs.page._advice import Evidence, advise
+from lightning_topo.outputs.page._advice import advise
+from lightning_topo.outputs.page._evidence import Evidence
 from lightning_topo.outputs.page._outcome import history
 from lightning_topo.outputs.page._output import MOST_BYTES_HERE, record_bytes
 from lightning_topo.outputs.page._verdict import sentence

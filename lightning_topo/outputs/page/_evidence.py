@@ -1,0 +1,40 @@
+"""The evidence of a whole run, from which the next one is advised."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lightning_topo._figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
+from lightning_topo.measurement import Measurement
+from lightning_topo.outputs.page._loss_course import LossCourse
+from lightning_topo.outputs.record import RunRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a run has shown: the largest r of all groups, the edge ratio by step, the loss, and learning rates.
+
+    Without `limits` advice is in factors of the present rate.
+    """
+
+    ratios: Mapping[int, float]
+    edges: Mapping[int, float]
+    loss: LossCourse
+    limits: RateLimits
+
+    @classmethod
+    def of(cls, measurements: Sequence[Measurement]) -> "Evidence":
+        """From a record's measurements."""
+        return cls(
+            largest_ratios(measurements),
+            edge_ratios(measurements),
+            LossCourse.of(measurements),
+            rate_limits(measurements),
+        )
+
+    @classmethod
+    def of_record(cls, record: RunRecord) -> "Evidence":
+        """From a record. Of several learning rates at once it has one: which holds for what was seen is not known."""
+        found = cls.of(record.measurements)
+        training = record.about.get("training")
+        n_rates = training.get("n_learning_rates", 1) if isinstance(training, Mapping) else 1
+        return replace(found, limits=RateLimits()) if isinstance(n_rates, int) and n_rates > 1 else found
