@@ -7,7 +7,7 @@ stay below eta*. The next run meets other neurons, hence the margin.
 
 from lightning_topo.measurement import OpenCause
 from lightning_topo.outputs.page._evidence import Evidence
-from lightning_topo.outputs.page._keeping import advise_at_edge, advise_to_keep, advise_to_measure
+from lightning_topo.outputs.page._keeping import advise_at_edge, advise_to_keep, advise_to_measure, after_bad_batch
 from lightning_topo.outputs.page._lowering import advise_after_breakdown, advise_after_failure, advise_after_loss
 from lightning_topo.outputs.page._next_rate import Advice
 from lightning_topo.outputs.page._outcome import Coverage, Outcome, history
@@ -29,7 +29,7 @@ def advise(outcome: Outcome, evidence: Evidence) -> Advice | None:
     """
     if outcome.last_step is None or outcome.last_step == 0:
         return None
-    if outcome.diverged_step is not None:
+    if outcome.diverged_step is not None and not _has_gone_on(outcome):
         return advise_after_failure(evidence, outcome.diverged_step)
     if outcome.coverage is not None and OpenCause.NOT_FINITE in outcome.coverage.causes:
         return advise_after_failure(evidence, outcome.last_step)
@@ -43,13 +43,19 @@ def advise(outcome: Outcome, evidence: Evidence) -> Advice | None:
         return advise_to_measure(outcome, evidence)
     if outcome.edge_step is not None:
         return advise_at_edge(outcome, evidence, outcome.edge_step)
-    return advise_to_keep(outcome, evidence)
+    kept = advise_to_keep(outcome, evidence)
+    return kept if outcome.diverged_step is None else after_bad_batch(outcome.diverged_step, kept)
 
 
 def recommendation(record: RunRecord) -> str:
     """The decision of `advise` for a record; empty where there is none."""
     advice = advise(history(record).outcome, Evidence.of_record(record))
     return "" if advice is None else advice.decision
+
+
+def _has_gone_on(outcome: Outcome) -> bool:
+    """Whether a loss that was not finite has left no trace: no step is open for weights that are not finite either."""
+    return outcome.has_recovered and (outcome.coverage is None or OpenCause.NOT_FINITE not in outcome.coverage.causes)
 
 
 def _could_be_measured(coverage: Coverage) -> bool:

@@ -1,6 +1,7 @@
 """Where no step is known to have broken a limit: keep the learning rate, measure more, or look for another one."""
 
 import math
+from dataclasses import replace
 
 from lightning_topo.measurement import OpenCause
 from lightning_topo.outputs.page._evidence import Evidence
@@ -102,6 +103,12 @@ def advise_to_keep(outcome: Outcome, evidence: Evidence) -> Advice:
     else:
         decision = f"As far as stability goes, keep the learning rate{words.now}: no limit was met."
     return Advice(decision, tuple(reasons))
+
+
+def after_bad_batch(step: int, kept: Advice) -> Advice:
+    """Where one loss was not finite, and later ones are: what else holds, behind a look at its data."""
+    decision = f"Look at the data of step {step:,}: the loss was not finite there, and later it was."
+    return replace(kept, decision=decision, reasons=(kept.decision, *kept.reasons))
 
 
 def _measured_edge(outcome: Outcome) -> bool:

@@ -115,6 +115,8 @@ class Outcome:
     """Which of the edge ratios and of `eta_lambda` were measured at all."""
     finite_again: bool = False
     """Whether the loss has become finite again after it was not."""
+    has_recovered: bool = False
+    """Whether that is all that was unstable: a batch may have been bad, and the training is not."""
     lost: Level | None = None
     """Where the loss was lowest, if it had fallen and came back to where it began."""
 
@@ -167,6 +169,8 @@ def _outcome(
     whole = [m for m in measurements if m.group == GLOBAL]
     losses = series(whole, "training", "loss")
     nonfinite = [step for step, loss in losses if not math.isfinite(loss)]
+    finite_again = bool(nonfinite) and math.isfinite(losses[-1][1])
+    unstable = [event for event in events if event.name is EventName.INSTABILITY]
     return Outcome(
         n_groups=len({m.group for m in measurements} - {GLOBAL}),
         first_step=min(steps, default=None),
@@ -183,13 +187,14 @@ def _outcome(
         nonfinite_loss_step=nonfinite[0] if nonfinite else None,
         edge=_edge_ratio(whole),
         n_notes=sum(event.name in NOTES for event in events),
-        instability=next((event for event in events if event.name is EventName.INSTABILITY), None),
+        instability=next(iter(unstable), None),
         coverage=_coverage(measurements, digest),
         broken_since=_broken_since(measurements, next(iter(breakdowns.values()), None), digest),
         edge_since=_edge_since(whole, events),
         curvature_since=_crossed(whole, "eta_lambda", events, EventName.CURVATURE_BOUND_EXCEEDED),
         measured=tuple(sorted(_LIMITS & {name for m in whole for name in m.values})),
-        finite_again=bool(nonfinite) and math.isfinite(losses[-1][1]),
+        finite_again=finite_again,
+        has_recovered=finite_again and {event.step for event in unstable}.issubset(nonfinite),
         lost=LossCourse(dict(losses)).lost,
     )
 

@@ -113,6 +113,8 @@ def _divergence(outcome: Outcome) -> str:
     step, event = outcome.nonfinite_loss_step, outcome.instability
     if step is None:
         return "" if event is None else f"Training became unstable at step {event.step:,}"
+    if outcome.has_recovered:
+        return f"The loss was not finite at step {step:,}, and later it was"
     if outcome.finite_again:
         return f"Training became unstable: the loss was not finite at step {step:,}"
     before = f", unstable from step {event.step:,} on" if event is not None and event.step < step else ""

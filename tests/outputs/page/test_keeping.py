@@ -1,8 +1,10 @@
 """What is advised where no step has broken a limit: no more than what was measured allows."""
 
+import math
+
 import pytest
 
-from lightning_topo.measurement import Measurement
+from lightning_topo.measurement import Measurement, OpenCause
 from tests.outputs.page.advised import advice_on, edge, loss, rate, ratio
 
 
@@ -105,3 +107,16 @@ def test_the_edge_that_advice_knows_of_is_that_which_decides() -> None:
     assert any(
         "The edge ratio was at most 0.8: the edge of stability is near 0.12" in reason for reason in said.reasons
     )
+
+
+def test_one_bad_batch_asks_for_a_look_at_it_and_for_no_other_rate() -> None:
+    sound = [rate(1, 0.1), ratio(3, 0.2), *(loss(k, 2.0 / k) for k in range(1, 60) if k != 20)]
+    said = advice_on(*sound, loss(20, math.nan))
+    assert said.decision == "Look at the data of step 20: the loss was not finite there, and later it was."
+    assert said.reasons[0] == advice_on(*sound).decision
+    assert said.learning_rate is None
+    # It is no excuse for weights that are lost, or for what else became unstable.
+    lost = Measurement(30, 0, "coverage", "a", {"from": 29.0, "state": 0.0, "cause": float(OpenCause.NOT_FINITE)})
+    assert advice_on(*sound, loss(20, math.nan), lost).decision.startswith("Lower the learning rate")
+    exploded = [loss(k, 1e6 * 4.0**k) for k in range(60, 90)]
+    assert advice_on(*sound, loss(20, math.nan), *exploded).decision.startswith("Lower the learning rate")

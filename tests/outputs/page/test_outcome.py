@@ -84,8 +84,10 @@ def test_a_loss_that_was_not_finite_is_remembered_when_it_is_again() -> None:
     ]
     outcome = history(record(*losses)).outcome
     assert (outcome.nonfinite_loss_step, outcome.diverged_step, outcome.finite_again) == (2, 2, True)
+    assert outcome.has_recovered
     assert outcome.final_loss == 0.5
     assert history(record(*losses[:2])).outcome.finite_again is False
+    assert not history(record(*losses[:2])).outcome.has_recovered
     empty = history(record()).outcome
     assert (empty.last_step, empty.diverged_step, empty.final_loss, empty.coverage) == (None, None, None, None)
 
