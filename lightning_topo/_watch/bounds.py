@@ -1,8 +1,7 @@
 """Upper bounds of the critical ratio of every step, for all groups of one process together."""
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +9,10 @@ from torch import Tensor
 
 from lightning_topo._clock import Clock
 from lightning_topo._memory import resting_device
-from lightning_topo.geometry import MAX_ROWS, BoundTable, Snapshot, pair_bounds, snapshot, snapshot_of_nearest
+from lightning_topo._watch.launched import Launched
+from lightning_topo._watch.many_neurons import ManyNeurons, is_measurable
+from lightning_topo._watch.resting_copies import Resting, RestingCopies
+from lightning_topo.geometry import BoundTable, Snapshot, pair_bounds, snapshot, snapshot_of_nearest
 from lightning_topo.geometry._snapshots import as_clouds, carried
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._displacements import DisplacementMeter, gather_rows
@@ -18,9 +20,6 @@ from lightning_topo.probes import Clouds
 
 Nearest = Mapping[str, tuple[Tensor, Tensor]]
 """By group, what `snapshot_of_nearest` takes."""
-
-Resting = Callable[[torch.device, int], torch.device]
-"""Where copies of so many bytes of a device's tensors are kept."""
 
 LIMIT = 0.9
 """A bound from here on asks for an exact measurement."""
@@ -40,82 +39,6 @@ class GroupBound:
     span: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Launched:
-    """The bounds of a step, being copied from the device, so that reading them later does not wait.
-
-    `before` and `after` are the parameters, `moved` how far neurons have moved between them. `has_doubt` where the last
-    value says whether the parameters stood between the step before and this one.
-    """
-
-    before: Mapping[str, Tensor]
-    after: Mapping[str, Tensor]
-    moved: Tensor
-    is_path: bool
-    has_doubt: bool
-    _values: Tensor
-    _arrival: torch.cuda.Event | None
-
-    @staticmethod
-    def of(
-        before: Mapping[str, Tensor],
-        after: Mapping[str, Tensor],
-        moved: Tensor,
-        values: Tensor,
-        *,
-        is_path: bool,
-        has_doubt: bool,
-    ) -> "Launched":
-        """Send the values to the host."""
-        if values.device.type != "cuda":
-            return Launched(before, after, moved, is_path, has_doubt, values, None)
-        here = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        here.copy_(values, non_blocking=True)
-        arrival = torch.cuda.Event()
-        arrival.record(torch.cuda.current_stream(values.device))
-        return Launched(before, after, moved, is_path, has_doubt, here, arrival)
-
-    def values(self) -> list[float]:
-        """What has arrived; waits until it has."""
-        if self._arrival is not None:
-            self._arrival.synchronize()
-        return self._values.tolist()
-
-
-class _Resting(Mapping[str, Tensor]):
-    """Copies of rarely used parameters, kept where `resting` says and brought back when needed."""
-
-    def __init__(self, parameters: Mapping[str, Tensor], names: Sequence[str], resting: Resting) -> None:
-        self._devices = {name: parameters[name].device for name in names}
-        sizes: dict[torch.device, int] = defaultdict(int)
-        for name, device in self._devices.items():
-            sizes[device] += parameters[name].nbytes
-        homes = {device: resting(device, n_bytes) for device, n_bytes in sizes.items()}
-        self._copies = {
-            name: torch.empty_like(parameters[name], device=homes[device], requires_grad=False)
-            for name, device in self._devices.items()
-        }
-        self.take(parameters)
-
-    @torch.no_grad()
-    def take(self, parameters: Mapping[str, Tensor]) -> None:
-        """Copy the values that these parameters have now."""
-        present = [parameters[name].detach() for name in self._copies]
-        torch._foreach_copy_(list(self._copies.values()), present)  # pyright: ignore[reportPrivateImportUsage]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._copies[name].to(self._devices[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._copies)
-
-    def __len__(self) -> int:
-        return len(self._copies)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._copies
-
-
 class Bounds:
     """Bounds each step from the lengths of displacements, since a snapshot of all groups at one moment.
 
@@ -124,8 +47,7 @@ class Bounds:
     other than an update has moved parameters since. `generation` is that of the parameters (`Steps.generation`): of
     later ones these bounds know nothing.
 
-    A group of more than `MAX_ROWS` neurons is given up where its snapshot certifies nothing any more: it is open until
-    the next one, for no exact measurement renews it. The last snapshots of all of these took `seconds_of_many`.
+    `many` are the groups of too many neurons to be measured, of which nothing is bounded once they are given up.
     """
 
     def __init__(
@@ -140,7 +62,7 @@ class Bounds:
         self.generation: int = generation
         self.names: frozenset[str] = frozenset(parameters)
         self._meter = DisplacementMeter.of(self.groups, parameters)
-        self._origin = _Resting(parameters, self._meter.names, resting)
+        self._origin = RestingCopies(parameters, self._meter.names, resting)
         self._members = {group.name: set(group.parameter_names) & self._origin.keys() for group in self.groups}
         self._snapshots: list[Snapshot] = []
         self._table: BoundTable | None = None
@@ -149,8 +71,7 @@ class Bounds:
         self._doubt: Tensor | None = None
         self.n_steps = 0
         self.was_moved_outside = False
-        self.seconds_of_many = 0.0
-        self._given_up: set[str] = set()
+        self.many: ManyNeurons = ManyNeurons([group for group in self.groups if not is_measurable(group)])
         self._take(parameters, nearest or {})
 
     @property
@@ -238,7 +159,7 @@ class Bounds:
             steps = [math.inf] * len(steps)
             self.was_moved_outside = True
         spans = [math.inf] * len(steps)
-        given_up = frozenset(self._given_up)
+        given_up = self.many.given_up
         asked = [step for group, step in zip(self.groups, steps, strict=True) if group.name not in given_up]
         measures = stands and not all(bound < LIMIT for bound in [*asked, *near])
         if measures:
@@ -262,8 +183,7 @@ class Bounds:
                 span = _larger(span, float(pair_bounds(one, *rows)))
             found[group.name] = GroupBound(_larger(bound.step, exact), span)
         if measures and gives_up:
-            many = (group.name for group in self.groups if group.n > MAX_ROWS)
-            self._given_up |= {name for name in many if not (found[name].step < LIMIT or found[name].span < 1.0)}
+            self.many.give_up(name for name, one in found.items() if not (one.step < LIMIT or one.span < 1.0))
         open_ = {
             name: GroupBound(math.nan if math.isnan(found[name].step) else math.inf, math.inf) for name in given_up
         }
@@ -272,12 +192,12 @@ class Bounds:
     @property
     def _has_nothing_left(self) -> bool:
         """Whether all groups are given up: no step is bounded until the next snapshot."""
-        return len(self._given_up) == len(self.groups)
+        return len(self.many.given_up) == len(self.groups)
 
     def _with_pairs(self) -> list[tuple[NeuronGroup, Snapshot]]:
         """The groups with pairs that are so near that they are computed exactly."""
         both = zip(self.groups, self._snapshots, strict=True)
-        return [(group, one) for group, one in both if len(one.pairs) and group.name not in self._given_up]
+        return [(group, one) for group, one in both if len(one.pairs) and group.name not in self.many.given_up]
 
     def _rows(self, group: NeuronGroup, one: Snapshot, tensors: Mapping[str, Tensor]) -> Tensor:
         return gather_rows(group, {name: tensors[name] for name in self._members[group.name]}, one.pairs)
@@ -303,9 +223,7 @@ class Bounds:
             known = nearest.get(group.name)
             one = snapshot(cloud) if known is None else snapshot_of_nearest(as_clouds(cloud), *known)
             taken.append(replace(one, origin=None))
-            self._given_up.discard(group.name)
-            if group.n > MAX_ROWS:
-                self.seconds_of_many += clock.seconds()
+            self.many.renewed(group, clock.seconds())
         self._snapshots, self.was_moved_outside = taken, False
         self._table, self.n_steps = BoundTable.of(self._snapshots), 0
         # Where the neurons stand now, as long as nothing else moves them: no need to measure that.

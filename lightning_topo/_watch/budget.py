@@ -3,9 +3,15 @@
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from statistics import median
 
 from lightning_topo._clock import Clock
+
+EXACT_SHARE = 0.05
+"""Measurements for which only a bound asks may take this share of the time ..."""
+EXACT_STEPS = 10.0
+"""... and in the beginning the time of this many steps."""
 
 _WINDOW = 64
 
@@ -59,3 +65,27 @@ class Budget:
             then, spent = self._mark
             self._steps.append(max(self.seconds() - then - (self._spent - spent), 0.0))
             self._mark = None
+
+
+@dataclass(slots=True)
+class Allowance:
+    """What measurements may take for which only the bounds of steps ask.
+
+    Holds the time that they have `spent`. Unless it is `limited`, more is always allowed.
+
+    >>> budget = Budget()
+    >>> Allowance(limited=True, spent=1e9).allows(budget), Allowance(limited=False, spent=1e9).allows(budget, 1e9)
+    (True, True)
+    """
+
+    limited: bool
+    spent: float = 0.0
+
+    def allows(self, budget: Budget, ahead: float = 0.0) -> bool:
+        """Whether another measurement is allowed, which takes the time `ahead` as far as that is known.
+
+        Before any step has been timed it is.
+        """
+        if not self.limited or budget.step_seconds is None:
+            return True
+        return self.spent + ahead <= EXACT_SHARE * budget.seconds() + EXACT_STEPS * budget.step_seconds

@@ -7,23 +7,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lightning_topo._watch.bounds import LIMIT, Bounds, GroupBound, Launched, Nearest
-from lightning_topo._watch.budget import Budget
+from lightning_topo._watch.bounds import LIMIT, Bounds, GroupBound, Nearest
+from lightning_topo._watch.budget import Allowance, Budget
 from lightning_topo._watch.coverage import Certificate, Coverage
+from lightning_topo._watch.launched import Launched
+from lightning_topo._watch.many_neurons import is_measurable
 from lightning_topo._watch.outcome import Outcome
 from lightning_topo._watch.probing import Probing
 from lightning_topo._watch.snapshots import Snapshots
 from lightning_topo._watch.steps import Steps
-from lightning_topo.geometry import MAX_ROWS
 from lightning_topo.measurement import OpenCause, StepState
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.probes import Clouds, Distortion, Probe
 from lightning_topo.probes._distortion import Carried
-
-EXACT_SHARE = 0.05
-"""Measurements because of a bound may take this share of the time ..."""
-EXACT_STEPS = 10.0
-"""... and in the beginning the time of this many steps."""
 
 RENEW_STEPS = 10
 """A measurement of all groups takes a new snapshot if the last one is this many steps old."""
@@ -77,9 +73,8 @@ class Certifying:
     ) -> None:
         self.probe: Distortion | None = next((probe for probe in probing.probes if isinstance(probe, Distortion)), None)
         self._snapshots, self._steps, self._probing = snapshots, steps, probing
-        self._coverage, self._limited = coverage, limited
+        self._coverage, self._allowance = coverage, Allowance(limited)
         self._bounds: Bounds | None = None
-        self._seconds = 0.0
         self._measured_at = self._renewed_at = -1
         self._keeps_merged, self._modes = frozenset(keeps_merged), _modes(snapshots.module)
         self._awaited: _Step | None = None
@@ -130,7 +125,7 @@ class Certifying:
         self._coverage.note(step, {name: Certificate.open(OpenCause.MOVED) for name in gone})
         if not groups:
             return []
-        due = due if any(map(_is_measurable, groups)) else ()
+        due = due if any(map(is_measurable, groups)) else ()
         if self._bounds is None:
             # The first step is measured; what that finds of distances serves the first snapshot, of where it ends. Its
             # time belongs to the start: on a GPU it loads the kernels of all later ones.
@@ -164,27 +159,28 @@ class Certifying:
         return self._certify(awaited, budget, stands=stands)
 
     def _certify(self, awaited: _Step, budget: Budget, *, is_due: bool = False, stands: bool = True) -> list[Outcome]:
+        """Measure a step as far as its bounds, or the time, ask for it; renew what they stand on, and note the rest."""
         probe = self.probe
         assert probe is not None
         assert self._bounds is not None
         step, groups, bounds = awaited.step, awaited.groups, self._bounds.read(awaited.bounds, stands=stands)
-        few = [g for g in groups if _is_measurable(g)]
-        reached = [g for g in few if not bounds[g.name].step < LIMIT]
-        asked = few if is_due else reached if stands and self._may_measure(budget) else []
-        outcomes: list[Outcome] = []
         began = budget.seconds()
+        reached = {group.name for group in groups if not bounds[group.name].step < LIMIT}
+        few = [group for group in groups if is_measurable(group)]
+        asked = [group for group in few if is_due or group.name in reached]
+        if not (is_due or (stands and self._allowance.allows(budget))):
+            asked = []
+        outcomes: list[Outcome] = []
         if asked:
             outcomes = [self._measure(probe, step, awaited.epoch, asked, self._snapshots.now(), self._last(step))]
             self._measured_at = step
-        wants_all = bool(reached) or (len(asked) == len(few) and self._bounds.n_steps >= RENEW_STEPS)
-        measured = outcomes[0] if wants_all and outcomes and outcomes[0].values else None
-        is_lost = any(not bounds[g.name].step < LIMIT for g in groups if not _is_measurable(g))
-        renews_many = is_lost and stands and self._may_renew_many(step, budget)
-        if renews_many or measured is not None:
-            self._renew(measured, of_many=renews_many)
-            self._renewed_at = step if renews_many else self._renewed_at
+        is_old = len(asked) == len(few) and self._bounds.n_steps >= RENEW_STEPS
+        wants_all = is_old or any(group.name in reached for group in few)
+        renews_many = any(not is_measurable(g) and g.name in reached for g in groups) and stands
+        renews_many = renews_many and self._may_renew_many(step, budget)
+        self._renew(outcomes[0] if wants_all and outcomes and outcomes[0].values else None, step, of_many=renews_many)
         if renews_many or not is_due:
-            self._seconds += budget.seconds() - began
+            self._allowance.spent += budget.seconds() - began
         unless = OpenCause.FAILED if asked else OpenCause.NOT_MEASURED if stands else OpenCause.MOVED
         self._note(step, groups, outcomes, bounds, unless)
         return outcomes
@@ -253,12 +249,6 @@ class Certifying:
         self._coverage.note(step, {group.name: exact if group.name in measured else left for group in groups})
         return outcomes
 
-    def _may_measure(self, budget: Budget) -> bool:
-        if not self._limited:
-            return True
-        at_first = EXACT_STEPS * (budget.step_seconds or 0.0)
-        return budget.step_seconds is None or self._seconds <= EXACT_SHARE * budget.seconds() + at_first
-
     def _launch(self) -> Launched:
         """Begin to bound the present updates; without a snapshot, take one of the clouds before them."""
         before, after = self._steps.before(), self._steps.trained()
@@ -274,19 +264,18 @@ class Certifying:
     def _may_renew_many(self, step: int, budget: Budget) -> bool:
         """Whether a new snapshot of the groups that are too large to measure is paid for in advance."""
         assert self._bounds is not None
-        if step < self._renewed_at + RENEW_STEPS:
-            return False
-        paid = EXACT_SHARE * budget.seconds() + EXACT_STEPS * (budget.step_seconds or 0.0)
-        return not self._limited or self._seconds + self._bounds.seconds_of_many <= paid
+        is_time = step >= self._renewed_at + RENEW_STEPS
+        return is_time and self._allowance.allows(budget, self._bounds.many.seconds)
 
-    def _renew(self, measured: Outcome | None, *, of_many: bool) -> None:
-        """Take a new snapshot of the groups, of those that are too large to measure only if it is `of_many`."""
+    def _renew(self, measured: Outcome | None, step: int, *, of_many: bool) -> None:
+        """Take a new snapshot of the groups that were `measured`, if any, and of the larger ones if it is `of_many`."""
         bounds = self._bounds
-        if bounds is None:
+        if bounds is None or (measured is None and not of_many):
             return
-        carries = {g.name for g in bounds.groups if not (of_many if not _is_measurable(g) else measured is not None)}
+        carries = {g.name for g in bounds.groups if not (measured is not None if is_measurable(g) else of_many)}
         nearest = {} if measured is None else self._nearest(measured)
         bounds.renew(self._steps.trained(), nearest, carries=carries)
+        self._renewed_at = step if of_many else self._renewed_at
 
     def _nearest(self, measured: Outcome) -> Nearest:
         """What a measurement has found of the distances to nearest neighbours."""
@@ -296,13 +285,9 @@ class Certifying:
         return carried.nearest if isinstance(carried, Carried) else {}
 
 
-def _is_measurable(group: NeuronGroup) -> bool:
-    return group.n <= MAX_ROWS
-
-
 def _cause(group: NeuronGroup, cause: OpenCause) -> OpenCause:
     """Why a group is open that was not measured because of `cause`, if it could have been measured at all."""
-    return cause if _is_measurable(group) or cause is OpenCause.MOVED else OpenCause.TOO_MANY
+    return cause if is_measurable(group) or cause is OpenCause.MOVED else OpenCause.TOO_MANY
 
 
 def _modes(module: nn.Module) -> list[tuple[object, ...]]:

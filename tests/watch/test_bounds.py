@@ -173,7 +173,7 @@ def test_a_device_that_adds_up_in_another_order_has_moved_nothing(monkeypatch):
 def many(monkeypatch):
     """Groups of more than ten neurons are too large to measure."""
     monkeypatch.setattr("lightning_topo.geometry._snapshots.MAX_ROWS", 10)
-    monkeypatch.setattr("lightning_topo._watch.bounds.MAX_ROWS", 10)
+    monkeypatch.setattr("lightning_topo._watch.many_neurons.MAX_ROWS", 10)
 
 
 @pytest.mark.parametrize("size", [1e-4, 1e-2])
@@ -197,7 +197,7 @@ def test_a_group_whose_snapshot_certifies_nothing_is_given_up_and_looked_at_no_m
     for name, dim in (("up", 0), ("down", 1)):
         here[name].select(dim, 1).copy_(here[name].select(dim, 0))  # equal at the snapshot, and apart after each step
     bounds = Bounds(GROUPS[:1], here)
-    assert bounds.seconds_of_many > 0.0
+    assert bounds.many.seconds > 0.0
     looks = []
     given = DisplacementMeter.lengths
     monkeypatch.setattr(DisplacementMeter, "lengths", lambda *args: looks.append(args) or given(*args))

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_topo._watch.budget import Budget
+from lightning_topo._watch.budget import EXACT_SHARE, EXACT_STEPS, Allowance, Budget
 
 
 class Now:
@@ -75,3 +75,22 @@ def test_a_clock_that_is_set_back_makes_no_time_negative(now):
     assert (budget.spent(), budget.step_seconds) == (0.0, 0.0)
     assert budget.seconds() == 2.0
     assert Budget().share() == 0.0
+
+
+def test_measurements_that_only_bounds_ask_for_are_allowed_a_share_and_a_start(now):
+    budget, allowance = Budget(), Allowance(limited=True)
+    allowance.spent = 1e6
+    assert allowance.allows(budget)  # no step has been timed
+    for _ in range(2):
+        budget.begin_step()
+        now.passes(2.0)
+        budget.end_step()
+    most = EXACT_SHARE * 4.0 + EXACT_STEPS * 2.0
+    allowance.spent = most
+    assert allowance.allows(budget)
+    assert not allowance.allows(budget, 0.01)  # what one more would take
+    allowance.spent = most + 0.01
+    assert not allowance.allows(budget)
+    now.passes(1.0)
+    assert allowance.allows(budget)
+    assert Allowance(limited=False, spent=1e6).allows(budget, 1e6)

@@ -6,6 +6,7 @@ from lightning.pytorch import Callback
 
 from lightning_topo import Distortion, Persistence, TopologyMonitor, TopologyWatch, read_record, rows
 from lightning_topo._watch import bounds as bounds
+from lightning_topo._watch import budget as budget
 from lightning_topo._watch import certifying as certifying
 from lightning_topo.measurement import OpenCause, StepState
 from lightning_topo.neurons import NeuronGroup, ParamSlice
@@ -208,7 +209,7 @@ def test_a_step_whose_bound_is_too_large_is_measured_and_its_own_ratio_counts(tm
 def test_where_no_time_is_left_to_measure_a_span_counts_only_if_merged_neurons_stay_together(
     tmp_path, monkeypatch, more, rule, wanted, apart
 ):
-    monkeypatch.setattr(certifying.Certifying, "_may_measure", lambda self, budget: False)
+    monkeypatch.setattr(budget.Allowance, "allows", lambda self, budget, ahead=0.0: False)
     model = five_units(*more, apart=apart)
     states = there_and_back(tmp_path, model, rule(model.parameters(), lr=1.0), probes=[Distortion(1000)])
     assert states[3][0].name == wanted
@@ -283,7 +284,7 @@ class WithoutHooks(Classifier):
     ],
 )
 def test_each_open_step_has_its_reason(tmp_path, monkeypatch, make, others, wanted):
-    monkeypatch.setattr(certifying.Certifying, "_may_measure", lambda self, budget: False)
+    monkeypatch.setattr(budget.Allowance, "allows", lambda self, budget, ahead=0.0: False)
     monitor = TopologyMonitor([Distortion(every_n_steps=1000)], verbose=False, report=False)
     fit(make(), [monitor, *(other() for other in others)], root=tmp_path, data=loader(), max_epochs=4)
     assert set(causes(monitor).values()) == wanted
@@ -294,8 +295,8 @@ def test_each_open_step_has_its_reason(tmp_path, monkeypatch, make, others, want
 
 @pytest.mark.parametrize("name", ["switched on later", "moved outside", "moved outside before a snapshot"])
 def test_a_span_counts_only_while_nothing_else_parts_neurons(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(certifying.Certifying, "_may_measure", lambda self, budget: False)
-    monkeypatch.setattr(certifying.Certifying, "_renew", lambda self, measured, of_many: None)
+    monkeypatch.setattr(budget.Allowance, "allows", lambda self, budget, ahead=0.0: False)
+    monkeypatch.setattr(certifying.Certifying, "_renew", lambda self, measured, step, of_many: None)
     model = five_units(torch.nn.Dropout(0.0))
     model[1].p = 0.0
 
@@ -317,7 +318,7 @@ def test_a_span_counts_only_while_nothing_else_parts_neurons(tmp_path, monkeypat
 @pytest.fixture
 def many(monkeypatch):
     """Groups of more than 20 neurons are too large to measure."""
-    for module in ("geometry._snapshots", "_watch.bounds", "_watch.certifying", "probes._distortion"):
+    for module in ("geometry._snapshots", "_watch.many_neurons", "probes._distortion"):
         monkeypatch.setattr(f"lightning_topo.{module}.MAX_ROWS", 20)
 
 
@@ -357,8 +358,8 @@ def test_a_group_that_is_too_large_is_not_asked_for_and_no_new_snapshot_is_taken
 
 
 def test_new_snapshots_of_a_group_that_is_too_large_are_paid_for_in_advance(tmp_path, monkeypatch, many):
-    monkeypatch.setattr(certifying, "EXACT_SHARE", 0.0)
-    monkeypatch.setattr(certifying, "EXACT_STEPS", 0.0)
+    monkeypatch.setattr(budget, "EXACT_SHARE", 0.0)
+    monkeypatch.setattr(budget, "EXACT_STEPS", 0.0)
     record, taken = table_of_words(tmp_path, monkeypatch, 40, lr=5.0)
     assert len(taken) == 1
     causes = {m.values.get("cause") for m in record.measurements if m.probe == "coverage" and m.group} - {None}
