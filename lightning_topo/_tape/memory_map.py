@@ -16,8 +16,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from lightning_topo._tape.program import Call, Layout, Slot, alias, bits, region, set_data
 
 Key = tuple[Any, ...]
-DERIVATIVES = frozenset({"torch.nn.parallel.distributed._DDPSink", "torch.utils.checkpoint.CheckpointFunction"})
-"""Torch's autograd functions whose backward pass is the derivative of what their forward pass computes."""
+DERIVATIVES = frozenset(
+    {"torch._DDPSink", "torch.CheckpointFunction"}
+    | {"torch.RegisterPostBackwardFunction", "torch.RegisterPreBackwardFunction"}  # FSDP2
+    | {"deepspeed.PreBackwardFunctionForModule", "deepspeed.PostBackwardFunctionModule"}
+    | {"deepspeed.LinearFunctionForZeroStage3"}
+)
+"""Autograd functions, with their package, whose backward pass is the derivative of what their forward pass computes."""
 
 _FRESH = itertools.count(1)  # no address is as small
 
@@ -344,10 +349,11 @@ class MemoryMap:
 
 
 def _function(grad_fn: Node) -> str:
-    """The name of an autograd function; of those that are known to be true, with their module."""
-    function = getattr(grad_fn, "_forward_cls", type(grad_fn))
-    whole = f"{function.__module__}.{function.__qualname__}"
-    return whole if whole in DERIVATIVES else grad_fn.name().removesuffix("Backward")
+    """The name of an autograd function; of those whose backward pass is known, with the package."""
+    function = getattr(type(grad_fn), "_forward_cls", type(grad_fn))
+    name = grad_fn.name().removesuffix("Backward")
+    whole = f"{function.__module__.partition('.')[0]}.{name}"
+    return whole if whole in DERIVATIVES else name
 
 
 def _is_all_bytes(tensor: Tensor) -> bool:

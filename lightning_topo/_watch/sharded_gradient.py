@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_topo._tape import CannotReplay, Tape, replay
 from lightning_topo._tape.draws import generators_kept
+from lightning_topo._tape.memory_map import DERIVATIVES
 from lightning_topo._tape.names import all_names, clean_name
 from lightning_topo._watch.gathering import floating_types, has_room, left_whole, plan
 from lightning_topo._watch.ranks import Ranks
@@ -123,14 +124,6 @@ class ShardedGradient:
         return not all(is_finite for _, _, is_finite in said)
 
 
-_TRANSPARENT = frozenset(
-    {"RegisterPostBackwardFunction", "RegisterPreBackwardFunction"}  # FSDP2
-    | {"PreBackwardFunctionForModule", "PostBackwardFunctionModule", "LinearFunctionForZeroStage3"}  # DeepSpeed
-    | {"CheckpointFunction"}
-)
-"""Functions of torch and DeepSpeed whose backward pass is the derivative."""
-
-
 class _Stopped(CannotReplay):
     """All processes know that they do not go on."""
 
@@ -151,4 +144,4 @@ def _layout(parts: Sequence[Part], *, is_flat: bool) -> Layout:
 
 def functions_of(tapes: Sequence[Tape]) -> str:
     """The autograd functions that tapes call, but for those whose backward pass is known to be the derivative."""
-    return ", ".join(sorted({name for tape in tapes for name in tape.functions.values()} - _TRANSPARENT))
+    return ", ".join(sorted({name for tape in tapes for name in tape.functions.values()} - DERIVATIVES))

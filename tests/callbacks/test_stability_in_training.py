@@ -262,7 +262,9 @@ def test_an_optimizer_without_lr_has_a_sharpness_and_no_ratio(tmp_path):
     steps = [m.step for m in record.measurements if m.probe == "step_edge" and "directional_ratio" in m.values]
     assert steps
     assert len(set(steps)) == len(steps)
-    assert happened(monitor.events) == []
+    [why] = happened(monitor.events)
+    assert (why.name, why.step) == ("gap", 2)
+    assert why.message == "There is no sharpness_ratio and no eta_lambda: Signed: its rule is not known."
 
 
 def test_a_loss_or_a_hessian_that_is_not_finite_is_an_event_and_training_goes_on(tmp_path):
