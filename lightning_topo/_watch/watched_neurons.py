@@ -72,8 +72,9 @@ class WatchedNeurons:
             self._shards = kept_shards(self._training)
 
     def release(self) -> None:
-        """Let copies of shards go."""
+        """Let copies of shards go, and parameters."""
         self._shards = None
+        self._unused.follow([], self._training.module)
 
     def find(self, *, adds: bool = False) -> Sequence[NeuronGroup]:
         """Find the neurons on the part of the present batch recorded so far; a collective. Others stay if it `adds`."""
@@ -130,28 +131,32 @@ class WatchedNeurons:
         False where this step does not show what is looked for: the next one may. A collective.
         """
         assert self._measuring.snapshots is not None
-        if not self._replaces and self._is_too_early():
+        if not self._replaces and not self._shows_unused():
             self._n_tries += 1
+            if self._n_tries == MOST_TRIES:
+                self._end_tries(step)
             return False
-        self.is_again_wanted, self._n_tries = False, 0
+        self._end_tries(step)
         reference, known, since = self._measuring.snapshots.reference, self.groups, self._unused.moved_since
         self.groups = ()
         self._look(known, adds=not self._replaces).take_over(reference)
-        self._unused.looked(step)
         if self._joined is not None:  # that step has moved them unseen
             self._measuring.leave_open(self._joined[0], list(self._joined[1]))
             self._joined = None
         self._tell_added([group for group in self.groups if group.name not in {one.name for one in known}], since, step)
         return True
 
-    def _is_too_early(self) -> bool:
-        """Whether this step uses none of the parameters that are looked for, and a later one may."""
+    def _shows_unused(self) -> bool:
+        """Whether this step uses some of the parameters that are looked for. A collective."""
         wanted = self._unused.moved_since.keys()
         tapes = self._recording.so_far()
-        is_unused = self._training.ranks.first(
-            "whether it is used", lambda: all(wanted.isdisjoint(tape.params) for tape in tapes)
+        return self._training.ranks.first(
+            "whether it is used", lambda: any(not wanted.isdisjoint(tape.params) for tape in tapes)
         )
-        return is_unused and self._n_tries < MOST_TRIES
+
+    def _end_tries(self, step: int) -> None:
+        self.is_again_wanted, self._n_tries = False, 0
+        self._unused.looked(step)
 
     def _tell_added(self, added: Sequence[NeuronGroup], since: Mapping[str, int], step: int) -> None:
         """Say that neurons of unused parts are watched from now on, and that steps before were open for them."""
