@@ -67,7 +67,9 @@ def _judged(
     unlike = frozenset(name for name, error in errors.items() if not error <= 10 * tolerance)
     if not unlike:
         return _with_factor(tape, factor, multiple, tolerance)
-    cause = f": {_functions(tape)} defines a gradient other than its derivative" if tape.functions else ""
+    cause = ""
+    if tape.functions:
+        cause = f": {_functions(tape)} defines a gradient other than its derivative, or a hook changes it"
     worst = max(unlike, key=lambda name: errors[name])
     return tape.replaced(
         unlike=unlike,
