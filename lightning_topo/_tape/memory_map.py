@@ -17,12 +17,15 @@ from lightning_topo._tape.program import Call, Layout, Slot, alias, bits, region
 
 Key = tuple[Any, ...]
 DERIVATIVES = frozenset(
-    {"torch._DDPSink", "torch.CheckpointFunction"}
+    {"torch._DDPSink"}
     | {"torch.RegisterPostBackwardFunction", "torch.RegisterPreBackwardFunction"}  # FSDP2
     | {"deepspeed.PreBackwardFunctionForModule", "deepspeed.PostBackwardFunctionModule"}
     | {"deepspeed.LinearFunctionForZeroStage3"}
 )
-"""Autograd functions, with their package, whose backward pass is the derivative of what their forward pass computes."""
+"""Autograd functions, with their package, whose backward pass is the derivative of what their forward pass computes.
+
+Not that of checkpointing: what it runs may itself call functions, which nobody sees inside of it.
+"""
 
 _FRESH = itertools.count(1)  # no address is as small
 

@@ -67,13 +67,13 @@ class Certifying:
         steps: Steps,
         probing: Probing,
         coverage: Coverage,
+        allowance: Allowance,
         *,
-        limited: bool,
         keeps_merged: Collection[str] = (),
     ) -> None:
         self.probe: Distortion | None = next((probe for probe in probing.probes if isinstance(probe, Distortion)), None)
         self._snapshots, self._steps, self._probing = snapshots, steps, probing
-        self._coverage, self._allowance = coverage, Allowance(limited)
+        self._coverage, self._allowance = coverage, allowance
         self._bounds: Bounds | None = None
         self._measured_at = self._renewed_at = -1
         self._keeps_merged, self._modes = frozenset(keeps_merged), _modes(snapshots.module)
@@ -211,7 +211,11 @@ class Certifying:
         """
         known = all(type(o).__module__.startswith("torch.optim") for o in self._steps.optimizers)
         was_moved = self._bounds is None or self._bounds.was_moved_outside
-        return known and not was_moved and self._modes == _modes(self._snapshots.module)
+        return known and not was_moved and self.drops_as_before()
+
+    def drops_as_before(self) -> bool:
+        """Whether the network drops what it did when these neurons were found."""
+        return self._modes == _modes(self._snapshots.module)
 
     def _measure(
         self,

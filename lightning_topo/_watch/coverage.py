@@ -76,6 +76,12 @@ class Coverage:
                 is_open = StepState.OPEN in (weakest, certificate.state)
                 self.uncertified[step] = StepState.OPEN if is_open else StepState.SPANNED
 
+    def open_past(self, group: str, first: int, last: int, cause: OpenCause) -> None:
+        """Note that these steps are open for a group of which nothing was noted; the network was open in them."""
+        if group not in self._noted:
+            self._stretches[group] = _Stretch(first, last, StepState.OPEN, None, first - 1, cause)
+            self._noted[group] = self._known[group] = last
+
     def rest(self, step: int, groups: Iterable[str]) -> None:
         """Note groups that a step does not move."""
         for group in groups:
@@ -121,6 +127,15 @@ class Coverage:
                 self._ended.append((group, _at_rest(noted, known)))
                 self._noted[group] = known
 
+    def _without(self, group: str, stretch: _Stretch, step: int) -> _Stretch | None:
+        """Take a step, whose state turns out weaker, out of the stretch that it ends."""
+        self._noted[group] = self._known[group] = step - 1
+        shorter = replace(stretch, last=step - 1)
+        kept = shorter if shorter.since <= shorter.last else None
+        if kept is None:
+            del self._stretches[group]
+        return kept
+
     def take_bounds(self) -> dict[str, float]:
         """The largest bound of each group since the last call, or r itself where it was measured."""
         found, self._bounds = self._bounds, {}
@@ -133,8 +148,11 @@ class Coverage:
 
     def _note(self, step: int, group: str, certificate: Certificate) -> None:
         stretch = self._stretches.get(group)
-        if stretch is not None and stretch.last == step and stretch.state is certificate.state is StepState.OPEN:
-            return
+        if stretch is not None and stretch.last == step:
+            if stretch.state <= certificate.state:
+                self._stretches[group] = stretch.joined(step, replace(certificate, state=stretch.state))
+                return
+            stretch = self._without(group, stretch, step)
         follows = self._known.get(group, step - 1) >= step - 1
         noted = min(self._noted.get(group, step - 1), step - 1) if follows else step - 1
         self._noted[group] = self._known[group] = step

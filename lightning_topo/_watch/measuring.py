@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 from lightning_topo._tape import outside_modes
-from lightning_topo._watch.budget import Budget
+from lightning_topo._watch.budget import Allowance, Budget
 from lightning_topo._watch.certifying import Certifying
 from lightning_topo._watch.coverage import Certificate, Coverage
 from lightning_topo._watch.findings_exchange import Exchange
@@ -38,7 +38,7 @@ class Measuring:
         self.snapshots: Snapshots | None = None
         self.coverage: Coverage = Coverage()
         self._training, self._probing, self._schedule = training, probing, schedule
-        self._exchange, self._budget, self._limited = exchange, budget, limited
+        self._exchange, self._budget, self._allowance = exchange, budget, Allowance(limited)
         self._certifying: Certifying | None = None
         self._has_begun = False
         self._has_missed_update = False
@@ -64,18 +64,31 @@ class Measuring:
         present = {group.name for group in snapshots.groups}
         self._lost = [name for name in dict.fromkeys((*self._lost, *lost)) if name not in present]
         self.snapshots, self._has_begun = snapshots, True
+        if self._certifying is not None and not self._certifying.drops_as_before():
+            keeps_merged = ()  # nobody has seen what the present dropout does to groups that were found before it
         self._certifying = Certifying(
-            snapshots, steps, self._probing, self.coverage, limited=self._limited, keeps_merged=keeps_merged
+            snapshots, steps, self._probing, self.coverage, self._allowance, keeps_merged=keeps_merged
         )
 
     def release(self) -> None:
         """Let all copies go: nothing is measured any more."""
         self.snapshots = self._certifying = None
 
-    def leave_open(self, step: int, names: Sequence[str] | None = None, *, groups: Sequence[str] | None = None) -> None:
-        """Say that a step before neurons were found is not covered, of these groups, or with these parameters."""
+    def leave_open(self, step: int, names: Sequence[str] | None = None) -> None:
+        """Say that a step moved neurons before they were found, of groups with these parameters or of all."""
         assert self._certifying is not None
-        self._certifying.leave_open(step, OpenCause.UNKNOWN_NEURONS, names, groups=groups)
+        self._certifying.leave_open(step, OpenCause.UNKNOWN_NEURONS, names)
+
+    def doubt(self, step: int) -> None:
+        """Say that a step has moved parts whose neurons are not known: what is known of the others is not all."""
+        if self.snapshots is not None and self.certifies:
+            unknown = Certificate.open(OpenCause.UNKNOWN_NEURONS)
+            self.coverage.note(step, {group.name: unknown for group in self.snapshots.own})
+
+    def open_past(self, group: str, first: int, last: int) -> None:
+        """Say that steps which are in doubt have moved a group that is known only now."""
+        if self.snapshots is not None and any(group == own.name for own in self.snapshots.own):
+            self.coverage.open_past(group, first, last, OpenCause.UNKNOWN_NEURONS)
 
     def rest(self, step: int) -> None:
         """Note a step that has moved nothing."""

@@ -144,4 +144,5 @@ def _layout(parts: Sequence[Part], *, is_flat: bool) -> Layout:
 
 def functions_of(tapes: Sequence[Tape]) -> str:
     """The autograd functions that tapes call, but for those whose backward pass is known to be the derivative."""
-    return ", ".join(sorted({name for tape in tapes for name in tape.functions.values()} - DERIVATIVES))
+    found = {name for tape in tapes for name in tape.functions.values()}
+    return ", ".join(sorted(found - DERIVATIVES - {"CheckpointFunction"}))

@@ -258,6 +258,11 @@ class Steps:
         waiting = [o for o in optimizers if any(id(p) not in owned for p in _trained(o))]
         return [*self.optimizers, *waiting]
 
+    def moving(self, parameters: Mapping[str, Tensor]) -> list[str]:
+        """The names of those that this batch has moved so far; of a second update in it only what that has moved."""
+        found = {id(k.parameter) for k in self._kept.of(parameters.values()) if k.is_written and k.has_moved()}
+        return [name for name, parameter in parameters.items() if id(parameter) in found]
+
     def moved(self) -> list[str]:
         """Names of kept parameters that have moved though no update of this batch moved them."""
         own = {id(p) for p in _unique(self.pending)}

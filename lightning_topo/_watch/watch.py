@@ -222,6 +222,8 @@ class Watch:
                     unseen, is_lost = self._unseen()
                     at_once = at_once or self.steps.copies_values
                     self._measuring.step(step, due, unseen=unseen, is_lost=is_lost, at_once=at_once)
+                    if self._neurons.moves_unknown:
+                        self._measuring.doubt(step)
                 except Exception as raised:
                     error = raised
                 shares = log or self._exchange.is_due(step, self._measuring.coverage, measured=bool(due))
@@ -244,11 +246,11 @@ class Watch:
         """Find the neurons on the first step, and again where that is wanted; else see who has joined or left."""
         if not self._measuring.has_begun:
             self._start(step)
-        elif self._neurons.is_again_wanted:
-            if self._neurons.begin_again(step):
-                self._tell_neurons(step)
-        else:
-            self._neurons.follow_members(step)
+            return
+        is_wanted = self._neurons.is_again_wanted
+        have_changed = self._neurons.follow_members(step)
+        if is_wanted and not have_changed and self._neurons.begin_again(step):
+            self._tell_neurons(step)
 
     def _is_row_due(self, step: int) -> bool:
         period = self._training.log_every_n_steps

@@ -50,7 +50,7 @@ class WatchedNeurons:
         self._idle: list[int] = []  # steps before it, without a loss, in which nothing moved
         self._looked_for: set[str] = set()  # parameters in no group, for which another step was looked at
         self._joined: tuple[int, frozenset[str]] | None = None  # those of them that wait, and the step they joined in
-        self._unused, self._has_unused = UnusedParts(), False
+        self._unused, self._has_unused = UnusedParts(steps), False
         self._replaces = False  # whether the groups known hold no more when neurons are looked for again
         self._n_tries = 0
 
@@ -123,6 +123,7 @@ class WatchedNeurons:
             self._exchange.events.append(left_open(*self._waited, self._training.epoch))
         snapshots.begun_at(step, self._shards)
         self._shards = None
+        self._unused.see(step)  # another loss, or another process, may have used them
         return snapshots
 
     def begin_again(self, step: int) -> bool:
@@ -143,7 +144,8 @@ class WatchedNeurons:
         if self._joined is not None:  # that step has moved them unseen
             self._measuring.leave_open(self._joined[0], list(self._joined[1]))
             self._joined = None
-        self._tell_added([group for group in self.groups if group.name not in {one.name for one in known}], since, step)
+        self._tell_used(known, since, step)
+        self._unused.see(step)
         return True
 
     def _shows_unused(self) -> bool:
@@ -158,45 +160,56 @@ class WatchedNeurons:
         self.is_again_wanted, self._n_tries = False, 0
         self._unused.looked(step)
 
-    def _tell_added(self, added: Sequence[NeuronGroup], since: Mapping[str, int], step: int) -> None:
-        """Say that neurons of unused parts are watched from now on, and that steps before were open for them."""
-        if not added or not since:
-            return
-        firsts = {g.name: min((since[p] for p in g.parameter_names if p in since), default=step) for g in added}
-        for unseen in range(min(firsts.values()), step):
-            self._measuring.leave_open(unseen, groups=[name for name, first in firsts.items() if first <= unseen])
-        self._exchange.events.append(parts_used(added, min(firsts.values()), step, self._training.epoch))
+    def _tell_used(self, known: Sequence[NeuronGroup], since: Mapping[str, int], step: int) -> None:
+        """Say which groups are new, or have more coordinates, for parts that are used now."""
+        before = {group.name: group.slices for group in known}
+        changed = [group for group in self.groups if before.get(group.name) != group.slices]
+        firsts = {g.name: min(since[p] for p in g.parameter_names if p in since) for g in changed if _meets(g, since)}
+        for name, first in firsts.items():
+            if name not in before and first < step:
+                self._measuring.open_past(name, first, step - 1)
+        if firsts:
+            used = [group for group in changed if group.name in firsts]
+            self._exchange.events.append(parts_used(used, min(firsts.values()), step, self._training.epoch))
 
-    def follow_members(self, step: int) -> None:
-        """Take in which parameters joined or left the training in this step, and which moved for the first time.
+    def follow_members(self, step: int) -> bool:
+        """Take in which parameters joined or left the training in this step, and which unused ones it has moved.
 
         Those that join and are in no group may have been left out because they were not trained, and others because the
-        first step did not use them: they are looked for once more.
+        recorded steps did not use them: they are looked for once more. True where some have joined or left.
         """
         assert self._measuring.snapshots is not None
         assert self._membership is not None
         change = self._membership.change(step)
+        self._unused.see(step)
         if change is not None:
             alone = (change.joined | change.changed).difference(
                 self._looked_for, *(group.parameter_names for group in self.groups)
             )
             self._looked_for |= alone
             self._joined = (step, alone) if alone else None
-            self.is_again_wanted = change.are_new or bool(alone)  # on the next step as it runs
-            self._replaces = self.is_again_wanted
+            are_wanted = change.are_new or bool(alone)
+            if are_wanted:
+                self.is_again_wanted = self._replaces = True  # on the next step as it runs
             groups = self._measuring.snapshots.refer_from(step, change.names)
-            event = members_changed(change, groups, step, self._training.epoch, are_looked_for=self.is_again_wanted)
+            event = members_changed(change, groups, step, self._training.epoch, are_looked_for=are_wanted)
             self._exchange.events.append(event)
-        elif self._wants_unused(step):
+        elif not self.is_again_wanted and self._wants_unused(step):
             self.is_again_wanted, self._replaces = True, False
+        return change is not None
+
+    @property
+    def moves_unknown(self) -> bool:
+        """Whether the last step has moved parameters whose neurons no recorded step has shown."""
+        return self._unused.is_moving
 
     def _wants_unused(self, step: int) -> bool:
         """Whether parts that the recorded steps did not use have moved. A collective, now and then."""
         if not self._has_unused:
             return False
-        if self._training.ranks.size == 1:
-            return self._unused.wants_look(step)
         wants = self._unused.wants_look(step)
+        if self._training.ranks.size == 1:
+            return wants
         return step % EXCHANGE_STEPS == 0 and self._training.ranks.first("whether unused parts move", lambda: wants)
 
     def report_problems(self, step: int) -> None:
@@ -223,3 +236,7 @@ class WatchedNeurons:
         names = [one.param for one in self.finding.uncovered if one.reason == UNUSED] if self._has_unused else []
         self._unused.follow(names, self._training.module)
         return snapshots
+
+
+def _meets(group: NeuronGroup, names: Mapping[str, int]) -> bool:
+    return not names.keys().isdisjoint(group.parameter_names)

@@ -25,7 +25,7 @@ def joined(first: FoundNeurons, later: FoundNeurons) -> FoundNeurons:
     left = list(later.groups)
     groups = []
     for known in first.groups:
-        same = [other for other in left if not set(known.slices).isdisjoint(other.slices)]
+        same = [other for other in left if _overlap(known, other)]
         left = [other for other in left if other not in same]
         is_left_alone = not same and used_now.isdisjoint(known.parameter_names)
         groups.append(known if is_left_alone else _of_both(known, same, used_before, used_now))
@@ -47,13 +47,14 @@ def _of_both(
     if len(same) != 1 or (same[0].n, same[0].block_shape) != (known.n, known.block_shape):
         return _contradicted(known)
     other = same[0]
-    only_now = [piece for piece in other.slices if piece not in known.slices]
-    only_before = [piece for piece in known.slices if piece not in other.slices]
+    only_now = [piece for piece in other.slices if _place(piece) not in _places(known)]
+    only_before = [piece for piece in known.slices if _place(piece) not in _places(other)]
     if not (_are_unused(only_now, known.n, used_before) and _are_unused(only_before, known.n, used_now)):
         return _contradicted(known)
     if other.status not in ("verified", "inert"):
         return _contradicted(known)
-    both = replace(known, slices=(*known.slices, *only_now))
+    flags = {_place(piece): piece for piece in other.slices}  # what is trained by now
+    both = replace(known, slices=(*(flags.get(_place(piece), piece) for piece in known.slices), *only_now))
     # A permutation that one step does not feel is proved by the other alone.
     return both if known.status == "verified" else replace(both, status=other.status, reason=other.reason)
 
@@ -67,7 +68,16 @@ def _are_unused(pieces: Sequence[ParamSlice], n: int, used: frozenset[str]) -> b
 
 
 def _overlap(one: NeuronGroup, other: NeuronGroup) -> bool:
-    return not set(one.slices).isdisjoint(other.slices)
+    return not _places(one).isdisjoint(_places(other))
+
+
+def _place(piece: ParamSlice) -> tuple[object, ...]:
+    """What a slice takes of which parameter, whether that is trained or not."""
+    return piece.param, piece.steps, piece.dims
+
+
+def _places(group: NeuronGroup) -> set[tuple[object, ...]]:
+    return {_place(piece) for piece in group.slices}
 
 
 def _renamed(group: NeuronGroup, taken: set[str]) -> NeuronGroup:

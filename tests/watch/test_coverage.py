@@ -148,7 +148,31 @@ def test_a_second_update_of_a_step_changes_no_earlier_one():
     coverage.note(1, {"a": Certificate(BOUNDED, 0.1)})
     coverage.note(2, {"a": Certificate(BOUNDED, 0.1)})
     coverage.note(2, {"a": Certificate(OPEN)})
-    assert [line[:3] for line in stretches(coverage.lines(0, flush=True))] == [(0, 2, BOUNDED), (1, 2, OPEN)]
+    assert [line[:3] for line in stretches(coverage.lines(0, flush=True))] == [(0, 1, BOUNDED), (1, 2, OPEN)]
+
+
+def test_of_two_updates_of_a_step_the_weaker_counts_in_any_order():
+    for states in ((EXACT, BOUNDED), (BOUNDED, EXACT), (OPEN, EXACT), (EXACT, OPEN)):
+        coverage = Coverage()
+        for step in range(1, 5):
+            coverage.note(step, {"a": Certificate(BOUNDED, 0.1)})
+        for state in states:
+            coverage.note(5, {"a": Certificate(state, 0.2 if state is BOUNDED else None)})
+        found = [line[:3] for line in stretches(coverage.lines(0, flush=True))]
+        assert found == [(0, 4, BOUNDED), (4, 5, min(states))] or found == [(0, 5, min(states))]
+        assert len({line[1] for line in found}) == len(found)  # a reader keeps one line of a group at a step
+
+
+def test_the_past_of_a_group_that_is_known_only_now_is_open_and_of_no_other():
+    coverage = Coverage()
+    coverage.note(6, {"a": Certificate(BOUNDED, 0.1)})
+    coverage.take_uncertified()
+    for group in "ab":
+        coverage.open_past(group, 3, 6, OpenCause.UNKNOWN_NEURONS)
+    coverage.note(7, {name: Certificate(EXACT) for name in "ab"})
+    found = sorted(line[:3] for line in stretches(coverage.lines(0, flush=True)))
+    assert found == [(2, 6, OPEN), (5, 6, BOUNDED), (6, 7, EXACT), (6, 7, EXACT)]
+    assert coverage.take_uncertified() == {}
 
 
 @pytest.mark.parametrize("states", [(SPANNED, OPEN), (OPEN, SPANNED), (EXACT, OPEN)])

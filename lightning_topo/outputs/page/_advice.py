@@ -5,6 +5,8 @@ factor 1 / max r, over all measured steps, is how far a whole schedule may be sc
 stay below eta*. The next run meets other neurons, hence the margin.
 """
 
+from dataclasses import replace
+
 from lightning_topo.measurement import OpenCause
 from lightning_topo.outputs.page._evidence import Evidence
 from lightning_topo.outputs.page._keeping import advise_at_edge, advise_to_keep, advise_to_measure, after_bad_batch
@@ -31,6 +33,7 @@ def advise(outcome: Outcome, evidence: Evidence) -> Advice | None:
         return None
     if outcome.diverged_step is not None and not _has_gone_on(outcome):
         return advise_after_failure(evidence, outcome.diverged_step)
+    evidence = replace(evidence, loss=evidence.loss.finite)
     if outcome.coverage is not None and OpenCause.NOT_FINITE in outcome.coverage.causes:
         return advise_after_failure(evidence, outcome.last_step)
     if outcome.breakdowns and not evidence.loss.has_fallen:

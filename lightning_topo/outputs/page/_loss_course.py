@@ -21,6 +21,8 @@ _NOISE = 0.01
 """A loss that has changed by less than this share has not fallen."""
 _FELL = 0.3
 """A loss that was lower by this share than at first had fallen beyond doubt."""
+_STRAY = 0.05
+"""At most this share of the losses may be not finite, for these batches alone to be to blame."""
 _WINDOW = 20
 """The level of the loss is the mean of so many."""
 
@@ -59,6 +61,25 @@ class LossCourse:
         """The mean of the last losses; not finite where one of them is not."""
         known = [self.losses[step] for step in sorted(self.losses)[-_WINDOW:]]
         return sum(known) / len(known) if known else None
+
+    @property
+    def finite(self) -> "LossCourse":
+        """The losses that are finite."""
+        return LossCourse({step: loss for step, loss in self.losses.items() if math.isfinite(loss)})
+
+    @property
+    def has_recovered(self) -> bool:
+        """Whether a few losses were not finite, and those after them stand no higher than those before.
+
+        >>> LossCourse({step: 1.0 if step != 30 else math.nan for step in range(1, 61)}).has_recovered
+        True
+        """
+        bad = sorted(step for step, loss in self.losses.items() if not math.isfinite(loss))
+        if not bad or len(bad) > _STRAY * len(self.losses):
+            return False
+        before = [self.losses[step] for step in sorted(self.losses) if step < bad[0]][-_WINDOW:]
+        after = [self.losses[step] for step in sorted(self.losses) if step > bad[-1]][-_WINDOW:]
+        return bool(before and after) and sum(after) / len(after) <= max(before)
 
     @property
     def has_fallen(self) -> bool:

@@ -116,7 +116,7 @@ class Outcome:
     finite_again: bool = False
     """Whether the loss has become finite again after it was not."""
     has_recovered: bool = False
-    """Whether that is all that was unstable: a batch may have been bad, and the training is not."""
+    """Whether that is all that was unstable, and it has left no trace in the loss: a batch may have been bad."""
     lost: Level | None = None
     """Where the loss was lowest, if it had fallen and came back to where it began."""
 
@@ -169,7 +169,7 @@ def _outcome(
     whole = [m for m in measurements if m.group == GLOBAL]
     losses = series(whole, "training", "loss")
     nonfinite = [step for step, loss in losses if not math.isfinite(loss)]
-    finite_again = bool(nonfinite) and math.isfinite(losses[-1][1])
+    course = LossCourse(dict(losses))
     unstable = [event for event in events if event.name is EventName.INSTABILITY]
     return Outcome(
         n_groups=len({m.group for m in measurements} - {GLOBAL}),
@@ -193,9 +193,9 @@ def _outcome(
         edge_since=_edge_since(whole, events),
         curvature_since=_crossed(whole, "eta_lambda", events, EventName.CURVATURE_BOUND_EXCEEDED),
         measured=tuple(sorted(_LIMITS & {name for m in whole for name in m.values})),
-        finite_again=finite_again,
-        has_recovered=finite_again and {event.step for event in unstable}.issubset(nonfinite),
-        lost=LossCourse(dict(losses)).lost,
+        finite_again=bool(nonfinite) and math.isfinite(losses[-1][1]),
+        has_recovered=course.has_recovered and {event.step for event in unstable}.issubset(nonfinite),
+        lost=course.lost,
     )
 
 
