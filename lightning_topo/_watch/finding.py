@@ -1,6 +1,6 @@
 """Find the neurons of the training module in its own first step, as that runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,10 @@ from lightning_topo.neurons import FoundNeurons, NeuronGroup, Rows, groups_from_
 from lightning_topo.neurons._capture import FLAT, Sharding, sharding, whole_copy
 from lightning_topo.neurons._coverage import whole_coverage
 from lightning_topo.neurons._fallback import incoming_groups
-from lightning_topo.neurons._later_steps import joined
 from lightning_topo.neurons._partly_trained import told_apart_by_frozen, with_reason
+
+Join = Callable[[FoundNeurons, FoundNeurons], FoundNeurons]
+"""Makes one of what was known before and what a later step shows."""
 
 _NO_LOSS = "the step had no loss to follow"
 _PASS_LOSS = (
@@ -59,14 +61,14 @@ class Finding:
         )
 
     @outside_modes()
-    def groups(self, tapes: Sequence[Tape], obstacle: str, *, adds: bool = False) -> tuple[NeuronGroup, ...]:
-        """The groups that these tapes show, the same on every process; those known besides if it `adds`. A collective.
+    def groups(self, tapes: Sequence[Tape], obstacle: str, join: Join | None = None) -> tuple[NeuronGroup, ...]:
+        """The groups that these tapes show, the same on every process: a collective.
 
-        What is added is joined with the groups known as `joined` says.
+        `join` says what becomes of those known before, of which otherwise nothing is kept.
         """
-        ranks, known = self._training.ranks, self._known if adds else None
+        ranks, known = self._training.ranks, None if join is None else self._known
         structure = self._structure()
-        found: FoundNeurons = ranks.first("groups", lambda: self._found(tapes, obstacle, structure, known))
+        found: FoundNeurons = ranks.first("groups", lambda: self._found(tapes, obstacle, structure, known, join))
         self._known, self.coverage, self.drawn = found, found.coverage, found.drawn
         self.problems = list(_problems(found))
         return tuple(group for group in found.groups if group.n > 1)
@@ -94,14 +96,19 @@ class Finding:
         return whole_copy(self._training.root, mine=self._training.ranks.rank == 0, values=False)
 
     def _found(
-        self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None, known: FoundNeurons | None
+        self,
+        tapes: Sequence[Tape],
+        obstacle: str,
+        structure: nn.Module | None,
+        known: FoundNeurons | None,
+        join: Join | None,
     ) -> FoundNeurons:
         parameters = {clean_name(name): p for name, p in (structure or self._training.module).named_parameters()}
         with without_collection():
             found = self._present(tapes, obstacle, structure, parameters)
-        if known is None:
+        if known is None or join is None:
             return found
-        found = joined(known, found)
+        found = join(known, found)
         return replace(found, coverage=whole_coverage(found.coverage, found.groups, parameters, NOT_MET))
 
     def _present(

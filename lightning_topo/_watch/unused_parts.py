@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from lightning_topo._tape.names import clean_name
 from lightning_topo._watch.steps import Steps
 
-LOOKS_APART = 3
+LOOKS_APART = 2
 """After a look, the next one waits until the training is this many times as old: parts may take turns."""
 
 

@@ -1,12 +1,13 @@
 """The neurons that a training is watched by: found on its first step, and again where it has new parameters."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
 from lightning_topo._parameter_coverage import UNUSED
 from lightning_topo._tape import runs_compiled_code
-from lightning_topo._watch.finding import Finding
+from lightning_topo._watch.finding import Finding, Join
 from lightning_topo._watch.findings_exchange import EXCHANGE_STEPS, Exchange
 from lightning_topo._watch.measuring import Measuring
 from lightning_topo._watch.membership import Membership
@@ -19,6 +20,7 @@ from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
 from lightning_topo._watch.unused_parts import UnusedParts
 from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons._later_steps import joined, renewed
 
 MOST_TRIES = 8
 """Steps in a row that are recorded until one uses what is looked for: networks may take turns, or be drawn."""
@@ -76,12 +78,12 @@ class WatchedNeurons:
         self._shards = None
         self._unused.follow([], self._training.module)
 
-    def find(self, *, adds: bool = False) -> Sequence[NeuronGroup]:
-        """Find the neurons on the part of the present batch recorded so far; a collective. Others stay if it `adds`."""
+    def find(self, join: Join | None = None) -> Sequence[NeuronGroup]:
+        """Find the neurons on the part of the present batch recorded so far; a collective. `join` as for `Finding`."""
         if not self.groups:
             tapes = self._recording.so_far()
             self._n_followed = len(tapes)
-            self.groups = self.finding.groups(tapes, self._recording.obstacle_to_neurons, adds=adds)
+            self.groups = self.finding.groups(tapes, self._recording.obstacle_to_neurons, join)
         return self.groups
 
     def wait(self, step: int) -> bool:
@@ -138,9 +140,10 @@ class WatchedNeurons:
                 self._end_tries(step)
             return False
         self._end_tries(step)
-        reference, known, since = self._measuring.snapshots.reference, self.groups, self._unused.moved_since
+        snapshots, known, since = self._measuring.snapshots, self.groups, self._unused.moved_since
         self.groups = ()
-        self._look(known, adds=not self._replaces).take_over(reference)
+        join = joined if not self._replaces else partial(renewed, changed=snapshots.changed())
+        self._look(known, join if snapshots.sharding == "whole" else None).take_over(snapshots.reference)
         if self._joined is not None:  # that step has moved them unseen
             self._measuring.leave_open(self._joined[0], list(self._joined[1]))
             self._joined = None
@@ -217,12 +220,9 @@ class WatchedNeurons:
         for k, problem in enumerate(self.finding.problems):  # numbered: several may belong to no group
             self._exchange.fail(f"neurons {k}", problem.group, problem.message, problem.remedy, step)
 
-    def _look(self, known: Sequence[NeuronGroup], *, adds: bool = False) -> Snapshots:
-        """Find the neurons on the recorded step, and measure them instead of those `known` before.
-
-        If it `adds`, those known stay.
-        """
-        self.find(adds=adds)
+    def _look(self, known: Sequence[NeuronGroup], join: Join | None = None) -> Snapshots:
+        """Find the neurons on the recorded step, and measure them instead of those `known` before."""
+        self.find(join)
         self._probing.order.update({group.name: k for k, group in enumerate(self.groups)})
         snapshots = Snapshots(self._training, self._steps, self.groups, self._training_loss)
         names = {group.name for group in self.groups}

@@ -1,6 +1,6 @@
 """Join the groups of neurons found on a later step with those found before: steps may use different parts."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from lightning_topo._parameter_coverage import NOT_MET, NOT_TRAINED, UNUSED, ParameterCoverage
@@ -37,6 +37,20 @@ def joined(first: FoundNeurons, later: FoundNeurons) -> FoundNeurons:
     drawn = first.drawn | {now.name for now, found in zip(added, left, strict=True) if found.name in later.drawn}
     drawn |= {g.name for g in groups for o in later.groups if o.name in later.drawn and _overlap(g, o)}
     return FoundNeurons((*groups, *added), _coverage(first, later), first.refused, drawn)
+
+
+def renewed(first: FoundNeurons, later: FoundNeurons, changed: Collection[str]) -> FoundNeurons:
+    """The neurons of a later step of a module that has `changed` these parameters, and those that it leaves alone.
+
+    A group of `first` is left alone if the step uses none of its parameters, and none has changed.
+    """
+    if later.refused:
+        return later
+    others = _used(later.coverage) | set(changed)
+    names = {group.name for group in later.groups}
+    kept = [g for g in first.groups if g.name not in names and others.isdisjoint(g.parameter_names)]
+    drawn = later.drawn | {group.name for group in kept if group.name in first.drawn}
+    return FoundNeurons((*later.groups, *kept), later.coverage, later.refused, drawn)
 
 
 def _of_both(

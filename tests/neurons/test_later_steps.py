@@ -9,7 +9,7 @@ from torch import nn
 from lightning_topo._parameter_coverage import UNUSED, ParameterCoverage
 from lightning_topo._tape import StepRecorder, accepted
 from lightning_topo.neurons import FoundNeurons, NeuronGroup, ParamSlice, groups_from_tapes
-from lightning_topo.neurons._later_steps import joined
+from lightning_topo.neurons._later_steps import joined, renewed
 
 
 class Branches(nn.Module):
@@ -124,3 +124,20 @@ def test_names_stay_distinct_and_noise_of_either_step_counts():
     both = joined(first, later)
     assert [group.name for group in both.groups] == ["a", "a.1"]
     assert both.drawn == {"a", "a.1"}
+
+
+def test_a_changed_module_keeps_what_its_step_leaves_alone():
+    first = neurons(group_of("a", "w"), group_of("b", "v"), group_of("c", "u"), drawn=("c",))
+    later = neurons(group_of("a", "w", n=6), unused=("v", "u"))
+    found = renewed(first, later, changed={"w", "v"})
+    assert [(group.name, group.n) for group in found.groups] == [("a", 6), ("c", 4)]
+    assert found.drawn == {"c"}
+    refused = FoundNeurons((), (), ("drawn anew",))
+    assert renewed(first, refused, changed=()) is refused
+
+
+def test_a_layer_that_was_thawed_is_the_same_group_with_the_flags_of_now():
+    frozen = NeuronGroup("a", "unit", 4, (), (ParamSlice("w", trainable=False), ParamSlice("v")), "verified")
+    thawed = NeuronGroup("a", "unit", 4, (), (ParamSlice("w"), ParamSlice("v")), "verified")
+    [both] = joined(neurons(frozen), neurons(thawed)).groups
+    assert both == thawed

@@ -225,7 +225,7 @@ def test_no_block_is_looked_for_before_it_moves_and_looks_become_rare(monkeypatc
     watched = in_turns([0, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2], 14)
     assert [group.name for group in watched.watch.groups] == names_of(0, 1, 2)
     assert len(looked) == 1 + 3
-    assert max(event.step for event in watched.watch.events if "did not use" in event.message) == 10
+    assert max(event.step for event in watched.watch.events if "did not use" in event.message) == 7
 
 
 def test_a_block_that_is_not_shown_again_is_given_up_for_a_while(monkeypatch):
