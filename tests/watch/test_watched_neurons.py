@@ -52,16 +52,21 @@ class Calibrating(torch.nn.Module):
         return self.net[1:](x)
 
 
-def calibrated(n_strange, n_batches):
+def watching(model, n_batches):
+    """A training of a model, watched step by step to its end."""
     watched = Watched()
-    watched.model = Calibrating(n_strange)
-    watched.optimizer = torch.optim.SGD(watched.model.parameters(), lr=0.1)
-    watched.training = training_of(watched.model, watched.optimizer)
+    watched.model = model
+    watched.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watched.training = training_of(model, watched.optimizer)
     options = WatchSettings(probes=(Distortion(1),), max_overhead=None, on_error="raise")
     watched.watch = Watch(watched.training, options, Outputs((watched.kept,)), None)
     watched.batches(n_batches)
     watched.watch.close()
     return watched
+
+
+def calibrated(n_strange, n_batches):
+    return watching(Calibrating(n_strange), n_batches)
 
 
 def states_of(watched):
@@ -185,16 +190,9 @@ class Dropping(torch.nn.Module):
 
 
 def in_turns(turns, n_batches):
-    watched = Watched()
-    watched.model = Dropping()
-    watched.model.turns = iter(turns)
-    watched.optimizer = torch.optim.SGD(watched.model.parameters(), lr=0.1)
-    watched.training = training_of(watched.model, watched.optimizer)
-    options = WatchSettings(probes=(Distortion(1),), max_overhead=None, on_error="raise")
-    watched.watch = Watch(watched.training, options, Outputs((watched.kept,)), None)
-    watched.batches(n_batches)
-    watched.watch.close()
-    return watched
+    model = Dropping()
+    model.turns = iter(turns)
+    return watching(model, n_batches)
 
 
 def names_of(*blocks):
