@@ -75,7 +75,7 @@ def members_changed(
 ) -> TopologyEvent:
     """Parameters have joined or left the training: the clouds of these groups have other coordinates from here on."""
     what = [
-        f"{_named(sorted(names))} {verb}"
+        f"{some_of(sorted(names))} {verb}"
         for names, verb in (
             (change.joined, "joined the training"),
             (change.left, "left the training"),
@@ -83,7 +83,7 @@ def members_changed(
         )
         if names
     ]
-    whose = f" The totals of {_named(groups, 'groups')} count from here." if groups else ""
+    whose = f" The totals of {some_of(groups, 'groups')} count from here." if groups else ""
     return TopologyEvent(
         EventName.GAP,
         step,
@@ -98,7 +98,7 @@ def members_changed(
 
 def parts_used(groups: Sequence[NeuronGroup], since: int, step: int, epoch: int) -> TopologyEvent:
     """Parts that the first step did not use are trained, and their neurons found."""
-    named = _named([group.name for group in groups], "groups")
+    named = some_of([group.name for group in groups], "groups")
     earlier = f"step {since:,}" if since == step - 1 else f"steps {since:,} to {step - 1:,}"
     left = f" Before that they are open, as they were not known: {earlier}." if since < step else ""
     return TopologyEvent(
@@ -119,8 +119,8 @@ def lost_beginning(groups: Sequence[str], step: int, epoch: int) -> TopologyEven
         epoch,
         severity=Severity.WARN,
         value=float(len(groups)),
-        message=f"The neurons of {_named(groups, 'groups')} when training began can no longer be read from the record: "
-        "their totals are not measured.",
+        message=f"The neurons of {some_of(groups, 'groups')} when training began can no longer be read from the "
+        "record: their totals are not measured.",
         remedy="Leave reference/clouds.npz in the run folder as it is during training. All other measurements go on.",
     )
 
@@ -138,7 +138,7 @@ def moved_outside(
         step,
         epoch,
         value=float(len(names)),
-        message=f"Between two updates of {type(optimizer).__name__} something else has written to {_named(names)}. "
+        message=f"Between two updates of {type(optimizer).__name__} something else has written to {some_of(names)}. "
         f"r measures the optimizer's own updates; this change is in the totals since training began.{lost}",
         remedy="Nothing to do if this is intended, as with a norm constraint, a re-initialised unit or weight "
         "averaging. Later changes of this optimizer's parameters are not reported again.",
@@ -154,7 +154,7 @@ def unseen_step(optimizers: Sequence[object], names: Sequence[str], step: int, e
         epoch,
         severity=Severity.WARN,
         value=float(len(names)),
-        message=f"{_named(names)} moved, and no update by {who} was seen: something moves them that does not step "
+        message=f"{some_of(names)} moved, and no update by {who} was seen: something moves them that does not step "
         "through torch's Optimizer.step. Such steps are not measured, and nothing is claimed about them.",
         remedy="Step by `optimizer.step()` of a class that calls `torch.optim.Optimizer.__init__`. Updates that are "
         "made by hand, fused into the backward or replayed from a CUDA graph cannot be seen.",
@@ -191,6 +191,7 @@ def unwatched(
     )
 
 
-def _named(names: Sequence[Any], what: str = "parameters") -> str:
+def some_of(names: Sequence[Any], what: str = "parameters") -> str:
+    """The first few names, and how many more there are of what."""
     some = ", ".join(map(str, names[:_MOST_NAMED]))
     return some if len(names) <= _MOST_NAMED else f"{some} and {len(names) - _MOST_NAMED} more {what}"

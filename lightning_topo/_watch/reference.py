@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo._watch.checkpoint import SavedWatch, resumed
+from lightning_topo._watch.messages import some_of
 from lightning_topo._watch.output import ReferenceStore
 from lightning_topo._watch.probing import needs_reference
 from lightning_topo._watch.ranks import Ranks
@@ -27,10 +28,14 @@ from lightning_topo.probes import Clouds, Probe
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """This process's clouds of the beginning; `is_kept` if an earlier session has kept them."""
+    """This process's clouds of the beginning; `is_kept` if an earlier session has kept them.
+
+    Of the groups that have `begun`, on any process, it has kept none that fits.
+    """
 
     clouds: ReferenceClouds
     is_kept: bool
+    begun: tuple[str, ...] = ()
 
 
 def begin_reference(
@@ -61,6 +66,8 @@ def begin_reference(
     if saved is None:
         return None
     since = "" if reference.is_kept else " The clouds of the beginning are lost: totals count from here."
+    if reference.begun:
+        since = f" The totals of {some_of(reference.begun, 'groups')} count from here."
     return resumed(training.step, training.epoch, since + saved.under_way())
 
 
@@ -88,7 +95,7 @@ def taken_or_kept(
     """
     kept = read_back(store, groups, now, ranks, empty) if resumes else None
     if kept is not None:
-        return Reference(kept, is_kept=True)
+        return kept
     has_them = keep(store, step, groups, now, ranks)
     for name, cloud in now.items():
         if store is not None and has_them:
@@ -100,15 +107,19 @@ def taken_or_kept(
 
 def read_back(
     store: ReferenceStore | None, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks, empty: ReferenceClouds
-) -> ReferenceClouds | None:
-    """This process's clouds of the beginning, from rank 0's record; None on every process where they do not fit.
+) -> Reference | None:
+    """This process's clouds of the beginning, from rank 0's record; None on every process where none fits.
 
-    A collective. `now` are this process's clouds as they stand; `empty` is filled.
+    A collective. `now` are this process's clouds as they stand; `empty` is filled, with these where the record's do not
+    fit: groups that were found after the beginning are not in it.
     """
     stored = ranks.first("reference", lambda: _stored(store, groups))
-    fits = all(name in stored and stored[name].shape == now.shape(name) for name in now)
-    if not all(ranks.all("reference", fits)):
+    mine = {name: name in stored and stored[name].shape == now.shape(name) for name in now}
+    fits = {name: fit for theirs in ranks.all("reference", mine) for name, fit in theirs.items()}
+    begun = tuple(sorted(name for name, fit in fits.items() if not fit))
+    if fits and len(begun) == len(fits):
         return None
+    stored = {name: kind for name, kind in stored.items() if name not in begun}
     found: dict[str, Tensor] = {}
     whole = True
     for k, group in enumerate(groups):
@@ -130,9 +141,9 @@ def read_back(
     for k, group in enumerate(groups):
         if ranks.owns(k) and store is not None and group.name in stored:
             empty.leave(group.name, stored[group.name], store)
-    for name, cloud in found.items():
+    for name, cloud in (found | {name: now[name] for name in now if name in begun}).items():
         empty.hold(name, cloud)
-    return empty
+    return Reference(empty, is_kept=True, begun=begun)
 
 
 def keep(store: ReferenceStore | None, step: int, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks) -> bool:

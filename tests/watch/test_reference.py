@@ -1,6 +1,8 @@
 """The clouds of the beginning are kept for those that look back at them, and for nobody else."""
 
+import numpy as np
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_topo import Distortion, Fate, Persistence, Sharpness, TopologyMonitor, read_record
@@ -64,3 +66,32 @@ def test_in_the_first_step_the_beginning_is_at_hand(tmp_path):
     train(tmp_path, [Noting()], max_steps=3)
     assert at_hand[:1] == [True]
     assert not any(at_hand[1:])
+
+
+def test_a_group_that_the_record_lacks_takes_no_other_ones_beginning(tmp_path):
+    """It was found after the beginning, or the module has grown since."""
+    first = train(tmp_path, [Distortion()])
+    file = first.dirpath / CLOUDS
+    with np.load(file) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    groups = [group.name for group in first.groups]
+    late = next(name for name in arrays if groups[-1] in name)
+    np.savez(file, **{name: array for name, array in arrays.items() if name != late})
+    seen = []
+
+    class Noting(Looking):
+        measures_steps, period = True, Period(1)
+
+        def measure(self, capture):
+            seen.append({name: capture.reference[name].clone() for name in capture.reference})
+            return super().measure(capture)
+
+    checkpoint = tmp_path / "checkpoints" / "step=2.ckpt"
+    monitor = train(tmp_path, [Distortion(), Noting()], 4, ckpt_path=checkpoint)
+    resumed = [event for event in read_record(monitor.dirpath).events if event.name == "gap"][-1]
+    assert f"The totals of {groups[-1]} count from here" in resumed.message
+    assert set(seen[-1]) == set(groups)
+    kept = {name: torch.from_numpy(arrays[key]) for name in groups[:-1] for key in arrays if name in key}
+    assert kept
+    assert all(torch.equal(seen[-1][name].cpu(), cloud) for name, cloud in kept.items())
+    assert not torch.equal(seen[-1][groups[-1]].cpu(), torch.from_numpy(arrays[late]))
