@@ -97,7 +97,7 @@ def members_changed(
 
 
 def parts_used(groups: Sequence[NeuronGroup], since: int, step: int, epoch: int) -> TopologyEvent:
-    """Parts that the first step did not use are trained, and their neurons found."""
+    """Parts that the first step did not use are trained: these groups are new, or have more coordinates."""
     named = some_of([group.name for group in groups], "groups")
     earlier = f"step {since:,}" if since == step - 1 else f"steps {since:,} to {step - 1:,}"
     left = f" Before that they are open, as they were not known: {earlier}." if since < step else ""
@@ -106,7 +106,7 @@ def parts_used(groups: Sequence[NeuronGroup], since: int, step: int, epoch: int)
         step,
         epoch,
         value=float(len(groups)),
-        message=f"The first step did not use {named}, later ones do. They are watched from step {step:,} on.{left}",
+        message=f"The first step did not use all of {named}, later ones do. Watched from step {step:,} on.{left}",
         remedy="Nothing to do: `lightning-topo neurons` lists all groups.",
     )
 

@@ -7,11 +7,13 @@ from lightning_topo._watch.messages import (
     lost_result,
     members_changed,
     moved_outside,
+    parts_used,
     renewed_samples,
     stale_samples,
     unseen_step,
     unwatched,
 )
+from lightning_topo.neurons import NeuronGroup, ParamSlice
 from lightning_topo.neurons._coverage import UNUSED, ParameterCoverage
 from lightning_topo.phases import DETECTED
 
@@ -50,3 +52,11 @@ def test_the_share_that_the_first_step_does_not_use_is_said():
     left = [ParameterCoverage("expert.weight", 12, (), UNUSED), ParameterCoverage("head.bias", 2, (), "an output")]
     assert "The first step does not use 75 % of all entries" in unwatched(left, 16, 1, 0).message
     assert "does not use" not in unwatched(left[1:], 16, 1, 0).message
+
+
+def test_a_group_that_grew_was_not_unused_as_a_whole():
+    group = NeuronGroup("enc", "unit", 4, (), (ParamSlice("enc.weight"),))
+    said = parts_used([group], 20, 21, 3)
+    assert said.message.startswith("The first step did not use all of enc, later ones do.")
+    assert said.message.endswith("Before that they are open, as they were not known: step 20.")
+    assert "open" not in parts_used([group], 21, 21, 3).message
