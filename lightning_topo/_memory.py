@@ -1,10 +1,16 @@
-"""Detect that memory ran out, and choose where to keep tensors that are rarely used."""
+"""Detect that memory ran out, choose where to keep what is rarely used, and go over large tensors without copies."""
 
 import math
 import re
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
+
+IN_CACHE = 1 << 16
+"""So many entries stay in a processor's cache, and take no new page of memory."""
+_ON_DEVICE = 1 << 24
 
 _SHARE_OF_PEAK = 0.1
 _SHARE_OF_FREE = 0.25
@@ -48,3 +54,43 @@ def aside(device: torch.device) -> AbstractContextManager[object]:
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     return torch.cuda.stream(stream)
+
+
+def in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same entries of tensors of one shape, in parts that a processor's cache holds, along the first one's memory.
+
+    What is computed of a part is small. On the CPU fresh memory for a whole result costs several times what writing to
+    it does.
+
+    >>> a = torch.arange(6.0).reshape(2, 3)
+    >>> [(len(x), float((x - y).sum())) for x, y in in_parts(a, a + 1)]
+    [(6, -6.0)]
+    """
+    first = tensors[0]
+    order = sorted(range(first.dim()), key=first.stride, reverse=True)
+    flat = [tensor.permute(order).flatten() for tensor in tensors]
+    return zip(*(one.split(IN_CACHE if first.device.type == "cpu" else _ON_DEVICE) for one in flat), strict=True)
+
+
+def largest_entry(tensor: Tensor) -> float:
+    """The largest entry's size, without a copy of all; NaN if one is.
+
+    >>> largest_entry(torch.tensor([1.0, -3.0]))
+    3.0
+    """
+    if not tensor.numel():
+        return 0.0
+    if tensor.is_complex():
+        return float(torch.linalg.vector_norm(tensor, torch.inf))
+    low, high = tensor.aminmax()  # five times as fast on the CPU
+    return float(torch.maximum(high, -low))
+
+
+def largest_difference(tensor: Tensor, other: Tensor, factor: float) -> float:
+    """max |tensor - factor * other|, without a copy of either; NaN if an entry is.
+
+    >>> largest_difference(torch.tensor([1.0, -3.0]), torch.tensor([1.0, 1.0]), 2.0)
+    5.0
+    """
+    found = [largest_entry(torch.sub(part, known, alpha=factor)) for part, known in in_parts(tensor, other)]
+    return math.nan if any(one != one for one in found) else max(found, default=0.0)

@@ -6,7 +6,15 @@ import threading
 import pytest
 import torch
 
-from lightning_topo._memory import aside, is_out_of_memory, resting_device
+from lightning_topo._memory import (
+    IN_CACHE,
+    aside,
+    in_parts,
+    is_out_of_memory,
+    largest_difference,
+    largest_entry,
+    resting_device,
+)
 
 GPU = torch.device("cuda:0")
 
@@ -58,3 +66,49 @@ def test_work_aside_runs_in_another_thread():
     thread.start()
     thread.join()
     assert found == [3.0]
+
+
+LAYOUTS = {
+    "rows": torch.randn(300, 400),
+    "columns": torch.randn(400, 300).T,
+    "channels last": torch.randn(70, 60, 7, 7).to(memory_format=torch.channels_last),
+    "every second row": torch.randn(600, 400)[::2],
+    "one row many times": torch.randn(400).expand(300, 400),
+    "one number": torch.tensor(2.0),
+    "none": torch.empty(0, 3),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parts_hold_the_same_entries_of_each_tensor_once(layout):
+    tensor = LAYOUTS[layout]
+    place = torch.arange(float(tensor.numel())).reshape(tensor.shape)
+    parts = list(in_parts(tensor, place))
+    assert all(len(part) <= IN_CACHE for part, _ in parts)
+    found = torch.cat([at for _, at in parts])
+    assert torch.equal(found.sort().values, place.flatten())
+    assert torch.equal(torch.cat([part for part, _ in parts]), tensor.flatten()[found.long()])
+
+
+@pytest.mark.parametrize("layout", set(LAYOUTS) - {"every second row", "one row many times"})
+def test_parts_of_what_lies_close_are_its_own_memory(layout):
+    tensor = LAYOUTS[layout].clone()
+    for (part,) in in_parts(tensor):
+        part.zero_()
+    assert not tensor.any()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_largest_difference_is_that_of_the_whole(layout):
+    tensor = LAYOUTS[layout].double()
+    other = torch.randn(tensor.shape, dtype=torch.float64)
+    expected = float((tensor - 0.3 * other).abs().max()) if tensor.numel() else 0.0
+    assert largest_difference(tensor, other, 0.3) == pytest.approx(expected, rel=1e-14)
+
+
+def test_of_what_is_no_number_there_is_no_largest_difference():
+    tensor = torch.zeros(2 * IN_CACHE)
+    tensor[3] = math.nan
+    assert math.isnan(largest_difference(tensor, torch.zeros_like(tensor), 1.0))
+    assert largest_difference(torch.full((3,), math.inf), torch.zeros(3), 1.0) == math.inf
+    assert largest_entry(torch.tensor([3 + 4j])) == 5.0

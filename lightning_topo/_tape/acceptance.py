@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lightning_topo._memory import in_parts, largest_difference, largest_entry
 from lightning_topo._tape.collectives import receives
 from lightning_topo._tape.draws import generators_kept
 from lightning_topo._tape.memory_map import DERIVATIVES
@@ -160,22 +161,23 @@ def gradient_errors(replayed: Mapping[str, Tensor], gradients: Gradients) -> tup
         return errors, None
     factor = _common_factor([(dot, square) for dot, square, _ in sums.values()])
     for name, gradient in given.items():
-        rest = _real(gradient).clone()
+        rest = sums[name][2]
         if name in replayed:
-            rest.sub_(_real(replayed[name]), alpha=factor)
-        errors[name] = float(rest.abs_().max()) / largest
+            rest = largest_difference(_real(gradient), _real(replayed[name]), factor)
+        errors[name] = rest / largest
     return errors, factor
 
 
 def _sums(replayed: Tensor | None, given: Tensor) -> tuple[float, float, float]:
     """The products replayed . given and replayed . replayed, and the largest entry of what is given."""
     g = _real(given)
-    largest = float(g.abs().max())
     if replayed is None:
-        return 0.0, 0.0, largest
-    r = _real(replayed)
-    wide = _wide_dtype(r)
-    return float((r * g).sum(dtype=wide)), float((r * r).sum(dtype=wide)), largest
+        return 0.0, 0.0, largest_entry(g)
+    dot, square, wide = 0.0, 0.0, _wide_dtype(g)
+    for part, known in in_parts(g, _real(replayed)):
+        dot += float((known * part).sum(dtype=wide))
+        square += float((known * known).sum(dtype=wide))
+    return dot, square, largest_entry(g)
 
 
 def _common_factor(sums: list[tuple[float, float]]) -> float:

@@ -7,18 +7,19 @@ import torch
 from jaxtyping import Float64, Int, Shaped
 from torch import Tensor
 
-from lightning_topo._memory import is_out_of_memory
+from lightning_topo._memory import in_parts, is_out_of_memory, largest_difference, largest_entry
 from lightning_topo._tape import Tape
 from lightning_topo._tape.attention_dropout import without_attention_dropout
 from lightning_topo._tape.choices import with_choices_as_constants
 from lightning_topo._tape.replay import replay
 from lightning_topo.neurons._apart import exchanges_apart
 from lightning_topo.neurons._group import NeuronGroup, ParamSlice, block_derangement
-from lightning_topo.neurons._trial import FLOAT64, NATIVE, Attempt, Scaled, Tolerance, Trial, largest_entry
+from lightning_topo.neurons._trial import FLOAT64, NATIVE, Attempt, Scaled, Tolerance, Trial
 
 DOES_NOT_RUN = "the step does not run with its neurons permuted"
 _TOLD_APART = 1e-2
 """So much of its largest entry must a gradient change when permuted, where it has to tell neurons apart."""
+_PRIMES = (65537, 65539)
 
 
 class Bench:
@@ -180,7 +181,7 @@ class Bench:
         return Trial(self._change(output), max(errors.values(), default=0.0) / self.gradient_scale, errors=errors)
 
     def _move(self, group: NeuronGroup, permutation: Int[Tensor, " rows"]) -> None:
-        self.tensors = group.permute(self.tensors, permutation)
+        group.permute_(self.tensors, permutation)
         for piece in group.slices:
             names = piece.names(group.n)
             for name in names:
@@ -196,7 +197,7 @@ class Bench:
         self._movers, self._exchanged = {}, {}
         while self._moved:
             group, permutation = self._moved.pop()
-            self.tensors = group.permute(self.tensors, permutation.argsort(dim=-1))
+            group.permute_(self.tensors, permutation.argsort(dim=-1))
 
     def _single(self, group: NeuronGroup) -> NeuronGroup:
         if group.status == "incoming_only":
@@ -274,11 +275,12 @@ class Bench:
 
     def _slope(self, moved: Mapping[str, Tensor]) -> float:
         """The change of the output, to first order, when some tensors are replaced."""
-        slope = sum(
-            float((self.gradient[name].values * (tensor - self.tensors[name])).sum().real) * self.gradient[name].scale
-            for name, tensor in moved.items()
-            if name in self.gradient
-        )
+        slope = 0.0
+        for name, tensor in moved.items():
+            if name in self.gradient:
+                known = self.gradient[name]
+                parts = in_parts(known.values, tensor, self.tensors[name])
+                slope += sum(float((g * (to - at)).sum().real) for g, to, at in parts) * known.scale
         return abs(slope) / len(self.reference) ** 0.5 / self.scale
 
     def _measured(self, moved: Mapping[str, Tensor]) -> float:
@@ -299,13 +301,16 @@ class Bench:
             return float("inf")
         together, scale = self._exchanged.get(name, {name}), known.scale
         expected = {name: known.values}
+        moves = sorted({move for n in together for move in self._movers.get(n, ())})
         if len(together) > 1:
             present = {n: one for n in together if (one := self.gradient.get(n)) is not None}
             expected, scale = {n: one.values * one.scale for n, one in present.items()}, 1.0
-        for position in sorted({move for n in together for move in self._movers.get(n, ())}):
+        elif moves:
+            expected[name] = known.values.clone()
+        for position in moves:
             group, permutation = self._moved[position]
-            expected = group.permute(expected, permutation)
-        return largest_entry(torch.sub(gradient, expected[name], alpha=scale))
+            group.permute_(expected, permutation)
+        return largest_difference(gradient, expected[name], scale)
 
 
 def perturbed(
@@ -330,9 +335,23 @@ def perturbed(
         copy.nan_to_num_(0.0, infinite, -infinite)
         own = float(copy.double().std(correction=0)) if copy.numel() else 0.0
     if spread > 0 and copy.numel():
-        noise = torch.randn(copy.shape, generator=generator, device=copy.device)
-        copy.add_(noise, alpha=spread * max(own, 0.15))
+        _add_noise(copy, generator, spread * max(own, 0.15))
     return copy
+
+
+def _add_noise(tensor: Tensor, generator: torch.Generator, size: float) -> None:
+    """Add normal noise; to a large tensor on the CPU over and over the same, at a prime distance and in another size.
+
+    So no two rows or columns get the same. To draw noise for each entry takes longer there than a step does.
+    """
+    prime = next((p for p in _PRIMES if tensor.numel() % p), _PRIMES[0])
+    if tensor.device.type != "cpu" or tensor.numel() <= prime:
+        tensor.add_(torch.randn(tensor.shape, generator=generator, device=tensor.device), alpha=size)
+        return
+    order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    noise, parts = torch.randn(prime, generator=generator), tensor.permute(order).view(-1).split(prime)
+    for part, factor in zip(parts, (torch.rand(len(parts), generator=generator) / 4 + 0.875).tolist(), strict=True):
+        part.add_(noise[: len(part)], alpha=size * factor)
 
 
 def _spread(name: str, parameters: Mapping[str, bool], attempt: Attempt) -> float:

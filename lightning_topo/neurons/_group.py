@@ -1,7 +1,7 @@
 """A group of neurons: which entries of which parameters make up each of n exchangeable neurons."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from lightning_topo._memory import IN_CACHE
 from lightning_topo._tape.names import clean_name
 
 Kind = Literal["unit", "channel", "head", "head_dim", "recurrent", "expert", "residual"]
@@ -184,31 +185,32 @@ class NeuronGroup:
         caller's are not changed; names that share one tensor share its copy. Raises `ValueError` for a permutation of
         another length.
         """
+        copies: dict[int, Tensor] = {}
+        for piece in self._present(tensors):
+            for tensor in (tensors[name] for name in piece.names(self.n)):
+                if id(tensor) not in copies:
+                    copies[id(tensor)] = tensor.detach().clone()
+        permuted = {name: copies.get(id(tensor), tensor) for name, tensor in tensors.items()}
+        self.permute_(permuted, permutation)
+        return permuted
+
+    def permute_(self, tensors: Mapping[str, Tensor], permutation: Int[Tensor, " rows"]) -> None:
+        """Reorder the neurons as `permute` does, in the tensors themselves: none changes if one has another shape."""
         rows = self.n_blocks * self.n
         if len(permutation) == self.n and self.n_blocks > 1:
             offsets = torch.arange(self.n_blocks, device=permutation.device) * self.n
             permutation = (offsets[:, None] + permutation[None, :]).flatten()
         if len(permutation) != rows:
             raise ValueError(f"expected a permutation of {self.n} neurons or {rows} rows, got {len(permutation)}")
-        permuted = dict(tensors)
-        copies: dict[int, Tensor] = {}
-        for piece in self.slices:
-            names = piece.names(self.n)
-            if any(name not in permuted for name in names):
+        present = list(self._present(tensors))
+        views = {piece: piece.view(tensors[piece.param].detach()) for piece in present if "*" not in piece.param}
+        for piece in present:
+            if piece in views:
+                _reorder(views[piece], permutation.to(views[piece].device), len(self.block_shape) + 1)
                 continue
-            for name in names:
-                copies.setdefault(id(tensors[name]), tensors[name].detach().clone())
-            if "*" in piece.param:
-                originals = [copies[id(tensors[name])].clone() for name in names]
-                for name, source in zip(names, permutation.tolist(), strict=True):
-                    copies[id(tensors[name])].copy_(originals[source])
-            else:
-                view = piece.view(copies[id(tensors[piece.param])])
-                _reorder(view, permutation.to(view.device), len(self.block_shape) + 1)
-        for name, tensor in tensors.items():
-            if id(tensor) in copies:
-                permuted[name] = copies[id(tensor)]
-        return permuted
+            parts = [tensors[name].detach() for name in piece.names(self.n)]
+            for part, source in zip(parts, torch.stack(parts)[permutation], strict=True):
+                part.copy_(source)
 
     def with_status(self, status: Status, reason: str = "") -> "NeuronGroup":
         """Return a copy of the group with another status and reason."""
@@ -226,6 +228,10 @@ class NeuronGroup:
             if piece.role == "incoming" or (piece.role == "elementwise" and owner(piece.param) in owners)
         )
         return replace(self, slices=kept or self.slices[:1], status="incoming_only", reason=reason)
+
+    def _present(self, tensors: Mapping[str, Tensor]) -> Iterator[ParamSlice]:
+        """The slices whose tensors are there."""
+        return (piece for piece in self.slices if all(name in tensors for name in piece.names(self.n)))
 
     def _views(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """The group's slices of those tensors that are there."""
@@ -274,11 +280,18 @@ def _reorder(view: Tensor, permutation: Tensor, n_leading: int) -> None:
     """Reorder the rows (*blocks, n) of a view in place, along the memory."""
     if _is_columns(view, n_leading):
         columns = _features_first(view, n_leading)
-        reordered = columns.flatten(-n_leading).index_select(-1, permutation)
-        columns.copy_(reordered.view(columns.shape))
+        for part in _bands(columns, 0, n_leading):
+            part.copy_(part.flatten(-n_leading).index_select(-1, permutation).view(part.shape))
     else:
-        reordered = view.flatten(0, n_leading - 1).index_select(0, permutation)
-        view.copy_(reordered.view(view.shape))
+        for part in _bands(view, n_leading, n_leading):
+            part.copy_(part.flatten(0, n_leading - 1).index_select(0, permutation).view(part.shape))
+
+
+def _bands(view: Tensor, dim: int, n_leading: int) -> Sequence[Tensor]:
+    """A view in parts along its features: what is copied of one stays in a processor's cache."""
+    if view.device.type != "cpu" or view.dim() <= n_leading or view.numel() <= IN_CACHE:
+        return (view,)
+    return view.split(max(1, IN_CACHE * view.shape[dim] // view.numel()), dim=dim)
 
 
 def _fill(column: Tensor, view: Tensor, n_leading: int) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lightning_topo._memory import in_parts, largest_entry
+
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
@@ -65,18 +67,6 @@ class Scaled:
         """
         largest = largest_entry(gradient)
         narrow = torch.empty_like(gradient, dtype=torch.complex64 if gradient.is_complex() else torch.float32)
-        return Scaled(torch.div(gradient, largest or 1.0, out=narrow), largest)
-
-
-def largest_entry(tensor: Tensor) -> float:
-    """The largest entry's size, without a copy of all; NaN if one is.
-
-    >>> largest_entry(torch.tensor([1.0, -3.0]))
-    3.0
-    """
-    if not tensor.numel():
-        return 0.0
-    if tensor.is_complex():
-        return float(torch.linalg.vector_norm(tensor, torch.inf))
-    low, high = tensor.aminmax()  # five times as fast on the CPU
-    return float(torch.maximum(high, -low))
+        for part, known in in_parts(narrow, gradient):
+            part.copy_(known / (largest or 1.0))
+        return Scaled(narrow, largest)

@@ -180,6 +180,17 @@ def test_a_perturbed_tensor_is_a_copy_some_way_off(dtype) -> None:
     assert torch.equal(copy, again)
 
 
+@pytest.mark.parametrize("shape", [(70, 1000), (65_539, 3), (2, 65_537), (40, 50, 6, 6)])
+def test_rows_and_columns_of_a_large_tensor_get_different_noise(shape) -> None:
+    zeros = torch.zeros(shape)
+    zeros = zeros.to(memory_format=torch.channels_last) if len(shape) == 4 else zeros
+    moved = perturbed(zeros, torch.Generator().manual_seed(0), 1.0, float64=True)
+    assert float(moved.std()) == pytest.approx(0.15, rel=0.15)
+    assert abs(float(moved.mean())) < 0.01
+    for cloud in (moved.flatten(1), moved.transpose(0, 1).flatten(1)):
+        assert len(cloud.unique(dim=0)) == len(cloud)
+
+
 def test_what_is_constant_is_moved_and_what_is_not_finite_replaced_and_what_is_no_number_left() -> None:
     generator = torch.Generator().manual_seed(0)
     ones = perturbed(torch.ones(400), generator, 1.0, float64=True)

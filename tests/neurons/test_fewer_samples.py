@@ -36,12 +36,16 @@ def test_a_mean_over_fewer_samples_is_the_mean_over_these() -> None:
 
 
 @pytest.mark.parametrize(("size", "kept"), [(1, 8), (2, 4), (4, 2), (16, 2)])
-def test_batch_norm_needs_entries_not_samples(size: int, kept: int) -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_needs_entries_not_samples_and_none_by_what_it_has_gathered(
+    size: int, kept: int, training: bool
+) -> None:
     torch.manual_seed(0)
     net, recorder = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)), StepRecorder()
+    net.train(training)
     x = torch.randn(16, 3, size, size)
     recorder.begin(net)
     recorder.loss(net(x).square().mean(), n_samples=16)
     [tape] = recorder.end()
     coupling = couple([tape])
-    assert with_fewer_samples(tape, coupling.trace, coupling.tensors[0]).n_samples == kept
+    assert with_fewer_samples(tape, coupling.trace, coupling.tensors[0]).n_samples == (kept if training else 2)

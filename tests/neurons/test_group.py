@@ -90,6 +90,35 @@ def test_permuting_tensors_permutes_rows(order: list[int]) -> None:
     assert all(torch.equal(tensors[name], before[name]) for name in tensors)
 
 
+@pytest.mark.parametrize(
+    "slices",
+    [
+        (ParamSlice("w"), ParamSlice("v", dims=(1,))),
+        (ParamSlice("c"), ParamSlice("w", dims=(1,))),
+        (ParamSlice("v", (("unflatten", 0, (10, 40)),), (1,)),),
+    ],
+)
+def test_large_tensors_are_permuted_in_place_as_they_would_be_as_copies(slices) -> None:
+    n = slices[0].view(torch.empty(400, 400)).shape[0] if slices[0].param != "c" else 400
+    group, order = NeuronGroup("g", "unit", n, (), slices), torch.randperm(n)
+    conv = torch.randn(400, 30, 3, 3).to(memory_format=torch.channels_last)
+    tensors = {"w": torch.randn(400, 400), "v": torch.randn(400, 400).T, "c": conv}
+    cloud = group.gather(tensors)
+    copies = group.permute(tensors, order)
+    assert torch.equal(group.gather(tensors), cloud)
+    assert torch.equal(group.gather(copies), cloud[order])
+    group.permute_(tensors, order)
+    assert all(torch.equal(tensors[name], copies[name]) for name in tensors)
+
+
+def test_where_one_tensor_has_another_shape_none_is_permuted() -> None:
+    group, tensors = mlp_group(), {"0.weight": torch.randn(4, 3), "0.bias": torch.randn(4), "2.weight": torch.randn(2)}
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    with pytest.raises((RuntimeError, IndexError)):
+        group.permute_(tensors, torch.tensor([1, 2, 3, 0]))
+    assert all(torch.equal(tensors[name], before[name]) for name in tensors)
+
+
 def test_permuting_keeps_shared_tensors_shared() -> None:
     shared = torch.randn(4, 4)
     tensors = {"0.weight": shared, "tied": shared}
