@@ -96,17 +96,21 @@ def members_changed(
     )
 
 
-def parts_used(groups: Sequence[NeuronGroup], since: int, step: int, epoch: int) -> TopologyEvent:
+def parts_used(
+    groups: Sequence[NeuronGroup], since: int, step: int, epoch: int, *, is_guarded: bool = False
+) -> TopologyEvent:
     """Parts that the first step did not use are trained: these groups are new, or have more coordinates."""
     named = some_of([group.name for group in groups], "groups")
     earlier = f"step {since:,}" if since == step - 1 else f"steps {since:,} to {step - 1:,}"
     left = f" Before that they are open, as they were not known: {earlier}." if since < step else ""
+    held = f" Held below the critical point from step {step + 1:,} on, and not before." if is_guarded else ""
     return TopologyEvent(
         EventName.GAP,
         step,
         epoch,
+        severity=Severity.WARN if is_guarded else Severity.INFO,
         value=float(len(groups)),
-        message=f"The first step did not use all of {named}, later ones do. Watched from step {step:,} on.{left}",
+        message=f"The first step did not use all of {named}, later ones do. Watched from step {step:,} on.{left}{held}",
         remedy="Nothing to do: `lightning-topo neurons` lists all groups.",
     )
 

@@ -173,7 +173,10 @@ class WatchedNeurons:
                 self._measuring.open_past(name, first, step - 1)
         if firsts:
             used = [group for group in changed if group.name in firsts]
-            self._exchange.events.append(parts_used(used, min(firsts.values()), step, self._training.epoch))
+            event = parts_used(
+                used, min(firsts.values()), step, self._training.epoch, is_guarded=bool(self._steps.guards)
+            )
+            self._exchange.events.append(event)
 
     def follow_members(self, step: int) -> bool:
         """Take in which parameters joined or left the training in this step, and which unused ones it has moved.

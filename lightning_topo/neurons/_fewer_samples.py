@@ -38,9 +38,11 @@ def with_fewer_samples(
 
 
 def _entries_to_norm(tape: Tape) -> Iterator[int]:
-    """How many entries of a channel a sample gives to each batch norm that goes by the batch's own spread."""
+    """How many entries of a channel a sample gives to each batch norm; enough to one that goes by gathered statistics."""
     for call in tape.calls:
-        if "batch_norm" in call.name and call.argument("training") is not False:
+        if "batch_norm" in call.name and call.argument("training") is False:
+            yield ENOUGH_TO_NORM
+        elif "batch_norm" in call.name:
             normed = call.argument("input")
             yield max(math.prod(tape.layouts[normed.index].shape[2:]), 1) if isinstance(normed, Slot) else 1
 

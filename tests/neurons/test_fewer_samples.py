@@ -49,3 +49,15 @@ def test_batch_norm_needs_entries_not_samples_and_none_by_what_it_has_gathered(
     [tape] = recorder.end()
     coupling = couple([tape])
     assert with_fewer_samples(tape, coupling.trace, coupling.tensors[0]).n_samples == (kept if training else 2)
+
+
+def test_of_a_heavy_step_batch_norm_keeps_two_samples(monkeypatch) -> None:
+    monkeypatch.setattr("lightning_topo.neurons._fewer_samples.HEAVY_BYTES", 1)
+    for training in (True, False):
+        net, recorder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)), StepRecorder()
+        net.train(training)
+        recorder.begin(net)
+        recorder.loss(net(torch.randn(4, 3, 16, 16)).square().mean(), n_samples=4)
+        [tape] = recorder.end()
+        coupling = couple([tape])
+        assert with_fewer_samples(tape, coupling.trace, coupling.tensors[0]).n_samples == 2

@@ -60,3 +60,10 @@ def test_a_group_that_grew_was_not_unused_as_a_whole():
     assert said.message.startswith("The first step did not use all of enc, later ones do.")
     assert said.message.endswith("Before that they are open, as they were not known: step 20.")
     assert "open" not in parts_used([group], 21, 21, 3).message
+
+
+def test_a_part_that_a_guard_has_not_held_is_a_warning():
+    group = NeuronGroup("enc", "unit", 4, (), (ParamSlice("enc.weight"),))
+    said = parts_used([group], 20, 21, 3, is_guarded=True)
+    assert said.message.endswith("Held below the critical point from step 22 on, and not before.")
+    assert (said.severity, parts_used([group], 20, 21, 3).severity) == ("warn", "info")
