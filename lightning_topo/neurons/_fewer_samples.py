@@ -38,7 +38,7 @@ def with_fewer_samples(
 
 
 def _entries_to_norm(tape: Tape) -> Iterator[int]:
-    """How many entries of a channel a sample gives to each batch norm; enough to one that goes by gathered statistics."""
+    """How many entries of a channel a sample gives to each batch norm; enough to one by gathered statistics."""
     for call in tape.calls:
         if "batch_norm" in call.name and call.argument("training") is False:
             yield ENOUGH_TO_NORM
