@@ -25,21 +25,57 @@ class Certificate:
         """Nothing is known of the step."""
         return Certificate(StepState.OPEN, cause=cause)
 
+    def and_of(self, other: "Certificate") -> "Certificate":
+        """Both are of one step, of an update each: what is known of the largest r of the two.
+
+        >>> Certificate(StepState.EXACT, 5.0).and_of(Certificate(StepState.BOUNDED, 0.1)).state.name
+        'EXACT'
+        >>> Certificate(StepState.EXACT, 0.01).and_of(Certificate(StepState.BOUNDED, 0.1)).state.name
+        'BOUNDED'
+        """
+        weaker, stronger = sorted((self, other), key=lambda one: one.state)
+        if stronger.bound is None:
+            return weaker
+        if weaker.bound is None:
+            return weaker if weaker.state.certified else replace(weaker, bound=stronger.bound)
+        if not weaker.state.certified or weaker.bound >= stronger.bound:
+            return replace(weaker, bound=max(weaker.bound, stronger.bound))
+        return stronger
+
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """Consecutive steps of one group in the same state, or without a move; `bound` is the largest of theirs."""
+    """Consecutive steps of one group in the same state, or without a move.
+
+    `own` is the last one's certificate, and `earlier` the largest bound of those before it.
+    """
 
     since: int
     last: int
-    state: StepState
-    bound: float | None
+    own: Certificate
     written: int
-    cause: OpenCause | None = None
+    earlier: float | None = None
+
+    @property
+    def state(self) -> StepState:
+        return self.own.state
+
+    @property
+    def cause(self) -> OpenCause | None:
+        return self.own.cause
+
+    @property
+    def bound(self) -> float | None:
+        return max((one for one in (self.earlier, self.own.bound) if one is not None), default=None)
+
+    def goes_on_with(self, certificate: Certificate) -> bool:
+        return (self.state, self.cause) == (certificate.state, certificate.cause)
 
     def joined(self, step: int, certificate: Certificate) -> "_Stretch":
-        bounds = [bound for bound in (self.bound, certificate.bound) if bound is not None]
-        return replace(self, last=step, bound=max(bounds, default=None))
+        return replace(self, last=step, own=certificate, earlier=self.bound)
+
+    def shortened(self) -> "_Stretch":
+        return replace(self, last=self.last - 1, own=replace(self.own, bound=self.earlier), earlier=None)
 
 
 @dataclass(slots=True)
@@ -66,7 +102,7 @@ class Coverage:
     _written: dict[str, StepState] = field(default_factory=dict)  # the state of the last line
 
     def note(self, step: int, certificates: Mapping[str, Certificate]) -> None:
-        """Note the states of one step; the same step's second update can only weaken them."""
+        """Note the states of one step; of its second update, what is known of the larger r of both."""
         for group, certificate in certificates.items():
             self._note(step, group, certificate)
             if certificate.bound is not None:
@@ -79,7 +115,7 @@ class Coverage:
     def open_past(self, group: str, first: int, last: int, cause: OpenCause) -> None:
         """Note that these steps are open for a group of which nothing was noted; the network was open in them."""
         if group not in self._noted:
-            self._stretches[group] = _Stretch(first, last, StepState.OPEN, None, first - 1, cause)
+            self._stretches[group] = _Stretch(first, last, Certificate.open(cause), first - 1)
             self._noted[group] = self._known[group] = last
 
     def rest(self, step: int, groups: Iterable[str]) -> None:
@@ -127,14 +163,14 @@ class Coverage:
                 self._ended.append((group, _at_rest(noted, known)))
                 self._noted[group] = known
 
-    def _without(self, group: str, stretch: _Stretch, step: int) -> _Stretch | None:
-        """Take a step, whose state turns out weaker, out of the stretch that it ends."""
-        self._noted[group] = self._known[group] = step - 1
-        shorter = replace(stretch, last=step - 1)
-        kept = shorter if shorter.since <= shorter.last else None
-        if kept is None:
-            del self._stretches[group]
-        return kept
+    def _without_last(self, group: str, stretch: _Stretch) -> _Stretch | None:
+        """Take the last step, whose state turns out another, out of the stretch that it ends."""
+        shorter = stretch.shortened()
+        self._noted[group] = self._known[group] = shorter.last
+        if shorter.since <= shorter.last:
+            return shorter
+        del self._stretches[group]
+        return None
 
     def take_bounds(self) -> dict[str, float]:
         """The largest bound of each group since the last call, or r itself where it was measured."""
@@ -149,29 +185,28 @@ class Coverage:
     def _note(self, step: int, group: str, certificate: Certificate) -> None:
         stretch = self._stretches.get(group)
         if stretch is not None and stretch.last == step:
-            if stretch.state <= certificate.state:
-                self._stretches[group] = stretch.joined(step, replace(certificate, state=stretch.state))
+            certificate = stretch.own.and_of(certificate)
+            if stretch.goes_on_with(certificate):
+                self._stretches[group] = replace(stretch, own=certificate)
                 return
-            stretch = self._without(group, stretch, step)
+            stretch = self._without_last(group, stretch)
         follows = self._known.get(group, step - 1) >= step - 1
         noted = min(self._noted.get(group, step - 1), step - 1) if follows else step - 1
         self._noted[group] = self._known[group] = step
         if noted < step - 1 and certificate.state in (StepState.SPANNED, StepState.OPEN):
             self._ended += [(group, one) for one in (stretch, _at_rest(noted, step - 1)) if one is not None]
             stretch, noted = None, step - 1
-        what = certificate.state, certificate.cause
-        if stretch is not None and follows and (stretch.state, stretch.cause) == what:
+        if stretch is not None and follows and stretch.goes_on_with(certificate):
             self._stretches[group] = stretch.joined(step, certificate)
             return
         if stretch is not None:
             self._ended.append((group, stretch))
-        state, bound, cause = certificate.state, certificate.bound, certificate.cause
-        self._stretches[group] = _Stretch(noted + 1, step, state, bound, noted, cause)
+        self._stretches[group] = _Stretch(noted + 1, step, certificate, noted)
 
 
 def _at_rest(since: int, last: int) -> _Stretch:
     """The steps after `since` up to `last`, none of which has moved the group."""
-    return _Stretch(since + 1, last, StepState.BOUNDED, 0.0, since)
+    return _Stretch(since + 1, last, Certificate(StepState.BOUNDED, 0.0), since)
 
 
 @dataclass(slots=True)

@@ -18,6 +18,8 @@ from lightning_topo.probes._probe import blocks
 
 _TRIES = 3
 _HAIR = 1e-4
+_MOST_TURNS = 4
+"""Of so many sets of parameters that are trained in turn bounds are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,74 +82,84 @@ def cannot_hold(guard: str, optimizers: Sequence[object]) -> str:
     )
 
 
+@dataclass(slots=True)
+class _Present:
+    """The groups that have a part in the parameters that are trained, with these `forms`, and bounds for them.
+
+    An exact pass waits until the `waited` updates above the limit are more than `wait`, before it renews the bounds.
+    """
+
+    forms: Mapping[str, Form]
+    groups: tuple[NeuronGroup, ...]
+    bounds: Bounds | None = None
+    wait: int = 0
+    waited: int = 0
+
+
 class UpdateRatios:
     """The critical ratios by group of updates: upper bounds where none exceeds `max_ratio`, else exact for all groups.
 
     An exact pass over groups that are all right makes the next bounds tighter, unless that did not help the last time:
-    then it waits twice as long. All processes decide alike. `n_exact` counts the exact passes. Groups that do not fit
-    their parameters any more, as where a layer has become wider, are left out.
+    then it waits twice as long. All processes decide alike. `n_exact` counts the exact passes. Neurons are what is
+    trained of them, as in a measurement: what is frozen has no part in them. Groups that do not fit their parameters
+    any more, as where a layer has become wider, are left out.
     """
 
     def __init__(self, groups: Sequence[NeuronGroup], max_ratio: float, ranks: Ranks) -> None:
         self.n_exact = 0
         self._groups, self._max_ratio, self._ranks = tuple(groups), max_ratio, ranks
-        self._bounds: Bounds | None = None
-        self._forms: dict[str, Form] = {}
-        self._known: dict[str, Tensor] = {}
-        self._present: tuple[NeuronGroup, ...] = ()
-        self._wait = self._waited = 0
+        self._present: dict[frozenset[str], _Present] = {}
 
     def look_at(self, groups: Sequence[NeuronGroup]) -> None:
         """Measure these groups from now on."""
         if tuple(groups) != self._groups:
-            self._groups, self._bounds, self._forms = tuple(groups), None, {}
+            self._groups, self._present = tuple(groups), {}
 
     def release(self) -> None:
         """Let all copies go."""
-        self._bounds, self._known = None, {}
+        self._present = {}
 
     def of(self, update: Update, trained: Mapping[str, Tensor]) -> dict[str, float]:
         """The ratios of an update as it stands now; the same on every process, which all ask for it."""
-        # What is frozen for the moment, as a GAN's other network, trains at the next update again.
-        trained = self._known = self._known | dict(trained) | {name: p.detach() for name, p in update.after.items()}
-        groups = self._fitting(trained)
-        bounds = worst_of_all(self._bounded(update, trained, groups), self._ranks)
+        trained = {**trained, **{name: p.detach() for name, p in update.after.items()}}
+        present = self._among(trained)
+        bounds = worst_of_all(_bounded(update, trained, present), self._ranks)
         if all(bound <= self._max_ratio for bound in bounds.values()):
-            self._wait = self._waited = 0
+            present.wait = present.waited = 0
             return bounds
         self.n_exact += 1
-        ratios = update_ratios(update, groups, trained, self._max_ratio)
-        ratios = worst_of_all(ratios, self._ranks)
-        self._waited += 1
-        if self._bounds is not None and self._waited > self._wait and max(ratios.values()) <= self._max_ratio:
-            self._bounds.renew(trained)
-            self._wait, self._waited = max(1, 2 * self._wait), 0
+        ratios = worst_of_all(update_ratios(update, present.groups, trained, self._max_ratio), self._ranks)
+        present.waited += 1
+        if present.bounds is not None and present.waited > present.wait and max(ratios.values()) <= self._max_ratio:
+            present.bounds.renew(trained)
+            present.wait, present.waited = max(1, 2 * present.wait), 0
         return ratios
 
-    def _fitting(self, trained: Mapping[str, Tensor]) -> tuple[NeuronGroup, ...]:
-        """The groups that have a part in these parameters, and the shapes for it."""
-        forms = {name: form(tensor) for name, tensor in trained.items()}
-        if forms != self._forms:
-            self._forms, self._bounds = forms, None
-            self._present = tuple(group for group in self._groups if _fits(group, trained))
-        return self._present
+    def _among(self, trained: Mapping[str, Tensor]) -> _Present:
+        """What is known of these parameters; apart from others, as networks that take turns are frozen in turn."""
+        names, forms = frozenset(trained), {name: form(tensor) for name, tensor in trained.items()}
+        present = self._present.get(names)
+        if present is None or present.forms != forms:
+            if len(self._present) >= _MOST_TURNS:
+                self._present = {}
+            groups = tuple(group for group in self._groups if _fits(group, trained))
+            present = self._present[names] = _Present(forms, groups)
+        return present
 
-    def _bounded(
-        self, update: Update, trained: Mapping[str, Tensor], groups: tuple[NeuronGroup, ...]
-    ) -> dict[str, float]:
-        """Upper bounds for the groups that the update touches, infinite where none is known."""
-        touched = [group for group in groups if not update.after.keys().isdisjoint(group.parameter_names)]
-        if not touched:
-            return {}
-        before = {**trained, **update.before}
-        bounds = self._bounds
-        if bounds is None or bounds.groups != groups or bounds.names != trained.keys():
-            # On the device: what follows looks at the snapshot's parameters at every update.
-            bounds = self._bounds = Bounds(groups, before, resting=lambda device, n_bytes: device)
-        bounds.forget_path()  # others may have moved parameters since
-        found = bounds.of_step(before, trained)
-        steps = {group.name: found[group.name].step for group in touched}
-        return {name: math.inf if math.isnan(step) else step for name, step in steps.items()}
+
+def _bounded(update: Update, trained: Mapping[str, Tensor], present: _Present) -> dict[str, float]:
+    """Upper bounds for the groups that the update touches, infinite where none is known."""
+    touched = [group for group in present.groups if not update.after.keys().isdisjoint(group.parameter_names)]
+    if not touched:
+        return {}
+    before = {**trained, **update.before}
+    if present.bounds is None:
+        # On the device: what follows looks at the snapshot's parameters at every update.
+        present.bounds = Bounds(present.groups, before, resting=lambda device, n_bytes: device)
+    present.bounds.forget_path()  # others may have moved parameters since
+    found = present.bounds.of_step(before, trained)
+    steps = {group.name: found[group.name].step for group in touched}
+    return {name: math.inf if math.isnan(step) else step for name, step in steps.items()}
 
 
 def _fits(group: NeuronGroup, trained: Mapping[str, Tensor]) -> bool:

@@ -202,7 +202,7 @@ class Steps:
             self._present = {
                 name: kept.parameter.detach()
                 for kept in self._kept
-                if kept.parameter.requires_grad or id(kept.parameter) in updated
+                if is_trained(kept.parameter) or id(kept.parameter) in updated
                 for name in names.get(id(kept.parameter), ())
             }
             self._present_in = self.generation
@@ -364,8 +364,19 @@ class Steps:
 _WATCHING: WeakSet[Steps] = WeakSet()
 
 
+def is_trained(parameter: Tensor) -> bool:
+    """Whether an optimizer would move a parameter: torch's ask for its gradient, and not whether it requires one.
+
+    >>> p = torch.ones(1, requires_grad=True)
+    >>> p.sum().backward()
+    >>> is_trained(p.requires_grad_(False))
+    True
+    """
+    return parameter.requires_grad or parameter.grad is not None
+
+
 def _trained(optimizer: Any) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    return [p for group in optimizer.param_groups for p in group["params"] if is_trained(p)]
 
 
 def _unique(updates: Iterable[Update]) -> list[Tensor]:
