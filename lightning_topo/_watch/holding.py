@@ -5,15 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_topo._watch.bounds import Bounds
 from lightning_topo._watch.parameter_names import Form, form
 from lightning_topo._watch.ranks import Ranks
 from lightning_topo._watch.steps import Update
+from lightning_topo._watch.training import Training
 from lightning_topo.geometry import resolved_critical_ratio
 from lightning_topo.geometry._precision import wide_dtype
 from lightning_topo.neurons import NeuronGroup
+from lightning_topo.neurons._partly_trained import frozen_part
 from lightning_topo.probes._probe import blocks
 
 _TRIES = 3
@@ -100,14 +102,15 @@ class UpdateRatios:
     """The critical ratios by group of updates: upper bounds where none exceeds `max_ratio`, else exact for all groups.
 
     An exact pass over groups that are all right makes the next bounds tighter, unless that did not help the last time:
-    then it waits twice as long. All processes decide alike. `n_exact` counts the exact passes. Neurons are what is
-    trained of them, as in a measurement: what is frozen has no part in them. Groups that do not fit their parameters
-    any more, as where a layer has become wider, are left out.
+    then it waits twice as long. All processes decide alike. `n_exact` counts the exact passes. What is frozen of a
+    neuron counts in these alone, where it keeps neurons apart. Groups that do not fit their parameters any more, as
+    where a layer has become wider, are left out.
     """
 
-    def __init__(self, groups: Sequence[NeuronGroup], max_ratio: float, ranks: Ranks) -> None:
+    def __init__(self, groups: Sequence[NeuronGroup], max_ratio: float, training: Training) -> None:
         self.n_exact = 0
-        self._groups, self._max_ratio, self._ranks = tuple(groups), max_ratio, ranks
+        self._groups, self._max_ratio = tuple(groups), max_ratio
+        self._module, self._ranks = training.module, training.ranks
         self._present: dict[frozenset[str], _Present] = {}
 
     def look_at(self, groups: Sequence[NeuronGroup]) -> None:
@@ -128,7 +131,8 @@ class UpdateRatios:
             present.wait = present.waited = 0
             return bounds
         self.n_exact += 1
-        ratios = worst_of_all(update_ratios(update, present.groups, trained, self._max_ratio), self._ranks)
+        ratios = update_ratios(update, present.groups, trained, self._max_ratio, self._module)
+        ratios = worst_of_all(ratios, self._ranks)
         present.waited += 1
         if present.bounds is not None and present.waited > present.wait and max(ratios.values()) <= self._max_ratio:
             present.bounds.renew(trained)
@@ -170,12 +174,17 @@ def _fits(group: NeuronGroup, trained: Mapping[str, Tensor]) -> bool:
 
 
 def update_ratios(
-    update: Update, groups: Sequence[NeuronGroup], trained: Mapping[str, Tensor], max_ratio: float
+    update: Update,
+    groups: Sequence[NeuronGroup],
+    trained: Mapping[str, Tensor],
+    max_ratio: float,
+    module: nn.Module,
 ) -> dict[str, float]:
     """The critical ratio of an update for each group that it touches, the worst block's.
 
     A pair counts whose distance exceeds eps max(|x_i|, |x_j|) / max_ratio: rounding alone can move nearer ones. The
-    ratio is infinite where the update is not finite, and 0 where nothing finite was there to protect.
+    ratio is infinite where the update is not finite, and 0 where nothing finite was there to protect. Where that of the
+    trained part is too large, it is that of the whole neurons, with what is frozen of them.
     """
     found: dict[str, float] = {}
     before = {**trained, **update.before}
@@ -183,7 +192,12 @@ def update_ratios(
         names = set(group.parameter_names)
         if names & update.after.keys():
             eps = max(torch.finfo(trained[name].dtype).eps for name in names if name in trained)
-            found[group.name] = _ratio(group, group.gather(before), group.gather(trained), eps / max_ratio)
+            clouds = group.gather(before), group.gather(trained)
+            ratio = _ratio(group, *clouds, eps / max_ratio)
+            if max_ratio < ratio < math.inf and (frozen := frozen_part(group, module, trained)) is not None:
+                whole, moved = (torch.cat([cloud, frozen], dim=1) for cloud in clouds)
+                ratio = _ratio(group, whole, moved, eps / max_ratio)
+            found[group.name] = ratio
     return found
 
 

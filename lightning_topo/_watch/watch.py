@@ -21,7 +21,6 @@ from lightning_topo._watch.movements import Movements
 from lightning_topo._watch.output import Run, RunOutputs
 from lightning_topo._watch.probing import Probing
 from lightning_topo._watch.published_values import Readings
-from lightning_topo._watch.ranks import Ranks
 from lightning_topo._watch.recording import Recording
 from lightning_topo._watch.reference import begin_reference, keep_parameters
 from lightning_topo._watch.reporting import Reporting
@@ -134,19 +133,14 @@ class Watch:
         return self._outputs.dirpath
 
     @property
-    def ranks(self) -> Ranks:
-        """The processes of the training."""
-        return self._ranks
+    def training(self) -> Training:
+        """The training that is watched."""
+        return self._training
 
     @property
     def last_step(self) -> int:
         """The step of the last update; before the first, the number of steps completed at the start."""
         return self._last_step
-
-    @property
-    def epochs_agree(self) -> bool:
-        """Whether all processes end their epochs at the same step."""
-        return self._training.epochs_agree
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold to go on from here: plain numbers, strings and containers."""
@@ -236,7 +230,7 @@ class Watch:
                 self._measuring.rest(step)
             self._exchange.proposed.clear()
             # Before validation and every hook at the epoch's end, so that these see the new values in any order.
-            if self._training.ends_epoch() and self._measuring.has_begun and (stepped or self.epochs_agree):
+            if self._training.ends_epoch() and self._measuring.has_begun and (stepped or self._training.epochs_agree):
                 self._measure_epoch(step if stepped else self._training.step, log=log)
             elif shares:
                 self._publish(step, log=log)
@@ -278,7 +272,8 @@ class Watch:
         """Measure what is due at the end of an epoch, unless its last batch was known to be the last."""
         with self.budget.spending():
             self.steps.take_deferred()
-            if self._measuring.has_begun and self.epochs_agree and self._epoch_measured != self._training.epoch:
+            is_due = self._training.epochs_agree and self._epoch_measured != self._training.epoch
+            if self._measuring.has_begun and is_due:
                 self._measure_epoch(self._training.step)
 
     def validated(self, values: Mapping[str, float]) -> None:

@@ -116,7 +116,7 @@ class TopologyMonitor(WatchedTraining, Callback):
     @property
     def epochs_agree(self) -> bool:
         """Whether all processes end their epochs at the same step; True before the first fit."""
-        return self.watch is None or self.watch.epochs_agree
+        return self.watch is None or self.watch.training.epochs_agree
 
     def _repr_html_(self) -> str | None:
         """The run so far, as notebooks show it; None (its plain name) where there is no record."""

@@ -51,6 +51,7 @@ def search_blocks(before: Float[Tensor, "b n d"], after: Float[Tensor, "b n d"])
     # Errors of d², of |Δ_i - Δ_j|² and of growth, for each block.
     coarse = (2 * slack / _ACCURACY) * largest
     sound = _all(square > coarse[:, None, None], above) & _all(square + growth > coarse[:, None, None], above)
+    sound &= coarse > torch.finfo(coarse.dtype).tiny  # smaller squares have lost digits, or vanished
     critical = (step / square).masked_fill_(~above, -math.inf).flatten(1)
     growth = growth / square
     low, high = (growth.masked_fill(~above, fill).flatten(1) for fill in (math.inf, -math.inf))

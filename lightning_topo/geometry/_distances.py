@@ -130,10 +130,12 @@ def diameter(points: Float[Tensor, "n d"]) -> float:
         return math.sqrt(largest) / rows.scale
 
 
-def binary_scale(points: Float[Tensor, "n d"]) -> float:
-    """The power of two that brings the largest coordinate near 1, as far as the points' dtype holds it."""
-    largest = max(abs(float(x)) for x in points.detach().aminmax()) if points.numel() else 0.0
-    most = 1022 if points.dtype == torch.float64 else 126
+def binary_scale(*clouds: Float[Tensor, "n d"]) -> float:
+    """The power of two that brings the largest coordinate of all near 1, as far as the clouds' dtype holds it."""
+    largest = max(
+        (abs(float(x)) for points in clouds if points.numel() for x in points.detach().aminmax()), default=0.0
+    )
+    most = 1022 if clouds[0].dtype == torch.float64 else 126
     return 2.0 ** -max(-most, min(most, math.frexp(largest)[1])) if largest > 0 else 1.0
 
 

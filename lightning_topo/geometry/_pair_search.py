@@ -57,7 +57,7 @@ def search_extreme_pairs(
     The products of the cloud after the step serve for the step and, if there is one, for the map from the reference.
     """
     clouds = [before, after] if reference is None else [before, after, reference]
-    step = Step.of(before, after, min(binary_scale(cloud) for cloud in clouds))
+    step = Step.of(before, after, binary_scale(*clouds))
     origin = None if reference is None else _Reference.of(step, reference)
     extremes, total = Extremes(), None if origin is None else Extremes(critical=Extreme(math.inf))
     squares = before.new_full((len(before),), math.inf, dtype=step.positions.rows.dtype)
@@ -203,9 +203,17 @@ def pair_ratios(
     size = max(1, _TILE_ELEMENTS // (4 * max(1, before.shape[1])))
     for some in zip(i.split(size), j.split(size), strict=True):
         here, there = ((points[some[0]].to(wide) - points[some[1]].to(wide)) * scale for points in (before, after))
+        own = _own_scale(torch.maximum(here.abs(), there.abs()))
+        here, there = here * own, there * own
         parts.append(_ratios(*(x.square().sum(dim=1) for x in (here, there, there - here))))
     critical, ratio = zip(*parts, strict=True)
     return torch.cat(critical), torch.cat(ratio)
+
+
+def _own_scale(sizes: Float[Tensor, "p d"]) -> Float[Tensor, "p 1"]:
+    """For each pair the power of two that brings the largest of its sizes near 1: what is squared is not to vanish."""
+    largest = sizes.amax(dim=1, keepdim=True)
+    return (largest.frexp().mantissa / largest).clamp(max=2.0**1000).where(largest > 0, 1.0)
 
 
 def _ratios(

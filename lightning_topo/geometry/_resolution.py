@@ -51,7 +51,7 @@ def resolved_critical_ratio(
 
 def _search(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"], resolution: float) -> float:
     """The largest ratio by products in the widest dtype, tile by tile."""
-    wide, scale = wide_dtype(before.device), min(binary_scale(before), binary_scale(after))
+    wide, scale = wide_dtype(before.device), binary_scale(before, after)
     lengths = wide_norms(before) * scale
     worst = 0.0
     for rows, columns in upper_tiles(len(before), step_tile_rows(before)):

@@ -14,6 +14,8 @@ from lightning_topo.geometry._precision import product_slack, real_dtype, worst_
 Pair = tuple[int, int]
 
 _BLOCK_ELEMENTS = 1 << 18
+_MOST_OCTAVES = 400
+"""A step is brought to the size of the cloud by at most so many powers of two: their square must be a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Step:
         lengths = torch.stack([torch.linalg.vector_norm(rows) for rows in (positions, steps)]).tolist()
         magnification = 1.0
         if lengths[0] > 0 and lengths[1] > 0:
-            magnification = 2.0 ** round(math.log2(lengths[0] / lengths[1]))
+            magnification = 2.0 ** max(-_MOST_OCTAVES, min(_MOST_OCTAVES, round(math.log2(lengths[0] / lengths[1]))))
         steps *= magnification
         d = before.shape[1]
         return Step(

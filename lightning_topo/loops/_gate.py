@@ -37,10 +37,10 @@ class LoopGate:
             return
         self.counted = advance(self.counted, findings, self.rules)
         # Measurements come to all processes alike; an event of the record itself comes to the first alone.
-        if watch.ranks.size > 1 and not findings.measurements:
+        if watch.training.ranks.size > 1 and not findings.measurements:
             return
         mine = reason_to_stop(self.counted, self.rules)
-        if any(watch.ranks.all("gate", mine is not None)):
+        if any(watch.training.ranks.all("gate", mine is not None)):
             self.reason = mine or ELSEWHERE
             watch.stopped(self.counted.values())
 

@@ -78,7 +78,7 @@ class LoopGuard:
             )
 
         if self._ratios is None:
-            self._ratios = UpdateRatios(groups, self.max_ratio, watch.ranks)
+            self._ratios = UpdateRatios(groups, self.max_ratio, watch.training)
         ratios = self._ratios
         ratios.look_at(groups)  # found anew, perhaps, on all losses of the first step
         self.latest = hold(update, lambda: ratios.of(update, watch.steps.trained()), self.max_ratio)

@@ -1,13 +1,15 @@
 """Groups of which a part is trained and the rest is frozen, as the layers under LoRA."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from torch import Tensor
+from jaxtyping import Shaped
+from torch import Tensor, nn
 
 from lightning_topo._parameter_coverage import ParameterCoverage
 from lightning_topo.geometry._coincidence import equal_rows
 from lightning_topo.neurons._group import NeuronGroup
+from lightning_topo.neurons._one_run import named_state
 
 REASON = (
     "its neurons begin with equal trained weights and differ in frozen ones only: r of the trained part alone says "
@@ -31,6 +33,28 @@ def told_apart_by_frozen(group: NeuronGroup, values: Mapping[str, Tensor]) -> bo
     trained = _named(group, values, frozen=False)
     whole = trained | _named(group, values, frozen=True)
     return len(trained) < len(whole) and len(trained) > 0 and _coincide(group, trained) and not _coincide(group, whole)
+
+
+def frozen_part(group: NeuronGroup, module: nn.Module, trained: Collection[str]) -> Shaped[Tensor, "rows d"] | None:
+    """The columns of a group's neurons that are frozen; None where none are, or cannot be read.
+
+    They keep neurons apart: r of the trained part alone is at least that of the whole.
+
+    >>> import torch
+    >>> from lightning_topo.neurons._group import ParamSlice
+    >>> group = NeuronGroup("net", "unit", 2, (), (ParamSlice("weight"), ParamSlice("bias", role="elementwise")))
+    >>> frozen_part(group, nn.Linear(3, 2), {"bias"}).shape, frozen_part(group, nn.Linear(3, 2), {"weight", "bias"})
+    (torch.Size([2, 3]), None)
+    """
+    parameters = named_state(module)[0]
+    names = [name for name in group.parameter_names if name not in trained and name in parameters]
+    frozen = {name: parameters[name].detach() for name in names if parameters[name].is_floating_point()}
+    if not frozen or len(frozen) == len(group.parameter_names):
+        return None
+    try:
+        return group.gather(frozen)
+    except ValueError:  # as where weights are quantised
+        return None
 
 
 def with_reason(

@@ -279,3 +279,37 @@ def test_distances_whose_squares_vanish_are_bounded_from_below(n):
     apart = torch.cdist(1.5e161 * x[0], 1.5e161 * x[0]).fill_diagonal_(math.inf)
     least = 1e-161 * apart.amin(dim=1)
     assert bool((found.nearest[0] <= least).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 1e-18, 1e-24, 1e-30])
+@pytest.mark.parametrize("n", [3, 150])
+def test_a_cloud_that_collapses_is_never_certified_however_small_it_is(dtype, size, n):
+    before = torch.randn(n, 3, generator=torch.Generator().manual_seed(0)).to(dtype) * size
+    before[1] = before[0]
+    step = step_distortion(before, torch.zeros_like(before))
+    assert (step.critical_ratio, step.contraction, step.expansion, step.certified) == (1.0, 0.0, 1.0, False)
+    assert (step.n_coincident, step.n_split, step.n_merged) == (1, 0, n * (n - 1) // 2 - 1)
+
+
+@pytest.mark.parametrize("size", [1e-150, 1e-158, 1e-161, 1e-200, 1e-300])
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("n", [6, 150])
+def test_squares_that_would_vanish_hide_no_critical_pair(size, alone, n):
+    generator = torch.Generator().manual_seed(0)
+    before = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+    before *= size if alone else 1.0
+    before[:2] = torch.tensor([[1.0, 0.0], [3.0, 2.0]], dtype=torch.float64) * (size if not alone else size / 100)
+    swapped = before.clone()
+    swapped[:2] = before[:2].flip(0)
+    step = step_distortion(before, swapped)
+    assert (step.critical_ratio, step.certified) == (pytest.approx(2.0, rel=1e-12), False)
+    joined = before.clone()
+    joined[0] = before[1]
+    step = step_distortion(before, joined)
+    assert (step.critical_ratio, step.contraction, step.n_merged, step.certified) == (
+        pytest.approx(1.0, rel=1e-12),
+        0.0,
+        1,
+        False,
+    )

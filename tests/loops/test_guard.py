@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_topo import Distortion
+from lightning_topo import Distortion, TopologyWatch
 from lightning_topo.loops._guard import LoopGuard
 from lightning_topo.loops._training import LoopTraining
 from tests.loops.by_hand import LIMIT, copies, iterate, ratio, watching
@@ -96,3 +96,73 @@ def test_its_counts_come_back_from_a_checkpoint_and_what_is_none_is_not_taken():
         with pytest.raises((KeyError, ValueError)):
             guard.restore(damaged)
     assert guard.counts() == {"n_updates": 7, "n_held": 3, "n_dropped": 1}
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+@pytest.mark.parametrize("guards", [False, True])
+def test_what_keeps_a_gradient_is_moved_though_it_is_frozen(tmp_path, optimizer, guards):
+    model = Net()
+    made = {
+        "momentum": lambda: torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9),
+        "adamw": lambda: torch.optim.AdamW(model.parameters(), lr=0.3),
+    }[optimizer]()
+    limit = {"max_ratio": LIMIT} if guards else {}
+    seen, ratios = [copies(model)], []
+    with watching(model, made, tmp_path, probes=[Distortion(every_n_steps=1)], **limit) as watch:
+        for k, batch in enumerate([*batches(), *batches()]):
+            if k == 4:
+                for parameter in list(model.parameters())[:2]:
+                    parameter.requires_grad_(False)
+                for group in made.param_groups:
+                    group["lr"] *= 20
+            with watch.step():
+                made.zero_grad(set_to_none=False)
+                watch.loss(model(**batch)["loss"]).backward()
+                made.step()
+            seen.append(copies(model))
+            ratios.append(ratio(*seen[-2:]))
+    assert any((seen[-1][name] != seen[4][name]).any() for name in list(seen[0])[:2])
+    found = {m.step: m.values["critical_ratio"] for m in watch.record.measurements if m.probe == "distortion"}
+    worst = {step: max(v for m in watch.record.measurements if m.step == step and m.probe == "distortion"
+             for v in [m.values["critical_ratio"]]) for step in found}  # fmt: skip
+    assert [worst[step] for step in range(1, len(ratios) + 1)] == pytest.approx(ratios, rel=1e-4)
+    assert max(ratios) <= LIMIT if guards else max(ratios) > 1.0
+    assert "outside_change" not in [str(event.name) for event in watch.events]
+
+
+def test_a_guard_holds_what_the_monitor_measures_also_of_partly_frozen_neurons(tmp_path):
+    model = Net()
+    made = sgd(model, 30.0)
+    options = {"probes": [Distortion(every_n_steps=1)], "max_ratio": LIMIT}
+    with watching(model, made, tmp_path, **options) as watch:
+        for k, batch in enumerate([*batches(), *batches()]):
+            if k == 4:
+                for parameter in list(model.parameters())[:2]:
+                    parameter.requires_grad_(False)
+            with watch.step():
+                made.zero_grad()
+                watch.loss(model(**batch)["loss"]).backward()
+                made.step()
+    assert watch.guard.n_held > 0
+    found = [m.values["critical_ratio"] for m in watch.record.measurements if m.probe == "distortion"]
+    assert len(found) > 0
+    assert "topology_breakdown" not in [str(event.name) for event in watch.events]
+
+
+def test_of_networks_that_are_frozen_in_turn_each_keeps_its_bounds(tmp_path):
+    torch.manual_seed(0)
+    nets = torch.nn.ModuleDict({"a": Net(), "b": Net()})
+    turns = {name: sgd(net, 0.05) for name, net in nets.items()}
+    with TopologyWatch(
+        nets, list(turns.values()), [Distortion()], dirpath=tmp_path / "t", max_ratio=LIMIT, report=False
+    ) as watch:
+        for batch in [*batches(), *batches()]:
+            for name, made in turns.items():
+                with watch.step():
+                    nets[name].requires_grad_(True)
+                    nets["b" if name == "a" else "a"].requires_grad_(False)
+                    made.zero_grad()
+                    watch.loss(nets[name](**batch)["loss"]).backward()
+                    made.step()
+    assert watch.guard.n_updates == 32
+    assert watch.guard._ratios.n_exact <= 6

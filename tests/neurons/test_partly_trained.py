@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_topo import TopologyMonitor
+from lightning_topo import Distortion, TopologyMonitor, TopologyStepGuard
 from lightning_topo.neurons._partly_trained import REASON, told_apart_by_frozen
 from tests.callbacks.training import fit
 
@@ -21,6 +21,8 @@ class Adapted(nn.Module):
         self.kind = kind
         if kind == "low rank":
             self.a, self.b = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.zeros(6, 3))
+        elif kind == "nearly equal":
+            self.scale = nn.Parameter(torch.zeros(6) + 1e-4 * torch.arange(6.0))
         else:
             self.scale = nn.Parameter(torch.ones(6) if kind == "scale" else torch.zeros(6))
 
@@ -69,3 +71,42 @@ def test_neurons_that_are_equal_as_a_whole_are_measured(tmp_path):
     assert told_apart_by_frozen(group, values)
     assert not told_apart_by_frozen(group, values | {"layer.scale": torch.arange(6.0)})
     assert not told_apart_by_frozen(group, {"layer.scale": torch.zeros(6)})  # nothing frozen is known of it
+
+
+def whole(module):
+    base, layer = module.layer.base, module.layer
+    return torch.cat([base.weight, base.bias[:, None], layer.scale[:, None], module.head.weight.T], 1).detach().double()
+
+
+class Whole(L.Callback):
+    """The critical ratio of each step of the whole neurons, and of what is trained of them, by brute force."""
+
+    def __init__(self):
+        self.ratios = []
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        self.before = whole(module).clone(), module.layer.scale.detach().double()[:, None].clone()
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        after = whole(module), module.layer.scale.detach().double()[:, None]
+        i, j = torch.triu_indices(6, 6, 1)
+        pairs = ((y - x, x) for x, y in zip(self.before, after, strict=True))
+        self.ratios.append([float(((m[i] - m[j]).norm(dim=1) / (x[i] - x[j]).norm(dim=1)).max()) for m, x in pairs])
+
+
+@pytest.mark.parametrize("guards", [False, True])
+def test_a_step_that_is_critical_in_the_trained_part_alone_is_measured_on_whole_neurons(tmp_path, guards):
+    torch.manual_seed(0)
+    module, seen = FineTuned("nearly equal"), Whole()
+    monitor = TopologyMonitor([Distortion(every_n_steps=1)], dirpath=tmp_path / "run", verbose=False)
+    guard = TopologyStepGuard(0.9)
+    fit(module, [monitor, *([guard] if guards else []), seen], root=tmp_path, max_steps=6)
+    [group] = monitor.groups
+    assert {piece.param for piece in group.slices} > {"layer.base.weight", "layer.scale"}
+    assert max(part for _, part in seen.ratios) > 5
+    assert max(ratio for ratio, _ in seen.ratios) < 0.9
+    assert guard.n_held == 0
+    found = {m.step: m.values["critical_ratio"] for m in monitor.record.measurements if m.probe == "distortion"}
+    for step, (ratio, part) in enumerate(seen.ratios, 1):
+        assert found[step] == pytest.approx(ratio if part >= 1 else part, rel=1e-3)
+    assert "topology_breakdown" not in {event.name for event in monitor.events}

@@ -1,5 +1,6 @@
 """What is known of every step, and its share."""
 
+import itertools
 import random
 
 import pytest
@@ -161,6 +162,50 @@ def test_of_two_updates_of_a_step_the_weaker_counts_in_any_order():
         found = [line[:3] for line in stretches(coverage.lines(0, flush=True))]
         assert found == [(0, 4, BOUNDED), (4, 5, min(states))] or found == [(0, 5, min(states))]
         assert len({line[1] for line in found}) == len(found)  # a reader keeps one line of a group at a step
+
+
+@pytest.mark.parametrize("others", [BOUNDED, EXACT])
+def test_a_step_of_which_one_update_was_critical_is_exact_and_its_neighbours_are_what_they_were(others):
+    around = Certificate(others, 0.1)
+    for updates in itertools.permutations(
+        [Certificate(EXACT, 5.0), Certificate(BOUNDED, 0.3), Certificate(EXACT, 0.7)]
+    ):
+        coverage = Coverage()
+        for step in range(1, 9):
+            for certificate in updates if step == 5 else [around]:
+                coverage.note(step, {"a": certificate})
+        lines = stretches(coverage.lines(0, flush=True))
+        exact = [(0, 4, EXACT, None), (4, 8, EXACT, None)]
+        assert lines in (
+            [exact, [(0, 8, EXACT, None)]]
+            if others is EXACT
+            else [[(0, 4, BOUNDED, 0.1), (4, 5, EXACT, None), (5, 8, BOUNDED, 0.1)]]
+        )
+        assert coverage.take_uncertified() == {}
+        assert coverage.take_bounds() == {"a": 5.0}
+
+
+def test_any_updates_of_any_steps_come_back_as_the_largest_of_each_step():
+    chance = random.Random(1)
+    for _ in range(100):
+        coverage, truth = Coverage(), {}
+        for step in range(1, 30):
+            updates = []
+            for _ in range(chance.choice([1, 1, 2, 3])):
+                state = chance.choice([EXACT, BOUNDED, BOUNDED, OPEN, SPANNED])
+                r = chance.uniform(0, 3) if state is EXACT else chance.random() if state is BOUNDED else None
+                updates.append(Certificate(state, r))
+                coverage.note(step, {"a": updates[-1]})
+            worst = min(one.state for one in updates)
+            exact = max((one.bound for one in updates if one.state is EXACT), default=0.0)
+            bound = max((one.bound for one in updates if one.state is BOUNDED), default=-1.0)
+            truth[step] = (EXACT if exact > bound else BOUNDED) if worst >= BOUNDED else worst, max(exact, bound)
+        found = {}
+        for start, end, state, bound in stretches(coverage.lines(0, flush=True)):
+            if state is BOUNDED:  # as large as the largest of these steps, and no larger
+                assert bound == max(truth[k][1] for k in range(int(start) + 1, end + 1)) < 1
+            found |= dict.fromkeys(range(int(start) + 1, end + 1), state)
+        assert found == {step: state for step, (state, _) in truth.items()}
 
 
 def test_the_past_of_a_group_that_is_known_only_now_is_open_and_of_no_other():

@@ -74,6 +74,11 @@ def advise_at_edge(outcome: Outcome, evidence: Evidence, step: int) -> Advice:
 def advise_to_keep(outcome: Outcome, evidence: Evidence) -> Advice:
     """Where nothing that was measured has met a limit: keep the rate, as far as that goes."""
     words = RateWords(evidence.limits)
+    if _is_still(outcome):
+        return Advice(
+            "As far as neurons go, there is nothing to change: none of them moved.",
+            ("No trained parameter is part of a neuron, or what is trained of them has stayed the same.",),
+        )
     if not evidence.ratios and not _measured_edge(outcome):
         return Advice(
             "Measure what the learning rate does: probes=[Distortion(), Sharpness()].",
@@ -109,6 +114,15 @@ def after_bad_batch(step: int, kept: Advice) -> Advice:
     """Where one loss was not finite, and later ones are: what else holds, behind a look at its data."""
     decision = f"Look at the data of step {step:,}: the loss was not finite there, and later it was."
     return replace(kept, decision=decision, reasons=(kept.decision, *kept.reasons))
+
+
+def _is_still(outcome: Outcome) -> bool:
+    """Whether every step is certified to have moved no neuron against another."""
+    coverage = outcome.coverage
+    if coverage is None or not coverage.total or coverage.certified < coverage.total:
+        return False
+    known = [one.value for one in (outcome.peak_ratio, coverage.peak_bound) if one is not None]
+    return bool(known) and max(known) == 0.0
 
 
 def _measured_edge(outcome: Outcome) -> bool:

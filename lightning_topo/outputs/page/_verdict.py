@@ -198,9 +198,11 @@ def _bound_of_certified(outcome: Outcome, coverage: Coverage) -> str:
     if not coverage.certified or (peak is None and bound is None):
         return "the critical ratio r is not known"
     where = "" if coverage.certified == coverage.total else " in the certified steps"
+    if not peak and not bound:
+        return f"r was 0{where}, no neuron moved against another"
     if bound is None or (peak is not None and bound <= peak):
         assert peak is not None
-        return f"r was at most {above(peak) if peak else 0}{where}"
+        return f"r was at most {above(peak)}{where}"
     measured = "" if peak is None else f"was measured up to {above(peak) if peak else 0} and "
     return f"r {measured}stayed below {above(bound)} by bound{where}"
 
@@ -225,9 +227,11 @@ def _count(n: int, noun: str) -> str:
 def above(value: float) -> str:
     """The next number of two significant digits above a value, so that "below" is true of it.
 
-    >>> above(0.0187), above(0.02), above(0.0999)
-    ('0.019', '0.021', '0.1')
+    >>> above(0.0187), above(0.02), above(0.0999), above(0.0)
+    ('0.019', '0.021', '0.1', '5e-324')
     """
+    if value == 0.0:
+        return f"{math.ulp(0.0):.2g}"
     if math.isinf(value):
         return "infinity"
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)

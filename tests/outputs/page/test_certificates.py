@@ -18,7 +18,7 @@ from lightning_topo.outputs.page._verdict import tone
 from lightning_topo.outputs.record import RecordWriter
 from lightning_topo.phases import EventName, Phase, Severity, TopologyEvent
 from tests.figures.test_coverage import line
-from tests.outputs.page.covered import CERTIFIED, EXACT, OPENED, SPANS, ratio, record
+from tests.outputs.page.covered import BOUNDED, CERTIFIED, EXACT, OPENED, SPANS, ratio, record
 
 NAN_LOSS = Measurement(7, 0, "training", "", {"loss": math.nan})
 NOTE = TopologyEvent(EventName.UNWATCHED_PARAMETERS, 1, 0, severity=Severity.INFO, message="One.", remedy="Nothing.")
@@ -92,6 +92,13 @@ def test_every_cause_has_words_and_comes_back_from_the_files(cause: OpenCause, t
     assert [m.values["cause"] for m in written.measurements] == [cause]
     assert cause.word in (tmp_path / "measurements.jsonl").read_text()
     assert "the first is step 1 (" in verdict(written)
+
+
+@pytest.mark.parametrize("measured", [(), (ratio(0, 0.0),), (ratio(0, 0.0), ratio(1, 0.0), line(0, 1, EXACT))])
+def test_of_neurons_that_never_moved_it_is_said_that_r_was_zero(measured: tuple[Measurement, ...]) -> None:
+    found = record(*measured, line(1 if len(measured) > 1 else 0, 9, BOUNDED, 0.0))
+    assert "r was 0, no neuron moved against another" in verdict(found)
+    assert recommendation(found) == "As far as neurons go, there is nothing to change: none of them moved."
 
 
 def test_the_gravest_comes_first() -> None:
