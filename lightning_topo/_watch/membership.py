@@ -16,18 +16,19 @@ READ_STEPS = 50
 class Change:
     """Parameters that optimizers train now (`joined`), train no longer (`left`), or whose shape or dtype `changed`.
 
-    `are_new` if some are new to the module.
+    `replaced` are those of the same form that are others now. `are_new` if some are new to the module.
     """
 
     joined: frozenset[str]
     left: frozenset[str]
     changed: frozenset[str]
     are_new: bool
+    replaced: frozenset[str] = frozenset()
 
     @property
     def names(self) -> frozenset[str]:
         """All of them."""
-        return self.joined | self.left | self.changed
+        return self.joined | self.left | self.changed | self.replaced
 
 
 class Membership:
@@ -35,21 +36,25 @@ class Membership:
 
     def __init__(self, module: nn.Module, steps: Steps) -> None:
         self._steps = steps
-        self._members = _forms(steps)
+        self._members, self._ids, self._generation = _forms(steps), steps.ids(), steps.generation
         self._known = frozenset(name for name, _ in all_names(module.named_parameters))
 
     def change(self, step: int) -> Change | None:
         """Return what changed since the last call; None where nothing did."""
         if step % READ_STEPS == 0:
             self._steps.read_names()
-        before, now = self._members, _forms(self._steps)
-        if before == now:
+        before, now, replaced = self._members, _forms(self._steps), frozenset[str]()
+        if self._steps.generation != self._generation:
+            known, self._ids, self._generation = self._ids, self._steps.ids(), self._steps.generation
+            same = (name for name in now.keys() & before.keys() if now[name] == before[name])
+            replaced = frozenset(name for name in same if known.get(name) != self._ids.get(name))
+        if before == now and not replaced:
             return None
         self._members = now
         joined, left = frozenset(now.keys() - before.keys()), frozenset(before.keys() - now.keys())
         changed = frozenset(name for name in now.keys() & before.keys() if now[name] != before[name])
-        are_new = bool(changed) or not joined | left <= self._known
-        return Change(joined, left, changed, are_new)
+        are_new = bool(changed or replaced) or not joined | left <= self._known
+        return Change(joined, left, changed, are_new, replaced)
 
 
 def _forms(steps: Steps) -> dict[str, Form]:

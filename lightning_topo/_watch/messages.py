@@ -80,6 +80,7 @@ def members_changed(
             (change.joined, "joined the training"),
             (change.left, "left the training"),
             (change.changed, "changed shape or dtype"),
+            (change.replaced, "was replaced" if len(change.replaced) == 1 else "were replaced"),
         )
         if names
     ]

@@ -121,6 +121,10 @@ class Steps:
         """Shape and dtype of all parameters by each of their names; lazy ones have none yet."""
         return self._names.forms()
 
+    def ids(self) -> dict[str, int]:
+        """Which parameter each name stands for."""
+        return {name: key for key, names in self._names.by_id.items() for name in names}
+
     def keep(self, optimizers: Iterable[Any]) -> None:
         """Copy the parameters that these optimizers train, as far as there is no copy yet.
 

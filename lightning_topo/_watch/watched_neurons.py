@@ -189,7 +189,7 @@ class WatchedNeurons:
         change = self._membership.change(step)
         self._unused.see(step)
         if change is not None:
-            alone = (change.joined | change.changed).difference(
+            alone = (change.joined | change.changed | change.replaced).difference(
                 self._looked_for, *(group.parameter_names for group in self.groups)
             )
             self._looked_for |= alone

@@ -46,6 +46,19 @@ def test_another_name_is_seen_in_the_batch_in_which_it_comes(followed):
     assert steps.generation > generation
 
 
+def test_a_layer_of_the_same_form_in_the_place_of_another_is_a_change(followed):
+    model, optimizer, steps, membership = followed
+    model[4] = torch.nn.Linear(4, 2)
+    optimizer.add_param_group({"params": list(model[4].parameters())})
+    steps.begin()
+    optimizer.step()  # it owns parameters that no name is known of
+    change = membership.change(3)
+    assert (change.joined, change.left, change.changed) == (set(), set(), set())
+    assert change.replaced == change.names == {"4.weight", "4.bias"}
+    assert change.are_new
+    assert membership.change(4) is None
+
+
 @pytest.mark.parametrize("what", ["shape", "dtype"])
 def test_another_shape_or_dtype_is_a_change_of_that_parameter(followed, what):
     model, _, steps, membership = followed
