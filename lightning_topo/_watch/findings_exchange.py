@@ -67,6 +67,16 @@ class Exchange:
         self._noted: set[tuple[str, str]] = set()
         self._counted = training.step
 
+    def shares_at(self, step: int, coverage: Coverage) -> Shares:
+        """The shares as of a step, for a checkpoint, though the exchange may have been earlier.
+
+        Of several processes none knows the others' steps since then: they are left out.
+        """
+        shares = replace(self.shares)
+        if self._training.ranks.size == 1:
+            shares.take(step - self._counted, coverage.uncertified, certifies=self.certifies)
+        return shares
+
     def is_due(self, step: int, coverage: Coverage, *, measured: bool) -> bool:
         """Whether it is time to exchange: every so many steps, after a measurement, and, alone, on any news.
 

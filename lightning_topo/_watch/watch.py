@@ -152,7 +152,7 @@ class Watch:
             self._last_step,
             self._reporting.detector,
             dict(self._schedule.slots),
-            self._exchange.shares,
+            self._exchange.shares_at(self._last_step, self._measuring.coverage),
             self._probing.awaited.steps,
             self._exchange.rates.reported,
             self._probing.saved(),

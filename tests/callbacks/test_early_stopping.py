@@ -304,3 +304,19 @@ def test_lightnings_own_callbacks_and_schedulers_work_with_every_key(tmp_path, k
         assert float(gate.best_score) == min(seen), key
         assert float(saver.best_model_score) == min(seen), key
         assert config.scheduler.seen == seen, key
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_a_gate_says_in_how_many_steps_it_was_blind(tmp_path, monkeypatch, blind):
+    for name in ("EXACT_SHARE", "EXACT_STEPS"):
+        monkeypatch.setattr(f"lightning_topo._watch.budget.{name}", 0.0)
+    said = []
+    monkeypatch.setattr("lightning_topo.callbacks._early_stopping.rank_zero_warn", said.append)
+    kicks = range(5, 9) if blind else ()  # above critical, and nothing may be measured
+    callbacks = [Kick(*kicks), watcher(probes=[Distortion(every_n_steps=1000)]), TopologyEarlyStopping(BREAKDOWN)]
+    trainer = fit(Classifier(lr=0.01), callbacks, root=tmp_path, max_steps=8)
+    share = 1.0 - float(trainer.callback_metrics["topology/coverage"])
+    assert share == (pytest.approx(0.5) if blind else 0.0)
+    assert [message.split(": ")[0] for message in said] == (
+        ["TopologyEarlyStopping was blind in 50% of the steps"] if blind else []
+    )

@@ -14,7 +14,7 @@ from lightning_topo import Distortion, Persistence
 from lightning_topo._watch.recording import MOST_LOSSES
 from lightning_topo.outputs._gates import StopRules
 from tests.callbacks.training import happened
-from tests.loops.by_hand import by_step, train, watching
+from tests.loops.by_hand import by_step, iterate, train, watching
 from tests.loops.loops import GROUPS, Net, batches, layers, sgd
 
 # --- it leaves the training alone -------------------------------------------------------------------------------------
@@ -258,3 +258,23 @@ def test_a_quiet_training_is_stopped_by_patience_alone(tmp_path):
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_steps", [3, 7, 8])
+def test_a_checkpoint_counts_every_step_up_to_its_own(tmp_path, n_steps):
+    model = Net()
+    optimizer = sgd(model, 0.01)
+    options = {"probes": [Distortion(every_n_steps=1000)], "log_every_n_steps": 1000}
+    with watching(model, optimizer, tmp_path, **options) as watch:
+        for batch in list(batches())[:n_steps]:
+            with watch.step():
+                iterate(model, optimizer, batch, 0, 1, watch.loss)
+        state = watch.state_dict()
+    again = watching(model, optimizer, tmp_path, **options)
+    again.load_state_dict(state)
+    with again:
+        for batch in list(batches())[:2]:
+            with again.step():
+                iterate(model, optimizer, batch, 0, 1, again.loss)
+    assert state["watch"]["shares"]["n_steps"] == n_steps
+    assert again.metrics["topology/coverage"] == 1.0
