@@ -47,35 +47,23 @@ class Certificate:
 class _Stretch:
     """Consecutive steps of one group in the same state, or without a move.
 
-    `own` is the last one's certificate, and `earlier` the largest bound of those before it.
+    `own` is the last one's certificate, `bound` the largest of all, and `earlier` the largest of those before the last.
     """
 
     since: int
     last: int
     own: Certificate
+    bound: float | None
     written: int
     earlier: float | None = None
 
-    @property
-    def state(self) -> StepState:
-        return self.own.state
-
-    @property
-    def cause(self) -> OpenCause | None:
-        return self.own.cause
-
-    @property
-    def bound(self) -> float | None:
-        return max((one for one in (self.earlier, self.own.bound) if one is not None), default=None)
-
-    def goes_on_with(self, certificate: Certificate) -> bool:
-        return (self.state, self.cause) == (certificate.state, certificate.cause)
-
     def joined(self, step: int, certificate: Certificate) -> "_Stretch":
-        return replace(self, last=step, own=certificate, earlier=self.bound)
+        bounds = [bound for bound in (self.bound, certificate.bound) if bound is not None]
+        return replace(self, last=step, own=certificate, bound=max(bounds, default=None), earlier=self.bound)
 
-    def shortened(self) -> "_Stretch":
-        return replace(self, last=self.last - 1, own=replace(self.own, bound=self.earlier), earlier=None)
+    def without_last(self) -> "_Stretch":
+        own = replace(self.own, bound=self.earlier)
+        return replace(self, last=self.last - 1, own=own, bound=self.earlier, earlier=None)
 
 
 @dataclass(slots=True)
@@ -115,7 +103,7 @@ class Coverage:
     def open_past(self, group: str, first: int, last: int, cause: OpenCause) -> None:
         """Note that these steps are open for a group of which nothing was noted; the network was open in them."""
         if group not in self._noted:
-            self._stretches[group] = _Stretch(first, last, Certificate.open(cause), first - 1)
+            self._stretches[group] = _Stretch(first, last, Certificate.open(cause), None, first - 1)
             self._noted[group] = self._known[group] = last
 
     def rest(self, step: int, groups: Iterable[str]) -> None:
@@ -130,7 +118,8 @@ class Coverage:
     def has_news(self) -> bool:
         """Whether steps have become open, which a reader should know at once."""
         return any(
-            stretch.state is StepState.OPEN and stretch.written < stretch.since for stretch in self._stretches.values()
+            stretch.own.state is StepState.OPEN and stretch.written < stretch.since
+            for stretch in self._stretches.values()
         )
 
     def lines(self, epoch: int, *, flush: bool = False) -> list[Measurement]:
@@ -144,14 +133,14 @@ class Coverage:
         for group, stretch in self._stretches.items():
             is_new = stretch.written < stretch.since
             is_long = stretch.last - stretch.written >= MOST_STEPS
-            written = next((one.state for name, one in reversed(due) if name == group), self._written.get(group))
-            is_first = written is None and stretch.state is StepState.BOUNDED
-            is_again = written is not None and stretch.state.certified and not written.certified
-            is_awaited = stretch.state is StepState.OPEN or is_first or is_again
+            written = next((one.own.state for name, one in reversed(due) if name == group), self._written.get(group))
+            is_first = written is None and stretch.own.state is StepState.BOUNDED
+            is_again = written is not None and stretch.own.state.certified and not written.certified
+            is_awaited = stretch.own.state is StepState.OPEN or is_first or is_again
             if stretch.written < stretch.last and (flush or is_long or (is_new and is_awaited)):
                 due.append((group, stretch))
                 self._stretches[group] = replace(stretch, written=stretch.last)
-        self._written |= {group: stretch.state for group, stretch in due}
+        self._written |= {group: stretch.own.state for group, stretch in due}
         return [_line(group, stretch, epoch) for group, stretch in due]
 
     def cut(self) -> None:
@@ -165,7 +154,7 @@ class Coverage:
 
     def _without_last(self, group: str, stretch: _Stretch) -> _Stretch | None:
         """Take the last step, whose state turns out another, out of the stretch that it ends."""
-        shorter = stretch.shortened()
+        shorter = stretch.without_last()
         self._noted[group] = self._known[group] = shorter.last
         if shorter.since <= shorter.last:
             return shorter
@@ -186,9 +175,6 @@ class Coverage:
         stretch = self._stretches.get(group)
         if stretch is not None and stretch.last == step:
             certificate = stretch.own.and_of(certificate)
-            if stretch.goes_on_with(certificate):
-                self._stretches[group] = replace(stretch, own=certificate)
-                return
             stretch = self._without_last(group, stretch)
         follows = self._known.get(group, step - 1) >= step - 1
         noted = min(self._noted.get(group, step - 1), step - 1) if follows else step - 1
@@ -196,17 +182,21 @@ class Coverage:
         if noted < step - 1 and certificate.state in (StepState.SPANNED, StepState.OPEN):
             self._ended += [(group, one) for one in (stretch, _at_rest(noted, step - 1)) if one is not None]
             stretch, noted = None, step - 1
-        if stretch is not None and follows and stretch.goes_on_with(certificate):
+        if (
+            stretch is not None
+            and follows
+            and (stretch.own.state, stretch.own.cause) == (certificate.state, certificate.cause)
+        ):
             self._stretches[group] = stretch.joined(step, certificate)
             return
         if stretch is not None:
             self._ended.append((group, stretch))
-        self._stretches[group] = _Stretch(noted + 1, step, certificate, noted)
+        self._stretches[group] = _Stretch(noted + 1, step, certificate, certificate.bound, noted)
 
 
 def _at_rest(since: int, last: int) -> _Stretch:
     """The steps after `since` up to `last`, none of which has moved the group."""
-    return _Stretch(since + 1, last, Certificate(StepState.BOUNDED, 0.0), since)
+    return _Stretch(since + 1, last, Certificate(StepState.BOUNDED, 0.0), 0.0, since)
 
 
 @dataclass(slots=True)
@@ -236,9 +226,9 @@ class Shares:
 
 def _line(group: str, stretch: _Stretch, epoch: int) -> Measurement:
     # From the weights after step `from` to those after `step`: earlier steps are written already.
-    values = {"from": float(stretch.written), "state": float(stretch.state)}
-    if stretch.bound is not None and stretch.state is not StepState.EXACT:
+    values = {"from": float(stretch.written), "state": float(stretch.own.state)}
+    if stretch.bound is not None and stretch.own.state is not StepState.EXACT:
         values["bound"] = stretch.bound
-    if stretch.cause is not None:
-        values["cause"] = float(stretch.cause)
+    if stretch.own.cause is not None:
+        values["cause"] = float(stretch.own.cause)
     return Measurement(stretch.last, epoch, "coverage", group, values)
