@@ -10,7 +10,12 @@ from dataclasses import replace
 from lightning_topo.measurement import OpenCause
 from lightning_topo.outputs.page._evidence import Evidence
 from lightning_topo.outputs.page._keeping import advise_at_edge, advise_to_keep, advise_to_measure, after_bad_batch
-from lightning_topo.outputs.page._lowering import advise_after_breakdown, advise_after_failure, advise_after_loss
+from lightning_topo.outputs.page._lowering import (
+    advise_after_breakdown,
+    advise_after_failure,
+    advise_after_loss,
+    advise_after_outside_change,
+)
 from lightning_topo.outputs.page._next_rate import Advice
 from lightning_topo.outputs.page._outcome import Coverage, Outcome, history
 from lightning_topo.outputs.record import RunRecord
@@ -36,6 +41,8 @@ def advise(outcome: Outcome, evidence: Evidence) -> Advice | None:
     evidence = replace(evidence, loss=evidence.loss.finite)
     if outcome.coverage is not None and OpenCause.NOT_FINITE in outcome.coverage.causes:
         return advise_after_failure(evidence, outcome.last_step)
+    if outcome.breakdowns and (moved := advise_after_outside_change(evidence)) is not None:
+        return moved
     if outcome.breakdowns and not evidence.loss.has_fallen:
         return advise_after_failure(evidence, outcome.last_step)
     if outcome.breakdowns:

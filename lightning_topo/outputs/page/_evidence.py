@@ -7,19 +7,22 @@ from lightning_topo._figures.rates import RateLimits, edge_ratios, largest_ratio
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page._loss_course import LossCourse
 from lightning_topo.outputs.record import RunRecord
+from lightning_topo.phases import EventName
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What a run has shown: the largest r of all groups, the edge ratio by step, the loss, and learning rates.
 
-    Without `limits` advice is in factors of the present rate.
+    Without `limits` advice is in factors of the present rate. `outside_step` is the first at which something other than
+    an optimizer was seen to move parameters.
     """
 
     ratios: Mapping[int, float]
     edges: Mapping[int, float]
     loss: LossCourse
     limits: RateLimits
+    outside_step: int | None = None
 
     @classmethod
     def of(cls, measurements: Sequence[Measurement]) -> "Evidence":
@@ -34,7 +37,8 @@ class Evidence:
     @classmethod
     def of_record(cls, record: RunRecord) -> "Evidence":
         """From a record. Of several learning rates at once it has one: which holds for what was seen is not known."""
-        found = cls.of(record.measurements)
+        steps = [event.step for event in record.events if event.name == EventName.OUTSIDE_CHANGE]
+        found = replace(cls.of(record.measurements), outside_step=min(steps, default=None))
         training = record.about.get("training")
         n_rates = training.get("n_learning_rates", 1) if isinstance(training, Mapping) else 1
         return replace(found, limits=RateLimits()) if isinstance(n_rates, int) and n_rates > 1 else found

@@ -15,6 +15,8 @@ _BELOW = (
 )
 _JUMP = 3.0
 """A learning rate that rises so many times over from one step to the next is named."""
+_NEARLY_EQUAL = 30.0
+"""Of a step that is so many times the critical one not its size is the cause: what it tears was nearly equal."""
 _CALM = 0.7
 """A warm-up is enough where r stays below this at the full learning rate."""
 
@@ -141,6 +143,23 @@ def advise_after_breakdown(outcome: Outcome, evidence: Evidence) -> Advice:
         reasons.append(jump)
     rate = floor2(words.present * min(factors))
     return words.advice(rate, reasons)
+
+
+def advise_after_outside_change(evidence: Evidence) -> Advice | None:
+    """Where something else moves parameters, and then r is so large that it is a matter of neurons that nearly meet."""
+    at = max(evidence.ratios, key=lambda s: evidence.ratios[s], default=0)
+    largest = evidence.ratios.get(at, 0.0)
+    if evidence.outside_step is None or evidence.outside_step > at or not _NEARLY_EQUAL <= largest < math.inf:
+        return None
+    words = RateWords(evidence.limits)
+    return Advice(
+        f"Keep the learning rate{words.now}, and look at what moves parameters beside the optimizer.",
+        (
+            f"Since step {evidence.outside_step:,} something does, as outside_change says. Clipped or copied weights make "
+            "neurons nearly equal, and any step tears those.",
+            f"The largest r was {largest:.3g}, at step {at:,}: no learning rate of use would have kept it below 1.",
+        ),
+    )
 
 
 def _jump(limits: RateLimits, until: int) -> str | None:

@@ -1,12 +1,17 @@
 """How far a rate is lowered where training went wrong: never more than the evidence asks for."""
 
 import math
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_topo.measurement import Measurement
+from lightning_topo.outputs.page import recommendation
 from lightning_topo.outputs.page._next_rate import FAILED, MARGIN, floor2
+from lightning_topo.outputs.record import RunRecord
+from lightning_topo.phases import EventName, TopologyEvent
 from tests.outputs.page.advised import advice_on, edge, loss, rate, ratio
 
 
@@ -92,3 +97,14 @@ def test_a_lower_rate_would_have_kept_every_measured_step(start: float, ratios: 
     if said.learning_rate is not None:
         assert max(ratios) >= 1.0
         assert said.learning_rate * max(ratios) / start < 1.0
+
+
+@pytest.mark.parametrize(("outside", "largest"), [(3, 1e4), (None, 1e4), (9, 1e4), (3, 2.0)])
+def test_where_something_else_makes_neurons_nearly_equal_the_rate_is_not_the_cause(outside, largest) -> None:
+    measured = (rate(1, 0.1), *(ratio(step, largest if step == 8 else 0.1) for step in range(1, 11)))
+    event = TopologyEvent(EventName.OUTSIDE_CHANGE, outside or 1, 0, message="Weights were clipped.", remedy="Look.")
+    record = RunRecord(Path("run"), "id", measured, (event,) if outside is not None else ())
+    said = recommendation(record)
+    blames_else = said == "Keep the learning rate 0.1, and look at what moves parameters beside the optimizer."
+    assert blames_else == ((outside, largest) == (3, 1e4))
+    assert blames_else or "Lower the learning rate" in said or "Warm" in said
