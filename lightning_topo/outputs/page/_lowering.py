@@ -155,8 +155,8 @@ def advise_after_outside_change(evidence: Evidence) -> Advice | None:
     return Advice(
         f"Keep the learning rate{words.now}, and look at what moves parameters beside the optimizer.",
         (
-            f"Since step {evidence.outside_step:,} something does, as outside_change says. Clipped or copied weights make "
-            "neurons nearly equal, and any step tears those.",
+            f"Since step {evidence.outside_step:,} something does, as outside_change says. Clipped or copied weights "
+            "make neurons nearly equal, and any step tears those.",
             f"The largest r was {largest:.3g}, at step {at:,}: no learning rate of use would have kept it below 1.",
         ),
     )
