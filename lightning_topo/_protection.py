@@ -217,6 +217,8 @@ def _tensor(tensor: Tensor) -> Callable[[], None]:
     """A function that gives a tensor its present contents back."""
     if tensor.is_inference() or tensor.is_meta:  # cannot be changed in place, or has no contents
         return lambda: None
+    if tensor.layout is not torch.strided:
+        return partial(_restore_sparse, tensor, tensor.detach().clone(), tensor._version)
     return partial(_restore, tensor, tensor.detach().clone())
 
 
@@ -225,6 +227,12 @@ def _restore(tensor: Tensor, copy: Tensor) -> None:
     if tensor.shape != copy.shape or not torch.equal(tensor, copy):
         with torch.no_grad():
             tensor.resize_(copy.shape).copy_(copy)
+
+
+def _restore_sparse(tensor: Tensor, copy: Tensor, version: int) -> None:
+    if tensor._version != version:  # sparse tensors cannot be compared
+        with torch.no_grad():
+            tensor.copy_(copy)
 
 
 def _copy_array(array: np.ndarray, copy: np.ndarray) -> None:

@@ -236,3 +236,17 @@ def test_an_iterator_of_the_users_own_class_is_put_back():
     with unchanged(module):
         assert [next(module.batches), next(module.batches)] == [1, 2]
     assert next(module.batches) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_a_sparse_attribute_is_put_back_where_it_was_written(layout, recwarn):
+    module = nn.Linear(2, 2)
+    dense = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+    module.graph = dense.to_sparse() if layout == "coo" else dense.to_sparse_csr()
+    for factor in (1.0, 2.0):
+        with unchanged(module):
+            if factor != 1.0:
+                module.graph.values().mul_(factor) if layout == "csr" else module.graph.mul_(factor)
+        assert torch.equal(module.graph.to_dense(), dense)
+    assert not [str(warning.message) for warning in recwarn if "put back" in str(warning.message)]

@@ -98,6 +98,8 @@ class SampleAxes:
                 if (size := _length(axis, sizes)) != tensor.shape[dim]:
                     if not flat(axis) or flat(axis)[0] not in self.samples:
                         raise CannotCut("samples inside of another axis")
+                    if tensor.layout is not torch.strided:
+                        raise CannotCut("samples along an axis of a sparse tensor")
                     tensor = tensor.narrow(dim, start * (size // kept), size)
             return tensor
 

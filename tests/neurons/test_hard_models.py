@@ -243,3 +243,42 @@ def test_a_run_that_returns_nothing_cannot_prove_anything() -> None:
         model(X).square().mean()
 
     assert {g.status for g in find_neuron_groups(mlp(), run=run)} == {"unverified"}
+
+
+class OnGraph(nn.Module):
+    """Two layers with a sparse neighbourhood between them, as an attribute, a buffer or an input."""
+
+    def __init__(self, held, layout, product):
+        super().__init__()
+        self.a, self.b, self.held, self.product = nn.Linear(5, 16), nn.Linear(16, 3), held, product
+        edges = torch.randint(0, 20, (2, 60), generator=torch.Generator().manual_seed(0))
+        matrix = torch.sparse_coo_tensor(edges, torch.ones(60), (20, 20)).coalesce()
+        matrix = {"coo": matrix, "csr": matrix.to_sparse_csr(), "csc": matrix.to_sparse_csc()}[layout]
+        if held == "buffer":
+            self.register_buffer("graph", matrix)
+        elif held == "attribute":
+            self.graph = matrix
+        self.given = matrix
+
+    def forward(self, x, graph=None):
+        graph, h = self.graph if graph is None else graph, torch.relu(self.a(x))
+        if self.product == "addmm":
+            return self.b(torch.sparse.addmm(h, graph, h, beta=0.5, alpha=0.2))
+        return self.b(torch.sparse.mm(graph, h) if self.product == "mm" else graph @ h)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse C")
+@pytest.mark.parametrize("held", ["attribute", "buffer", "input"])
+@pytest.mark.parametrize("product", ["mm", "@", "addmm"])
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
+def test_neurons_around_a_sparse_matrix(held, layout, product, recwarn) -> None:
+    net = OnGraph(held, layout, product)
+    inputs = (torch.randn(20, 5), *([net.given] if held == "input" else []))
+    before = net.given.to_dense()
+    try:
+        net(*inputs)
+    except RuntimeError:
+        pytest.skip(f"torch has no {product} of a {layout} matrix")
+    assert [(g.name, g.n, g.status) for g in find_neuron_groups(net, inputs)] == [("a", 16, "verified")]
+    assert torch.equal(net.given.to_dense(), before)
+    assert not [str(warning.message) for warning in recwarn if "put back" in str(warning.message)]

@@ -55,7 +55,7 @@ def matmul(trace: CouplingTrace, call: OperatorCall) -> None:
     trace.assign(call.out, contract(trace, left, right))
 
 
-@aten_rule("addmm", "baddbmm", "addmv", "addbmm")
+@aten_rule("addmm", "baddbmm", "addmv", "addbmm", "_sparse_addmm")
 def add_matmul(trace: CouplingTrace, call: OperatorCall) -> None:
     bias, left, right = call.inputs[:3]
     trace.assign(call.out, contract(trace, left, right))
