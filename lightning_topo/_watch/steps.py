@@ -371,6 +371,7 @@ _WATCHING: WeakSet[Steps] = WeakSet()
 def is_trained(parameter: Tensor) -> bool:
     """Whether an optimizer would move a parameter: torch's ask for its gradient, and not whether it requires one.
 
+    >>> import torch
     >>> p = torch.ones(1, requires_grad=True)
     >>> p.sum().backward()
     >>> is_trained(p.requires_grad_(False))

@@ -228,7 +228,7 @@ def above(value: float) -> str:
     """The next number of two significant digits above a value, so that "below" is true of it.
 
     >>> above(0.0187), above(0.02), above(0.0999), above(0.0)
-    ('0.019', '0.021', '0.1', '5e-324')
+    ('0.019', '0.021', '0.1', '4.9e-324')
     """
     if value == 0.0:
         return f"{math.ulp(0.0):.2g}"
