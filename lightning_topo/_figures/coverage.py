@@ -142,10 +142,11 @@ def _unpreserved(changes: Sequence[tuple[int, Phase]], covered: Iterable[Stretch
 def _certified_at_once(
     changes: Sequence[tuple[int, Phase]], certified: Sequence[Stretch]
 ) -> Sequence[tuple[int, Phase]]:
-    """Where a phase was unknown until a line of certified steps came, let it be preserved from their first one on."""
+    """Where no phase was known until a line of certified steps came, let it be preserved from their first one on."""
     firsts = [s.first for s in certified]
     moved = list(changes)
-    for k, ((since, phase), (step, then)) in enumerate(pairwise(changes), start=1):
+    before = (0, Phase.UNKNOWN)
+    for k, ((since, phase), (step, then)) in enumerate(pairwise([before, *changes])):
         if phase is Phase.UNKNOWN and then is Phase.PRESERVED:
             i = bisect_right(firsts, step) - 1
             if i >= 0 and certified[i].last >= step and firsts[i] > since:

@@ -69,6 +69,14 @@ def test_what_follows_an_open_step_is_preserved_from_where_it_is_certified() -> 
     assert uncovered({"a": edged}, covered)["a"] == edged
 
 
+def test_the_first_phase_begins_where_the_first_line_does_though_that_came_later() -> None:
+    covered = {"a": (Stretch(1, 16, StepState.BOUNDED, 0.0), Stretch(17, 40, StepState.BOUNDED, 0.1))}
+    assert uncovered({"a": ((16, Phase.PRESERVED),)}, covered)["a"] == ((1, Phase.PRESERVED),)
+    assert uncovered({"a": ((16, Phase.BREAKDOWN),)}, covered)["a"] == ((16, Phase.BREAKDOWN),)
+    covered = {"a": (Stretch(1, 9, StepState.OPEN), Stretch(10, 16, StepState.BOUNDED, 0.0))}
+    assert uncovered({"a": ((16, Phase.PRESERVED),)}, covered)["a"] == ((10, Phase.PRESERVED),)
+
+
 def test_no_phase_is_preserved_over_open_steps() -> None:
     covered = {"a": (Stretch(1, 9, StepState.BOUNDED, 0.1), Stretch(10, 14, StepState.OPEN))}
     covered["a"] += (Stretch(15, 20, StepState.EXACT), Stretch(21, 22, StepState.SPANNED))

@@ -219,6 +219,17 @@ def test_the_next_step_stands_under_the_verdict_and_the_rate_beside_its_limits(p
     assert "learning rate: 0.3 at step 1" in page.get_attribute("[data-chart=rates]", "aria-label")
 
 
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_where_no_limit_was_measured_none_is_said_to_have_been_kept(browser: Browser, is_measured) -> None:
+    measured = [Measurement(step, 0, "training", "", {"learning_rate": 0.1, "loss": 1.0}) for step in (1, 2)]
+    measured += [Measurement(step, 0, "distortion", "a", {"critical_ratio": 0.1}) for step in (1, 2) if is_measured]
+    page = browser.open([replace(record(*measured), run_id=f"limits-{is_measured}")])
+    wait_until(page, lambda: page.query_selector("[data-chart=rates]").evaluate("node => node.data !== undefined"))
+    kept = "The learning rate stayed below the measured limits throughout."
+    assert page.text_content("#rates .note") == (kept if is_measured else "No limit was measured.")
+    page.close()
+
+
 def test_a_chart_saves_its_numbers(page, demo: RunRecord) -> None:
     with page.expect_download() as download:
         page.click("[aria-label='Save Loss by step as CSV']")

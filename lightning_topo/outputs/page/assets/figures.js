@@ -260,11 +260,13 @@ function ratesFigure(run, view) {
       customdata: words, hovertemplate: `${plain(name)} %{customdata}<extra></extra>`, ...besideGaps(at, steps),
     });
   });
-  const below = ["critical", "edge"].filter((key) => run.rates[key]).some((key) => run.rates[key].steps.some((step, i) => {
+  const limits = ["critical", "edge"].filter((key) => run.rates[key]?.columns[key].some((value) => !Number.isNaN(number(value))));
+  const below = limits.some((key) => run.rates[key].steps.some((step, i) => {
     const rate = rateAt(run.rates.used, step);
     return rate !== null && number(run.rates[key].columns[key][i]) <= rate;
   }));
-  const note = below ? undefined : "The learning rate stayed below the measured limits throughout.";
+  const note = below ? undefined
+    : limits.length ? "The learning rate stayed below the measured limits throughout." : "No limit was measured.";
   return { data, layout: layout(view, 250, logAxis("Learning rate (log scale)", low / 1.5, high * 1.5), { ...UNIFIED, shapes: [...openSpans(run), ...eventLines(run)] }), note };
 }
 
