@@ -76,8 +76,8 @@ def advise_to_keep(outcome: Outcome, evidence: Evidence) -> Advice:
     words = RateWords(evidence.limits)
     if _is_still(outcome):
         return Advice(
-            "As far as neurons go, there is nothing to change: none of them moved.",
-            ("No trained parameter is part of a neuron, or what is trained of them has stayed the same.",),
+            "As far as the watched neurons go, there is nothing to change: none of them moved.",
+            ("No trained parameter is part of a watched neuron, or what is trained of them has stayed the same.",),
         )
     if not evidence.ratios and not _measured_edge(outcome):
         return Advice(

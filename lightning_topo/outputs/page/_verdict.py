@@ -188,7 +188,7 @@ def _bound(outcome: Outcome) -> str:
     if outcome.peak_ratio is None:
         return "the critical ratio r was not measured"
     if outcome.peak_ratio.value == 0.0:
-        return "r was 0, no neuron moved against another"
+        return "r was 0, no watched neuron moved against another"
     return f"r stayed below {above(outcome.peak_ratio.value)}{_measured(outcome)}"
 
 
@@ -199,7 +199,7 @@ def _bound_of_certified(outcome: Outcome, coverage: Coverage) -> str:
         return "the critical ratio r is not known"
     where = "" if coverage.certified == coverage.total else " in the certified steps"
     if not peak and not bound:
-        return f"r was 0{where}, no neuron moved against another"
+        return f"r was 0{where}, no watched neuron moved against another"
     if bound is None or (peak is not None and bound <= peak):
         assert peak is not None
         return f"r was at most {above(peak)}{where}"

@@ -111,7 +111,7 @@ def test_the_edge_comes_with_a_bound_on_r(demo: RunRecord) -> None:
         ),
         (
             (ratio(0, 0.0), ratio(1, 0.0)),
-            "Topology preserved over 1 step: r was 0, no neuron moved against another \u2013 no events",
+            "Topology preserved over 1 step: r was 0, no watched neuron moved against another \u2013 no events",
         ),
         (
             tuple(sharpness(k, eta_lambda=1.2) for k in range(4)),
