@@ -148,10 +148,9 @@ class TopologyEarlyStopping(Callback):
             self.stopping_reason, self.stopped_epoch = None, 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        known = [trainer.callback_metrics.get(f"topology/{name}") for name in ("coverage", "coverage_span")]
-        share = 1.0 - sum(float(value) for value in known if value is not None)
+        share = 1.0 - float(trainer.callback_metrics.get("topology/coverage", 1.0))
         waits = EventName.TOPOLOGY_BREAKDOWN in self.rules.events and self.stopping_reason is None
-        if waits and known[0] is not None and share > 1e-6 and not is_trial_run(trainer):
+        if waits and share > 1e-6 and not is_trial_run(trainer):
             rank_zero_warn(
                 f"TopologyEarlyStopping was blind in {share:.0%} of the steps: r is not known there, and may have been "
                 "1 or more. TopologyMonitor([Distortion(every_n_steps=1)], max_overhead=None) measures every step."

@@ -322,7 +322,7 @@ def perturbed(
     moved, infinite ones stay: a mask, or a range in which nothing was observed yet.
     """
     if tensor.layout is not torch.strided:
-        return tensor.detach()
+        return tensor.detach().clone()
     if tensor.is_complex():
         real = perturbed(torch.view_as_real(tensor.resolve_conj()), generator, spread, float64=float64)
         return torch.view_as_complex(real)
