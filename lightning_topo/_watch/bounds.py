@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_topo._clock import Clock
 from lightning_topo._memory import resting_device
+from lightning_topo._watch.frozen_stamps import FrozenStamps
 from lightning_topo._watch.launched import Launched
 from lightning_topo._watch.many_neurons import ManyNeurons, is_measurable
 from lightning_topo._watch.resting_copies import Resting, RestingCopies
@@ -16,6 +17,7 @@ from lightning_topo.geometry import BoundTable, Snapshot, pair_bounds, snapshot,
 from lightning_topo.geometry._snapshots import as_clouds, carried
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._displacements import DisplacementMeter, gather_rows
+from lightning_topo.neurons._partly_trained import Beside, stacked_with
 from lightning_topo.probes import Clouds
 
 Nearest = Mapping[str, tuple[Tensor, Tensor]]
@@ -48,6 +50,7 @@ class Bounds:
     later ones these bounds know nothing.
 
     `many` are the groups of too many neurons to be measured, of which nothing is bounded once they are given up.
+    `beside` holds what is frozen of groups: it keeps neurons apart, as long as it stands as at the snapshot.
     """
 
     def __init__(
@@ -57,10 +60,15 @@ class Bounds:
         resting: Resting = resting_device,
         nearest: Nearest | None = None,
         generation: int = 0,
+        beside: Beside | None = None,
     ) -> None:
         self.groups: tuple[NeuronGroup, ...] = tuple(groups)
+        self.beside: Beside = beside or {}
+        self._stacked = _stacked(self.groups, parameters, self.beside)
+        self._frozen = FrozenStamps(self.beside)
         self.generation: int = generation
         self.names: frozenset[str] = frozenset(parameters)
+        parameters = {**parameters, **self._stacked}
         self._meter = DisplacementMeter.of(self.groups, parameters)
         self._origin = RestingCopies(parameters, self._meter.names, resting)
         self._members = {group.name: set(group.parameter_names) & self._origin.keys() for group in self.groups}
@@ -77,7 +85,7 @@ class Bounds:
     @property
     def last(self) -> Clouds:
         """The clouds of the snapshot."""
-        return Clouds(self.groups, self._origin)
+        return Clouds(self.groups, self._origin, beside=self.beside)
 
     def renew(
         self, parameters: Mapping[str, Tensor], nearest: Nearest | None = None, *, carries: Collection[str] = ()
@@ -86,6 +94,7 @@ class Bounds:
 
         Of those that it `carries` no distance is computed: their bounds are as loose as before.
         """
+        parameters = {**parameters, **self._stacked}
         moved = self._meter.lengths(self._origin, parameters) if carries else None
         self._origin.take(parameters)
         self._take(parameters, nearest or {}, carries, moved)
@@ -106,6 +115,7 @@ class Bounds:
         step: the snapshot's parameters are not looked at.
         """
         assert self._table is not None
+        before, after = {**before, **self._stacked}, {**after, **self._stacked}
         self.n_steps += 1
         if self._has_nothing_left:
             moved, doubt = self._meter.nowhere(), self._doubt
@@ -184,6 +194,7 @@ class Bounds:
             found[group.name] = GroupBound(_larger(bound.step, exact), span)
         if measures and gives_up:
             self.many.give_up(name for name, one in found.items() if not (one.step < LIMIT or one.span < 1.0))
+        found |= dict.fromkeys(self._frozen.moved(), GroupBound(math.inf, math.inf))
         open_ = {
             name: GroupBound(math.nan if math.isnan(found[name].step) else math.inf, math.inf) for name in given_up
         }
@@ -200,7 +211,8 @@ class Bounds:
         return [(group, one) for group, one in both if len(one.pairs) and group.name not in self.many.given_up]
 
     def _rows(self, group: NeuronGroup, one: Snapshot, tensors: Mapping[str, Tensor]) -> Tensor:
-        return gather_rows(group, {name: tensors[name] for name in self._members[group.name]}, one.pairs)
+        own = {name: tensors[name] for name in self._members[group.name]}
+        return gather_rows(group, {**own, **self.beside.get(group.name, {})}, one.pairs)
 
     def _take(
         self,
@@ -219,7 +231,9 @@ class Bounds:
                 taken.append(carried(last, length))
                 continue
             clock = Clock()
-            cloud = group.gather(named).unflatten(0, (group.n_blocks, group.n))
+            whole = {**named, **self.beside.get(group.name, {})}
+            cloud = group.gather(whole).unflatten(0, (group.n_blocks, group.n))
+            self._frozen.take(group.name)
             known = nearest.get(group.name)
             one = snapshot(cloud) if known is None else snapshot_of_nearest(as_clouds(cloud), *known)
             taken.append(replace(one, origin=None))
@@ -228,6 +242,12 @@ class Bounds:
         self._table, self.n_steps = BoundTable.of(self._snapshots), 0
         # Where the neurons stand now, as long as nothing else moves them: no need to measure that.
         self._since, self._is_path = self._meter.nowhere(), False
+
+
+def _stacked(groups: Sequence[NeuronGroup], parameters: Mapping[str, Tensor], beside: Beside) -> dict[str, Tensor]:
+    """The frozen members of stacks of which other members are trained: a stack is measured as a whole."""
+    found = (stacked_with(group, parameters, beside[group.name]) for group in groups if group.name in beside)
+    return {name: tensor.detach() for stacked in found for name, tensor in stacked.items()}
 
 
 def _larger(a: float, b: float) -> float:

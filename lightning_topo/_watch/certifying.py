@@ -262,8 +262,8 @@ class Certifying:
         return bounds.launch(before, after)
 
     def _bounds_from(self, parameters: Mapping[str, Tensor], nearest: Nearest | None = None) -> Bounds:
-        generation = self._steps.generation
-        return Bounds(self._snapshots.active(), parameters, nearest=nearest, generation=generation)
+        generation, beside = self._steps.generation, self._snapshots.beside(parameters)
+        return Bounds(self._snapshots.active(), parameters, nearest=nearest, generation=generation, beside=beside)
 
     def _may_renew_many(self, step: int, budget: Budget) -> bool:
         """Whether a new snapshot of the groups that are too large to measure is paid for in advance."""

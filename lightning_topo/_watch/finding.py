@@ -16,7 +16,12 @@ from lightning_topo.neurons import FoundNeurons, NeuronGroup, Rows, groups_from_
 from lightning_topo.neurons._capture import FLAT, Sharding, sharding, whole_copy
 from lightning_topo.neurons._coverage import whole_coverage
 from lightning_topo.neurons._fallback import incoming_groups
-from lightning_topo.neurons._partly_trained import told_apart_by_frozen, with_reason
+from lightning_topo.neurons._partly_trained import (
+    frozen_beside,
+    told_apart_by_frozen,
+    trained_of,
+    with_reason,
+)
 
 Join = Callable[[FoundNeurons, FoundNeurons], FoundNeurons]
 """Makes one of what was known before and what a later step shows."""
@@ -117,12 +122,18 @@ class Finding:
         """What these tapes show, and the coverage of all parameters by it."""
         found = self._groups(tapes, obstacle, structure)
         values = {name: value for tape in (() if obstacle else tapes) for name, value in tape.named_values.items()}
-        left_out = [group for group in found.groups if told_apart_by_frozen(group, values)]
+        left_out = [group for group in found.groups if self._says_nothing(group, values, parameters)]
         groups = tuple(group for group in found.groups if group not in left_out)
         found = replace(found, groups=groups, coverage=with_reason(found.coverage, left_out))
         measured = [group for group in groups if group.n > 1]
         otherwise = found.refused[0] if found.refused else NOT_MET
         return replace(found, coverage=whole_coverage(found.coverage, measured, parameters, otherwise))
+
+    def _says_nothing(self, group: NeuronGroup, values: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> bool:
+        """Whether neurons are told apart by what is frozen of them, which no cloud will hold."""
+        if self.sharding != "whole" or not told_apart_by_frozen(group, values):  # what is gathered is whole
+            return False
+        return group.name not in frozen_beside([group], self._training.module, trained_of(group, parameters))
 
     def _groups(self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None) -> FoundNeurons:
         refused = (obstacle,) if obstacle else tuple(dict.fromkeys(tape.obstacle for tape in tapes if tape.obstacle))

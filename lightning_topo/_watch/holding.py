@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_topo._watch.bounds import Bounds
 from lightning_topo._watch.parameter_names import Form, form
@@ -15,7 +15,7 @@ from lightning_topo._watch.training import Training
 from lightning_topo.geometry import resolved_critical_ratio
 from lightning_topo.geometry._precision import wide_dtype
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.neurons._partly_trained import frozen_part
+from lightning_topo.neurons._partly_trained import Beside, frozen_beside
 from lightning_topo.probes._probe import blocks
 
 _TRIES = 3
@@ -88,11 +88,13 @@ def cannot_hold(guard: str, optimizers: Sequence[object]) -> str:
 class _Present:
     """The groups that have a part in the parameters that are trained, with these `forms`, and bounds for them.
 
+    `beside` is what is frozen of their neurons.
     An exact pass waits until the `waited` updates above the limit are more than `wait`, before it renews the bounds.
     """
 
     forms: Mapping[str, Form]
     groups: tuple[NeuronGroup, ...]
+    beside: Beside
     bounds: Bounds | None = None
     wait: int = 0
     waited: int = 0
@@ -102,9 +104,8 @@ class UpdateRatios:
     """The critical ratios by group of updates: upper bounds where none exceeds `max_ratio`, else exact for all groups.
 
     An exact pass over groups that are all right makes the next bounds tighter, unless that did not help the last time:
-    then it waits twice as long. All processes decide alike. `n_exact` counts the exact passes. What is frozen of a
-    neuron counts in these alone, where it keeps neurons apart. Groups that do not fit their parameters any more, as
-    where a layer has become wider, are left out.
+    then it waits twice as long. All processes decide alike. `n_exact` counts the exact passes. Groups that do not fit
+    their parameters any more, as where a layer has become wider, are left out.
     """
 
     def __init__(self, groups: Sequence[NeuronGroup], max_ratio: float, training: Training) -> None:
@@ -131,7 +132,7 @@ class UpdateRatios:
             present.wait = present.waited = 0
             return bounds
         self.n_exact += 1
-        ratios = update_ratios(update, present.groups, trained, self._max_ratio, self._module)
+        ratios = update_ratios(update, present.groups, trained, self._max_ratio, present.beside)
         ratios = worst_of_all(ratios, self._ranks)
         present.waited += 1
         if present.bounds is not None and present.waited > present.wait and max(ratios.values()) <= self._max_ratio:
@@ -147,7 +148,8 @@ class UpdateRatios:
             if len(self._present) >= _MOST_TURNS:
                 self._present = {}
             groups = tuple(group for group in self._groups if _fits(group, trained))
-            present = self._present[names] = _Present(forms, groups)
+            beside = frozen_beside(groups, self._module, trained)
+            present = self._present[names] = _Present(forms, groups, beside)
         return present
 
 
@@ -159,7 +161,8 @@ def _bounded(update: Update, trained: Mapping[str, Tensor], present: _Present) -
     before = {**trained, **update.before}
     if present.bounds is None:
         # On the device: what follows looks at the snapshot's parameters at every update.
-        present.bounds = Bounds(present.groups, before, resting=lambda device, n_bytes: device)
+        resting, beside = (lambda device, n_bytes: device), present.beside
+        present.bounds = Bounds(present.groups, before, resting=resting, beside=beside)
     present.bounds.forget_path()  # others may have moved parameters since
     found = present.bounds.of_step(before, trained)
     steps = {group.name: found[group.name].step for group in touched}
@@ -178,13 +181,13 @@ def update_ratios(
     groups: Sequence[NeuronGroup],
     trained: Mapping[str, Tensor],
     max_ratio: float,
-    module: nn.Module,
+    beside: Beside,
 ) -> dict[str, float]:
     """The critical ratio of an update for each group that it touches, the worst block's.
 
     A pair counts whose distance exceeds eps max(|x_i|, |x_j|) / max_ratio: rounding alone can move nearer ones. The
-    ratio is infinite where the update is not finite, and 0 where nothing finite was there to protect. Where that of the
-    trained part is too large, it is that of the whole neurons, with what is frozen of them.
+    ratio is infinite where the update is not finite, and 0 where nothing finite was there to protect. `beside` is what
+    is frozen of neurons: it keeps them apart.
     """
     found: dict[str, float] = {}
     before = {**trained, **update.before}
@@ -192,12 +195,9 @@ def update_ratios(
         names = set(group.parameter_names)
         if names & update.after.keys():
             eps = max(torch.finfo(trained[name].dtype).eps for name in names if name in trained)
-            clouds = group.gather(before), group.gather(trained)
-            ratio = _ratio(group, *clouds, eps / max_ratio)
-            if max_ratio < ratio < math.inf and (frozen := frozen_part(group, module, trained)) is not None:
-                whole, moved = (torch.cat([cloud, frozen], dim=1) for cloud in clouds)
-                ratio = _ratio(group, whole, moved, eps / max_ratio)
-            found[group.name] = ratio
+            frozen = beside.get(group.name, {})
+            clouds = (group.gather({**tensors, **frozen}) for tensors in (before, trained))
+            found[group.name] = _ratio(group, *clouds, eps / max_ratio)
     return found
 
 

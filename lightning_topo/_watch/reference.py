@@ -58,7 +58,7 @@ def begin_reference(
     start = snapshots.before(step)
     # Neurons in flat shards are known only after the first step.
     start, at = (snapshots.now(), step) if start is None else (start, step - 1)
-    own = start.only(group.name for group in snapshots.active())
+    own = start.trained().only(group.name for group in snapshots.active())
     empty = ReferenceClouds(next((p.device for p in training.module.parameters()), "cpu"))
     reference = taken_or_kept(store, at, groups, own, training.ranks, empty, resumes=saved is not None)
     snapshots.reference = reference.clouds

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_topo._memory import resting_device
 from lightning_topo._watch.output import ReferenceStore
-from lightning_topo.probes._probe import CloudMissing
+from lightning_topo.probes._probe import CloudMissing, Clouds
 
 MOST_HELD = 1 << 24
 """Hold clouds in memory up to this many bytes in all; read the others from the store when needed."""
@@ -98,3 +98,30 @@ class ReferenceClouds(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._held or name in self._left
+
+
+class WithFrozen(Mapping[str, Tensor]):
+    """Clouds of what is trained of neurons, with what is frozen of them, as it stands in the clouds `now`."""
+
+    def __init__(self, trained: Mapping[str, Tensor], now: Clouds) -> None:
+        self._trained, self._now = trained, now
+
+    def __getitem__(self, name: str) -> Tensor:
+        cloud = self._trained[name]
+        try:
+            if self._now.shape(name) == tuple(cloud.shape):
+                return cloud
+        except CloudMissing:  # a group that is no more
+            return cloud
+        whole, columns = self._now[name].clone(), self._now.trained_columns(name).to(cloud.device)
+        whole[:, columns] = cloud.to(whole)
+        return whole
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._trained)
+
+    def __len__(self) -> int:
+        return len(self._trained)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._trained

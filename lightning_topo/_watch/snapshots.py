@@ -6,15 +6,19 @@ from contextlib import AbstractContextManager
 from torch import Tensor, nn
 
 from lightning_topo._watch.probing import is_divided, measures_steps, needs_gradient_scales
-from lightning_topo._watch.reference_clouds import ReferenceClouds
+from lightning_topo._watch.reference_clouds import ReferenceClouds, WithFrozen
 from lightning_topo._watch.steps import Steps
 from lightning_topo._watch.training import Training
 from lightning_topo.homology import Worker
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._capture import Sharding, gather_clouds, shard_copies, sharding
+from lightning_topo.neurons._partly_trained import Beside, frozen_beside
 from lightning_topo.neurons._units import own_part
 from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult
 from lightning_topo.probes._probe import LossFn
+
+_MOST_TURNS = 4
+"""Of so many sets of parameters that are trained in turn it is kept what is frozen beside them."""
 
 TrainingLoss = Callable[[LossFn | None], AbstractContextManager[Callable[[], Tensor]]]
 
@@ -22,7 +26,8 @@ TrainingLoss = Callable[[LossFn | None], AbstractContextManager[Callable[[], Ten
 class Snapshots:
     """Takes the clouds of one training: group k on process k % world.
 
-    A cloud holds the parameters that an optimizer owns and trains; of frozen parts, targets and teachers nothing.
+    A cloud holds neurons of which an optimizer trains a part, with what is frozen of them (`beside`); of targets,
+    teachers and layers that are frozen as a whole it holds nothing.
     `now` and `before_step` are collectives where parameters are sharded; where every process has them whole, nothing
     travels. A process holds the clouds of its own groups, and no others.
     """
@@ -42,6 +47,7 @@ class Snapshots:
         self._members = {group.name: frozenset(group.parameter_names) for group in groups}
         self._forms = steps.forms()
         self._generation, self._changed = steps.generation, frozenset[str]()
+        self._beside: dict[tuple[int, frozenset[str]], Beside] = {}
 
     @property
     def module(self) -> nn.Module:
@@ -115,6 +121,7 @@ class Snapshots:
         groups = [group.name for group in self.active() if not self._members[group.name].isdisjoint(changed)]
         start = self.before(step)
         if self.reference is not None and start is not None:
+            start = start.trained()
             for name in groups:
                 self.reference.hold(name, start[name])
         return groups
@@ -123,7 +130,7 @@ class Snapshots:
         """Keep the clouds of the beginning as far as they fit the present groups; others begin now."""
         if reference is None:
             return
-        now = self.now().only(group.name for group in self.active())
+        now = self.now().trained().only(group.name for group in self.active())
         self.reference = reference.among({name: now.shape(name) for name in now})
         for name in now:
             if name not in self.reference:
@@ -153,7 +160,7 @@ class Snapshots:
             groups=mine if is_divided(probe) else self._present(now),
             neurons=now,
             before=before,
-            reference=before if begins and before is not None else self.reference or {},
+            reference=before if begins and before is not None else WithFrozen(self.reference or {}, now),
             optimizers=optimizers,
             training_loss=self._training_loss,
             previous=previous,
@@ -177,7 +184,16 @@ class Snapshots:
         changed = self.changed()
         members = ((group, self._members[group.name]) for group in self.groups)
         present = [g for g, own in members if not own.isdisjoint(tensors) and changed.isdisjoint(own)]
-        return Clouds(present, tensors)
+        return Clouds(present, tensors, beside=self.beside(tensors))
+
+    def beside(self, trained: Mapping[str, Tensor]) -> Beside:
+        """What is frozen of the neurons of which these parameters are trained."""
+        key = self._steps.generation, frozenset(trained)
+        if key not in self._beside:
+            if len(self._beside) >= _MOST_TURNS:
+                self._beside.clear()
+            self._beside[key] = frozen_beside(self.groups, self.module, trained)
+        return self._beside[key]
 
     def _present(self, now: Clouds) -> tuple[NeuronGroup, ...]:
         """The groups of all processes that have a cloud: not those in which nothing is trained."""
@@ -188,7 +204,7 @@ class Snapshots:
         """Where parameters have joined a group, its beginning is where they joined: a cloud has other columns then."""
         if self.reference is None or self.sharding != "whole":
             return
-        start = self.before(step) or now
+        start, now = (self.before(step) or now).trained(), now.trained()
         for group in groups:
             if self.reference.shape(group.name) != now.shape(group.name):
                 self.reference.hold(group.name, start[group.name])

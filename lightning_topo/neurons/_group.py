@@ -144,6 +144,15 @@ class NeuronGroup:
         """
         return sum(self._width(view) for view in self._views(tensors))
 
+    def widths(self, tensors: Mapping[str, Tensor]) -> list[tuple[ParamSlice, int]]:
+        """Return the slices whose tensors are there, and how many columns of `self.gather(tensors)` each fills.
+
+        In the order of the columns; without tensors, an empty list. Raises `ValueError` if a tensor does not have its
+        parameter's shape.
+        """
+        found = ((piece, self._view(piece, tensors)) for piece in self.slices)
+        return [(piece, self._width(view)) for piece, view in found if view is not None]
+
     def gather(
         self, tensors: Mapping[str, Tensor], out: Shaped[Tensor, "rows d"] | None = None
     ) -> Shaped[Tensor, "rows d"]:

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from jaxtyping import Shaped
+import torch
 from torch import Tensor, nn
 
 from lightning_topo._parameter_coverage import ParameterCoverage
@@ -11,10 +11,34 @@ from lightning_topo.geometry._coincidence import equal_rows
 from lightning_topo.neurons._group import NeuronGroup
 from lightning_topo.neurons._one_run import named_state
 
+MOST_WHOLE = 1 << 27
+"""Neurons of which a part is frozen are watched as a whole where those of a group take up to this many bytes."""
+
 REASON = (
-    "its neurons begin with equal trained weights and differ in frozen ones only: r of the trained part alone says "
-    "nothing about them"
+    "its neurons begin with equal trained weights and differ in frozen ones only, which are too large, or cannot be "
+    "read: r of the trained part alone says nothing about them"
 )
+
+Beside = Mapping[str, Mapping[str, Tensor]]
+"""By group, parameters that its neurons have besides those that are trained."""
+
+
+def frozen_beside(groups: Sequence[NeuronGroup], module: nn.Module, trained: Mapping[str, Tensor]) -> Beside:
+    """The frozen parameters of each group of which a part is `trained`: they are parts of its neurons, too.
+
+    They keep neurons apart: r of the trained part alone is at least that of the whole. If the neurons of a group take
+    more than `MOST_WHOLE` bytes, only frozen members of a stack are named of which other members are trained (experts
+    have parameters of their own). What cannot be read is left out, as where it is quantised.
+
+    >>> from lightning_topo.neurons._group import ParamSlice
+    >>> group = NeuronGroup("net", "unit", 2, (), (ParamSlice("weight"), ParamSlice("bias", role="elementwise")))
+    >>> {name: list(found) for name, found in frozen_beside([group], nn.Linear(3, 2), {"bias": torch.ones(2)}).items()}
+    {'net': ['weight']}
+    """
+    partly = [g for g in groups if 0 < sum(name in trained for name in g.parameter_names) < len(g.parameter_names)]
+    parameters = named_state(module)[0] if partly else {}
+    found = {group.name: _frozen(group, parameters, trained) for group in partly}
+    return {name: frozen for name, frozen in found.items() if frozen}
 
 
 def told_apart_by_frozen(group: NeuronGroup, values: Mapping[str, Tensor]) -> bool:
@@ -22,7 +46,6 @@ def told_apart_by_frozen(group: NeuronGroup, values: Mapping[str, Tensor]) -> bo
 
     A neuron under LoRA is its frozen weights and its row of B, which begins at 0: rows that part there tear nothing.
 
-    >>> import torch
     >>> from lightning_topo.neurons._group import ParamSlice
     >>> group = NeuronGroup("net", "unit", 2, (), (ParamSlice("w", trainable=False), ParamSlice("b")))
     >>> told_apart_by_frozen(group, {"w": torch.eye(2), "b": torch.zeros(2)})
@@ -30,31 +53,26 @@ def told_apart_by_frozen(group: NeuronGroup, values: Mapping[str, Tensor]) -> bo
     >>> told_apart_by_frozen(group, {"w": torch.ones(2, 2), "b": torch.zeros(2)})
     False
     """
-    trained = _named(group, values, frozen=False)
-    whole = trained | _named(group, values, frozen=True)
+    trained = trained_of(group, values)
+    whole = trained | {name: values[name] for name in _names(group, trainable=False) if name in values}
     return len(trained) < len(whole) and len(trained) > 0 and _coincide(group, trained) and not _coincide(group, whole)
 
 
-def frozen_part(group: NeuronGroup, module: nn.Module, trained: Collection[str]) -> Shaped[Tensor, "rows d"] | None:
-    """The columns of a group's neurons that are frozen; None where none are, or cannot be read.
+def trained_of(group: NeuronGroup, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of these values that belong to parameters of the group which were trained when it was found."""
+    return {name: values[name] for name in _names(group, trainable=True) if name in values}
 
-    They keep neurons apart: r of the trained part alone is at least that of the whole.
 
-    >>> import torch
+def trained_columns(group: NeuronGroup, tensors: Mapping[str, Tensor], frozen: Mapping[str, Tensor]) -> Tensor:
+    """Which columns of `group.gather(tensors)` are of slices that are not `frozen` as a whole: a flag for each.
+
     >>> from lightning_topo.neurons._group import ParamSlice
-    >>> group = NeuronGroup("net", "unit", 2, (), (ParamSlice("weight"), ParamSlice("bias", role="elementwise")))
-    >>> frozen_part(group, nn.Linear(3, 2), {"bias"}).shape, frozen_part(group, nn.Linear(3, 2), {"weight", "bias"})
-    (torch.Size([2, 3]), None)
+    >>> group = NeuronGroup("net", "unit", 2, (), (ParamSlice("w"), ParamSlice("b")))
+    >>> trained_columns(group, {"w": torch.eye(2), "b": torch.zeros(2)}, {"w": torch.eye(2)})
+    tensor([False, False,  True])
     """
-    parameters = named_state(module)[0]
-    names = [name for name in group.parameter_names if name not in trained and name in parameters]
-    frozen = {name: parameters[name].detach() for name in names if parameters[name].is_floating_point()}
-    if not frozen or len(frozen) == len(group.parameter_names):
-        return None
-    try:
-        return group.gather(frozen)
-    except ValueError:  # as where weights are quantised
-        return None
+    flags = [(not frozen.keys() >= set(piece.names(group.n)), width) for piece, width in group.widths(tensors)]
+    return torch.cat([torch.full((width,), flag) for flag, width in flags])
 
 
 def with_reason(
@@ -68,10 +86,38 @@ def with_reason(
     )
 
 
-def _named(group: NeuronGroup, values: Mapping[str, Tensor], *, frozen: bool) -> dict[str, Tensor]:
+def stacked_with(group: NeuronGroup, trained: Collection[str], frozen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those `frozen` parameters that lie in a stack with a trained one: a stack is a slice as a whole."""
+    stacks = (piece.names(group.n) for piece in group.slices)
+    return {
+        name: frozen[name]
+        for stack in stacks
+        if any(member in trained for member in stack)
+        for name in stack
+        if name in frozen and name not in trained
+    }
+
+
+def _frozen(
+    group: NeuronGroup, parameters: Mapping[str, Tensor], trained: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    own = {name: trained[name] for name in group.parameter_names if name in trained}
+    device = next(iter(own.values())).device
+    names = [name for name in group.parameter_names if name in parameters and name not in own]
+    frozen = {name: p for name in names if (p := parameters[name]).is_floating_point() and p.device == device}
+    try:
+        widths = group.widths(own | frozen)
+    except ValueError:  # as where weights are quantised
+        return {}
+    size = max(p.element_size() for p in (own | frozen).values())
+    n_bytes = group.n_blocks * group.n * sum(width for _, width in widths) * size
+    return frozen if n_bytes <= MOST_WHOLE else stacked_with(group, own, frozen)
+
+
+def _names(group: NeuronGroup, *, trainable: bool) -> list[str]:
     """The trained or the frozen parameters that a group has entries in."""
-    pieces = [piece for piece in group.slices if piece.trainable is not frozen and piece.role != "buffer"]
-    return {name: values[name] for piece in pieces for name in piece.names(group.n) if name in values}
+    pieces = [piece for piece in group.slices if piece.trainable is trainable and piece.role != "buffer"]
+    return [name for piece in pieces for name in piece.names(group.n)]
 
 
 def _coincide(group: NeuronGroup, tensors: Mapping[str, Tensor]) -> bool:

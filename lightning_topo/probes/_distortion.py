@@ -23,7 +23,6 @@ from lightning_topo.geometry._coincidence import TOLERANCE
 from lightning_topo.geometry._distances import wide_norms
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._one_run import named_state
-from lightning_topo.neurons._partly_trained import frozen_part
 from lightning_topo.probes._period import Period
 from lightning_topo.probes._probe import Capture, ProbeResult
 from lightning_topo.probes._twins import Twins, equal_neurons, find_twins, n_split
@@ -52,8 +51,8 @@ class Distortion:
       the last measurement or before the optimizers' first step. Absent if no neurons were equal or parameters are
       sharded.
 
-    Of neurons of which a part is frozen, r is that of the trained part, which is at least that of the whole. Where it
-    reaches 1, the step is measured on the whole neurons: what is frozen keeps them apart.
+    What is frozen of a neuron counts: it keeps neurons apart. If whole neurons of a group of which a part is frozen
+    take more than 128 MiB, they are measured without it; r of the trained part is at least that of the whole.
 
     A group with more than 20,000 neurons per block is not measured, as that takes O(n²) work; its steps still get an
     upper bound of r. Clouds are in memory one large group at a time, or up to 8 MiB of small groups (32 on a GPU).
@@ -134,11 +133,6 @@ class _Way:
     def n_bytes(self) -> int:
         """What these clouds take."""
         return sum(cloud.nbytes for cloud in (self.before, self.after, self.reference) if cloud is not None)
-
-    def beside(self, columns: Float[Tensor, "b n d"]) -> "_Way":
-        """The clouds with more columns, which do not move."""
-        before, after = (torch.cat([cloud, columns], dim=2) for cloud in (self.before, self.after))
-        return _Way(self.group, before, after, None)
 
     @property
     def likeness(self) -> tuple[object, ...]:
@@ -229,11 +223,6 @@ class _Pass:
         values = self.values[name] = {**_values(group.n, measured), **span}
         self.nearest[name] = (measured.nearest, measured.resolved)
         distinct = len(after) if _are_apart(measured, after) else distinct_neurons(way.after)
-        frozen = self._frozen(way) if distinct < len(after) or not values["critical_ratio"] < 1.0 else None
-        if frozen is not None:
-            whole = way.beside(frozen)
-            distinct = distinct_neurons(whole.after)
-            values |= _of_step(group.n, block_distortions(whole.before, whole.after))
         values["distinct_neurons"] = distinct
         if self.at_first is not None and _is_whole(group, self.capture):
             self.known[name] = equal_neurons(group, group.gather(self.at_first))
@@ -244,16 +233,6 @@ class _Pass:
         if _is_whole(group, self.capture) and distinct < len(after):
             equal = find_twins(group, self.capture.module, self.capture.optimizers)
             self.twins |= {name: equal} if equal else {}
-
-    def _frozen(self, way: _Way) -> Float[Tensor, "b n d"] | None:
-        """What is frozen of a group's neurons, where that can be told."""
-        trained = self.capture.parameters_before
-        if trained is None or self.capture.sharding != "whole":
-            return None
-        frozen = frozen_part(way.group, self.capture.module, trained)
-        if frozen is None or not torch.isfinite(frozen).all():
-            return None
-        return _stacked(frozen.to(way.after.device), way.group)
 
 
 def _measured(ways: Sequence[_Way], failures: dict[str, str]) -> dict[str, Distortions]:
@@ -310,17 +289,12 @@ def _shares(ways: Sequence[_Way]) -> Iterator[tuple[_Way, slice]]:
 
 def _values(n: int, found: Distortions) -> dict[str, float]:
     """The step map over all blocks of a group and the map since training began: the worst of each extreme."""
-    total = _extremes(found.total) if found.total else {}
-    return _of_step(n, found.step) | {f"total_{name}": value for name, value in total.items()}
-
-
-def _of_step(n: int, blocks: Sequence[StepDistortion]) -> dict[str, float]:
-    """The step map over all blocks of a group: the worst of each extreme."""
-    worst = max(range(len(blocks)), key=lambda block: blocks[block].critical_ratio)
-    values = {"critical_ratio": blocks[worst].critical_ratio, **_extremes(blocks)}
-    if (pair := blocks[worst].critical_pair) is not None:
+    worst = max(range(len(found.step)), key=lambda block: found.step[block].critical_ratio)
+    values = {"critical_ratio": found.step[worst].critical_ratio, **_extremes(found.step)}
+    if (pair := found.step[worst].critical_pair) is not None:
         values |= {"critical_i": worst * n + pair[0], "critical_j": worst * n + pair[1]}
-    return values
+    total = _extremes(found.total) if found.total else {}
+    return values | {f"total_{name}": value for name, value in total.items()}
 
 
 def _are_apart(found: Distortions, after: Float[Tensor, "rows d"]) -> bool:

@@ -125,13 +125,15 @@ def incoming_columns(
 ) -> Tensor | None:
     """The columns of a cloud of `width` coordinates that hold incoming weights; None where there are none.
 
-    A cloud holds what the optimizers train or, where they hold other tensors than the module, what requires gradients.
-    None, too, where the parameters' own shapes do not add up to that width: in flat shards they have others.
+    A cloud holds whole neurons; or what the optimizers train of them, or, where these hold other tensors than the
+    module, what requires gradients. None, too, where the parameters' own shapes do not add up to that width: in flat
+    shards they have others.
     """
-    present = {clean_name(name): p for name, p in module.named_parameters() if p.requires_grad}
+    present = {clean_name(name): p for name, p in module.named_parameters()}
+    trained = {name for name, p in present.items() if p.requires_grad}
     owned = {id(p) for optimizer in optimizers for held in optimizer.param_groups for p in held["params"]}
-    for names in ({name for name, p in present.items() if id(p) in owned}, present.keys()):
-        shapes = {name: torch.empty_like(present[name], device="meta") for name in names}
+    for names in (present.keys(), {name for name in trained if id(present[name]) in owned}, trained):
+        shapes = {name: torch.empty_like(p, device="meta") for name, p in present.items() if name in names}
         columns, found_width = _incoming(group, shapes)
         if columns and found_width == width:
             return torch.tensor(columns)
@@ -142,12 +144,11 @@ def _incoming(group: NeuronGroup, tensors: Mapping[str, Tensor]) -> tuple[list[i
     """The columns of incoming weights in the cloud of these tensors, and its width."""
     columns: list[int] = []
     width = 0
-    for piece in group.slices:
-        alone = NeuronGroup(group.name, group.kind, group.n, group.block_shape, (piece,))
-        try:
-            size = alone.dim(tensors)
-        except ValueError:
-            return [], -1
+    try:
+        widths = group.widths(tensors)
+    except ValueError:
+        return [], -1
+    for piece, size in widths:
         if piece.role == "incoming":
             columns += range(width, width + size)
         width += size

@@ -12,6 +12,7 @@ from lightning_topo.homology import PersistenceDiagram, Worker
 from lightning_topo.measurement import GLOBAL
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._capture import Sharding
+from lightning_topo.neurons._partly_trained import stacked_with, trained_columns
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 """A user's loss of a module on a batch."""
@@ -53,6 +54,7 @@ class Clouds(Mapping[str, Tensor]):
         tensors: The parameters by name.
         here: Clouds that are gathered already, by group. Sharded parameters need it, as all processes gather together.
         failures: For each group that could not be gathered, the error message.
+        beside: For each group of which a part is frozen, the frozen parameters by name.
     """
 
     def __init__(
@@ -61,17 +63,19 @@ class Clouds(Mapping[str, Tensor]):
         tensors: Mapping[str, Tensor],
         here: Mapping[str, Tensor] | None = None,
         failures: Mapping[str, str] | None = None,
+        beside: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> None:
         self._groups = {group.name: group for group in groups}
         self._tensors = tensors
         self._gathered = dict(here or {})
         self._n_bytes = 0
         self._failures = failures or {}
+        self._beside = beside or {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self._gathered:
             return self._gathered[name]
-        cloud = self._group(name).gather(self._tensors)
+        cloud = self._group(name).gather(self._tensors_of(name))
         if self._n_bytes + cloud.nbytes <= MOST_KEPT:
             self._n_bytes += cloud.nbytes
             self._gathered[name] = cloud
@@ -89,14 +93,24 @@ class Clouds(Mapping[str, Tensor]):
             rows, d = self._gathered[name].shape
             return rows, d
         group = self._group(name)
-        return group.n_blocks * group.n, group.dim(self._tensors)
+        return group.n_blocks * group.n, group.dim(self._tensors_of(name))
 
     def only(self, names: Iterable[str]) -> "Clouds":
         """Return a `Clouds` of the named groups alone; names of other groups are ignored."""
         wanted = frozenset(names)
         groups = [group for name, group in self._groups.items() if name in wanted]
         here = {name: cloud for name, cloud in self._gathered.items() if name in wanted}
-        return Clouds(groups, self._tensors, here, self._failures)
+        return Clouds(groups, self._tensors, here, self._failures, self._beside)
+
+    def trained(self) -> "Clouds":
+        """Return a `Clouds` of the same groups without the slices of their neurons that are frozen."""
+        here = {name: cloud for name, cloud in self._gathered.items() if name not in self._beside}
+        beside = {name: stacked_with(self._groups[name], self._tensors, self._beside[name]) for name in self._beside}
+        return Clouds(tuple(self._groups.values()), self._tensors, here, self._failures, beside)
+
+    def trained_columns(self, name: str) -> Tensor:
+        """Return for each column of a group's cloud whether it is trained, as a vector of flags."""
+        return trained_columns(self._group(name), self._tensors_of(name), self._beside.get(name, {}))
 
     def gather(self, names: Iterable[str] | None = None) -> "Clouds":
         """Gather the clouds of these groups (by default all) now, before the parameters change.
@@ -108,6 +122,9 @@ class Clouds(Mapping[str, Tensor]):
             if name not in self._failures:
                 here[name] = self[name]
         return Clouds((), {}, here, self._failures)
+
+    def _tensors_of(self, name: str) -> Mapping[str, Tensor]:
+        return {**self._tensors, **self._beside[name]} if name in self._beside else self._tensors
 
     def _group(self, name: str) -> NeuronGroup:
         if name in self._failures:

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_topo import Distortion, TopologyMonitor, TopologyStepGuard
-from lightning_topo.neurons._partly_trained import REASON, told_apart_by_frozen
+import lightning_topo.neurons._partly_trained as partly_trained
+from lightning_topo import Distortion, NeuronGroup, TopologyMonitor, TopologyStepGuard
+from lightning_topo.neurons import ParamSlice
+from lightning_topo.neurons._partly_trained import REASON, frozen_beside, told_apart_by_frozen, trained_columns
 from tests.callbacks.training import fit
 
 
@@ -49,12 +51,109 @@ class FineTuned(L.LightningModule):
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["low rank", "scale", "shift"])
-def test_what_begins_equal_over_frozen_weights_breaks_nothing(tmp_path, kind):
+def neurons_of_layer(module):
+    """The neurons of the layer as a whole, and what is trained of them."""
+    base, layer = module.layer.base, module.layer
+    own = layer.b if layer.kind == "low rank" else layer.scale[:, None]
+    whole = torch.cat([base.weight, base.bias[:, None], own, module.head.weight.T], 1)
+    return whole.detach().double().clone(), own.detach().double().clone()
+
+
+def by_brute_force(before, after):
+    """r, and by how much distances shrink and stretch, over all pairs."""
+    i, j = torch.triu_indices(len(before), len(before), 1)
+    start, moved = before[i] - before[j], (after - before)[i] - (after - before)[j]
+    stretch = ((start + moved).norm(dim=1) / start.norm(dim=1)).tolist()
+    return float((moved.norm(dim=1) / start.norm(dim=1)).max()), min(stretch), max(stretch)
+
+
+class BruteForce(L.Callback):
+    """The map of each step of the whole neurons, that since the beginning, and r of what is trained of them."""
+
+    def __init__(self):
+        self.steps, self.totals, self.parts = [], [], []
+        self.first = None
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        self.before = neurons_of_layer(module)
+        self.first = self.before[0] if self.first is None else self.first
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        whole, part = neurons_of_layer(module)
+        self.steps.append(by_brute_force(self.before[0], whole))
+        self.totals.append(by_brute_force(self.first, whole))
+        self.parts.append(by_brute_force(self.before[1], part)[0])
+
+
+def measured(monitor, group):
+    found = [m for m in monitor.record.measurements if m.probe == "distortion" and m.group == group]
+    return {m.step: m.values for m in found if "critical_ratio" in m.values}
+
+
+KINDS = ["low rank", "scale", "shift", "nearly equal"]
+
+
+@pytest.mark.parametrize("guards", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_frozen_of_neurons_keeps_them_apart(tmp_path, kind, guards):
     torch.manual_seed(0)
-    module = FineTuned(kind)
+    seen = BruteForce()
+    monitor = TopologyMonitor([Distortion(every_n_steps=1)], dirpath=tmp_path / "run", verbose=False)
+    guard = TopologyStepGuard(0.9)
+    fit(FineTuned(kind), [monitor, *([guard] if guards else []), seen], root=tmp_path, max_steps=6)
+    [group] = [group for group in monitor.groups if group.n == 6]
+    found = measured(monitor, group.name)
+    assert list(found) == [1, 2, 3, 4, 5, 6]
+    for values, step, total in zip(found.values(), seen.steps, seen.totals, strict=True):
+        names = ("critical_ratio", "contraction", "expansion")
+        assert [values[name] for name in names] == pytest.approx(step, rel=1e-3)
+        assert [values[f"total_{name}"] for name in names[1:]] == pytest.approx(total[1:], rel=1e-3)
+        assert values["distinct_neurons"] == 6
+    assert not max(seen.parts) < 1 or kind == "scale"  # of the trained part alone r says nothing
+    assert max(ratio for ratio, _, _ in seen.steps) < 0.9
+    assert guard.n_held == 0
+    assert "topology_breakdown" not in {event.name for event in monitor.events}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bound_of_a_step_counts_what_is_frozen(tmp_path, kind):
+    """Measured once, and certified by bounds from there on, none of them below the truth."""
+    torch.manual_seed(0)
+    seen = BruteForce()
+    monitor = TopologyMonitor(
+        [Distortion(every_n_steps=1000)], dirpath=tmp_path / "run", max_overhead=1e-9, verbose=False
+    )
+    fit(FineTuned(kind), [monitor, seen], root=tmp_path, max_steps=8)
+    [group] = [group for group in monitor.groups if group.n == 6]
+    assert len(measured(monitor, group.name)) <= 2
+    bound = {
+        step: m.values["bound"]
+        for m in monitor.record.measurements
+        if m.probe == "coverage" and m.group == group.name and "bound" in m.values
+        for step in range(int(m.values["from"]) + 1, m.step + 1)
+    }
+    assert len(bound) >= 7
+    assert all(seen.steps[step - 1][0] <= bound[step] < 1.0 for step in bound)
+
+
+def test_a_fine_tuning_is_the_same_bit_for_bit(tmp_path):
+    found = []
+    for callbacks in ([], [TopologyMonitor(dirpath=tmp_path / "run", verbose=False), TopologyStepGuard(0.9)]):
+        torch.manual_seed(0)
+        module = FineTuned("low rank")
+        fit(module, callbacks, root=tmp_path, max_steps=6)
+        found.append(module.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("kind", ["low rank", "scale", "shift"])
+def test_what_begins_equal_over_frozen_weights_that_are_too_large_is_left_out_with_the_reason(
+    tmp_path, kind, monkeypatch
+):
+    monkeypatch.setattr(partly_trained, "MOST_WHOLE", 0)
+    torch.manual_seed(0)
     monitor = TopologyMonitor(dirpath=tmp_path / "run", verbose=False)
-    fit(module, [monitor], root=tmp_path, max_steps=6)
+    fit(FineTuned(kind), [monitor], root=tmp_path, max_steps=6)
     assert "topology_breakdown" not in {event.name for event in monitor.events}
     # The directions between A and B are trained as a whole, and measured.
     assert [group.n for group in monitor.groups] == ([3] if kind == "low rank" else [])
@@ -62,7 +161,8 @@ def test_what_begins_equal_over_frozen_weights_breaks_nothing(tmp_path, kind):
     assert kind == "low rank" or reasons["layer.scale"] == REASON
 
 
-def test_neurons_that_are_equal_as_a_whole_are_measured(tmp_path):
+def test_neurons_that_are_equal_as_a_whole_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(partly_trained, "MOST_WHOLE", 0)
     torch.manual_seed(0)
     monitor = TopologyMonitor(dirpath=tmp_path / "run", verbose=False)
     fit(FineTuned("shift", twins=True), [monitor], root=tmp_path, max_steps=2)
@@ -73,40 +173,44 @@ def test_neurons_that_are_equal_as_a_whole_are_measured(tmp_path):
     assert not told_apart_by_frozen(group, {"layer.scale": torch.zeros(6)})  # nothing frozen is known of it
 
 
-def whole(module):
-    base, layer = module.layer.base, module.layer
-    return torch.cat([base.weight, base.bias[:, None], layer.scale[:, None], module.head.weight.T], 1).detach().double()
+EXPERTS = NeuronGroup("moe", "expert", 3, (), (ParamSlice("experts.*.weight"), ParamSlice("gate")))
 
 
-class Whole(L.Callback):
-    """The critical ratio of each step of the whole neurons, and of what is trained of them, by brute force."""
-
+class Experts(nn.Module):
     def __init__(self):
-        self.ratios = []
-
-    def on_train_batch_start(self, trainer, module, batch, index):
-        self.before = whole(module).clone(), module.layer.scale.detach().double()[:, None].clone()
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, index):
-        after = whole(module), module.layer.scale.detach().double()[:, None]
-        i, j = torch.triu_indices(6, 6, 1)
-        pairs = ((y - x, x) for x, y in zip(self.before, after, strict=True))
-        self.ratios.append([float(((m[i] - m[j]).norm(dim=1) / (x[i] - x[j]).norm(dim=1)).max()) for m, x in pairs])
+        super().__init__()
+        self.gate = nn.Parameter(torch.randn(3, 2))
+        self.experts = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(3))
 
 
-@pytest.mark.parametrize("guards", [False, True])
-def test_a_step_that_is_critical_in_the_trained_part_alone_is_measured_on_whole_neurons(tmp_path, guards):
-    torch.manual_seed(0)
-    module, seen = FineTuned("nearly equal"), Whole()
-    monitor = TopologyMonitor([Distortion(every_n_steps=1)], dirpath=tmp_path / "run", verbose=False)
-    guard = TopologyStepGuard(0.9)
-    fit(module, [monitor, *([guard] if guards else []), seen], root=tmp_path, max_steps=6)
-    [group] = monitor.groups
-    assert {piece.param for piece in group.slices} > {"layer.base.weight", "layer.scale"}
-    assert max(part for _, part in seen.ratios) > 5
-    assert max(ratio for ratio, _ in seen.ratios) < 0.9
-    assert guard.n_held == 0
-    found = {m.step: m.values["critical_ratio"] for m in monitor.record.measurements if m.probe == "distortion"}
-    for step, (ratio, part) in enumerate(seen.ratios, 1):
-        assert found[step] == pytest.approx(ratio if part >= 1 else part, rel=1e-3)
-    assert "topology_breakdown" not in {event.name for event in monitor.events}
+@pytest.mark.parametrize("most", [0, 1 << 20])
+def test_frozen_members_of_a_stack_belong_to_it_whatever_they_take(most, monkeypatch):
+    monkeypatch.setattr(partly_trained, "MOST_WHOLE", most)
+    module = Experts()
+    trained = {"experts.1.weight": module.experts[1].weight}
+    beside = frozen_beside([EXPERTS], module, trained)["moe"]
+    assert beside.keys() == {"experts.0.weight", "experts.2.weight"} | ({"gate"} if most else set())
+    whole = {**trained, **beside}
+    flags = trained_columns(EXPERTS, whole, beside)
+    assert flags.tolist() == [True] * 4 + ([False] * 2 if most else [])
+    assert EXPERTS.gather(whole).shape == (3, len(flags))
+
+
+@pytest.mark.parametrize("unreadable", ["int8", "packed", "elsewhere"])
+def test_frozen_weights_that_cannot_be_read_are_left_out(unreadable):
+    module = nn.Linear(3, 4)
+    packed = {
+        "int8": torch.ones(4, 3, dtype=torch.int8),
+        "packed": torch.ones(6),
+        "elsewhere": torch.ones(4, 3).to("meta"),
+    }
+    module.weight = nn.Parameter(packed[unreadable], requires_grad=False)
+    group = NeuronGroup("net", "unit", 4, (), (ParamSlice("weight"), ParamSlice("bias")))
+    assert frozen_beside([group], module, {"bias": module.bias}) == {}
+
+
+def test_what_is_trained_as_a_whole_or_not_at_all_has_nothing_beside():
+    module = nn.Linear(3, 4)
+    group = NeuronGroup("net", "unit", 4, (), (ParamSlice("weight"), ParamSlice("bias")))
+    assert frozen_beside([group], module, dict(module.named_parameters())) == {}
+    assert frozen_beside([group], module, {}) == {}

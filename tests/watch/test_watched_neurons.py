@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrize
 
+import lightning_topo.neurons._partly_trained as partly_trained
 from lightning_topo import Distortion
 from lightning_topo._watch.finding import Finding
 from lightning_topo._watch.settings import WatchSettings
@@ -139,8 +140,9 @@ def test_where_a_parameter_is_another_its_step_is_open_and_the_next_one_is_measu
     assert (event.step, wanted in event.message) == (5, True)
 
 
-def test_a_layer_that_was_left_out_because_it_was_frozen_is_looked_for_when_it_thaws():
-    """Of its neurons only equal biases were trained: that part told nothing of them."""
+def test_a_layer_that_was_left_out_because_it_was_frozen_is_looked_for_when_it_thaws(monkeypatch):
+    """Of its neurons only equal biases were trained, and what was frozen too large: that told nothing of them."""
+    monkeypatch.setattr(partly_trained, "MOST_WHOLE", 0)
     watched = Watched()
     weights = [watched.model[k].weight for k in (0, 2)]
     torch.nn.init.zeros_(watched.model[0].bias)

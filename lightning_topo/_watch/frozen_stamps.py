@@ -1,0 +1,80 @@
+"""Whether what is frozen of neurons still stands as a snapshot has seen it: no optimizer moves it, but others may."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_topo.neurons._partly_trained import Beside
+
+_SAMPLED = 64
+"""Entries of a parameter that are compared."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stamp:
+    """One frozen parameter as a snapshot has seen it: its memory, its counter of writes and some of its entries."""
+
+    parameter: Tensor
+    place: int
+    version: int
+    entries: Tensor
+
+    @staticmethod
+    def of(parameter: Tensor) -> "_Stamp":
+        return _Stamp(parameter, parameter.data_ptr(), parameter._version, _sampled(parameter))
+
+    def is_written(self) -> bool:
+        return self.parameter._version != self.version or self.parameter.data_ptr() != self.place
+
+    def differs(self) -> bool:
+        return not torch.equal(_sampled(self.parameter), self.entries)
+
+
+class FrozenStamps:
+    """Tells in which groups something has moved frozen parameters since `take` was called for the group.
+
+    By the counters of all writes, and, as `.data` is written to uncounted, by a few entries of one parameter after the
+    other, one each time it is asked. These are compared on the CPU alone: elsewhere that would wait for the device.
+
+    >>> weight = torch.ones(3)
+    >>> stamps = FrozenStamps({"net": {"weight": weight}})
+    >>> stamps.take("net")
+    >>> stamps.moved(), weight.data.zero_().sum().item(), stamps.moved()
+    (set(), 0.0, {'net'})
+    """
+
+    def __init__(self, beside: Beside) -> None:
+        self._beside: Beside = beside
+        self._stamps: dict[str, Mapping[str, _Stamp]] = {}
+        self._turn = 0
+        self._moved: set[str] = set()
+
+    def take(self, group: str) -> None:
+        """The group's frozen parameters are what they are now."""
+        if group in self._beside:
+            self._stamps[group] = {name: _Stamp.of(p) for name, p in self._beside[group].items()}
+            self._moved.discard(group)
+
+    def moved(self) -> set[str]:
+        """The groups in which something has moved frozen parameters, as far as that is seen."""
+        self._turn += 1
+        for group, stamps in self._stamps.items():
+            own = tuple(stamps.values())
+            turn = own[self._turn % len(own)]
+            is_cheap = turn.parameter.device.type == "cpu"
+            if any(stamp.is_written() for stamp in own) or (is_cheap and turn.differs()):
+                self._moved.add(group)
+        return set(self._moved)
+
+
+def _sampled(parameter: Tensor) -> Tensor:
+    """A few entries of a parameter, far apart in its memory."""
+    entries = parameter.detach()
+    entries = entries.as_strided((entries.numel(),), (1,)) if _is_dense(entries) else entries.flatten()
+    return entries[:: max(1, entries.numel() // _SAMPLED)][:_SAMPLED].clone()
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return torch.ops.aten.is_non_overlapping_and_dense(tensor)
