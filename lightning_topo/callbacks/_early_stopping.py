@@ -1,5 +1,6 @@
 """Stopping on what happens to the topology."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +12,7 @@ from lightning_topo._keywords import explains_keywords
 from lightning_topo.callbacks._lightning_internals import epochs_finished, is_trial_run, misconfigured
 from lightning_topo.callbacks._monitor import monitors
 from lightning_topo.outputs._feed import Findings
-from lightning_topo.outputs._gates import ELSEWHERE, StopRules, StopState, advance, reason_to_stop, why_never
+from lightning_topo.outputs._gates import ELSEWHERE, StopRules, StopState, advance, how_blind, reason_to_stop, why_never
 from lightning_topo.phases import EventName
 
 _STATE_VERSION = 1
@@ -74,6 +75,7 @@ class TopologyEarlyStopping(Callback):
         self.stopping_reason: str | None = None
         self.stopped_epoch: int = 0
         self._counted = StopState()
+        self._looks: set[tuple[str, int]] = set()
         self._groups_checked = False
 
     @property
@@ -90,6 +92,7 @@ class TopologyEarlyStopping(Callback):
         if stage != "fit":
             return
         self._counted, self.stopping_reason, self.stopped_epoch, self._groups_checked = StopState(), None, 0, False
+        self._looks = set()
         watching = monitors(trainer)
         if not watching:
             raise misconfigured(
@@ -107,6 +110,7 @@ class TopologyEarlyStopping(Callback):
         `TopologyMonitor` calls it on every process, in each hook with new measurements or events.
         """
         self._check_groups(trainer)
+        self._looks |= {(m.probe, m.step) for m in findings.measurements if m.probe != "distortion"}
         before, self._counted = self._counted, advance(self._counted, findings, self.rules)
         if self.verbose and self._counted.n_events > before.n_events:
             rank_zero_info(
@@ -148,9 +152,13 @@ class TopologyEarlyStopping(Callback):
             self.stopping_reason, self.stopped_epoch = None, 0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.stopping_reason is not None or is_trial_run(trainer):
+            return
+        looks = Counter(probe for probe, _ in self._looks)
+        if reason := how_blind(self.rules, looks):
+            rank_zero_warn(f"TopologyEarlyStopping was blind: {reason} Give it a shorter period, as every_n_steps=...")
         share = 1.0 - float(trainer.callback_metrics.get("topology/coverage", 1.0))
-        waits = EventName.TOPOLOGY_BREAKDOWN in self.rules.events and self.stopping_reason is None
-        if waits and share > 1e-6 and not is_trial_run(trainer):
+        if EventName.TOPOLOGY_BREAKDOWN in self.rules.events and share > 1e-6:
             rank_zero_warn(
                 f"TopologyEarlyStopping was blind in {share:.0%} of the steps: r is not known there, and may have been "
                 "1 or more. TopologyMonitor([Distortion(every_n_steps=1)], max_overhead=None) measures every step."

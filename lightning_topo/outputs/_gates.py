@@ -72,6 +72,28 @@ def why_never(rules: "StopRules", probes: Set[str]) -> str:
     return ""
 
 
+def how_blind(rules: "StopRules", looks: Mapping[str, int]) -> str:
+    """Return why a gate may have missed what it waits for: nobody looked more than once. Empty otherwise.
+
+    `looks` counts the steps at which each probe has measured. Of breakdowns the coverage of steps tells more.
+
+    >>> how_blind(StopRules.of("betti_changed"), {"persistence": 1})
+    "nothing may be known of 'betti_changed': the probe 'persistence' measured once in this training."
+    >>> how_blind(StopRules.of("betti_changed"), {"persistence": 2})
+    ''
+    """
+    events = (event for event in rules.events if event in SEEN_BY and "distortion" not in SEEN_BY[event])
+    wanted = {repr(str(event)): SEEN_BY[event] for event in events}
+    if rules.patience is not None:
+        wanted["patience"] = ("persistence",)
+    for name, probes in wanted.items():
+        if (n := max(looks.get(probe, 0) for probe in probes)) < 2:
+            chosen = " or ".join(map(repr, probes))
+            times = "once" if n else "never"
+            return f"nothing may be known of {name}: the probe {chosen} measured {times} in this training."
+    return ""
+
+
 @explains_keywords
 @dataclass(frozen=True, slots=True)
 class StopRules:

@@ -9,7 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_topo import Distortion, Persistence, Sharpness, TopologyEarlyStopping, TopologyMonitor, read_record
+from lightning_topo import Distortion, Fate, Persistence, Sharpness, TopologyEarlyStopping, TopologyMonitor, read_record
 from lightning_topo.outputs._gates import unseen_events
 from lightning_topo.phases import EventName
 from tests.callbacks.training import Classifier, fit, happened, loader
@@ -320,3 +320,23 @@ def test_a_gate_says_in_how_many_steps_it_was_blind(tmp_path, monkeypatch, blind
     assert [message.split(": ")[0] for message in said] == (
         ["TopologyEarlyStopping was blind in 50% of the steps"] if blind else []
     )
+
+
+@pytest.mark.parametrize(
+    ("probe", "rules"),
+    [
+        (Fate, {"stop_on": ["instability", "neurons_condensing"]}),
+        (Persistence, {"stop_on": "betti_changed"}),
+        (Persistence, {"stop_on": None, "patience": 3}),
+    ],
+)
+@pytest.mark.parametrize("every", [1000, 2])
+def test_a_gate_says_that_its_probe_has_not_looked_twice(tmp_path, monkeypatch, probe, rules, every):
+    said = []
+    monkeypatch.setattr("lightning_topo.callbacks._early_stopping.rank_zero_warn", said.append)
+    gate = TopologyEarlyStopping(**rules)
+    fit(Classifier(lr=0.01), [watcher(probes=[probe(every_n_steps=every)]), gate], root=tmp_path, max_steps=8)
+    if gate.stopping_reason is None:
+        assert [f"{probe().name!r} measured" in message for message in said] == ([True] if every == 1000 else [])
+    else:
+        assert every == 2
