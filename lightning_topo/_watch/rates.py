@@ -5,7 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-_OPTIONS = ("momentum", "dampening", "nesterov", "betas", "eps", "alpha", "weight_decay", "amsgrad", "maximize")
+_OPTIONS = (
+    *("momentum", "dampening", "nesterov", "betas", "eps", "alpha", "weight_decay", "amsgrad", "maximize"),
+    "line_search_fn",
+)
 
 
 class Rates:

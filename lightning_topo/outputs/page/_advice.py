@@ -18,6 +18,7 @@ from lightning_topo.outputs.page._lowering import (
 )
 from lightning_topo.outputs.page._next_rate import Advice
 from lightning_topo.outputs.page._outcome import Coverage, Outcome, history
+from lightning_topo.outputs.page._own_steps import advise_own_steps, own_steps
 from lightning_topo.outputs.record import RunRecord
 
 
@@ -36,6 +37,8 @@ def advise(outcome: Outcome, evidence: Evidence) -> Advice | None:
     """
     if outcome.last_step is None or outcome.last_step == 0:
         return None
+    if optimizer := own_steps(evidence.training):
+        return advise_own_steps(outcome, evidence, optimizer)
     if outcome.diverged_step is not None and not _has_gone_on(outcome):
         return advise_after_failure(evidence, outcome.diverged_step)
     evidence = replace(evidence, loss=evidence.loss.finite)

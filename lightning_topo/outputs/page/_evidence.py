@@ -1,7 +1,8 @@
 """The evidence of a whole run, from which the next one is advised."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lightning_topo._figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
 from lightning_topo.measurement import Measurement
@@ -15,7 +16,7 @@ class Evidence:
     """What a run has shown: the largest r of all groups, the edge ratio by step, the loss, and learning rates.
 
     Without `limits` advice is in factors of the present rate. `outside_step` is the first at which something other than
-    an optimizer was seen to move parameters.
+    an optimizer was seen to move parameters, `training` holds the optimizers' names and options.
     """
 
     ratios: Mapping[int, float]
@@ -23,6 +24,7 @@ class Evidence:
     loss: LossCourse
     limits: RateLimits
     outside_step: int | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, measurements: Sequence[Measurement]) -> "Evidence":
@@ -38,7 +40,8 @@ class Evidence:
     def of_record(cls, record: RunRecord) -> "Evidence":
         """From a record. Of several learning rates at once it has one: which holds for what was seen is not known."""
         steps = [event.step for event in record.events if event.name == EventName.OUTSIDE_CHANGE]
-        found = replace(cls.of(record.measurements), outside_step=min(steps, default=None))
         training = record.about.get("training")
-        n_rates = training.get("n_learning_rates", 1) if isinstance(training, Mapping) else 1
+        training = training if isinstance(training, Mapping) else {}
+        found = replace(cls.of(record.measurements), outside_step=min(steps, default=None), training=training)
+        n_rates = training.get("n_learning_rates", 1)
         return replace(found, limits=RateLimits()) if isinstance(n_rates, int) and n_rates > 1 else found
