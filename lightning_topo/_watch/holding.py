@@ -196,8 +196,8 @@ def update_ratios(
         if names & update.after.keys():
             eps = max(torch.finfo(trained[name].dtype).eps for name in names if name in trained)
             frozen = beside.get(group.name, {})
-            clouds = (group.gather({**tensors, **frozen}) for tensors in (before, trained))
-            found[group.name] = _ratio(group, *clouds, eps / max_ratio)
+            start, end = (group.gather({**tensors, **frozen}) for tensors in (before, trained))
+            found[group.name] = _ratio(group, start, end, eps / max_ratio)
     return found
 
 

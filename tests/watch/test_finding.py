@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import lightning_topo.neurons._partly_trained as partly_trained
 from lightning_topo._tape import StepRecorder, accepted
 from lightning_topo._watch.finding import Finding
 from lightning_topo.neurons import ParamSlice, rows
@@ -133,8 +134,11 @@ def test_where_there_are_no_neurons_the_reason_of_the_largest_parameter_is_told(
     )
 
 
+@pytest.mark.parametrize("are_small", [True, False])
 @pytest.mark.parametrize("equal", [True, False])
-def test_units_that_frozen_weights_alone_tell_apart_are_left_out(equal):
+def test_units_that_large_frozen_weights_alone_tell_apart_are_left_out(equal, are_small, monkeypatch):
+    if not are_small:
+        monkeypatch.setattr(partly_trained, "MOST_WHOLE", 0)
     model = two_layers()
     model[0].requires_grad_(False)
     if equal:
@@ -142,6 +146,7 @@ def test_units_that_frozen_weights_alone_tell_apart_are_left_out(equal):
             model[2].weight[:, 1] = model[2].weight[:, 0]
     finding = Finding(training_of(model), None, 0)
     groups = finding.groups(step_of(model), "")
-    assert [group.name for group in groups] == (["2"] if equal else ["0", "2"])
+    wanted = ["2"] if equal and not are_small else ["0", "2"]
+    assert [group.name for group in groups] == wanted
     [weight] = [one for one in finding.coverage if one.param == "2.weight"]
-    assert weight.groups == (("2",) if equal else ("0", "2"))
+    assert list(weight.groups) == wanted

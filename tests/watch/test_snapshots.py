@@ -75,8 +75,11 @@ def test_a_group_in_which_nothing_is_trained_has_no_cloud(shot):
     shot.update(0)
     assert [group.name for group in shot.snapshots.active()] == ["2"]
     assert list(shot.snapshots.now()) == ["2"]
-    # Of the units of layer 2 only the outgoing weights are trained: that is their cloud.
-    assert torch.equal(shot.snapshots.now()["2"], shot.model[4].weight.detach().T)
+    # Of the units of layer 2 only the outgoing weights are trained; what stands still keeps them apart.
+    whole = dict(shot.model.named_parameters())
+    assert torch.equal(shot.snapshots.now()["2"], GROUPS[1].gather(whole))
+    assert torch.equal(shot.snapshots.now().trained()["2"], shot.model[4].weight.detach().T)
+    assert shot.snapshots.now().trained_columns("2").tolist() == [False] * 6 + [True] * 2
 
 
 def test_a_capture_holds_the_groups_asked_for_and_both_ends_of_the_step(shot):
