@@ -99,6 +99,42 @@ def tied(folder, rank, mode):
     return fit(folder, rank, mode, module=Tied(mode), probes=[Distortion(every_n_steps=1), StepEdge(2)])
 
 
+class LowRank(nn.Module):
+    """A frozen layer beside which a product of two small matrices is trained; it begins at 0."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Linear(base.in_features, 3, bias=False)
+        self.up = nn.Linear(3, base.out_features, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+class Adapted(Net):
+    """A fine-tuning as LoRA does it: neurons of which most is frozen."""
+
+    def __init__(self, mode="single"):
+        super().__init__(mode, lr=0.05)
+        layers = [LowRank(layer) if isinstance(layer, nn.Linear) else layer for layer in self.net]
+        self.net = nn.Sequential(*layers)
+
+    def configure_model(self):
+        if self.mode == "fsdp2" and not self.is_sharded:
+            self.is_sharded = True
+            for layer in self.net:
+                if isinstance(layer, LowRank):
+                    fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+def adapted(folder, rank, mode):
+    """What is frozen of neurons counts, wherever it lies."""
+    return fit(folder, rank, mode, module=Adapted(mode), probes=[Distortion(every_n_steps=1)])
+
+
 class Fragile:
     """Raises on one process at one step; runs on all."""
 

@@ -53,6 +53,7 @@ NAMES = [
     *(f"differentiated-{kind}" for kind in ("fsdp1", "flat", "fsdp2")),
     "uncertain",
     *(f"tied-{mode}" for mode in ("ddp", "fsdp2")),
+    *(f"adapted-{mode}" for mode in ("ddp", "fsdp2")),
     *(f"laid-{mode}" for mode in ("fsdp2", "tp", "2d")),
     "apart",
     "outside-1",
@@ -101,6 +102,7 @@ def single(out):
         lagged = scenarios.lagging(out / "lagged", 0, "single")
         scenarios.incoming(out / "incoming", 0, "single")
         scenarios.curved(out / "curved", 0, "single")
+        scenarios.adapted(out / "adapted", 0, "single")
         for optimizer in ("sgd", "adam"):
             scenarios.asked(out / f"truth-{optimizer}", 0, "single", optimizer)
     monitor = scenarios.monitored(scenarios.by_group())
@@ -241,6 +243,19 @@ def test_a_weight_that_two_modules_share_is_one_in_shards_too(pair, mode):
         assert process["groups"] == ["net.0", "net.1"]  # without one of net.3 alone
         assert process["status"] == ["verified"] * 2
         assert mode == "ddp" or "topology/critical_sharpness" in process["metrics"]
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
+def test_neurons_of_which_a_part_is_frozen_are_measured_as_in_one_process(out, pair, mode):
+    """Of the trained part alone r is infinite in the first step."""
+    one, two = (table(out / name) for name in ("adapted", f"adapted-{mode}"))
+    wanted = {at: values for at, values in one.items() if at[1] == "distortion"}
+    assert {group for _, _, group in wanted} >= {"net.0.base", "net.0.down", "net.6.base"}
+    for at, values in wanted.items():
+        names = ("critical_ratio", "contraction", "expansion", "total_contraction", "total_expansion")
+        assert [two[at][name] for name in names] == pytest.approx([values[name] for name in names], rel=CLOUDS)
+    assert max(values["critical_ratio"] for values in wanted.values()) < 0.9
+    assert not [event for process in pair[f"adapted-{mode}"] for event in process["events"]]
 
 
 def losses(folder):
