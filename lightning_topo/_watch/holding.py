@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_topo._watch.bounds import Bounds
 from lightning_topo._watch.parameter_names import Form, form
 from lightning_topo._watch.ranks import Ranks
-from lightning_topo._watch.steps import Update
+from lightning_topo._watch.steps import Steps, Update
 from lightning_topo._watch.training import Training
 from lightning_topo.geometry import resolved_critical_ratio
 from lightning_topo.geometry._precision import wide_dtype
@@ -108,11 +108,11 @@ class UpdateRatios:
     their parameters any more, as where a layer has become wider, are left out.
     """
 
-    def __init__(self, groups: Sequence[NeuronGroup], max_ratio: float, training: Training) -> None:
+    def __init__(self, groups: Sequence[NeuronGroup], max_ratio: float, training: Training, steps: Steps) -> None:
         self.n_exact = 0
         self._groups, self._max_ratio = tuple(groups), max_ratio
-        self._module, self._ranks = training.module, training.ranks
-        self._present: dict[frozenset[str], _Present] = {}
+        self._module, self._ranks, self._steps = training.module, training.ranks, steps
+        self._present: dict[tuple[int, frozenset[str]], _Present] = {}
 
     def look_at(self, groups: Sequence[NeuronGroup]) -> None:
         """Measure these groups from now on."""
@@ -123,9 +123,9 @@ class UpdateRatios:
         """Let all copies go."""
         self._present = {}
 
-    def of(self, update: Update, trained: Mapping[str, Tensor]) -> dict[str, float]:
+    def of(self, update: Update) -> dict[str, float]:
         """The ratios of an update as it stands now; the same on every process, which all ask for it."""
-        trained = {**trained, **{name: p.detach() for name, p in update.after.items()}}
+        trained = {**self._steps.trained(), **{name: p.detach() for name, p in update.after.items()}}
         present = self._among(trained)
         bounds = worst_of_all(_bounded(update, trained, present), self._ranks)
         if all(bound <= self._max_ratio for bound in bounds.values()):
@@ -142,14 +142,14 @@ class UpdateRatios:
 
     def _among(self, trained: Mapping[str, Tensor]) -> _Present:
         """What is known of these parameters; apart from others, as networks that take turns are frozen in turn."""
-        names, forms = frozenset(trained), {name: form(tensor) for name, tensor in trained.items()}
-        present = self._present.get(names)
+        key, forms = (self._steps.generation, frozenset(trained)), {name: form(p) for name, p in trained.items()}
+        present = self._present.get(key)
         if present is None or present.forms != forms:
             if len(self._present) >= _MOST_TURNS:
                 self._present = {}
             groups = tuple(group for group in self._groups if _fits(group, trained))
             beside = frozen_beside(groups, self._module, trained)
-            present = self._present[names] = _Present(forms, groups, beside)
+            present = self._present[key] = _Present(forms, groups, beside)
         return present
 
 

@@ -291,5 +291,5 @@ class TopologyStepGuard(Callback):
         """The critical ratio by group of an update as it stands now; the same on every process."""
         assert self._watch is not None
         if self._update_ratios is None:
-            self._update_ratios = UpdateRatios(self.groups, self.max_ratio, self._watch.training)
-        return self._update_ratios.of(update, self._watch.steps.trained())
+            self._update_ratios = UpdateRatios(self.groups, self.max_ratio, self._watch.training, self._watch.steps)
+        return self._update_ratios.of(update)

@@ -78,10 +78,10 @@ class LoopGuard:
             )
 
         if self._ratios is None:
-            self._ratios = UpdateRatios(groups, self.max_ratio, watch.training)
+            self._ratios = UpdateRatios(groups, self.max_ratio, watch.training, watch.steps)
         ratios = self._ratios
         ratios.look_at(groups)  # found anew, perhaps, on all losses of the first step
-        self.latest = hold(update, lambda: ratios.of(update, watch.steps.trained()), self.max_ratio)
+        self.latest = hold(update, lambda: ratios.of(update), self.max_ratio)
         self.n_updates += 1
         if self.latest.factor < 1.0:
             self.n_held += 1

@@ -90,6 +90,13 @@ def measured(monitor, group):
     return {m.step: m.values for m in found if "critical_ratio" in m.values}
 
 
+def bounds_of(monitor, group):
+    """The bound of each step that has one."""
+    found = [m for m in monitor.record.measurements if m.probe == "coverage" and m.group == group]
+    with_bound = [m for m in found if "bound" in m.values]
+    return {step: m.values["bound"] for m in with_bound for step in range(int(m.values["from"]) + 1, m.step + 1)}
+
+
 KINDS = ["low rank", "scale", "shift", "nearly equal"]
 
 
@@ -126,14 +133,50 @@ def test_the_bound_of_a_step_counts_what_is_frozen(tmp_path, kind):
     fit(FineTuned(kind), [monitor, seen], root=tmp_path, max_steps=8)
     [group] = [group for group in monitor.groups if group.n == 6]
     assert len(measured(monitor, group.name)) <= 2
-    bound = {
-        step: m.values["bound"]
-        for m in monitor.record.measurements
-        if m.probe == "coverage" and m.group == group.name and "bound" in m.values
-        for step in range(int(m.values["from"]) + 1, m.step + 1)
-    }
+    bound = bounds_of(monitor, group.name)
     assert len(bound) >= 7
     assert all(seen.steps[step - 1][0] <= bound[step] < 1.0 for step in bound)
+
+
+class Rewrites(L.Callback):
+    """Lets frozen weights be others from the second step on: neurons that are hardly apart."""
+
+    def __init__(self, how):
+        self.how = how
+
+    @torch.no_grad()
+    def on_train_batch_start(self, trainer, module, batch, index):
+        base, head = module.layer.base, module.head
+        if trainer.global_step != 1:
+            return
+        for one in (base.weight, base.bias, head.weight):
+            if self.how == "in place":
+                one.mul_(1e-5)
+            elif self.how == "uncounted":
+                one.data.mul_(1e-5)
+        if self.how == "another":
+            for layer in (base, head):
+                layer.weight = nn.Parameter(1e-5 * layer.weight, requires_grad=False)
+            base.bias = nn.Parameter(1e-5 * base.bias, requires_grad=False)
+
+
+@pytest.mark.parametrize("how", ["in place", "uncounted", "another"])
+def test_frozen_weights_that_something_rewrites_keep_no_neurons_apart(tmp_path, how):
+    torch.manual_seed(0)
+    seen, guarded = BruteForce(), BruteForce()
+    monitor = TopologyMonitor(dirpath=tmp_path / "run", verbose=False)
+    fit(FineTuned("low rank"), [monitor, Rewrites(how), seen], root=tmp_path, max_steps=6)
+    [group] = [group for group in monitor.groups if group.n == 6]
+    assert max(ratio for ratio, _, _ in seen.steps[:1]) < 0.1
+    assert seen.steps[1][0] > 0.5
+    exact = measured(monitor, group.name)
+    known = exact[2]["critical_ratio"] if 2 in exact else bounds_of(monitor, group.name)[2]
+    assert known >= seen.steps[1][0] * (1 - 1e-3)
+    torch.manual_seed(0)
+    guard = TopologyStepGuard(0.3)
+    fit(FineTuned("low rank"), [guard, Rewrites(how), guarded], root=tmp_path, max_steps=6)
+    assert guard.n_held >= 1
+    assert max(ratio for ratio, _, _ in guarded.steps) <= 0.3 * (1 + 1e-6)
 
 
 def test_a_fine_tuning_is_the_same_bit_for_bit(tmp_path):
