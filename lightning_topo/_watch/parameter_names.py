@@ -1,6 +1,7 @@
 """The names of a module's parameters, followed as parameters are added, replaced and renamed."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class ParameterNames:
         self.by_id: Mapping[int, tuple[str, ...]] = {}
         self.generation: int = 0
         self._module = module
-        self._places: list[tuple[Mapping[str, Tensor | None], dict[str, Tensor | None]]] = []
+        self._places: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
         self.read()
 
     def of(self, parameter: Tensor) -> Sequence[str]:
@@ -51,12 +52,14 @@ class ParameterNames:
         if found != self.by_id:
             self.generation += 1
         self.by_id = found
-        self._places = [(m._parameters, dict(m._parameters)) for m in self._module.modules() if m._parameters]
+        modules = list(self._module.modules())
+        places: list[Mapping[str, Any]] = [*(m._parameters for m in modules), *(m._modules for m in modules)]
+        self._places = [(place, dict(place)) for place in places if place]
 
     @property
     def are_current(self) -> bool:
-        """Whether every module that had parameters still has the same under the same names."""
-        return all(_same_parameters(now, known) for now, known in self._places)
+        """Whether every module that had parameters, or modules, still has the same under the same names."""
+        return all(_are_same(now, known) for now, known in self._places)
 
     def forms(self) -> dict[str, Form]:
         """Shape and dtype of all parameters by each of their names; lazy ones have none yet."""
@@ -64,5 +67,5 @@ class ParameterNames:
         return {clean_name(name): form(parameter) for name, parameter in pairs if not is_lazy(parameter)}
 
 
-def _same_parameters(now: Mapping[str, Tensor | None], known: Mapping[str, Tensor | None]) -> bool:
-    return len(now) == len(known) and all(now.get(name) is parameter for name, parameter in known.items())
+def _are_same(now: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    return len(now) == len(known) and all(now.get(name) is one for name, one in known.items())

@@ -288,6 +288,8 @@ class Steps:
         owned = self._owned(optimizer)
         if not owned:
             return
+        if not self._names.are_current:  # since the batch began
+            self.read_names()
         self._running = [optimizer]
         self.take_deferred()
         self._is_first = not any(optimizer.state.values())

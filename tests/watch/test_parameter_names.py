@@ -47,7 +47,15 @@ def left(module):
     module[1].bias = None
 
 
-@pytest.mark.parametrize("change", [replaced, renamed, added_where_some_are, left])
+def another_module(module):
+    module[1] = nn.Linear(3, 2)
+
+
+def one_module_more(module):
+    module.append(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("change", [replaced, renamed, added_where_some_are, left, another_module, one_module_more])
 def test_a_change_is_seen_and_read_once(module, names, change):
     before = names.generation
     assert names.are_current
