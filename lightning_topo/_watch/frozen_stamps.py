@@ -23,10 +23,10 @@ class _Stamp:
 
     @staticmethod
     def of(parameter: Tensor) -> "_Stamp":
-        return _Stamp(parameter, parameter.data_ptr(), parameter._version, _sampled(parameter))
+        return _Stamp(parameter, parameter.data_ptr(), _version(parameter), _sampled(parameter))
 
     def is_written(self) -> bool:
-        return self.parameter._version != self.version or self.parameter.data_ptr() != self.place
+        return _version(self.parameter) != self.version or self.parameter.data_ptr() != self.place
 
     def differs(self) -> bool:
         return not torch.equal(_sampled(self.parameter), self.entries)
@@ -67,6 +67,11 @@ class FrozenStamps:
             if any(stamp.is_written() for stamp in own) or (is_cheap and turn.differs()):
                 self._moved.add(group)
         return set(self._moved)
+
+
+def _version(parameter: Tensor) -> int:
+    """The counter of writes; inference tensors have none."""
+    return 0 if parameter.is_inference() else parameter._version
 
 
 def _sampled(parameter: Tensor) -> Tensor:

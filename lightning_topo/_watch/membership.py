@@ -16,19 +16,21 @@ READ_STEPS = 50
 class Change:
     """Parameters that optimizers train now (`joined`), train no longer (`left`), or whose shape or dtype `changed`.
 
-    `replaced` are those of the same form that are others now. `are_new` if some are new to the module.
+    `replaced` are those of the same form that are others now. `are_new` if some are new to the module. `gone` are
+    frozen parts of watched neurons that have another name, shape or dtype now, or none.
     """
 
-    joined: frozenset[str]
-    left: frozenset[str]
-    changed: frozenset[str]
-    are_new: bool
+    joined: frozenset[str] = frozenset()
+    left: frozenset[str] = frozenset()
+    changed: frozenset[str] = frozenset()
+    are_new: bool = False
     replaced: frozenset[str] = frozenset()
+    gone: frozenset[str] = frozenset()
 
     @property
     def names(self) -> frozenset[str]:
         """All of them."""
-        return self.joined | self.left | self.changed | self.replaced
+        return self.joined | self.left | self.changed | self.replaced | self.gone
 
 
 class Membership:

@@ -81,6 +81,7 @@ def members_changed(
             (change.left, "left the training"),
             (change.changed, "changed shape or dtype"),
             (change.replaced, "was replaced" if len(change.replaced) == 1 else "were replaced"),
+            (change.gone, "is not what it was" if len(change.gone) == 1 else "are not what they were"),
         )
         if names
     ]

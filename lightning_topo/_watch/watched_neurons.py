@@ -1,6 +1,7 @@
 """The neurons that a training is watched by: found on its first step, and again where it has new parameters."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from lightning_topo._tape import runs_compiled_code
 from lightning_topo._watch.finding import Finding, Join
 from lightning_topo._watch.findings_exchange import EXCHANGE_STEPS, Exchange
 from lightning_topo._watch.measuring import Measuring
-from lightning_topo._watch.membership import Membership
+from lightning_topo._watch.membership import Change, Membership
 from lightning_topo._watch.messages import left_open, members_changed, parts_used
 from lightning_topo._watch.probing import Probing
 from lightning_topo._watch.recording import Recording
@@ -50,6 +51,7 @@ class WatchedNeurons:
         self._shards: Mapping[str, Tensor] | None = None
         self._waited: tuple[int, str] | None = None  # the first step, and why the next one was waited for
         self._idle: list[int] = []  # steps before it, without a loss, in which nothing moved
+        self._told_gone: set[str] = set()
         self._looked_for: set[str] = set()  # parameters in no group, for which another step was looked at
         self._joined: tuple[int, frozenset[str]] | None = None  # those of them that wait, and the step they joined in
         self._unused, self._has_unused = UnusedParts(steps), False
@@ -142,8 +144,11 @@ class WatchedNeurons:
         self._end_tries(step)
         snapshots, known, since = self._measuring.snapshots, self.groups, self._unused.moved_since
         self.groups = ()
-        join = joined if not self._replaces else partial(renewed, changed=snapshots.changed())
-        self._look(known, join if snapshots.sharding == "whole" else None).take_over(snapshots.reference)
+        changed = snapshots.changed()
+        join = joined if not self._replaces else partial(renewed, changed=changed)
+        # Neurons whose parameters are gone are no more: their steps are not open.
+        remaining = [group for group in known if changed.isdisjoint(group.parameter_names)]
+        self._look(remaining, join if snapshots.sharding == "whole" else None).take_over(snapshots.reference)
         if self._joined is not None:  # that step has moved them unseen
             self._measuring.leave_open(self._joined[0], list(self._joined[1]))
             self._joined = None
@@ -187,6 +192,8 @@ class WatchedNeurons:
         assert self._measuring.snapshots is not None
         assert self._membership is not None
         change = self._membership.change(step)
+        if gone := self._gone() - (frozenset() if change is None else change.names):
+            change = replace(change or Change(), gone=gone, are_new=True)
         self._unused.see(step)
         if change is not None:
             alone = (change.joined | change.changed | change.replaced).difference(
@@ -203,6 +210,14 @@ class WatchedNeurons:
         elif not self.is_again_wanted and self._wants_unused(step):
             self.is_again_wanted, self._replaces = True, False
         return change is not None
+
+    def _gone(self) -> frozenset[str]:
+        """Parts of watched neurons that are not what they were, and were not known to be."""
+        assert self._measuring.snapshots is not None
+        changed = self._measuring.snapshots.changed() - self._told_gone
+        gone = changed.intersection(p for group in self.groups for p in group.parameter_names) if changed else changed
+        self._told_gone |= gone
+        return gone
 
     @property
     def moves_unknown(self) -> bool:
@@ -234,6 +249,7 @@ class WatchedNeurons:
         self._measuring.look_at(snapshots, self._steps, lost, keeps_merged=proved - self.finding.drawn)
         self._exchange.certifies = bool(self.groups) and self._measuring.certifies
         self._membership = Membership(self._training.module, self._steps)
+        self._told_gone = set()
         # In shards there is no telling by their counters which have moved.
         self._has_unused = snapshots.sharding == "whole" and any(c.reason == UNUSED for c in self.finding.coverage)
         names = [one.param for one in self.finding.uncovered if one.reason == UNUSED] if self._has_unused else []

@@ -1,5 +1,6 @@
 """Groups of which a part is trained and the rest is frozen, as the layers under LoRA."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -28,7 +29,7 @@ def frozen_beside(groups: Sequence[NeuronGroup], module: nn.Module, trained: Map
 
     They keep neurons apart: r of the trained part alone is at least that of the whole. If the neurons of a group take
     more than `MOST_WHOLE` bytes, only frozen members of a stack are named of which other members are trained (experts
-    have parameters of their own). What cannot be read is left out, as where it is quantised.
+    have parameters of their own). What cannot be read is left out, as where it is quantised, or not finite.
 
     >>> from lightning_topo.neurons._group import ParamSlice
     >>> group = NeuronGroup("net", "unit", 2, (), (ParamSlice("weight"), ParamSlice("bias", role="elementwise")))
@@ -104,7 +105,7 @@ def _frozen(
     own = {name: trained[name] for name in group.parameter_names if name in trained}
     device = next(iter(own.values())).device
     names = [name for name in group.parameter_names if name in parameters and name not in own]
-    frozen = {name: p for name in names if (p := parameters[name]).is_floating_point() and p.device == device}
+    frozen = {name: p for name in names if _is_readable(p := parameters[name], device)}
     try:
         widths = group.widths(own | frozen)
     except ValueError:  # as where weights are quantised
@@ -112,6 +113,13 @@ def _frozen(
     size = max(p.element_size() for p in (own | frozen).values())
     n_bytes = group.n_blocks * group.n * sum(width for _, width in widths) * size
     return frozen if n_bytes <= MOST_WHOLE else stacked_with(group, own, frozen)
+
+
+def _is_readable(parameter: Tensor, device: torch.device) -> bool:
+    """Whether a frozen parameter can be part of a cloud; a mask of infinities cannot."""
+    if not parameter.is_floating_point() or parameter.device != device:
+        return False
+    return parameter.numel() == 0 or all(math.isfinite(extreme) for extreme in parameter.detach().aminmax())
 
 
 def _names(group: NeuronGroup, *, trainable: bool) -> list[str]:

@@ -105,7 +105,8 @@ class Clouds(Mapping[str, Tensor]):
     def trained(self) -> "Clouds":
         """Return a `Clouds` of the same groups without the slices of their neurons that are frozen."""
         here = {name: cloud for name, cloud in self._gathered.items() if name not in self._beside}
-        beside = {name: stacked_with(self._groups[name], self._tensors, self._beside[name]) for name in self._beside}
+        partly = self._groups.keys() & self._beside.keys()
+        beside = {name: stacked_with(self._groups[name], self._tensors, self._beside[name]) for name in partly}
         return Clouds(tuple(self._groups.values()), self._tensors, here, self._failures, beside)
 
     def trained_columns(self, name: str) -> Tensor:

@@ -53,6 +53,17 @@ def test_an_uncounted_write_to_one_of_several_is_seen_within_a_turn():
     assert any(stamps.moved() for _ in range(5))
 
 
+def test_inference_tensors_have_no_counter_and_are_compared():
+    with torch.inference_mode():
+        weight = nn.Parameter(torch.randn(4), requires_grad=False)
+    stamps = FrozenStamps({"net": {"weight": weight}})
+    stamps.take("net")
+    assert stamps.moved() == set()
+    with torch.inference_mode():
+        weight.mul_(0.5)
+    assert stamps.moved() == {"net"}
+
+
 def test_parameters_that_lie_across_their_memory_are_compared_too():
     weight = nn.Parameter(torch.randn(6, 4).T, requires_grad=False)
     stamps = FrozenStamps({"net": {"weight": weight}})

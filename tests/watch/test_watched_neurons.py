@@ -238,3 +238,45 @@ def test_a_block_that_is_not_shown_again_is_given_up_for_a_while(monkeypatch):
     states = {step: state for (step, group), state in states_of(watched).items() if group == "blocks.0.0"}
     assert [step for step, state in states.items() if state == 0.0] == [2]
     assert states[22] == 3.0
+
+
+class LowRank(torch.nn.Module):
+    """A frozen layer beside which a product of two small matrices is trained."""
+
+    def __init__(self, base, rank=2):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = torch.nn.Linear(base.in_features, rank, bias=False)
+        self.up = torch.nn.Linear(rank, base.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+def adapted_layers():
+    model = two_layers()
+    for k in (0, 2):
+        model[k] = LowRank(model[k])
+    return model
+
+
+@pytest.mark.parametrize("change", ["another rank", "merged"])
+def test_an_adapter_that_changes_or_goes_leaves_the_other_layers_watched(monkeypatch, change):
+    monkeypatch.setattr("tests.watch.driving.two_layers", adapted_layers)
+    watched = Watched()
+    watched.batches(3)
+    watched.model[0] = LowRank(watched.model[0].base, 3) if change == "another rank" else watched.model[0].base
+    watched.optimizer = torch.optim.SGD([p for p in watched.model.parameters() if p.requires_grad], lr=0.1)
+    watched.batches(4)
+    watched.watch.close()
+    assert not [event for event in watched.watch.events if event.name == "probe_failed"]
+    [event] = [event for event in watched.watch.events if event.name == "gap"]
+    assert (event.step, "looked for again" in event.remedy) == (4, True)
+    said = "changed shape or dtype" if change == "another rank" else "0.base.bias, 0.base.weight are not what they were"
+    assert said in event.message
+    states = states_of(watched)
+    present = {group.name for group in watched.watch.groups}
+    assert len(present) >= 3
+    assert {states[7, group] for group in present} == {3.0}
+    # Neurons that are no more are open in the step that has changed them, and in none later.
+    assert {group for (step, group), state in states.items() if step > 4 and state == 0.0} == set()
