@@ -71,6 +71,10 @@ class ReferenceStore(Protocol):
         """The cloud kept of a group; None where there is none."""
         ...
 
+    def totals_from(self, step: int, groups: Iterable[str]) -> None:
+        """Say that the totals of these groups count from the clouds of `step`, which it does not keep."""
+        ...
+
 
 @runtime_checkable
 class RunOutputs(Output, Protocol):

@@ -5,7 +5,7 @@ number of processes, and rank 0 holds one cloud at a time while it writes or rea
 later: the other processes hold their clouds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,8 +60,11 @@ def begin_reference(
     start, at = (snapshots.now(), step) if start is None else (start, step - 1)
     own = start.trained().only(group.name for group in snapshots.active())
     empty = ReferenceClouds(next((p.device for p in training.module.parameters()), "cpu"))
-    reference = taken_or_kept(store, at, groups, own, training.ranks, empty, resumes=saved is not None)
-    snapshots.reference = reference.clouds
+    names = snapshots.kept_names()
+    reference = taken_or_kept(store, at, groups, own, training.ranks, empty, names, resumes=saved is not None)
+    snapshots.reference, snapshots.store = reference.clouds, store
+    if store is not None and reference.begun:
+        store.totals_from(at, reference.begun)
     snapshots.began_at = step if at < step and not reference.is_kept else None
     if saved is None:
         return None
@@ -86,34 +89,41 @@ def taken_or_kept(
     now: Clouds,
     ranks: Ranks,
     empty: ReferenceClouds,
+    names: Mapping[str, str],
     *,
     resumes: bool,
 ) -> Reference:
     """Fill `empty` with the clouds that the run's store has, if it `resumes`; else with those of `now`, after `step`.
 
+    `names` are those under which it keeps each group's.
     The store gets these, and where it has them they need not stay in memory. A collective.
     """
-    kept = read_back(store, groups, now, ranks, empty) if resumes else None
+    kept = read_back(store, groups, now, ranks, empty, names) if resumes else None
     if kept is not None:
         return kept
-    has_them = keep(store, step, groups, now, ranks)
+    has_them = keep(store, step, groups, now, ranks, names)
     for name, cloud in now.items():
         if store is not None and has_them:
-            empty.leave(name, Stored(tuple(cloud.shape), cloud.dtype), store, cloud)
+            empty.leave(name, Stored(tuple(cloud.shape), cloud.dtype, names[name]), store, cloud)
         else:
             empty.hold(name, cloud)
     return Reference(empty, is_kept=False)
 
 
 def read_back(
-    store: ReferenceStore | None, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks, empty: ReferenceClouds
+    store: ReferenceStore | None,
+    groups: Sequence[NeuronGroup],
+    now: Clouds,
+    ranks: Ranks,
+    empty: ReferenceClouds,
+    names: Mapping[str, str],
 ) -> Reference | None:
     """This process's clouds of the beginning, from rank 0's record; None on every process where none fits.
 
     A collective. `now` are this process's clouds as they stand; `empty` is filled, with these where the record's do not
     fit: groups that were found after the beginning are not in it.
     """
-    stored = ranks.first("reference", lambda: _stored(store, groups))
+    stored = ranks.first("reference", lambda: _stored(store, groups, names))
     mine = {name: name in stored and stored[name].shape == now.shape(name) for name in now}
     fits = {name: fit for theirs in ranks.all("reference", mine) for name, fit in theirs.items()}
     begun = tuple(sorted(name for name, fit in fits.items() if not fit))
@@ -128,7 +138,7 @@ def read_back(
         kind, is_here = stored[group.name], ranks.owner(k) == 0
         cloud = None
         if ranks.rank == 0 and store is not None and not is_here:
-            cloud = store.read_reference(group.name)
+            cloud = store.read_reference(kind.kept_name)
             whole &= cloud is not None
             if cloud is None:  # the owner waits for it all the same
                 cloud = torch.zeros(kind.shape, dtype=kind.dtype)
@@ -146,12 +156,19 @@ def read_back(
     return Reference(empty, is_kept=True, begun=begun)
 
 
-def keep(store: ReferenceStore | None, step: int, groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks) -> bool:
+def keep(
+    store: ReferenceStore | None,
+    step: int,
+    groups: Sequence[NeuronGroup],
+    now: Clouds,
+    ranks: Ranks,
+    names: Mapping[str, str],
+) -> bool:
     """Hand the clouds of all processes, as they stood after `step`, to rank 0's store; whether it has them now.
 
     A collective.
     """
-    arriving = _arriving(groups, now, ranks)
+    arriving = ((names[name], cloud) for name, cloud in _arriving(groups, now, ranks))
     has_them = store is not None and store.reference(step, arriving)
     for _ in arriving:  # what a store that fails has left: the others wait to hand it over
         pass
@@ -174,11 +191,11 @@ def _arriving(groups: Sequence[NeuronGroup], now: Clouds, ranks: Ranks) -> Itera
             yield group.name, arrived
 
 
-def _stored(store: ReferenceStore | None, groups: Sequence[NeuronGroup]) -> dict[str, Stored]:
+def _stored(store: ReferenceStore | None, groups: Sequence[NeuronGroup], names: Mapping[str, str]) -> dict[str, Stored]:
     if store is None:
         return {}
-    found = ((group.name, store.read_reference(group.name)) for group in groups)
-    return {name: Stored(tuple(cloud.shape), cloud.dtype) for name, cloud in found if cloud is not None}
+    found = ((g.name, store.read_reference(names[g.name])) for g in groups)
+    return {name: Stored(tuple(c.shape), c.dtype, names[name]) for name, c in found if c is not None}
 
 
 def _room(kind: Stored, ranks: Ranks) -> Tensor:

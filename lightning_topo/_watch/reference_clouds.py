@@ -16,10 +16,11 @@ MOST_HELD = 1 << 24
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A cloud that the record holds: its shape and type."""
+    """A cloud that the record holds: its shape and type, and its name there if that is not the group's."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    kept_name: str = ""
 
 
 class ReferenceClouds(Mapping[str, Tensor]):
@@ -50,7 +51,7 @@ class ReferenceClouds(Mapping[str, Tensor]):
         """Leave a group's cloud where the store has it; hold it if it is small. `cloud` where it is at hand."""
         size = kind.dtype.itemsize * torch.Size(kind.shape).numel()
         if sum(cloud.nbytes for cloud in self._held.values()) + size <= MOST_HELD:
-            cloud = store.read_reference(name) if cloud is None else cloud
+            cloud = store.read_reference(kind.kept_name or name) if cloud is None else cloud
             if cloud is not None:
                 self.hold(name, cloud.to(kind.dtype))
                 return
@@ -83,7 +84,7 @@ class ReferenceClouds(Mapping[str, Tensor]):
         if name in self._held:
             return self._held[name].to(self._device)
         kind, store = self._left[name]
-        cloud = store.read_reference(name)
+        cloud = store.read_reference(kind.kept_name or name)
         if cloud is None or tuple(cloud.shape) != kind.shape:
             self._lost.add(name)
             raise CloudMissing(f"the neurons of {name!r} when training began can no longer be read from the record")

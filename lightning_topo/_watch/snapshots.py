@@ -1,10 +1,11 @@
 """This process's share of the neurons at one step, and before it."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
+from lightning_topo._watch.output import ReferenceStore
 from lightning_topo._watch.probing import is_divided, measures_steps, needs_gradient_scales
 from lightning_topo._watch.reference_clouds import ReferenceClouds, WithFrozen
 from lightning_topo._watch.steps import Steps
@@ -12,7 +13,7 @@ from lightning_topo._watch.training import Training
 from lightning_topo.homology import Worker
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.neurons._capture import Sharding, gather_clouds, shard_copies, sharding
-from lightning_topo.neurons._partly_trained import Beside, frozen_beside
+from lightning_topo.neurons._partly_trained import Beside, frozen_beside, name_of_trained_part
 from lightning_topo.neurons._units import own_part
 from lightning_topo.probes import Capture, Clouds, Probe, ProbeResult
 from lightning_topo.probes._probe import LossFn
@@ -41,6 +42,7 @@ class Snapshots:
         self.reference: ReferenceClouds | None = None  # where no probe looks back
         self.began_at: int | None = None
         self.worker: Worker | None = None
+        self.store: ReferenceStore | None = None  # on the first rank, if the run has a record
         self._training, self._steps, self._training_loss = training, steps, training_loss
         self._sharded_before: tuple[int, Clouds] | None = None
         self._shards_before: tuple[int, Mapping[str, Tensor]] | None = None
@@ -124,17 +126,30 @@ class Snapshots:
             start = start.trained()
             for name in groups:
                 self.reference.hold(name, start[name])
+            self._tell_totals(step - 1, (name for name, own in self._members.items() if not own.isdisjoint(changed)))
         return groups
 
-    def take_over(self, reference: ReferenceClouds | None) -> None:
-        """Keep the clouds of the beginning as far as they fit the present groups; others begin now."""
-        if reference is None:
+    def take_over(self, earlier: "Snapshots", step: int) -> None:
+        """Keep the clouds of the beginning as far as they fit the present groups; others begin now, after `step`."""
+        self.store = earlier.store
+        if earlier.reference is None:
             return
         now = self.now().trained().only(group.name for group in self.active())
-        self.reference = reference.among({name: now.shape(name) for name in now})
-        for name in now:
-            if name not in self.reference:
-                self.reference.hold(name, now[name])
+        self.reference = earlier.reference.among({name: now.shape(name) for name in now})
+        begun = [name for name in now if name not in self.reference]
+        for name in begun:
+            self.reference.hold(name, now[name])
+        self._tell_totals(step, begun)
+
+    def kept_names(self) -> dict[str, str]:
+        """By group, the name under which the record keeps the cloud of its beginning: one for each trained part."""
+        trained = self._steps.trained() if self.sharding == "whole" else None
+        return {g.name: g.name if trained is None else name_of_trained_part(g, trained) for g in self.groups}
+
+    def _tell_totals(self, step: int, names: Iterable[str]) -> None:
+        """Let the record say that the totals of these groups count from `step`."""
+        if self.store is not None:
+            self.store.totals_from(step, names)
 
     def capture(
         self,

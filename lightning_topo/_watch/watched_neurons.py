@@ -148,7 +148,7 @@ class WatchedNeurons:
         join = joined if not self._replaces else partial(renewed, changed=changed)
         # Neurons whose parameters are gone are no more: their steps are not open.
         remaining = [group for group in known if changed.isdisjoint(group.parameter_names)]
-        self._look(remaining, join if snapshots.sharding == "whole" else None).take_over(snapshots.reference)
+        self._look(remaining, join if snapshots.sharding == "whole" else None).take_over(snapshots, step)
         if self._joined is not None:  # that step has moved them unseen
             self._measuring.leave_open(self._joined[0], list(self._joined[1]))
             self._joined = None

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,20 @@ def trained_columns(group: NeuronGroup, tensors: Mapping[str, Tensor], frozen: M
     """
     flags = [(not frozen.keys() >= set(piece.names(group.n)), width) for piece, width in group.widths(tensors)]
     return torch.cat([torch.full((width,), flag) for flag, width in flags])
+
+
+def name_of_trained_part(group: NeuronGroup, trained: Collection[str]) -> str:
+    """A name for what is trained of a group: the group's own where that is all of it.
+
+    >>> from lightning_topo.neurons._group import ParamSlice
+    >>> group = NeuronGroup("net", "unit", 2, (), (ParamSlice("w"), ParamSlice("b")))
+    >>> name_of_trained_part(group, {"w", "b"}), name_of_trained_part(group, {"b"})
+    ('net', 'net, fd9d3f51')
+    """
+    own = [name for name in group.parameter_names if name in trained]
+    if len(own) == len(group.parameter_names):
+        return group.name
+    return f"{group.name}, {blake2b(','.join(own).encode(), digest_size=4).hexdigest()}"
 
 
 def with_reason(

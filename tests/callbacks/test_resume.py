@@ -265,3 +265,54 @@ def test_nothing_that_was_written_is_ever_changed(tmp_path):
     ]
     assert (steps.count(10), steps.count(11)) == (1, 2)
     assert not (tmp_path / "topology-v1").exists()
+
+
+class TwoScales(Classifier):
+    """One of two vectors beside a frozen layer is trained: both have one form."""
+
+    def __init__(self, trained):
+        super().__init__(width=12, lr=0.2)
+        self.net.requires_grad_(False)
+        self.scales = torch.nn.ParameterDict({name: torch.nn.Parameter(torch.ones(12)) for name in "ab"})
+        self.scales[trained].requires_grad_(True)
+        self.scales["b" if trained == "a" else "a"].requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        hidden = self.net[1](self.net[0](batch[0])) * self.scales["a"] * self.scales["b"]
+        return torch.nn.functional.cross_entropy(self.net[2:](hidden), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.2)
+
+
+@pytest.mark.parametrize("second", ["a", "b"])
+def test_totals_begin_anew_where_something_else_is_trained_after_a_resume(tmp_path, second):
+    torch.manual_seed(0)
+    options = {"dirpath": tmp_path / "run", "verbose": False, "max_overhead": None}
+    first = TwoScales("a")
+    trainer = fit(first, [TopologyMonitor([Distortion(1)], **options)], root=tmp_path, max_steps=4)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    module, monitor = TwoScales(second), TopologyMonitor([Distortion(1)], **options)
+    fit(module, [monitor], root=tmp_path, max_steps=8, max_epochs=9, ckpt_path=tmp_path / "one.ckpt")
+    [group] = [group for group in monitor.groups if "scales.a" in group.parameter_names]
+    of_group = [m for m in monitor.record.measurements if (m.probe, m.group) == ("distortion", group.name)]
+    total = {m.step: m.values["total_log_distortion"] for m in of_group}
+    assert max(total) == 8
+    [resumed] = [event for event in monitor.events if "Resumed from" in event.message]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "measurements.jsonl").read_text().splitlines()[1:]]
+    since = {line["step"]: line["reference_step"] for line in lines if line["group"] == group.name}
+    if second == "a":
+        assert "count from here" not in resumed.message
+        assert since == dict.fromkeys(range(1, 9), 0)
+        return
+    assert "totals count from here" in resumed.message
+    assert since == dict.fromkeys(range(1, 5), 0) | dict.fromkeys(range(5, 9), 4)
+    # From there on, what the second vector has moved alone.
+    clouds = []
+    for values in (torch.ones(12), module.scales["b"].detach()):
+        parameters = {name: p.detach() for name, p in module.named_parameters()} | {"scales.b": values}
+        clouds.append(group.gather(parameters))
+    i, j = torch.triu_indices(12, 12, 1)
+    apart = [(cloud[i] - cloud[j]).double().norm(dim=1) for cloud in clouds]
+    stretch = apart[1] / apart[0]
+    assert total[8] == pytest.approx(math.log(stretch.max() / stretch.min()), rel=1e-3)

@@ -21,6 +21,16 @@ class WithParameters(Mine):
     needs_parameters_before = True
 
 
+class Restarts:
+    """Remembers from which steps totals count."""
+
+    def __init__(self):
+        self.told = {}
+
+    def totals_from(self, step, groups):
+        self.told |= dict.fromkeys(groups, step)
+
+
 class Shot:
     """A module, its optimizers and its snapshots."""
 
@@ -112,10 +122,12 @@ def test_totals_count_anew_where_parameters_join_and_go_on_elsewhere(shot):
     assert shot.snapshots.refer_from(1, {"2.weight"}) == ["0", "2"]
     assert shot.snapshots.refer_from(1, {"nowhere"}) == []
     # A new look at the same groups keeps the beginning; a group of another shape begins now.
-    other = ReferenceClouds()
-    other.hold("0", first["0"])
-    other.hold("2", torch.zeros(4, 1))
-    shot.snapshots.take_over(other)
+    earlier = Shot(0).snapshots
+    earlier.reference, earlier.store = ReferenceClouds(), Restarts()
+    earlier.reference.hold("0", first["0"])
+    earlier.reference.hold("2", torch.zeros(4, 1))
+    shot.snapshots.take_over(earlier, 5)
+    assert earlier.store.told == {"2": 5}
     assert torch.equal(shot.snapshots.reference["0"], first["0"])
     assert torch.equal(shot.snapshots.reference["2"], shot.cloud(GROUPS[1]))
 

@@ -110,6 +110,10 @@ class RecordOutput:
         """
         return self.writer.read_reference(group)
 
+    def totals_from(self, step: int, groups: "Iterable[str]") -> None:
+        """Say that the totals of these groups count from `step`: something of their neurons has changed there."""
+        self.writer.totals_from(step, groups)
+
     def end(self, *, in_haste: bool = False) -> None:
         """Close the files, and warn if lines or diagrams were lost; delete the record of a run without a step."""
         if self._is_closed:

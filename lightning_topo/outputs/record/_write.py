@@ -58,7 +58,7 @@ class RecordWriter:
 
     - `branch` is the claimed folder.
     - `reference_step` is the step of the clouds from which `total_contraction` and `total_expansion` are measured;
-      every measurement's line has it.
+      every measurement's line has it, or the later step from which the totals of its group count.
     - `max_bytes` is the limit of the folder's size; it is raised if the folder cannot be made smaller.
     - `crowded_by` is 0, or the bytes of the files besides measurements and diagrams if these exceed half the limit.
     """
@@ -72,6 +72,7 @@ class RecordWriter:
     _other_bytes: int = field(init=False, default=0, repr=False)
     _n_until_look: int = field(init=False, default=0, repr=False)
     crowded_by: int = field(init=False, default=0)
+    _totals_from: dict[str, int] = field(init=False, default_factory=dict, repr=False)
     _writing: Thread | None = field(init=False, default=None, repr=False)
     _unchanged: tuple[int, int] | None = field(init=False, default=None, repr=False)
 
@@ -165,7 +166,7 @@ class RecordWriter:
             "epoch": measurement.epoch,
             "probe": measurement.probe,
             "group": measurement.group,
-            "reference_step": self.reference_step,
+            "reference_step": self._totals_from.get(measurement.group, self.reference_step),
         }
         if measurement.probe == COVERAGE:
             self._measurements.append(line | {k: _coverage(k, float(v)) for k, v in measurement.values.items()})
@@ -245,6 +246,10 @@ class RecordWriter:
         if self._writing is not None:
             self._writing.join()
             self._writing = None
+
+    def totals_from(self, step: int, groups: "Iterable[str]") -> None:
+        """Let the lines of these groups say that their totals count from `step`."""
+        self._totals_from |= dict.fromkeys(groups, step)
 
     def parameters(self, groups: "Sequence[NeuronGroup]", coverage: Sequence[ParameterCoverage]) -> None:
         """Write for every parameter the names of its groups, or the reason why it is in none.
