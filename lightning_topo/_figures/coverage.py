@@ -86,8 +86,18 @@ def weakest(covered: Iterable[Stretch]) -> tuple[Stretch, ...]:
 
 
 def of_network(by_group: Mapping[str, Sequence[Stretch]], since: int | None = None) -> tuple[Stretch, ...]:
-    """The states of the whole network's steps: each step counts as its weakest group, an unrecorded one as open."""
-    covered = list(chain.from_iterable(by_group.values()))
+    """The states of the whole network's steps: each step counts as its weakest group, an unrecorded one as open.
+
+    Where a bound of 0 says that a group stood still, its r is as exact as if it had been measured.
+
+    >>> still = Stretch(1, 9, StepState.BOUNDED, 0.0)
+    >>> [(s.first, s.last, s.state.name) for s in of_network({"a": [still], "b": [Stretch(1, 2, StepState.EXACT)]})]
+    [(1, 9, 'EXACT')]
+    """
+    covered = [
+        replace(stretch, state=StepState.EXACT) if stretch.bound == 0.0 else stretch
+        for stretch in chain.from_iterable(by_group.values())
+    ]
     return weakest([*covered, *unrecorded(covered, since)]) if covered else ()
 
 
