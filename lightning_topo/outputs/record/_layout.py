@@ -7,7 +7,8 @@ A run folder holds
     diagrams/step-<9 digits>.npz    persistence diagrams: an array (m, 2) "<group>/H<k>" each, and "meta"
     diagrams/abandoned-<k>/ captures that a rewind has abandoned
     parameters.json         the groups of neurons, and for every parameter its groups or why it is in none
-    reference/clouds.npz    the neurons when training began, if a probe compares with them, and "step"
+    reference/clouds.npz    the neurons when training began, if a probe compares with them, and "step"; of neurons of
+                            which a part is frozen, the trained part
     history/*.jsonl         if a run began from another's checkpoint: that run's lines up to the checkpoint
     run.json                what the run is: settings, hyperparameters, versions, start, duration
     report.html             the page
