@@ -1,6 +1,6 @@
 """Whether what is frozen of neurons still stands as a snapshot has seen it: no optimizer moves it, but others may."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,9 @@ from torch import Tensor
 from lightning_topo.neurons._partly_trained import Beside
 
 _SAMPLED = 64
-"""Entries of a parameter that are compared."""
+"""Entries of a parameter that are compared ..."""
+_COMPARED = 16
+"""... and of how many parameters at a time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,8 +37,8 @@ class _Stamp:
 class FrozenStamps:
     """Tells in which groups something has moved frozen parameters since `take` was called for the group.
 
-    By the counters of all writes, and, as `.data` is written to uncounted, by a few entries of one parameter after the
-    other, one each time it is asked. These are compared on the CPU alone: elsewhere that would wait for the device.
+    By the counters of all writes, and, as `.data` is written to uncounted, by a few entries of each: of 16 parameters
+    each time it is asked, in turn. These are compared on the CPU alone: elsewhere that would wait for the device.
 
     >>> weight = torch.ones(3)
     >>> stamps = FrozenStamps({"net": {"weight": weight}})
@@ -47,25 +49,24 @@ class FrozenStamps:
 
     def __init__(self, beside: Beside) -> None:
         self._beside: Beside = beside
-        self._stamps: dict[str, Mapping[str, _Stamp]] = {}
+        self._stamps: dict[str, Sequence[_Stamp]] = {}
         self._turn = 0
         self._moved: set[str] = set()
 
     def take(self, group: str) -> None:
         """The group's frozen parameters are what they are now."""
         if group in self._beside:
-            self._stamps[group] = {name: _Stamp.of(p) for name, p in self._beside[group].items()}
+            self._stamps[group] = [_Stamp.of(p) for p in self._beside[group].values()]
             self._moved.discard(group)
 
     def moved(self) -> set[str]:
         """The groups in which something has moved frozen parameters, as far as that is seen."""
-        self._turn += 1
-        for group, stamps in self._stamps.items():
-            own = tuple(stamps.values())
-            turn = own[self._turn % len(own)]
-            is_cheap = turn.parameter.device.type == "cpu"
-            if any(stamp.is_written() for stamp in own) or (is_cheap and turn.differs()):
-                self._moved.add(group)
+        stamps = [(group, stamp) for group, own in self._stamps.items() for stamp in own]
+        self._moved.update(group for group, stamp in stamps if stamp.is_written())
+        if stamps and stamps[0][1].parameter.device.type == "cpu":
+            turn = [stamps[(self._turn + k) % len(stamps)] for k in range(min(_COMPARED, len(stamps)))]
+            self._turn += len(turn)
+            self._moved.update(group for group, stamp in turn if group not in self._moved and stamp.differs())
         return set(self._moved)
 
 
