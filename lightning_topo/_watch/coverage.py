@@ -34,10 +34,8 @@ class Certificate:
         'BOUNDED'
         """
         weaker, stronger = sorted((self, other), key=lambda one: one.state)
-        if stronger.bound is None:
+        if stronger.bound is None or weaker.bound is None:  # where nothing is known of one, nothing is of the larger
             return weaker
-        if weaker.bound is None:
-            return weaker if weaker.state.certified else replace(weaker, bound=stronger.bound)
         if not weaker.state.certified or weaker.bound >= stronger.bound:
             return replace(weaker, bound=max(weaker.bound, stronger.bound))
         return stronger

@@ -34,12 +34,17 @@ class GradientScales:
 
     There is no s where entries of G' are those of G times different factors, as where they are clipped by value. The
     norms |.|_1 and |.|_2 of a parameter tell: both are scaled by one factor only if all its entries are.
+
+    G' is what stands in the gradients just before the step or, where that runs a closure, after it. Schedule-free
+    optimizers write over them in between: G' is then taken to be G, unless the loop `may_clip` it.
     """
 
     def __init__(self) -> None:
         self.wanted: bool = False
+        self.may_clip: bool = False
         self._multiple, self._factor = LossMultiple(), 1.0
         self._taken: dict[int, _Taken] = {}
+        self._given: dict[int, _Given] = {}
         self._measured: dict[int, Tensor] = {}
         self._uneven: dict[int, Tensor] = {}
         self._batches: dict[int, tuple[Tensor, Tensor]] = {}
@@ -57,6 +62,12 @@ class GradientScales:
             if factors:  # those of several losses that differ are no factor of their sum
                 is_common = max(factors) - min(factors) <= _ALIKE * max(factors)
                 self._hooked[id(optimizer)] = factors[0] if is_common else 1.0
+
+    def want(self, wanted: bool) -> None:
+        """Whether s is wanted of the step that begins."""
+        self.wanted = wanted
+        if not wanted:  # those of an optimizer that sat out the last step: its gradient goes on unseen
+            self._taken.clear()
 
     def begin_batch(self) -> None:
         """Another batch begins."""
@@ -84,17 +95,26 @@ class GradientScales:
             if (length := _gradient_norm(optimizer)) is not None:
                 self._taken.setdefault(id(optimizer), _Taken()).add(arriving, length, _norms(optimizer))
 
+    def stepping(self, optimizer: Optimizer) -> None:
+        """The optimizer is about to step, with the gradient that is there."""
+        if id(optimizer) in self._taken and (length := _gradient_norm(optimizer)) is not None:
+            self._given[id(optimizer)] = _Given(length, _norms(optimizer))
+
     def stepped(self, optimizer: Optimizer) -> None:
-        """The optimizer has stepped; its gradient is still the one that it took."""
+        """The optimizer has stepped."""
         self._multiple.forget()
-        taken = self._taken.pop(id(optimizer), None)
-        length = None if taken is None or taken.length is None else _gradient_norm(optimizer)
-        if taken is not None and taken.length is not None and length is not None:
-            self._measured[id(optimizer)] = taken.factor() * length / taken.length
-            self._batches[id(optimizer)] = taken.batches()
-            self._uneven.pop(id(optimizer), None)
-            if (uneven := _are_uneven(taken.norms, _norms(optimizer))) is not None:
-                self._uneven[id(optimizer)] = uneven
+        key = id(optimizer)
+        taken, given = self._taken.pop(key, None), self._given.pop(key, None)
+        if taken is None or taken.length is None or (now := _gradient_norm(optimizer)) is None:
+            return
+        overwrites = given is None and _overwrites_gradients(optimizer)
+        if given is None:
+            given = _Given(taken.length, taken.norms) if overwrites else _Given(now, _norms(optimizer))
+        self._measured[key] = taken.factor() * given.length / taken.length
+        self._batches[key] = taken.batches()
+        self._uneven.pop(key, None)
+        if (uneven := _are_uneven(taken.norms, given.norms)) is not None:
+            self._uneven[key] = uneven | (overwrites and self.may_clip)
 
     def of(self, optimizers: Sequence[Optimizer]) -> tuple[float | None, ...]:
         """The last measured scale of each optimizer; 1 where there is none, or no gradient to measure it by.
@@ -117,6 +137,14 @@ class GradientScales:
         for n, most_losses in (self._batches[id(o)] for o in optimizers if id(o) in self._batches):
             found.add(round(float(n)) if float(most_losses) <= 1.0 <= float(n) else None)
         return found.pop() if len(found) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """|G'| and its norms."""
+
+    length: Tensor
+    norms: "_Norms | None"
 
 
 @dataclass(slots=True)
@@ -204,10 +232,15 @@ def _norms(optimizer: Optimizer) -> _Norms:
     return _Norms(torch.stack([norm.float().to(device) for norm in norms]) if norms else torch.empty(0), rounding)
 
 
+def _overwrites_gradients(optimizer: Optimizer) -> bool:
+    """Whether an optimizer writes to gradients while it steps."""
+    return any(cls.__module__.partition(".")[0] == "schedulefree" for cls in type(optimizer).__mro__)
+
+
 @torch.no_grad()
-def _are_uneven(before: _Norms | None, after: _Norms) -> Tensor | None:
+def _are_uneven(before: _Norms | None, after: _Norms | None) -> Tensor | None:
     """Whether gradients with these norms were scaled by different factors, of shape (); None if nothing tells it."""
-    if before is None or len(before.values) != len(after.values) or not len(after.values):
+    if before is None or after is None or len(before.values) != len(after.values) or not len(after.values):
         return None
     old, new = before.values, after.values.to(before.values.device)
     factors, is_there = new / old, old > 0.0

@@ -8,7 +8,7 @@ from lightning_topo._watch.budget import Allowance, Budget
 from lightning_topo._watch.certifying import Certifying
 from lightning_topo._watch.coverage import Certificate, Coverage
 from lightning_topo._watch.findings_exchange import Exchange
-from lightning_topo._watch.messages import lost_beginning
+from lightning_topo._watch.messages import lost_beginning, missed_updates
 from lightning_topo._watch.probing import Probing, measures_steps
 from lightning_topo._watch.schedule import Schedule, Unit
 from lightning_topo._watch.snapshots import Snapshots
@@ -126,6 +126,7 @@ class Measuring:
         if self._has_missed_update:
             self._has_missed_update = False
             self._certifying.leave_open(step, OpenCause.UNKNOWN_NEURONS)
+            self._exchange.events.append(missed_updates(step, self._training.epoch))
         # A user's own probe of steps looks at the whole batch's.
         self._run([probe for probe in due if not measures_steps(probe) or probe is not self._certifying.probe], step)
         self._exchange.outcomes += self._probing.collect(step)

@@ -98,6 +98,18 @@ def members_changed(
     )
 
 
+def missed_updates(step: int, epoch: int) -> TopologyEvent:
+    """Neurons were found on a step with several updates: those before the last one were made before."""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        message=f"Step {step:,} had several updates of the same neurons. Of those before the last r is not known: the "
+        "step is open, its values are those of the last update, and totals count from there.",
+        remedy="Nothing to do: later steps are measured with all their updates.",
+    )
+
+
 def parts_used(
     groups: Sequence[NeuronGroup], since: int, step: int, epoch: int, *, is_guarded: bool = False
 ) -> TopologyEvent:

@@ -44,6 +44,7 @@ class StepUnderWay:
         self._movements.before_batch(self._steps)
         if self._is_first:
             self._steps.keep(self._training.optimizers)
+            self._steps.gradients.may_clip = bool(self._training.facts().get("gradient_clip_val"))
         step = self._training.step + 1
         due = self._measuring.due("step", step)
         finds = self._neurons.wants_step
@@ -53,7 +54,7 @@ class StepUnderWay:
             snapshots.before_step(step, due)  # shards are copied before anything is recorded
         self._recording.begin(batch, step, wanted=is_wanted, for_neurons=finds, copies=self._lent_copies)
         are_whole = self._neurons.finding.sharding == "whole"
-        self._steps.gradients.wanted = are_whole and any(map(needs_gradient_scales, due))
+        self._steps.gradients.want(are_whole and any(map(needs_gradient_scales, due)))
 
     def loss(self, loss: Tensor, scale: float, *, in_engine: bool) -> None:
         """A loss is about to be differentiated; arguments as those of `Recording.loss`."""

@@ -301,6 +301,7 @@ class Steps:
         self._checks_later = any(callable(value) for value in (*args[1:], *options.values()))
         if not self._checks_later:
             self._check(optimizer, owned)
+            self.gradients.stepping(optimizer)
         self._on_begin(self._checks_later, [name for p in owned for name in self._names.of(p)])
 
     def _check(self, optimizer: Optimizer, owned: Sequence[Tensor]) -> None:

@@ -263,6 +263,13 @@ class Watch:
         else:
             self.steps.advance()
 
+    @property
+    def is_in_update(self) -> bool:
+        """Whether the present batch has led to an update, of neurons that are known."""
+        return (
+            not self._closed and self._measuring.has_begun and bool(self.steps.pending) and not self.steps.is_deferred
+        )
+
     def break_off(self) -> None:
         """The batch has ended in an exception, and another may follow."""
         self._recording.end()

@@ -1,5 +1,6 @@
 """The door for a training loop written by hand, and for Lightning Fabric."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,7 @@ class TopologyWatch(Watched):
         self._loggers = tuple(loggers)
         self._training = LoopTraining.of(model, optimizers, log_every_n_steps, planned_steps)
         self._saved: Any = None
+        self._has_iterated = False
         if self.guard is not None:
             self.guard.refuse(self._training)
 
@@ -94,6 +96,7 @@ class TopologyWatch(Watched):
         iteration counts as a step only if an optimizer has updated the parameters.
         """
         session = self._started()
+        self._has_iterated = True
         session.begin(batch)
         try:
             yield
@@ -130,8 +133,13 @@ class TopologyWatch(Watched):
         `in_haste` is for a training that broke off: measurements still under way are given up, and a process in the
         background writes `report.html`.
         """
-        if self._session is not None:
-            self._session.close(in_haste=in_haste)
+        if self._session is None:
+            return
+        self._session.close(in_haste=in_haste)
+        if not self._has_iterated:
+            self._has_iterated = True
+            message = "TopologyWatch has seen losses and no iteration: put each one into `with watch.step():`."
+            warnings.warn(message, UserWarning, stacklevel=2)
 
     @property
     def should_stop(self) -> bool:

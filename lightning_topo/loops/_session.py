@@ -94,21 +94,20 @@ class LoopSession:
 
     def end(self) -> None:
         """An iteration is over; it was a step where an optimizer has stepped."""
-        losses, self._losses = self._losses, []
         with self._fenced("could not measure a step"):
-            if self.watch is not None:
-                self.watch.after_batch(sum(losses[1:], losses[0]) if losses else None)
-                self.training.step = max(self.training.step, self.watch.last_step)
+            self._measure()
         if self.guard is not None and self.watch is not None:
             self.guard.check(self.training)
         self._decide()
 
     def break_off(self) -> None:
-        """An iteration has ended in an exception."""
-        self._losses = []
+        """An iteration has ended in an exception; it was a step all the same if an optimizer has stepped."""
         with self._fenced("could not leave a step that broke off"):
-            if self.watch is not None:
+            if self._has_unmeasured_update():
+                self._measure()
+            elif self.watch is not None:
                 self.watch.break_off()
+        self._losses = []
 
     def end_epoch(self) -> None:
         """An epoch is over."""
@@ -121,6 +120,8 @@ class LoopSession:
     def close(self, *, in_haste: bool = False) -> None:
         """Finish the record and the report, once."""
         atexit.unregister(self.close)
+        if in_haste and self._has_unmeasured_update():
+            self.break_off()
         with self._fenced("could not finish its record and report"):
             if self.watch is not None:
                 self.watch.close(in_haste=in_haste)
@@ -135,6 +136,16 @@ class LoopSession:
             "guard": None if self.guard is None else self.guard.counts(),
             "gate": None if self.gate is None else self.gate.state(),
         }
+
+    def _measure(self) -> None:
+        losses, self._losses = self._losses, []
+        if self.watch is not None:
+            self.watch.after_batch(sum(losses[1:], losses[0]) if losses else None)
+            self.training.step = max(self.training.step, self.watch.last_step)
+
+    def _has_unmeasured_update(self) -> bool:
+        """Whether the iteration that broke off has an update which this process can measure by itself."""
+        return self.watch is not None and self.watch.is_in_update and self.training.ranks.size == 1
 
     def _restore(self, saved: Any) -> Any:
         """Take over what a checkpoint holds; returns the engine's part of it."""

@@ -19,12 +19,13 @@ def incoming_groups(model: nn.Module, reason: str) -> list[NeuronGroup]:
 def _layers(model: nn.Module) -> Iterator[NeuronGroup]:
     names = {id(p): clean_name(name) for name, p in model.named_parameters()}
     for path, module in model.named_modules():
-        if not isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or id(module.weight) not in names:
+        lies_across = _lies_across(module)
+        if not (isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or lies_across) or id(module.weight) not in names:
             continue
         grouped = isinstance(module, _TRANSPOSED) and module.groups > 1
         if grouped:
             continue
-        weight, axis = module.weight, 1 if isinstance(module, _TRANSPOSED) else 0
+        weight, axis = module.weight, 1 if isinstance(module, _TRANSPOSED) or lies_across else 0
         slices = [ParamSlice(names[id(weight)], (), (axis,), weight.requires_grad)]
         if module.bias is not None and id(module.bias) in names:
             bias = names[id(module.bias)]
@@ -32,3 +33,8 @@ def _layers(model: nn.Module) -> Iterator[NeuronGroup]:
         kind = "channel" if isinstance(module, _CONVOLUTIONS) else "unit"
         name = clean_name(f"{path}.").removesuffix(".") or "model"
         yield NeuronGroup(name, kind, weight.shape[axis], (), tuple(slices))
+
+
+def _lies_across(module: nn.Module) -> bool:
+    """Whether it is transformers' `Conv1D`: a linear layer whose weight has its outputs along the second axis."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")

@@ -114,7 +114,7 @@ def parameter_thresholds(
         if one.rule is None:
             return Thresholds(None, names, one.reason)
         if scale is None:
-            reason = "entries of its gradient are scaled by different factors, as by clipping by value"
+            reason = "its gradient is scaled by no one factor that is known, as where it is clipped by value"
             return Thresholds(None, names, f"{type(one.optimizer).__name__}: {reason}")
         if one.rule.adaptive and not _has_stepped(one.optimizer):
             return Thresholds(None, names, f"{type(one.optimizer).__name__}: it has not stepped yet")

@@ -49,6 +49,77 @@ def test_an_iteration_that_broke_off_and_was_caught_is_no_step(tmp_path):
     assert not happened(watch.events)
 
 
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("at", [4, 7])
+def test_an_iteration_that_broke_off_after_its_update_is_a_step(tmp_path, error, at):
+    """The last one, too: coverage speaks of every update."""
+    model = Net()
+    optimizer = sgd(model, 0.1)
+    with watching(model, optimizer, tmp_path, probes=[Distortion(every_n_steps=1)]) as watch:
+        for k, batch in enumerate(batches()):
+            try:
+                with watch.step():
+                    watch.loss(model(**batch)["loss"]).backward()
+                    optimizer.step()
+                    if k == at:
+                        raise error
+            except error:
+                pass
+            optimizer.zero_grad()
+    assert by_step(watch, "training") == list(range(1, 9))
+    assert set(by_step(watch, "distortion")) == set(range(1, 9))
+    assert not happened(watch.events)
+
+
+def test_the_update_before_an_exception_is_in_the_record(tmp_path):
+    model = Net()
+    optimizer = sgd(model, 0.1)
+    watch = watching(model, optimizer, tmp_path, probes=[Distortion(every_n_steps=1)])
+
+    def loop():
+        with watch:
+            for k, batch in enumerate(batches()):
+                with watch.step():
+                    watch.loss(model(**batch)["loss"]).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    if k == 4:
+                        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        loop()
+    assert max(by_step(watch, "coverage")) == max(by_step(watch, "distortion")) == 5
+
+
+def test_of_several_updates_in_the_first_step_those_before_the_last_are_not_known(tmp_path):
+    model = Net()
+    optimizer = sgd(model, 0.1)
+    with watching(model, optimizer, tmp_path, probes=[Distortion(every_n_steps=1)]) as watch:
+        for batch in batches():
+            with watch.step():
+                for _ in range(3):
+                    watch.loss(model(**batch)["loss"]).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+    [gap] = [event for event in watch.events if event.name == "gap"]
+    assert (gap.step, "several updates" in gap.message) == (1, True)
+    found = [m for m in watch.record.measurements if m.probe == "coverage"]
+    assert {m.step: m.values["state"] for m in found} == {1: 0.0, 2: 3.0, 8: 3.0}
+    assert not any("bound" in m.values for m in found)
+
+
+def test_losses_without_an_iteration_are_a_warning(tmp_path):
+    model = Net()
+    optimizer = sgd(model, 0.1)
+    watch = watching(model, optimizer, tmp_path)
+    for batch in batches():
+        watch.loss(model(**batch)["loss"]).backward()
+        optimizer.step()
+    with pytest.warns(UserWarning, match="with watch.step"):
+        watch.close()
+    watch.close()
+
+
 class Broken:
     name = "broken"
 

@@ -211,3 +211,52 @@ def test_the_factor_of_hooks_counts_for_the_optimizer_that_takes_the_loss():
     assert scales.of([g, d]) == (0.25, 0.25)
     scales.recorded([of_hooks(0.5, "g.weight"), of_hooks(0.25, "g.weight")], [g], parameters)
     assert scales.of([g, d]) == (1.0, 0.25)  # a sum of two losses with factors of their own is no multiple of theirs
+
+
+def test_a_gradient_that_waits_for_its_turn_is_not_compared_with_a_later_one(setting):
+    """An optimizer sits out the step in which that is measured; networks that take turns do."""
+    model, optimizer, x = setting
+    scales = GradientScales()
+    scales.want(True)
+    loss = model(x).square().sum()
+    scales.begin_batch()
+    scales.loss(loss, 1.0, [optimizer])
+    loss.backward()
+    scales.differentiated([optimizer])
+    scales.want(False)
+    optimizer.zero_grad()
+    scales.begin_batch()
+    (3.0 * model(x[:2])).abs().sum().backward()
+    scales.stepping(optimizer)
+    optimizer.step()
+    scales.stepped(optimizer)
+    assert scales.of([optimizer]) == (1.0,)
+
+
+@pytest.mark.parametrize("sees_before", [True, False])
+@pytest.mark.parametrize("may_clip", [True, False])
+@pytest.mark.parametrize("name", ["AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree"])
+def test_optimizers_that_write_over_their_gradients_take_what_was_there_before(setting, name, may_clip, sees_before):
+    schedulefree = pytest.importorskip("schedulefree")
+    model, _, x = setting
+    optimizer = getattr(schedulefree, name)(model.parameters(), lr=1e-3, weight_decay=0.1)
+    optimizer.train()
+    scales = GradientScales()
+    scales.may_clip = may_clip
+    scales.want(True)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model(x).square().sum()
+        scales.begin_batch()
+        scales.loss(loss, 1.0, [optimizer])
+        loss.backward()
+        scales.differentiated([optimizer])
+        if sees_before:  # where the step runs a closure, nobody sees the gradient in between
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5 * norm(model))
+            scales.stepping(optimizer)
+        optimizer.step()
+        scales.stepped(optimizer)
+    if sees_before:
+        assert scales.of([optimizer]) == pytest.approx((0.5,), rel=1e-4)
+    else:
+        assert scales.of([optimizer]) == ((None,) if may_clip else (1.0,))
