@@ -1,6 +1,7 @@
 """The optimizers' own updates: where each began, where it ended, and weights that something else has moved."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -45,8 +46,8 @@ class Steps:
     something else has moved between two updates, `on_overwritten` where it did so before the batch of the update was
     over, with whether what the update made of them is lost. `on_begin` is called before an update, with whether it runs
     a closure and the names of its parameters, `on_made` right after it with what it was, `on_end` after the guards.
-    `gradients` measures what the training does to a gradient before an optimizer takes it. Errors here are kept in
-    `failures`: they must not end a step.
+    `gradients` measures what the training does to a gradient before an optimizer takes it. All this runs in a context
+    of `spending`, but for the guards. Errors here are kept in `failures`: they must not end a step.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Steps:
         on_begin: Callable[[bool, Sequence[str]], None] = lambda runs_closure, names: None,
         on_made: Callable[[Update], None] = lambda update: None,
         on_end: Callable[[], None] = lambda: None,
+        spending: Callable[[], AbstractContextManager[None]] = nullcontext,
         keep_copies: bool = True,
     ) -> None:
         self.guards: list[Callable[[Update], None]] = []
@@ -70,7 +72,7 @@ class Steps:
         self._module, self._on_settle, self._on_outside = module, on_settle, on_outside
         self._on_begin, self._on_end, self._on_deferred = on_begin, on_end, on_deferred
         self._on_overwritten, self._on_made = on_overwritten, on_made
-        self._keeps_copies = keep_copies
+        self._keeps_copies, self._spending = keep_copies, spending
         self._names = ParameterNames(module)
         self._counted: list[Any] = []
         self._kept = KeptValues()
@@ -87,9 +89,9 @@ class Steps:
         ]
 
     @property
-    def is_deferred(self) -> bool:
-        """Whether `pending` are the last batch's updates, and not this one's."""
-        return self._is_deferred
+    def has_updates(self) -> bool:
+        """Whether `pending` are updates of this batch, and not the last one's."""
+        return bool(self.pending) and not self._is_deferred
 
     @property
     def is_stepping(self) -> bool:
@@ -153,7 +155,7 @@ class Steps:
 
     def check_written(self) -> None:
         """Find parameters that something has written to since the last batch: in this one they may see no update."""
-        if self.pending and not self._is_deferred:  # an update between two batches: it is this one's
+        if self.has_updates:  # an update between two batches: it is this one's
             return
         if not self._kept.is_any_written():
             return
@@ -276,10 +278,17 @@ class Steps:
         return [self._names.of(k.parameter)[0] for k in moved]
 
     def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        try:
+        with self._apart():
             self._begin_update(optimizer, args, options)
-        except Exception as error:
-            self.failures.append(error)
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """What is done here takes no time of the training, and no error of it ends an optimizer's step."""
+        with self._spending():
+            try:
+                yield
+            except Exception as error:
+                self.failures.append(error)
 
     def _begin_update(self, optimizer: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         if self._running and optimizer is not self._running[0]:
@@ -317,26 +326,24 @@ class Steps:
         self._running.pop()
         if self._running:
             return
-        try:
+        update = None
+        with self._apart():
             update = self._made(optimizer)
             self._on_made(update)
-        except Exception as error:
-            self.failures.append(error)
+        if update is None:
             return
         self._present = None  # networks that take turns may have been frozen and thawed since
-        for guard in self.guards:  # what a guard raises is meant to end the training
+        for guard in self.guards:  # what a guard raises is meant to end the training; its time is its own
             guard(update)
         self.pending.append(update)
         self._present = None
-        try:
+        with self._apart():
             if self._keeps_copies:
                 self._values_after.updated(update.after.values())
             if self.guards:  # what they have written is the update, for every watch that has seen it before
                 for other in tuple(_WATCHING):
                     other._values_after.rewritten(update.after.values())
             self._on_end()
-        except Exception as error:
-            self.failures.append(error)
 
     def _made(self, optimizer: Optimizer) -> Update:
         """The update that an optimizer has just made."""

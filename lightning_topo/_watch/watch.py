@@ -89,6 +89,7 @@ class Watch:
             on_begin=lambda runs_closure, names: self._recording.update_begins(names, runs_closure=runs_closure),
             on_made=lambda update: self._under_way.made(update),
             on_end=self._recording.update_ends,
+            spending=self.budget.spending,
             keep_copies=finding.sharding == "whole",
         )
         self._neurons = WatchedNeurons(
@@ -266,9 +267,7 @@ class Watch:
     @property
     def is_in_update(self) -> bool:
         """Whether the present batch has led to an update, of neurons that are known."""
-        return (
-            not self._closed and self._measuring.has_begun and bool(self.steps.pending) and not self.steps.is_deferred
-        )
+        return not self._closed and self._measuring.has_begun and self.steps.has_updates
 
     def break_off(self) -> None:
         """The batch has ended in an exception, and another may follow."""

@@ -1,5 +1,7 @@
 """Where an optimizer's own update begins and ends, and what moves parameters between two of them."""
 
+from contextlib import contextmanager
+
 import lightning as L
 import pytest
 import torch
@@ -338,3 +340,23 @@ def test_nothing_is_seen_after_the_release(module, seen):
     seen.steps.release()
     optimizer.step()
     assert seen.steps.pending == []
+
+
+def test_what_is_done_at_an_update_is_time_of_ours_and_what_a_guard_does_is_not():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    spent = []
+
+    @contextmanager
+    def spending():
+        spent.append("in")
+        yield
+        spent.append("out")
+
+    steps = Steps(model, on_settle=lambda lost: None, on_outside=lambda *_: None, spending=spending)
+    steps.guards.append(lambda update: spent.append("guard"))
+    steps.keep([optimizer])
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    steps.release()
+    assert spent == ["in", "out", "in", "out", "guard", "in", "out"]
