@@ -120,20 +120,23 @@ def _frozen(
     own = {name: trained[name] for name in group.parameter_names if name in trained}
     device = next(iter(own.values())).device
     names = [name for name in group.parameter_names if name in parameters and name not in own]
-    frozen = {name: p for name in names if _is_readable(p := parameters[name], device)}
+    frozen = {name: p for name in names if _is_plain(p := parameters[name]) and p.device == device}
     try:
         widths = group.widths(own | frozen)
     except ValueError:  # as where weights are quantised
         return {}
     size = max(p.element_size() for p in (own | frozen).values())
     n_bytes = group.n_blocks * group.n * sum(width for _, width in widths) * size
-    return frozen if n_bytes <= MOST_WHOLE else stacked_with(group, own, frozen)
+    chosen = frozen if n_bytes <= MOST_WHOLE else stacked_with(group, own, frozen)
+    return {name: p for name, p in chosen.items() if _is_finite(p)}
 
 
-def _is_readable(parameter: Tensor, device: torch.device) -> bool:
-    """Whether a frozen parameter can be part of a cloud; a mask of infinities cannot."""
-    if not parameter.is_floating_point() or parameter.device != device:
-        return False
+def _is_plain(parameter: Tensor) -> bool:
+    return parameter.is_floating_point() and parameter.layout is torch.strided
+
+
+def _is_finite(parameter: Tensor) -> bool:
+    """Whether a cloud can hold a parameter; a mask of infinities cannot be compared."""
     return parameter.numel() == 0 or all(math.isfinite(extreme) for extreme in parameter.detach().aminmax())
 
 

@@ -239,7 +239,7 @@ def test_frozen_members_of_a_stack_belong_to_it_whatever_they_take(most, monkeyp
     assert EXPERTS.gather(whole).shape == (3, len(flags))
 
 
-@pytest.mark.parametrize("unreadable", ["int8", "packed", "elsewhere", "masks", "nan"])
+@pytest.mark.parametrize("unreadable", ["int8", "packed", "elsewhere", "masks", "nan", "sparse"])
 def test_frozen_weights_that_cannot_be_read_are_left_out(unreadable):
     module = nn.Linear(3, 4)
     packed = {
@@ -248,6 +248,7 @@ def test_frozen_weights_that_cannot_be_read_are_left_out(unreadable):
         "elsewhere": torch.ones(4, 3).to("meta"),
         "masks": torch.ones(4, 3).masked_fill(torch.eye(4, 3) > 0, -torch.inf),
         "nan": torch.full((4, 3), torch.nan),
+        "sparse": torch.eye(4, 3).to_sparse(),
     }
     module.weight = nn.Parameter(packed[unreadable], requires_grad=False)
     group = NeuronGroup("net", "unit", 4, (), (ParamSlice("weight"), ParamSlice("bias")))
