@@ -1,6 +1,7 @@
 """Fallback for models that cannot be traced: the incoming weights of single layers."""
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 from torch import nn
 
@@ -20,16 +21,19 @@ def _layers(model: nn.Module) -> Iterator[NeuronGroup]:
     names = {id(p): clean_name(name) for name, p in model.named_parameters()}
     for path, module in model.named_modules():
         lies_across = _lies_across(module)
-        if not (isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or lies_across) or id(module.weight) not in names:
+        if not (isinstance(module, (nn.Linear, *_CONVOLUTIONS)) or lies_across):
+            continue
+        layer = cast(Any, module)
+        if id(layer.weight) not in names:
             continue
         grouped = isinstance(module, _TRANSPOSED) and module.groups > 1
         if grouped:
             continue
-        weight, axis = module.weight, 1 if isinstance(module, _TRANSPOSED) or lies_across else 0
+        weight, axis = layer.weight, 1 if isinstance(module, _TRANSPOSED) or lies_across else 0
         slices = [ParamSlice(names[id(weight)], (), (axis,), weight.requires_grad)]
-        if module.bias is not None and id(module.bias) in names:
-            bias = names[id(module.bias)]
-            slices.append(ParamSlice(bias, (), (0,), module.bias.requires_grad, "elementwise"))
+        if layer.bias is not None and id(layer.bias) in names:
+            bias = names[id(layer.bias)]
+            slices.append(ParamSlice(bias, (), (0,), layer.bias.requires_grad, "elementwise"))
         kind = "channel" if isinstance(module, _CONVOLUTIONS) else "unit"
         name = clean_name(f"{path}.").removesuffix(".") or "model"
         yield NeuronGroup(name, kind, weight.shape[axis], (), tuple(slices))

@@ -132,8 +132,6 @@ def follow_edge(
     edge = EdgeState(bands)
     deciding = edge.deciding(step, rules)
     ground = next((source for source in deciding if bands[source.value].inside), None)
-    if ground is EdgeSource.SHARPNESS and not state.inside and EdgeSource.BATCH in edge.measured(step):
-        ground = None  # the batches' ratio is on its way, and decides: to enter now may be to leave at once
     edge = EdgeState(bands, None if ground is None else ground.value)
     if edge.inside == state.inside:
         return edge, None

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from lightning_topo.measurement import Measurement
 from lightning_topo.phases import EdgeSource, PhaseRules, replay
-from lightning_topo.phases._edge import EdgeState, follow_edge
 from tests.phases.series import names, sharpnesses
 
 
@@ -100,20 +99,3 @@ def test_a_source_that_is_not_measured_any_more_does_not_decide(lost):
     assert (entered.name, left.name) == ("edge_of_stability_enter", "edge_of_stability_exit")
     assert left.step in range(10 + 5, 10 + 15)
     assert "(source: " in left.message
-
-
-def test_sharpness_does_not_enter_while_the_ratio_of_batches_is_on_its_way():
-    """Else training enters and leaves in one step: the third value of sharpness comes before the third of batches."""
-    state, changes = EdgeState(), []
-    for step in range(1, 6):
-        for values in ({"sharpness_ratio": 80.0}, {"batch_sharpness_ratio": 0.4}):
-            state, change = follow_edge(state, step, values)
-            changes.append(change)
-    assert changes == [None] * 10
-    state, changes = EdgeState(), []
-    for step in range(1, 6):
-        for values in ({"sharpness_ratio": 80.0}, {"batch_sharpness_ratio": 1.1}):
-            state, change = follow_edge(state, step, values)
-            changes.append(change)
-    [change] = [change for change in changes if change is not None]
-    assert (change.entered, change.source) == (True, EdgeSource.BATCH)
