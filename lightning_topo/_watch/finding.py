@@ -130,10 +130,11 @@ class Finding:
         return replace(found, coverage=whole_coverage(found.coverage, measured, parameters, otherwise))
 
     def _says_nothing(self, group: NeuronGroup, values: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> bool:
-        """Whether neurons are told apart by what is frozen of them, which no cloud will hold."""
+        """Whether neurons are told apart only by frozen weights that no cloud will hold."""
         if self.sharding != "whole" or not told_apart_by_frozen(group, values):  # what is gathered is whole
             return False
-        return group.name not in frozen_beside([group], self._training.module, trained_of(group, parameters))
+        beside = frozen_beside([group], self._training.module, trained_of(group, parameters))
+        return told_apart_by_frozen(group, values, beside.get(group.name, {}))
 
     def _groups(self, tapes: Sequence[Tape], obstacle: str, structure: nn.Module | None) -> FoundNeurons:
         refused = (obstacle,) if obstacle else tuple(dict.fromkeys(tape.obstacle for tape in tapes if tape.obstacle))

@@ -68,6 +68,7 @@ class GradientScales:
         self.wanted = wanted
         if not wanted:  # those of an optimizer that sat out the last step: its gradient goes on unseen
             self._taken.clear()
+            self._given.clear()
 
     def begin_batch(self) -> None:
         """Another batch begins."""

@@ -192,7 +192,7 @@ class WatchedNeurons:
         assert self._measuring.snapshots is not None
         assert self._membership is not None
         change = self._membership.change(step)
-        if gone := self._gone() - (frozenset() if change is None else change.names):
+        if gone := self._take_gone() - (frozenset() if change is None else change.names):
             change = replace(change or Change(), gone=gone, are_new=True)
         self._unused.see(step)
         if change is not None:
@@ -211,8 +211,8 @@ class WatchedNeurons:
             self.is_again_wanted, self._replaces = True, False
         return change is not None
 
-    def _gone(self) -> frozenset[str]:
-        """Parts of watched neurons that are not what they were, and were not known to be."""
+    def _take_gone(self) -> frozenset[str]:
+        """Parts of watched neurons that are not what they were, each once."""
         assert self._measuring.snapshots is not None
         changed = self._measuring.snapshots.changed() - self._told_gone
         gone = changed.intersection(p for group in self.groups for p in group.parameter_names) if changed else changed

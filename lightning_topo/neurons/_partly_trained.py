@@ -43,10 +43,11 @@ def frozen_beside(groups: Sequence[NeuronGroup], module: nn.Module, trained: Map
     return {name: frozen for name, frozen in found.items() if frozen}
 
 
-def told_apart_by_frozen(group: NeuronGroup, values: Mapping[str, Tensor]) -> bool:
+def told_apart_by_frozen(group: NeuronGroup, values: Mapping[str, Tensor], known: Collection[str] = ()) -> bool:
     """Whether neurons coincide in what is trained of them at these values, and not in the whole.
 
     A neuron under LoRA is its frozen weights and its row of B, which begins at 0: rows that part there tear nothing.
+    Frozen parameters that are `known` count as trained ones do.
 
     >>> from lightning_topo.neurons._group import ParamSlice
     >>> group = NeuronGroup("net", "unit", 2, (), (ParamSlice("w", trainable=False), ParamSlice("b")))
@@ -55,8 +56,9 @@ def told_apart_by_frozen(group: NeuronGroup, values: Mapping[str, Tensor]) -> bo
     >>> told_apart_by_frozen(group, {"w": torch.ones(2, 2), "b": torch.zeros(2)})
     False
     """
-    trained = trained_of(group, values)
-    whole = trained | {name: values[name] for name in _names(group, trainable=False) if name in values}
+    frozen = {name: values[name] for name in _names(group, trainable=False) if name in values}
+    trained = trained_of(group, values) | {name: value for name, value in frozen.items() if name in known}
+    whole = trained | frozen
     return len(trained) < len(whole) and len(trained) > 0 and _coincide(group, trained) and not _coincide(group, whole)
 
 

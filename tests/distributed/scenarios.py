@@ -42,6 +42,7 @@ from lightning_topo.stability import (
 )
 from lightning_topo.stability._layout import Layout, flatten, is_sharded
 from tests.distributed.models import Net, dataset, loader, parts, trainer
+from tests.watch.driving import LowRank
 from tests.watch.shards import KINDS, Attends, part_of, recorded, tokens
 
 
@@ -99,26 +100,14 @@ def tied(folder, rank, mode):
     return fit(folder, rank, mode, module=Tied(mode), probes=[Distortion(every_n_steps=1), StepEdge(2)])
 
 
-class LowRank(nn.Module):
-    """A frozen layer beside which a product of two small matrices is trained; it begins at 0."""
-
-    def __init__(self, base):
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.down = nn.Linear(base.in_features, 3, bias=False)
-        self.up = nn.Linear(3, base.out_features, bias=False)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, x):
-        return self.base(x) + self.up(self.down(x))
-
-
 class Adapted(Net):
     """A fine-tuning as LoRA does it: neurons of which most is frozen."""
 
     def __init__(self, mode="single"):
         super().__init__(mode, lr=0.05)
-        layers = [LowRank(layer) if isinstance(layer, nn.Linear) else layer for layer in self.net]
+        layers = [
+            LowRank(layer.requires_grad_(False), 3) if isinstance(layer, nn.Linear) else layer for layer in self.net
+        ]
         self.net = nn.Sequential(*layers)
 
     def configure_model(self):

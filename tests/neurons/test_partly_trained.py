@@ -216,6 +216,14 @@ def test_neurons_that_are_equal_as_a_whole_are_measured(tmp_path, monkeypatch):
     assert not told_apart_by_frozen(group, {"layer.scale": torch.zeros(6)})  # nothing frozen is known of it
 
 
+def test_what_a_cloud_holds_of_frozen_weights_counts_and_no_more():
+    group = NeuronGroup("net", "unit", 2, (), tuple(ParamSlice(name, trainable=name == "b") for name in "uwb"))
+    values = {"u": torch.ones(2), "w": torch.eye(2), "b": torch.zeros(2)}
+    assert told_apart_by_frozen(group, values)
+    assert told_apart_by_frozen(group, values, {"u"})  # it is the same for both
+    assert not told_apart_by_frozen(group, values, {"w"})
+
+
 EXPERTS = NeuronGroup("moe", "expert", 3, (), (ParamSlice("experts.*.weight"), ParamSlice("gate")))
 
 

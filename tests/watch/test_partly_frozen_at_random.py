@@ -8,23 +8,9 @@ from torch import nn
 
 from lightning_topo import Distortion
 from lightning_topo.geometry import step_distortion
-from tests.watch.driving import Watched
+from tests.watch.driving import LowRank, Watched
 
 N_STEPS = 20
-
-
-class LowRank(nn.Module):
-    """A frozen layer beside which a product of two small matrices is trained; it begins at 0."""
-
-    def __init__(self, base):
-        super().__init__()
-        self.base = base
-        self.down = nn.Linear(base.in_features, 2, bias=False)
-        self.up = nn.Linear(2, base.out_features, bias=False)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, x):
-        return self.base(x) + self.up(self.down(x))
 
 
 def network(chance):

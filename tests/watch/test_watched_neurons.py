@@ -11,7 +11,7 @@ from lightning_topo._watch.settings import WatchSettings
 from lightning_topo._watch.watch import Watch
 from lightning_topo.outputs._outputs import Outputs
 from tests.callbacks.training import happened
-from tests.watch.driving import Watched, training_of, two_layers
+from tests.watch.driving import LowRank, Watched, training_of, two_layers
 
 
 def test_neurons_are_found_in_the_first_step_that_updates_and_measured_from_it_on(watched):
@@ -240,23 +240,10 @@ def test_a_block_that_is_not_shown_again_is_given_up_for_a_while(monkeypatch):
     assert states[22] == 3.0
 
 
-class LowRank(torch.nn.Module):
-    """A frozen layer beside which a product of two small matrices is trained."""
-
-    def __init__(self, base, rank=2):
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.down = torch.nn.Linear(base.in_features, rank, bias=False)
-        self.up = torch.nn.Linear(rank, base.out_features, bias=False)
-
-    def forward(self, x):
-        return self.base(x) + self.up(self.down(x))
-
-
 def adapted_layers():
     model = two_layers()
     for k in (0, 2):
-        model[k] = LowRank(model[k])
+        model[k] = LowRank(model[k].requires_grad_(False))
     return model
 
 
