@@ -14,29 +14,46 @@ from lightning_topo.neurons._group import NeuronGroup, ParamSlice, Step
 
 _SMALL = 1 << 13
 """Parameters of at most this many entries are subtracted and squared together: calls cost more than the work."""
+_IN_CACHE = 1 << 17
+"""A processor takes larger parameters in stretches of about this many entries, which stay in its cache meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sums:
-    """The squares of one parameter, or of a window of it, summed over some axes into a stretch of the flat memory."""
+    """The squares of one parameter, or of a window of it, summed over some axes into a stretch of the flat memory.
+
+    Of a parameter that is taken in stretches, all but the first add to what is there.
+    """
 
     source: Tensor
     axes: tuple[int, ...]
     target: Tensor
+    adds: bool = False
+
+    def take(self) -> None:
+        """Sum the squares that are there now."""
+        if self.adds:
+            self.target.add_(self.source.sum(self.axes))
+        elif self.axes:
+            torch.sum(self.source, self.axes, out=self.target)
+        else:
+            self.target.copy_(self.source)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """One parameter: memory for the squares of its displacement, and the sums that are taken of them."""
+    """One parameter or a stretch of it: memory for the squares of its displacement, and the sums taken of them."""
 
     name: str
     is_complex: bool
     moved: Tensor
     sums: tuple[_Sums, ...]
+    stretch: "Stretch | None" = None
 
     def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The parameter among these; complex entries as pairs."""
-        return torch.view_as_real(tensors[self.name]) if self.is_complex else tensors[self.name]
+        """The parameter, or the stretch of it, among these; complex entries as pairs."""
+        whole = torch.view_as_real(tensors[self.name]) if self.is_complex else tensors[self.name]
+        return _part(whole, self.stretch)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,8 +62,8 @@ class DisplacementMeter:
 
     For each neuron, `lengths` returns an upper bound of |Δ_i|, the length of the neuron's displacement Δ_i; the bound
     includes rounding errors. No cloud is gathered: each parameter's squared differences are summed over its features
-    once, and each neuron adds up its sums. The working memory holds one large parameter at a time, and no call waits
-    for the device. Make a meter with `DisplacementMeter.of`.
+    once, and each neuron adds up its sums. The working memory holds one large parameter at a time, on a processor a
+    stretch of it, and no call waits for the device. Make a meter with `DisplacementMeter.of`.
 
     >>> from lightning_topo.neurons._group import ParamSlice
     >>> group = NeuronGroup("net.0", "unit", 2, (), (ParamSlice("w"), ParamSlice("b")))
@@ -68,7 +85,7 @@ class DisplacementMeter:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the parameters that the meter reads, without patterns: one name per parameter."""
-        return tuple(part.name for part in (*self.small, *self.large))
+        return tuple(dict.fromkeys(part.name for part in (*self.small, *self.large)))
 
     @staticmethod
     def of(groups: Sequence[NeuronGroup], tensors: Mapping[str, Tensor]) -> "DisplacementMeter":
@@ -115,7 +132,7 @@ class DisplacementMeter:
             torch.mul(squares, squares, out=squares)
             for part in self.small:
                 for some in part.sums:
-                    torch.sum(some.source, some.axes, out=some.target)
+                    some.take()
         for part in self.large:
             start, end, moved = part.of(before), part.of(after), part.moved
             if start.dtype is end.dtype is moved.dtype:
@@ -124,18 +141,17 @@ class DisplacementMeter:
                 moved.copy_(end).sub_(start)
             moved.mul_(moved)
             for some in part.sums:
-                if some.axes:
-                    torch.sum(some.source, some.axes, out=some.target)
-                else:
-                    some.target.copy_(some.source)
+                some.take()
         wide = wide_dtype(self.memory.device)
         squares = torch.zeros(self.n_rows, dtype=wide, device=self.memory.device)
         squares.index_add_(0, self.rows, self.memory[self.terms].to(wide))
         return upper_norms(squares, self.longest, self.memory.dtype)
 
 
-Window = tuple[tuple[int, int, int], ...]
-"""Parts of axes that are summed: (axis, start, length)."""
+Stretch = tuple[int, int, int]
+"""A part of an axis: (axis, start, length)."""
+Window = tuple[Stretch, ...]
+"""Parts of axes that are summed."""
 
 
 @dataclass(slots=True)
@@ -188,33 +204,64 @@ class _Plan:
         work = torch.float32
         for tensor in real_tensors.values():
             work = worst_case_work(torch.promote_types(work, tensor.dtype), device, longest)
-        largest = max((tensor.numel() for name, tensor in real_tensors.items() if name not in self.small), default=0)
+        stretches = {name: _stretches(tensor) for name, tensor in real_tensors.items() if name not in self.small}
+        largest = max((_part(real_tensors[name], one[0]).numel() for name, one in stretches.items()), default=0)
         first_large = self.n_small + self.n_sums
         memory = torch.zeros(first_large + largest, dtype=work, device=device)
         small, large = list[_Part](), list[_Part]()
         for name, tensor in real_tensors.items():
+            is_complex = self.tensors[name].is_complex()
             if name in self.small:
                 moved = memory[self.small[name] :][: tensor.numel()].view(tensor.shape)
-            else:
-                moved = memory[first_large:].as_strided(
-                    tensor.shape, torch.empty_like(tensor, device="meta").stride(), first_large
-                )
-            found = []
-            for (kept, window), place in self.places[name].items():
-                source = moved
-                for axis, start, length in window:
-                    source = source.narrow(axis, start, length)
-                shape = [tensor.shape[axis] for axis in kept]
-                target = memory[self.n_small + place :][: math.prod(shape)].view(shape)
-                found.append(_Sums(source, tuple(axis for axis in range(tensor.dim()) if axis not in kept), target))
-            part = _Part(name, self.tensors[name].is_complex(), moved, tuple(found))
-            (small if name in self.small else large).append(part)
+                small.append(_Part(name, is_complex, moved, self._sums(name, tensor, moved, memory)))
+                continue
+            for stretch in stretches[name]:
+                own = _part(tensor, stretch)
+                strides = torch.empty_like(own, device="meta").stride()
+                moved = memory.as_strided(own.shape, strides, first_large)
+                large.append(_Part(name, is_complex, moved, self._sums(name, tensor, moved, memory, stretch), stretch))
         empty = [torch.empty(0, dtype=torch.long)]
         terms = torch.cat([*empty, *(one if is_small else one + self.n_small for one, is_small in self.terms)])
         rows = torch.cat([*empty, *self.rows])
         return DisplacementMeter(
             tuple(small), tuple(large), memory, self.n_small, terms.to(device), rows.to(device), n_rows, longest
         )
+
+    def _sums(
+        self, name: str, tensor: Tensor, moved: Tensor, memory: Tensor, stretch: Stretch | None = None
+    ) -> tuple[_Sums, ...]:
+        """The sums that are taken of a parameter, or what a stretch of it has of them."""
+        along, first, count = stretch or (-1, 0, 0)
+        found = []
+        for (kept, window), place in self.places[name].items():
+            source, begun = moved, first > 0
+            for axis, start, length in window:
+                if axis == along:
+                    low, high = max(start, first), min(start + length, first + count)
+                    start, length, begun = low - first, max(high - low, 0), start < first
+                source = source.narrow(axis, min(start, source.shape[axis]), length)
+            if not source.numel():
+                continue
+            shape = [tensor.shape[axis] for axis in kept]
+            target = memory[self.n_small + place :][: math.prod(shape)].view(shape)
+            if along in kept:
+                target, begun = target.narrow(kept.index(along), first, count), False
+            axes = tuple(axis for axis in range(tensor.dim()) if axis not in kept)
+            found.append(_Sums(source, axes, target, begun))
+        return tuple(found)
+
+
+def _stretches(tensor: Tensor) -> list[Stretch | None]:
+    """The stretches of a large parameter along the axis whose entries lie farthest apart in memory; None is all."""
+    if tensor.device.type != "cpu" or tensor.numel() <= _IN_CACHE:
+        return [None]
+    axis = max(range(tensor.dim()), key=lambda one: (tensor.shape[one] > 1, tensor.stride(one)))
+    length = max(1, _IN_CACHE * tensor.shape[axis] // tensor.numel())
+    return [(axis, start, min(length, tensor.shape[axis] - start)) for start in range(0, tensor.shape[axis], length)]
+
+
+def _part(tensor: Tensor, stretch: Stretch | None) -> Tensor:
+    return tensor if stretch is None else tensor.narrow(*stretch)
 
 
 def real(tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:

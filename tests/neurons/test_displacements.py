@@ -106,3 +106,43 @@ def test_what_does_not_fit():
     with pytest.raises(ValueError, match="got shape"):
         DisplacementMeter.of([HEADS], state(0) | {"qkv": torch.zeros(95, 32)})
     assert len(DisplacementMeter.of([], {}).lengths({}, {})) == 0
+
+
+WINDOWS = NeuronGroup(
+    "windows",
+    "unit",
+    256,
+    (),
+    (
+        ParamSlice("large", (("narrow", 0, 3, 100),), (1,)),
+        ParamSlice("large", (("narrow", 0, 250, 6),), (1,)),
+        ParamSlice("large", (("narrow", 0, 60, 1), ("narrow", 1, 0, 256)), (1,)),
+    ),
+)
+
+
+@pytest.mark.parametrize("in_cache", [1, 700, 1 << 12, 1 << 15])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_in_stretches_as_from_the_clouds(monkeypatch, in_cache, transposed):
+    def laid(tensors):
+        return {name: x.T.contiguous().T if transposed and x.dim() == 2 else x for name, x in tensors.items()}
+
+    monkeypatch.setattr("lightning_topo.neurons._displacements._SMALL", 8)
+    monkeypatch.setattr("lightning_topo.neurons._displacements._IN_CACHE", in_cache)
+    before, after = laid(state(0)), laid(state(1))
+    groups = [*ALL, SCALARS, WINDOWS]
+    meter = DisplacementMeter.of(groups, before)
+    assert (len(meter.large) > len({part.name for part in meter.large})) is (in_cache < 256 * 256)
+    for start, end in ((before, after), (after, before)):
+        torch.testing.assert_close(meter.lengths(start, end), of_clouds(groups, start, end), rtol=1e-4, atol=0)
+
+
+def test_stretches_need_little_memory():
+    group = NeuronGroup("net", "unit", 2048, (), (ParamSlice("w"), ParamSlice("w", dims=(1,))))
+    before, after = torch.zeros(2048, 2048), torch.randn(2048, 2048)
+    meter = DisplacementMeter.of([group], {"w": before})
+    assert meter.memory.nbytes < after.nbytes / 10
+    expected = (after.double().square().sum(0) + after.double().square().sum(1)).sqrt()
+    found = meter.lengths({"w": before}, {"w": after})
+    assert (found >= expected).all()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
