@@ -2,12 +2,14 @@
 
     python -m benchmarks.zoo                 # all models whose packages are installed, minutes
     python -m benchmarks.zoo --only falcon   # one model, with every group and every parameter in none
+    python -m benchmarks.zoo --samples 32    # with as many samples as a training has in a batch
 
 Models are tiny and randomly initialised; nothing is downloaded. `share` is the part of the trainable entries that
 lies in no group, `unexplained` the part of them all for which no reason is given that a person accepts. `seconds` is
 the time that finding and verifying took, `steps` the same in training steps (forward and backward), `memory` its peak
 over that of a training step. The models are those of `zoo_models.py`; those whose package is not installed are
-left out.
+left out. With `--samples` each model's inputs are repeated; those whose tensors do not agree in their first axes are
+left out then.
 """
 
 import argparse
@@ -19,8 +21,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from benchmarks.zoo_models import ZOO, Built, Entry
 from lightning_topo.neurons import NeuronGroup
@@ -63,6 +67,22 @@ class Found:
         """The share of trainable entries in no group without a reason that a person accepts."""
         count = sum(n for name, n in self.uncovered.items() if not is_accepted(self.reasons.get(name, "")))
         return count / max(self.n_entries, 1)
+
+
+def with_samples(inputs: Any, count: int) -> Any:
+    """Inputs with this many samples: those that there are, again and again.
+
+    Raises:
+        ValueError: The tensors do not agree in their first axes.
+
+    >>> with_samples({"x": torch.tensor([1, 2])}, 5)
+    {'x': tensor([1, 2, 1, 2, 1])}
+    """
+    shapes = [tuple(x.shape) for x in tree_leaves(inputs) if isinstance(x, torch.Tensor)]
+    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0]:
+        raise ValueError(f"expected inputs with one first axis, of samples, got shapes {shapes}")
+    chosen = torch.arange(count) % shapes[0][0]
+    return tree_map(lambda x: x[chosen] if isinstance(x, torch.Tensor) else x, inputs)
 
 
 def is_accepted(reason: str) -> bool:
@@ -173,7 +193,9 @@ HEADER = f"{'model':22} groups verified incoming_only other  share unexplained  
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAME", help="one model of the zoo, in detail")
-    only = parser.parse_args().only
+    parser.add_argument("--samples", type=int, metavar="N", help="repeat the inputs until there are N samples")
+    arguments = parser.parse_args()
+    only, samples = arguments.only, arguments.samples
     chosen = [e for e in ZOO if only in (None, e.name)]
     if not chosen:
         parser.error(f"expected --only to be one of {', '.join(e.name for e in ZOO)}")
@@ -187,7 +209,8 @@ def main() -> None:
             continue
         torch.manual_seed(0)
         try:
-            found = search(e.build(), costs=True)
+            model, inputs = e.build()
+            found = search((model, inputs if samples is None else with_samples(inputs, samples)), costs=True)
         except Exception as error:  # the others are still worth looking at
             print(f"{e.name:22} failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             continue

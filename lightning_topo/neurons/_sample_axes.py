@@ -84,18 +84,20 @@ class SampleAxes:
             raise CannotCut("no axis of samples")
         n, kept = tape.n_samples, stop - start
         sizes = dict.fromkeys(self.samples, kept)
+        sums: dict[Atom, int] = {}  # long ones are met again and again
 
         def length(dim: int, axis: Axis) -> int:
             if dim >= (0, 1, len(self.axes))[guess.value]:
-                return _length(axis, sizes)
+                return _length(axis, sizes, sums)
             constant = [atom for atom in flat(axis) if is_constant(atom)]
             if axis_size(axis) == n and len(constant) == len(flat(axis)):
                 return kept
-            return _length(axis, {atom: kept for atom in constant if atom.size == n} | sizes)
+            resized = {atom: kept for atom in constant if atom.size == n}
+            return _length(axis, resized | sizes, {} if resized else sums)
 
         def cut(tensor: Tensor, known: list[Axis]) -> Tensor:
             for dim, axis in enumerate(known):
-                if (size := _length(axis, sizes)) != tensor.shape[dim]:
+                if (size := _length(axis, sizes, sums)) != tensor.shape[dim]:
                     if not flat(axis) or flat(axis)[0] not in self.samples:
                         raise CannotCut("samples inside of another axis")
                     if tensor.layout is not torch.strided:
@@ -154,12 +156,14 @@ def _atoms(pieces: list[Any]) -> set[Atom]:
     return {atom for piece in pieces for axis in piece.axes for atom in flat(axis)}
 
 
-def _length(axis: Axis, sizes: Mapping[Atom, int]) -> int:
-    """The length of an axis when some of its atoms have other sizes."""
+def _length(axis: Axis, sizes: Mapping[Atom, int], sums: dict[Atom, int]) -> int:
+    """The length of an axis when some of its atoms have other sizes; `sums` keeps what has been added up."""
     length = 1
     for atom in flat(axis):
         if atom.summands is not None:
-            length *= sum(_length(part, sizes) for part in summands([atom]))
+            if atom not in sums:
+                sums[atom] = sum(_length(part, sizes, sums) for part in summands([atom]))
+            length *= sums[atom]
         else:
             length *= sizes.get(atom, atom.size)
     return length

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.zoo import Found, is_installed, peak_bytes, row, search, summary
+from benchmarks.zoo import Found, is_installed, peak_bytes, row, search, summary, with_samples
 from benchmarks.zoo_models import ZOO, Entry
 from lightning_topo.neurons import NeuronGroup, ParamSlice
 
@@ -46,6 +46,16 @@ def test_entries_in_no_group_are_counted() -> None:
     assert found.uncovered == {"2.bias": 3}
     assert found.reasons == {"2.bias": "axis 0: an output of the model"}
     assert found.share == 3 / sum(p.numel() for p in model.parameters())
+
+
+def test_inputs_with_more_samples() -> None:
+    inputs = {"x": torch.arange(6.0).view(2, 3), "deep": [torch.tensor([7, 8])], "flag": True}
+    more = with_samples(inputs, 3)
+    assert more["x"].tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
+    assert more["deep"][0].tolist() == [7, 8, 7]
+    assert more["flag"] is True
+    with pytest.raises(ValueError, match="one first axis, of samples"):
+        with_samples((torch.zeros(4, 3), torch.zeros(2, 9)), 8)
 
 
 def test_a_row_of_the_table() -> None:
