@@ -39,6 +39,8 @@ ACCEPTED = (
     "a Fourier transform along it", "it is a single number", "the recorded step does not use it, though others may",
 )  # fmt: skip
 """Why a parameter may be in no group: reasons that a person accepts. All others count as unexplained."""
+SLOW_STEP_S = 0.1
+"""From here on a person would notice how many steps a search takes: below, most of it is Python's overhead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +180,15 @@ def summary(everything: Sequence[Found]) -> str:
     whole = sum(all(group.status == "verified" for group in found.groups) for found in everything)
     loose = sum(found.unexplained * found.n_entries for found in everything)
     entries = sum(found.n_entries for found in everything)
+    slow = [found.steps for found in everything if found.seconds >= SLOW_STEP_S * found.steps]
+    of_slow = f"; of the {len(slow)} with steps of 0.1 s or more {median(slow):.0f}, at most {max(slow):.0f}"
     return (
         f"{len(everything)} models, in {whole} of them all groups verified; {verified} of {len(groups)} groups; "
         f"{loose / max(entries, 1):.2%} of the trainable entries without an acceptable reason, at most "
         f"{max((found.unexplained for found in everything), default=0.0):.1%} in one model; "
         f"median {median(found.steps for found in everything or [Found((), {}, 0, 0.0)]):.0f} training steps and "
         f"{median(found.memory for found in everything or [Found((), {}, 0, 0.0)]):.1f} times their memory"
+        f"{of_slow if slow else ''}"
     )
 
 

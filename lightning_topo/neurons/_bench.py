@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float64, Int, Shaped
@@ -56,7 +57,7 @@ class Bench:
                 tensor.abs_().add_(0.3)
         self.generator: torch.Generator = torch.Generator().manual_seed(seed)
         self._moved: list[tuple[NeuronGroup, Tensor]] = []
-        self._movers: dict[str, list[int]] = {}
+        self._movers: dict[str, dict[int, list[ParamSlice]]] = {}
         self._exchanged: dict[str, set[str]] = {}
         self.gradient: dict[str, Scaled] = {}
         self.reference = self.evaluate(self.tensors, self._keep)
@@ -185,9 +186,7 @@ class Bench:
         for piece in group.slices:
             names = piece.names(group.n)
             for name in names:
-                movers = self._movers.setdefault(name, [])
-                if len(self._moved) not in movers[-1:]:
-                    movers.append(len(self._moved))
+                self._movers.setdefault(name, {}).setdefault(len(self._moved), []).append(piece)
                 if len(names) > 1:  # whole experts change places
                     self._exchanged.setdefault(name, {name}).update(names)
         self._moved.append((group, permutation))
@@ -301,15 +300,18 @@ class Bench:
             return float("inf")
         together, scale = self._exchanged.get(name, {name}), known.scale
         expected = {name: known.values}
-        moves = sorted({move for n in together for move in self._movers.get(n, ())})
+        moves: dict[int, dict[ParamSlice, None]] = {}
+        for n in together:
+            for move, pieces in self._movers.get(n, {}).items():
+                moves.setdefault(move, {}).update(dict.fromkeys(pieces))
         if len(together) > 1:
             present = {n: one for n in together if (one := self.gradient.get(n)) is not None}
             expected, scale = {n: one.values * one.scale for n, one in present.items()}, 1.0
         elif moves:
             expected[name] = known.values.clone()
-        for position in moves:
+        for position, pieces in sorted(moves.items()):
             group, permutation = self._moved[position]
-            group.permute_(expected, permutation)
+            replace(group, slices=tuple(pieces)).permute_(expected, permutation)
         return largest_difference(gradient, expected[name], scale)
 
 

@@ -67,6 +67,10 @@ def test_a_row_of_the_table() -> None:
         "model", "3", "1", "1", "1", "8.0%", "3.0%", "1.2", "7", "1.5", "3", "unit",
     ]  # fmt: skip
     assert "1 of 3 groups; 3.00% of the trainable entries without" in summary([found])
+    assert summary([found]).endswith(
+        "median 7 training steps and 1.5 times their memory; of the 1 with steps of 0.1 s or more 7, at most 7"
+    )
+    assert summary([Found(groups, {}, 1, 0.5, {}, 7.0, 1.5)]).endswith("1.5 times their memory")
 
 
 def test_costs_are_those_of_the_search_over_a_step() -> None:
