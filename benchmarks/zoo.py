@@ -181,14 +181,16 @@ def summary(everything: Sequence[Found]) -> str:
     loose = sum(found.unexplained * found.n_entries for found in everything)
     entries = sum(found.n_entries for found in everything)
     slow = [found.steps for found in everything if found.seconds >= SLOW_STEP_S * found.steps]
-    of_slow = f"; of the {len(slow)} with steps of 0.1 s or more {median(slow):.0f}, at most {max(slow):.0f}"
+    of_slow = (
+        f"; of the {len(slow)} with steps of 0.1 s or more {median(slow):.0f}, at most {max(slow):.0f}" if slow else ""
+    )
     return (
         f"{len(everything)} models, in {whole} of them all groups verified; {verified} of {len(groups)} groups; "
         f"{loose / max(entries, 1):.2%} of the trainable entries without an acceptable reason, at most "
         f"{max((found.unexplained for found in everything), default=0.0):.1%} in one model; "
         f"median {median(found.steps for found in everything or [Found((), {}, 0, 0.0)]):.0f} training steps and "
         f"{median(found.memory for found in everything or [Found((), {}, 0, 0.0)]):.1f} times their memory"
-        f"{of_slow if slow else ''}"
+        f"{of_slow}"
     )
 
 
