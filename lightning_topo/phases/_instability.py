@@ -51,10 +51,10 @@ def follow_stability(
 ) -> tuple[StabilityState, Divergence | None]:
     """Report an instability once: one of three things, for any period of measuring.
 
-    The loss is not finite. Or it is high beyond the edge: the last `instability_confirm` edge ratios were all over
-    `instability_ratio`, the last one no older than `instability_age` steps, and the last `loss_window` losses are above
-    what the noise of those before explains, or above the level `calm` from before these ratios. Or it climbs beyond all
-    that it has been, as `follow_climb` says. It is over once, after `instability_hold` finite losses in a row, the last
+    The loss is not finite. Or it is high after steps that were too large: the last `loss_window` losses are above what
+    the noise of those before explains, and a group is broken down, or the last `instability_confirm` edge ratios were
+    all over `instability_ratio`, the last one no older than `instability_age` steps. For these ratios a loss above the
+    level `calm` from before them is as good. Or it climbs beyond all that it has been, as `follow_climb` says. It is over once, after `instability_hold` finite losses in a row, the last
     `loss_window` were not all above nine tenths of those before.
     """
     ratios, ratio_step, calm = state.ratios, state.ratio_step, state.calm
@@ -75,7 +75,7 @@ def follow_stability(
     sharp = fresh and len(ratios) == rules.instability_confirm and min(ratios) > rules.instability_ratio
     lowest = min(window) if len(window) == rules.loss_window else -math.inf
     # Of a loss that rises alone nothing follows, unless something goes on: mostly the noise need not be known.
-    noise = _noise(before, rules) if sharp or state.span.inside else _Noise()
+    noise = _noise(before, rules) if sharp or is_broken or state.span.inside else _Noise()
     high = _high(first, calm)
     found = None
     if not math.isfinite(loss):
@@ -86,6 +86,8 @@ def follow_stability(
         found = Divergence(loss, ratio=ratios[-1])
     elif climbed is not None:
         found = Divergence(loss, level=climbed.level, ground=climbed.ground)
+    elif is_broken and lowest > noise.level:
+        found = Divergence(loss, level=noise.level, ground=Ground.LARGE_STEPS)
     quiet = not lowest > noise.usual
     span, fired = follow_span(state.span, active=found is not None, quiet=quiet, hold=rules.instability_hold)
     return StabilityState(losses, first, ratios, ratio_step, span, calm, climb), found if fired else None

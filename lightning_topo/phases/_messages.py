@@ -122,8 +122,7 @@ def instability(measurement: Measurement, found: Divergence, rules: PhaseRules) 
     elif found.level is not None:
         above = f"the last {rules.loss_window} losses are all above {found.level:.3g}"
         message = {
-            Ground.LARGE_STEPS: f"The loss explodes after steps that were too large: {above}, far beyond where it had "
-            "stood before.",
+            Ground.LARGE_STEPS: f"The loss jumps after steps that were too large: {above}, more than noise explains.",
             Ground.EDGE: f"The loss grows at the edge of stability: {above}, and it has risen about threefold "
             f"{rules.edge_rises} times without slowing down.",
             Ground.SPEED: f"The loss explodes: {above}, and it has risen about threefold {rules.loss_rises} times in a "

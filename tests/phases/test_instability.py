@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -172,6 +173,18 @@ def test_a_jump_after_steps_that_were_too_large_is_an_instability_at_once():
     assert ("instability", 104) in names(replay([*jump[:100], critical, *jump[100:]]))
     assert ("instability", 104) in names(replay([*jump[:100], ratio(99, 30.0), *jump[100:]]))
     assert "instability" not in dict(names(replay([*jump[:100], ratio(99, 1.2), *jump[100:]])))
+
+
+def test_a_loss_that_jumps_in_a_breakdown_need_not_exceed_the_first():
+    learning, unlearnt = [5.0 * 0.95**k + 0.05 * (k % 3) for k in range(100)], [4.9 + 0.02 * (k % 5) for k in range(60)]
+    run = losses([*learning, *unlearnt])
+    critical = Measurement(100, 0, "distortion", "net.0", {"critical_ratio": 1.7})
+    assert names(replay(run)) == []
+    assert names(replay([*run[:101], critical, *run[101:]])) == [("topology_breakdown", 100), ("instability", 104)]
+    # Before the jump: a breakdown alone is none, nor is a loss that stays within its noise.
+    assert names(replay([*run[:60], replace(critical, step=60), *run[60:100]])) == [("topology_breakdown", 60)]
+    noisy = losses([1.0, 1.4, 1.1, 1.3, 1.4, 1.4, 1.4] * 20)
+    assert names(replay([*noisy[:60], replace(critical, step=60), *noisy[60:]])) == [("topology_breakdown", 60)]
 
 
 def test_a_training_that_explodes_from_its_first_step_on_is_measured_by_its_first_loss():
