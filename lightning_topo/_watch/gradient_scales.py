@@ -35,13 +35,12 @@ class GradientScales:
     There is no s where entries of G' are those of G times different factors, as where they are clipped by value. The
     norms |.|_1 and |.|_2 of a parameter tell: both are scaled by one factor only if all its entries are.
 
-    G' is what stands in the gradients just before the step or, where that runs a closure, after it. Schedule-free
-    optimizers write over them in between: G' is then taken to be G, unless the loop `may_clip` it.
+    G' is what stands in the gradients just before the step or, where that runs a closure, when this is over:
+    optimizers may write over them.
     """
 
     def __init__(self) -> None:
         self.wanted: bool = False
-        self.may_clip: bool = False
         self._multiple, self._factor = LossMultiple(), 1.0
         self._taken: dict[int, _Taken] = {}
         self._given: dict[int, _Given] = {}
@@ -97,7 +96,7 @@ class GradientScales:
                 self._taken.setdefault(id(optimizer), _Taken()).add(arriving, length, _norms(optimizer))
 
     def stepping(self, optimizer: Optimizer) -> None:
-        """The optimizer is about to step, with the gradient that is there."""
+        """The optimizer is about to step, with the gradient that is there; the last call counts."""
         if id(optimizer) in self._taken and (length := _gradient_norm(optimizer)) is not None:
             self._given[id(optimizer)] = _Given(length, _norms(optimizer))
 
@@ -108,14 +107,12 @@ class GradientScales:
         taken, given = self._taken.pop(key, None), self._given.pop(key, None)
         if taken is None or taken.length is None or (now := _gradient_norm(optimizer)) is None:
             return
-        overwrites = given is None and _overwrites_gradients(optimizer)
-        if given is None:
-            given = _Given(taken.length, taken.norms) if overwrites else _Given(now, _norms(optimizer))
+        given = given or _Given(now, _norms(optimizer))
         self._measured[key] = taken.factor() * given.length / taken.length
         self._batches[key] = taken.batches()
         self._uneven.pop(key, None)
         if (uneven := _are_uneven(taken.norms, given.norms)) is not None:
-            self._uneven[key] = uneven | (overwrites and self.may_clip)
+            self._uneven[key] = uneven
 
     def of(self, optimizers: Sequence[Optimizer]) -> tuple[float | None, ...]:
         """The last measured scale of each optimizer; 1 where there is none, or no gradient to measure it by.
@@ -233,12 +230,6 @@ def _norms(optimizer: Optimizer) -> _Norms:
     return _Norms(torch.stack([norm.float().to(device) for norm in norms]) if norms else torch.empty(0), rounding)
 
 
-def _overwrites_gradients(optimizer: Optimizer) -> bool:
-    """Whether an optimizer writes to gradients while it steps."""
-    return any(cls.__module__.partition(".")[0] == "schedulefree" for cls in type(optimizer).__mro__)
-
-
-@torch.no_grad()
 def _are_uneven(before: _Norms | None, after: _Norms | None) -> Tensor | None:
     """Whether gradients with these norms were scaled by different factors, of shape (); None if nothing tells it."""
     if before is None or after is None or len(before.values) != len(after.values) or not len(after.values):

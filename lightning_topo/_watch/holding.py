@@ -10,8 +10,9 @@ from torch import Tensor
 from lightning_topo._watch.bounds import Bounds
 from lightning_topo._watch.parameter_names import Form, form
 from lightning_topo._watch.ranks import Ranks
-from lightning_topo._watch.steps import Steps, Update
+from lightning_topo._watch.steps import Steps
 from lightning_topo._watch.training import Training
+from lightning_topo._watch.updates import Update
 from lightning_topo.geometry import resolved_critical_ratio
 from lightning_topo.geometry._precision import wide_dtype
 from lightning_topo.neurons import NeuronGroup
@@ -66,6 +67,11 @@ def hold(
         margin *= 100.0 / 3.0
     drop(update)
     return GuardedUpdate(proposed, 0.0, 0.0)
+
+
+def is_idle(update: Update) -> bool:
+    """Whether an update has moved nothing, as of a batch without a loss: there is nothing to hold, or to find."""
+    return all(torch.equal(update.before[name], now) for name, now in _each(update))
 
 
 def worst_of_all(found: Mapping[str, float], ranks: Ranks) -> dict[str, float]:

@@ -10,8 +10,9 @@ from lightning_topo._watch.measuring import Measuring
 from lightning_topo._watch.movements import Movements
 from lightning_topo._watch.probing import Probing, needs_gradient_scales
 from lightning_topo._watch.recording import Recording
-from lightning_topo._watch.steps import Steps, Update
+from lightning_topo._watch.steps import Steps
 from lightning_topo._watch.training import Training
+from lightning_topo._watch.updates import Update
 from lightning_topo._watch.watched_neurons import WatchedNeurons
 from lightning_topo.stability._recognition import check_step
 
@@ -44,7 +45,6 @@ class StepUnderWay:
         self._movements.before_batch(self._steps)
         if self._is_first:
             self._steps.keep(self._training.optimizers)
-            self._steps.gradients.may_clip = bool(self._training.facts().get("gradient_clip_val"))
         step = self._training.step + 1
         due = self._measuring.due("step", step)
         finds = self._neurons.wants_step
@@ -68,12 +68,6 @@ class StepUnderWay:
         self._recording.differentiated(goes_on=goes_on, is_stepping=self._steps.is_stepping, in_engine=in_engine)
         if self._steps.gradients.wanted:
             self._steps.gradients.differentiated(self._optimizers())
-
-    def update_begins(self, optimizer: Optimizer) -> None:
-        """An optimizer is about to change its parameters; its closure, if it has one, has run."""
-        self._steps.check(optimizer)
-        if self._steps.is_stepping:
-            self._recording.update_begins((), runs_closure=False)
 
     def made(self, update: Update) -> None:
         """An update was just made: compare it with the optimizer's rule where a probe relies on that."""

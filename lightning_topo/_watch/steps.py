@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -14,22 +14,8 @@ from lightning_topo._watch.gradient_scales import GradientScales
 from lightning_topo._watch.kept_values import KeptValues
 from lightning_topo._watch.parameter_names import Form, ParameterNames
 from lightning_topo._watch.rates import learning_rate
+from lightning_topo._watch.updates import Arguments, RunningStep, Update, with_closure_followed
 from lightning_topo._watch.values_after import ValuesAfter
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """One update of one optimizer: the trained parameters that it owns, by name, before and after.
-
-    `before` holds copies that are valid until the optimizer steps again; `after` holds the parameters themselves. Both
-    are empty where parameters lie in shards. `is_first` where the optimizer kept no state before.
-    """
-
-    optimizer: Optimizer
-    before: Mapping[str, Tensor]
-    after: Mapping[str, Tensor]
-    is_first: bool = False
-    learning_rate: float | None = None
 
 
 class Steps:
@@ -37,7 +23,7 @@ class Steps:
 
     Listens to torch's hooks for all optimizers, so that those inside wrappers and those held by hand are seen too. Of
     nested optimizers the outermost counts. Optimizers of other modules are passed over. With `keep_copies=False`
-    (parameters in shards) updates are only counted.
+    (parameters in shards) updates are only counted. A closure that an update runs first is no part of it.
 
     `guards` are called right after an update, before anything looks at it; they may change the parameters. `on_settle`
     is called before a second update in one batch overwrites the copies of the first, with what `overwritten` returns;
@@ -45,7 +31,8 @@ class Steps:
     the parameters are still as the deferred updates left them. `on_outside` is called with the names of parameters that
     something else has moved between two updates, `on_overwritten` where it did so before the batch of the update was
     over, with whether what the update made of them is lost. `on_begin` is called before an update, with whether it runs
-    a closure and the names of its parameters, `on_made` right after it with what it was, `on_end` after the guards.
+    a closure and the names of its parameters, and again without names whenever the closure is over; `on_made` right
+    after it with what it was, `on_end` after the guards.
     `gradients` measures what the training does to a gradient before an optimizer takes it. All this runs in a context
     of `spending`, but for the guards. Errors here are kept in `failures`: they must not end a step.
     """
@@ -77,11 +64,11 @@ class Steps:
         self._counted: list[Any] = []
         self._kept = KeptValues()
         self._foreign: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
-        self._running: list[Optimizer] = []
+        self._running = RunningStep()
         self._values_after = ValuesAfter()
         self._present: dict[str, Tensor] | None = None
         self._present_in = 0  # which generation
-        self._checks_later = self._is_first = self._is_deferred = False
+        self._is_first = self._is_deferred = self._has_checked = False
         _WATCHING.add(self)
         self._handles = [
             register_optimizer_step_pre_hook(self._before_update),
@@ -96,13 +83,14 @@ class Steps:
     @property
     def is_stepping(self) -> bool:
         """Whether an optimizer is in its `step`: a loss that is computed now belongs to its closure."""
-        return bool(self._running)
+        return self._running.optimizer is not None
 
     def release(self) -> None:
         """Stop listening, and let all copies go."""
         for handle in self._handles:
             handle.remove()
-        self.pending, self._running = [], []
+        self.pending = []
+        self._running.forget()
         self._kept.clear()
         self._present = None
         self._values_after.forget()
@@ -142,7 +130,7 @@ class Steps:
 
     def begin(self) -> None:
         """Forget updates that never ended."""
-        self._running = []
+        self._running.forget()
         self._values_after.forget()
         self._present = None  # parameters may have been frozen or thawed
         if not self._names.are_current:
@@ -163,15 +151,6 @@ class Steps:
         for optimizer in tuple(self.optimizers):
             self._check(optimizer, self._owned(optimizer))
 
-    def check(self, optimizer: Optimizer) -> None:
-        """Find parameters that something else has moved since the last update, and take their values as they are.
-
-        For loops that know the moment just before an update; where an update runs a closure, its pre-hook is too early.
-        """
-        if self._checks_later and self._running:  # it may run inside of `optimizer`
-            self._checks_later = False
-            self._check(self._running[0], self._owned(self._running[0]))
-
     @property
     def copies_values(self) -> bool:
         """Whether something else writes to parameters before the batch is over: their values are copied before it."""
@@ -180,7 +159,8 @@ class Steps:
     def overwritten(self) -> list[str]:
         """Report parameters that something else has written to since their update of this batch.
 
-        Returns the names of those whose values after the update are lost; those of the others `trained` still gives.
+        If values after the update are lost, the names of all that these updates moved are returned: the step cannot be
+        measured. Otherwise `trained` still gives the values.
         """
         found, copies = self._values_after.overwritten(), self._values_after.copies
         lost = {id(p) for p in found} - copies.keys()
@@ -188,7 +168,8 @@ class Steps:
             own = {id(p) for p in update.after.values()}
             if names := [self._names.of(p)[0] for p in self._names.known(found) if id(p) in own]:
                 self._on_overwritten(update.optimizer, names, not own.isdisjoint(lost))
-        return [name for key in lost for name in self._names.by_id.get(key, ())]
+        moved = lost | {id(p) for p in _unique(self.pending)} if lost else lost
+        return [name for key in moved for name in self._names.by_id.get(key, ())]
 
     def trained(self) -> dict[str, Tensor]:
         """The parameters that optimizers train, by each of their names, as far as they have been seen.
@@ -277,9 +258,10 @@ class Steps:
         self._kept.renew(moved)
         return [self._names.of(k.parameter)[0] for k in moved]
 
-    def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def _before_update(self, optimizer: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> Arguments | None:
         with self._apart():
-            self._begin_update(optimizer, args, options)
+            return self._begin_update(optimizer, (args, options))
+        return None
 
     @contextmanager
     def _apart(self) -> Iterator[None]:
@@ -290,16 +272,15 @@ class Steps:
             except Exception as error:
                 self.failures.append(error)
 
-    def _begin_update(self, optimizer: Optimizer, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        if self._running and optimizer is not self._running[0]:
-            self._running.append(optimizer)
-            return
+    def _begin_update(self, optimizer: Optimizer, arguments: Arguments) -> Arguments | None:
+        if self._running.holds_another():
+            return None
         owned = self._owned(optimizer)
         if not owned:
-            return
+            return None
         if not self._names.are_current:  # since the batch began
             self.read_names()
-        self._running = [optimizer]
+        self._running.begin(optimizer)
         self.take_deferred()
         self._is_first = not any(optimizer.state.values())
         updated = {id(p) for p in _unique(self.pending)}
@@ -307,13 +288,25 @@ class Steps:
             self._on_settle(self.overwritten())
             self._renew_updated()
         # A closure computes the gradient first: what it moves is not the optimizer's doing.
-        self._checks_later = any(callable(value) for value in (*args[1:], *options.values()))
-        if not self._checks_later:
+        with_closure = with_closure_followed(arguments, partial(self._closure_is_over, optimizer))
+        if with_closure is None:
             self._check(optimizer, owned)
             self.gradients.stepping(optimizer)
-        self._on_begin(self._checks_later, [name for p in owned for name in self._names.of(p)])
+        self._has_checked = with_closure is None
+        self._on_begin(with_closure is not None, [name for p in owned for name in self._names.of(p)])
+        return with_closure
+
+    def _closure_is_over(self, optimizer: Optimizer) -> None:
+        """The update itself begins, or goes on: it may evaluate its closure again, where it has moved parameters."""
+        with self._apart():
+            if not self._has_checked:
+                self._has_checked = True
+                self._check(optimizer, self._owned(optimizer))
+            self.gradients.stepping(optimizer)
+            self._on_begin(False, ())
 
     def _check(self, optimizer: Optimizer, owned: Sequence[Tensor]) -> None:
+        """Find parameters that something else has moved since the last update, and take their values as they are."""
         if not self._keeps_copies:
             return
         if outside := self._kept.moved(owned):
@@ -321,10 +314,7 @@ class Steps:
             self._on_outside(optimizer, [self._names.of(kept.parameter)[0] for kept in outside])
 
     def _after_update(self, optimizer: Optimizer, *_: Any) -> None:
-        if not self._running or self._running[-1] is not optimizer:
-            return
-        self._running.pop()
-        if self._running:
+        if not self._running.end(optimizer):
             return
         update = None
         with self._apart():

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -87,10 +87,19 @@ class TrainingLoss:
             self.obstacle = self.obstacle if self._tapes else refused
             return
         self.obstacle = ""
-        self._steps = _enough([*self._steps, [_light(tape, self._training) for tape in usable]])
-        self._tapes = [tape for step in self._steps for tape in step]
+        self._take(_enough([*self._of_present(), [_light(tape, self._training) for tape in usable]]))
+
+    def _take(self, steps: list[list[Tape]]) -> None:
+        self._steps, self._tapes = steps, [tape for step in steps for tape in step]
         self._cuts.forget_all_but(self._tapes)
         self._age.forget_all_but(self._tapes)
+
+    def _of_present(self) -> list[list[Tape]]:
+        """The steps that read parameters which the module still has: layers are pruned, replaced, grown."""
+        module = self._training.module
+        named = [*all_names(module.named_parameters), *all_names(module.named_buffers)]
+        shapes = {clean_name(name): tensor.shape for name, tensor in named}
+        return [step for step in self._steps if all(_reads(tape, shapes) for tape in step)]
 
     def take_event(self, step: int) -> TopologyEvent | None:
         """Return what has changed about the samples since a loss was last evaluated on them: one is stale, or none is.
@@ -128,6 +137,10 @@ class TrainingLoss:
             if self.obstacle:
                 raise ProbeUnavailable(f"the training step cannot be replayed: {self.obstacle}.", _REMEDY)
             self._was_evaluated = True
+            if len(present := self._of_present()) < len(self._steps):
+                self._take(present)
+            if not present:
+                raise CannotReplay("the module has other parameters now than in the recorded steps")
             with generators_kept(*self._tapes), gradient_hooks_set_aside(parameters), torch.enable_grad():
                 yield TapeLoss(self._training.module, tuple(self._tapes), cut=self._cuts)
             return
@@ -216,6 +229,12 @@ def _enough(steps: Sequence[list[Tape]]) -> list[list[Tape]]:
         for tape in step:
             held[tape.owners, tape.place] += tape.n_samples
     return kept[::-1]
+
+
+def _reads(tape: Tape, shapes: Mapping[str, torch.Size]) -> bool:
+    """Whether a tape finds what it reads among parameters and buffers of these names and shapes."""
+    read = ((names, tape.layouts[slot].shape) for slot, names in tape.names.items() if tape.params.intersection(names))
+    return all(any(shapes.get(name) == shape for name in names) for names, shape in read)
 
 
 def _light(tape: Tape, training: Training) -> Tape:

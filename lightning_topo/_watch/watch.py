@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_topo._watch.budget import Budget
 from lightning_topo._watch.checkpoint import SavedWatch, saved_watch
@@ -44,7 +43,7 @@ STEPS_PER_FATE = 4.0
 class Watch:
     """Follows one training. The loop's side calls, in every process alike:
 
-        before_batch, (before_backward, after_backward, before_update)*, after_batch, ..., after_epoch, ..., close
+        before_batch, (before_backward, after_backward)*, after_batch, ..., after_epoch, ..., close
 
     Of several processes each has a `Watch`, and all go through the same collectives in the same order. What belongs to
     one process alone (its record, its loggers) is fenced by the outputs.
@@ -189,11 +188,6 @@ class Watch:
         """A gradient is there; `goes_on` where the step may have further losses, `in_engine` where autograd calls."""
         with self.budget.spending():
             self._under_way.differentiated(goes_on=goes_on, in_engine=in_engine)
-
-    def before_update(self, optimizer: Optimizer) -> None:
-        """An optimizer is about to change its parameters."""
-        with self.budget.spending():
-            self._under_way.update_begins(optimizer)
 
     def after_batch(self, loss: Tensor | float | None) -> None:
         """A batch is over; `loss` is the mean loss of this process's batch, undivided and unscaled."""

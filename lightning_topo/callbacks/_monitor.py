@@ -10,14 +10,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_topo._keywords import explains_keywords
 from lightning_topo._watch import Watch, WatchSettings
 from lightning_topo._watch.checkpoint import saved_place
 from lightning_topo._watch.published_values import LogGroups
 from lightning_topo._watch.settings import Groups, group_list, probe_list
-from lightning_topo.callbacks._lightning_internals import run_folder, torch_optimizer
+from lightning_topo.callbacks._lightning_internals import run_folder
 from lightning_topo.callbacks._trainer_printer import TrainerPrinter
 from lightning_topo.callbacks._trainer_training import TrainerTraining
 from lightning_topo.outputs._outputs import Outputs, open_outputs
@@ -201,11 +200,6 @@ class TopologyMonitor(WatchedTraining, Callback):
         with self._guarded("could not look at a step after its gradient"):
             if self.watch is not None:
                 self.watch.after_backward(goes_on=not pl_module.automatic_optimization)
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        with self._guarded("could not look at the parameters before an update"):
-            if self.watch is not None:
-                self.watch.before_update(torch_optimizer(optimizer))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -5,15 +5,15 @@ from typing import Any, Literal, get_args
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS
 
 from lightning_topo._keywords import explains_keywords
 from lightning_topo._watch import Watch, WatchSettings
-from lightning_topo._watch.holding import GuardedUpdate, UpdateRatios, cannot_hold, hold
+from lightning_topo._watch.holding import GuardedUpdate, UpdateRatios, cannot_hold, hold, is_idle
 from lightning_topo._watch.settings import Groups, group_list
-from lightning_topo._watch.steps import Update
+from lightning_topo._watch.updates import Update
 from lightning_topo.callbacks._learning_rates import overwriting_schedulers, scale_learning_rate
-from lightning_topo.callbacks._lightning_internals import misconfigured, shards_parameters, torch_optimizer
+from lightning_topo.callbacks._lightning_internals import misconfigured, shards_parameters
 from lightning_topo.callbacks._monitor import monitors
 from lightning_topo.callbacks._trainer_training import TrainerTraining
 from lightning_topo.neurons import NeuronGroup
@@ -152,10 +152,6 @@ class TopologyStepGuard(Callback):
         if self._watch is not None and self._owns_watch:
             self._watch.after_backward(goes_on=not pl_module.automatic_optimization)
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if self._watch is not None and self._owns_watch:
-            self._watch.before_update(torch_optimizer(optimizer))
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -243,6 +239,10 @@ class TopologyStepGuard(Callback):
         """Hold back the update that an optimizer has just made, if it is too large."""
         assert self._trainer is not None
         assert self._watch is not None
+        if not self.groups and is_idle(update):
+            self._counts["n_updates"] += 1
+            self.latest = GuardedUpdate({}, 1.0, 0.0)
+            return
         if not self.groups:
             self.groups = self._found()
         elif self._watch.groups and self._watch.groups != self.groups:  # on all losses of the first step

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from torch.optim import LBFGS
 
 from lightning_topo._watch import Training, Watch
-from lightning_topo._watch.holding import GuardedUpdate, UpdateRatios, cannot_hold, hold
-from lightning_topo._watch.steps import Update
+from lightning_topo._watch.holding import GuardedUpdate, UpdateRatios, cannot_hold, hold, is_idle
+from lightning_topo._watch.updates import Update
 from lightning_topo.neurons._capture import sharding
 
 
@@ -70,6 +70,9 @@ class LoopGuard:
     def _updated(self, update: Update) -> None:
         watch = self._watch
         assert watch is not None
+        if not watch.groups and is_idle(update):
+            self.n_updates, self.latest = self.n_updates + 1, GuardedUpdate({}, 1.0, 0.0)
+            return
         groups = watch.find_neurons()
         if not groups:
             raise RuntimeError(

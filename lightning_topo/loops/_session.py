@@ -89,8 +89,6 @@ class LoopSession:
         with self._fenced("could not look at a step after its gradient"):
             if self.watch is not None:
                 self.watch.after_backward(goes_on=goes_on, in_engine=in_engine)
-                for optimizer in self.training.optimizers:
-                    self.watch.before_update(optimizer)
 
     def end(self) -> None:
         """An iteration is over; it was a step where an optimizer has stepped."""

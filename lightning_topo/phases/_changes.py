@@ -40,25 +40,30 @@ def follow_level(state: LevelState, value: float, confirm: int, margin: float = 
 
 @dataclass(frozen=True, slots=True)
 class FloorState:
-    """The lowest count reported, and the recent values that could raise it again."""
+    """The lowest count reported, and the recent values that could raise it again; of how many, where that is known."""
 
     floor: float | None = None
     recent: tuple[float, ...] = ()
+    size: float | None = None
 
 
-def follow_floor(state: FloorState, value: float, confirm: int) -> tuple[FloorState, bool]:
+def follow_floor(state: FloorState, value: float, confirm: int, size: float | None = None) -> tuple[FloorState, bool]:
     """Report each fall below the lowest count so far; that count rises when `confirm` values in a row lie above it.
 
+    Among another number than before, `size`, counting begins anew.
+
     >>> follow_floor(FloorState(floor=8.0), 6.0, confirm=5)
-    (FloorState(floor=6.0, recent=(6.0,)), True)
+    (FloorState(floor=6.0, recent=(6.0,), size=None), True)
     """
-    recent = (*state.recent, value)[-confirm:]
+    if size is not None and state.size not in (None, size):
+        return FloorState(value, (value,), size), False
+    recent, size = (*state.recent, value)[-confirm:], state.size if size is None else size
     if state.floor is None:
-        return FloorState(value, recent), False
+        return FloorState(value, recent, size), False
     if value < state.floor:
-        return FloorState(value, recent), True
+        return FloorState(value, recent, size), True
     floor = max(state.floor, min(recent)) if len(recent) == confirm else state.floor
-    return FloorState(floor, recent), False
+    return FloorState(floor, recent, size), False
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ def observe(
 
     These values change phases or cause events:
 
-    - of a group: `critical_ratio`, `distinct_neurons`, `twins_split`, `betti_k`, `log_bottleneck_k`,
+    - of a group: `critical_ratio`, `distinct_neurons`, `n_neurons`, `twins_split`, `betti_k`, `log_bottleneck_k`,
       `vanishing_neurons`, `aligned_clusters`, and for comparison `total_contraction`, `measured_neurons` and the counts
       `*_at_start`;
     - of the whole network (group ""): `eta_lambda` and the edge ratios, whose names `EdgeSource` lists;
@@ -134,8 +134,10 @@ def _observe_group(
         state, found = _observe_ratio(state, measurement, values["critical_ratio"], rules)
         events += found
     if "distinct_neurons" in values:
-        before = state.distinct.get(group, FloorState())
-        floor, fired = follow_floor(before, values["distinct_neurons"], rules.merge_confirm)
+        before, size = state.distinct.get(group, FloorState()), values.get("n_neurons")
+        if size is not None and before.size not in (None, size):
+            state = _with_others(state, group)
+        floor, fired = follow_floor(before, values["distinct_neurons"], rules.merge_confirm, size)
         # At the first measurement there is no count to compare with, but a pair whose distance has closed.
         if fired or (before.floor is None and values.get("total_contraction") == 0.0):
             events.append(messages.merged(measurement, values["distinct_neurons"], before.floor))
@@ -166,6 +168,15 @@ def _observe_group(
             state = replace(state, jumps={**state.jumps, key: span})
     state, found = _observe_fate(state, measurement, rules)
     return state, (*events, *found)
+
+
+def _with_others(state: DetectorState, group: str) -> DetectorState:
+    """The state once a group has lost or gained neurons: no count of them can be compared with those before."""
+    others = {
+        name: {key: value for key, value in getattr(state, name).items() if key.partition(" ")[2] != group}
+        for name in ("betti", "fates", "jumps")
+    }
+    return replace(state, **others)
 
 
 def _observe_fate(

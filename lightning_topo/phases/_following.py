@@ -116,7 +116,7 @@ class PhaseFollower:
                 self._plain[names] = reads_no_more
         if not reads_no_more:
             return None
-        return values.get("distinct_neurons"), values.get("total_contraction") == 0.0
+        return values.get("distinct_neurons"), values.get("n_neurons"), values.get("total_contraction") == 0.0
 
     @property
     def phases(self) -> dict[str, tuple[Change, ...]]:
@@ -157,7 +157,7 @@ class PhaseFollower:
 _FRESH = DetectorState()
 _INF = float("inf")
 _MOST_PLAIN = 1000
-_IN_THE_KEY = ("critical_ratio", "distinct_neurons", "total_contraction")
+_IN_THE_KEY = ("critical_ratio", "distinct_neurons", "n_neurons", "total_contraction")
 
 
 def _is_read(name: str) -> bool:

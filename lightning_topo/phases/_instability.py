@@ -54,8 +54,9 @@ def follow_stability(
     The loss is not finite. Or it is high after steps that were too large: the last `loss_window` losses are above what
     the noise of those before explains, and a group is broken down, or the last `instability_confirm` edge ratios were
     all over `instability_ratio`, the last one no older than `instability_age` steps. For these ratios a loss above the
-    level `calm` from before them is as good. Or it climbs beyond all that it has been, as `follow_climb` says. It is over once, after `instability_hold` finite losses in a row, the last
-    `loss_window` were not all above nine tenths of those before.
+    level `calm` from before them is as good. Or it climbs beyond all that it has been, as `follow_climb` says. It is
+    over once, after `instability_hold` finite losses in a row, the last `loss_window` were not all above nine tenths of
+    those before.
     """
     ratios, ratio_step, calm = state.ratios, state.ratio_step, state.calm
     if ratio is not None:

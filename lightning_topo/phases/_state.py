@@ -126,6 +126,9 @@ class DetectorState:
         def breakdown(since: Any, peak: Any, peak_step: Any, quiet_steps: Any) -> Breakdown:
             return Breakdown(int(since), float(peak), int(peak_step), int(quiet_steps))
 
+        def lowest(floor: Any, recent: Any, size: Any = None) -> FloorState:
+            return FloorState(number(floor), numbers(recent), number(size))
+
         def level(reported: Any, differing: Any) -> LevelState:
             return LevelState(number(reported), numbers(differing))
 
@@ -140,7 +143,7 @@ class DetectorState:
                 for group, (step, code) in state.get("coverage", {}).items()
             },
             stability=_stability(state.get("stability"), numbers, number, span),
-            distinct=each("distinct", lambda floor, recent: FloorState(number(floor), numbers(recent))),
+            distinct=each("distinct", lowest),
             splits=each("splits", span),
             betti=each("betti", level),
             fates=each("fates", level),

@@ -46,7 +46,8 @@ class Distortion:
     - of the net change since training began: `total_contraction`, `total_expansion`, `total_log_distortion`;
     - of the net change since the last snapshot (the copy of the neurons from which bounds of later steps are computed),
       if unmeasured steps lie between: `span_ratio` (r of this change), `span_contraction`, `span_expansion`;
-    - `distinct_neurons`: the number of neurons, if neurons that are equal up to rounding count once;
+    - `distinct_neurons`: the number of neurons, if neurons that are equal up to rounding count once; `n_neurons`: their
+      number, in the record alone;
     - `twins_split`: how many neurons have parted from neurons that they equalled, in parameters and optimizer state, at
       the last measurement or before the optimizers' first step. Absent if no neurons were equal or parameters are
       sharded.
@@ -216,14 +217,15 @@ class _Pass:
             if name in found:
                 self._note(way, found[name], spans.get(name, {}))
             elif name not in self.failures:
-                self.values[name] = {**_ALONE, "distinct_neurons": way.after.shape[0] * way.after.shape[1]}
+                n = way.after.shape[0] * way.after.shape[1]
+                self.values[name] = {**_ALONE, "distinct_neurons": n, "n_neurons": n}
 
     def _note(self, way: _Way, measured: Distortions, span: Mapping[str, float]) -> None:
         group, after, name = way.group, way.after.flatten(0, 1), way.group.name
         values = self.values[name] = {**_values(group.n, measured), **span}
         self.nearest[name] = (measured.nearest, measured.resolved)
         distinct = len(after) if _are_apart(measured, after) else distinct_neurons(way.after)
-        values["distinct_neurons"] = distinct
+        values |= {"distinct_neurons": distinct, "n_neurons": len(after)}
         if self.at_first is not None and _is_whole(group, self.capture):
             self.known[name] = equal_neurons(group, group.gather(self.at_first))
         if self.known.get(name):

@@ -220,8 +220,8 @@ class Persistence:
         return values
 
     def _change(self, before: "Mapping[str, _Block]", now: "Mapping[str, _Block]") -> dict[str, float]:
-        """How far the diagrams moved since the previous capture, the worst block's."""
-        if not now.keys() <= before.keys():
+        """How far the diagrams moved since the previous capture, the worst block's; nothing if they are others."""
+        if not all(name in before and _are_same(before[name], block) for name, block in now.items()):
             return {}
         values = {
             f"log_bottleneck_{k}": max(
@@ -248,6 +248,12 @@ class _Task:
 
     points: Tensor | None
     rips: RipsTask
+
+
+def _are_same(before: _Block, now: _Block) -> bool:
+    """Whether a block has as many neurons, and these as many coordinates, as before: layers may grow and shrink."""
+    clouds = [block.points for block in (before, now) if block.points is not None]
+    return before.diagram.n_points == now.diagram.n_points and len({cloud.shape for cloud in clouds}) <= 1
 
 
 def _bound(before: _Block, now: _Block) -> float:

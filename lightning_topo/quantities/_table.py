@@ -179,6 +179,7 @@ _TABLE = (
     _silent("multiplicity_k", "fate", _G, "Multiplicity", "The size of the k-th largest set of equal neurons."),
     _silent("merged_classes", "fate", _G, "Sets of equal neurons", "How many sets of two or more equal neurons."),
     _silent("merged_neurons", "fate", _G, "Merged neurons", "How many neurons are equal to another one."),
+    _silent("n_neurons", "distortion", _G, "Neurons", "How many neurons the group has."),
     _silent("measured_neurons", "fate", _G, "Measured neurons", "How many of the group's neurons were counted."),
     _silent("vanishing_neurons_at_start", "fate", _G, "Vanishing at the start", "Vanishing neurons at the beginning."),
     _silent("aligned_clusters_at_start", "fate", _G, "Clusters at the start", "Aligned clusters at the beginning."),

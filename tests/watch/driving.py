@@ -115,7 +115,6 @@ class Watched:
             self.watch.break_off()
             return
         if updates:
-            self.watch.before_update(self.optimizer)
             self.optimizer.step()
             self.optimizer.zero_grad()
         self.watch.after_batch(loss.detach())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_topo._watch.holding import hold
-from lightning_topo._watch.steps import Update
+from lightning_topo._watch.updates import Update
 
 
 def update(change):

@@ -15,6 +15,7 @@ from lightning_topo.phases import EventName
 class Evidence:
     """What a run has shown: the largest r of all groups, the edge ratio by step, the loss, and learning rates.
 
+    `equal` are the groups whose neurons were all equal when they were last measured, with their number of neurons.
     Without `limits` advice is in factors of the present rate. `outside_step` is the first at which something other than
     an optimizer was seen to move parameters, `training` holds the optimizers' names and options.
     """
@@ -24,6 +25,7 @@ class Evidence:
     loss: LossCourse
     limits: RateLimits
     outside_step: int | None = None
+    equal: Mapping[str, int] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -34,6 +36,7 @@ class Evidence:
             edge_ratios(measurements),
             LossCourse.of(measurements),
             rate_limits(measurements),
+            equal=_all_equal(measurements),
         )
 
     @classmethod
@@ -45,3 +48,10 @@ class Evidence:
         found = replace(cls.of(record.measurements), outside_step=min(steps, default=None), training=training)
         n_rates = training.get("n_learning_rates", 1)
         return replace(found, limits=RateLimits()) if isinstance(n_rates, int) and n_rates > 1 else found
+
+
+def _all_equal(measurements: Sequence[Measurement]) -> dict[str, int]:
+    """Groups whose neurons were all equal at the last measurement, with their number of neurons."""
+    last = {m.group: m.values for m in measurements if m.probe == "distortion" and "n_neurons" in m.values}
+    equal = {group: values for group, values in last.items() if values.get("distinct_neurons") == 1.0}
+    return {group: int(values["n_neurons"]) for group, values in equal.items() if values["n_neurons"] > 1.0}

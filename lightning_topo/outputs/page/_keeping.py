@@ -74,9 +74,17 @@ def advise_at_edge(outcome: Outcome, evidence: Evidence, step: int) -> Advice:
 def advise_to_keep(outcome: Outcome, evidence: Evidence) -> Advice:
     """Where nothing that was measured has met a limit: keep the rate, as far as that goes."""
     words = RateWords(evidence.limits)
+    if _is_still(outcome) and evidence.equal:
+        name, n = next(iter(evidence.equal.items()))
+        left = len(evidence.equal) - 1
+        others = f", and those of {left} other group{'s' if left > 1 else ''}" if left else ""
+        return Advice(
+            "Initialize the neurons at random: they are equal.",
+            (f"All {n:,} neurons of {name} are equal{others}. They get equal gradients, so they stay equal.",),
+        )
     if _is_still(outcome):
         return Advice(
-            "As far as the watched neurons go, there is nothing to change: none of them moved.",
+            "As far as the watched neurons go, there is nothing to change: none of them moved against another.",
             ("No trained parameter is part of a watched neuron, or what is trained of them has stayed the same.",),
         )
     if not evidence.ratios and not _measured_edge(outcome):

@@ -98,7 +98,10 @@ def test_every_cause_has_words_and_comes_back_from_the_files(cause: OpenCause, t
 def test_of_neurons_that_never_moved_it_is_said_that_r_was_zero(measured: tuple[Measurement, ...]) -> None:
     found = record(*measured, line(1 if len(measured) > 1 else 0, 9, BOUNDED, 0.0))
     assert "r was 0, no watched neuron moved against another" in verdict(found)
-    assert recommendation(found) == "As far as the watched neurons go, there is nothing to change: none of them moved."
+    assert (
+        recommendation(found)
+        == "As far as the watched neurons go, there is nothing to change: none of them moved against another."
+    )
 
 
 def test_the_gravest_comes_first() -> None:
