@@ -15,7 +15,7 @@ from lightning_topo.neurons._capture import FLAT, reshard
 from lightning_topo.neurons._units import own_part
 from lightning_topo.probes._batch_loss import BatchLoss
 from lightning_topo.probes._period import Period
-from lightning_topo.probes._probe import Capture, LossFn, ProbeResult
+from lightning_topo.probes._probe import Capture, LossFn, ProbeResult, refuse_complex
 from lightning_topo.stability import CriticalSharpness, critical_sharpness
 from lightning_topo.stability._critical_sharpness import rounding_within
 from lightning_topo.stability._hessian import seeded
@@ -78,8 +78,10 @@ class StepSharpness:
         """Measure 1 / s of the last step, s the multiple of it at which the loss is back where it was before the step.
 
         The result is empty if no optimizer has stepped since the last measurement, or the step moved nothing. Raises
-        `ProbeUnavailable` without a `loss_fn` if the operations of a training step cannot be recorded and replayed.
+        `ProbeUnavailable` for complex parameters, and without a `loss_fn` if the operations of a training step cannot
+        be recorded and replayed.
         """
+        refuse_complex(capture)
         start = 1.0 if capture.previous is None else float(capture.previous.carry)
         # A single batch must be that of the step: on another one the step looks as it does to test data.
         own = self.loss_fn is not None or capture.sharding != "whole"

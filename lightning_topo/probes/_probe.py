@@ -279,3 +279,14 @@ class Probe(Protocol):
 def blocks(cloud: Tensor, group: NeuronGroup) -> tuple[Tensor, ...]:
     """The clouds of a group's blocks, each (n, d): neurons of different blocks are not exchangeable."""
     return cloud.split(group.n) if group.n else (cloud,)
+
+
+def refuse_complex(capture: Capture) -> None:
+    """Raise `ProbeUnavailable` if a trained parameter is complex: the curvature of its loss is not computed here."""
+    for name, parameter in capture.module.named_parameters():
+        if parameter.requires_grad and parameter.is_complex():
+            raise ProbeUnavailable(
+                f"{name} is complex, and the edge of stability is measured for real parameters alone.",
+                "Nothing has to be done: r is measured all the same. Or keep the parameter as pairs of real numbers, "
+                "and form the complex ones by torch.view_as_complex in `forward`.",
+            )

@@ -16,7 +16,7 @@ from lightning_topo.probes._batch_window import edge_ratio
 from lightning_topo.probes._curvature_in_shards import curvature_of_step
 from lightning_topo.probes._directional import directional_values
 from lightning_topo.probes._period import Period
-from lightning_topo.probes._probe import Capture, LossFn, ProbeResult, ProbeUnavailable
+from lightning_topo.probes._probe import Capture, LossFn, ProbeResult, ProbeUnavailable, refuse_complex
 from lightning_topo.probes._step_edge import StepEdge
 from lightning_topo.probes._swaps import swap_directions
 from lightning_topo.stability import (
@@ -140,9 +140,10 @@ class Sharpness:
         """Measure the Hessian at the present parameters, and the optimizer's threshold for the next step.
 
         Raises `ProbeUnavailable` without a `loss_fn` if no training step could be recorded, or under tensor parallel;
-        with one under FSDP1 and ZeRO-3; and for `swap_pairs` or `batch_sharpness` with any sharded parameters.
+        with one under FSDP1 and ZeRO-3; for complex parameters; and for `swap_pairs` or `batch_sharpness` with any sharded parameters.
         """
         self._refuse_shards(capture.sharding)
+        refuse_complex(capture)
         carry = None if capture.previous is None else capture.previous.carry
         if capture.sharding != "whole" and self.loss_fn is None:
             return self._in_shards(capture, carry)

@@ -17,7 +17,7 @@ from lightning_topo.probes._batch_window import BatchWindow, see_batches
 from lightning_topo.probes._critical_sharpness import critical_values, step_segment
 from lightning_topo.probes._directional import directional_values
 from lightning_topo.probes._period import Period
-from lightning_topo.probes._probe import Capture, LossFn, ProbeResult, ProbeUnavailable
+from lightning_topo.probes._probe import Capture, LossFn, ProbeResult, ProbeUnavailable, refuse_complex
 from lightning_topo.stability import Curvature, ParameterThreshold, awaits_first_step, parameter_thresholds
 from lightning_topo.stability._effects import rule_and_effects
 
@@ -117,9 +117,10 @@ class StepEdge:
     def measure(self, capture: Capture) -> ProbeResult:
         """Measure recorded batches or, if the optimizer's stability threshold is not known, the last step.
 
-        Raises `ProbeUnavailable` if parameters are sharded, no `loss_fn` is given and the training step cannot be
-        recorded or replayed.
+        Raises `ProbeUnavailable` if parameters are complex; or sharded, no `loss_fn` is given and the training step
+        cannot be recorded or replayed.
         """
+        refuse_complex(capture)
         state = _State() if capture.previous is None else capture.previous.carry
         if capture.sharding != "whole":
             return self._in_shards(capture, state)
