@@ -104,6 +104,8 @@ class OpenCause(IntEnum):
     """A measurement has failed."""
     TOO_MANY = 8
     """The bound of r is not below 1, and there are too many neurons to measure r at all."""
+    NOT_ALIKE = 9
+    """The processes train different models, and each measures some groups only."""
 
     @property
     def word(self) -> str:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from lightning_topo._watch.budget import Budget
 from lightning_topo._watch.coverage import Coverage, Shares
 from lightning_topo._watch.losses import Losses, mean_losses
-from lightning_topo._watch.messages import lost_result, not_measured
+from lightning_topo._watch.messages import left_alone, lost_result, not_alike, not_measured
 from lightning_topo._watch.outcome import FailureKind, Outcome
 from lightning_topo._watch.probing import GO_ON, Probing, measures_steps
+from lightning_topo._watch.ranks import ElsewhereError
 from lightning_topo._watch.rates import Rates
+from lightning_topo._watch.replicas import Sample, sample_of, unlike
 from lightning_topo._watch.reporting import Reporting
 from lightning_topo._watch.schedule import Schedule, Slot
 from lightning_topo._watch.training import Training
@@ -32,6 +34,7 @@ class _Message:
     bounds: Mapping[str, float] = field(default_factory=dict)
     losses: Mapping[int, float] = field(default_factory=dict)
     uncertified: Mapping[int, StepState] = field(default_factory=dict)
+    weights: Sample = field(default_factory=dict)
     overhead: float = 0.0
     plan: Mapping[str, Slot] = field(default_factory=dict)
 
@@ -41,7 +44,9 @@ class Exchange:
 
     `outcomes`, `events`, `losses` and `rates` are this process's since the last exchange; `proposed` holds the critical
     ratios of updates that a guard has held in this batch. `shares` and `overhead` are those of all processes, as of the
-    last exchange. `certifies` where there are groups, and a probe that measures their steps.
+    last exchange. `certifies` where there are groups, and a probe that measures their steps. Of `are_replicas` each
+    process has the whole model, and all the same, unless they were found to be `are_unlike`. `token` names the last
+    exchange, for which nobody waits in vain.
     """
 
     def __init__(
@@ -61,6 +66,9 @@ class Exchange:
         self.shares: Shares = shares
         self.overhead: float = 0.0
         self.certifies: bool = True
+        self.token: str = ""
+        self.are_replicas: bool = False
+        self.are_unlike: bool = False
         self._training, self._reporting, self._probing = training, reporting, probing
         self._schedule, self._budget = schedule, budget
         self._failing: set[tuple[str, str]] = set()
@@ -103,18 +111,41 @@ class Exchange:
             coverage.take_bounds(),
             self.losses.take(),
             coverage.take_uncertified(),
+            sample_of(self._training.module)
+            if self.are_replicas and not alone and self._training.ranks.size > 1
+            else {},
             self._budget.share(),
             self._schedule.plan(step, self._budget.step_seconds),
         )
         self.outcomes, self.events = [], []
         ranks = self._training.ranks
         alone = alone or ranks.size == 1
-        every = [mine] if alone else ranks.all("exchange of " + "+".join(p.name for p in due), mine)
-        self.overhead = every[0].overhead
+        unknown = dict.fromkeys(range(self._counted + 1, step + 1), StepState.OPEN)
+        missing: list[int] = []
+        try:
+            if last and self.token:
+                left = ranks.farewell(self.token, mine, waits=not alone)
+                missing = [rank for rank, theirs in enumerate(left) if theirs is None and not alone]
+                every = [theirs or _Message() for theirs in left]
+            else:
+                every = [mine] if alone else ranks.all("exchange of " + "+".join(p.name for p in due), mine)
+        except ElsewhereError:  # nothing was learnt of these steps
+            self.shares.take(step - self._counted, unknown, certifies=self.certifies)
+            self._counted = step
+            raise
+        if missing:
+            self._reporting.event(left_alone(missing, self._counted + 1, step, epoch))
+        leading = every[0] if not (missing or alone) else mine
+        self.overhead = leading.overhead
         uncertified: dict[int, StepState] = {}
         for message in every:
             for at, state in message.uncertified.items():
                 uncertified[at] = min(state, uncertified.get(at, state))
+        if not self.are_unlike and (found := unlike([message.weights for message in every])) is not None:
+            self.are_unlike = True
+            self._reporting.event(not_alike(*found, step, epoch))
+        if self.are_unlike or missing:
+            uncertified |= unknown
         self.shares.take(step - self._counted, uncertified, certifies=self.certifies)
         self._counted = step
         rates, changed_rates = self.rates.take()
@@ -141,7 +172,7 @@ class Exchange:
             for group, bound in message.bounds.items()
         )
         before = dict(self._schedule.slots)
-        self._schedule.slots = dict(every[0].plan)
+        self._schedule.slots = dict(leading.plan)
         if changed := {
             f"{name}_every": float(slot.stride)
             for name, slot in self._schedule.slots.items()

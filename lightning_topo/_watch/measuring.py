@@ -8,7 +8,7 @@ from lightning_topo._watch.budget import Allowance, Budget
 from lightning_topo._watch.certifying import Certifying
 from lightning_topo._watch.coverage import Certificate, Coverage
 from lightning_topo._watch.findings_exchange import Exchange
-from lightning_topo._watch.messages import lost_beginning, missed_updates
+from lightning_topo._watch.messages import lost_beginning, missed_updates, step_failed
 from lightning_topo._watch.probing import Probing, measures_steps
 from lightning_topo._watch.schedule import Schedule, Unit
 from lightning_topo._watch.snapshots import Snapshots
@@ -43,6 +43,7 @@ class Measuring:
         self._has_begun = False
         self._has_missed_update = False
         self._lost: Sequence[str] = ()
+        self._said_failed: set[str] = set()
 
     @property
     def has_begun(self) -> bool:
@@ -79,10 +80,18 @@ class Measuring:
         assert self._certifying is not None
         self._certifying.leave_open(step, OpenCause.UNKNOWN_NEURONS, names)
 
-    def doubt(self, step: int) -> None:
-        """Say that a step has moved parts whose neurons are not known: what is known of the others is not all."""
+    def leave_failed(self, step: int, error: Exception) -> None:
+        """Say that a step could not be measured on this process, for an error that is not a probe's."""
+        if self._certifying is not None:
+            self._certifying.leave_open(step, OpenCause.FAILED)
+        if (why := f"{type(error).__name__}: {error}") not in self._said_failed:
+            self._said_failed.add(why)
+            self._exchange.events.append(step_failed(step, self._training.epoch, why, self._training.ranks.rank))
+
+    def doubt(self, step: int, cause: OpenCause = OpenCause.UNKNOWN_NEURONS) -> None:
+        """Say that what is known of a step is not all: by default it has moved parts whose neurons are not known."""
         if self.snapshots is not None and self.certifies:
-            unknown = Certificate.open(OpenCause.UNKNOWN_NEURONS)
+            unknown = Certificate.open(cause)
             self.coverage.note(step, {group.name: unknown for group in self.snapshots.own})
 
     def open_past(self, group: str, first: int, last: int) -> None:

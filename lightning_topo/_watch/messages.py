@@ -110,6 +110,45 @@ def missed_updates(step: int, epoch: int) -> TopologyEvent:
     )
 
 
+def step_failed(step: int, epoch: int, why: str, rank: int) -> TopologyEvent:
+    """A step could not be measured on one process."""
+    return TopologyEvent(
+        EventName.PROBE_FAILED,
+        step,
+        epoch,
+        severity=Severity.WARN,
+        message=f"Step {step:,} could not be measured on process {rank}: {why}. It is open.",
+        remedy="Everything else goes on. Please report this: it is no error of the training.",
+    )
+
+
+def not_alike(rank: int, names: Sequence[str], step: int, epoch: int) -> TopologyEvent:
+    """Processes that should train the same model do not."""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        severity=Severity.WARN,
+        message=f"Process {rank} has other values of {some_of(names)} than process 0. r of a group is that of the "
+        "process which measures it, and says nothing of the others: from here on steps are open.",
+        remedy="Data parallelism keeps processes alike: look for updates, rates or data that only some of them see. If "
+        "they are meant to differ, watch each by itself.",
+    )
+
+
+def left_alone(ranks: Sequence[int], first: int, step: int, epoch: int) -> TopologyEvent:
+    """The training has ended here, and other processes have not said what they found since the last exchange."""
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        severity=Severity.WARN,
+        message=f"Nothing came from process {some_of(ranks, 'processes')} at the end: of steps {first:,} to {step:,} "
+        "only what the others have measured is known.",
+        remedy="See whether it has failed. A process that ends by an exception leaves what it knows.",
+    )
+
+
 def parts_used(
     groups: Sequence[NeuronGroup], since: int, step: int, epoch: int, *, is_guarded: bool = False
 ) -> TopologyEvent:

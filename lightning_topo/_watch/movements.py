@@ -33,17 +33,18 @@ class Movements:
             steps.check_written()
 
     def has_stepped(self, steps: Steps, step: int) -> bool:
-        """Whether the present batch has led to an update. A collective where no update was ever seen."""
+        """Whether the present batch has led to an update. A collective where something has moved all the same."""
         training = self._training
         if steps.pending:
             self._sees_updates = True
             return True
         moved = steps.moved()
-        if training.ranks.size > 1:
+        if training.ranks.size > 1 and moved:
             # What moves on one process alone is no step: the others would not go through this one's collectives.
             if self._sees_updates:
                 self.outside(steps.optimizers[-1], moved)
                 return False
+            # Only now: before an update the processes may accumulate different numbers of batches.
             every = training.ranks.all("moved", moved)
             moved = moved if all(every) else []
         if moved:

@@ -73,17 +73,19 @@ def plain_values(
     taken: dict[str, dict[str, float]] = {}
     refused: dict[str, str] = {}
     for group, named in values.items():
-        taken[group] = {}
+        own = taken[str(group)] = {}
         for name, value in named.items():
             if name in RESERVED_VALUES:
-                refused[name] = f"expected a name that is not a field of the record's lines, got {name!r}: rename it"
+                refused[str(name)] = (
+                    f"expected a name that is not a field of the record's lines, got {name!r}: rename it"
+                )
                 continue
             number = _number(value)
             if number is None:
                 shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
                 refused[str(name)] = f"expected a number for {name!r}, got {type(value).__name__}{shape}"
             else:
-                taken[group][str(name)] = number
+                own[str(name)] = number
     return taken, refused
 
 

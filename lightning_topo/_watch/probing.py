@@ -181,10 +181,10 @@ class Probing:
         found = replace(
             outcome,
             values=values,
-            problems=result.failures,
+            problems={str(group): str(why) for group, why in result.failures.items()},
             notes=tuple(map(str, result.notes)),
             refused=refused,
             diagrams=result.diagrams,
-            again_after_step=result.again_after_step,
+            again_after_step=bool(result.again_after_step),
         )
         return portable(found) if self._ranks.size > 1 else found

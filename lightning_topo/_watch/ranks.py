@@ -1,27 +1,44 @@
 """The processes of one training, and how they exchange small messages."""
 
+import logging
 import pickle
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
 
+if dist.is_available():
+    from torch.distributed.distributed_c10d import _get_default_store
+
 T = TypeVar("T")
+
+log: logging.Logger = logging.getLogger(__name__)
 
 _HEADER = 8  # bytes that hold a message's length
 _ROOM = 1024  # bytes, at first
+_MOST_WAIT = 120.0  # seconds
 
 
 class ElsewhereError(RuntimeError):
     """Another process has failed, so that this one cannot go on either."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Unsendable:
+    """What a process sends that cannot send what it has to say."""
+
+    why: str
+
+
 class Ranks:
     """This process among those of a training; `alone` says there are no others. Messages go through `device`.
 
-    Every method below `owns` is a collective: all processes call it, in the same order, also those with nothing to
-    say. What one of them raises becomes part of the message, so that none is left waiting.
+    Every method below `owns` but `farewell` is a collective: all processes call it, in the same order, also those with
+    nothing to say. What one of them raises becomes part of the message, so that none is left waiting.
 
     Messages are pickled: they come from the very processes that train, by the connection that carries the gradients.
     """
@@ -45,11 +62,15 @@ class Ranks:
     def all(self, topic: str, mine: T) -> list[T]:
         """Gather a message from every process, by rank: one small collective, two if a message outgrows earlier ones.
 
-        `topic` tells apart messages of different sizes; all processes give the same.
+        `topic` tells apart messages of different sizes; all processes give the same. A message that cannot be pickled
+        is an `ElsewhereError` on all of them.
         """
         if self.size == 1:
             return [mine]
-        message = pickle.dumps(mine)
+        try:
+            message = pickle.dumps(mine)
+        except Exception as error:
+            message = pickle.dumps(_Unsendable(_described(error)))
         room = self._room.get(topic, _ROOM)
         messages = self._gather(message, room)
         longest = max(length for length, _ in messages)
@@ -57,7 +78,35 @@ class Ranks:
             # A half more, so that messages that grow slowly do not take two rounds each time.
             self._room[topic] = longest + longest // 2
             messages = self._gather(message, self._room[topic])
-        return [pickle.loads(text) for _, text in messages]
+        found = [pickle.loads(text) for _, text in messages]
+        for rank, theirs in enumerate(found):
+            if isinstance(theirs, _Unsendable):
+                raise ElsewhereError(f"{topic}: process {rank} has a message that cannot be pickled: {theirs.why}")
+        return found
+
+    def farewell(self, token: str, mine: T, *, waits: bool) -> list[T | None]:
+        """Leave a last message, and take those of the other processes that have left one within two minutes.
+
+        No collective: some may end otherwise, and never come. `token` is the same on all processes, and that of this
+        farewell alone. None stands for a process without a message; without `waits` for all others.
+        """
+        if self.size == 1:
+            return [mine]
+        store = _get_default_store()
+        keys = [f"lightning_topo/{token}/{rank}" for rank in range(self.size)]
+        store.set(keys[self.rank], pickle.dumps(mine))
+        found: list[T | None] = [None] * self.size
+        found[self.rank] = mine
+        end = time.monotonic() + _MOST_WAIT
+        for rank, key in enumerate(keys):
+            if rank == self.rank or not waits:
+                continue
+            try:
+                store.wait([key], timedelta(seconds=max(end - time.monotonic(), 0.1)))
+                found[rank] = pickle.loads(store.get(key))
+            except Exception as error:  # torch has several errors for a store that does not answer
+                log.debug("process %s has left no message (%s)", rank, error)
+        return found
 
     def first(self, topic: str, make: Callable[[], T]) -> T:
         """Run `make` on rank 0 and share its result; an error there is raised everywhere."""

@@ -75,7 +75,7 @@ class StepUnderWay:
             check_step(update.optimizer, {id(p): update.before[name] for name, p in update.after.items()})
 
     def end(self) -> bool:
-        """The batch is over; returns whether it has led to an update. A collective where no update was ever seen."""
+        """The batch is over; returns whether it has led to an update. A collective as `Movements.has_stepped` is."""
         if tapes := self._recording.end():
             self._steps.gradients.recorded(tapes, self._optimizers(), self._recording.parameters())
         self._steps.take_deferred()  # unless an update has come since

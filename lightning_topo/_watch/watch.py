@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from torch import Tensor
 
@@ -30,7 +31,7 @@ from lightning_topo._watch.training import Training
 from lightning_topo._watch.training_loss import TrainingLoss
 from lightning_topo._watch.watched_neurons import WatchedNeurons
 from lightning_topo.homology import Worker
-from lightning_topo.measurement import GLOBAL, Measurement
+from lightning_topo.measurement import GLOBAL, Measurement, OpenCause
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import DetectorState, TopologyEvent
 from lightning_topo.probes import Probe
@@ -213,8 +214,11 @@ class Watch:
                     self._measuring.step(step, due, unseen=unseen, is_lost=is_lost, at_once=at_once)
                     if self._neurons.moves_unknown:
                         self._measuring.doubt(step)
+                    if self._exchange.are_unlike:
+                        self._measuring.doubt(step, OpenCause.NOT_ALIKE)
                 except Exception as raised:
                     error = raised
+                    self._measuring.leave_failed(step, raised)
                 shares = log or self._exchange.is_due(step, self._measuring.coverage, measured=bool(due))
                 if shares:
                     self._share(step, due)
@@ -343,6 +347,7 @@ class Watch:
         resumption = begin_reference(snapshots, store, self.groups, training, saved, step, probes)
         if resumption is not None:
             self._reporting.event(resumption)
+        self._exchange.token = training.ranks.first("a name for the end", lambda: uuid4().hex)
         self._tell_neurons(step)
         finding = self._neurons.finding
         is_whole = finding.sharding == "whole"

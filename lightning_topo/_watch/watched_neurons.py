@@ -248,6 +248,7 @@ class WatchedNeurons:
         proved = {group.name for group in self.groups if group.status == "verified"}
         self._measuring.look_at(snapshots, self._steps, lost, keeps_merged=proved - self.finding.drawn)
         self._exchange.certifies = bool(self.groups) and self._measuring.certifies
+        self._exchange.are_replicas = snapshots.sharding == "whole"
         self._membership = Membership(self._training.module, self._steps)
         self._told_gone = set()
         # In shards there is no telling by their counters which have moved.

@@ -99,7 +99,10 @@ class LoopSession:
         self._decide()
 
     def break_off(self) -> None:
-        """An iteration has ended in an exception; it was a step all the same if an optimizer has stepped."""
+        """An iteration has ended in an exception; it was a step all the same if an optimizer has stepped.
+
+        Of several processes the others have stepped too, and wait in the collectives of this step.
+        """
         with self._fenced("could not leave a step that broke off"):
             if self._has_unmeasured_update():
                 self._measure()
@@ -118,7 +121,7 @@ class LoopSession:
     def close(self, *, in_haste: bool = False) -> None:
         """Finish the record and the report, once."""
         atexit.unregister(self.close)
-        if in_haste and self._has_unmeasured_update():
+        if in_haste and self.training.ranks.size == 1 and self._has_unmeasured_update():
             self.break_off()
         with self._fenced("could not finish its record and report"):
             if self.watch is not None:
@@ -138,12 +141,14 @@ class LoopSession:
     def _measure(self) -> None:
         losses, self._losses = self._losses, []
         if self.watch is not None:
-            self.watch.after_batch(sum(losses[1:], losses[0]) if losses else None)
-            self.training.step = max(self.training.step, self.watch.last_step)
+            try:
+                self.watch.after_batch(sum(losses[1:], losses[0]) if losses else None)
+            finally:  # a step that could not be measured is one: all processes count alike
+                self.training.step = max(self.training.step, self.watch.last_step)
 
     def _has_unmeasured_update(self) -> bool:
-        """Whether the iteration that broke off has an update which this process can measure by itself."""
-        return self.watch is not None and self.watch.is_in_update and self.training.ranks.size == 1
+        """Whether the iteration that broke off has made an update."""
+        return self.watch is not None and self.watch.is_in_update
 
     def _restore(self, saved: Any) -> Any:
         """Take over what a checkpoint holds; returns the engine's part of it."""

@@ -140,7 +140,8 @@ class Sharpness:
         """Measure the Hessian at the present parameters, and the optimizer's threshold for the next step.
 
         Raises `ProbeUnavailable` without a `loss_fn` if no training step could be recorded, or under tensor parallel;
-        with one under FSDP1 and ZeRO-3; for complex parameters; and for `swap_pairs` or `batch_sharpness` with any sharded parameters.
+        with one under FSDP1 and ZeRO-3; for complex parameters; and for `swap_pairs` or `batch_sharpness` with any
+        sharded parameters.
         """
         self._refuse_shards(capture.sharding)
         refuse_complex(capture)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_topo import Distortion, TopologyMonitor, read_record
+from lightning_topo import Distortion, TopologyMonitor, TopologyStepGuard, read_record
 from lightning_topo.measurement import StepState
 from tests.callbacks.training import Classifier, fit, loader
 
@@ -104,3 +104,12 @@ def test_what_a_trainer_knew_when_an_optimizer_raised_stays(tmp_path):
 class Kept(L.Callback):
     def on_exception(self, trainer, pl_module, exception):
         self.trainer = trainer
+
+
+@pytest.mark.parametrize("beside_a_monitor", [True, False])
+def test_a_guard_looks_for_neurons_where_there_is_something_to_hold(tmp_path, beside_a_monitor):
+    guard = TopologyStepGuard(0.5)
+    monitors = [TopologyMonitor([Distortion()], report=False, verbose=False)] if beside_a_monitor else []
+    fit(WithoutFirstLosses(), [*monitors, guard], root=tmp_path, data=loader(), max_epochs=2)
+    assert {group.status for group in guard.groups} == {"verified"}
+    assert guard.n_updates == 2 * len(loader())

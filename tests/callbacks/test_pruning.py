@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ModelPruning
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_topo import Distortion, TopologyMonitor
+from lightning_topo import Distortion, Sharpness, TopologyMonitor
 from lightning_topo.measurement import StepState
 
 
@@ -29,7 +29,8 @@ def monitor(request, tmp_path_factory):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(256, 6, generator=generator), torch.randint(3, (256,), generator=generator)
     prune = ModelPruning("l1_unstructured", amount=0.2, use_lottery_ticket_hypothesis=request.param)
-    made = TopologyMonitor([Distortion()], dirpath=tmp_path_factory.mktemp("pruned"), on_error="raise", verbose=False)
+    probes = [Distortion(), Sharpness(every_n_steps=8)]
+    made = TopologyMonitor(probes, dirpath=tmp_path_factory.mktemp("pruned"), on_error="raise", verbose=False)
     trainer = L.Trainer(
         max_epochs=4, accelerator="cpu", callbacks=[prune, made], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
@@ -44,6 +45,11 @@ def test_neurons_are_found_again_under_their_new_names_with_their_masks(monitor)
     assert {group.status for group in groups.values()} == {"verified"}
     [hidden] = [group for group in groups.values() if group.n == 16]
     assert {"net.0.weight_orig", "net.0.bias_orig", "net.2.weight_orig"} <= set(hidden.params)
+
+
+def test_the_sharpness_goes_on_with_the_new_names(monitor):
+    steps = [m.step for m in monitor.record.measurements if m.probe == "sharpness"]
+    assert steps == list(range(8, 65, 8))
 
 
 def test_the_step_in_which_names_changed_is_open_and_all_others_are_certified(monitor):

@@ -8,6 +8,7 @@ import threading
 from datetime import timedelta
 
 import lightning as L
+import pytest
 import torch
 from torch import distributed, nn
 from torch.distributed import distributed_c10d
@@ -22,6 +23,7 @@ from lightning_topo import (
     TopologyEarlyStopping,
     TopologyMonitor,
     TopologyStepGuard,
+    TopologyWatch,
     declare_neurons,
 )
 from lightning_topo._tape import CannotReplay
@@ -631,3 +633,72 @@ def dying(folder, rank):
     if rank == 1:
         os.kill(os.getpid(), signal.SIGSEGV)
     distributed.barrier()
+
+
+class Elsewhere(Exception):
+    """An error of the training on one process alone."""
+
+
+def looped(folder, rank, case):
+    """A plain loop in which one process does something that the other does not; `plain` is such a loop without us."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+    spread = nn.parallel.DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5 if case == "unlike" and rank else 0.05)
+    watch = None if case == "plain" else TopologyWatch(
+        net, optimizer, [Distortion(every_n_steps=3), *([Told(rank)] if case == "told" else [])],
+        dirpath=folder / "topology", report=False, verbose=False,
+    )  # fmt: skip
+    torn = contextlib.ExitStack()
+    if case == "torn" and rank:
+        patch = torn.enter_context(pytest.MonkeyPatch.context())
+        launch, seen = Certifying._launch, []
+        patch.setattr(
+            Certifying, "_launch", lambda self: seen.append(1) or (_torn() if len(seen) == 5 else launch(self))
+        )
+    with torn, contextlib.suppress(Elsewhere), watch or contextlib.nullcontext():
+        for i in range(24):
+            n = 3 - 2 * rank if case == "micro" else 1
+            for j in range(n):
+                with (
+                    contextlib.suppress(Elsewhere) if case == "caught" else contextlib.nullcontext(),
+                    watch.step() if watch else contextlib.nullcontext(),
+                    spread.no_sync() if j < n - 1 else contextlib.nullcontext(),
+                ):
+                    generator = torch.Generator().manual_seed(100 * rank + i)
+                    x, y = torch.randn(8, 4, generator=generator), torch.randint(0, 3, (8,), generator=generator)
+                    loss = nn.functional.cross_entropy(spread(x), y) / n
+                    (watch.loss(loss, scale=1 / n) if watch else loss).backward()
+                    if j == n - 1:
+                        optimizer.step()
+                        optimizer.zero_grad()
+                    if case == "caught" and rank and i == 9:
+                        raise Elsewhere
+        if case == "gone" and not rank:
+            raise Elsewhere
+    distributed.barrier()
+    return {"weights": {name: p.tolist() for name, p in net.named_parameters()}} | (
+        {} if watch is None else {
+            "coverage": float(watch.metrics["topology/coverage"]),
+            "events": [(str(event.name), event.step, event.message) for event in watch.events],
+            "step": watch._session.training.step,
+        }
+    )  # fmt: skip
+
+
+class Told:
+    """On process 1 a probe that says why it has failed in a way that cannot be sent."""
+
+    name = "told"
+    by_group = True
+    period = Period(1)
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def measure(self, capture):
+        class Why(str):
+            __slots__ = ()
+
+        failures = {group.name: Why("no reason") for group in capture.groups} if self.rank and capture.step == 5 else {}
+        return ProbeResult({}, failures=failures)

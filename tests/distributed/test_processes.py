@@ -62,6 +62,7 @@ NAMES = [
     "growing",
     "widening",
     *(f"watched-{kind}-{what}" for kind in ("gathering", "normed") for what in ("everything", "nothing")),
+    *(f"looped-{case}" for case in ("plain", "alike", "micro", "torn", "caught", "gone", "told", "unlike")),
     "uneven-sized",
     "uneven-stream",
     "gate-ddp",
@@ -345,7 +346,35 @@ def test_monitor_guard_and_gate_leave_collectives_in_the_step_alone(pair, kind):
         assert "verified" in ours["status"]
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith(("uneven", "local", *ALONE))])
+@pytest.mark.parametrize("case", ["alike", "torn", "caught", "gone", "told"])
+def test_what_one_process_does_alone_in_a_loop_holds_up_nobody(pair, case):
+    for ours, bare in zip(pair[f"looped-{case}"], pair["looped-plain"], strict=True):
+        assert ours["weights"] == bare["weights"]
+        assert ours["step"] == 24
+        assert ours["coverage"] == pytest.approx(23 / 24 if case == "torn" else 1.0)
+    first, second = (ours["events"] for ours in pair[f"looped-{case}"])
+    assert first == second
+    assert [name for name, _, _ in first if name != "unwatched_parameters"] == (
+        ["probe_failed"] if case in ("torn", "told") else []
+    )
+
+
+def test_processes_may_accumulate_different_numbers_of_batches(pair):
+    first, second = pair["looped-micro"]
+    assert first["weights"] == second["weights"]
+    assert (first["step"], first["coverage"]) == (second["step"], second["coverage"]) == (24, 1.0)
+
+
+def test_where_processes_are_not_alike_nothing_is_claimed(pair):
+    first, second = pair["looped-unlike"]
+    assert first["weights"] != second["weights"]
+    assert first["coverage"] == second["coverage"] == 0.0
+    told = [message for name, _, message in first["events"] if name == "gap"]
+    assert len(told) == 1
+    assert "Process 1 has other values of" in told[0]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith(("uneven", "local", "looped", *ALONE))])
 def test_all_processes_know_the_same(pair, name):
     first, second = pair[name]
     assert first["metrics"] == second["metrics"]

@@ -1,12 +1,14 @@
 """Counts and spans: a change is reported once, however often and however noisily it is measured."""
 
 import re
+from dataclasses import replace
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lightning_topo.measurement import Measurement
-from lightning_topo.phases import PhaseRules, replay
+from lightning_topo.phases import DetectorState, PhaseRules, observe, replay
 from lightning_topo.phases._changes import (
     FloorState,
     LevelState,
@@ -36,6 +38,38 @@ def test_of_many_clusters_a_twentieth_must_have_changed():
 
 def test_each_fall_of_the_number_of_distinct_neurons_is_a_merger():
     assert names(replay(distinct([8, 8, 6, 6, 5, 5]))) == [("neurons_merged", 2), ("neurons_merged", 4)]
+
+
+def of_size(n, values):
+    return [replace(m, values={**m.values, "n_neurons": float(n)}) for m in distinct(values)]
+
+
+def after(first, then):
+    return [*first, *(replace(m, step=m.step + len(first)) for m in then)]
+
+
+@pytest.mark.parametrize("start", [DetectorState(), "restored"])
+def test_neurons_that_are_taken_away_or_added_have_not_merged(start):
+    shrunk = after(of_size(8, [8, 8]), of_size(4, [4, 4, 3]))
+    grown = after(of_size(4, [4]), of_size(8, [8, 7]))
+    for run, expected in ((shrunk, [("neurons_merged", 4)]), (grown, [("neurons_merged", 2)])):
+        state, events = DetectorState(), []
+        for measurement in run:
+            if start == "restored":
+                state = DetectorState.from_dict(state.to_dict())
+            state, new = observe(state, measurement)
+            events += [(event.name, event.step) for event in new]
+        assert events == expected
+        assert names(replay(run)) == expected
+
+
+def test_what_was_counted_among_other_neurons_is_forgotten_of_this_group_alone():
+    bettis = [replace(m, group=group) for m in persistences([3]) for group in ("net.0", "net.2")]
+    states = [DetectorState()]
+    for measurement in (*bettis, *of_size(8, [8]), *of_size(4, [4])):
+        states.append(observe(states[-1], measurement)[0])
+    assert set(states[-2].betti) == {"betti_0 net.0", "betti_0 net.2"}
+    assert set(states[-1].betti) == {"betti_0 net.2"}
 
 
 def test_neurons_that_chatter_about_the_tolerance_merge_once():

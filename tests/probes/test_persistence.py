@@ -33,6 +33,19 @@ def test_a_second_capture_is_compared_with_the_first_and_keeps_its_bound():
     assert 0.0 <= values["log_bottleneck_1"] <= values["log_bottleneck_bound"] * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("now", [(8, 3), (16, 3), (12, 2)])
+def test_of_other_neurons_there_is_no_change_and_the_next_capture_has_one(now):
+    probe = Persistence()
+    before = probe.measure(by_hand(cloud(0, 12, 3)))
+    other = cloud(1, *now)
+    changed = probe.measure(by_hand(other, groups=[one_group(n=now[0])], previous=before))
+    assert changed.failures == {}
+    assert "betti_0" in changed.values["g"]
+    assert not any(name.startswith("log_bottleneck") for name in changed.values["g"])
+    later = probe.measure(by_hand(1.01 * other, groups=[one_group(n=now[0])], previous=changed))
+    assert later.values["g"]["log_bottleneck_0"] == pytest.approx(math.log(1.01), rel=1e-4)
+
+
 def test_landmarks_bring_no_bound():
     probe = Persistence(max_landmarks=6)
     before = probe.measure(by_hand(cloud(0, 12, 3)))

@@ -6,10 +6,10 @@ from torch import nn
 
 from lightning_topo.homology import persistence
 from lightning_topo.neurons import NeuronGroup
-from lightning_topo.probes import Clouds, Probe, ProbeResult, ProbeUnavailable
+from lightning_topo.probes import Clouds, Probe, ProbeResult, ProbeUnavailable, Sharpness, StepEdge, StepSharpness
 from lightning_topo.probes import _probe as probe
-from lightning_topo.probes._probe import CloudMissing, blocks
-from tests.probes.captures import cloud, groups_of, one_group
+from lightning_topo.probes._probe import CloudMissing, blocks, refuse_complex
+from tests.probes.captures import by_hand, cloud, groups_of, one_group
 
 
 def test_clouds_stay_as_they_were_gathered():
@@ -84,3 +84,11 @@ def test_a_probe_has_a_name_and_can_measure():
     assert isinstance(Nameless(), Probe)
     error = ProbeUnavailable("no loss", remedy="Call watch.loss.")
     assert (str(error), error.remedy) == ("no loss", "Call watch.loss.")
+
+
+@pytest.mark.parametrize("measures", [Sharpness(), StepEdge(), StepSharpness()], ids=lambda one: one.name)
+def test_complex_parameters_are_refused_by_name_where_they_are_trained(measures):
+    module = nn.Linear(2, 2, dtype=torch.cfloat)
+    with pytest.raises(ProbeUnavailable, match="weight is complex, and the edge of stability"):
+        measures.measure(by_hand(torch.zeros(2, 2), module=module))
+    refuse_complex(by_hand(torch.zeros(2, 2), module=module.requires_grad_(False)))

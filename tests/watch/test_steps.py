@@ -47,6 +47,8 @@ CHANGES = {
     "another state loaded": (another_state, "once", 4),
     "constrained in the training step": (normalise, "step", 0),
     "clamped after the backward": (clamp, "backward", 0),
+    "reset in a hook before the update": (reset, "update", 0),
+    "norms kept where gradients are clipped": (normalise, "clipping", 0),
 }
 OUTSIDE = pytest.mark.parametrize(("change", "when", "first"), CHANGES.values(), ids=CHANGES)
 
@@ -72,6 +74,12 @@ class Tampered(L.LightningModule):
 
     def on_after_backward(self):
         self._at("backward")
+
+    def on_before_optimizer_step(self, optimizer):
+        self._at("update")
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        self._at("clipping")
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self._at("batch")
@@ -161,6 +169,24 @@ def test_what_is_written_before_the_batch_is_over_is_not_taken_for_the_step(tmp_
     assert (event.name, event.step) == ("outside_change", open_step)
     assert "net.0.weight" in event.message
     assert event.message.endswith(f"before step {open_step} was measured: that step is open, later ones are not.")
+
+
+def test_where_values_of_one_layer_are_lost_no_group_of_the_update_is_without_a_state(tmp_path):
+    module = Tampered(None, "")
+    module.net = nn.Sequential(
+        nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)
+    )
+    module._own_ratio = lambda: 0.0
+    monitor = TopologyMonitor([Distortion(every_n_steps=1)], verbose=False, report=False, on_error="raise")
+    fit(module, [Early(lambda net: net[0].weight[3].add_(0.1), 2), monitor], root=tmp_path, max_epochs=2)
+    states = {}
+    for m in monitor.record.measurements:
+        if m.probe == "coverage":
+            states.setdefault(m.group, {}).update(dict.fromkeys(range(int(m.values["from"]) + 1, m.step + 1), m.values))
+    assert states.keys() == {"net.0", "net.2", "net.4"}
+    for found in states.values():
+        assert sorted(found) == list(range(1, 17))
+        assert [step for step, values in found.items() if values["state"] == StepState.OPEN] == [3]
 
 
 def test_a_critic_that_is_clipped_behind_each_of_its_steps(tmp_path):
@@ -292,6 +318,77 @@ def test_of_nested_optimizers_the_outermost_counts(module, seen):
     [update] = seen.steps.pending
     assert update.optimizer is outer
     torch.testing.assert_close(update.after["0.weight"] - update.before["0.weight"], torch.full_like(before, 0.5))
+
+
+class Shifted(torch.optim.SGD):
+    """Has a part of its own after that of SGD."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p += 1.0
+        return loss
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_a_class_that_extends_an_optimizer_steps_once(module, seen, with_closure):
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)  # from now on torch's hooks are in SGD.step, too
+    optimizer, before = graded(Shifted(module[0].parameters(), lr=0.5)), module[0].weight.detach().clone()
+    closure = (lambda: 7.0) if with_closure else None
+    assert optimizer.step(closure) == (7.0 if with_closure else None)
+    [update] = seen.steps.pending
+    assert update.optimizer is optimizer
+    torch.testing.assert_close(update.after["0.weight"] - update.before["0.weight"], torch.full_like(before, 0.5))
+    assert seen.settled == []
+
+
+def test_an_update_that_has_raised_is_none_any_more(module, seen):
+    class Raising(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            raise ArithmeticError
+
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    raising, good = (graded(kind(module[0].parameters(), lr=0.5)) for kind in (Raising, torch.optim.SGD))
+    for _ in range(2):
+        with pytest.raises(ArithmeticError):
+            raising.step()
+    good.step()
+    assert [update.optimizer for update in seen.steps.pending] == [good]
+
+
+def test_what_a_closure_writes_is_no_part_of_the_update(module, seen):
+    optimizer = graded(torch.optim.SGD(module[0].parameters(), lr=0.5))
+
+    def closure(factor=1.0):
+        with torch.no_grad():
+            module[0].weight.fill_(3.0 * factor)
+        return torch.tensor(2.0)
+
+    seen.steps.keep([optimizer])
+    assert optimizer.step(closure=closure) == 2.0
+    [update] = seen.steps.pending
+    assert torch.equal(update.before["0.weight"], torch.full_like(module[0].weight, 3.0))
+    assert seen.outside == [(optimizer, ["0.weight"])]
+
+
+def test_a_closure_that_is_evaluated_again_stays_part_of_the_update(module, seen):
+    lbfgs = torch.optim.LBFGS(module[0].parameters(), lr=0.1, max_iter=4)
+
+    def closure():
+        lbfgs.zero_grad()
+        loss = module[0](torch.ones(3, module[0].in_features)).square().sum()
+        loss.backward()
+        return loss
+
+    before = module[0].weight.detach().clone()
+    lbfgs.step(closure)
+    [update] = seen.steps.pending
+    assert torch.equal(update.before["0.weight"], before)
+    assert not torch.equal(update.after["0.weight"], before)
+    assert seen.outside == []
 
 
 def test_the_optimizer_of_another_module_is_passed_over(seen):

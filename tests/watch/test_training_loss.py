@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from lightning_topo._tape import StepRecorder, Tape, accepted
+from lightning_topo._tape import CannotReplay, StepRecorder, Tape, accepted
 from lightning_topo._watch.training_loss import ENOUGH_SAMPLES, TrainingLoss
 from lightning_topo.probes import ProbeUnavailable
 from tests.watch.driving import training_of
@@ -112,6 +112,24 @@ def test_tapes_hold_no_parameters_below_a_checkpoint_wrapper_either():
     loss.keep(recorded(model, lambda: F.cross_entropy(model(x.requires_grad_()), y)), None)
     assert loss.obstacle == ""
     assert not any(tape.values for tape in loss._tapes)
+
+
+@pytest.mark.parametrize("change", ["renamed", "wider"])
+def test_tapes_that_read_what_the_module_has_no_more_are_let_go(change):
+    model = net()
+    loss = TrainingLoss(training_of(model), 0)
+    for seed in range(2):
+        loss.keep(of_batch(model, seed, 8), None)
+    if change == "renamed":
+        torch.nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+    else:
+        model[3] = nn.Linear(5, 4)
+    with pytest.raises(CannotReplay, match="other parameters now"), loss(None):
+        pass
+    loss.keep(of_batch(model, 2, 8), None)
+    with loss(None) as evaluate:
+        assert evaluate().requires_grad
+    assert [tape.n_samples for tape in loss._tapes] == [8]
 
 
 def test_where_no_step_can_be_replayed_it_says_why_and_what_to_do():

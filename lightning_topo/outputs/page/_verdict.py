@@ -16,6 +16,7 @@ _WHY = {
     OpenCause.NOT_FINITE: "weights are NaN or infinite",
     OpenCause.SHARDED: "of parameters in shards only some steps are measured",
     OpenCause.FAILED: "a measurement failed",
+    OpenCause.NOT_ALIKE: "the parameters of processes differ",
     OpenCause.TOO_MANY: "r of more than 20,000 neurons is only bounded, and the bound is not below 1",
 }
 

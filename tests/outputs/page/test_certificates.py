@@ -94,6 +94,15 @@ def test_every_cause_has_words_and_comes_back_from_the_files(cause: OpenCause, t
     assert "the first is step 1 (" in verdict(written)
 
 
+def test_of_neurons_that_are_all_equal_it_is_said_that_they_stay_so() -> None:
+    still = {"critical_ratio": 0.0, "distinct_neurons": 1.0, "n_neurons": 8.0}
+    one = [Measurement(1, 0, "distortion", group, still) for group in ("net.0", "net.2", "net.4")]
+    advice = recommendation(record(*one, line(0, 9, BOUNDED, 0.0)))
+    assert advice == "Initialize the neurons at random: they are equal."
+    apart = replace(one[0], values={**still, "distinct_neurons": 7.0})
+    assert "none of them moved against another" in recommendation(record(apart, line(0, 9, BOUNDED, 0.0)))
+
+
 @pytest.mark.parametrize("measured", [(), (ratio(0, 0.0),), (ratio(0, 0.0), ratio(1, 0.0), line(0, 1, EXACT))])
 def test_of_neurons_that_never_moved_it_is_said_that_r_was_zero(measured: tuple[Measurement, ...]) -> None:
     found = record(*measured, line(1 if len(measured) > 1 else 0, 9, BOUNDED, 0.0))
