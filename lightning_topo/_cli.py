@@ -118,6 +118,8 @@ def _written_report(arguments: argparse.Namespace) -> int:
     records = [RecordFollower(folder).read() for folder in dict.fromkeys(folders)]
     for record in records:
         print(f"{record.dirpath}: {verdict(record)}")
+        if record.about and "ended" not in record.about:
+            print("  The record has no end: the training goes on, or its process was killed.")
         if decision := recommendation(record):
             print(f"  Next: {decision}")
     out = arguments.out or (records[0].dirpath / REPORT if len(records) == 1 else default_place(folders))

@@ -73,13 +73,25 @@ def rate_limits(measurements: Sequence[Measurement]) -> RateLimits:
 
 
 def largest_ratios(measurements: Sequence[Measurement]) -> dict[int, float]:
-    """The largest measured r of all groups, by step; an infinite one, of equal neurons that part, is left out."""
+    """The largest measured r of all groups, by step; an infinite one, of equal neurons that part, is left out.
+
+    Where a guard has held an update back, r of the update as the optimizer made it: the learning rate is its own.
+    """
     found = dict[int, float]()
     for m in measurements:
-        ratio = m.values.get("critical_ratio")
+        ratio = m.values.get("proposed_critical_ratio", m.values.get("critical_ratio"))
         # A comparison with NaN is false: it never counts.
         if m.group != GLOBAL and ratio is not None and found.get(m.step, -1.0) < ratio < math.inf:
             found[m.step] = ratio
+    return found
+
+
+def held_ratios(measurements: Sequence[Measurement]) -> dict[int, float]:
+    """The largest r that updates had before a guard held them back, by step, of those that were measured."""
+    found = dict[int, float]()
+    for m in measurements:
+        if (ratio := m.values.get("proposed_critical_ratio")) is not None:
+            found[m.step] = max(ratio, found.get(m.step, 0.0))
     return found
 
 

@@ -165,7 +165,7 @@ class Exchange:
             met.update(map(_key, message.events))
         for outcome in self._probing.unite([message.outcomes for message in every]):
             self._take(outcome)
-            self._reporting.read(_critical_rate(outcome, rates.get(outcome.step)))
+            self._reporting.read(_critical_rate(outcome, rates.get(outcome.step), self.proposed))
         self._reporting.read(
             Measurement(step, epoch, "coverage", group, {"critical_ratio_bound": bound})
             for message in every
@@ -248,9 +248,10 @@ class Exchange:
         )
 
 
-def _critical_rate(outcome: Outcome, rate: float | None) -> list[Measurement]:
-    """eta* = eta / r of the step that was measured, in the group where it is smallest."""
-    ratios = [values["critical_ratio"] for values in outcome.values.values() if "critical_ratio" in values]
+def _critical_rate(outcome: Outcome, rate: float | None, proposed: Mapping[str, float]) -> list[Measurement]:
+    """eta* = eta / r of the measured step, as its optimizer `proposed` it, in the group where it is smallest."""
+    own = {group: values for group, values in outcome.values.items() if "critical_ratio" in values}
+    ratios = [proposed.get(group, values["critical_ratio"]) for group, values in own.items()]
     if rate is None or not ratios or not max(ratios) > 0.0:
         return []
     values = {"critical_learning_rate": rate / max(ratios)}

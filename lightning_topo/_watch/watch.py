@@ -283,7 +283,8 @@ class Watch:
     def validated(self, values: Mapping[str, float]) -> None:
         """Take in what the training's own validation has found."""
         if self._measuring.has_begun:
-            self._exchange.validated(self._training.step, values)
+            # The loop may count the batch behind which it validates only later.
+            self._exchange.validated(max(self._training.step, self._last_step), values)
 
     def close(self, *, in_haste: bool = False) -> bool:
         """Finish: take in what is awaited, and end the outputs. False if that was done already.

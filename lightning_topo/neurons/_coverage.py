@@ -11,7 +11,7 @@ from lightning_topo.neurons._coupling import leaves
 from lightning_topo.neurons._group import NeuronGroup
 from lightning_topo.neurons._trace import CouplingTrace
 
-INPUT = "an axis of the model's input, or of a constant"
+INPUT = "an axis of the data, its targets included, or of a constant"
 """Why what nothing has frozen by name is fixed: the data itself has that axis."""
 
 

@@ -100,9 +100,9 @@ def restored(measurement: Measurement, since: int, peak: float, peak_step: int, 
         group=measurement.group,
         value=peak,
         threshold=rules.critical_ratio,
-        message=f"The last {rules.hold_steps} measured steps of {measurement.group} were below the critical one. "
-        f"The breakdown began at step {since} and was worst at step {peak_step}, at {peak:.3g} times.",
-        remedy="Nothing to do now; a merge in between is permanent.",
+        message=f"In the last {rules.hold_steps} steps of {measurement.group} r was below 1, measured or bounded. The "
+        f"breakdown began at step {since} and was worst at step {peak_step}, at {peak:.3g} times.",
+        remedy="Look at the loss: r below 1 does not mean that it has recovered. A merge in between is permanent.",
     )
 
 

@@ -330,3 +330,15 @@ def test_checkpoints_of_all_of_them_are_plain(tmp_path):
     for file in files:
         saved = torch.load(file, weights_only=True)["callbacks"]
         assert {callback.state_key for callback in ours[:3]} <= saved.keys()
+
+
+def test_what_validation_finds_belongs_to_the_step_behind_which_it_runs(tmp_path):
+    class Validated(All):
+        def validation_step(self, batch, batch_idx):
+            self.log("steps_so_far", float(self.trainer.global_step))
+
+    monitor = TopologyMonitor([Distortion()], report=False, verbose=False, dirpath=tmp_path / "record")
+    fit(Validated(), [monitor], root=tmp_path, max_epochs=2, val_check_interval=3)
+    found = {m.step: m.values["steps_so_far"] for m in monitor.record.measurements if m.probe == "validation"}
+    assert len(found) > 3
+    assert all(step == so_far for step, so_far in found.items())

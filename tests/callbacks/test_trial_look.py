@@ -66,5 +66,6 @@ def test_declared_groups_are_taken_and_without_any_the_reason_is_told(tmp_path):
     assert (flat.groups, flat.problems) == (
         (),
         "No neurons found: the module has no group of two or more exchangeable neurons of the usual kinds "
-        "(net.weight, the largest parameter: axis 0: classes; axis 1: an axis of the model's input, or of a constant).",
+        "(net.weight, the largest parameter: axis 0: classes; axis 1: an axis of the data, its targets included, or of "
+        "a constant).",
     )

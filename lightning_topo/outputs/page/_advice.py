@@ -9,7 +9,13 @@ from dataclasses import replace
 
 from lightning_topo.measurement import OpenCause
 from lightning_topo.outputs.page._evidence import Evidence
-from lightning_topo.outputs.page._keeping import advise_at_edge, advise_to_keep, advise_to_measure, after_bad_batch
+from lightning_topo.outputs.page._keeping import (
+    advise_at_edge,
+    advise_guarded,
+    advise_to_keep,
+    advise_to_measure,
+    after_bad_batch,
+)
 from lightning_topo.outputs.page._lowering import (
     advise_after_breakdown,
     advise_after_failure,
@@ -52,6 +58,8 @@ def advise(outcome: Outcome, evidence: Evidence) -> Advice | None:
         return advise_after_breakdown(outcome, evidence)
     if evidence.loss.lost is not None:
         return advise_after_loss(outcome, evidence, evidence.loss.lost)
+    if evidence.held:
+        return advise_guarded(evidence)
     if outcome.coverage is not None and outcome.coverage.open and _could_be_measured(outcome.coverage):
         return advise_to_measure(outcome, evidence)
     if outcome.edge_step is not None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lightning_topo._figures.rates import RateLimits, edge_ratios, largest_ratios, rate_limits
+from lightning_topo._figures.rates import RateLimits, edge_ratios, held_ratios, largest_ratios, rate_limits
 from lightning_topo.measurement import Measurement
 from lightning_topo.outputs.page._loss_course import LossCourse
 from lightning_topo.outputs.record import RunRecord
@@ -16,6 +16,7 @@ class Evidence:
     """What a run has shown: the largest r of all groups, the edge ratio by step, the loss, and learning rates.
 
     `equal` are the groups whose neurons were all equal when they were last measured, with their number of neurons.
+    `held` is r of updates that a guard has held back, as the optimizer made them, by measured step.
     Without `limits` advice is in factors of the present rate. `outside_step` is the first at which something other than
     an optimizer was seen to move parameters, `training` holds the optimizers' names and options.
     """
@@ -26,6 +27,7 @@ class Evidence:
     limits: RateLimits
     outside_step: int | None = None
     equal: Mapping[str, int] = field(default_factory=dict)
+    held: Mapping[int, float] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -37,6 +39,7 @@ class Evidence:
             LossCourse.of(measurements),
             rate_limits(measurements),
             equal=_all_equal(measurements),
+            held=held_ratios(measurements),
         )
 
     @classmethod

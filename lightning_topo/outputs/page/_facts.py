@@ -92,6 +92,8 @@ def _circumstances(run: RunView) -> list[Fact]:
     about, found = run.about, []
     if isinstance(about.get("started"), str):
         found.append(Fact("Started", about["started"].replace("T", " ").replace("+00:00", " UTC")))
+        if "ended" not in about:
+            found.append(Fact("Ended", "not yet, or its process was killed"))
     seconds, steps = about.get("seconds"), about.get("timed_steps")
     if isinstance(seconds, int | float) and seconds > 0:
         found.append(Fact("Duration", _duration(float(seconds))))
@@ -154,7 +156,8 @@ def _bound(run: RunView) -> str:
     coverage = run.outcome.coverage
     if coverage is None or coverage.peak_bound is None:
         return UNRECORDED if coverage is None else "none needed"
-    return f"{coverage.peak_bound.value:.3g} in {coverage.peak_bound.group}"
+    besides = ", open steps apart" if coverage.open else ""
+    return f"{coverage.peak_bound.value:.3g} in {coverage.peak_bound.group}{besides}"
 
 
 def _certified(coverage: Coverage) -> str:

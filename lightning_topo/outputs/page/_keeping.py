@@ -71,6 +71,21 @@ def advise_at_edge(outcome: Outcome, evidence: Evidence, step: int) -> Advice:
     return Advice(f"Keep the learning rate{words.now}: it is as large as this network bears.", tuple(reasons))
 
 
+def advise_guarded(evidence: Evidence) -> Advice:
+    """Where a guard has held updates back: what would do without it."""
+    words = RateWords(evidence.limits)
+    at = max(evidence.held, key=lambda s: evidence.held[s])
+    largest, n = evidence.held[at], len(evidence.held)
+    rate = floor2((evidence.limits.at(at) or words.present) * MARGIN / largest) if largest < math.inf else None
+    lower = "lower the learning rate" if rate is None else words.lower(rate).removesuffix(".").replace("L", "l", 1)
+    reasons = (
+        f"The guard has held back the updates of {n} measured step{'s' if n > 1 else ''}: that of step {at:,} would "
+        f"have had r = {largest:.3g}, and r was kept below the guard's limit.",
+        *(_unlearned(evidence) or _learned(evidence)),
+    )
+    return Advice(f"Keep the guard, or {lower}.", reasons, rate if words.is_known else None)
+
+
 def advise_to_keep(outcome: Outcome, evidence: Evidence) -> Advice:
     """Where nothing that was measured has met a limit: keep the rate, as far as that goes."""
     words = RateWords(evidence.limits)
@@ -110,9 +125,9 @@ def advise_to_keep(outcome: Outcome, evidence: Evidence) -> Advice:
         )
     reasons = [*(_unlearned(evidence) or _learned(evidence)), *reasons]
     if not _measured_edge(outcome):
-        decision = f"As far as r goes, keep the learning rate{words.now}: the edge of stability was not measured."
+        decision = f"As far as r goes, keep the learning rate{words.now}; the edge of stability was not measured."
     elif not evidence.ratios:
-        decision = f"As far as the edge of stability goes, keep the learning rate{words.now}: r was not measured."
+        decision = f"As far as the edge of stability goes, keep the learning rate{words.now}; r was not measured."
     else:
         decision = f"As far as stability goes, keep the learning rate{words.now}: no limit was met."
     return Advice(decision, tuple(reasons))
@@ -169,7 +184,7 @@ def _learned(evidence: Evidence) -> list[str]:
         return []
     return [
         f"Whether it learns well at that rate is for the loss to say: {first:.3g} at first, {last:.3g} in the last "
-        "steps. If that is too little, begin at a tenth of what TopologyLRFinder(sharpness=None) finds."
+        "steps. If the loss is still too high, begin at a tenth of what TopologyLRFinder(sharpness=None) finds."
     ]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from lightning_topo._figures.coverage import Stretch, of_network, stretches
-from lightning_topo._figures.rates import edge_source
+from lightning_topo._figures.rates import edge_source, held_ratios
 from lightning_topo.measurement import GLOBAL, Measurement, OpenCause, StepState
 from lightning_topo.outputs.page._loss_course import Level, LossCourse
 from lightning_topo.outputs.record import RunRecord
@@ -81,6 +81,14 @@ class EdgeRatio:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """The step at which a gate has stopped the training, and the names of the events it has counted; none if quiet."""
+
+    step: int
+    events: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The facts of one run; None for what was not measured or did not happen.
 
@@ -119,6 +127,10 @@ class Outcome:
     """Whether that is all that was unstable, and it has left no trace in the loss: a batch may have been bad."""
     lost: Level | None = None
     """Where the loss was lowest, if it had fallen and came back to where it began."""
+    n_held: int = 0
+    """At how many of the measured steps a guard has held an update back."""
+    stop: Stop | None = None
+    """Where a gate has asked for the end of the training."""
 
     @property
     def broken_first(self) -> tuple[TopologyEvent, ...]:
@@ -154,6 +166,15 @@ def history(record: RunRecord) -> History:
     return History(seen, events, _outcome(record.measurements, events, seen, digest))
 
 
+def _stop(whole: Sequence[Measurement]) -> Stop | None:
+    """What the last gate that stopped the training has left in the record."""
+    stops = [m for m in whole if m.probe == "gate" and m.values.get("stopped") == 1.0]
+    if not stops:
+        return None
+    counts = {name: n for name, n in stops[-1].values.items() if name not in ("stopped", "quiet_captures")}
+    return Stop(stops[-1].step, tuple(name for name, n in counts.items() if n > 0.0))
+
+
 def _outcome(
     measurements: Sequence[Measurement],
     events: Sequence[TopologyEvent],
@@ -182,6 +203,8 @@ def _outcome(
         curvature_step=_first_step(events, EventName.CURVATURE_BOUND_EXCEEDED),
         edge_step=_first_step(events, EventName.EDGE_OF_STABILITY_ENTER),
         peak_ratio=_peak(measurements),
+        n_held=len(held_ratios(measurements)),
+        stop=_stop(whole),
         n_ratio_steps=_n_ratio_steps(measurements) if digest is None else digest.n_ratio_steps,
         final_loss=losses[-1][1] if losses else None,
         nonfinite_loss_step=nonfinite[0] if nonfinite else None,

@@ -37,10 +37,19 @@ def sentence(outcome: Outcome, *, with_coverage: bool = True) -> str:
 
 
 def besides(outcome: Outcome, *, with_coverage: bool = True) -> str:
-    """What follows the finding in a sentence: the coverage, and how many events there were."""
+    """What follows the finding in a sentence: what guards and gates did, the coverage, and the number of events."""
+    held = f"; a guard held back updates of {_count(outcome.n_held, 'measured step')}" if outcome.n_held else ""
     shown = outcome.coverage if with_coverage else None
     certified = "" if shown is None else coverage_words(shown, is_broken=bool(outcome.breakdowns))
-    return f"{certified and '; '}{certified} \u2013 {_events(outcome)}"
+    return f"{held}{_stopped(outcome)}{certified and '; '}{certified} \u2013 {_events(outcome)}"
+
+
+def _stopped(outcome: Outcome) -> str:
+    """That a gate has stopped the training, and for what."""
+    if (stop := outcome.stop) is None:
+        return ""
+    why = ", ".join(stop.events) or "no news for as long as it waits"
+    return f"; a gate stopped the training at step {stop.step:,} ({why})"
 
 
 def tone(outcome: Outcome) -> Phase:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_topo import read_record
+from lightning_topo._figures.rates import rate_limits
 from lightning_topo.measurement import Measurement, OpenCause, StepState
 from lightning_topo.outputs._terminal import summary
 from lightning_topo.outputs.page import recommendation, render_page, verdict
@@ -195,3 +196,26 @@ def test_groups_that_take_turns_leave_cells_without_a_record() -> None:
     assert table is not None
     assert set(table.states) == {(3, None, 3, None), (None, 3, None, 3)}
     assert certificate_table({}, {}, ("a",), 10) is None
+
+
+def held(step: int, r: float, proposed: float) -> Measurement:
+    return Measurement(step, 0, "distortion", "a", {"critical_ratio": r, "proposed_critical_ratio": proposed})
+
+
+RATE = Measurement(1, 0, "training", "", {"learning_rate": 3.0})
+
+
+def test_what_a_guard_has_held_back_is_said_and_judged_by_what_it_would_have_been() -> None:
+    run = record(RATE, ratio(1, 0.2), held(2, 0.5, 30.0), held(3, 0.5, 6.0), line(0, 9, BOUNDED, 0.6))
+    assert "a guard held back updates of 2 measured steps" in verdict(run)
+    assert recommendation(run) == "Keep the guard, or lower the learning rate from 3 to 0.08."
+    assert "a guard" not in verdict(record(ratio(1, 0.2), line(0, 9, BOUNDED, 0.6)))
+    assert rate_limits(run.measurements).critical == ((1, 3.0 / 0.2), (2, 0.1), (3, 0.5))
+    unbounded = record(RATE, held(2, 0.5, math.inf), line(0, 9, BOUNDED, 0.6))
+    assert recommendation(unbounded) == "Keep the guard, or lower the learning rate."
+
+
+@pytest.mark.parametrize(("events", "why"), [({"topology_breakdown": 1.0}, "topology_breakdown"), ({}, "no news")])
+def test_where_a_gate_has_stopped_the_training_the_verdict_says_so(events: dict[str, float], why: str) -> None:
+    gate = Measurement(9, 0, "gate", "", {"stopped": 1.0, "quiet_captures": 3.0, "instability": 0.0, **events})
+    assert f"a gate stopped the training at step 9 ({why}" in verdict(record(ratio(1, 0.2), gate))

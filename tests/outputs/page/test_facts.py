@@ -80,6 +80,10 @@ def test_how_it_was_trained_is_as_far_as_the_record_says() -> None:
         "hparams": {"width": 9},
     }
     about = {"training": training, "started": "2026-01-02T03:04:05+00:00", "seconds": 150.0, "timed_steps": 300}
+    assert named(settings(run_view(RunRecord(Path("run"), "id", about=about), "run", WHOLE)))["Ended"].startswith(
+        "not yet"
+    )
+    about["ended"] = "2026-01-02T03:06:35+00:00"
     rates = [
         Measurement(step, 0, "training", "", {"learning_rate": rate}) for step, rate in ((1, 0.1), (5, 0.4), (9, 0.2))
     ]

@@ -295,7 +295,7 @@ function legends() {
   legendOf("ratio").replaceChildren(
     ...(page.runs.some((run) => run.ratio || run.certificates) ? [ramp(ratioColours(ratios), ticks)] : []),
     ...(known.has(EXACT) ? [swatch("exact r: full height", BELOW[1], "exact")] : []),
-    ...(known.has(BOUNDED) ? [swatch("upper bound of r: narrow", BELOW[1], "bounded"), swatch("largest r can be in any group", css("--info"), "dash")] : []),
+    ...(known.has(BOUNDED) ? [swatch("upper bound of r: narrow", BELOW[1], "bounded"), swatch("upper bound of r, over all groups", css("--info"), "dash")] : []),
     ...(known.has(SPANNED) ? [swatch("r unknown, none merged for good", css("--spanned"))] : []),
     ...(known.has(OPEN) || page.runs.some((run) => run.ratio && !run.certificates) ? [swatch("not measured, nothing claimed", css("--missing"))] : []),
     ...(prefix && 7.2 * Math.max(...groups.map((g) => Array.from(g).length)) + 18 > rowRoom(innerWidth - 96) ? [element("span", `Names are shown without “${ellipsis(prefix, 60)}”.`, "note")] : []));
