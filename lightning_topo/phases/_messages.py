@@ -20,8 +20,8 @@ def curvature(measurement: Measurement, exceeded: bool, value: float, band: Band
             severity=Severity.INFO,
             value=value,
             threshold=band.enter,
-            message=f"eta * lambda = {value:.3g} has passed 1: the curvature no longer guarantees that neurons "
-            "stay apart, only the measured critical ratio does.",
+            message=f"eta * lambda has passed 1, with {value:.3g} {_median(band.enter_window)}: the curvature no "
+            "longer guarantees that neurons stay apart, only the measured critical ratio does.",
             remedy="No reason to act by itself: the estimate is usually far above r. The report says which learning "
             "rate keeps it below 1.",
         )
@@ -31,9 +31,14 @@ def curvature(measurement: Measurement, exceeded: bool, value: float, band: Band
         measurement.epoch,
         value=value,
         threshold=band.leave,
-        message=f"eta * lambda has fallen to {value:.3g}: the paper's sufficient condition can hold again.",
+        message=f"eta * lambda has fallen to {value:.3g} {_median(band.leave_window)}: the paper's sufficient "
+        "condition can hold again.",
         remedy="Nothing to do.",
     )
+
+
+def _median(window: int) -> str:
+    return "as measured" if window == 1 else f"as the median of the last {window} values"
 
 
 _AT_EDGE = {
@@ -56,7 +61,8 @@ def edge(measurement: Measurement, change: EdgeChange, band: Band) -> TopologyEv
             severity=Severity.WARN,
             value=change.level,
             threshold=band.enter,
-            message=f"Training is at the edge of stability: {ground} (source: {change.source}).",
+            message=f"Training is at the edge of stability: {ground}, {_median(band.enter_window)} (source: "
+            f"{change.source}).",
             remedy="Often harmless: the loss goes on falling, unevenly. If it does not, lower the learning rate.",
         )
     return TopologyEvent(
@@ -65,7 +71,8 @@ def edge(measurement: Measurement, change: EdgeChange, band: Band) -> TopologyEv
         measurement.epoch,
         value=change.level,
         threshold=band.leave,
-        message=f"Training has left the edge of stability: {ground} (source: {change.source}).",
+        message=f"Training has left the edge of stability: {ground}, {_median(band.leave_window)} (source: "
+        f"{change.source}).",
         remedy="Nothing to do.",
     )
 

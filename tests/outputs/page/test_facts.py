@@ -46,7 +46,7 @@ def test_merged_neurons_are_told() -> None:
 def test_facts_say_how_far_the_record_goes() -> None:
     found = {fact.name: fact.value for fact in facts(run_view(record(*OPENED), "run", Budget.of(2)))}
     assert found["Steps measured or bounded"] == "17 of 20 (2 exact, 15 by bound, 3 open)"
-    assert found["Largest bound of r"] == "0.4 in b"
+    assert found["Largest bound of r"] == "0.4 in b, open steps apart"
     old = {fact.name: fact.value for fact in facts(run_view(record(ratio(1, 0.1)), "run", Budget.of(1)))}
     assert old["Steps measured or bounded"] == old["Largest bound of r"] == "not recorded"
 
