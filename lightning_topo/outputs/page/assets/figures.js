@@ -180,11 +180,11 @@ function worstFigure(run, view) {
   const worst = worstOf(run);
   const [least, most] = extremes([1, ...view.runs.filter((r) => r.ratio).flatMap(worstOf), ...view.runs.flatMap((r) => r.certificates?.values.flat().map(number) ?? [])].filter((r) => r > 0 && r < Infinity));
   const [low, high] = [Math.max(least / 2, 10 ** view.ratioRange[0]), Math.min(most * 2, 10 ** view.ratioRange[1])];
-  const drawn = worst.map((r) => (Number.isNaN(r) || r === 0 ? null : Math.min(high, r)));
+  const drawn = worst.map((r) => (Number.isNaN(r) || r === 0 ? null : Math.max(low, Math.min(high, r))));
   const [at, heights, words] = withGaps(run, run.ratio.steps, drawn, worst.map((r) => short(r)));
   const data = [line("largest r", at, heights, css("--first"), { ...besideGaps(at, run.ratio.steps), customdata: words, hovertemplate: "largest r %{customdata}<extra></extra>" })];
   if (run.certificates) data.unshift(boundLine(run.certificates, [low, high]));
-  const note = worst.includes(Infinity) ? "An infinite r is drawn at the upper edge of the chart." : undefined;
+  const note = drawn.some((r, j) => r !== null && r !== worst[j]) ? BEYOND : undefined;
   return { data, layout: layout(view, 180, logAxis("Largest r (log scale)", low, high), { ...UNIFIED, shapes: [...openSpans(run), horizontal(1, css("--error")), ...eventLines(run)] }), note };
 }
 
@@ -240,6 +240,8 @@ const RATES = [
   ["used", "learning rate", "--ink", "solid"],
 ];
 
+const BEYOND = "What lies beyond the chart, as 0 and infinity do, is drawn at its edge.";
+
 function ratesFigure(run, view) {
   const named = RATES.filter(([key]) => run.rates[key]);
   if (!run.rates.used) return { absent: "No learning rate in this record." };
@@ -265,8 +267,10 @@ function ratesFigure(run, view) {
     const rate = rateAt(run.rates.used, step);
     return rate !== null && number(run.rates[key].columns[key][i]) <= rate;
   }));
-  const note = below ? undefined
+  const kept = below ? undefined
     : limits.length ? "The learning rate stayed below the measured limits throughout." : "No limit was measured.";
+  const off = positive(run).some((v) => v > high || v < low);
+  const note = [kept, off ? BEYOND : undefined].filter(Boolean).join(" ") || undefined;
   return { data, layout: layout(view, 250, logAxis("Learning rate (log scale)", low / 1.5, high * 1.5), { ...UNIFIED, shapes: [...openSpans(run), ...eventLines(run)] }), note };
 }
 
@@ -431,7 +435,7 @@ function bandFigure(prefix, title) {
     const off = [...low, ...high].some((v) => clip(v) !== v && !Number.isNaN(v));
     return {
       data, layout: layout(view, 190, logAxis(title, least / pad, most * pad), { ...UNIFIED, shapes: [...openSpans(run), horizontal(1, css("--muted"), "dot"), ...eventLines(run, { group: view.group })] }),
-      note: off ? "What lies beyond the chart, as 0 and infinity do, is drawn at its edge." : undefined,
+      note: off ? BEYOND : undefined,
     };
   };
 }
