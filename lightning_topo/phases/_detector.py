@@ -29,7 +29,7 @@ from lightning_topo.phases._rules import PhaseRules
 from lightning_topo.phases._state import Breakdown, DetectorState
 
 _LARGE = 3.0
-"""A fall by this many times the margin needs no second capture."""
+"""A fall by this many times the margin, and by more than this many neurons, needs no second capture."""
 
 
 def observe(
@@ -184,7 +184,8 @@ def _observe_fate(
 ) -> tuple[DetectorState, tuple[TopologyEvent, ...]]:
     """Neurons that shrink to nothing, or turn into the same directions."""
     events: list[TopologyEvent] = []
-    margin = max(1.0, rules.fate_share * measurement.values.get("measured_neurons", 0.0))
+    n = measurement.values.get("measured_neurons", 0.0)  # 0: of how many is not known
+    margin = max(1.0, rules.fate_share * n)
     for name, sign, message in (
         ("vanishing_neurons", -1.0, messages.vanishing),
         ("aligned_clusters", 1.0, messages.condensing),
@@ -194,7 +195,8 @@ def _observe_fate(
         key, count = f"{name} {measurement.group}", measurement.values[name]
         at_start = measurement.values.get(f"{name}_at_start")
         before = state.fates.get(key, LevelState(None if at_start is None else sign * at_start))
-        is_large = before.reported is not None and before.reported - sign * count >= _LARGE * margin > _LARGE
+        fall = 0.0 if before.reported is None else before.reported - sign * count
+        is_large = n > 0.0 and fall >= _LARGE * margin and fall > _LARGE
         level, fired = follow_decline(before, sign * count, 1 if is_large else rules.fate_confirm, margin)
         if fired and before.reported is not None:
             events.append(message(measurement, count, sign * before.reported))

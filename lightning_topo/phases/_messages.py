@@ -179,7 +179,8 @@ def vanishing(measurement: Measurement, count: float, before: float) -> Topology
         threshold=before,
         message=f"Neurons of {measurement.group} are vanishing: {count:.0f}{_of_all(measurement)} are far smaller than "
         f"the largest, {before:.0f} before.",
-        remedy="Neurons near 0 contribute little. Lower the weight decay, re-initialise those neurons, or prune them.",
+        remedy="Neurons near 0 contribute little. Lower the learning rate or the weight decay, re-initialise those "
+        "neurons, or prune them.",
     )
 
 

@@ -165,3 +165,13 @@ def test_a_count_declines_by_its_margin_and_not_by_less(below, confirm):
         state, fired = follow_decline(state, 80.0 - fall, confirm, margin=5.0)
         reports.append(fired)
     assert reports == [*[False] * (len(below) + confirm - 1), True]
+
+
+@pytest.mark.parametrize(
+    ("n", "vanishing", "expected"),
+    [(32, 31, 1), (16, 7, 1), (16, 3, 0), (64, 5, 0), (200, 17, 0), (200, 18, 1)],
+)
+def test_one_capture_is_enough_where_many_neurons_vanish(n, vanishing, expected):
+    values = {"measured_neurons": float(n), "vanishing_neurons": float(vanishing), "vanishing_neurons_at_start": 0.0}
+    run = replay([Measurement(9, 0, "fate", "net.0", values)])
+    assert names(run) == [("neurons_vanishing", 9)] * expected
