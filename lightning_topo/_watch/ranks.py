@@ -11,9 +11,6 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed as dist
 
-if dist.is_available():
-    from torch.distributed.distributed_c10d import _get_default_store
-
 T = TypeVar("T")
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -92,9 +89,12 @@ class Ranks:
         """
         if self.size == 1:
             return [mine]
+        # Torch has no public way to the store by which the processes have found each other.
+        from torch.distributed.distributed_c10d import _get_default_store
+
         store = _get_default_store()
         keys = [f"lightning_topo/{token}/{rank}" for rank in range(self.size)]
-        store.set(keys[self.rank], pickle.dumps(mine))
+        store.set(keys[self.rank], pickle.dumps(mine))  # pyright: ignore[reportArgumentType]  # bytes are taken, too
         found: list[T | None] = [None] * self.size
         found[self.rank] = mine
         end = time.monotonic() + _MOST_WAIT

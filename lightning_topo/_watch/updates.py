@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-Arguments = tuple[tuple[Any, ...], Mapping[str, Any]]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Those of a call, by position and by keyword."""
 
 

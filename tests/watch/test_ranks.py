@@ -58,6 +58,14 @@ def process(rank, folder):
     found["together fails"] = raised(lambda: ranks.together("start", lambda: fails_on(1)))
     sent = ranks.send(torch.arange(3.0) if rank == 1 else None, 1, 0, lambda: torch.empty(3))
     found["sent"] = None if sent is None else sent.tolist()
+    found["unsendable"] = raised(lambda: ranks.all("small", (lambda: 0) if rank == 1 else 0))
+    found["farewell"] = ranks.farewell("at the end", {"rank": rank}, waits=True)
+    # The first leaves in haste; the other takes what it has left.
+    found["haste"] = ranks.farewell("in haste", rank, waits=rank == 1)
+    if rank == 1:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lightning_topo._watch.ranks._MOST_WAIT", 0.5)
+            found["gone"] = ranks.farewell("gone", rank, waits=True)
     found["after"] = ranks.all("small", rank)  # they are still in step
     found["alone"] = Ranks(alone=True).all("small", rank)
     dist.destroy_process_group()
@@ -101,6 +109,20 @@ def test_an_error_on_one_process_is_raised_on_all_where_all_work_together(seen):
     assert [found["together"] for found in seen] == [10, 11]
     assert seen[1]["together fails"] == [False, "torn"]
     assert seen[0]["together fails"] == [True, "start failed on process 1: ValueError: torn"]
+
+
+def test_a_message_that_cannot_be_sent_is_an_error_on_all(seen):
+    for found in seen:
+        is_elsewhere, why = found["unsendable"]
+        assert is_elsewhere
+        assert "process 1 has a message that cannot be pickled" in why
+
+
+def test_at_the_end_each_leaves_a_message_and_nobody_waits_for_one_that_has_gone(seen):
+    assert [found["farewell"] for found in seen] == [[{"rank": 0}, {"rank": 1}]] * 2
+    assert [found["haste"] for found in seen] == [[0, None], [0, 1]]
+    assert seen[1]["gone"] == [None, 1]
+    assert Ranks().farewell("alone", 7, waits=True) == [7]
 
 
 def test_a_tensor_is_brought_to_the_one_process_that_it_is_for(seen):
