@@ -12,21 +12,21 @@ Sample = Mapping[str, float]
 """One entry of some parameters, by name."""
 
 _MOST_PARAMETERS = 64
-_ALIKE = 1e-3
-"""Kernels of different machines differ by less, relative to the entry."""
+_ALIKE, _SMALL = 1e-3, 1e-7
+"""Kernels of different machines differ by less, relative to an entry or, where that is near 0, at all."""
 
 
 @torch.no_grad()
 def sample_of(module: nn.Module) -> Sample:
-    """One entry of each trained parameter, of at most 64 spread evenly over the module; waits for the device once.
+    """The middle of each trained parameter, of at most 64 spread evenly over the module; waits for the device once.
 
     >>> sample_of(nn.Linear(1, 1, bias=False).requires_grad_(False)), list(sample_of(nn.Linear(2, 3)))
     ({}, ['weight', 'bias'])
     """
     trained = [(clean_name(name), p) for name, p in module.named_parameters() if p.requires_grad and _is_plain(p)]
     chosen = trained[:: max(1, -(-len(trained) // _MOST_PARAMETERS))]
-    entries = [p.detach().flatten()[p.numel() // 2].abs().double().cpu() for _, p in chosen]
-    values = torch.stack(entries).tolist() if entries else []
+    entries = [p.detach()[tuple(size // 2 for size in p.shape)].abs().double() for _, p in chosen]
+    values = torch.stack([entry.to(entries[0].device) for entry in entries]).tolist() if entries else []
     return {name: value for (name, _), value in zip(chosen, values, strict=True)}
 
 
@@ -50,7 +50,7 @@ def unlike(samples: Sequence[Sample]) -> tuple[int, Sequence[str]] | None:
 def _are_alike(a: float | None, b: float | None) -> bool:
     if a is None or b is None:
         return a is b
-    return math.isclose(a, b, rel_tol=_ALIKE, abs_tol=1e-12) or (math.isnan(a) and math.isnan(b))
+    return math.isclose(a, b, rel_tol=_ALIKE, abs_tol=_SMALL) or (math.isnan(a) and math.isnan(b))
 
 
 def _is_plain(parameter: Tensor) -> bool:
