@@ -165,7 +165,11 @@ def _neurons(arguments: argparse.Namespace) -> int:
     if arguments.shape is not None:
         shape = [int(size) for size in arguments.shape.split(",")]
         inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    print(neuron_table(find_neuron_groups(model, inputs), dict(model.named_parameters())))
+    groups = find_neuron_groups(model, inputs)
+    print(neuron_table(groups, dict(model.named_parameters())))
+    if inputs is None and not any(group.status == "verified" for group in groups):
+        message = "No group was verified, with inputs of a guessed shape: give it, as in --shape 4,3,32,32"
+        print(message, file=sys.stderr)
     return 0
 
 

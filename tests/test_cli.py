@@ -25,7 +25,15 @@ def test_the_neurons_of_a_model_are_listed(tmp_path, capsys, monkeypatch):
     assert row.split()[:4] == ["0", "channel", "4", str(27 + 1 + 18)]
     assert row.endswith("yes")
     assert main(["neurons", "lightning_topo.demo:DigitsMLP"]) == 0
-    assert capsys.readouterr().out.count("yes") == 2
+    found = capsys.readouterr()
+    assert (found.out.count("yes"), found.err) == (2, "")
+    layers = "nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 11 * 11, 2)"
+    (tmp_path / "sized.py").write_text(f"from torch import nn\nmodel = nn.Sequential({layers})\n")
+    assert main(["neurons", "sized:model"]) == 0
+    assert "as in --shape 4,3,32,32" in capsys.readouterr().err
+    assert main(["neurons", "sized:model", "--shape", "2,3,13,13"]) == 0
+    found = capsys.readouterr()
+    assert (found.out.count("yes"), found.err) == (1, "")
     for wrong in ("mine:nothing", "mine", "nowhere:model"):
         assert main(["neurons", wrong]) == 2
         assert capsys.readouterr().err.startswith("lightning-topo:")
