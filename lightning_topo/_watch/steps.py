@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -70,9 +71,10 @@ class Steps:
         self._present_in = 0  # which generation
         self._is_first = self._is_deferred = self._has_checked = False
         _WATCHING.add(self)
+        # Where a step is compiled, hooks would be too.
         self._handles = [
-            register_optimizer_step_pre_hook(self._before_update),
-            register_optimizer_step_post_hook(self._after_update),
+            register_optimizer_step_pre_hook(torch.compiler.disable(self._before_update)),
+            register_optimizer_step_post_hook(torch.compiler.disable(self._after_update)),
         ]
 
     @property

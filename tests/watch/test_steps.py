@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from lightning_topo import Distortion, TopologyMonitor, TopologyWatch
 from lightning_topo._watch.steps import Steps
@@ -389,6 +390,24 @@ def test_a_closure_that_is_evaluated_again_stays_part_of_the_update(module, seen
     assert torch.equal(update.before["0.weight"], before)
     assert not torch.equal(update.after["0.weight"], before)
     assert seen.outside == []
+
+
+def compiled_graphs(optimizer):
+    """How many graphs torch.compile makes of an optimizer's step."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    torch.compile(lambda: optimizer.step(), backend=counter)()
+    return counter.frame_count
+
+
+def test_a_compiled_step_is_seen_and_none_of_our_code_is_compiled(module):
+    alone = compiled_graphs(graded(torch.optim.Adam(module[0].parameters())))
+    seen = Seen(module)
+    optimizer = graded(torch.optim.Adam(module[0].parameters()))
+    assert compiled_graphs(optimizer) == alone > 0
+    assert [update.optimizer for update in seen.steps.pending] == [optimizer]
+    assert seen.steps.failures == []
+    seen.steps.release()
 
 
 def test_the_optimizer_of_another_module_is_passed_over(seen):
