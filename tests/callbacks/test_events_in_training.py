@@ -67,11 +67,12 @@ def test_what_becomes_of_neurons_after_a_small_initialisation_is_told_by_the_def
     data = DataLoader(TensorDataset(x, (x[:, 0] > 0).long() + (x[:, 1] > 0).long()), batch_size=8)
     monitor = TopologyMonitor(report=False, max_overhead=None)
     trainer = fit(Shallow(lr=0.5), [monitor], root=tmp_path, data=data, max_epochs=6)
-    (condensing, *_), (vanishing, *_) = (
+    (condensing, *later), (vanishing, *_) = (
         named(monitor.events, f"neurons_{name}") for name in ("condensing", "vanishing")
     )
     assert condensing.group == vanishing.group == "net.0"
-    assert condensing.value < 16 < condensing.threshold <= 32
+    assert condensing.value < condensing.threshold <= 32
+    assert later[-1].value < 16 < later[0].threshold
     assert "narrower layer" in condensing.remedy
     assert f"{vanishing.value:.0f} of 32 are far smaller" in vanishing.message
     assert vanishing.value >= 2
