@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -17,6 +17,8 @@ from lightning_topo._watch.parameter_names import Form, ParameterNames
 from lightning_topo._watch.rates import learning_rate
 from lightning_topo._watch.updates import Arguments, RunningStep, Update, with_closure_followed
 from lightning_topo._watch.values_after import ValuesAfter
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
 class Steps:
@@ -71,10 +73,9 @@ class Steps:
         self._present_in = 0  # which generation
         self._is_first = self._is_deferred = self._has_checked = False
         _WATCHING.add(self)
-        # Where a step is compiled, hooks would be too.
         self._handles = [
-            register_optimizer_step_pre_hook(torch.compiler.disable(self._before_update)),
-            register_optimizer_step_post_hook(torch.compiler.disable(self._after_update)),
+            register_optimizer_step_pre_hook(_uncompiled(self._before_update)),
+            register_optimizer_step_post_hook(_uncompiled(self._after_update)),
         ]
 
     @property
@@ -368,6 +369,11 @@ class Steps:
 
 
 _WATCHING: WeakSet[Steps] = WeakSet()
+
+
+def _uncompiled(hook: Hook) -> Hook:
+    """The hook, which torch.compile leaves alone where it compiles a step."""
+    return cast(Hook, torch.compiler.disable(hook))
 
 
 def is_trained(parameter: Tensor) -> bool:
