@@ -218,7 +218,7 @@ class Steps:
         except Exception as error:
             self.failures.append(error)
         self._is_deferred, self.pending = False, []
-        # What something else has moved since is for `check` to see.
+        # What something else has moved since is seen before the next update.
         self._kept.renew([k for k in kept if not k.is_written])
 
     def lend(self) -> dict[int, Tensor]:

@@ -1,5 +1,7 @@
 """A session along a loop: begun, broken off, saved, resumed and closed, whatever happens."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from torch import nn
@@ -31,20 +33,24 @@ def test_an_exception_closes_the_record_with_all_that_was_measured(tmp_path):
     assert max(by_step(watch, "coverage")) == 4
 
 
-def test_an_iteration_that_broke_off_and_was_caught_is_no_step(tmp_path):
+def broken_off(tmp_path, error, at, *, updates):
+    """A loop that catches an error of its iteration `at`, before or after the update of that."""
     model = Net()
     optimizer = sgd(model, 0.1)
     with watching(model, optimizer, tmp_path, probes=[Distortion(every_n_steps=1)]) as watch:
         for k, batch in enumerate(batches()):
-            try:
-                with watch.step():
-                    watch.loss(model(**batch)["loss"]).backward()
-                    if k == 4:
-                        raise MemoryError
+            with suppress(error), watch.step():
+                watch.loss(model(**batch)["loss"]).backward()
+                if updates or k != at:
                     optimizer.step()
-            except MemoryError:
-                pass
+                if k == at:
+                    raise error
             optimizer.zero_grad()
+    return watch
+
+
+def test_an_iteration_that_broke_off_and_was_caught_is_no_step(tmp_path):
+    watch = broken_off(tmp_path, MemoryError, 4, updates=False)
     assert by_step(watch, "training") == list(range(1, 8))
     assert not happened(watch.events)
 
@@ -53,19 +59,7 @@ def test_an_iteration_that_broke_off_and_was_caught_is_no_step(tmp_path):
 @pytest.mark.parametrize("at", [4, 7])
 def test_an_iteration_that_broke_off_after_its_update_is_a_step(tmp_path, error, at):
     """The last one, too: coverage speaks of every update."""
-    model = Net()
-    optimizer = sgd(model, 0.1)
-    with watching(model, optimizer, tmp_path, probes=[Distortion(every_n_steps=1)]) as watch:
-        for k, batch in enumerate(batches()):
-            try:
-                with watch.step():
-                    watch.loss(model(**batch)["loss"]).backward()
-                    optimizer.step()
-                    if k == at:
-                        raise error
-            except error:
-                pass
-            optimizer.zero_grad()
+    watch = broken_off(tmp_path, error, at, updates=True)
     assert by_step(watch, "training") == list(range(1, 9))
     assert set(by_step(watch, "distortion")) == set(range(1, 9))
     assert not happened(watch.events)
