@@ -118,24 +118,17 @@ class Exchange:
             self._schedule.plan(step, self._budget.step_seconds),
         )
         self.outcomes, self.events = [], []
-        ranks = self._training.ranks
-        alone = alone or ranks.size == 1
         unknown = dict.fromkeys(range(self._counted + 1, step + 1), StepState.OPEN)
-        missing: list[int] = []
         try:
-            if last and self.token:
-                left = ranks.farewell(self.token, mine, waits=not alone)
-                missing = [rank for rank, theirs in enumerate(left) if theirs is None and not alone]
-                every = [theirs or _Message() for theirs in left]
-            else:
-                every = [mine] if alone else ranks.all("exchange of " + "+".join(p.name for p in due), mine)
+            sent = self._gathered(mine, due, last=last, alone=alone)
         except ElsewhereError:  # nothing was learnt of these steps
             self.shares.take(step - self._counted, unknown, certifies=self.certifies)
             self._counted = step
             raise
-        if missing:
+        missing = [rank for rank, theirs in enumerate(sent) if theirs is None]
+        if missing and not alone:
             self._reporting.event(left_alone(missing, self._counted + 1, step, epoch))
-        leading = every[0] if not (missing or alone) else mine
+        every, leading = [theirs or _Message() for theirs in sent], sent[0] or mine
         self.overhead = leading.overhead
         uncertified: dict[int, StepState] = {}
         for message in every:
@@ -179,6 +172,15 @@ class Exchange:
             if name not in before or before[name].stride != slot.stride
         }:
             self._reporting.lines([Measurement(step, epoch, "schedule", GLOBAL, changed)])
+
+    def _gathered(self, mine: _Message, due: Sequence[Probe], *, last: bool, alone: bool) -> Sequence[_Message | None]:
+        """What the processes have to say, by rank; None of those of which nothing comes."""
+        ranks = self._training.ranks
+        if last and self.token:
+            return ranks.farewell(self.token, mine, waits=not alone)
+        if alone:
+            return [mine if rank == ranks.rank else None for rank in range(ranks.size)]
+        return ranks.all("exchange of " + "+".join(probe.name for probe in due), mine)
 
     def validated(self, step: int, values: Mapping[str, float]) -> None:
         """Record what the training's own validation has found."""

@@ -30,7 +30,8 @@ def frozen_beside(groups: Sequence[NeuronGroup], module: nn.Module, trained: Map
 
     They keep neurons apart: r of the trained part alone is at least that of the whole. If the neurons of a group take
     more than `MOST_WHOLE` bytes, only frozen members of a stack are named of which other members are trained (experts
-    have parameters of their own). What cannot be read is left out, as where it is quantised, or not finite.
+    have parameters of their own). What cannot be read is left out, as where it is quantised, or not finite; and so is
+    what looks like a copy of a trained parameter: a target or a teacher follows the neuron, and is no part of it.
 
     >>> from lightning_topo.neurons._group import ParamSlice
     >>> group = NeuronGroup("net", "unit", 2, (), (ParamSlice("weight"), ParamSlice("bias", role="elementwise")))
@@ -40,7 +41,22 @@ def frozen_beside(groups: Sequence[NeuronGroup], module: nn.Module, trained: Map
     partly = [g for g in groups if 0 < sum(name in trained for name in g.parameter_names) < len(g.parameter_names)]
     parameters = named_state(module)[0] if partly else {}
     found = {group.name: _frozen(group, parameters, trained) for group in partly}
+    by_name = {group.name: group for group in partly}
+    found = {name: _without_copies(by_name[name], frozen, trained) for name, frozen in found.items()}
     return {name: frozen for name, frozen in found.items() if frozen}
+
+
+def _without_copies(
+    group: NeuronGroup, frozen: Mapping[str, Tensor], trained: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The frozen parameters less those that lie in the group as a trained one of their shape and last name does."""
+
+    def places(name: str, shape: torch.Size) -> set[object]:
+        own = [piece for piece in group.slices if piece.param == name]
+        return {(name.rpartition(".")[2], shape, piece.steps, piece.dims) for piece in own}
+
+    known = {place for name in group.parameter_names if name in trained for place in places(name, trained[name].shape)}
+    return {name: one for name, one in frozen.items() if known.isdisjoint(places(name, one.shape))}
 
 
 def told_apart_by_frozen(group: NeuronGroup, values: Mapping[str, Tensor], known: Collection[str] = ()) -> bool:
