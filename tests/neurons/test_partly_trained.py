@@ -268,3 +268,20 @@ def test_what_is_trained_as_a_whole_or_not_at_all_has_nothing_beside():
     group = NeuronGroup("net", "unit", 4, (), (ParamSlice("weight"), ParamSlice("bias")))
     assert frozen_beside([group], module, dict(module.named_parameters())) == {}
     assert frozen_beside([group], module, {}) == {}
+
+
+def test_a_target_that_follows_is_no_part_of_the_neurons_and_a_frozen_base_is():
+    module = nn.ModuleDict({"online": nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))})
+    module["target"] = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    pieces = [
+        ParamSlice(f"{net}.{name}", dims=dims)
+        for net in ("online", "target")
+        for name, dims in (("0.weight", (0,)), ("0.bias", (0,)), ("2.weight", (1,)))
+    ]
+    group = NeuronGroup("online.0", "unit", 4, (), tuple(pieces))
+    named = dict(module.named_parameters())
+    online = {name: p.detach() for name, p in named.items() if name.startswith("online")}
+    assert frozen_beside([group], module, online) == {}
+    bias = {"online.0.bias": named["online.0.bias"].detach()}
+    own = NeuronGroup("online.0", "unit", 4, (), tuple(pieces[:3]))
+    assert set(frozen_beside([own], module, bias)["online.0"]) == {"online.0.weight", "online.2.weight"}
