@@ -348,9 +348,7 @@ def test_monitor_guard_and_gate_leave_collectives_in_the_step_alone(pair, kind):
 
 @pytest.mark.parametrize("case", ["alike", "torn", "caught", "gone", "told"])
 def test_what_one_process_does_alone_in_a_loop_holds_up_nobody(pair, case):
-    certified = {"torn": (23, 23), "gone": (20, 24)}.get(
-        case, (24, 24)
-    )  # who goes at once knows its own last steps alone
+    certified = {"torn": (23, 23)}.get(case, (24, 24))  # who goes at once knows its own last steps alone
     for ours, bare, n in zip(pair[f"looped-{case}"], pair["looped-plain"], certified, strict=True):
         assert ours["weights"] == bare["weights"]
         assert ours["step"] == 24
