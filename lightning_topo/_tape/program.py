@@ -170,6 +170,12 @@ class Tape:
         """The storages that some call writes in place."""
         return frozenset(self.storages[slot] for call in self.calls for slot in call.writes)
 
+    @property
+    def written_names(self) -> frozenset[str]:
+        """The names of the parameters and buffers that some call writes, as a target that follows by moving average."""
+        written = self.written
+        return frozenset(name for slot, names in self.names.items() if self.storages[slot] in written for name in names)
+
     def without_values(self) -> "Tape":
         """The tape without the recorded parameters and buffers, for replays that are given all of them."""
         return replace(self, values={})

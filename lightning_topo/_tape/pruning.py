@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_topo._tape.memory_map import MemoryMap
-from lightning_topo._tape.program import Call
+from lightning_topo._tape.program import Call, alias, bits
 
 
 def pruned(calls: Sequence[Call], outputs: Sequence[int], storages: Sequence[int]) -> tuple[Call, ...]:
@@ -28,6 +28,30 @@ def pruned(calls: Sequence[Call], outputs: Sequence[int], storages: Sequence[int
             needed.update(call.writes)
             read.update(storages[slot] for slot in inputs)
     return tuple(reversed(kept))
+
+
+def passed_by_gradient(calls: Sequence[Call], outputs: Sequence[int], storages: Sequence[int]) -> set[int]:
+    """The slots by which a gradient may go from the outputs: not what is detached, or used without gradients.
+
+    >>> a, b = Call("f", (), {}, (0,), (1,)), Call("aten::detach", (), {}, (1,), (2,))
+    >>> passed_by_gradient([a, b], [2], [0, 1, 1]), passed_by_gradient([a], [1], [0, 1])
+    ({2}, {0, 1})
+    """
+    stopping = [call for call in calls if _stops_gradient(call)]
+    stopped = {slot for call in stopping for slot in call.outputs}
+    passed, memory = set(outputs), {storages[slot] for slot in outputs if slot not in stopped}
+    for call in reversed(calls):
+        if _stops_gradient(call):
+            continue
+        makes = any(slot in passed for slot in call.outputs)
+        if makes or any(slot in passed or storages[slot] in memory for slot in call.writes):
+            passed.update(call.inputs)
+            memory.update(storages[slot] for slot in call.inputs if slot not in stopped)
+    return passed
+
+
+def _stops_gradient(call: Call) -> bool:
+    return not call.grad or call.operator in (alias, bits) or call.name == "aten::detach"
 
 
 def with_transparent_functions(

@@ -50,7 +50,8 @@ class Bounds:
     later ones these bounds know nothing.
 
     `many` are the groups of too many neurons to be measured, of which nothing is bounded once they are given up.
-    `beside` holds what is frozen of groups: it keeps neurons apart, as long as it stands as at the snapshot.
+    `beside` holds what is frozen of groups: it keeps neurons apart, as long as it stands as at the snapshot. Where it
+    never does, neurons are as near as the trained parts of them, which is no more than they are.
     """
 
     def __init__(
@@ -212,7 +213,11 @@ class Bounds:
 
     def _rows(self, group: NeuronGroup, one: Snapshot, tensors: Mapping[str, Tensor]) -> Tensor:
         own = {name: tensors[name] for name in self._members[group.name]}
-        return gather_rows(group, {**own, **self.beside.get(group.name, {})}, one.pairs)
+        return gather_rows(group, {**own, **self._resting(group)}, one.pairs)
+
+    def _resting(self, group: NeuronGroup) -> Mapping[str, Tensor]:
+        """What is frozen of a group and keeps its neurons apart."""
+        return {} if group.name in self._frozen.restless else self.beside.get(group.name, {})
 
     def _take(
         self,
@@ -231,10 +236,9 @@ class Bounds:
                 taken.append(carried(last, length))
                 continue
             clock = Clock()
-            whole = {**named, **self.beside.get(group.name, {})}
-            cloud = group.gather(whole).unflatten(0, (group.n_blocks, group.n))
-            self._frozen.take(group.name)
-            known = nearest.get(group.name)
+            self._frozen.take(group.name, gives_up=self._stacked.keys().isdisjoint(group.parameter_names))
+            cloud = group.gather({**named, **self._resting(group)}).unflatten(0, (group.n_blocks, group.n))
+            known = None if group.name in self._frozen.restless else nearest.get(group.name)
             one = snapshot(cloud) if known is None else snapshot_of_nearest(as_clouds(cloud), *known)
             taken.append(replace(one, origin=None))
             self.many.renewed(group, clock.seconds())

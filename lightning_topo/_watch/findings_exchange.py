@@ -103,7 +103,7 @@ class Exchange:
         `due` are the probes that all have run: messages of different sizes. `last` where the training ends; `alone`
         where the other processes cannot be waited for.
         """
-        epoch = self._training.epoch
+        epoch, several = self._training.epoch, self._training.ranks.size > 1
         mine = _Message(
             self.outcomes,
             self.events,
@@ -111,16 +111,14 @@ class Exchange:
             coverage.take_bounds(),
             self.losses.take(),
             coverage.take_uncertified(),
-            sample_of(self._training.module)
-            if self.are_replicas and not alone and self._training.ranks.size > 1
-            else {},
+            sample_of(self._training.module) if self.are_replicas and not alone and several else {},
             self._budget.share(),
             self._schedule.plan(step, self._budget.step_seconds),
         )
         self.outcomes, self.events = [], []
         unknown = dict.fromkeys(range(self._counted + 1, step + 1), StepState.OPEN)
         try:
-            sent = self._gathered(mine, due, last=last, alone=alone)
+            sent = self._gathered(mine, due, last=last, alone=alone) if several else [mine]
         except ElsewhereError:  # nothing was learnt of these steps
             self.shares.take(step - self._counted, unknown, certifies=self.certifies)
             self._counted = step

@@ -1,5 +1,6 @@
 """Whether what is frozen of neurons still stands as a snapshot has seen it: no optimizer moves it, but others may."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,11 @@ _SAMPLED = 64
 """Entries of a parameter that are compared ..."""
 _COMPARED = 16
 """... and of how many parameters at a time."""
+
+_SOON = 5
+"""What moves within so many steps of a snapshot ..."""
+_SNAPSHOTS = 2
+"""... and so often in a row, is at rest for no bound."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +46,9 @@ class FrozenStamps:
     By the counters of all writes, and, as `.data` is written to uncounted, by a few entries of each: of 16 parameters
     each time it is asked, in turn. These are compared on the CPU alone: elsewhere that would wait for the device.
 
+    Groups in which something moves after every snapshot, as a teacher that follows between steps, are `restless`, and
+    not looked at again.
+
     >>> weight = torch.ones(3)
     >>> stamps = FrozenStamps({"net": {"weight": weight}})
     >>> stamps.take("net")
@@ -48,19 +57,31 @@ class FrozenStamps:
     """
 
     def __init__(self, beside: Beside) -> None:
+        self.restless: set[str] = set()
         self._beside: Beside = beside
         self._stamps: dict[str, Sequence[_Stamp]] = {}
         self._turn = 0
         self._moved: set[str] = set()
+        self._looks: dict[str, int] = {}  # since the snapshot, as long as nothing has moved
+        self._soon: Counter[str] = Counter()  # snapshots in a row after which something soon moved
 
-    def take(self, group: str) -> None:
-        """The group's frozen parameters are what they are now."""
-        if group in self._beside:
+    def take(self, group: str, *, gives_up: bool = True) -> None:
+        """The group's frozen parameters are what they are now. Unless this `gives_up`, no group becomes restless."""
+        if group not in self._beside or group in self.restless:
+            return
+        self._soon[group] = self._soon[group] + 1 if group in self._moved and self._looks[group] <= _SOON else 0
+        self._looks[group] = 0
+        self._moved.discard(group)
+        if gives_up and self._soon[group] >= _SNAPSHOTS:
+            self.restless.add(group)
+            del self._stamps[group]
+        else:
             self._stamps[group] = [_Stamp.of(p) for p in self._beside[group].values()]
-            self._moved.discard(group)
 
     def moved(self) -> set[str]:
         """The groups in which something has moved frozen parameters, as far as that is seen."""
+        for group in self._stamps.keys() - self._moved:
+            self._looks[group] += 1
         stamps = [(group, stamp) for group, own in self._stamps.items() for stamp in own]
         self._moved.update(group for group, stamp in stamps if stamp.is_written())
         if stamps and stamps[0][1].parameter.device.type == "cpu":

@@ -39,7 +39,7 @@ class Bench:
             used = tape.params
             values |= {name: tensor for name, tensor in tape.named_values.items() if name in used}
             values |= tape.draws
-            trainable |= tape.trainable
+            trainable |= {name: is_trained or trainable.get(name, False) for name, is_trained in tape.trainable.items()}
         wanted = {name for name, is_trained in trainable.items() if is_trained}
         for group in groups:  # a frozen one needs the gradient of one slice, or a run of its own to see that it matters
             strongest = [piece.names(group.n) for piece in _strongest(group)]

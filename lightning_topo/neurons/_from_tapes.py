@@ -16,7 +16,7 @@ from lightning_topo.neurons._assembly import assemble, distinct, is_carried
 from lightning_topo.neurons._coverage import parameter_coverage
 from lightning_topo.neurons._experts import guess_expert_groups
 from lightning_topo.neurons._group import KINDS, Kind, NeuronGroup
-from lightning_topo.neurons._tape_coupling import couple
+from lightning_topo.neurons._tape_coupling import couple, parameters_of
 from lightning_topo.neurons._trace import CouplingTrace
 from lightning_topo.neurons._verify import fewer_samples, verify_on_tapes, with_carried, without_carried
 
@@ -89,8 +89,7 @@ def groups_from_tapes(
         return FoundNeurons(tuple(declared), parameter_coverage(tuple(declared), tapes, None, {}), refused, drawn)
     coupling = couple(usable)
     trace = coupling.trace
-    trainable = {name: trained for tape in usable for name, trained in tape.trainable.items()}
-    assembled = assemble(trace, trainable)
+    assembled = assemble(trace, parameters_of(usable, trace))
     report_troubles(trace)
     known = {frozenset(group.slices) for group in declared}
     found = [group for group in assembled if frozenset(without_carried(group).slices) not in known]

@@ -35,7 +35,7 @@ class ParamSlice:
             its neurons run. All other axes are features of a neuron.
         trainable: Whether the parameter is trained; False for a buffer.
         role: "incoming" if the entries feed the neurons, "outgoing" if they read them, "elementwise" for neither (a
-            bias, a gain), "buffer" for a buffer.
+            bias, a gain), "buffer" for a buffer, or for a frozen parameter that the steps write, as a teacher's.
 
     >>> ParamSlice("attn.qkv.weight", (("unflatten", 0, (3, 4, 8)),), (1,)).view(torch.zeros(96, 32)).shape
     torch.Size([4, 3, 8, 32])

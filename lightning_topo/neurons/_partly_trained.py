@@ -31,7 +31,7 @@ def frozen_beside(groups: Sequence[NeuronGroup], module: nn.Module, trained: Map
     They keep neurons apart: r of the trained part alone is at least that of the whole. If the neurons of a group take
     more than `MOST_WHOLE` bytes, only frozen members of a stack are named of which other members are trained (experts
     have parameters of their own). What cannot be read is left out, as where it is quantised, or not finite; and so is
-    what looks like a copy of a trained parameter: a target or a teacher follows the neuron, and is no part of it.
+    what the steps write, as a target's or a teacher's weights: it follows the neurons, and does not hold them apart.
 
     >>> from lightning_topo.neurons._group import ParamSlice
     >>> group = NeuronGroup("net", "unit", 2, (), (ParamSlice("weight"), ParamSlice("bias", role="elementwise")))
@@ -41,22 +41,7 @@ def frozen_beside(groups: Sequence[NeuronGroup], module: nn.Module, trained: Map
     partly = [g for g in groups if 0 < sum(name in trained for name in g.parameter_names) < len(g.parameter_names)]
     parameters = named_state(module)[0] if partly else {}
     found = {group.name: _frozen(group, parameters, trained) for group in partly}
-    by_name = {group.name: group for group in partly}
-    found = {name: _without_copies(by_name[name], frozen, trained) for name, frozen in found.items()}
     return {name: frozen for name, frozen in found.items() if frozen}
-
-
-def _without_copies(
-    group: NeuronGroup, frozen: Mapping[str, Tensor], trained: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The frozen parameters less those that lie in the group as a trained one of their shape and last name does."""
-
-    def places(name: str, shape: torch.Size) -> set[object]:
-        own = [piece for piece in group.slices if piece.param == name]
-        return {(name.rpartition(".")[2], shape, piece.steps, piece.dims) for piece in own}
-
-    known = {place for name in group.parameter_names if name in trained for place in places(name, trained[name].shape)}
-    return {name: one for name, one in frozen.items() if known.isdisjoint(places(name, one.shape))}
 
 
 def told_apart_by_frozen(group: NeuronGroup, values: Mapping[str, Tensor], known: Collection[str] = ()) -> bool:
@@ -137,7 +122,8 @@ def _frozen(
 ) -> Mapping[str, Tensor]:
     own = {name: trained[name] for name in group.parameter_names if name in trained}
     device = next(iter(own.values())).device
-    names = [name for name in group.parameter_names if name in parameters and name not in own]
+    state = {name for piece in group.slices if piece.role == "buffer" for name in piece.names(group.n)}
+    names = [name for name in group.parameter_names if name in parameters and name not in own and name not in state]
     frozen = {name: p for name in names if _is_plain(p := parameters[name]) and p.device == device}
     try:
         widths = group.widths(own | frozen)

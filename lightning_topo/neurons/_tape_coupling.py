@@ -12,6 +12,7 @@ import lightning_topo.neurons._rules  # noqa: F401 - registers the rules
 from lightning_topo._tape.collectives import RECORDED, gathered, plus_remainder, plus_remainder_
 from lightning_topo._tape.formulas import FORMULAS, RECURRENT, plain
 from lightning_topo._tape.program import Call, Slot, Tape, alias, bits, region, set_data
+from lightning_topo._tape.pruning import passed_by_gradient
 from lightning_topo.neurons._coupling import new_axis
 from lightning_topo.neurons._group import NeuronGroup
 from lightning_topo.neurons._registry import rule_for
@@ -45,6 +46,20 @@ def couple(tapes: Sequence[Tape]) -> Coupling:
     for follower in followers:
         follower.run()
     return Coupling(trace, tuple(follower.tensors for follower in followers))
+
+
+def parameters_of(tapes: Sequence[Tape], trace: CouplingTrace) -> dict[str, bool]:
+    """Whether each parameter is trained, in some of the steps.
+
+    Those that a step writes and no gradient reaches, as the weights of a target or a teacher that follows, are left
+    out: they are state, as buffers are.
+    """
+    trained: dict[str, bool] = {}
+    for tape in tapes:
+        trained |= {name: is_trained or trained.get(name, False) for name, is_trained in tape.trainable.items()}
+    written = frozenset[str]().union(*(tape.written_names for tape in tapes))
+    state = {name for name in written if not trained.get(name, False) or name not in trace.learning}
+    return {name: is_trained for name, is_trained in trained.items() if name not in state}
 
 
 class _StillBuffers:
@@ -104,6 +119,8 @@ class _Follower:
         )
 
     def run(self) -> None:
+        passed = passed_by_gradient(self.tape.calls, self.tape.outputs, self.tape.storages)
+        self.trace.learning.update(names[0] for slot, names in self.tape.names.items() if slot in passed)
         with torch.no_grad():
             for call in self.tape.calls:
                 self._follow(call)
@@ -113,8 +130,6 @@ class _Follower:
                 self.trace.freeze(axis, "an output of the model")
 
     def _follow(self, call: Call) -> None:
-        if call.grad and call.name != "aten::detach":
-            self.trace.learning.update(name for slot in call.inputs for name in self.tape.names.get(slot, ())[:1])
         args = [self._decoded(arg) for arg in call.args]
         kwargs = {key: self._decoded(value) for key, value in call.kwargs.items()}
         result = [None if slot is None else self._tensor(slot) for slot in call.outputs]

@@ -67,7 +67,7 @@ class CouplingTrace(TorchDispatchMode):
         super().__init__()
         self.pieces: dict[str, list[Piece]] = {}
         self.names: dict[int, str] = {}
-        self.learning: set[str] = set()  # those that are used where gradients are computed
+        self.learning: set[str] = set()  # those by which a gradient may go from the loss
         self.witnesses: list[list[Axis]] = []
         self.uses: list[Use] = []
         self.tags: list[tuple[Axis, str]] = []

@@ -14,7 +14,7 @@ from lightning_topo.neurons._fewer_samples import with_fewer_samples
 from lightning_topo.neurons._group import NeuronGroup
 from lightning_topo.neurons._one_run import Run, record_run
 from lightning_topo.neurons._sample_axes import GUESSES
-from lightning_topo.neurons._tape_coupling import Coupling, couple, equal_constants
+from lightning_topo.neurons._tape_coupling import Coupling, couple, equal_constants, parameters_of
 from lightning_topo.neurons._trial import Attempt
 
 log: logging.Logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def verify_groups(model: nn.Module, groups: Sequence[NeuronGroup], run: Run, *, 
     if tape.obstacle:
         return verify_on_tapes([tape], groups, seed=seed)
     coupling = couple([tape])
-    found = assemble(coupling.trace, tape.trainable) if tape.draws else []
+    found = assemble(coupling.trace, parameters_of([tape], coupling.trace)) if tape.draws else []
     groups = [with_carried(group, found) for group in groups]
     return verify_on_tapes([tape], groups, seed=seed, cheap=fewer_samples([tape], coupling))
 

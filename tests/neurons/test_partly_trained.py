@@ -274,7 +274,7 @@ def test_a_target_that_follows_is_no_part_of_the_neurons_and_a_frozen_base_is():
     module = nn.ModuleDict({"online": nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))})
     module["target"] = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     pieces = [
-        ParamSlice(f"{net}.{name}", dims=dims)
+        ParamSlice(f"{net}.{name}", dims=dims, role="incoming" if net == "online" else "buffer")
         for net in ("online", "target")
         for name, dims in (("0.weight", (0,)), ("0.bias", (0,)), ("2.weight", (1,)))
     ]

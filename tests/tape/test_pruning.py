@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_topo._tape import Call, Slot, tape_loss
-from lightning_topo._tape.pruning import pruned, with_transparent_functions
+from lightning_topo._tape import Call, Slot, StepRecorder, tape_loss
+from lightning_topo._tape.pruning import passed_by_gradient, pruned, with_transparent_functions
 from tests.tape.recording import recorded
 from tests.tape.steps import batch, labels
 
@@ -114,3 +114,27 @@ def test_a_gradient_goes_through_the_calls_inside_of_a_function_alone() -> None:
         calls, {3: "Mine"}, [*connected[:1], False, *connected[2:], False], [*storages, 3]
     )
     assert [c.grad for c in found] == [True] * 5
+
+
+def test_a_gradient_goes_where_the_loss_has_one_and_not_through_what_is_detached() -> None:
+    names = ("trained", "first", "target", "frozen", "beside")
+    layers = nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in names})
+    layers["frozen"].requires_grad_(False)
+
+    def step(x: Tensor) -> Tensor:
+        follows = torch.relu_(layers["target"](torch.relu_(layers["first"](x)))).detach()
+        with torch.no_grad():
+            weights = layers["beside"](x)
+        return (layers["frozen"](torch.relu_(layers["trained"](x))) - follows + weights).square().mean()
+
+    x = torch.randn(3, 4)
+    recorder = StepRecorder()
+    recorder.begin(layers)
+    loss = step(x)
+    recorder.loss(loss)
+    [tape] = recorder.end()
+    passed = passed_by_gradient(tape.calls, tape.outputs, tape.storages)
+    reached = {name for slot in passed for name in tape.names.get(slot, ())}
+    assert reached == {"trained.weight", "frozen.weight"}
+    loss.backward()
+    assert {name for name, p in layers.named_parameters() if p.grad is not None} == reached - {"frozen.weight"}

@@ -110,3 +110,47 @@ def test_a_trained_expert_among_frozen_ones_counts():
     truth = step_distortion(*clouds).critical_ratio
     assert truth > 0.0
     assert truth <= bounds.of_step(before, after)["moe"].step
+
+
+def test_what_moves_after_every_snapshot_keeps_nothing_apart_and_the_bounds_hold():
+    generator = torch.Generator().manual_seed(0)
+    frozen = nn.Parameter(torch.randn(8, 5, generator=generator), requires_grad=False)
+    before = {"trained": torch.randn(8, 2, generator=generator)}
+    bounds, certified = Bounds([GROUP], before, beside={"net": {"frozen": frozen}}), []
+    for _ in range(12):
+        in_place(frozen)
+        after = {"trained": before["trained"] + 0.02 * torch.randn(8, 2, generator=generator)}
+        clouds = (torch.cat([frozen.detach(), tensors["trained"]], 1) for tensors in (before, after))
+        bound = bounds.of_step(before, after)["net"]
+        assert step_distortion(*clouds).critical_ratio <= bound.step
+        certified.append(bound.step < 1.0)
+        nearest = {"net": (torch.full((1, 8), 100.0), torch.zeros(1, 1))}  # of whole neurons
+        bounds.renew(after, nearest if len(certified) > 6 else None)
+        before = after
+    assert certified == [False, False, *[True] * 10]
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_what_moves_now_and_then_is_not_given_up(every):
+    weight = nn.Parameter(torch.randn(6, 4), requires_grad=False)
+    stamps = FrozenStamps({"net": {"weight": weight}})
+    stamps.take("net")
+    for k in range(40):
+        stamps.moved()
+        if k % every == every - 1:
+            in_place(weight)
+            stamps.moved()
+            stamps.take("net")
+    assert stamps.restless == ({"net"} if every == 1 else set())
+    assert stamps.moved() == set()
+
+
+def test_members_of_stacks_are_never_given_up():
+    generator = torch.Generator().manual_seed(0)
+    frozen = {f"experts.{k}": nn.Parameter(torch.randn(4, generator=generator)) for k in (0, 2)}
+    before = {"experts.1": torch.randn(4, generator=generator), "gate": torch.randn(3, 2, generator=generator)}
+    bounds = Bounds([STACK], before, beside={"moe": frozen})
+    for _ in range(5):
+        in_place(frozen["experts.0"])
+        assert bounds.of_step(before, before)["moe"].step == torch.inf
+        bounds.renew(before)
