@@ -240,7 +240,8 @@ class Certifying:
 
     def _settle_sharded(self, step: int, epoch: int, is_due: bool) -> list[Outcome]:
         """Measure or leave open the steps of sharded parameters: a bound would gather them every time."""
-        groups = self._snapshots.own
+        groups = self._snapshots.active()
+        self._coverage.rest(step, (group.name for group in self._snapshots.own if group not in groups))
         outcomes = []
         if is_due and self.probe is not None:
             now = self._snapshots.now()

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
 
+from lightning_topo._tape.names import clean_name
 from lightning_topo._watch.output import ReferenceStore
 from lightning_topo._watch.probing import is_divided, measures_steps, needs_gradient_scales
 from lightning_topo._watch.reference_clouds import ReferenceClouds, WithFrozen
@@ -45,6 +46,7 @@ class Snapshots:
         self.store: ReferenceStore | None = None  # on the first rank, if the run has a record
         self._training, self._steps, self._training_loss = training, steps, training_loss
         self._sharded_before: tuple[int, Clouds] | None = None
+        self._gathered_for: tuple[NeuronGroup, ...] = ()
         self._shards_before: tuple[int, Mapping[str, Tensor]] | None = None
         self._members = {group.name: frozenset(group.parameter_names) for group in groups}
         self._forms = steps.forms()
@@ -59,11 +61,18 @@ class Snapshots:
     def active(self) -> tuple[NeuronGroup, ...]:
         """This process's groups in which an optimizer trains something, and which still are as they were found."""
         if self.sharding != "whole":
-            return self.own
+            present = set(self._trained_in_shards())
+            return tuple(group for group in self.own if group in present)
         trained = self._steps.trained()
         members = ((group, self._members[group.name]) for group in self.own)
         changed = self.changed()
         return tuple(g for g, own in members if not own.isdisjoint(trained) and changed.isdisjoint(own))
+
+    def _trained_in_shards(self) -> tuple[NeuronGroup, ...]:
+        """The groups of all processes in which something is trained, as all processes see alike."""
+        named = {clean_name(name): p.requires_grad for name, p in self.module.named_parameters()}
+        known = {group: [named[name] for name in self._members[group.name] if name in named] for group in self.groups}
+        return tuple(group for group, trained in known.items() if any(trained) or not trained)
 
     def changed(self) -> frozenset[str]:
         """Parameters that are gone, renamed, or of another shape or dtype since these neurons were found."""
@@ -104,7 +113,7 @@ class Snapshots:
             self._shards_before = (step - 1, {name: own_part(p).detach().clone() for name, p in trained.items()})
         if not any(measures_steps(probe) for probe in probes):
             return
-        if self._sharded_before is None or self._sharded_before[0] != step - 1:
+        if self._sharded_before is None or self._sharded_before[0] != step - 1 or self._has_thawed():
             self._sharded_before = (step - 1, self.now())
 
     def after_step(self, step: int, now: Clouds) -> None:
@@ -114,9 +123,14 @@ class Snapshots:
 
     def _gathered(self, instead: Mapping[str, Tensor] | None = None) -> Clouds:
         """This process's clouds, from the shards of all; a collective."""
-        mine = [group.name for group in self.own]
-        here, failures = gather_clouds(self._training.root, self.groups, mine, instead)
+        self._gathered_for = self._trained_in_shards()
+        mine = [group.name for group in self.active()]
+        here, failures = gather_clouds(self._training.root, self._gathered_for, mine, instead)
         return Clouds((), {}, here, failures)
+
+    def _has_thawed(self) -> bool:
+        """Whether groups are trained, on any process, that were not when clouds were gathered."""
+        return not set(self._gathered_for).issuperset(self._trained_in_shards())
 
     def refer_from(self, step: int, changed: Collection[str]) -> list[str]:
         """Let the totals of groups with these parameters count from before `step`; the names of those groups."""
@@ -213,14 +227,18 @@ class Snapshots:
     def _present(self, now: Clouds) -> tuple[NeuronGroup, ...]:
         """The groups of all processes that have a cloud: not those in which nothing is trained."""
         names = set(now)
-        return tuple(g for g in self.groups if g.name in names) if self.sharding == "whole" else self.groups
+        return tuple(g for g in self.groups if g.name in names) if self.sharding == "whole" else self._gathered_for
 
     def _refer_anew(self, groups: Sequence[NeuronGroup], step: int, now: Clouds) -> None:
-        """Where parameters have joined a group, its beginning is where they joined: a cloud has other columns then."""
-        if self.reference is None or self.sharding != "whole":
+        """Where parameters have joined a group, its beginning is where they joined: a cloud has other columns then.
+
+        In shards a group has all of its columns, or nothing of it is trained.
+        """
+        if self.reference is None:
             return
         start, now = (self.before(step) or now).trained(), now.trained()
-        for group in groups:
+        known = set(start).intersection(now)
+        for group in (one for one in groups if one.name in known):
             if self.reference.shape(group.name) != now.shape(group.name):
                 self.reference.hold(group.name, start[group.name])
 

@@ -125,9 +125,10 @@ def gather_clouds(
     """Gather the clouds of the groups in `mine`, by name, and the error for each that failed.
 
     `groups` are those of all processes together. Each parameter in which any of them has a part travels once, and
-    none stays: a process holds its own clouds and one whole parameter. `instead` as in `whole_parameters`.
+    none stays: a process holds its own clouds and one whole parameter. What only follows neurons is left out.
+    `instead` as in `whole_parameters`.
     """
-    wanted = {name for group in groups for name in group.parameter_names}
+    wanted = {name for group in groups for name in group.own_parameter_names}
     building = [_Building(group) for group in groups if group.name in mine]
     for name, whole in whole_parameters(root, wanted, instead):
         for cloud in building:
@@ -147,7 +148,7 @@ class _Building:
 
     def __init__(self, group: NeuronGroup) -> None:
         self.group = group
-        self._pieces = [(piece, piece.names(group.n)) for piece in group.slices]
+        self._pieces = [(piece, piece.names(group.n)) for piece in group.slices if piece.role != "buffer"]
         self._columns: dict[int, Tensor] = {}
         self._stacks: dict[int, dict[str, Tensor]] = {}
         self._error: Exception | None = None

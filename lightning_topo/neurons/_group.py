@@ -137,6 +137,18 @@ class NeuronGroup:
         """
         return tuple(dict.fromkeys(name for piece in self.slices for name in piece.names(self.n)))
 
+    @property
+    def own_parameter_names(self) -> tuple[str, ...]:
+        """Those of `self.parameter_names` that make up the neurons: no buffers, and nothing that follows, as a teacher.
+
+        >>> mean = ParamSlice("norm.running_mean", trainable=False, role="buffer")
+        >>> NeuronGroup("net", "unit", 2, (), (ParamSlice("net.weight"), mean)).own_parameter_names
+        ('net.weight',)
+        """
+        return tuple(
+            dict.fromkeys(name for piece in self.slices if piece.role != "buffer" for name in piece.names(self.n))
+        )
+
     def dim(self, tensors: Mapping[str, Tensor]) -> int:
         """Return the number d of columns of `self.gather(tensors)`; 0 if no key of `tensors` belongs to the group.
 

@@ -122,8 +122,7 @@ def _frozen(
 ) -> Mapping[str, Tensor]:
     own = {name: trained[name] for name in group.parameter_names if name in trained}
     device = next(iter(own.values())).device
-    state = {name for piece in group.slices if piece.role == "buffer" for name in piece.names(group.n)}
-    names = [name for name in group.parameter_names if name in parameters and name not in own and name not in state]
+    names = [name for name in group.own_parameter_names if name in parameters and name not in own]
     frozen = {name: p for name in names if _is_plain(p := parameters[name]) and p.device == device}
     try:
         widths = group.widths(own | frozen)

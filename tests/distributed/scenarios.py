@@ -1,6 +1,7 @@
 """Trainings of several processes, each a function of its folder and the rank: what `worker.py` goes through."""
 
 import contextlib
+import copy
 import math
 import os
 import signal
@@ -119,6 +120,57 @@ class Adapted(Net):
                 if isinstance(layer, LowRank):
                     fully_shard(layer, mesh=self.device_mesh["data_parallel"])
             fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+
+class Followed(Net):
+    """A teacher follows by moving average."""
+
+    def __init__(self, mode="single"):
+        super().__init__(mode)
+        self.teacher = copy.deepcopy(self.net).requires_grad_(False)
+
+    def configure_model(self):
+        if self.mode == "fsdp2" and not self.is_sharded:
+            fully_shard(self.teacher, mesh=self.device_mesh["data_parallel"])
+            super().configure_model()
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            for theirs, ours in zip(self.teacher.parameters(), self.net.parameters(), strict=True):
+                theirs.lerp_(ours, 0.3) if self.mode == "ddp" else theirs.mul_(0.7).add_(ours, alpha=0.3)
+            wanted = self.teacher(batch[0])
+            if self.is_sharded:
+                self.teacher.reshard()  # without a backward pass FSDP2 leaves it whole
+        return super().training_step(batch, batch_idx) + (self.net(batch[0]) - wanted).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), lr=self.lr, momentum=0.5)
+
+
+def followed(folder, rank, mode):
+    """What follows neurons is no part of them, wherever it lies."""
+    return fit(folder, rank, mode, module=Followed(mode), probes=[Distortion(every_n_steps=1)])
+
+
+class Thawing(Net):
+    """Its first layers are frozen, and may thaw after an epoch."""
+
+    thaws = True
+
+    def on_train_epoch_start(self):
+        self.net[:4].requires_grad_(self.thaws and self.current_epoch > 0)
+
+
+def thawing(folder, rank, mode):
+    """Layers that are frozen as a whole have no cloud; once they thaw they are measured."""
+    return fit(folder, rank, mode, module=Thawing(mode), probes=by_group())
+
+
+def frozen(folder, rank, mode):
+    """Layers that stay frozen."""
+    module = Thawing(mode)
+    module.thaws = False
+    return fit(folder, rank, mode, module=module, probes=by_group())
 
 
 def adapted(folder, rank, mode):

@@ -54,6 +54,8 @@ NAMES = [
     "uncertain",
     *(f"tied-{mode}" for mode in ("ddp", "fsdp2")),
     *(f"adapted-{mode}" for mode in ("ddp", "fsdp2")),
+    *(f"followed-{mode}" for mode in ("ddp", "fsdp2")),
+    *(f"{what}-{mode}" for what in ("frozen", "thawing") for mode in ("fsdp1", "fsdp2")),
     *(f"laid-{mode}" for mode in ("fsdp2", "tp", "2d")),
     "apart",
     "outside-1",
@@ -104,6 +106,8 @@ def single(out):
         scenarios.incoming(out / "incoming", 0, "single")
         scenarios.curved(out / "curved", 0, "single")
         scenarios.adapted(out / "adapted", 0, "single")
+        for name in ("followed", "frozen", "thawing"):
+            getattr(scenarios, name)(out / name, 0, "single")
         for optimizer in ("sgd", "adam"):
             scenarios.asked(out / f"truth-{optimizer}", 0, "single", optimizer)
     monitor = scenarios.monitored(scenarios.by_group())
@@ -257,6 +261,43 @@ def test_neurons_of_which_a_part_is_frozen_are_measured_as_in_one_process(out, p
         assert [two[at][name] for name in names] == pytest.approx([values[name] for name in names], rel=CLOUDS)
     assert max(values["critical_ratio"] for values in wanted.values()) < 0.9
     assert not [event for process in pair[f"adapted-{mode}"] for event in process["events"]]
+
+
+@pytest.mark.parametrize("mode", ["fsdp1", "fsdp2"])
+@pytest.mark.parametrize("what", ["frozen", "thawing"])
+def test_layers_that_are_frozen_as_a_whole_have_no_cloud_until_they_thaw(out, pair, what, mode):
+    one, two = (table(out / name) for name in (what, f"{what}-{mode}"))
+    wanted = {at: values for at, values in one.items() if at[1] in ("distortion", "persistence")}
+    assert wanted.keys() == {at for at in two if at[1] in ("distortion", "persistence")}
+    thawed = {5, 6, 7, 8} if what == "thawing" else set()
+    assert {at[0] for at in wanted if at[1:] == ("distortion", "net.0")} == thawed
+    for at, values in wanted.items():
+        names = {"distortion": ("critical_ratio", "contraction", "expansion"), "persistence": ("total_persistence_0",)}
+        for name in names[at[1]]:
+            assert two[at][name] == pytest.approx(values[name], rel=CLOUDS)
+    clouds = [set(process["before"]) for process in pair[f"{what}-{mode}"]]
+    assert set.union(*clouds) == {"net.2", "net.4", "net.6"} | ({"net.0"} if thawed else set())
+    for process in pair[f"{what}-{mode}"]:
+        assert process["metrics"]["topology/coverage"] == 1.0
+        assert {event["name"] for event in process["events"]} <= {"unwatched_parameters", "gap"}
+
+
+def test_a_teacher_is_no_part_of_the_neurons_that_it_follows(out, pair):
+    one, two = (table(out / name) for name in ("followed", "followed-ddp"))
+    wanted = {at: values for at, values in one.items() if at[1] == "distortion"}
+    assert {group for _, _, group in wanted} == {"net.0", "net.2", "net.4", "net.6"}
+    for at, values in wanted.items():
+        names = ("critical_ratio", "contraction", "expansion", "total_contraction", "total_expansion")
+        assert [two[at][name] for name in names] == pytest.approx([values[name] for name in names], rel=CLOUDS)
+
+
+def test_a_teacher_in_shards_has_no_cloud(out, pair):
+    """What it does to them is not followed, and said so."""
+    found = table(out / "followed-fsdp2")
+    assert {at[2] for at in found if at[1] == "distortion"} == {"net.0", "net.2", "net.4", "net.6", "net.8"}
+    for process in pair["followed-fsdp2"]:
+        assert [event["name"] for event in process["events"]] == ["probe_failed", "probe_failed"]
+        assert "taken from the structure" in process["events"][1]["message"]
 
 
 def losses(folder):
