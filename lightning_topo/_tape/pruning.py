@@ -33,9 +33,11 @@ def pruned(calls: Sequence[Call], outputs: Sequence[int], storages: Sequence[int
 def passed_by_gradient(calls: Sequence[Call], outputs: Sequence[int], storages: Sequence[int]) -> set[int]:
     """The slots by which a gradient may go from the outputs: not what is detached, or used without gradients.
 
-    >>> a, b = Call("f", (), {}, (0,), (1,)), Call("aten::detach", (), {}, (1,), (2,))
-    >>> passed_by_gradient([a, b], [2], [0, 1, 1]), passed_by_gradient([a], [1], [0, 1])
-    ({2}, {0, 1})
+    >>> from lightning_topo._tape.program import Slot
+    >>> tanh, detach = torch.ops.aten.tanh.default, torch.ops.aten.detach.default
+    >>> calls = [Call(tanh, (Slot(0),), {}, (1,)), Call(detach, (Slot(1),), {}, (2,))]
+    >>> passed_by_gradient(calls, [1], [0, 1, 1]), passed_by_gradient(calls, [2], [0, 1, 1])
+    ({0, 1}, {2})
     """
     stopping = [call for call in calls if _stops_gradient(call)]
     stopped = {slot for call in stopping for slot in call.outputs}
