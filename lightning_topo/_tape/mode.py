@@ -1,5 +1,6 @@
 """The dispatch mode under which a step is recorded, and work that no mode is to see."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -52,6 +53,17 @@ class Observer(TorchDispatchMode):
             self.__enter__()
         else:
             _restack([*stack[: self._depth], self, *stack[self._depth :]])
+
+
+def _leave_all() -> None:
+    """In a process that was forked in the middle of a step, as a loader's worker: nothing of it belongs to the step."""
+    for mode in _get_current_dispatch_mode_stack():
+        if isinstance(mode, Observer):
+            mode.leave()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_all)
 
 
 _FLAGS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (

@@ -40,6 +40,7 @@ class StepUnderWay:
 
     def begin(self, batch: Any) -> None:
         """A batch begins; it is kept while its step is looked at."""
+        self.break_off()  # of a batch that was left out no end was seen
         self._steps.begin()
         self._steps.gradients.begin_batch()
         self._movements.before_batch(self._steps)
@@ -73,6 +74,10 @@ class StepUnderWay:
         """An update was just made: compare it with the optimizer's rule where a probe relies on that."""
         if self._steps.gradients.wanted:
             check_step(update.optimizer, {id(p): update.before[name] for name, p in update.after.items()})
+
+    def break_off(self) -> None:
+        """The batch is left in the middle: nothing more of it is recorded."""
+        self._recording.end()
 
     def end(self) -> bool:
         """The batch is over; returns whether it has led to an update. A collective as `Movements.has_stepped` is."""

@@ -269,12 +269,13 @@ class Watch:
 
     def break_off(self) -> None:
         """The batch has ended in an exception, and another may follow."""
-        self._recording.end()
+        self._under_way.break_off()
         self._exchange.proposed.clear()
 
     def after_epoch(self) -> None:
         """Measure what is due at the end of an epoch, unless its last batch was known to be the last."""
         with self.budget.spending():
+            self._under_way.break_off()
             self.steps.take_deferred()
             is_due = self._training.epochs_agree and self._epoch_measured != self._training.epoch
             if self._measuring.has_begun and is_due:
