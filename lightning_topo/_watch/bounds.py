@@ -100,6 +100,10 @@ class Bounds:
         self._origin.take(parameters)
         self._take(parameters, nearest or {}, carries, moved)
 
+    def leaves_out_frozen(self, group: str) -> bool:
+        """Whether the bounds of a group hold whatever moves what is frozen of it."""
+        return group in self._frozen.restless or group not in self.beside
+
     def forget_path(self) -> None:
         """Something other than an update has moved parameters: measure again how far they are from the snapshot."""
         self._since, self._is_path = None, False

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_topo._watch.bounds import LIMIT, Bounds, GroupBound, Nearest
 from lightning_topo._watch.budget import Allowance, Budget
 from lightning_topo._watch.coverage import Certificate, Coverage
+from lightning_topo._watch.frozen_stamps import FrozenAtUpdate
 from lightning_topo._watch.launched import Launched
 from lightning_topo._watch.many_neurons import is_measurable
 from lightning_topo._watch.outcome import Outcome
@@ -59,6 +60,8 @@ class Certifying:
 
     Where reading a bound would wait for the device, it is read just before the next update, as long as the parameters
     before and after the step are still there: until then the step `is_awaited`.
+
+    `frozen` tells what something has written to frozen parameters since the last update.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Certifying:
         probing: Probing,
         coverage: Coverage,
         allowance: Allowance,
+        frozen: FrozenAtUpdate,
         *,
         keeps_merged: Collection[str] = (),
     ) -> None:
@@ -78,6 +82,13 @@ class Certifying:
         self._measured_at = self._renewed_at = -1
         self._keeps_merged, self._modes = frozenset(keeps_merged), _modes(snapshots.module)
         self._awaited: _Step | None = None
+        self._frozen = frozen
+
+    def _late(self) -> set[str]:
+        """The groups in which something has written to what is frozen since the update: r of it is not known."""
+        written = self._frozen.written()
+        beside = self._snapshots.beside(self._steps.trained()) if written else {}
+        return {name for name, own in beside.items() if not written.isdisjoint(own)}
 
     @property
     def is_awaited(self) -> bool:
@@ -129,6 +140,9 @@ class Certifying:
         if self._bounds is None:
             # The first step is measured; what that finds of distances serves the first snapshot, of where it ends. Its
             # time belongs to the start: on a GPU it loads the kernels of all later ones.
+            late = self._late()
+            self._coverage.note(step, {g.name: Certificate.open(OpenCause.MOVED) for g in groups if g.name in late})
+            groups = [group for group in groups if group.name not in late]
             outcome = self._measure(probe, step, epoch, groups, self._snapshots.now())
             self._measured_at = step
             bounds: Mapping[str, GroupBound] = {}
@@ -164,25 +178,29 @@ class Certifying:
         assert probe is not None
         assert self._bounds is not None
         step, groups, bounds = awaited.step, awaited.groups, self._bounds.read(awaited.bounds, stands=stands)
+        late = self._late()
+        bounds |= {name: _UNKNOWN for name in late if not self._bounds.leaves_out_frozen(name)}
         began = budget.seconds()
         reached = {group.name for group in groups if not bounds[group.name].step < LIMIT}
         few = [group for group in groups if is_measurable(group)]
-        asked = [group for group in few if is_due or group.name in reached]
+        asked = [group for group in few if (is_due or group.name in reached) and group.name not in late]
+        anew = reached.intersection(late)
         if not (is_due or (stands and self._allowance.allows(budget))):
-            asked = []
+            asked, anew = [], set()
         outcomes: list[Outcome] = []
         if asked:
             outcomes = [self._measure(probe, step, awaited.epoch, asked, self._snapshots.now(), self._last(step))]
             self._measured_at = step
-        is_old = len(asked) == len(few) and self._bounds.n_steps >= RENEW_STEPS
+        is_old = len(asked) == sum(group.name not in late for group in few) and self._bounds.n_steps >= RENEW_STEPS
         wants_all = is_old or any(group.name in reached for group in few)
         renews_many = any(not is_measurable(g) and g.name in reached for g in groups) and stands
         renews_many = renews_many and self._may_renew_many(step, budget)
-        self._renew(outcomes[0] if wants_all and outcomes and outcomes[0].values else None, step, of_many=renews_many)
+        measured = outcomes[0] if wants_all and outcomes and outcomes[0].values else None
+        self._renew(measured, step, of_many=renews_many, anew=anew)
         if renews_many or not is_due:
             self._allowance.spent += budget.seconds() - began
         unless = OpenCause.FAILED if asked else OpenCause.NOT_MEASURED if stands else OpenCause.MOVED
-        self._note(step, groups, outcomes, bounds, unless)
+        self._note(step, groups, outcomes, bounds, unless, late)
         return outcomes
 
     def _note(
@@ -192,11 +210,20 @@ class Certifying:
         found: Sequence[Outcome],
         bounds: Mapping[str, GroupBound],
         cause: OpenCause = OpenCause.FAILED,
+        late: Collection[str] = (),
     ) -> None:
-        """Note each group's certificate: exact where it was measured; `cause` says why others are open."""
+        """Note each group's certificate: exact where it was measured; `cause` says why others are open.
+
+        Of the groups `late` something has written to what is frozen, since the update.
+        """
         exact = {group: values["critical_ratio"] for outcome in found for group, values in outcome.values.items()}
         certificates = {
-            g.name: _certificate(exact.get(g.name), bounds.get(g.name, _UNKNOWN), _cause(g, cause)) for g in groups
+            g.name: _certificate(
+                exact.get(g.name),
+                bounds.get(g.name, _UNKNOWN),
+                OpenCause.MOVED if g.name in late else _cause(g, cause),
+            )
+            for g in groups
         }
         if any(one.state is StepState.SPANNED for one in certificates.values()):
             proved = self._keeps_merged if self._spans_prove() else frozenset[str]()
@@ -272,12 +299,16 @@ class Certifying:
         is_time = step >= self._renewed_at + RENEW_STEPS
         return is_time and self._allowance.allows(budget, self._bounds.many.seconds)
 
-    def _renew(self, measured: Outcome | None, step: int, *, of_many: bool) -> None:
-        """Take a new snapshot of the groups that were `measured`, if any, and of the larger ones if it is `of_many`."""
+    def _renew(self, measured: Outcome | None, step: int, *, of_many: bool, anew: Collection[str]) -> None:
+        """Take a new snapshot of the groups that were `measured`, if any, and of the larger ones if it is `of_many`.
+
+        And of those `anew` which could not be measured.
+        """
         bounds = self._bounds
-        if bounds is None or (measured is None and not of_many):
+        if bounds is None or not (measured is not None or of_many or anew):
             return
-        carries = {g.name for g in bounds.groups if not (measured is not None if is_measurable(g) else of_many)}
+        is_new = {g.name: measured is not None if is_measurable(g) else of_many for g in bounds.groups}
+        carries = {name for name, taken in is_new.items() if not taken and name not in anew}
         nearest = {} if measured is None else self._nearest(measured)
         bounds.renew(self._steps.trained(), nearest, carries=carries)
         self._renewed_at = step if of_many else self._renewed_at

@@ -1,7 +1,7 @@
 """Whether what is frozen of neurons still stands as a snapshot has seen it: no optimizer moves it, but others may."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,9 @@ _SAMPLED = 64
 """Entries of a parameter that are compared ..."""
 _COMPARED = 16
 """... and of how many parameters at a time."""
+
+_AT_UPDATE = 4
+"""So many are compared right after an update and when it is measured."""
 
 _SOON = 5
 """What moves within so many steps of a snapshot ..."""
@@ -27,17 +30,18 @@ class _Stamp:
     parameter: Tensor
     place: int
     version: int
-    entries: Tensor
+    entries: Tensor | None
 
     @staticmethod
-    def of(parameter: Tensor) -> "_Stamp":
-        return _Stamp(parameter, parameter.data_ptr(), _version(parameter), _sampled(parameter))
+    def of(parameter: Tensor, *, samples: bool = True) -> "_Stamp":
+        entries = _sampled(parameter) if samples else None
+        return _Stamp(parameter, parameter.data_ptr(), _version(parameter), entries)
 
     def is_written(self) -> bool:
         return _version(self.parameter) != self.version or self.parameter.data_ptr() != self.place
 
     def differs(self) -> bool:
-        return not torch.equal(_sampled(self.parameter), self.entries)
+        return self.entries is not None and not torch.equal(_sampled(self.parameter), self.entries)
 
 
 class FrozenStamps:
@@ -89,6 +93,41 @@ class FrozenStamps:
             self._turn += len(turn)
             self._moved.update(group for group, stamp in turn if group not in self._moved and stamp.differs())
         return set(self._moved)
+
+
+class FrozenAtUpdate:
+    """Tells which frozen parameters something has written to since an update, before this was measured.
+
+    As LoRA's weights are merged behind a step. By the counters of all writes and, on the CPU, by a few entries of some,
+    in turn: who is seen to write to `.data` of one may have written to all.
+
+    >>> weight, stamps = torch.ones(3), FrozenAtUpdate()
+    >>> stamps.updated({"weight": weight})
+    >>> stamps.written(), weight.add_(1.0).sum().item(), stamps.written()
+    (set(), 6.0, {'weight'})
+    """
+
+    def __init__(self) -> None:
+        self._stamps: dict[str, _Stamp] = {}
+        self._turn = 0
+
+    def updated(self, frozen: Mapping[str, Tensor]) -> None:
+        """Other parameters were just updated, and these are frozen."""
+        if self._turn >= len(frozen):
+            self._turn = 0
+        sampled = range(self._turn, self._turn + _AT_UPDATE)
+        self._stamps = {
+            name: _Stamp.of(p, samples=k in sampled and p.device.type == "cpu")
+            for k, (name, p) in enumerate(frozen.items())
+        }
+        self._turn += _AT_UPDATE
+
+    def written(self) -> set[str]:
+        """The frozen parameters that are no longer as at the last update, as far as that is seen."""
+        found = {name for name, stamp in self._stamps.items() if stamp.is_written()}
+        if any(stamp.differs() for name, stamp in self._stamps.items() if name not in found):
+            return set(self._stamps)
+        return found
 
 
 def _version(parameter: Tensor) -> int:

@@ -8,6 +8,7 @@ from lightning_topo._watch.budget import Allowance, Budget
 from lightning_topo._watch.certifying import Certifying
 from lightning_topo._watch.coverage import Certificate, Coverage
 from lightning_topo._watch.findings_exchange import Exchange
+from lightning_topo._watch.frozen_stamps import FrozenAtUpdate
 from lightning_topo._watch.messages import lost_beginning, missed_updates, step_failed
 from lightning_topo._watch.probing import Probing, measures_steps
 from lightning_topo._watch.schedule import Schedule, Unit
@@ -40,6 +41,7 @@ class Measuring:
         self._training, self._probing, self._schedule = training, probing, schedule
         self._exchange, self._budget, self._allowance = exchange, budget, Allowance(limited)
         self._certifying: Certifying | None = None
+        self.frozen: FrozenAtUpdate = FrozenAtUpdate()
         self._has_begun = False
         self._has_missed_update = False
         self._lost: Sequence[str] = ()
@@ -68,7 +70,7 @@ class Measuring:
         if self._certifying is not None and not self._certifying.drops_as_before():
             keeps_merged = ()  # nobody has seen what the present dropout does to groups that were found before it
         self._certifying = Certifying(
-            snapshots, steps, self._probing, self.coverage, self._allowance, keeps_merged=keeps_merged
+            snapshots, steps, self._probing, self.coverage, self._allowance, self.frozen, keeps_merged=keeps_merged
         )
 
     def release(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_topo._tape.names import clean_name
 from lightning_topo._watch.measuring import Measuring
 from lightning_topo._watch.movements import Movements
 from lightning_topo._watch.probing import Probing, needs_gradient_scales
@@ -37,6 +38,8 @@ class StepUnderWay:
         self._training, self._steps, self._movements, self._recording = training, steps, movements, recording
         self._probing, self._measuring, self._neurons = probing, measuring, neurons
         self._is_first = True  # no update was seen yet
+        self._left_alone: Mapping[str, Tensor] = {}
+        self._frozen_since: int | None = None  # a generation of the parameters
 
     def begin(self, batch: Any) -> None:
         """A batch begins; it is kept while its step is looked at."""
@@ -72,6 +75,7 @@ class StepUnderWay:
 
     def made(self, update: Update) -> None:
         """An update was just made: compare it with the optimizer's rule where a probe relies on that."""
+        self._measuring.frozen.updated(self._frozen())
         if self._steps.gradients.wanted:
             check_step(update.optimizer, {id(p): update.before[name] for name, p in update.after.items()})
 
@@ -87,6 +91,16 @@ class StepUnderWay:
         has_stepped = self._movements.has_stepped(self._steps, self._training.step + 1)
         self._is_first = self._is_first and not has_stepped
         return has_stepped
+
+    def _frozen(self) -> Mapping[str, Tensor]:
+        """The parameters that no optimizer trains, where these are whole."""
+        if self._neurons.finding.sharding != "whole":
+            return {}
+        if self._frozen_since != self._steps.generation:
+            self._frozen_since, trained = self._steps.generation, self._steps.trained()
+            named = {clean_name(name): p for name, p in self._training.module.named_parameters()}
+            self._left_alone = {name: p for name, p in named.items() if name not in trained}
+        return self._left_alone
 
     def _optimizers(self) -> list[Optimizer]:
         return list({id(o): o for o in (*self._training.optimizers, *self._steps.optimizers)}.values())

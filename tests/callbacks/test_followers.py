@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_topo import Distortion, TopologyMonitor
+from lightning_topo.measurement import StepState
 from tests.callbacks.training import fit
 
 
@@ -61,6 +62,68 @@ class Followed(L.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.online.parameters(), lr=1e-3)
+
+
+class Behind(Followed):
+    """The follower moves right behind the optimizer's step, before it is measured."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, between=True, hidden=True, **options)
+        self.updates = []
+
+    def on_train_batch_end(self, *args):
+        pass
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+        def closure():
+            loss = optimizer_closure()
+            self.updates.append([self.values()])
+            return loss
+
+        optimizer.step(closure)
+        self.updates[-1].append(self.values())
+        with torch.no_grad():
+            self.follow(self.target, self.online)
+
+    def values(self):
+        return {name: p.detach().clone() for name, p in self.named_parameters()}
+
+
+def critical_ratio(before, after):
+    """Over all pairs."""
+    moved, i, j = after - before, *torch.triu_indices(len(before), len(before), 1)
+    return float(((moved[i] - moved[j]).norm(dim=1) / (before[i] - before[j]).norm(dim=1)).max())
+
+
+@pytest.mark.parametrize("every", [1, 20])
+@pytest.mark.parametrize("follow", [anew, in_place, together])
+def test_what_follows_right_behind_an_update_makes_no_false_number(tmp_path, follow, every):
+    torch.manual_seed(0)
+    module = Behind(follow)
+    probe = Distortion(every_n_steps=every)
+    monitor = TopologyMonitor([probe], dirpath=tmp_path / "run", verbose=False, report=False, max_overhead=None)
+    data = DataLoader(TensorDataset(torch.randn(640, 8)), batch_size=16)
+    fit(module, [monitor], root=tmp_path, data=data, max_steps=40, max_epochs=-1)
+    groups = {group.name: group for group in monitor.groups}
+
+    def truth(name, step):
+        clouds = [
+            groups[name].gather({p: one[p] for p in groups[name].own_parameter_names}) for one in updates[step - 1]
+        ]
+        return critical_ratio(*(cloud.double() for cloud in clouds))
+
+    updates, states = module.updates, []
+    for line in monitor.record.measurements:
+        if line.group in groups and "critical_ratio" in line.values:
+            assert line.values["critical_ratio"] == pytest.approx(truth(line.group, line.step), rel=1e-3)
+        if line.group in groups and line.probe == "coverage":
+            for step in range(int(line.values["from"]) + 1, line.step + 1):
+                states.append((line.group, line.values["state"]))
+                if line.values["state"] == StepState.BOUNDED:
+                    assert truth(line.group, step) <= line.values["bound"]
+    assert states.count(("online.2", StepState.BOUNDED)) > 30  # by its trained part
+    assert ("online.2", StepState.EXACT) not in states
+    assert {("online.0", StepState.EXACT), ("online.2", StepState.OPEN)} <= set(states)
 
 
 def watched(module, root, *, max_steps):

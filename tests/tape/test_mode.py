@@ -1,7 +1,9 @@
 """The mode among those that the user enters: below them, left from below them, and torch's notes of them all."""
 
+import os
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _python_dispatch
@@ -109,3 +111,25 @@ def test_a_backward_pass_runs_outside_the_mode_and_the_next_loss_is_recorded_bel
     assert inside == [1, 1]
     assert _get_current_dispatch_mode_stack() == []
     assert not any(flags())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_a_process_that_is_forked_in_a_step_is_not_recorded() -> None:
+    """A loader's worker, or a pool's; a mode of the user's own goes on in it."""
+    layer, recorder = torch.nn.Linear(3, 2), StepRecorder()
+    recorder.begin(layer)
+    with Passing():
+        layer(torch.ones(4, 3))
+        n_before = len(recorder._log.calls)
+        assert n_before > 0
+        if (child := os.fork()) == 0:
+            layer(torch.ones(4, 3))
+            modes = [type(mode) for mode in _get_current_dispatch_mode_stack()]
+            os._exit(0 if modes == [Passing] and len(recorder._log.calls) == n_before else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        loss = layer(torch.ones(4, 3)).sum()
+    recorder.loss(loss)
+    [tape] = recorder.end()
+    assert not tape.obstacle
+    assert len(tape.calls) >= n_before

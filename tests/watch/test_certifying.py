@@ -296,7 +296,7 @@ def test_each_open_step_has_its_reason(tmp_path, monkeypatch, make, others, want
 @pytest.mark.parametrize("name", ["switched on later", "moved outside", "moved outside before a snapshot"])
 def test_a_span_counts_only_while_nothing_else_parts_neurons(tmp_path, monkeypatch, name):
     monkeypatch.setattr(budget.Allowance, "allows", lambda self, budget, ahead=0.0: False)
-    monkeypatch.setattr(certifying.Certifying, "_renew", lambda self, measured, step, of_many: None)
+    monkeypatch.setattr(certifying.Certifying, "_renew", lambda self, measured, step, of_many, anew: None)
     model = five_units(torch.nn.Dropout(0.0))
     model[1].p = 0.0
 
