@@ -1,7 +1,7 @@
 """The state of a watch in a checkpoint; reading checks it, as it may be damaged or of another program."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class SavedWatch:
             "step": self.step,
             "detector": self.detector.to_dict(),
             "slots": {name: [slot.start, slot.stride, slot.at] for name, slot in self.slots.items()},
-            "shares": asdict(self.shares),
+            "shares": self.shares.counts(),
             "awaited": {probe: list(steps) for probe, steps in self.awaited.items()},
             "rate": self.rate,
             "carried": dict(self.carried),

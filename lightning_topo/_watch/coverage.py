@@ -1,9 +1,12 @@
 """The state of every step by group: exact, bounded, spanned or open."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lightning_topo.measurement import Measurement, OpenCause, StepState
+
+_MOST_RECENT = 1000
+"""Of so many steps it is remembered that they count as open."""
 
 MOST_STEPS = 1000
 """A run of equal states is written down at least so often: a killed process loses no more."""
@@ -98,11 +101,19 @@ class Coverage:
                 is_open = StepState.OPEN in (weakest, certificate.state)
                 self.uncertified[step] = StepState.OPEN if is_open else StepState.SPANNED
 
-    def open_past(self, group: str, first: int, last: int, cause: OpenCause) -> None:
-        """Note that these steps are open for a group of which nothing was noted; the network was open in them."""
-        if group not in self._noted:
-            self._stretches[group] = _Stretch(first, last, Certificate.open(cause), None, first - 1)
-            self._noted[group] = self._known[group] = last
+    def open_past(self, group: str, steps: Sequence[int], last: int, cause: OpenCause) -> None:
+        """Note that these steps, in which the network was open, moved a group of which nothing was noted.
+
+        It rests in the others up to `last`; of those before the first of them nothing is noted.
+        """
+        if group in self._noted or not steps:
+            return
+        opened = set(steps)
+        for step in range(min(steps), last + 1):
+            if step in opened:
+                self._note(step, group, Certificate.open(cause))
+            else:
+                self.rest(step, [group])
 
     def rest(self, step: int, groups: Iterable[str]) -> None:
         """Note groups that a step does not move."""
@@ -204,15 +215,28 @@ class Shares:
     n_steps: int = 0
     n_spanned: int = 0
     n_open: int = 0
+    _recent: dict[int, StepState] = field(default_factory=dict, compare=False)
 
     def take(self, n_steps: int, uncertified: Mapping[int, StepState], *, certifies: bool = True) -> None:
-        """Count in `n_steps` more, of which those named are not certified; none where nothing `certifies` steps."""
+        """Count in `n_steps` more, of which those named are not certified; none where nothing `certifies` steps.
+
+        What turns out of an earlier step later on counts once.
+        """
         self.n_steps += n_steps
         if not certifies:
             self.n_open += n_steps
             return
-        self.n_open += sum(state is StepState.OPEN for state in uncertified.values())
-        self.n_spanned += sum(state is StepState.SPANNED for state in uncertified.values())
+        recent = dict(self._recent)
+        for step, state in uncertified.items():
+            weaker = min(state, before) if (before := recent.get(step)) is not None else state
+            self.n_open += (weaker is StepState.OPEN) - (before is StepState.OPEN)
+            self.n_spanned += (weaker is StepState.SPANNED) - (before is StepState.SPANNED)
+            recent[step] = weaker
+        self._recent = {step: recent[step] for step in sorted(recent)[-_MOST_RECENT:]}
+
+    def counts(self) -> dict[str, int]:
+        """What a checkpoint holds."""
+        return {"n_steps": self.n_steps, "n_spanned": self.n_spanned, "n_open": self.n_open}
 
     def values(self) -> dict[str, float]:
         """As published; nothing before the first step."""

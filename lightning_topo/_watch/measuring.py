@@ -1,5 +1,6 @@
 """Measuring the neurons, once they are found: each step's certificate, and the probes that are due."""
 
+from collections import deque
 from collections.abc import Collection, Sequence
 from functools import partial
 
@@ -17,6 +18,9 @@ from lightning_topo._watch.steps import Steps
 from lightning_topo._watch.training import Training
 from lightning_topo.measurement import OpenCause
 from lightning_topo.probes import Probe
+
+_MOST_DOUBTED = 10_000
+"""Of so many steps it is remembered that they have moved parts whose neurons were not known."""
 
 
 class Measuring:
@@ -45,6 +49,7 @@ class Measuring:
         self._has_begun = False
         self._has_missed_update = False
         self._lost: Sequence[str] = ()
+        self._doubted: deque[int] = deque(maxlen=_MOST_DOUBTED)
         self._said_failed: set[str] = set()
 
     @property
@@ -93,13 +98,16 @@ class Measuring:
     def doubt(self, step: int, cause: OpenCause = OpenCause.UNKNOWN_NEURONS) -> None:
         """Say that what is known of a step is not all: by default it has moved parts whose neurons are not known."""
         if self.snapshots is not None and self.certifies:
+            if cause is OpenCause.UNKNOWN_NEURONS:
+                self._doubted.append(step)
             unknown = Certificate.open(cause)
             self.coverage.note(step, {group.name: unknown for group in self.snapshots.own})
 
     def open_past(self, group: str, first: int, last: int) -> None:
-        """Say that steps which are in doubt have moved a group that is known only now."""
+        """Say that those of these steps which are in doubt have moved a group that is known only now."""
         if self.snapshots is not None and any(group == own.name for own in self.snapshots.own):
-            self.coverage.open_past(group, first, last, OpenCause.UNKNOWN_NEURONS)
+            steps = [step for step in self._doubted if first <= step <= last]
+            self.coverage.open_past(group, steps, last, OpenCause.UNKNOWN_NEURONS)
 
     def rest(self, step: int) -> None:
         """Note a step that has moved nothing."""

@@ -155,7 +155,7 @@ def parts_used(
     """Parts that the first step did not use are trained: these groups are new, or have more coordinates."""
     named = some_of([group.name for group in groups], "groups")
     earlier = f"step {since:,}" if since == step - 1 else f"steps {since:,} to {step - 1:,}"
-    left = f" Before that they are open, as they were not known: {earlier}." if since < step else ""
+    left = f" Where they moved before that, they are open, as they were not known: {earlier}." if since < step else ""
     held = f" Held below the critical point from step {step + 1:,} on, and not before." if is_guarded else ""
     return TopologyEvent(
         EventName.GAP,

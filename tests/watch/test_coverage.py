@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -213,10 +214,10 @@ def test_the_past_of_a_group_that_is_known_only_now_is_open_and_of_no_other():
     coverage.note(6, {"a": Certificate(BOUNDED, 0.1)})
     coverage.take_uncertified()
     for group in "ab":
-        coverage.open_past(group, 3, 6, OpenCause.UNKNOWN_NEURONS)
+        coverage.open_past(group, [3, 5], 6, OpenCause.UNKNOWN_NEURONS)
     coverage.note(7, {name: Certificate(EXACT) for name in "ab"})
     found = sorted(line[:3] for line in stretches(coverage.lines(0, flush=True)))
-    assert found == [(2, 6, OPEN), (5, 6, BOUNDED), (6, 7, EXACT), (6, 7, EXACT)]
+    assert found == [(2, 3, OPEN), (3, 4, BOUNDED), (4, 5, OPEN), (5, 6, BOUNDED), (5, 7, EXACT), (6, 7, EXACT)]
     assert coverage.take_uncertified() == {}
 
 
@@ -236,6 +237,20 @@ def test_shares_count_certified_and_spanned_steps():
     assert shares.values() == {"coverage": 5 / 8, "coverage_span": 1 / 8}
     shares.take(2, {})
     assert shares.values() == {"coverage": 0.7, "coverage_span": 0.1}
+
+
+def test_what_turns_out_of_an_earlier_step_counts_once():
+    shares = Shares()
+    shares.take(4, {2: SPANNED, 3: OPEN})
+    saved = replace(shares)
+    saved.take(1, {5: OPEN})  # for a checkpoint between two exchanges
+    shares.take(4, {2: OPEN, 3: SPANNED, 4: OPEN, 5: OPEN})
+    assert (shares.n_open, shares.n_spanned) == (4, 0)
+    assert shares.values() == {"coverage": 0.5, "coverage_span": 0.0}
+    for step in range(9, 5009):
+        shares.take(1, {step: OPEN})
+    assert shares.n_open == 5004
+    assert len(shares._recent) == 1000
 
 
 def test_where_nothing_certifies_steps_they_are_all_open():

@@ -58,7 +58,7 @@ def test_a_group_that_grew_was_not_unused_as_a_whole():
     group = NeuronGroup("enc", "unit", 4, (), (ParamSlice("enc.weight"),))
     said = parts_used([group], 20, 21, 3)
     assert said.message.startswith("The first step did not use all of enc, later ones do.")
-    assert said.message.endswith("Before that they are open, as they were not known: step 20.")
+    assert said.message.endswith("Where they moved before that, they are open, as they were not known: step 20.")
     assert "open" not in parts_used([group], 21, 21, 3).message
 
 

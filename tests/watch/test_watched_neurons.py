@@ -207,7 +207,8 @@ def test_blocks_that_take_turns_are_found_though_no_step_has_all_of_them():
     assert {group.status for group in watched.watch.groups} == {"verified"}
     states = states_of(watched)
     # Block 1 moves in step 2; step 3 does not show it and step 4 does.
-    assert states[3, "blocks.1.0"] == 0.0
+    assert states[2, "blocks.1.0"] == 0.0
+    assert (3, "blocks.1.0") not in states  # it rests
     assert states[8, "blocks.1.0"] == 3.0
     # What moves them, and is not known, may be part of what is known: the whole network is open in step 2.
     assert [step for (step, group), state in states.items() if group == "blocks.0.0" and state == 0.0] == [2]
