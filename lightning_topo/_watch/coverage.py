@@ -215,7 +215,7 @@ class Shares:
     n_steps: int = 0
     n_spanned: int = 0
     n_open: int = 0
-    _recent: dict[int, StepState] = field(default_factory=dict, compare=False)
+    _recent: dict[int, StepState] = field(default_factory=dict, init=False, compare=False)
 
     def take(self, n_steps: int, uncertified: Mapping[int, StepState], *, certifies: bool = True) -> None:
         """Count in `n_steps` more, of which those named are not certified; none where nothing `certifies` steps.

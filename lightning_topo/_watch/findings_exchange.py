@@ -1,6 +1,7 @@
 """Exchange the findings of the last steps between processes, and report them."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 from lightning_topo._watch.budget import Budget
@@ -80,7 +81,7 @@ class Exchange:
 
         Of several processes none knows the others' steps since then: they are left out.
         """
-        shares = replace(self.shares)
+        shares = copy(self.shares)
         if self._training.ranks.size == 1:
             shares.take(step - self._counted, coverage.uncertified, certifies=self.certifies)
         return shares

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning_topo._parameter_coverage import UNUSED, ParameterCoverage
 from lightning_topo._watch.membership import Change
+from lightning_topo._watch.updates import Update
 from lightning_topo.neurons import NeuronGroup
 from lightning_topo.phases import EventName, Severity, TopologyEvent
 
@@ -71,9 +72,18 @@ def renewed_samples(step: int, epoch: int) -> TopologyEvent:
 
 
 def members_changed(
-    change: Change, groups: Sequence[str], step: int, epoch: int, *, are_looked_for: bool = False
+    change: Change,
+    groups: Sequence[str],
+    step: int,
+    epoch: int,
+    *,
+    are_looked_for: bool = False,
+    comes_back: bool = False,
 ) -> TopologyEvent:
-    """Parameters have joined or left the training: the clouds of these groups have other coordinates from here on."""
+    """Parameters have joined or left the training: the clouds of these groups have other coordinates from here on.
+
+    A change that `comes_back`, as of networks that are frozen in turns, is not said any more.
+    """
     what = [
         f"{some_of(sorted(names))} {verb}"
         for names, verb in (
@@ -86,6 +96,7 @@ def members_changed(
         if names
     ]
     whose = f" The totals of {some_of(groups, 'groups')} count from here." if groups else ""
+    whose += " So they did before: this is not said again." if comes_back else ""
     return TopologyEvent(
         EventName.GAP,
         step,
@@ -95,6 +106,19 @@ def members_changed(
         remedy="Nothing to do: neurons are looked for again on the next step; `lightning-topo neurons` lists them."
         if are_looked_for
         else "Nothing to do: those that are trained now and in a group of neurons are watched from now on.",
+    )
+
+
+def update_left(update: Update, step: int, epoch: int) -> TopologyEvent:
+    """An update came after the last step, and belongs to none."""
+    moved = some_of(sorted(update.after))
+    return TopologyEvent(
+        EventName.GAP,
+        step,
+        epoch,
+        message=f"After the last step {type(update.optimizer).__name__} has moved {moved} once more. That update "
+        "belongs to no step: its r is not known.",
+        remedy="Step the optimizer within a step of the training, not behind the last one.",
     )
 
 

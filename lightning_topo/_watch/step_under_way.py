@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from lightning_topo._tape.names import clean_name
 from lightning_topo._watch.measuring import Measuring
+from lightning_topo._watch.messages import update_left
 from lightning_topo._watch.movements import Movements
 from lightning_topo._watch.probing import Probing, needs_gradient_scales
 from lightning_topo._watch.recording import Recording
@@ -15,6 +16,7 @@ from lightning_topo._watch.steps import Steps
 from lightning_topo._watch.training import Training
 from lightning_topo._watch.updates import Update
 from lightning_topo._watch.watched_neurons import WatchedNeurons
+from lightning_topo.phases import TopologyEvent
 from lightning_topo.stability._recognition import check_step
 
 
@@ -91,6 +93,10 @@ class StepUnderWay:
         has_stepped = self._movements.has_stepped(self._steps, self._training.step + 1)
         self._is_first = self._is_first and not has_stepped
         return has_stepped
+
+    def left_over(self, step: int) -> list[TopologyEvent]:
+        """Events on updates that came after the last step."""
+        return [update_left(update, step, self._training.epoch) for update in self._steps.pending[-1:]]
 
     def _frozen(self) -> Mapping[str, Tensor]:
         """The parameters that no optimizer trains, where these are whole."""

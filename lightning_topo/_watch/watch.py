@@ -305,6 +305,7 @@ class Watch:
                 if (first := self._neurons.first_step) is not None:
                     self._start(first)
                 late = self._probing.collect()
+                self._exchange.events += self._under_way.left_over(self._last_step)
             self._exchange.outcomes += late
             if self._measuring.has_begun:
                 self._share(self._last_step, last=True, alone=in_haste)

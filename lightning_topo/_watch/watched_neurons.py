@@ -1,5 +1,6 @@
 """The neurons that a training is watched by: found on its first step, and again where it has new parameters."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,9 @@ from lightning_topo.neurons._later_steps import joined, renewed
 
 MOST_TRIES = 8
 """Steps in a row that are recorded until one uses what is looked for: networks may take turns, or be drawn."""
+
+MOST_SAID = 3
+"""So often a change of the trained parameters that comes back is said, as where networks are frozen in turns."""
 
 
 class WatchedNeurons:
@@ -57,6 +61,7 @@ class WatchedNeurons:
         self._unused, self._has_unused = UnusedParts(steps), False
         self._replaces = False  # whether the groups known hold no more when neurons are looked for again
         self._n_tries = 0
+        self._n_said: Counter[Change] = Counter()
 
     @property
     def wants_step(self) -> bool:
@@ -205,8 +210,12 @@ class WatchedNeurons:
             if are_wanted:
                 self.is_again_wanted = self._replaces = True  # on the next step as it runs
             groups = self._measuring.snapshots.refer_from(step, change.names)
-            event = members_changed(change, groups, step, self._training.epoch, are_looked_for=are_wanted)
-            self._exchange.events.append(event)
+            self._n_said[change] += 1
+            comes_back, epoch = self._n_said[change] == MOST_SAID, self._training.epoch
+            if self._n_said[change] <= MOST_SAID:
+                self._exchange.events.append(
+                    members_changed(change, groups, step, epoch, are_looked_for=are_wanted, comes_back=comes_back)
+                )
         elif not self.is_again_wanted and self._wants_unused(step):
             self.is_again_wanted, self._replaces = True, False
         return change is not None

@@ -268,3 +268,28 @@ def test_an_adapter_that_changes_or_goes_leaves_the_other_layers_watched(monkeyp
     assert {states[7, group] for group in present} == {3.0}
     # Neurons that are no more are open in the step that has changed them, and in none later.
     assert {group for (step, group), state in states.items() if step > 4 and state == 0.0} == set()
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_networks_that_are_frozen_in_turns_are_said_to_be_a_few_times(watched, every):
+    for k in range(60):
+        for layer in (watched.model[0], watched.model[4]):
+            is_trained = (k // every % 2 == 0) == (layer is watched.model[0])
+            for parameter in layer.parameters():
+                parameter.requires_grad_(is_trained)
+                parameter.grad = None
+        watched.batch()
+    said = [event for event in happened(watched.watch.events) if "joined the training" in event.message]
+    assert len(said) == 6
+    assert [event.message.endswith("this is not said again.") for event in said] == [False] * 4 + [True] * 2
+
+
+def test_an_update_behind_the_last_step_is_said_to_belong_to_none(watched):
+    for _ in range(3):
+        watched.batch()
+    watched.model(watched.x).square().mean().backward()
+    watched.optimizer.step()
+    watched.watch.close()
+    [said] = [event for event in happened(watched.watch.events) if "belongs to no step" in event.message]
+    assert (said.name, said.step) == ("gap", 3)
+    assert "SGD has moved 0.bias, 0.weight, 2.bias and 3 more parameters once more" in said.message
