@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from lightning_topo._watch.parameter_names import form
 from lightning_topo._watch.same_bits import Likeness
 
 
@@ -36,7 +35,7 @@ class Kept:
 
         On the CPU by value: `.data` writes without counting. On a device the comparison would wait for the device.
         """
-        if self.parameter.device.type != "cpu":
+        if not self.parameter.is_cpu:
             return self.is_written
         return not self.likeness.holds()
 
@@ -76,7 +75,7 @@ class KeptValues:
             kept = self._kept.get(id(parameter))
             if kept is None:
                 self.meet(parameter)
-            elif form(kept.copy) != form(parameter):  # as `module.double()` makes it
+            elif kept.copy.shape != parameter.shape or kept.copy.dtype is not parameter.dtype:  # as `double()` makes it
                 del self._kept[id(parameter)]
                 self.meet(parameter)
             elif kept.has_moved():

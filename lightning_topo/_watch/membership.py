@@ -45,6 +45,8 @@ class Membership:
         """Return what changed since the last call; None where nothing did."""
         if step % READ_STEPS == 0:
             self._steps.read_names()
+        if self._steps.generation == self._generation and self._steps.trained().keys() == self._members.keys():
+            return None  # one of another form is another generation
         before, now, replaced = self._members, _forms(self._steps), frozenset[str]()
         if self._steps.generation != self._generation:
             known, self._ids, self._generation = self._ids, self._steps.ids(), self._steps.generation

@@ -1,6 +1,7 @@
 """The names of a module's parameters, followed as parameters are added, replaced and renamed."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class ParameterNames:
         self.by_id: Mapping[int, tuple[str, ...]] = {}
         self.generation: int = 0
         self._module = module
-        self._places: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
+        self._places: list[tuple[Mapping[str, Any], tuple[str, ...], tuple[Any, ...]]] = []
         self.read()
 
     def of(self, parameter: Tensor) -> Sequence[str]:
@@ -54,18 +55,15 @@ class ParameterNames:
         self.by_id = found
         modules = list(self._module.modules())
         places: list[Mapping[str, Any]] = [*(m._parameters for m in modules), *(m._modules for m in modules)]
-        self._places = [(place, dict(place)) for place in places if place]
+        self._places = [(place, tuple(place), tuple(place.values())) for place in places if place]
 
     @property
     def are_current(self) -> bool:
         """Whether every module that had parameters, or modules, still has the same under the same names."""
-        return all(_are_same(now, known) for now, known in self._places)
+        # Once or twice a step, for every module: tensors are told apart by identity, and the loops are Python's own.
+        return all(tuple(now) == names and all(map(is_, now.values(), known)) for now, names, known in self._places)
 
     def forms(self) -> dict[str, Form]:
         """Shape and dtype of all parameters by each of their names; lazy ones have none yet."""
         pairs = all_names(self._module.named_parameters)
         return {clean_name(name): form(parameter) for name, parameter in pairs if not is_lazy(parameter)}
-
-
-def _are_same(now: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
-    return len(now) == len(known) and all(now.get(name) is one for name, one in known.items())

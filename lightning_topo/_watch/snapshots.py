@@ -1,6 +1,6 @@
 """This process's share of the neurons at one step, and before it."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from torch import Tensor, nn
@@ -63,10 +63,15 @@ class Snapshots:
         if self.sharding != "whole":
             present = set(self._trained_in_shards())
             return tuple(group for group in self.own if group in present)
-        trained = self._steps.trained()
-        members = ((group, self._members[group.name]) for group in self.own)
+        return tuple(self._as_found(self.own, self._steps.trained()))
+
+    def _as_found(self, groups: Sequence[NeuronGroup], tensors: Mapping[str, Tensor]) -> Iterator[NeuronGroup]:
+        """Those of these groups that have a part in these parameters, and are as they were found."""
         changed = self.changed()
-        return tuple(g for g, own in members if not own.isdisjoint(trained) and changed.isdisjoint(own))
+        for group in groups:
+            own = self._members[group.name]
+            if any(map(tensors.__contains__, own)) and changed.isdisjoint(own):
+                yield group
 
     def _trained_in_shards(self) -> tuple[NeuronGroup, ...]:
         """The groups of all processes in which something is trained, as all processes see alike."""
@@ -210,10 +215,7 @@ class Snapshots:
 
     def _clouds(self, tensors: Mapping[str, Tensor]) -> Clouds:
         """The clouds of all groups that have a part in these parameters."""
-        changed = self.changed()
-        members = ((group, self._members[group.name]) for group in self.groups)
-        present = [g for g, own in members if not own.isdisjoint(tensors) and changed.isdisjoint(own)]
-        return Clouds(present, tensors, beside=self.beside(tensors))
+        return Clouds(list(self._as_found(self.groups, tensors)), tensors, beside=self.beside(tensors))
 
     def beside(self, trained: Mapping[str, Tensor]) -> Beside:
         """What is frozen of the neurons of which these parameters are trained."""

@@ -38,6 +38,9 @@ class ValuesAfter:
         """An update of these parameters has just ended."""
         self._n_updates += 1
         looks = self._n_updates <= _AT_FIRST or self._n_updates % _EVERY == 0
+        if not (looks or self.keeps):
+            self._versions.update({id(p): (p, p._version) for p in parameters})
+            return
         for parameter in parameters:
             self._note(parameter, looks=looks)
 
@@ -49,7 +52,10 @@ class ValuesAfter:
 
     def overwritten(self) -> list[Tensor]:
         """The parameters that something else has written to since their update."""
-        found = [parameter for parameter, version in self._versions.values() if self._differs(parameter, version)]
+        if self._some or self.copies:
+            found = [parameter for parameter, version in self._versions.values() if self._differs(parameter, version)]
+        else:
+            found = [parameter for parameter, version in self._versions.values() if parameter._version != version]
         self.keeps = self.keeps or bool(found)
         return found
 
