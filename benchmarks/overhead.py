@@ -1,6 +1,6 @@
 """What the monitor or the guard costs: a training with it and the same without, which take turns.
 
-    python -m benchmarks.overhead [--networks tiny mlp gpt resnet] [--steps 500] [--callback guard]
+    python -m benchmarks.overhead [--networks tiny mlp gpt resnet deep] [--steps 500] [--callback guard]
 
 Both trainings run in one process and take turns, so that a busy machine slows both alike; of ten steps each, since at
 every step each would find its own tensors gone from the caches, as they are in no real training. Ratios are of
@@ -72,11 +72,29 @@ def resnet() -> tuple[nn.Module, Tensor, Tensor]:
     return net, torch.randn(32 * 8, 3, 32, 32), torch.randint(10, (32 * 8,))
 
 
+class SmallStep(nn.Module):
+    """Adds little to what it is given."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.net(x)
+
+
+def deep() -> tuple[nn.Module, Tensor, Tensor]:
+    """600 parameters, none of them large: what is done for each of them counts."""
+    net = nn.Sequential(nn.Linear(8, 32), *(SmallStep(32, 48) for _ in range(100)), nn.Linear(32, 3))
+    return net, torch.randn(32 * 64, 8), torch.randint(3, (32 * 64,))
+
+
 NETWORKS: dict[str, tuple[Callable[[], tuple[nn.Module, Tensor, Tensor]], int]] = {
     "tiny": (tiny, 32),
     "mlp": (mlp, 64),
     "gpt": (gpt, 16),
     "resnet": (resnet, 32),
+    "deep": (deep, 32),
 }
 
 
