@@ -139,7 +139,7 @@ class NeuronGroup:
 
     @property
     def own_parameter_names(self) -> tuple[str, ...]:
-        """Those of `self.parameter_names` that make up the neurons: no buffers, and nothing that follows, as a teacher.
+        """The names of the parameters that make up the neurons: no buffers, and none that only follow, as a teacher's.
 
         >>> mean = ParamSlice("norm.running_mean", trainable=False, role="buffer")
         >>> NeuronGroup("net", "unit", 2, (), (ParamSlice("net.weight"), mean)).own_parameter_names
