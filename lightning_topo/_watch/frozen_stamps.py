@@ -14,9 +14,6 @@ _SAMPLED = 64
 _COMPARED = 16
 """... and of how many parameters at a time."""
 
-_AT_UPDATE = 4
-"""So many are compared right after an update and when it is measured."""
-
 _SOON = 5
 """What moves within so many steps of a snapshot ..."""
 _SNAPSHOTS = 2
@@ -110,24 +107,26 @@ class FrozenAtUpdate:
     def __init__(self) -> None:
         self._stamps: dict[str, _Stamp] = {}
         self._turn = 0
+        self._suspects: set[str] = set()  # who writes once does so again
 
     def updated(self, frozen: Mapping[str, Tensor]) -> None:
         """Other parameters were just updated, and these are frozen."""
         if self._turn >= len(frozen):
             self._turn = 0
-        sampled = range(self._turn, self._turn + _AT_UPDATE)
+        sampled = range(self._turn, self._turn + _COMPARED)
         self._stamps = {
-            name: _Stamp.of(p, samples=k in sampled and p.device.type == "cpu")
+            name: _Stamp.of(p, samples=(k in sampled or name in self._suspects) and p.is_cpu)
             for k, (name, p) in enumerate(frozen.items())
         }
-        self._turn += _AT_UPDATE
+        self._turn += _COMPARED
 
     def written(self) -> set[str]:
         """The frozen parameters that are no longer as at the last update, as far as that is seen."""
         found = {name for name, stamp in self._stamps.items() if stamp.is_written()}
-        if any(stamp.differs() for name, stamp in self._stamps.items() if name not in found):
-            return set(self._stamps)
-        return found
+        uncounted = [name for name, stamp in self._stamps.items() if name not in found and stamp.differs()]
+        if uncounted and len(self._suspects) < _COMPARED:
+            self._suspects.update(uncounted)
+        return set(self._stamps) if uncounted else found
 
 
 def _version(parameter: Tensor) -> int:

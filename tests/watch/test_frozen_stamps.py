@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_topo._watch.bounds import Bounds
-from lightning_topo._watch.frozen_stamps import FrozenStamps
+from lightning_topo._watch.frozen_stamps import FrozenAtUpdate, FrozenStamps
 from lightning_topo.geometry import step_distortion
 from lightning_topo.neurons import NeuronGroup, ParamSlice
 
@@ -154,3 +154,27 @@ def test_members_of_stacks_are_never_given_up():
         in_place(frozen["experts.0"])
         assert bounds.of_step(before, before)["moe"].step == torch.inf
         bounds.renew(before)
+
+
+@pytest.mark.parametrize("n", [3, 40])
+def test_who_writes_uncounted_behind_an_update_is_found_in_a_turn_and_then_every_time(n):
+    frozen = {f"{k}": nn.Parameter(torch.randn(6), requires_grad=False) for k in range(n)}
+    stamps, seen = FrozenAtUpdate(), []
+    for _ in range(8):
+        stamps.updated(frozen)
+        assert stamps.written() == set()
+        uncounted(frozen[f"{n - 1}"])
+        seen.append(stamps.written())
+        assert seen[-1] in (set(), set(frozen))  # who writes to one may have written to all
+    first = seen.index(set(frozen))
+    assert first <= n // 16
+    assert seen[first:] == [set(frozen)] * (8 - first)
+
+
+def test_a_counted_write_behind_an_update_names_what_it_has_moved():
+    frozen = {f"{k}": nn.Parameter(torch.randn(6), requires_grad=False) for k in range(40)}
+    stamps = FrozenAtUpdate()
+    in_place(frozen["7"])
+    stamps.updated(frozen)
+    in_place(frozen["30"])
+    assert stamps.written() == {"30"}
