@@ -41,7 +41,7 @@ class StepUnderWay:
         self._probing, self._measuring, self._neurons = probing, measuring, neurons
         self._is_first = True  # no update was seen yet
         self._left_alone: Mapping[str, Tensor] = {}
-        self._frozen_since: int | None = None  # a generation of the parameters
+        self._frozen_beside: tuple[int, frozenset[str]] | None = None  # which generation, and what was trained
 
     def begin(self, batch: Any) -> None:
         """A batch begins; it is kept while its step is looked at."""
@@ -102,8 +102,9 @@ class StepUnderWay:
         """The parameters that no optimizer trains, where these are whole."""
         if self._neurons.finding.sharding != "whole":
             return {}
-        if self._frozen_since != self._steps.generation:
-            self._frozen_since, trained = self._steps.generation, self._steps.trained()
+        trained = frozenset(self._steps.trained())
+        if self._frozen_beside != (self._steps.generation, trained):
+            self._frozen_beside = self._steps.generation, trained
             named = {clean_name(name): p for name, p in self._training.module.named_parameters()}
             self._left_alone = {name: p for name, p in named.items() if name not in trained}
         return self._left_alone

@@ -28,7 +28,7 @@ MOST_TRIES = 8
 """Steps in a row that are recorded until one uses what is looked for: networks may take turns, or be drawn."""
 
 MOST_SAID = 3
-"""So often a change of the trained parameters that comes back is said, as where networks are frozen in turns."""
+"""A change of the trained parameters that comes back is said this many times: networks may be frozen in turns."""
 
 
 class WatchedNeurons:

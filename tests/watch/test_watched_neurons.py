@@ -293,3 +293,26 @@ def test_an_update_behind_the_last_step_is_said_to_belong_to_none(watched):
     [said] = [event for event in happened(watched.watch.events) if "belongs to no step" in event.message]
     assert (said.name, said.step) == ("gap", 3)
     assert "SGD has moved 0.bias, 0.weight, 2.bias and 3 more parameters once more" in said.message
+
+
+def test_what_is_frozen_in_the_middle_and_written_behind_an_update_is_seen(watched):
+    for k in range(8):
+        if k == 3:
+            watched.model[2].requires_grad_(False)
+            for parameter in watched.model[2].parameters():
+                parameter.grad = None
+        watched.watch.before_batch()
+        loss = torch.nn.functional.cross_entropy(watched.model(watched.x), torch.tensor([0, 1] * 3))
+        watched.watch.before_backward(loss)
+        loss.backward()
+        watched.watch.after_backward()
+        watched.optimizer.step()
+        watched.optimizer.zero_grad()
+        if k == 6:
+            with torch.no_grad():
+                watched.model[2].weight.mul_(30.0)
+        watched.watch.after_batch(loss.detach())
+        watched.training.step = watched.watch.last_step
+    measured = {m.step for m in watched.kept.measured if m.probe == "distortion" and m.group == "0"}
+    assert measured == {1, 2, 3, 4, 5, 6, 8}
+    assert states_of(watched)[7, "0"] == 0.0
